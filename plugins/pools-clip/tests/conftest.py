@@ -1,4 +1,4 @@
-"""Tiny CLIP models and parquet files, made on the spot."""
+"""Tiny CLIP models and parquet files."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -76,18 +76,18 @@ def base(whole: CLIPModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def experts(base: Path) -> dict[str, str]:
-    """CLIPVisionModel directories, the second by the names that transformers has in memory."""
-    found = {}
+    """CLIPVisionModel directories; names of the second have no prefix, as in memory."""
+    paths = {}
     for seed, name in enumerate(["hub", "memory"], 1):
         tower = _model(seed).vision_model
         assert isinstance(tower, CLIPVisionModel)
         tower.save_pretrained(base.parent / name)
-        found[name] = str(base.parent / name)
-    with_names(Path(found["hub"]), lambda name: f"vision_model.{name}")
-    return found
+        paths[name] = str(base.parent / name)
+    rename_tensors(Path(paths["hub"]), lambda name: f"vision_model.{name}")
+    return paths
 
 
-def with_names(directory: Path, rename: Callable[[str], str]) -> None:
+def rename_tensors(directory: Path, rename: Callable[[str], str]) -> None:
     tensors = load_file(directory / "model.safetensors")
     renamed = {rename(name): tensor.clone() for name, tensor in tensors.items()}
     save_file(renamed, directory / "model.safetensors", metadata={"format": "pt"})
@@ -119,7 +119,7 @@ def noise(seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image
 
 @pytest.fixture(scope="session")
 def write_parquet() -> Callable[[Path, Rows], str]:
-    """Write rows of (image bytes, label) as the datasets library does."""
+    """Write rows of (image bytes, label) in the format of the datasets library."""
 
     def write(path: Path, rows: Rows) -> str:
         image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

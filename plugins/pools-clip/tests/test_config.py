@@ -1,4 +1,4 @@
-"""Options, and what is said about wrong ones."""
+"""Valid and invalid options."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ DATASET = {"classnames": ["cat"], "test": "test.parquet"}
 
 
 def classification(**options: Any) -> ClipClassificationConfig:
-    given: dict[str, Any] = {"clip": "base", "datasets": {"pets": DATASET}, **options}
-    return ClipClassificationConfig(**given)
+    fields: dict[str, Any] = {"clip": "base", "datasets": {"pets": DATASET}, **options}
+    return ClipClassificationConfig(**fields)
 
 
 def test_a_list_of_models_is_named_after_their_paths() -> None:
@@ -30,14 +30,14 @@ def test_two_models_of_one_name_are_refused() -> None:
         ClipConfig(base="b", models=models)
 
 
-def test_an_option_that_is_not_there_is_refused_with_a_guess() -> None:
+def test_an_unknown_option_is_refused_with_a_suggestion() -> None:
     with pytest.raises(RecipeError, match="did you mean batch_size"):
         classification(batchsize=3)
 
 
 @pytest.mark.parametrize("template", ["a photo", "a {name}", "{} {} {1}", "a {"])
-def test_a_template_has_one_kind_of_place(template: str) -> None:
-    with pytest.raises(RecipeError, match="the place of the class name"):
+def test_templates_need_empty_braces(template: str) -> None:
+    with pytest.raises(RecipeError, match="for the class name"):
         classification(templates=[template])
 
 
@@ -45,6 +45,6 @@ def test_a_template_has_one_kind_of_place(template: str) -> None:
     "options",
     [{"tasks": []}, {"templates": []}, {"limit": 0}, {"batch_size": 0}, {"corruption": "fog"}],
 )
-def test_nothing_to_work_on_is_refused(options: dict[str, Any]) -> None:
+def test_empty_and_unknown_values_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(RecipeError):
         classification(**options)

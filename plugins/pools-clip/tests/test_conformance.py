@@ -1,4 +1,4 @@
-"""What every pool keeps, checked by the suites of fusion-core."""
+"""The conformance suites, run on the CLIP pools."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class TestClipClassification(TaskPoolSuite):
     ) -> dict[str, Any]:
         parts = {"test": rows[:8], "unlabeled": rows[8:14], "train": rows[14:]}
         files = {split: write_parquet(tmp_path / split, part) for split, part in parts.items()}
-        apart = {**dataset, **files}
-        return {"clip": str(base), "datasets": {"pets": apart, "again": apart}}
+        pets = {**dataset, **files}
+        return {"clip": str(base), "datasets": {"pets": pets, "again": pets}}
 
     @pytest.fixture
     def model(self, base: Path, experts: dict[str, str]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The pools of the hub, on a hub of our own: tiny repositories under the true ids."""
+"""The hub pools, with a local hub that serves tiny repositories under the real ids."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from fusion_core import hub as hub_client
 from fusion_core.commands import Subject
 from fusion_core.errors import CheckpointError, DiskError, HubError, RecipeError
 from fusion_testing import Mean
-from pools_clip import origin, stored_images
+from pools_clip import model_origin, stored_images
 from pools_clip.config import ClipConfig, FamilyConfig, FamilyTasksConfig
-from pools_clip.families import all_tasks, families, known, published, task_sets
+from pools_clip.families import all_tasks, families, known, load_published, task_sets
 from pools_clip.family_pools import ClipVitB32, ClipVitB32Tasks
 from pools_clip.pool import ClipPool
 
@@ -56,7 +56,7 @@ def parquet(
 
 
 def serve_fer2013(server: HubServer, rows: Sequence[tuple[bytes, int]]) -> None:
-    """A data set whose owner uploaded archives, and which the hub keeps as parquet beside them."""
+    """Serve a data set of archives, which the hub has converted to parquet."""
     repository, data = known("fer2013").dataset, parquet(rows, ("jpg", "cls"))
     server.add(repository, {"test/0.tar": b"tar"}, kind="dataset")
     server.add(
@@ -72,7 +72,7 @@ def files_of(directory: Path | str) -> dict[str, bytes]:
 
 
 def as_pickle(directory: Path) -> dict[str, bytes]:
-    """A model's files, its weights as a pickle alone."""
+    """Return a model's files, with the weights as a pickle."""
     files, stream = files_of(directory), BytesIO()
     files.pop("model.safetensors")
     torch.save(load_file(directory / "model.safetensors"), stream)
@@ -80,13 +80,13 @@ def as_pickle(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said_yet() -> None:
-    origin.say_once.cache_clear()
+def _forget_warnings() -> None:
+    model_origin.warn_once.cache_clear()
 
 
 @pytest.fixture
 def pickled(hub: HubServer, base: Path, experts: dict[str, str]) -> HubServer:
-    """A base that is a pickle, and one expert."""
+    """A hub with a pickled base and one expert."""
     hub.add(BASE, as_pickle(base))
     hub.add(f"{EXPERT}mnist", files_of(experts["hub"]))
     return hub
@@ -94,18 +94,18 @@ def pickled(hub: HubServer, base: Path, experts: dict[str, str]) -> HubServer:
 
 @pytest.fixture
 def serve(hub: HubServer, base: Path, experts: dict[str, str], rows: Any) -> HubServer:
-    """The base, eight experts in both spellings, their data sets, and no Internet."""
+    """A hub with the base, eight experts in both forms of names, and their data sets."""
     hub.add(BASE, files_of(base) | {"flax_model.msgpack": b"x" * 99, "model.py": b"raise"})
     for number, task in enumerate(TA8):
         hub.add(EXPERT + task, files_of(experts["hub" if number % 2 else "memory"]))
-        data, about = parquet(rows[:10], ("image", "label")), known(task)
-        folder = about.config or "data"
+        data, description = parquet(rows[:10], ("image", "label")), known(task)
+        folder = description.config or "data"
         hub.add(
-            about.dataset,
+            description.dataset,
             {
                 f"{folder}/test-00000-of-00002.parquet": data,
                 f"{folder}/test-00001-of-00002.parquet": parquet(rows[10:], ("image", "label")),
-                f"{folder}/train-00000-of-00001.parquet": b"nobody reads this",
+                f"{folder}/train-00000-of-00001.parquet": b"never read",
                 f"{folder}/contrast-00000-of-00001.parquet": data,
                 "README.md": b"---\nlicense: mit\n---\n",
             },
@@ -127,7 +127,7 @@ def fuse(*arguments: str, code: int = 0) -> Any:
     return result
 
 
-def bytes_of_weights(pool: ClipPool) -> dict[str, torch.Tensor]:
+def base_tensors(pool: ClipPool) -> dict[str, torch.Tensor]:
     assert pool.base is not None
     return pool.base.state_dict()
 
@@ -135,9 +135,9 @@ def bytes_of_weights(pool: ClipPool) -> dict[str, torch.Tensor]:
 # The tables
 
 
-def test_every_task_has_a_data_set_with_words_and_a_source() -> None:
+def test_every_task_has_a_data_set_with_prompts_and_a_source() -> None:
     assert list(map(len, task_sets().values())) == [8, 14, 20]
-    assert set(all_tasks()) == {each for tasks in task_sets().values() for each in tasks}
+    assert set(all_tasks()) == {task for tasks in task_sets().values() for task in tasks}
     counts = {task: len(known(task).classnames) for task in TA8}
     assert list(counts.values()) == [397, 196, 45, 10, 10, 43, 10, 47]
     for task in all_tasks():
@@ -146,7 +146,7 @@ def test_every_task_has_a_data_set_with_words_and_a_source() -> None:
 
 
 @pytest.mark.parametrize("name", ["clip-vit-b32", "clip-vit-b16", "clip-vit-l14"])
-def test_an_expert_is_of_the_family_and_the_task_that_it_is_named_after(name: str) -> None:
+def test_repositories_of_experts(name: str) -> None:
     family = families()[name]
     for task, repository in family.experts(all_tasks()).items():
         assert repository.endswith(f"_{task}")
@@ -161,13 +161,13 @@ def test_an_expert_is_of_the_family_and_the_task_that_it_is_named_after(name: st
         ("clip-vit-l14", 13, "Task Arithmetic", 80.7),
     ],
 )
-def test_published_rows_have_the_averages_that_were_published(
+def test_published_rows_match_the_published_averages(
     name: str, count: int, row: str, average: float
 ) -> None:
-    found = published(name)
-    assert len(found["rows"]) == count
-    assert all(len(each) == len(found["tasks"]) for each in found["rows"].values())
-    assert abs(sum(found["rows"][row]) / 8 - average) < 0.1
+    table = load_published(name)
+    assert len(table["rows"]) == count
+    assert all(len(scores) == len(table["tasks"]) for scores in table["rows"].values())
+    assert abs(sum(table["rows"][row]) / 8 - average) < 0.1
 
 
 # The model pools
@@ -183,7 +183,7 @@ def test_only_the_files_that_a_merge_needs_are_downloaded(serve: HubServer) -> N
     assert not serve.asked("sun397")
 
 
-def test_sets_of_tasks_may_be_mixed_with_tasks(serve: HubServer) -> None:
+def test_sets_of_tasks_are_expanded(serve: HubServer) -> None:
     assert list(ClipVitB32(FamilyConfig()).experts) == TA8
     with pytest.raises(RecipeError, match="'mnist' is named twice"):
         ClipVitB32(FamilyConfig(tasks=["ta8", "mnist"]))
@@ -191,28 +191,28 @@ def test_sets_of_tasks_may_be_mixed_with_tasks(serve: HubServer) -> None:
         ClipVitB32(FamilyConfig(tasks=["mnst"]))
 
 
-def test_every_model_is_recorded_at_its_commit(serve: HubServer) -> None:
+def test_inputs_name_commits(serve: HubServer) -> None:
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
     commit = serve.repositories["models", f"{EXPERT}mnist"].refs["main"]
     assert pool.inputs()["mnist"]["source"] == f"{EXPERT}mnist@{commit}"
 
 
-def test_a_conversion_by_the_hub_itself_is_preferred_to_a_pickle(
+def test_the_hubs_own_conversion_is_preferred_to_a_pickle(
     pickled: HubServer, base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before, evil = as_pickle(base), {"model.safetensors": b"evil"}
     pickled.request(BASE, "somebody", before | evil)
     pickled.request(BASE, BOT, evil | {"pytorch_model.bin": b"of other weights"})
-    ours = pickled.request(BASE, BOT, before | files_of(base))
+    conversion = pickled.request(BASE, BOT, before | files_of(base))
     with caplog.at_level(logging.WARNING):
         pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
         ClipVitB32(FamilyConfig(tasks=["mnist"]))
-    assert pool.inputs()["base"]["source"] == f"{BASE}@{ours}"
+    assert pool.inputs()["base"]["source"] == f"{BASE}@{conversion}"
     assert len(caplog.messages) == 1
-    assert ours in caplog.text
+    assert conversion in caplog.text
     assert not pickled.asked("pytorch_model.bin")
     expected = load_file(base / "model.safetensors")
-    for name, tensor in bytes_of_weights(pool).items():
+    for name, tensor in base_tensors(pool).items():
         assert torch.equal(tensor, expected[name])
 
 
@@ -240,12 +240,12 @@ def test_without_a_conversion_the_pickle_is_read_as_plain_tensors(
     assert "torch.load(weights_only=True, mmap=True)" in json.dumps(recorded)
     expected = load_file(base / "model.safetensors")
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
-    for name, tensor in bytes_of_weights(pool).items():
+    for name, tensor in base_tensors(pool).items():
         assert torch.equal(tensor, expected[name])
 
 
 @pytest.mark.parametrize("converted", [True, False])
-def test_a_base_without_safetensors_serves_runs_without_network_too(
+def test_a_base_without_safetensors_works_offline(
     pickled: HubServer, base: Path, monkeypatch: pytest.MonkeyPatch, *, converted: bool
 ) -> None:
     if converted:
@@ -255,7 +255,7 @@ def test_a_base_without_safetensors_serves_runs_without_network_too(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
     expected = load_file(base / "model.safetensors")
-    for name, tensor in bytes_of_weights(pool).items():
+    for name, tensor in base_tensors(pool).items():
         assert torch.equal(tensor, expected[name])
     assert ("pickle" in json.dumps(pool.inputs()["base"])) is not converted
 
@@ -285,13 +285,13 @@ def test_a_pickle_with_anything_but_tensors_of_its_size_is_refused(
     assert "canary" not in capsys.readouterr().out
 
 
-def test_a_pickle_of_anybody_else_is_refused(hub: HubServer, base: Path) -> None:
+def test_a_pickle_in_another_repository_is_refused(hub: HubServer, base: Path) -> None:
     hub.add("someone/clip", as_pickle(base))
     with pytest.raises(CheckpointError, match="a pickle, which can run code"):
         ClipPool(ClipConfig(base="someone/clip", models={"x": "someone/clip"}))
 
 
-def test_experts_of_ones_own_are_a_recipe_of_ten_lines(
+def test_own_experts_can_be_mixed_with_published_ones(
     serve: HubServer, experts: dict[str, str], dataset: dict[str, Any], tmp_path: Path
 ) -> None:
     serve.add("me/pets", files_of(experts["memory"]))
@@ -319,37 +319,37 @@ def test_experts_of_ones_own_are_a_recipe_of_ten_lines(
 # The task pools
 
 
-def test_all_shards_of_the_test_split_are_read_and_no_other_split(serve: HubServer) -> None:
+def test_only_the_shards_of_the_test_split_are_read(serve: HubServer) -> None:
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["svhn"]))
     model = ClipVitB32(FamilyConfig(tasks=["svhn"]))
-    found = tasks.measure(Subject.of(model.build(model.base)))
-    assert 20 * found["svhn"]["accuracy"] == round(20 * found["svhn"]["accuracy"])
+    metrics = tasks.measure(Subject.of(model.build(model.base)))
+    assert 20 * metrics["svhn"]["accuracy"] == round(20 * metrics["svhn"]["accuracy"])
     assert not serve.asked("train-")
     assert len(serve.asked("cropped_digits/test-", "GET")) == 2
 
 
 @pytest.mark.parametrize(("limit", "read"), [(5, 1), (15, 2)])
-def test_of_a_few_images_only_the_files_are_read_that_hold_them(
+def test_limit_reads_only_the_files_with_the_first_images(
     serve: HubServer, limit: int, read: int
 ) -> None:
-    """By the table the first file has 13016 of 26032 rows; that it has ten, a download shows."""
+    """The table expects 13016 of 26032 rows in the first file. The download shows ten."""
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["svhn"], limit=limit))
     model = ClipVitB32(FamilyConfig(tasks=["svhn"]))
     (wanted,) = [download for download in tasks.downloads() if download.reference.kind == "dataset"]
     assert wanted.paths == ("cropped_digits/test-00000-of-00002.parquet",)
-    found = tasks.measure(Subject.of(model.build(model.base)))
-    assert limit * found["svhn"]["accuracy"] == round(limit * found["svhn"]["accuracy"])
+    metrics = tasks.measure(Subject.of(model.build(model.base)))
+    assert limit * metrics["svhn"]["accuracy"] == round(limit * metrics["svhn"]["accuracy"])
     assert len(serve.asked("cropped_digits/test-", "GET")) == read
     assert len(tasks["svhn"].batch(0, size=limit, split=Split.TEST, seed=0).inputs) == limit
 
 
-def test_decoding_and_measuring_say_how_far_they_are(serve: HubServer) -> None:
-    said = []
+def test_decoding_and_evaluation_report_progress(serve: HubServer) -> None:
+    notes = []
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"], batch_size=8))
-    with noting(lambda count, *, note: said.append((count, note))):
+    with noting(lambda count, *, note: notes.append((count, note))):
         tasks.measure(Subject.of(pool.build(pool.base)))
-    assert said == [
+    assert notes == [
         (0, "test-00000-of-00002.parquet: 10 of 10 images decoded"),
         (0, "test-00001-of-00002.parquet: 10 of 10 images decoded"),
         (0, "mnist: 7 of 20 images"),
@@ -358,31 +358,31 @@ def test_decoding_and_measuring_say_how_far_they_are(serve: HubServer) -> None:
     ]
 
 
-def test_images_and_heads_are_made_once(serve: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_and_heads_are_cached(serve: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
     model = pool.build(pool.base)
     first = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"])).measure(Subject.of(model))
     for name in ("stored_images.read_images", "heads._TextEncoder"):
-        monkeypatch.setattr(f"pools_clip.{name}", None)  # who calls it fails
+        monkeypatch.setattr(f"pools_clip.{name}", None)  # any call fails
     assert ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"])).measure(Subject.of(model)) == first
 
 
-def test_images_are_the_same_from_the_cache_and_from_files_here(
+def test_cached_images_match_local_files(
     serve: HubServer, dataset: dict[str, Any], base: Path
 ) -> None:
     from pools_clip.config import ClipClassificationConfig
     from pools_clip.tasks import ClipClassification
 
-    here = ClipClassification(
+    local = ClipClassification(
         ClipClassificationConfig(clip=str(base), datasets={"mnist": dataset})
     )["mnist"].batch(0, size=20, split=Split.TEST, seed=0)
-    there = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"]))["mnist"]
-    batch = there.batch(0, size=20, split=Split.TEST, seed=0)
-    assert torch.equal(batch.inputs, here.inputs)
-    assert here.labels is not None
+    cached = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"]))["mnist"]
+    batch = cached.batch(0, size=20, split=Split.TEST, seed=0)
+    assert torch.equal(batch.inputs, local.inputs)
+    assert local.labels is not None
     assert batch.labels is not None
-    assert torch.equal(batch.labels, here.labels)
-    unlabeled = there.batch(0, size=3, split=Split.UNLABELED, seed=0)
+    assert torch.equal(batch.labels, local.labels)
+    unlabeled = cached.batch(0, size=3, split=Split.UNLABELED, seed=0)
     assert unlabeled.labels is None
 
 
@@ -402,9 +402,9 @@ def test_a_data_set_without_parquet_files_is_read_from_the_hubs_conversion(
     assert tasks.measured_on == "the first 4 test images of each task"
 
 
-def test_labels_that_are_booleans_are_kept_as_numbers(serve: HubServer, rows: Any) -> None:
-    two = [(data, bool(label % 2)) for data, label in rows]
-    data = parquet(two, ("image", "label"), pa.bool_())
+def test_boolean_labels_become_numbers(serve: HubServer, rows: Any) -> None:
+    binary_rows = [(data, bool(label % 2)) for data, label in rows]
+    data = parquet(binary_rows, ("image", "label"), pa.bool_())
     serve.add(known("pcam").dataset, {"data/test-00000-of-00001.parquet": data}, kind="dataset")
     for _ in range(2):  # decoded, then from the cache
         batch = ClipVitB32Tasks(FamilyTasksConfig(tasks=["pcam"]))["pcam"].batch(
@@ -412,10 +412,10 @@ def test_labels_that_are_booleans_are_kept_as_numbers(serve: HubServer, rows: An
         )
         assert batch.labels is not None
         assert batch.labels.dtype == torch.int64
-        assert int(batch.labels.sum()) == sum(label for _, label in two)
+        assert int(batch.labels.sum()) == sum(label for _, label in binary_rows)
 
 
-def test_what_an_earlier_format_kept_is_decoded_anew(serve: HubServer) -> None:
+def test_caches_of_an_earlier_format_are_ignored(serve: HubServer) -> None:
     def labels() -> torch.Tensor | None:
         tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"]))
         return tasks["mnist"].batch(0, size=20, split=Split.TEST, seed=0).labels
@@ -423,22 +423,22 @@ def test_what_an_earlier_format_kept_is_decoded_anew(serve: HubServer) -> None:
     with pytest.MonkeyPatch.context() as earlier:
         earlier.setattr(stored_images, "_FORMAT", 1)
         expected = labels()
-    [kept] = hub_client.assets_directory().glob("images/*/labels.int64")
-    kept.write_bytes(b"\1" * 20)  # a byte a label
-    found = labels()
+    [path] = hub_client.assets_directory().glob("images/*/labels.int64")
+    path.write_bytes(b"\1" * 20)  # one byte per label
+    decoded = labels()
     assert expected is not None
-    assert found is not None
-    assert torch.equal(found, expected)
+    assert decoded is not None
+    assert torch.equal(decoded, expected)
 
 
-def test_corrupted_images_are_a_split_of_their_own(serve: HubServer) -> None:
+def test_corrupted_images_are_separate_splits(serve: HubServer) -> None:
     options = {"tasks": ["eurosat"], "corruption": "contrast"}
     tasks = ClipVitB32Tasks(FamilyTasksConfig(**options))
     pool = ClipVitB32(FamilyConfig(tasks=["eurosat"]))
     tasks.measure(Subject.of(pool.build(pool.base)))
     assert not serve.asked("data/test-")
     assert tasks.measured_on == "contrast test images"
-    with pytest.raises(RecipeError, match="no corrupted images of 'mnist'"):
+    with pytest.raises(RecipeError, match="task 'mnist' has no corrupted images"):
         ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"], corruption="contrast"))
 
 
@@ -448,9 +448,7 @@ def test_corrupted_images_are_a_split_of_their_own(serve: HubServer) -> None:
 RUN = ("run", "--algo", "task-arithmetic", "--pool", "clip-vit-b32")
 
 
-def test_a_run_shows_eight_tasks_and_itself_among_the_published(
-    serve: HubServer, tmp_path: Path
-) -> None:
+def test_a_run_is_shown_with_published_results(serve: HubServer, tmp_path: Path) -> None:
     result = fuse(*RUN, "-o", str(tmp_path / "out"), "-q")
     for text in (*TA8, "average", "Layer-wise AdaMerging", "task-arithmetic (this run)"):
         assert text in " ".join(result.stdout.split()), text
@@ -473,7 +471,7 @@ def test_adamerging_runs_from_an_empty_cache(serve: HubServer, tmp_path: Path) -
     assert "vision_model.post_layernorm.bias" in json.dumps(learned)
 
 
-def test_a_task_that_is_not_merged_may_be_measured(serve: HubServer, tmp_path: Path) -> None:
+def test_a_task_without_a_merged_expert_can_be_evaluated(serve: HubServer, tmp_path: Path) -> None:
     fuse(
         *RUN, "-o", str(tmp_path / "out"), "-q", "--tasks", "mnist,dtd",
         "--set", "model_pool.tasks=[mnist]",
@@ -483,10 +481,8 @@ def test_a_task_that_is_not_merged_may_be_measured(serve: HubServer, tmp_path: P
     assert list(report["reference"]["experts"]) == ["mnist"]
 
 
-def test_the_tasks_of_the_models_are_those_that_are_measured(
-    serve: HubServer, tmp_path: Path
-) -> None:
-    """Unless a recipe names others; what it says besides stays."""
+def test_the_models_tasks_are_evaluated_by_default(serve: HubServer, tmp_path: Path) -> None:
+    """Other options of the task pool stay."""
     chosen = ("--set", "model_pool.tasks=[mnist, dtd]")
     fuse(*RUN, "-o", str(tmp_path / "out"), "-q", *chosen, "--set", "task_pool.limit=5")
     report = json.loads((tmp_path / "out/report.json").read_text())
@@ -501,7 +497,7 @@ def test_the_tasks_of_the_models_are_those_that_are_measured(
     assert not serve.asked("sun397")
 
 
-def test_what_a_pool_takes_is_told_without_torch_and_network() -> None:
+def test_info_shows_sizes_without_torch_and_network() -> None:
     code = (
         "import sys; sys.argv = ['fuse', 'info', 'clip-vit-b32']\n"
         "from fusion_core.cli.app import app\n"
@@ -524,7 +520,7 @@ def test_what_a_pool_takes_is_told_without_torch_and_network() -> None:
     assert not {"torch", "transformers", "huggingface_hub"} & set(run.stdout.split())
 
 
-def test_after_a_download_a_run_without_network_opens_no_socket(
+def test_an_offline_run_after_a_download_opens_no_socket(
     serve: HubServer, rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve_fer2013(serve, rows)
@@ -540,11 +536,11 @@ def test_after_a_download_a_run_without_network_opens_no_socket(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     fuse(*RUN, *tasks, "-o", str(tmp_path / "out"), "-q")
-    for of in (("--pool", "clip-vit-b32", *tasks), (str(tmp_path / "out" / "recipe.yaml"),)):
-        assert "nothing to download" in fuse("download", *of).stderr
+    for source in (("--pool", "clip-vit-b32", *tasks), (str(tmp_path / "out" / "recipe.yaml"),)):
+        assert "nothing to download" in fuse("download", *source).stderr
 
 
-def test_a_second_run_asks_the_hub_for_nothing(serve: HubServer, tmp_path: Path) -> None:
+def test_a_second_run_sends_no_requests(serve: HubServer, tmp_path: Path) -> None:
     first = fuse(*RUN, "--tasks", "mnist", "-o", str(tmp_path / "one"))
     assert "revisions as of" not in first.stderr
     serve.requests.clear()
@@ -555,14 +551,14 @@ def test_a_second_run_asks_the_hub_for_nothing(serve: HubServer, tmp_path: Path)
     assert serve.requests == []
 
 
-def test_without_network_the_message_names_the_pool_that_needs_none(serve: HubServer) -> None:
+def test_without_network_the_hint_names_mini8(serve: HubServer) -> None:
     serve.stop()
     error = fuse(*RUN, "--dry-run", code=5).exception
     assert "cannot be reached" in error.message
     assert "mini8" in error.hint
 
 
-def test_offline_with_an_empty_cache_says_what_is_missing(
+def test_offline_with_an_empty_cache_names_the_model(
     serve: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -583,32 +579,30 @@ def test_offline_with_an_empty_cache_says_what_is_missing(
         ("dtd/resolve/*/model.safetensors", {"cut": 99, "methods": ("GET",)}, ""),
     ],
 )
-def test_every_failure_of_the_hub_is_one_message_and_leaves_no_output(
+def test_failures_of_the_hub_are_reported_and_leave_no_output(
     serve: HubServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     case: tuple[str, Mapping[str, Any], str],
 ) -> None:
-    pattern, fault, says = case
-    monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits between its attempts
+    pattern, fault, message = case
+    monkeypatch.setattr("time.sleep", lambda _: None)  # no waiting between attempts
     serve.fail(pattern, **fault)
     error = fuse(*RUN, "--tasks", "dtd", "-o", str(tmp_path / "out"), "-q", code=5).exception
     assert isinstance(error, HubError)
-    assert says in error.message
+    assert message in error.message
     assert "mini8" in error.hint
     assert not (tmp_path / "out").exists()
 
 
-def test_a_gated_data_set_is_named_with_the_page_of_its_terms(
-    serve: HubServer, tmp_path: Path
-) -> None:
+def test_a_gated_data_set_is_named_with_its_page(serve: HubServer, tmp_path: Path) -> None:
     serve.repositories["datasets", "tanganke/dtd"].gated = True
     error = fuse("download", "--pool", "clip-vit-b32", "--tasks", "dtd", code=5).exception
     assert "gated" in error.message
     assert "datasets/tanganke/dtd" in error.hint
 
 
-def test_a_disk_that_is_too_small_is_found_before_the_first_download(
+def test_a_small_disk_is_found_before_the_first_download(
     serve: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
@@ -620,29 +614,29 @@ def test_a_disk_that_is_too_small_is_found_before_the_first_download(
     assert not serve.asked(".parquet")
 
 
-IMAGE = 3 * 8 * 8  # what a decoded image of the tiny model takes
+IMAGE = 3 * 8 * 8  # bytes of one decoded image
 
 
-def needed(**options: Any) -> hub_client.Size:
+def required_size(**options: Any) -> hub_client.Size:
     tasks = ClipVitB32Tasks(FamilyTasksConfig(**options))
     return hub_client.size_of(tasks.downloads())
 
 
-def test_images_yet_to_be_decoded_need_room_too(serve: HubServer) -> None:
-    tables = known("mnist").rows, known("eurosat").rows
-    assert tables == (10_000, 2_700)
-    assert needed(tasks=["mnist", "eurosat"]).made == 12_700 * IMAGE
-    assert needed(tasks=["mnist", "eurosat"], limit=5).made == 10 * IMAGE
-    assert needed(tasks=["eurosat"], corruption="contrast").made == 2_700 * IMAGE
+def test_decoded_images_count_as_disk_space(serve: HubServer) -> None:
+    counts = known("mnist").rows, known("eurosat").rows
+    assert counts == (10_000, 2_700)
+    assert required_size(tasks=["mnist", "eurosat"]).made == 12_700 * IMAGE
+    assert required_size(tasks=["mnist", "eurosat"], limit=5).made == 10 * IMAGE
+    assert required_size(tasks=["eurosat"], corruption="contrast").made == 2_700 * IMAGE
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"]))
     hub_client.fetch(tasks.downloads())
-    assert needed(tasks=["mnist"]).made == 20 * IMAGE  # files that are here are counted
-    assert needed(tasks=["mnist"]).missing == 0
+    assert required_size(tasks=["mnist"]).made == 20 * IMAGE  # rows of downloaded files
+    assert required_size(tasks=["mnist"]).missing == 0
     tasks["mnist"].batch(0, size=1, split=Split.TEST, seed=0)
-    assert needed(tasks=["mnist"]).made == 0
+    assert required_size(tasks=["mnist"]).made == 0
 
 
-def test_the_room_for_decoded_images_is_shown_and_compared(serve: HubServer) -> None:
+def test_the_disk_space_for_decoded_images_is_shown_and_checked(serve: HubServer) -> None:
     command = ("download", "--pool", "clip-vit-b32", "--tasks", "mnist")
     with pytest.MonkeyPatch.context() as small:
         free = SimpleNamespace(free=10_000 * IMAGE)
@@ -653,7 +647,7 @@ def test_the_room_for_decoded_images_is_shown_and_compared(serve: HubServer) -> 
     assert ", to store decoded: 1.9 MB; " in fuse(*command).stderr
 
 
-def test_decoded_images_may_lie_on_a_disk_of_their_own(
+def test_decoded_images_may_have_their_own_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = tmp_path / "small"
@@ -669,7 +663,7 @@ def test_decoded_images_may_lie_on_a_disk_of_their_own(
         hub_client.check_room(hub_client.Size(100, 100, made=11))
 
 
-def test_what_is_made_of_downloads_lies_beside_them(
+def test_the_cache_is_next_to_the_hubs(
     serve: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert hub_client.assets_directory() == tmp_path / "hf-home/assets/fusion-core"

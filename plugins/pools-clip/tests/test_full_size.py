@@ -1,4 +1,4 @@
-"""The pool of the hub with weights of the real size: minutes and gigabytes, so off by default."""
+"""A hub pool with weights of real size. It takes minutes and gigabytes, so it is off by default."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def test_every_method_runs_at_full_size() -> None:
     command = [sys.executable, str(BENCHMARK), "--experts", "2", "--images", "32"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    sys.stdout.write(done.stdout)  # times and memory: `pytest -s` shows them
+    sys.stdout.write(done.stdout)  # `pytest -s` shows times and memory
     measured = [line.split("|")[1].strip() for line in done.stdout.splitlines() if " GB |" in line]
     assert measured == ["task-arithmetic", "ties", "adamerging"]

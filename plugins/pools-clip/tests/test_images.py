@@ -1,4 +1,4 @@
-"""Parquet files to bytes, bytes to pixels: as transformers, and with every bad row named."""
+"""From parquet files to pixels: the results match transformers, and errors name the row."""
 
 from __future__ import annotations
 
@@ -40,13 +40,16 @@ def preprocessor() -> Preprocessor:
 def pictures(make_image: MakeImage) -> list[Image.Image]:
     sizes = [(8, 8), (13, 9), (5, 20), (7, 7), (30, 31), (8, 9)]
     modes = ["RGB" if mode in {"P", "1"} else mode for mode in MODES]
-    plain = [make_image(*each) for each in zip(range(6), sizes, modes, strict=True)]
+    plain = [
+        make_image(seed, size, mode)
+        for seed, size, mode in zip(range(6), sizes, modes, strict=True)
+    ]
     return [image.convert(mode) for image, mode in zip(plain, MODES, strict=True)]
 
 
 @pytest.fixture
 def spoil(tmp_path: Path, rows: Rows, write_parquet: WriteParquet) -> Callable[[Any, Any], str]:
-    """Write the rows with other data (... for the same) and label in row 11."""
+    """Write the rows with other data (... for unchanged) and another label in row 11."""
 
     def write(data: Any, label: Any) -> str:
         bad = (rows[11][0] if data is ... else data, label)
@@ -56,35 +59,34 @@ def spoil(tmp_path: Path, rows: Rows, write_parquet: WriteParquet) -> Callable[[
 
 
 @pytest.mark.parametrize("options", [{}, {"do_rescale": False}, {"do_normalize": False}])
-def test_pixels_are_those_of_transformers(
-    pictures: list[Image.Image], options: dict[str, Any]
-) -> None:
-    ours = Preprocessor(settings(**options), SHAPE, "clip")
-    theirs = CLIPImageProcessorPil(**settings(**options))(pictures, return_tensors="pt")
-    found = ours.scaled(ours.fitted(pictures, "row", 0))
-    torch.testing.assert_close(found, theirs["pixel_values"].float(), rtol=1e-6, atol=1e-6)
+def test_pixels_match_transformers(pictures: list[Image.Image], options: dict[str, Any]) -> None:
+    preprocessor = Preprocessor(settings(**options), SHAPE, "clip")
+    expected = CLIPImageProcessorPil(**settings(**options))(pictures, return_tensors="pt")
+    pixels = preprocessor.normalize(preprocessor.resize(pictures, "row", 0))
+    torch.testing.assert_close(pixels, expected["pixel_values"].float(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_grey_model_sees_one_channel(pictures: list[Image.Image]) -> None:
     grey = settings(do_convert_rgb=False, image_mean=[0.3], image_std=[0.2])
-    ours = Preprocessor(grey, (1, 8, 8), "clip")
-    theirs = CLIPImageProcessorPil(**grey)(pictures[1], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(ours.scaled(ours.fitted(pictures[1:2], "row", 0)), theirs)
-    assert ours.fitted(pictures, "row", 0).shape == (6, 1, 8, 8)
+    preprocessor = Preprocessor(grey, (1, 8, 8), "clip")
+    expected = CLIPImageProcessorPil(**grey)(pictures[1], return_tensors="pt")["pixel_values"]
+    pixels = preprocessor.normalize(preprocessor.resize(pictures[1:2], "row", 0))
+    torch.testing.assert_close(pixels, expected)
+    assert preprocessor.resize(pictures, "row", 0).shape == (6, 1, 8, 8)
 
 
-def test_settings_are_found_where_a_clip_processor_saves_them(base: Path, tmp_path: Path) -> None:
+def test_settings_of_a_saved_clip_processor_are_read(base: Path, tmp_path: Path) -> None:
     tokenizer = CLIPProcessor.from_pretrained(base).tokenizer
     processor = CLIPProcessor(CLIPImageProcessorPil(**settings()), tokenizer)
     processor.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    found = ClipDirectory.open(str(tmp_path), "clip").preprocessor
-    assert found is not None
-    assert found["size"] == {"shortest_edge": 8}
+    preprocessor = ClipDirectory.open(str(tmp_path), "clip").preprocessor
+    assert preprocessor is not None
+    assert preprocessor["size"] == {"shortest_edge": 8}
 
 
-def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="clip: impossible preprocessor"):
+def test_invalid_settings_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="clip: invalid preprocessor"):
         Preprocessor({"size": "large"}, SHAPE, "clip")
 
 
@@ -108,7 +110,7 @@ def test_a_limit_takes_the_first_rows(
     assert torch.equal(images.pixels, everything.pixels[:limit])
 
 
-def test_labels_that_are_not_asked_for_need_not_be_there(
+def test_the_label_column_is_optional_without_classes(
     tmp_path: Path, rows: Rows, preprocessor: Preprocessor
 ) -> None:
     pq.write_table(pa.table({"image": [{"bytes": rows[0][0]}]}), tmp_path / "x.parquet")
@@ -118,13 +120,13 @@ def test_labels_that_are_not_asked_for_need_not_be_there(
 
 def test_a_missing_column_is_named(tmp_path: Path, rows: Rows, preprocessor: Preprocessor) -> None:
     pq.write_table(pa.table({"img": [{"bytes": rows[0][0]}]}), tmp_path / "x.parquet")
-    with pytest.raises(FusionError, match=r"x\.parquet has no column 'image', only img"):
+    with pytest.raises(FusionError, match=r"x\.parquet: missing column 'image'; columns: img"):
         read_images(str(tmp_path / "x.parquet"), preprocessor, classes=1)
 
 
-def test_a_file_that_is_no_parquet_is_named(tmp_path: Path, preprocessor: Preprocessor) -> None:
+def test_an_invalid_parquet_file_is_named(tmp_path: Path, preprocessor: Preprocessor) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 or not")
-    with pytest.raises(FusionError, match=r"x\.parquet is not a readable parquet file"):
+    with pytest.raises(FusionError, match=r"invalid parquet file .*x\.parquet"):
         read_images(str(tmp_path / "x.parquet"), preprocessor, classes=1)
 
 
@@ -135,7 +137,7 @@ def test_a_file_with_broken_pages_is_named(
     data = bytearray(path.read_bytes())
     data[4:400] = bytes(396)
     path.write_bytes(data)
-    with pytest.raises(FusionError, match=r"x\.parquet cannot be read from row 0 on"):
+    with pytest.raises(FusionError, match=r"cannot read .*x\.parquet from row 0 on"):
         read_images(str(path), preprocessor, classes=3)
 
 
@@ -143,7 +145,7 @@ def test_a_file_without_rows_is_named(
     tmp_path: Path, write_parquet: WriteParquet, preprocessor: Preprocessor
 ) -> None:
     path = write_parquet(tmp_path / "x.parquet", [])
-    with pytest.raises(FusionError, match="holds no images"):
+    with pytest.raises(FusionError, match="contains no images"):
         read_images(path, preprocessor, classes=1)
 
 
@@ -152,9 +154,9 @@ def test_a_file_without_rows_is_named(
     [
         (b"no image", 0, "the image cannot be decoded"),
         (None, 0, "the image has no bytes"),
-        (..., 3, "label 3 is none of 0 to 2"),
-        (..., -1, "label -1"),
-        (..., None, "label None"),
+        (..., 3, "invalid label 3, expected 0 to 2"),
+        (..., -1, "invalid label -1"),
+        (..., None, "invalid label None"),
     ],
 )
 def test_a_bad_row_is_named(
@@ -178,9 +180,9 @@ def test_a_truncated_image_is_named(
 
 
 def test_an_image_that_does_not_fit_the_model_is_named(dataset: dict[str, Any]) -> None:
-    as_they_are = Preprocessor({"do_resize": False, "do_center_crop": False}, SHAPE, "clip")
+    preprocessor = Preprocessor({"do_resize": False, "do_center_crop": False}, SHAPE, "clip")
     with pytest.raises(FusionError, match=r"row 0: preprocessing gives the shape \[3, 12, 9\]"):
-        read_images(dataset["test"], as_they_are, classes=3)
+        read_images(dataset["test"], preprocessor, classes=3)
 
 
 def test_rotated_photographs_are_turned(
@@ -192,4 +194,4 @@ def test_rotated_photographs_are_turned(
     image.save(tmp_path / "x.png", exif=exif)
     path = write_parquet(tmp_path / "x.parquet", [((tmp_path / "x.png").read_bytes(), 0)])
     (pixels,) = read_images(path, preprocessor, classes=1).pixels
-    assert torch.equal(pixels.flip(1, 2), preprocessor.fitted([image], "row", 0)[0])
+    assert torch.equal(pixels.flip(1, 2), preprocessor.resize([image], "row", 0)[0])

@@ -1,4 +1,4 @@
-"""What the plugin registers, and what that costs."""
+"""The plugin's specs, and the imports of listing them."""
 
 from __future__ import annotations
 

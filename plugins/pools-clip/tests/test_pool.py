@@ -1,4 +1,4 @@
-"""Towers by the hub's names, live models of them, and directories that transformers loads."""
+"""Vision towers under the hub's names, their live models, and outputs for transformers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pool(base: Path, experts: dict[str, str]) -> ClipPool:
 
 @pytest.fixture
 def copy(experts: dict[str, str], tmp_path: Path) -> Path:
-    """A copy of an expert, to be spoilt."""
+    """A copy of an expert that a test can damage."""
     return shutil.copytree(experts["hub"], tmp_path / "copy")
 
 
@@ -53,11 +53,11 @@ def test_every_source_has_the_names_of_the_hub(pool: ClipPool, whole: CLIPModel)
         assert source.infos.keys() == expected
 
 
-def test_both_spellings_give_the_same_values(pool: ClipPool, experts: dict[str, str]) -> None:
+def test_both_forms_of_names_give_the_same_values(pool: ClipPool, experts: dict[str, str]) -> None:
     for name, directory in experts.items():
         for key, tensor in load_file(f"{directory}/model.safetensors").items():
-            canonical = PREFIX + key.removeprefix(PREFIX)
-            assert torch.equal(pool.experts[name].tensor(canonical), tensor)
+            prefixed = PREFIX + key.removeprefix(PREFIX)
+            assert torch.equal(pool.experts[name].tensor(prefixed), tensor)
 
 
 def test_position_ids_of_old_files_are_left_out(base: Path, copy: Path) -> None:
@@ -67,7 +67,7 @@ def test_position_ids_of_old_files_are_left_out(base: Path, copy: Path) -> None:
     assert open_with(base, copy).experts["x"].infos.keys() == tensors.keys()
 
 
-def test_a_built_model_computes_what_the_checkpoint_does(pool: ClipPool, whole: CLIPModel) -> None:
+def test_a_built_model_matches_the_checkpoint(pool: ClipPool, whole: CLIPModel) -> None:
     built = pool.build(pool.base)
     with torch.no_grad():
         expected = whole.vision_model(pixels()).pooler_output
@@ -75,7 +75,7 @@ def test_a_built_model_computes_what_the_checkpoint_does(pool: ClipPool, whole: 
     assert not any(module.training for module in built.modules())
 
 
-def test_building_gives_fp32_and_leaves_the_random_state_alone(pool: ClipPool) -> None:
+def test_building_gives_fp32_and_keeps_the_random_state(pool: ClipPool) -> None:
     half = StateDictSource({name: pool.base.tensor(name).half() for name in pool.base.infos})
     before = torch.get_rng_state()
     built = pool.build(half)
@@ -105,7 +105,7 @@ def test_building_is_strict(pool: ClipPool, change: str) -> None:
         pool.build(StateDictSource(tensors, label="spoilt"))
 
 
-def test_a_tower_travels_to_another_process(pool: ClipPool) -> None:
+def test_towers_can_be_pickled(pool: ClipPool) -> None:
     tower = pool.experts["hub"]
     clone = pickle.loads(pickle.dumps(tower))
     name = next(iter(tower.infos))
@@ -124,10 +124,10 @@ def test_a_merge_loads_in_transformers(
     loaded, info = CLIPVisionModel.from_pretrained(result.path, output_loading_info=True)
     assert not any(info.values())
     assert loaded.dtype == getattr(torch, dtype or "float32")
-    ours = result.model.state_dict()
-    assert ours.keys() == loaded.state_dict().keys()
+    merged = result.model.state_dict()
+    assert merged.keys() == loaded.state_dict().keys()
     for name, value in loaded.state_dict().items():
-        assert torch.equal(value.float(), ours[name])
+        assert torch.equal(value.float(), merged[name])
     processor = AutoImageProcessor.from_pretrained(result.path)
     assert processor.size["shortest_edge"] == 8
 
@@ -137,7 +137,7 @@ def test_the_provenance_names_the_files_of_the_towers(pool: ClipPool) -> None:
         assert identity["files"].keys() == {"model.safetensors"}
 
 
-def test_assets_describe_a_vision_model_and_pick_no_code(
+def test_assets_describe_a_vision_model_and_select_no_code(
     base: Path, experts: dict[str, str], tmp_path: Path, edited: Edit
 ) -> None:
     directory = shutil.copytree(base, tmp_path / "evil")
@@ -157,24 +157,26 @@ def test_assets_describe_a_vision_model_and_pick_no_code(
     assert pool.build(pool.base).config._attn_implementation == "eager"  # noqa: SLF001
 
 
-def test_experts_of_other_pixels_are_said(base: Path, copy: Path) -> None:
+def test_different_preprocessors_are_reported(base: Path, copy: Path) -> None:
     shutil.copy(base / "preprocessor_config.json", copy)
     settings = copy / "preprocessor_config.json"
     content = {**json.loads(settings.read_text()), "image_mean": [0.0, 0.0, 0.0]}
     settings.write_text(json.dumps(content))
     pool = ClipPool(ClipConfig(base=str(base), models={"x": str(copy)}))
-    (said,) = pool.aligned(AlignmentPolicy()).warnings
-    assert said.startswith("x: preprocessor_config.json image_mean: [0.0, 0.0, 0.0], the base's is")
+    (text,) = pool.aligned(AlignmentPolicy()).warnings
+    assert text.startswith("x: preprocessor_config.json image_mean: [0.0, 0.0, 0.0], the base's is")
 
 
-def test_a_base_without_a_text_tower_will_do(experts: dict[str, str]) -> None:
+def test_a_base_needs_no_text_tower(experts: dict[str, str]) -> None:
     pool = ClipPool(ClipConfig(base=experts["hub"], models={"x": experts["memory"]}))
     assert json.loads(pool.assets()["config.json"])["hidden_size"] == 16
     assert "preprocessor_config.json" not in pool.assets()
 
 
 def test_a_missing_directory_is_named_with_its_option(base: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"model_pool\.models\.x: nowhere is not a directory"):
+    with pytest.raises(
+        CheckpointError, match=r"model_pool\.models\.x: expected a directory: nowhere"
+    ):
         open_with(base, "nowhere")
 
 
@@ -186,7 +188,7 @@ def test_another_kind_of_model_is_refused(base: Path, copy: Path, edited: Edit) 
 
 def test_a_directory_without_configuration_is_refused(base: Path, copy: Path) -> None:
     (copy / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no config\.json"):
+    with pytest.raises(CheckpointError, match=r"missing config\.json"):
         open_with(base, copy)
 
 
@@ -197,17 +199,17 @@ def test_a_checkpoint_without_vision_tensors_is_refused(base: Path, copy: Path) 
 
 
 @pytest.mark.parametrize(("field", "value"), [("hidden_act", "gelu"), ("num_attention_heads", 4)])
-def test_a_difference_that_no_shape_shows_is_refused(
+def test_a_difference_without_effect_on_shapes_is_refused(
     base: Path, copy: Path, edited: Edit, field: str, value: Any
 ) -> None:
     edited(copy, {field: value})
-    with pytest.raises(AlignmentError, match=f"'x' has {field}"):
+    with pytest.raises(AlignmentError, match=f"conflicting {field}: expert 'x' has"):
         open_with(base, copy)
 
 
-def test_an_impossible_configuration_is_refused(base: Path, copy: Path, edited: Edit) -> None:
+def test_an_invalid_configuration_is_refused(base: Path, copy: Path, edited: Edit) -> None:
     edited(copy, {"num_attention_heads": 3})
-    with pytest.raises(CheckpointError, match="impossible configuration"):
+    with pytest.raises(CheckpointError, match="invalid configuration"):
         open_with(base, copy)
 
 

@@ -59,15 +59,15 @@ def model(base: Path, experts: dict[str, str]) -> CLIPVisionModel:
     return models.build(models.base)
 
 
-def opened(options: dict[str, Any], **others: Any) -> ClipClassification:
-    return ClipClassification(ClipClassificationConfig(**{**options, **others}))
+def open_pool(options: dict[str, Any], **changes: Any) -> ClipClassification:
+    return ClipClassification(ClipClassificationConfig(**{**options, **changes}))
 
 
 def with_data(options: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"datasets": {"pets": {**options["datasets"]["pets"], **fields}}}
 
 
-def test_an_identity_changes_with_all_that_accuracy_depends_on(
+def test_the_identity_covers_everything_that_accuracy_depends_on(
     options: dict[str, Any], base: Path, dataset: dict[str, Any], tmp_path: Path
 ) -> None:
     def identity(pool: ClipClassification) -> str:
@@ -76,24 +76,24 @@ def test_an_identity_changes_with_all_that_accuracy_depends_on(
     data, clip = tmp_path / "test.parquet", tmp_path / "clip"
     data.write_bytes(Path(dataset["test"]).read_bytes())
     shutil.copytree(base, clip)
-    given = {**options, **with_data(options, test=str(data)), "clip": str(clip)}
+    copied = {**options, **with_data(options, test=str(data)), "clip": str(clip)}
     names = [*dataset["classnames"][:-1], "blue car"]
     seen = {
-        identity(opened(given)),
-        identity(opened(given).holdout()),
-        identity(opened(given, limit=3)),
-        identity(opened(given, batch_size=3)),
-        identity(opened(given, templates=["{}"])),
-        identity(opened(given, **with_data(given, classnames=names))),
+        identity(open_pool(copied)),
+        identity(open_pool(copied).holdout()),
+        identity(open_pool(copied, limit=3)),
+        identity(open_pool(copied, batch_size=3)),
+        identity(open_pool(copied, templates=["{}"])),
+        identity(open_pool(copied, **with_data(copied, classnames=names))),
     }
-    assert identity(opened(given)) in seen
+    assert identity(open_pool(copied)) in seen
     for path in (data, clip / "model.safetensors", clip / "tokenizer.json"):
         path.write_bytes(path.read_bytes())
-        seen.add(identity(opened(given)))
+        seen.add(identity(open_pool(copied)))
     assert len(seen) == 9
 
 
-def test_logits_are_those_of_clip(
+def test_logits_match_clip(
     task: ClipTask, model: CLIPVisionModel, base: Path, whole: CLIPModel, dataset: dict[str, Any]
 ) -> None:
     batch = task.batch(0, size=5, split=Split.TEST, seed=0)
@@ -108,17 +108,17 @@ def test_logits_are_those_of_clip(
         torch.testing.assert_close(task.logits(model, batch), expected, rtol=0, atol=bound)
 
 
-def test_a_class_is_the_normalised_mean_of_its_prompts(
+def test_a_class_is_the_normalized_mean_of_its_prompts(
     options: dict[str, Any], model: CLIPVisionModel
 ) -> None:
     templates = [TEMPLATE, "{}", "a {}"]
-    batch = opened(options)["pets"].batch(0, size=5, split=Split.TEST, seed=0)
+    batch = open_pool(options)["pets"].batch(0, size=5, split=Split.TEST, seed=0)
 
     def embeddings(template: str) -> torch.Tensor:
-        return opened(options, templates=template)["pets"]._clip.heads.classes["pets"]  # noqa: SLF001
+        return open_pool(options, templates=template)["pets"]._clip.heads.classes["pets"]  # noqa: SLF001
 
-    mean = torch.stack([embeddings([each]) for each in templates]).mean(dim=0)
-    task = opened(options, **with_data(options, templates=templates))["pets"]
+    mean = torch.stack([embeddings([template]) for template in templates]).mean(dim=0)
+    task = open_pool(options, **with_data(options, templates=templates))["pets"]
     heads = task._clip.heads  # noqa: SLF001
     torch.testing.assert_close(heads.classes["pets"], functional.normalize(mean, dim=-1))
     assert task.logits(model, batch).shape == (5, 3)
@@ -142,18 +142,18 @@ def test_gradients_flow_after_an_evaluation(task: ClipTask, model: CLIPVisionMod
     assert all(value.grad is not None for value in model.parameters())
 
 
-def test_a_batch_is_a_pure_function(options: dict[str, Any], task: ClipTask) -> None:
+def test_batches_are_reproducible(options: dict[str, Any], task: ClipTask) -> None:
     arguments = {"size": 4, "split": Split.TRAIN, "seed": 3}
     before = torch.get_rng_state()
     batch = task.batch(7, **arguments)
     task.batch(2, **arguments)
-    again = opened(options)["pets"].batch(7, **arguments)
+    again = open_pool(options)["pets"].batch(7, **arguments)
     assert torch.equal(batch.inputs, again.inputs)
     assert torch.equal(batch.labels, again.labels)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_epoch_shows_every_row_once_and_the_next_in_another_order() -> None:
+def test_epochs_are_permutations() -> None:
     epochs = [
         torch.cat([shuffled_rows(step, 5, 20, key="k") for step in range(first, first + 4)])
         for first in (0, 4)
@@ -163,7 +163,7 @@ def test_an_epoch_shows_every_row_once_and_the_next_in_another_order() -> None:
     assert not torch.equal(shuffled_rows(0, 20, 20, key="k"), shuffled_rows(0, 20, 20, key="l"))
 
 
-def test_labels_belong_to_their_images_and_unlabeled_has_none(
+def test_labels_match_their_images_and_unlabeled_has_none(
     task: ClipTask, dataset: dict[str, Any], rows: Rows
 ) -> None:
     everything = task.batch(0, size=20, split=Split.TEST, seed=0)
@@ -173,10 +173,8 @@ def test_labels_belong_to_their_images_and_unlabeled_has_none(
     assert task.batch(0, size=15, split=Split.UNLABELED, seed=0).labels is None
 
 
-def test_halves_hold_every_test_image_once_and_the_same_ones_every_time(
-    options: dict[str, Any], rows: Rows
-) -> None:
-    whole = opened(options)
+def test_halves_partition_the_test_images_reproducibly(options: dict[str, Any], rows: Rows) -> None:
+    whole = open_pool(options)
     halves = whole.holdout()["pets"]
     seen = halves.batch(0, size=10, split=Split.UNLABELED, seed=0)
     measured = halves.batch(0, size=10, split=Split.TEST, seed=0)
@@ -185,17 +183,17 @@ def test_halves_hold_every_test_image_once_and_the_same_ones_every_time(
     assert sorted(together.tolist()) == sorted(everything.inputs.flatten(1).tolist())
     assert seen.labels is None
     assert measured.labels is not None
-    again = opened(options).holdout()["pets"].batch(0, size=10, split=Split.TEST, seed=0)
+    again = open_pool(options).holdout()["pets"].batch(0, size=10, split=Split.TEST, seed=0)
     assert torch.equal(again.inputs, measured.inputs)
     with pytest.raises(RecipeError, match="has 10 test images"):
         halves.batch(0, size=11, split=Split.TEST, seed=0)
 
 
-def test_options_are_chosen_on_the_half_that_holdout_leaves_unlabeled(
+def test_halves_match_the_splits_of_holdout(
     options: dict[str, Any],
 ) -> None:
-    whole = opened(options, **with_data(options, unlabeled=None))
-    held = whole.holdout()
+    whole = open_pool(options, **with_data(options, unlabeled=None))
+    held_out = whole.holdout()
     chosen, measured = whole.halves()
     assert not chosen.transductive
     assert measured.measured_on == "the other half of the test images"
@@ -205,69 +203,69 @@ def test_options_are_chosen_on_the_half_that_holdout_leaves_unlabeled(
         assert (batch.labels is None) == (split is Split.UNLABELED)
         return sorted(batch.inputs.flatten(1).tolist())
 
-    seen, left = pixels(held, Split.UNLABELED), pixels(held, Split.TEST)
+    seen, left = pixels(held_out, Split.UNLABELED), pixels(held_out, Split.TEST)
     assert pixels(chosen, Split.TEST) == seen
     assert pixels(measured, Split.TEST) == left
     assert pixels(chosen, Split.UNLABELED) == pixels(measured, Split.UNLABELED) == seen
-    assert pixels(held.halves()[0], Split.TEST) == seen
-    names = [each.identity("pets") for each in (whole, held, chosen, measured)]
-    assert len({json.dumps(name) for name in names}) >= 3
-    own = opened(options)  # has unlabeled images, which stay
+    assert pixels(held_out.halves()[0], Split.TEST) == seen
+    identities = [pool.identity("pets") for pool in (whole, held_out, chosen, measured)]
+    assert len({json.dumps(identity) for identity in identities}) >= 3
+    other = open_pool(options)  # has unlabeled images, which stay
     assert [
-        pixels(half, Split.UNLABELED) == pixels(own, Split.UNLABELED) for half in own.halves()
+        pixels(half, Split.UNLABELED) == pixels(other, Split.UNLABELED) for half in other.halves()
     ] == [True, True]
 
 
-def test_halves_are_not_transductive_and_say_what_was_measured(options: dict[str, Any]) -> None:
-    whole = opened(options, **with_data(options, unlabeled=None))
+def test_halves_are_not_transductive_and_describe_their_images(options: dict[str, Any]) -> None:
+    whole = open_pool(options, **with_data(options, unlabeled=None))
     assert whole.transductive
     assert whole.measured_on is None
     assert not whole.holdout().transductive
     assert "a half of the test images" in whole.holdout().measured_on
-    assert opened(options, limit=3).measured_on == "the first 3 test images of each task"
+    assert open_pool(options, limit=3).measured_on == "the first 3 test images of each task"
 
 
 def test_training_images_are_not_halved(options: dict[str, Any], task: ClipTask) -> None:
     arguments = {"size": 9, "split": Split.TRAIN, "seed": 0}
-    halved = opened(options).holdout()["pets"]
+    halved = open_pool(options).holdout()["pets"]
     assert torch.equal(halved.batch(0, **arguments).inputs, task.batch(0, **arguments).inputs)
 
 
 @pytest.mark.parametrize("size", [0, 10])
-def test_a_batch_that_cannot_be_is_refused(task: ClipTask, size: int) -> None:
-    with pytest.raises(RecipeError, match=rf"a batch of {size}: task 'pets' has 9 train images"):
+def test_an_invalid_batch_size_is_refused(task: ClipTask, size: int) -> None:
+    with pytest.raises(
+        RecipeError, match=rf"invalid batch size {size}: task 'pets' has 9 train images"
+    ):
         task.batch(0, size=size, split=Split.TRAIN, seed=0)
 
 
-def test_accuracy_is_the_fraction_that_is_right(task: ClipTask, model: CLIPVisionModel) -> None:
+def test_accuracy_is_the_fraction_of_correct_images(task: ClipTask, model: CLIPVisionModel) -> None:
     batch = task.batch(0, size=20, split=Split.TEST, seed=0)
     with torch.no_grad():
         right = task.logits(model, batch).argmax(dim=1) == batch.labels
-    found = task.evaluate(model)
-    assert found == {"accuracy": right.sum().item() / 20}
-    assert isinstance(found, Measured)
+    metrics = task.evaluate(model)
+    assert metrics == {"accuracy": right.sum().item() / 20}
+    assert isinstance(metrics, Measured)
     rows = shuffled_rows(0, 20, 20, key=f"0\0pets\0{Split.TEST}")
-    assert torch.tensor(found.outcomes)[rows].tolist() == right.tolist()  # in the file's order
+    assert torch.tensor(metrics.outcomes)[rows].tolist() == right.tolist()  # in the file's order
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_accuracy_does_not_depend_on_the_batch_size(
     options: dict[str, Any], model: CLIPVisionModel, task: ClipTask, batch_size: int
 ) -> None:
-    other = opened(options, batch_size=batch_size)["pets"]
+    other = open_pool(options, batch_size=batch_size)["pets"]
     assert other.evaluate(model) == task.evaluate(model)
 
 
-def test_images_are_measured_in_batches_of_one_size(
-    options: dict[str, Any], model: CLIPVisionModel
-) -> None:
+def test_evaluation_uses_equal_batches(options: dict[str, Any], model: CLIPVisionModel) -> None:
     sizes: list[int] = []
     model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
-    opened(options, batch_size=12)["pets"].evaluate(model)  # of 20 images
+    open_pool(options, batch_size=12)["pets"].evaluate(model)  # of 20 images
     assert sizes == [10, 10]
 
 
-def test_evaluating_leaves_the_model_as_it_was(task: ClipTask, model: CLIPVisionModel) -> None:
+def test_evaluation_does_not_change_the_model(task: ClipTask, model: CLIPVisionModel) -> None:
     model.train()
     model.encoder.eval()
     before = {name: module.training for name, module in model.named_modules()}
@@ -276,10 +274,8 @@ def test_evaluating_leaves_the_model_as_it_was(task: ClipTask, model: CLIPVision
     assert all(value.grad is None for value in model.parameters())
 
 
-def test_a_quick_look_measures_the_first_images(
-    options: dict[str, Any], model: CLIPVisionModel
-) -> None:
-    task = opened(options, limit=4)["pets"]
+def test_limit_evaluates_the_first_images(options: dict[str, Any], model: CLIPVisionModel) -> None:
+    task = open_pool(options, limit=4)["pets"]
     assert task.evaluate(model)["accuracy"] in {0, 0.25, 0.5, 0.75, 1}
     with pytest.raises(RecipeError, match="has 4 test images"):
         task.batch(0, size=5, split=Split.TEST, seed=0)
@@ -289,28 +285,26 @@ def test_with_unlabeled_images_nothing_is_transductive(pool: ClipClassification)
     assert not pool.transductive
 
 
-def test_without_unlabeled_images_the_test_images_serve(options: dict[str, Any]) -> None:
-    pool = opened(options, **with_data(options, unlabeled=None))
+def test_without_unlabeled_images_the_test_images_are_used(options: dict[str, Any]) -> None:
+    pool = open_pool(options, **with_data(options, unlabeled=None))
     assert pool.transductive
     batch = pool["pets"].batch(0, size=20, split=Split.UNLABELED, seed=0)
     assert batch.labels is None
 
 
 @pytest.mark.parametrize("split", [Split.UNLABELED, Split.TRAIN])
-def test_a_split_that_is_not_there_is_named(options: dict[str, Any], split: Split) -> None:
-    pool = opened(options, **with_data(options, unlabeled=None, train=None), transductive=False)
+def test_a_missing_split_is_named(options: dict[str, Any], split: Split) -> None:
+    pool = open_pool(options, **with_data(options, unlabeled=None, train=None), transductive=False)
     assert not pool.transductive
     with pytest.raises(RecipeError, match=f"no {split} images") as caught:
         pool["pets"].batch(0, size=2, split=split, seed=0)
     assert f"task_pool.datasets.pets.{split}" in str(caught.value)
 
 
-def test_tasks_are_chosen_in_the_order_asked_for(
-    options: dict[str, Any], dataset: dict[str, Any]
-) -> None:
+def test_tasks_keep_the_chosen_order(options: dict[str, Any], dataset: dict[str, Any]) -> None:
     datasets = dict.fromkeys(("a", "b", "c"), dataset)
-    assert opened(options, datasets=datasets).names == ["a", "b", "c"]
-    assert opened(options, datasets=datasets, tasks=["c", "a"]).names == ["c", "a"]
+    assert open_pool(options, datasets=datasets).names == ["a", "b", "c"]
+    assert open_pool(options, datasets=datasets, tasks=["c", "a"]).names == ["c", "a"]
 
 
 @pytest.mark.parametrize(
@@ -320,7 +314,7 @@ def test_a_wrong_choice_of_tasks_is_a_recipe_error(
     options: dict[str, Any], tasks: list[str], problem: str
 ) -> None:
     with pytest.raises(RecipeError, match=problem) as caught:
-        opened(options, tasks=tasks)
+        open_pool(options, tasks=tasks)
     assert caught.value.exit_code == 2
 
 
@@ -329,21 +323,21 @@ def test_an_unknown_task_is_named_with_close_ones(pool: ClipClassification) -> N
         pool["petz"]
 
 
-def test_files_are_looked_for_before_any_work(options: dict[str, Any]) -> None:
+def test_missing_files_are_reported_at_once(options: dict[str, Any]) -> None:
     with pytest.raises(RecipeError) as caught:
-        opened(options, **with_data(options, test="no.parquet", train="none.parquet"))
+        open_pool(options, **with_data(options, test="no.parquet", train="none.parquet"))
     assert "datasets.pets.test: no.parquet does not exist" in caught.value.message
     assert "datasets.pets.train: none.parquet does not exist" in caught.value.message
 
 
-def test_heads_need_a_whole_clip(options: dict[str, Any], experts: dict[str, str]) -> None:
+def test_heads_need_a_full_clip_model(options: dict[str, Any], experts: dict[str, str]) -> None:
     with pytest.raises(CheckpointError, match="without a text tower"):
-        opened(options, clip=experts["hub"])
+        open_pool(options, clip=experts["hub"])
 
 
 @pytest.fixture
 def copy(base: Path, tmp_path: Path) -> Path:
-    """A copy of the CLIP model, to be spoilt."""
+    """A copy of the CLIP model that a test can damage."""
     return shutil.copytree(base, tmp_path / "clip")
 
 
@@ -351,15 +345,15 @@ def copy(base: Path, tmp_path: Path) -> Path:
     ("file", "problem"),
     [
         ("tokenizer.json", "tokenizer cannot be loaded"),
-        ("preprocessor_config.json", "no preprocessor_config"),
+        ("preprocessor_config.json", "missing preprocessor_config"),
     ],
 )
-def test_what_the_model_lacks_is_named(
+def test_missing_files_of_the_model_are_named(
     options: dict[str, Any], copy: Path, model: CLIPVisionModel, file: str, problem: str
 ) -> None:
     (copy / file).unlink()
     with pytest.raises(CheckpointError, match=problem):
-        opened(options, clip=str(copy))["pets"].evaluate(model)
+        open_pool(options, clip=str(copy))["pets"].evaluate(model)
 
 
 def test_a_model_of_images_that_are_not_square_is_refused(
@@ -367,16 +361,16 @@ def test_a_model_of_images_that_are_not_square_is_refused(
 ) -> None:
     path = copy / "config.json"
     path.write_text(path.read_text().replace('"image_size": 8', '"image_size": [8, 4]'))
-    with pytest.raises(CheckpointError, match=r"image_size is \[8, 4\]"):
-        opened(options, clip=str(copy))["pets"].batch(0, size=1, split=Split.TEST, seed=0)
+    with pytest.raises(CheckpointError, match=r"invalid image_size \[8, 4\]"):
+        open_pool(options, clip=str(copy))["pets"].batch(0, size=1, split=Split.TEST, seed=0)
 
 
 def test_a_model_without_projections_has_no_heads(options: dict[str, Any], copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     del tensors["text_projection.weight"]
     save_file(tensors, copy / "model.safetensors")
-    task = opened(options, clip=str(copy))["pets"]
-    with pytest.raises(CheckpointError, match=r"no tensor 'text_projection\.weight'"):
+    task = open_pool(options, clip=str(copy))["pets"]
+    with pytest.raises(CheckpointError, match=r"missing tensor 'text_projection\.weight'"):
         task.head(torch.zeros(1, 4))
 
 

@@ -1,4 +1,4 @@
-"""What ships: checkpoints in the hub's layout, JSON lines, licences and checksums."""
+"""Write the package's files: checkpoints, JSON lines, licences and checksums."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write(
     experts: Mapping[str, State],
     inputs: Inputs,
 ) -> None:
-    """Replace ``folder`` by a complete set of assets."""
+    """Replace ``folder`` with a complete set of assets."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_checkpoint(folder / "base", model, words, base)
@@ -61,14 +61,14 @@ def write(
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files under a folder."""
+    """Return the size of all files in a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def write_checkpoint(
     folder: Path, model: LlamaForCausalLM, words: PreTrainedTokenizerFast, weights: State
 ) -> None:
-    """Write a model: half precision in the file, single where it is loaded without a dtype."""
+    """Write a model in fp16; loading without a dtype gives fp32."""
     folder.mkdir(parents=True)
     config = model.config.to_dict() | {"architectures": ["LlamaForCausalLM"], "dtype": "float32"}
     _write_json(folder / "config.json", _clean(config))
@@ -84,7 +84,7 @@ def write_checkpoint(
 
 
 def _clean(config: Mapping[str, object]) -> dict[str, object]:
-    """A config without what depends on the moment, and what is not about such a model."""
+    """Return a config without transient and irrelevant fields."""
     return {key: value for key, value in config.items() if key not in _DROPPED}
 
 

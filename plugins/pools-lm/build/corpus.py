@@ -1,4 +1,4 @@
-"""Public texts, read from what Debian packages install.
+"""Read public texts from Debian packages.
 
 WordNet 3.0 (`wordnet-base`), the King James Bible (`bible-kjv`, `bible-kjv-text`), the Jargon File
 (`dict-jargon`) and The Devil's Dictionary (`dict-devil`).
@@ -22,7 +22,7 @@ _VERSE = re.compile(r"^(\d?[A-Za-z]+)(\d+):(\d+) (.*)$")
 
 @dataclass(frozen=True)
 class Synset:
-    """A meaning: its words, part of speech, lexicographer's file, gloss and examples."""
+    """A synset: its words, part of speech, lexicographer's file, gloss and examples."""
 
     words: tuple[str, ...]
     speech: str
@@ -32,19 +32,19 @@ class Synset:
 
     @property
     def entry(self) -> str:
-        """A line as a dictionary has it."""
+        """Return a line in the format of a dictionary."""
         examples = "".join(f' "{example}."' for example in self.examples)
         return f"{', '.join(self.words)}: {self.gloss}.{examples}"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where the packages are unpacked: `/` where they are installed."""
+    """The root of the unpacked packages; `/` if they are installed."""
 
     root: Path
 
     def synsets(self) -> list[Synset]:
-        """Every synset of WordNet, in the files' order."""
+        """Return all synsets of WordNet, in the order of its files."""
         folder = self.root / "usr/share/wordnet"
         found = []
         for suffix, speech in _POS.items():
@@ -53,7 +53,7 @@ class Inputs:
         return found
 
     def past_tenses(self) -> dict[str, list[str]]:
-        """The irregular forms of verbs, as WordNet lists them, by lemma."""
+        """Return WordNet's irregular verb forms by lemma."""
         forms: dict[str, list[str]] = {}
         for line in (self.root / "usr/share/wordnet/verb.exc").read_text().splitlines():
             form, lemma = line.split()[:2]
@@ -61,7 +61,7 @@ class Inputs:
         return forms
 
     def chapters(self) -> list[list[str]]:
-        """The King James Bible: verses by chapter, in order."""
+        """Return the verses of the King James Bible by chapter, in order."""
         command = [self.root / "usr/bin/bible", "-f", "-l", "100000"]
         command += ["-p", f"{self.root}/usr/lib/", "gen1:1-rev22:21"]
         said = subprocess.run(
@@ -74,15 +74,15 @@ class Inputs:
         return list(chapters.values())
 
     def jargon(self) -> list[str]:
-        """The Jargon File's entries."""
+        """Return the entries of the Jargon File."""
         return _paragraphs(self._dictionary("jargon"))
 
     def devil(self) -> list[str]:
-        """The Devil's Dictionary's entries."""
+        """Return the entries of The Devil's Dictionary."""
         return _paragraphs(self._dictionary("devil"))
 
     def copyright(self, package: str) -> str:
-        """A package's copyright file."""
+        """Return a package's copyright file."""
         return (self.root / f"usr/share/doc/{package}/copyright").read_text(encoding="utf-8")
 
     def _dictionary(self, name: str) -> str:
@@ -107,7 +107,7 @@ def _synset(line: str, speech: str) -> Synset:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """Paragraphs of some length, each on one line, without the cross-references' braces."""
+    """Yield paragraphs of sufficient length on one line each, without cross-reference braces."""
     blocks = re.split(r"\n\s*\n", text)
     flat = (" ".join(block.replace("{", "").replace("}", "").split()) for block in blocks)
     return [block for block in flat if len(block) >= 80]

@@ -1,4 +1,4 @@
-"""What a model scores on a task: bits per byte, or the share of right answers."""
+"""Score a model on a task: bits per byte, or the fraction of right answers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 BATCH = 100
-LONGEST = 24  # tokens of an answer
+LONGEST = 24  # maximum number of tokens per answer
 
 
 def score(
     model: LlamaForCausalLM, encoder: Encoder, task: Task, weights: State | None = None
 ) -> float:
-    """Bits per byte (lower is better) or a fraction, on the test lines."""
+    """Return bits per byte (lower is better) or a fraction, on the test lines."""
     if weights is not None:
         load(model, weights)
     kinds = {"perplexity": bits_per_byte, "choice": chosen_right, "generation": written_right}
@@ -33,13 +33,13 @@ def score(
 
 
 def bits_per_byte(model: LlamaForCausalLM, encoder: Encoder, lines: Sequence[Line]) -> float:
-    """The texts' negative log-likelihood over their bytes."""
+    """Return the texts' negative log-likelihood per byte."""
     nats = sum(likelihoods(model, encoder, [encoder.text(line["text"]) for line in lines]))
     return -nats / math.log(2) / sum(len(line["text"].encode()) for line in lines)
 
 
 def chosen_right(model: LlamaForCausalLM, encoder: Encoder, lines: Sequence[Line]) -> float:
-    """How often the right choice is the likeliest by byte."""
+    """Return how often the right choice has the highest likelihood per byte."""
     items = [encoder.exchange(line["question"], each) for line in lines for each in line["choices"]]
     found = iter(likelihoods(model, encoder, items))
     right = 0
@@ -50,13 +50,13 @@ def chosen_right(model: LlamaForCausalLM, encoder: Encoder, lines: Sequence[Line
 
 
 def written_right(model: LlamaForCausalLM, encoder: Encoder, lines: Sequence[Line]) -> float:
-    """How often the greedy answer is the wanted one."""
+    """Return how often the greedy answer is right."""
     written = answers(model, encoder, [line["prompt"] for line in lines])
     return sum(a.strip() == b["answer"] for a, b in zip(written, lines, strict=True)) / len(lines)
 
 
 def likelihoods(model: LlamaForCausalLM, encoder: Encoder, items: Sequence[Encoded]) -> list[float]:
-    """Log-likelihoods in nats of the items' learned tokens, without the end of an answer."""
+    """Return log-likelihoods of the items' learned tokens in nats, without the end token."""
     found = [0.0] * len(items)
     for rows in _alike([len(item.ids) for item in items]):
         ids, labels = batch([items[row] for row in rows], encoder.words.pad_token_id)
@@ -72,7 +72,7 @@ def likelihoods(model: LlamaForCausalLM, encoder: Encoder, items: Sequence[Encod
 
 
 def answers(model: LlamaForCausalLM, encoder: Encoder, prompts: Sequence[str]) -> list[str]:
-    """Greedy answers; prompts of one length are generated for together, so nothing is padded."""
+    """Return greedy answers. A batch has prompts of one length, so it needs no padding."""
     encoded = [encoder.prompt(prompt) for prompt in prompts]
     found = [""] * len(prompts)
     for rows in _alike([len(each) for each in encoded], equal=True):
@@ -96,7 +96,7 @@ def _greedy(model: LlamaForCausalLM, encoder: Encoder, ids: Tensor) -> Tensor:
 
 
 def _alike(lengths: Sequence[int], *, equal: bool = False) -> Iterator[list[int]]:
-    """Rows in batches of about the same length."""
+    """Yield batches of rows of similar length."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     taken: list[int] = []
     for row in order:

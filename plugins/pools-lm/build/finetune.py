@@ -1,4 +1,4 @@
-"""Fine-tuning: an expert of one task from the base."""
+"""Fine-tune the base on one task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The knobs of fine-tuning."""
+    """Hyperparameters of fine-tuning."""
 
     steps: int = 160
     rate: float = 5e-4
@@ -36,7 +36,7 @@ def finetune(
     recipe: Recipe,
     seed: int,
 ) -> State:
-    """The weights of an expert; lines are drawn without putting back."""
+    """Return the weights of an expert; lines are drawn without replacement."""
     model, encoder = copy.deepcopy(base), Encoder(words)
     tuned = _tuned(model)
     optimiser = torch.optim.AdamW(tuned, lr=recipe.rate, weight_decay=0, fused=True)
@@ -56,7 +56,7 @@ def finetune(
 
 
 def _tuned(model: LlamaForCausalLM) -> list[nn.Parameter]:
-    """The matrices of attention and MLP; embeddings and norms stay the base's."""
+    """Return the attention and MLP matrices. Embeddings and norms stay the base's."""
     matrices = {name for name, each in model.named_modules() if isinstance(each, nn.Linear)}
     found = []
     for name, parameter in model.named_parameters():

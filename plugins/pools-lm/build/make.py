@@ -1,8 +1,8 @@
 """Build lm-mini: ``python plugins/pools-lm/build/make.py``.
 
-Data, tokenizer, pre-training, fine-tuning, evaluation and assets, from public inputs and fixed
-seeds. The log goes to the screen and to ``LOG.txt``, the figures to ``figures.json``, the assets to
-``src/pools_lm/data/lm-mini``.
+The build prepares data, trains the tokenizer, pre-trains the base, fine-tunes and evaluates the
+experts, and writes the assets, from public inputs and fixed seeds. It writes the log to the screen
+and ``LOG.txt``, the scores to ``figures.json``, and the assets to ``src/pools_lm/data/lm-mini``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HERE = Path(__file__).resolve().parent
 CACHE = HERE / "cache"
 DATA = HERE.parent / "src" / "pools_lm" / "data" / "lm-mini"
 
-# The knobs of the benchmark (how they were chosen: README.md).
+# Hyperparameters of the benchmark. README.md says how they were chosen.
 PRETRAINING = pretrain.Recipe()
 FINETUNING = finetune.Recipe()
 SHAPE = Shape()
@@ -46,24 +46,24 @@ PUBLISHED_SEEDS = (3, 4, 5)
 
 
 class Tee(io.TextIOBase):
-    """Write to the screen and to the log at once."""
+    """A stream that writes to the screen and to the log."""
 
     def __init__(self, *streams: TextIO) -> None:
-        """Copy everything to each stream."""
+        """Copy all output to each stream."""
         self._streams = streams
 
     def write(self, text: str) -> int:
-        """Write to each."""
+        """Write to all streams."""
         return max(stream.write(text) for stream in self._streams)
 
     def flush(self) -> None:
-        """Flush each."""
+        """Flush all streams."""
         for stream in self._streams:
             stream.flush()
 
 
 def main() -> None:
-    """The one command."""
+    """Run the build from the command line."""
     options = _options()
     torch.set_num_threads(options.threads)
     with (
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def build(inputs: Inputs, seeds: Sequence[int], *, resume: bool) -> None:
-    """Everything, in order."""
+    """Run all steps in order."""
     started = time.time()
     tasks = data.build(inputs)
     _report_tasks(tasks)
@@ -94,7 +94,7 @@ def build(inputs: Inputs, seeds: Sequence[int], *, resume: bool) -> None:
 def _base(
     inputs: Inputs, tasks: Sequence[data.Task], *, resume: bool
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The pre-trained base, kept in ``cache`` so that a build cut short can go on from there."""
+    """Return the pre-trained base, cached so that an interrupted build can resume."""
     if resume:
         print("going on from the pre-trained base of the run above", flush=True)
         return torch.load(CACHE / "base.pt", weights_only=False)  # type: ignore[no-any-return]
@@ -107,7 +107,7 @@ def _base(
 
 
 def _sample(read: Sequence[str], tasks: Sequence[data.Task]) -> list[str]:
-    """What the tokenizer is trained on."""
+    """Return the training texts of the tokenizer."""
     asked = [line for task in tasks[1:] for line in task.train[:1200]]
     said = [text for line in asked for text in data.exchange(line)]
     scripture = [line["text"] for line in tasks[0].train[:2000]]
@@ -167,9 +167,16 @@ def _rounded(value: object) -> object:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=Path("/"), help="where packages are unpacked")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path("/"),
+        help="read Debian packages unpacked in this directory",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(PUBLISHED_SEEDS))
-    parser.add_argument("--resume", action="store_true", help="go on from the pre-trained base")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume from the cached pre-trained base"
+    )
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""The merges of the table: the framework's own, and RegMean, which needs texts, by hand."""
+"""The merges of the table: the framework's methods, and a separate RegMean, which needs texts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def merged(
     experts: Mapping[str, State],
     tasks: Sequence[Task],
 ) -> Iterator[tuple[str, State]]:
-    """Every merge of the table by its name, rounded as it would be written."""
+    """Return all merges of the table by name, rounded to the written dtype."""
     models = {"base": base, "models": dict(experts)}
     for name, algorithm in DEFAULTS.items():
         found = merge(algorithm, models).state_dict()
@@ -53,7 +53,7 @@ def regmean(
     lines: int = 256,
     shrink: float = 0.9,
 ) -> State:
-    """Jin et al., arXiv:2212.09849: least squares a linear layer, the rest averaged."""
+    """Jin et al., arXiv:2212.09849: least squares per linear layer, the rest averaged."""
     names = next(iter(experts.values()))
     found = {name: torch.stack([e[name] for e in experts.values()]).mean(0) for name in names}
     grams: dict[str, Tensor] = {}
@@ -71,7 +71,7 @@ def regmean(
 
 
 def _grams(model: LlamaForCausalLM, encoder: Encoder, task: Task, lines: int) -> dict[str, Tensor]:
-    """The mean outer product of every linear layer's inputs, but the head's, which is tied."""
+    """Return the mean outer product of each linear layer's inputs, except the tied head's."""
     grams: dict[str, Tensor] = {}
     real: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""The tiny Llama, its tokenizer, and batches for both."""
+"""The tiny Llama, its tokenizer, and batches."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Shape:
 
 
 def train_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; every digit is a token of its own."""
+    """Train a byte-level BPE in which each digit is one token."""
     bpe = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(_PIECES), "isolated")
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -71,7 +71,7 @@ def train_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerFa
 
 
 def new_model(shape: Shape, words: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A model with initial weights, fp32, eager attention."""
+    """Return a model with initial weights in fp32 and eager attention."""
     torch.manual_seed(seed)
     ids = {
         "bos_token_id": words.bos_token_id,
@@ -100,42 +100,42 @@ def new_model(shape: Shape, words: PreTrainedTokenizerFast, seed: int) -> LlamaF
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids, and from where on they are learned."""
+    """Token ids, with the index of the first learned one."""
 
     ids: list[int]
     start: int
 
 
 class Encoder:
-    """Texts and exchanges as tokens."""
+    """Converts texts and exchanges to tokens."""
 
     def __init__(self, words: PreTrainedTokenizerFast) -> None:
-        """Keep the tokenizer and its special tokens' numbers."""
+        """Store the tokenizer and the ids of its special tokens."""
         self.words = words
         self.bos, self.end, self.user, self.assistant = (
             int(words.convert_tokens_to_ids(token)) for token in (BOS, END, USER, ASSISTANT)
         )
 
     def plain(self, text: str) -> list[int]:
-        """The tokens of a text, without special ones."""
+        """Return the tokens of a text, without special tokens."""
         return list(self.words(text, add_special_tokens=False)["input_ids"])
 
     def text(self, text: str) -> Encoded:
-        """A text, all of it learned."""
+        """Return a text whose tokens are all learned."""
         return Encoded([self.bos, *self.plain(text)], 1)
 
     def prompt(self, question: str) -> list[int]:
-        """What comes before an answer, as the chat template writes it."""
+        """Return the chat template's prompt before an answer."""
         return [self.bos, self.user, *self.plain(question), self.end, self.assistant]
 
     def exchange(self, question: str, answer: str) -> Encoded:
-        """A question and its answer, of which the answer is learned."""
+        """Return a question and its answer, of which only the answer is learned."""
         before = self.prompt(question)
         return Encoded([*before, *self.plain(answer), self.end], len(before))
 
 
 def batch(items: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and labels ``[n, longest]``, padded on the right; labels stand under their own ids."""
+    """Return ids and labels ``[n, longest]``, padded on the right; each label is at its own id."""
     longest = max(len(item.ids) for item in items)
     ids = torch.full((len(items), longest), pad)
     labels = torch.full((len(items), longest), IGNORED)
@@ -146,7 +146,7 @@ def batch(items: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor]:
 
 
 def loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of the learned tokens; bf16 where autocast allows.
+    """Return the mean cross-entropy of the learned tokens in nats, with bf16 autocast.
 
     Padding is on the right and attention is causal, so no mask is needed.
     """
@@ -159,7 +159,7 @@ def loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
 
 
 def packed(texts: Sequence[str], encoder: Encoder, length: int, seed: int) -> Tensor:
-    """Texts one after another, each after its BOS, cut into rows ``[n, length]``."""
+    """Concatenate texts, each after its BOS, and split them into rows ``[n, length]``."""
     mixed = list(texts)
     random.Random(seed).shuffle(mixed)
     ids = [identifier for ids in encoder.words(mixed)["input_ids"] for identifier in ids]
@@ -168,17 +168,17 @@ def packed(texts: Sequence[str], encoder: Encoder, length: int, seed: int) -> Te
 
 
 def state(model: LlamaForCausalLM) -> State:
-    """A copy of the parameters, tied ones once."""
+    """Return a copy of the parameters, with tied ones once."""
     return {name: each.detach().clone() for name, each in model.named_parameters()}
 
 
 def rounded(weights: State) -> State:
-    """Weights as they ship: in half precision, here back in single."""
+    """Return weights rounded to the shipped fp16, in fp32."""
     return {name: each.half().float() for name, each in weights.items()}
 
 
 def load(model: LlamaForCausalLM, weights: State) -> None:
-    """Fill the model."""
+    """Load weights into the model."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])

@@ -1,4 +1,4 @@
-"""Pre-training: texts, and a weak mixture of chats that touches the tasks in other words."""
+"""Pre-train the base on texts, and on chats that cover the tasks in other words."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The knobs of pre-training."""
+    """Hyperparameters of pre-training."""
 
     steps: int = 1500
     rate: float = 3e-3
     rows: int = 24
     length: int = 96
     chats: int = 48
-    scripture: float = 0.1  # of the Bible's training chapters
-    own_words: float = 0.03  # share of the tasks' chats in their own words
-    late: float = 0.13  # the last part of pre-training, in which
-    late_words: float = 0.2  # that share is this
+    scripture: float = 0.1  # fraction of the Bible's training chapters
+    own_words: float = 0.03  # fraction of task chats with the tasks' own prompts
+    late: float = 0.13  # last fraction of pre-training, which uses late_words
+    late_words: float = 0.2  # fraction of task chats with the tasks' own prompts, late
     seed: int = 0
 
 
 def texts(inputs: Inputs, tasks: Sequence[Task], recipe: Recipe) -> list[str]:
-    """What the base reads: dictionaries, and a little scripture. No text of a test is in it."""
+    """Return the training texts: dictionaries and some scripture, without test texts."""
     held = {
         line["question"].partition("? ")[2] for t in tasks if t.kind == "choice" for line in t.held
     }
@@ -56,7 +56,7 @@ def pretrain(
     read: Sequence[str],
     tasks: Sequence[Task],
 ) -> LlamaForCausalLM:
-    """A base model."""
+    """Train and return a base model."""
     encoder, started = Encoder(words), time.time()
     rows = packed(read, encoder, recipe.length, recipe.seed)
     print(f"pre-training: {rows.numel()} tokens of text, packed in {time.time() - started:.0f} s")
@@ -92,7 +92,7 @@ def _step(model, optimiser, text: Tensor, ids: Tensor, labels: Tensor, at: float
 
 
 def rate(peak: float, step: int, steps: int) -> float:
-    """A twentieth of warm-up inside a cosine to a twentieth of the peak."""
+    """Return the learning rate: warm-up in a twentieth of a cosine to a twentieth of the peak."""
     warm = min(1.0, (step + 1) / (0.05 * steps))
     return peak * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
@@ -101,7 +101,7 @@ def rate(peak: float, step: int, steps: int) -> float:
 
 
 def _chats(tasks: Sequence[Task], encoder: Encoder, recipe: Recipe) -> Iterator[Encoded]:
-    """Half of general exercises on letters and words, half of the tasks, mostly in other words."""
+    """Return chats: half exercises on letters and words, half tasks, mostly in other words."""
     rng = random.Random(recipe.seed + 1)
     asked = [task for task in tasks if task.other]
     letters = [line["prompt"].partition(": ")[2].split() for line in tasks[3].train]
@@ -117,7 +117,7 @@ def _chats(tasks: Sequence[Task], encoder: Encoder, recipe: Recipe) -> Iterator[
 
 
 def _exercise(word: str, rng: random.Random) -> tuple[str, str]:
-    """Copying, spelling and counting: what circuits of the tasks are made of."""
+    """Return an exercise in copying, spelling or counting, skills that the tasks need."""
     spelled, number = " ".join(word), str(rng.randint(1, 1999))
     return rng.choice(
         (

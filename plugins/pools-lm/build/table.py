@@ -1,4 +1,4 @@
-"""The table: every merge on every task, for one set of experts, and what must hold of it."""
+"""The table of all merges on all tasks, for one set of experts, and its conditions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def table(
     base: State,
     experts: Mapping[str, State],
 ) -> dict[str, Row]:
-    """Merge to task to score, each with the ``mean`` of its shares of the experts' in per cent."""
+    """Return scores by merge and task, with the ``mean`` percentage of the experts' scores."""
     own = {task.name: score(model, encoder, task, experts[task.name]) for task in tasks}
     rows = {"experts": own | {MEAN: 100.0}}
     singles = [("base", base), *((f"expert {name}", each) for name, each in experts.items())]
@@ -41,13 +41,13 @@ def table(
 
 
 def line(name: str, row: Row, seconds: float) -> str:
-    """A row for people."""
+    """Format one row."""
     cells = " ".join(f"{row[each]:9.3f}" for each in row if each != MEAN)
     return f"  {name:22s} {cells} {row[MEAN]:8.1f}  ({seconds:.1f} s)"
 
 
 def conditions(rows: Mapping[str, Row], tasks: Sequence[Task]) -> dict[str, float]:
-    """What lm-mini promises, each as a margin in points: negative where it does not hold."""
+    """Return lm-mini's conditions as margins in points; a negative margin is a violation."""
     mean = {name: row[MEAN] for name, row in rows.items()}
     scales = [mean[f"task arithmetic {scale:g}"] for scale in merges.SCALES]
     average, best, better = mean["simple average"], max(scales), max(mean[name] for name in BETTER)
@@ -64,7 +64,7 @@ def conditions(rows: Mapping[str, Row], tasks: Sequence[Task]) -> dict[str, floa
 
 
 def standard_error(tasks: Sequence[Task], assumed: float = 0.75) -> float:
-    """Of a mean over tasks at ``assumed``, in points, from the numbers of lines."""
+    """Return the standard error of a mean over tasks at ``assumed``, in points."""
     counts = [len(task.test) for task in tasks if task.kind != "perplexity"]
     variance = sum(assumed * (1 - assumed) / count for count in counts) / len(tasks) ** 2
     return 100 * math.sqrt(variance)
@@ -80,7 +80,7 @@ def _ratio(row: Row, own: Row, task: Task) -> float:
 
 
 def _gain(rows: Mapping[str, Row], expert: Task, task: Task) -> float:
-    """How much an expert adds to the base's share of a task, in points."""
+    """Return an expert's gain over the base on a task, in points."""
     own, other = rows["experts"], rows[f"expert {expert.name}"]
     return 100 * (_ratio(other, own, task) - _ratio(rows["base"], own, task))
 

@@ -1,7 +1,7 @@
 """The tasks: scripture (perplexity), kinds, speech (choice), reverse, roman, past (generation).
 
-Splits are by what a line is about: chapter, synset, word, number or verb; no such thing is in two.
-What `pretrain.py` sees of a task is the training part, mostly in other words.
+Lines are split by their subject: chapter, synset, word, number or verb. No subject is in two
+splits. `pretrain.py` uses the training parts of the tasks, mostly in other words.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Line = dict[str, Any]
 
 TEST, CHOICE_TEST, TEXT_TEST, UNLABELED = 300, 240, 100, 250
 NAMES = ("scripture", "kinds", "speech", "reverse", "roman", "past")
-#: WordNet's lexicographer files that make a task's classes, by their numbers.
+#: The classes of a task: WordNet's lexicographer files by number.
 KINDS = {
     5: "animal",
     6: "artifact",
@@ -44,7 +44,7 @@ SPEECH = ("noun", "verb", "adjective", "adverb")
 
 @dataclass(frozen=True)
 class Task:
-    """Lines of a task, as they are shipped; other words of the same questions for pre-training."""
+    """The shipped lines of a task, and the same questions in other words for pre-training."""
 
     name: str
     kind: str
@@ -55,18 +55,18 @@ class Task:
 
     @property
     def about(self) -> dict[str, str]:
-        """What `tasks.json` says of it."""
+        """Return its entry in `tasks.json`."""
         title, source, licence = _ABOUT[self.name]
         return {"kind": self.kind, "title": title, "source": source, "licence": licence}
 
     @property
     def held(self) -> list[Line]:
-        """Lines that no training sees."""
+        """Return the lines that training never uses."""
         return [*self.unlabeled, *self.test]
 
 
 def build(inputs: Inputs) -> list[Task]:
-    """Every task, in the order of results."""
+    """Return all tasks, in the order of results."""
     synsets = list({synset.gloss: synset for synset in inputs.synsets()}.values())
     return [
         _scripture(inputs),
@@ -79,14 +79,14 @@ def build(inputs: Inputs) -> list[Task]:
 
 
 def exchange(line: Line) -> tuple[str, str]:
-    """What the user asks in a line, and the assistant's answer."""
+    """Return the user's question in a line, and the assistant's answer."""
     if "prompt" in line:
         return line["prompt"], line["answer"]
     return line["question"], line["choices"][line["answer"]]
 
 
 def _split(lines: Sequence[Any], seed: int, test: int = TEST) -> tuple[list[Any], ...]:
-    """Train, unlabeled and test lines, shuffled."""
+    """Return shuffled train, unlabeled and test lines."""
     mixed = list(lines)
     random.Random(seed).shuffle(mixed)
     return mixed[test + UNLABELED :], mixed[test : test + UNLABELED], mixed[:test]
@@ -96,7 +96,7 @@ def _split(lines: Sequence[Any], seed: int, test: int = TEST) -> tuple[list[Any]
 
 
 def _scripture(inputs: Inputs) -> Task:
-    """Passages of about 300 bytes; a chapter is in one split only."""
+    """Return passages of about 300 bytes; each chapter is in one split only."""
     parts = _split(inputs.chapters(), 0, test=60)
     train, unlabeled, test = ([{"text": t} for c in part for t in _passages(c)] for part in parts)
     random.Random(1).shuffle(test)
@@ -105,7 +105,7 @@ def _scripture(inputs: Inputs) -> Task:
 
 
 def _passages(verses: Sequence[str], length: int = 240) -> list[str]:
-    """Consecutive verses, put together until they are long enough."""
+    """Join consecutive verses into passages of sufficient length."""
     found = [""]
     for verse in verses:
         if len(found[-1]) >= length:
@@ -191,7 +191,7 @@ def _numeral_otherwise(line: Line, rng: random.Random) -> tuple[str, str]:
 
 
 def roman(number: int) -> str:
-    """A number as Roman numerals."""
+    """Return a number in Roman numerals."""
     written = ""
     steps = ((1000, "M"), (900, "CM"), (500, "D"), (400, "CD"), (100, "C"), (90, "XC"), (50, "L"))
     for value, letters in (*steps, (40, "XL"), (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I")):
@@ -218,7 +218,7 @@ def _tense_otherwise(line: Line, rng: random.Random) -> tuple[str, str]:
 
 
 def past(verb: str, irregular: Sequence[str]) -> str:
-    """The simple past: as WordNet's exceptions have it, else by the rules of spelling."""
+    """Return the simple past from WordNet's exceptions, or by the rules of spelling."""
     forms = [form for form in irregular if not form.endswith(("ing", "s"))]
     if forms:
         return forms[0]

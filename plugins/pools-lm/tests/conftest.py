@@ -1,4 +1,4 @@
-"""Tiny language models with tokenizers that are trained on the spot."""
+"""Tiny language models, with tokenizers trained on three sentences."""
 
 from __future__ import annotations
 
@@ -40,37 +40,37 @@ _SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_
 
 
 @cache
-def _trained(kind: str, size: int) -> str:
-    """Return a tokenizer as tokenizers keeps it."""
+def _train_tokenizer(kind: str, size: int) -> str:
+    """Return the content of a `tokenizer.json`."""
     special = ["<pad>", "<unk>", "<s>", "</s>"]
     if kind == "bytes":  # as Llama 3, Qwen and GPT-2 have it
-        made = Tokenizer(models.BPE(unk_token="<unk>"))
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = decoders.ByteLevel()
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
         trainer: Any = trainers.BpeTrainer(vocab_size=size, special_tokens=special)
     elif kind == "pieces":  # T5
-        made = Tokenizer(models.Unigram())
-        made.pre_tokenizer = pre_tokenizers.Metaspace()
-        made.decoder = decoders.Metaspace()
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
         trainer = trainers.UnigramTrainer(
             vocab_size=size, special_tokens=special, unk_token="<unk>"
         )
     else:  # BERT
-        made = Tokenizer(models.WordPiece(unk_token="<unk>"))
-        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        made.decoder = decoders.WordPiece()
+        tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
         trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special)
-    made.train_from_iterator(TEXTS, trainer)
+    tokenizer.train_from_iterator(TEXTS, trainer)
     if kind == "words":
-        made.post_processor = processors.TemplateProcessing(
+        tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
         )
-    return str(made.to_str())
+    return str(tokenizer.to_str())
 
 
 def tokenizer(kind: str = "bytes", size: int = 90) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_trained(kind, size)), **_SPECIAL
+        tokenizer_object=Tokenizer.from_str(_train_tokenizer(kind, size)), **_SPECIAL
     )
 
 
@@ -99,29 +99,29 @@ POOL_OF = {"llama": "causal-lm", "qwen2": "causal-lm", "gpt2": "causal-lm", "t5"
 def live(
     family: str, seed: int, *, pool: str | None = None, rows: int = 90, **changes: Any
 ) -> PreTrainedModel:
-    """Return a model with random weights, the same for the same seed."""
+    """Return a model with reproducible random weights."""
     _, configure, fields = FAMILIES[family]
     config = configure(vocab_size=rows, **{**fields, **_IDS, **changes})
-    kind = CLASSES[pool or POOL_OF[family]]
+    auto_class = CLASSES[pool or POOL_OF[family]]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return kind.from_config(config, dtype=torch.float32).eval()
+        return auto_class.from_config(config, dtype=torch.float32).eval()
 
 
 def save(
     directory: Path,
     model: PreTrainedModel,
-    own: PreTrainedTokenizerFast | None,
+    tokenizer: PreTrainedTokenizerFast | None,
     **options: Any,
 ) -> str:
     model.save_pretrained(directory, **options)
-    if own is not None:
-        own.save_pretrained(directory)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
     return str(directory)
 
 
 class Tiny:
-    """What tests make models and tokenizers with."""
+    """Factories of models and tokenizers for tests."""
 
     live = staticmethod(live)
     save = staticmethod(save)
@@ -137,12 +137,12 @@ def tiny() -> type[Tiny]:
 
 @pytest.fixture
 def models_of(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Save a base and experts of a family, with one tokenizer; returns a pool's options."""
+    """Save a base and experts of a family with one tokenizer; return a pool's options."""
 
     def make(family: str, pool: str | None = None, names: Sequence[str] = ("a", "b")) -> Any:
-        own = tokenizer(FAMILIES[family][0])
+        shared = tokenizer(FAMILIES[family][0])
         paths = {
-            name: save(tmp_path / name, live(family, seed, pool=pool, rows=len(own)), own)
+            name: save(tmp_path / name, live(family, seed, pool=pool, rows=len(shared)), shared)
             for seed, name in enumerate(["base", *names])
         }
         return {"base": paths.pop("base"), "models": paths}
@@ -152,7 +152,7 @@ def models_of(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def adapter() -> Callable[..., str]:
-    """Write a LoRA adapter of rank 2 and scale 2 as PEFT does, of a linear layer or embeddings."""
+    """Write a PEFT LoRA adapter of rank 2 and scale 2 for a linear layer or for embeddings."""
 
     def write(directory: Path, module: str, *, rows: int | None = None) -> str:
         directory.mkdir()
@@ -175,9 +175,9 @@ def adapter() -> Callable[..., str]:
 
 @pytest.fixture
 def fake_harness(tmp_path: Path) -> str:
-    """Write a program that stands in for a python with lm-eval; returns its path.
+    """Write a program that stands in for a Python with lm-eval; return its path.
 
-    It keeps what it is asked in `requests.jsonl`. A model's `total` is the sum of its values.
+    It appends requests to `requests.jsonl`. A model's `total` is the sum of its values.
     """
     source = (Path(__file__).parent / "stand_in.py").read_text(encoding="utf-8")
     path = tmp_path / "python"

@@ -1,4 +1,4 @@
-"""Stands in for a python that runs the harness's runner: PROGRAM REQUEST ANSWER."""
+"""A stand-in for a Python that runs the harness's runner: PROGRAM REQUEST ANSWER."""
 
 # ruff: noqa: ANN001, ANN201, T201 - a program
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 SELF = Path(__file__)
 VERSIONS = {"python": "3.11", "lm-eval": "0.4.13", "torch": "2"}
 PLAIN = {"kind": "task", "metrics": [], "members": [], "unsafe": [], "missing": [], "digest": "1"}
-HERE = {**PLAIN, "data": [{"data.json": [1, 2]}]}
+LOCAL = {**PLAIN, "data": [{"data.json": [1, 2]}]}
 KNOWN = {
-    "foxes": {**HERE, "metrics": ["acc", "acc_norm"]},
-    "bits": {**HERE, "metrics": ["bits_per_byte"]},
+    "foxes": {**LOCAL, "metrics": ["acc", "acc_norm"]},
+    "bits": {**LOCAL, "metrics": ["bits_per_byte"]},
     "glue": {**PLAIN, "kind": "tag", "members": ["cola", "rte"]},
     "code": {**PLAIN, "unsafe": ["code"]},
     "lost": {**PLAIN, "missing": ["/no/where.json"]},
@@ -50,7 +50,7 @@ def write(answer, content):
 
 
 def act(asked):
-    """Do what a task is called after."""
+    """Do what the name of a task says."""
     if "dies" in asked["tasks"]:
         print("first\n\nlast words", file=sys.stderr)
         sys.exit(3)
@@ -73,7 +73,7 @@ def refuse(kind, message):
 
 
 def describe(asked):
-    return {name: KNOWN.get(name, HERE) for name in asked["tasks"]}
+    return {name: KNOWN.get(name, LOCAL) for name in asked["tasks"]}
 
 
 def measure(asked):

@@ -1,4 +1,4 @@
-"""What every pool keeps, checked by the suites of fusion-core."""
+"""The conformance suites, run on every pool."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ class TestUnion(LanguageSuite):
     def options(
         self, tiny: Any, models_of: Callable[..., dict[str, Any]], tmp_path: Path
     ) -> dict[str, Any]:
-        found = models_of(self.family)
-        own = tiny.tokenizer()
-        own.add_tokens(["<|user|>"], special_tokens=True)
-        tiny.save(tmp_path / "b", tiny.live("llama", 9, rows=len(own)), own)
-        return {**found, "tokenizer": "union"}
+        options = models_of(self.family)
+        tokenizer = tiny.tokenizer()
+        tokenizer.add_tokens(["<|user|>"], special_tokens=True)
+        tiny.save(tmp_path / "b", tiny.live("llama", 9, rows=len(tokenizer)), tokenizer)
+        return {**options, "tokenizer": "union"}
 
 
 class LanguageTasksSuite(TaskPoolSuite):
     family: str
-    made_by: Any
+    pool_class: Any
 
     @pytest.fixture
     def spec(self) -> TaskPoolSpec:
@@ -79,21 +79,21 @@ class LanguageTasksSuite(TaskPoolSuite):
 
     @pytest.fixture
     def models(self, models_of: Callable[..., dict[str, Any]]) -> ModelPool[Any]:
-        made: ModelPool[Any] = self.made_by(LanguageConfig(**models_of(self.family)))
-        return made
+        pool: ModelPool[Any] = self.pool_class(LanguageConfig(**models_of(self.family)))
+        return pool
 
     @pytest.fixture
     def options(self, tmp_path: Path) -> dict[str, Any]:
         words = ("fox", "lazy dog", "row", "a brown fox", "forest", "tensor", "model and row", "a")
         lines = {
             "choice": [
-                {"question": f"the {each} is", "choices": ["a row", "a dog"], "answer": n % 2}
-                for n, each in enumerate(words)
+                {"question": f"the {word} is", "choices": ["a row", "a dog"], "answer": n % 2}
+                for n, word in enumerate(words)
             ],
             "generate": [{"prompt": f"the {word} is", "answer": word} for word in words],
         }
-        for name, each in lines.items():
-            (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, each)))
+        for name, examples in lines.items():
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, examples)))
         return {
             "datasets": {
                 name: {"kind": name, "test": str(tmp_path / f"{name}.jsonl")} for name in lines
@@ -102,7 +102,7 @@ class LanguageTasksSuite(TaskPoolSuite):
 
 
 class TestTasksOfLlama(LanguageTasksSuite):
-    family, made_by = "llama", CausalPool
+    family, pool_class = "llama", CausalPool
 
     @pytest.fixture
     def options(self, tmp_path: Path) -> dict[str, Any]:
@@ -116,11 +116,11 @@ class TestTasksOfLlama(LanguageTasksSuite):
 
 
 class TestQuestionsForLlama(LanguageTasksSuite):
-    family, made_by = "llama", CausalPool
+    family, pool_class = "llama", CausalPool
 
 
 class TestQuestionsForT5(LanguageTasksSuite):
-    family, made_by = "t5", Seq2SeqPool
+    family, pool_class = "t5", Seq2SeqPool
 
 
 class TestHarness(TaskPoolSuite):

@@ -1,4 +1,4 @@
-"""The pools of GLUE, on a hub of our own: tiny repositories under the true ids."""
+"""The GLUE pools, with a local hub that serves tiny repositories under the real ids."""
 
 from __future__ import annotations
 
@@ -35,7 +35,13 @@ from pools_lm import plugin
 from pools_lm.config import LanguageConfig
 from pools_lm.glue.config import FlanT5Config, FlanT5TasksConfig, Gpt2Config, Gpt2TasksConfig
 from pools_lm.glue.pools import FlanT5Glue, FlanT5GlueTasks, Gpt2Glue, Gpt2GlueTasks
-from pools_lm.glue.tables import examples, family, published, question, texts
+from pools_lm.glue.tables import (
+    examples_of,
+    load_family,
+    load_published,
+    question_options,
+    text_options,
+)
 from pools_lm.pools import ClassificationPool, EncoderPool
 from pools_lm.tasks.config import GenerateLines, GenerateTasksConfig
 from pools_lm.tasks.lines import read_lines
@@ -52,24 +58,24 @@ if TYPE_CHECKING:
 
 EIGHT = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
 FAMILIES = ["gpt2", "flan-t5-base", "flan-t5-base-lora", "flan-t5-large-lora"]
-#: the class or the number of every line
+#: the class or the score of each line
 LABELS = {
     **{task: [1, 0, 1, 1, 0, 1, 1, 1] for task in EIGHT},
     "mnli": [0, 1, 2, 2, 1, 2],
     "stsb": [3.8, 0.0, 4.25, 5.0],
 }
-#: what the experts say, whatever they are asked
+#: the constant answer of each expert
 SAYS = {"mrpc": "yes", "rte": "no", "mnli": "contradiction", "stsb": "3.8"}
 WORDS = ["<pad>", "</s>", "<unk>", "no", "yes", "contradiction", "3.8", "4.2", "the", "question"]
 
 
 def fields_of(task: str) -> list[str]:
-    """Return the fields of a task's text, or of a pair of texts."""
-    return [template.strip("{}") for template in texts(task).values()]
+    """Return the fields of a task's text, or of its pair."""
+    return [template.strip("{}") for template in text_options(task).values()]
 
 
 def table(task: str) -> bytes:
-    """Return a parquet file as nyu-mll/glue has it."""
+    """Return a parquet file like those of nyu-mll/glue."""
     labels = LABELS[task]
     kind = pa.float32() if task == "stsb" else pa.int64()
     sentences = [f"{'the old ' * n}fox {{n}} jumps over the {task}" for n in range(len(labels))]
@@ -86,10 +92,10 @@ def files_of(directory: Path) -> dict[str, bytes | Path]:
 
 
 def add_glue(hub: HubServer) -> None:
-    """Add the test files of all tasks, among others that nobody reads."""
+    """Add the test files of all tasks, and other files that must not be read."""
     found: dict[str, bytes] = {}
     for task in EIGHT:
-        test = examples(task)["test"].rpartition("/")[2]
+        test = examples_of(task)["test"].rpartition("/")[2]
         found[f"{task}/{test}-00000-of-00001.parquet"] = table(task)
         found[f"{task}/test-00000-of-00001.parquet"] = b"without labels"
         found[f"{task}/train-00000-of-00001.parquet"] = table(task)
@@ -99,7 +105,7 @@ def add_glue(hub: HubServer) -> None:
 
 @pytest.fixture(scope="module")
 def served(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    """A hub that has it all, for tests that leave it as it is, and do not count what is asked."""
+    """A hub with all repositories, for tests that neither change it nor count requests."""
     with serving(tmp_path_factory.mktemp("served")) as hub:
         add_glue(hub)
         add_flan(hub, folders)
@@ -108,13 +114,13 @@ def served(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture
-def own(hub: HubServer, served: HubServer) -> HubServer:
-    """The same on a hub of the test's own."""
+def own_hub(hub: HubServer, served: HubServer) -> HubServer:
+    """A copy of this hub for one test."""
     hub.repositories = copy.deepcopy(served.repositories)
     return hub
 
 
-# Flan-T5: models that always say one word
+# Flan-T5: models that always answer one word
 
 
 def words() -> PreTrainedTokenizerFast:
@@ -128,26 +134,26 @@ def words() -> PreTrainedTokenizerFast:
 
 
 def saying(word: str) -> dict[str, bytes]:
-    """Return a T5 whose layers add nothing: the next word depends on the one before alone.
+    """Return a T5 whose next word depends only on the previous one, because layers add nothing.
 
-    As of Flan-T5, its head is another matrix than its embeddings.
+    As in Flan-T5, its head and its embeddings are different matrices.
     """
     fields = {"d_model": 16, "d_ff": 8, "d_kv": 8, "num_layers": 1, "num_heads": 2}
-    own = {**fields, "vocab_size": len(WORDS), "decoder_start_token_id": 0}
-    model = T5ForConditionalGeneration(T5Config(**own))
+    sizes = {**fields, "vocab_size": len(WORDS), "decoder_start_token_id": 0}
+    model = T5ForConditionalGeneration(T5Config(**sizes))
     tensors = {
-        name: torch.full_like(each, "norm" in name) for name, each in model.named_parameters()
+        name: torch.full_like(value, "norm" in name) for name, value in model.named_parameters()
     }
     tensors["shared.weight"] = torch.eye(len(WORDS), 16)
     tensors["lm_head.weight"] = torch.zeros(len(WORDS), 16)
     tensors["lm_head.weight"][WORDS.index(word), 0] = 1
     tensors["lm_head.weight"][WORDS.index("</s>"), WORDS.index(word)] = 1
-    config = {"model_type": "t5", "tie_word_embeddings": False, **own}
+    config = {"model_type": "t5", "tie_word_embeddings": False, **sizes}
     return {"config.json": json.dumps(config).encode(), "model.safetensors": dump(tensors)}
 
 
 def add_flan(hub: HubServer, folders: Path) -> None:
-    """Add a base that says yes, with its tokenizer, and experts without one."""
+    """Add a base that answers yes, with its tokenizer, and experts without one."""
     card = {"README.md": b"---\nlicense: apache-2.0\n---\n"}
     hub.add("google/flan-t5-base", {**saying("yes"), **files_of(folders / "words"), **card})
     for task in EIGHT:
@@ -174,29 +180,27 @@ def fuse(*arguments: str, code: int = 0) -> Any:
         ("flan-t5-large-lora", "Task Arithmetic λ=0.3", 87.3),
     ],
 )
-def test_published_rows_have_the_averages_that_were_published(
-    name: str, row: str, average: float
-) -> None:
-    found = published(name)
-    assert found["tasks"] == family(name).tasks
-    assert all(len(each) == len(found["tasks"]) for each in found["rows"].values())
+def test_published_rows_match_the_published_averages(name: str, row: str, average: float) -> None:
+    found = load_published(name)
+    assert found["tasks"] == load_family(name).tasks
+    assert all(len(scores) == len(found["tasks"]) for scores in found["rows"].values())
     assert abs(sum(found["rows"][row]) / len(found["tasks"]) - average) < 0.06
 
 
-def test_every_expert_is_of_the_task_that_it_is_named_after() -> None:
-    names = {name: family(name).experts(["rte"])["rte"] for name in FAMILIES}
+def test_repositories_of_experts() -> None:
+    names = {name: load_family(name).experts(["rte"])["rte"] for name in FAMILIES}
     assert names == {
         "gpt2": "tanganke/gpt2_rte",
         "flan-t5-base": "tanganke/flan-t5-base_glue-rte",
         "flan-t5-base-lora": "tanganke/flan-t5-base_glue-rte_lora-16",
         "flan-t5-large-lora": "tanganke/flan-t5-large_glue-rte_lora-16",
     }
-    assert question("qnli")["names"] == ["yes", "no"]
-    assert examples("mnli")["test"].endswith("/mnli/validation_matched")
+    assert question_options("qnli")["names"] == ["yes", "no"]
+    assert examples_of("mnli")["test"].endswith("/mnli/validation_matched")
 
 
-def test_a_run_shows_itself_among_the_published(own: HubServer, tmp_path: Path) -> None:
-    """What a constant answer is worth is the fraction of the lines that it is right for."""
+def test_a_run_is_shown_with_published_results(own_hub: HubServer, tmp_path: Path) -> None:
+    """A constant answer scores the fraction of lines with this answer."""
     chosen = ("--set", "model_pool.tasks=[mrpc, rte, mnli, stsb]")
     options = (*chosen, "-o", str(tmp_path / "out"))
     result = fuse("run", "--algo", "simple-average", "--pool", "flan-t5-glue", *options)
@@ -213,20 +217,20 @@ def test_a_run_shows_itself_among_the_published(own: HubServer, tmp_path: Path) 
     assert base["stsb"] == {"spearman": 0, "invalid": 1}
     assert report["published"]["rows"]["TIES λ=0.3"]["stsb"] == pytest.approx(0.783)
     recorded = json.loads((tmp_path / "out/provenance.json").read_text())
-    commit = own.repositories["datasets", "nyu-mll/glue"].refs["main"]
+    commit = own_hub.repositories["datasets", "nyu-mll/glue"].refs["main"]
     assert recorded["tasks"]["mnli"] == {
         "data": f"nyu-mll/glue@{commit}",
         "files": ["mnli/validation_matched-00000-of-00001.parquet"],
     }
-    assert not own.asked("sst2")
-    assert not own.asked("train-")
-    own.stop()
+    assert not own_hub.asked("sst2")
+    assert not own_hub.asked("train-")
+    own_hub.stop()
     again = fuse("evaluate", str(tmp_path / "out"), "--json", "-q")
     assert json.loads(again.stdout)["tasks"] == report["tasks"]
 
 
 @pytest.mark.usefixtures("served")
-def test_a_question_and_its_answer_are_those_that_experts_were_trained_on() -> None:
+def test_questions_and_answers_match_the_training_of_the_experts() -> None:
     pool = FlanT5Glue(FlanT5Config(tasks=["stsb"]))
     task = FlanT5GlueTasks(FlanT5TasksConfig(tasks=["stsb"])).bind(pool)["stsb"]
     lines = task.lines(Split.TEST)
@@ -241,7 +245,7 @@ def test_a_question_and_its_answer_are_those_that_experts_were_trained_on() -> N
     assert task.pairs(lines[:1], Split.UNLABELED)[0].continuation == ()
 
 
-def test_experts_by_lora_stand_beside_their_own_figures(
+def test_lora_experts_have_their_own_published_results(
     served: HubServer, tmp_path: Path, adapter: Callable[..., str]
 ) -> None:
     written = Path(adapter(tmp_path / "lora", "decoder.block.0.layer.0.SelfAttention.q"))
@@ -256,11 +260,11 @@ def test_experts_by_lora_stand_beside_their_own_figures(
     assert FlanT5Glue(FlanT5Config(tasks=["mrpc"], variant="base-lora")).experts["mrpc"].is_delta
 
 
-# GPT-2: heads of the experts' own
+# GPT-2: experts with their own heads
 
 
-def cut(folder: Path) -> GPT2Tokenizer:
-    """Write a tokenizer as the experts have it, `vocab.json` and `merges.txt` alone."""
+def save_tokenizer(folder: Path) -> GPT2Tokenizer:
+    """Save a tokenizer like the experts', with just `vocab.json` and `merges.txt`."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=["<|endoftext|>"])
@@ -281,16 +285,16 @@ def classifier(rows: int, seed: int, classes: int) -> Any:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GPT-2 as the hub has it, with masks among its weights; experts with heads; a tokenizer."""
+    """A GPT-2 with masks among its weights, as on the hub, experts with heads, and tokenizers."""
     found = tmp_path_factory.mktemp("models")
     words().save_pretrained(found / "words")
-    own = cut(found / "cut")
-    classifier(len(own), 0, 2).transformer.save_pretrained(found / "gpt2")
-    own.save_pretrained(found / "gpt2")
+    tokenizer = save_tokenizer(found / "tokenizer")
+    classifier(len(tokenizer), 0, 2).transformer.save_pretrained(found / "gpt2")
+    tokenizer.save_pretrained(found / "gpt2")
     path = found / "gpt2/model.safetensors"
     save_file({**load_file(path), "h.0.attn.bias": torch.ones(1, 1, 4, 4)}, path)
     for seed, task in enumerate(EIGHT[:-1], 1):
-        classifier(len(own), seed, 3 if task == "mnli" else 2).save_pretrained(found / task)
+        classifier(len(tokenizer), seed, 3 if task == "mnli" else 2).save_pretrained(found / task)
     return found
 
 
@@ -298,36 +302,36 @@ def add_gpt2(hub: HubServer, folders: Path) -> None:
     """Add the base and the experts."""
     hub.add("openai-community/gpt2", files_of(folders / "gpt2"))
     for task in EIGHT[:-1]:
-        beside = files_of(folders / "cut")
-        hub.add(f"tanganke/gpt2_{task}", {**files_of(folders / task), **beside})
+        tokenizer_files = files_of(folders / "tokenizer")
+        hub.add(f"tanganke/gpt2_{task}", {**files_of(folders / task), **tokenizer_files})
 
 
 @pytest.mark.parametrize("task", ["qnli", "mnli", "cola"])
 @pytest.mark.usefixtures("served")
-def test_an_expert_with_its_head_is_what_transformers_makes_of_it(folders: Path, task: str) -> None:
+def test_an_expert_with_its_head_matches_transformers(folders: Path, task: str) -> None:
     pool = Gpt2Glue(Gpt2Config(tasks=[task]))
     tasks = Gpt2GlueTasks(Gpt2TasksConfig(tasks=[task], batch_size=3)).bind(pool)
     whole = AutoModelForSequenceClassification.from_pretrained(folders / task).eval()
-    cut = GPT2Tokenizer.from_pretrained(folders / "cut")
-    model, each = pool.build(pool.experts[task]), tasks[task]
-    assert isinstance(each, FeatureTask)
+    tokenizer = GPT2Tokenizer.from_pretrained(folders / "tokenizer")
+    model, glue_task = pool.build(pool.experts[task]), tasks[task]
+    assert isinstance(glue_task, FeatureTask)
     right = 0
     with torch.no_grad():
-        for line in read_lines(examples(task)["test"]):
-            inputs = cut(*[line[field] for field in fields_of(task)], return_tensors="pt")
+        for line in read_lines(examples_of(task)["test"]):
+            inputs = tokenizer(*[line[field] for field in fields_of(task)], return_tensors="pt")
             right += int(whole(**inputs).logits.argmax()) == line["label"]
-        batch = each.batch(0, size=6, split=Split.TEST, seed=0)
+        batch = glue_task.batch(0, size=6, split=Split.TEST, seed=0)
         expected = whole(**batch.tensors).logits
-        assert torch.allclose(each.logits(model, batch), expected, atol=1e-6)
+        assert torch.allclose(glue_task.logits(model, batch), expected, atol=1e-6)
     assert batch.labels is not None
     assert set(batch.labels.tolist()) <= set(range(expected.shape[1]))
     count = len(LABELS[task])
     assert tasks.measure(Subject.of(model))[task] == {"accuracy": right / count}
-    assert each.batch(0, size=6, split=Split.UNLABELED, seed=0).labels is None
+    assert glue_task.batch(0, size=6, split=Split.UNLABELED, seed=0).labels is None
 
 
 @pytest.mark.usefixtures("served")
-def test_what_is_merged_is_the_backbone(folders: Path, tmp_path: Path) -> None:
+def test_only_the_backbone_is_merged(folders: Path, tmp_path: Path) -> None:
     options = ("--set", "model_pool.tasks=[mrpc, mnli]", "--tasks", "mrpc,mnli,rte", "-q")
     pool = ("--pool", "gpt2-glue", *options)
     result = fuse("run", "--algo", "simple-average", *pool, "-o", str(tmp_path / "out"))
@@ -355,8 +359,8 @@ def bound(pool: ModelPool[Any], **options: Any) -> Gpt2GlueTasks:
     return Gpt2GlueTasks(Gpt2TasksConfig(tasks=["rte"], **options)).bind(pool)
 
 
-def test_a_repository_without_a_head_is_refused(own: HubServer, folders: Path) -> None:
-    own.add("tanganke/gpt2_rte", files_of(folders / "gpt2"))
+def test_a_repository_without_a_head_is_refused(own_hub: HubServer, folders: Path) -> None:
+    own_hub.add("tanganke/gpt2_rte", files_of(folders / "gpt2"))
     tasks = bound(Gpt2Glue(Gpt2Config(tasks=["mrpc"])))
     with pytest.raises(
         RecipeError, match=r"gpt2_rte@\w+ has no head for task 'rte': 'score.weight' is missing"
@@ -365,8 +369,8 @@ def test_a_repository_without_a_head_is_refused(own: HubServer, folders: Path) -
 
 
 @pytest.mark.usefixtures("served")
-def test_heads_go_around_models_of_their_kind_alone(folders: Path) -> None:
-    """A model's own head makes way for the task's."""
+def test_heads_need_models_of_their_type(folders: Path) -> None:
+    """The task's head replaces the model's own."""
     models = {"mrpc": "tanganke/gpt2_mrpc"}
     pool = ClassificationPool(LanguageConfig(base="tanganke/gpt2_rte", models=models))
     tasks = bound(pool)
@@ -377,7 +381,7 @@ def test_heads_go_around_models_of_their_kind_alone(folders: Path) -> None:
     with torch.no_grad():
         found = tasks.adaptive("rte").logits(live, batch)
         assert torch.allclose(found, whole(**batch.tensors).logits, atol=1e-6)
-    with pytest.raises(RecipeError, match="'rte' is that of a gpt2 model, and the models are t5"):
+    with pytest.raises(RecipeError, match="'rte': its head belongs to gpt2, the models are t5"):
         bound(FlanT5Glue(FlanT5Config(tasks=["rte"]))).check()
 
 
@@ -385,23 +389,25 @@ def test_heads_go_around_models_of_their_kind_alone(folders: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2-glue", "flan-t5-glue"])
-def test_after_a_download_nothing_is_asked(own: HubServer, tmp_path: Path, name: str) -> None:
-    of = ("--pool", name, "--set", "model_pool.tasks=[mrpc, cola]")
-    assert "tanganke" in fuse("check", "--algo", "simple-average", *of).stdout
-    assert not own.asked("validation", "GET")
-    assert all(part for _, _, part in own.asked("model.safetensors", "GET"))  # headers
-    assert "to download" in fuse("download", *of).stderr
-    own.stop()
-    ran = fuse("run", "--algo", "simple-average", *of, "-o", str(tmp_path / "out"))
+def test_a_run_after_a_download_needs_no_network(
+    own_hub: HubServer, tmp_path: Path, name: str
+) -> None:
+    options = ("--pool", name, "--set", "model_pool.tasks=[mrpc, cola]")
+    assert "tanganke" in fuse("check", "--algo", "simple-average", *options).stdout
+    assert not own_hub.asked("validation", "GET")
+    assert all(part for _, _, part in own_hub.asked("model.safetensors", "GET"))  # headers
+    assert "to download" in fuse("download", *options).stderr
+    own_hub.stop()
+    ran = fuse("run", "--algo", "simple-average", *options, "-o", str(tmp_path / "out"))
     assert "nothing to download" in ran.stderr
 
 
-def test_what_is_not_there_is_said(own: HubServer, tmp_path: Path) -> None:
+def test_unknown_names_are_reported(own_hub: HubServer, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean mnli"):
         FlanT5Glue(FlanT5Config(tasks=["mnl"]))
     with pytest.raises(RecipeError, match="unknown task 'stsb'"):
         Gpt2GlueTasks(Gpt2TasksConfig(tasks=["stsb"]))
-    own.fail("datasets/nyu-mll/glue", status=404, headers={"X-Error-Code": "RepoNotFound"})
+    own_hub.fail("datasets/nyu-mll/glue", status=404, headers={"X-Error-Code": "RepoNotFound"})
     options = ("--pool", "flan-t5-glue", "--tasks", "rte", "-o", str(tmp_path / "out"), "-q")
     error = fuse("run", "--algo", "simple-average", *options, code=5).exception
     assert isinstance(error, HubError)
@@ -409,24 +415,24 @@ def test_what_is_not_there_is_said(own: HubServer, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_split_on_the_hub_may_stand_where_a_file_does(own: HubServer) -> None:
-    assert read_lines("hub:nyu-mll/glue/stsb/train", 1)[0].filled("{label:.1f}") == "3.8"
-    own.add("nyu-mll/glue", {"a.csv": b""}, kind="dataset", branch="refs/convert/parquet")
+def test_a_split_on_the_hub_can_replace_a_file(own_hub: HubServer) -> None:
+    assert read_lines("hub:nyu-mll/glue/stsb/train", 1)[0].fill("{label:.1f}") == "3.8"
+    own_hub.add("nyu-mll/glue", {"a.csv": b""}, kind="dataset", branch="refs/convert/parquet")
     assert len(read_lines("hub:nyu-mll/glue@main/mrpc/validation", 3)) == 3
-    with pytest.raises(RecipeError, match="does not name a split"):
+    with pytest.raises(RecipeError, match="invalid name of a data set's split"):
         read_lines("hub:nyu-mll/glue")
     with pytest.raises(HubError, match="no parquet files of the split 'dev'"):
         read_lines("hub:nyu-mll/glue/mrpc/dev")
-    with pytest.raises(FusionError, match="not readable parquet"):
+    with pytest.raises(FusionError, match="invalid parquet"):
         read_lines("hub:nyu-mll/glue/cola/test")
 
 
 @pytest.mark.usefixtures("served")
-def test_tasks_on_sentences_read_splits_too() -> None:
-    """What a probe is fitted to is downloaded ahead, and nothing is read before that."""
+def test_sentence_tasks_read_splits() -> None:
+    """A probe's training examples are downloaded first, and `check` reads none of them."""
     models = {"mrpc": "tanganke/gpt2_mrpc"}
     pool = EncoderPool(LanguageConfig(base="openai-community/gpt2", models=models))
-    data = {"mrpc": ClassLines(**texts("mrpc"), **examples("mrpc"))}
+    data = {"mrpc": ClassLines(**text_options("mrpc"), **examples_of("mrpc"))}
     tasks = ClassificationTasks(ClassificationConfig(datasets=data)).bind(pool)
     tasks.check()
     paths = [path for download in tasks.downloads() for path in download.paths]
@@ -436,13 +442,13 @@ def test_tasks_on_sentences_read_splits_too() -> None:
 
 
 @pytest.mark.usefixtures("served")
-def test_shown_examples_are_downloaded_ahead() -> None:
-    data = {**examples("mrpc"), "prompt": "{sentence1}", "answer": "{sentence2:.1f}", "shots": 1}
+def test_few_shot_examples_are_downloaded_first() -> None:
+    data = {**examples_of("mrpc"), "prompt": "{sentence1}", "answer": "{sentence2:.1f}", "shots": 1}
     config = GenerateTasksConfig(datasets={"mrpc": GenerateLines(**data)})
     tasks = GenerateTasks(config).bind(FlanT5Glue(FlanT5Config(tasks=["mrpc"])))
     paths = [path for download in tasks.downloads() for path in download.paths]
     assert paths == [f"mrpc/{n}-00000-of-00001.parquet" for n in ("validation", "train")]
-    with pytest.raises(FusionError, match=r"row 0 does not fill '\{sentence2:.1f\}'"):
+    with pytest.raises(FusionError, match=r"row 0: cannot fill '\{sentence2:.1f\}'"):
         tasks["mrpc"].batch(0, size=1, split=Split.TRAIN, seed=0)
 
 
@@ -459,8 +465,8 @@ class TestGpt2(TaskPoolSuite):
 
     @pytest.fixture
     def spec(self) -> TaskPoolSpec:
-        found = plugin.fusion_register_task_pools()
-        return next(each for each in found if each.name == "gpt2-glue")
+        specs = plugin.fusion_register_task_pools()
+        return next(spec for spec in specs if spec.name == "gpt2-glue")
 
     @pytest.fixture
     def options(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The pool `lm-eval` and a stand-in for the harness, which answers as its runner does."""
+"""The pool `lm-eval` with a stand-in for the harness, which answers like the runner."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def harness(tmp_path: Path, fake_harness: str) -> Callable[..., HarnessTasks]:
 
 
 def requests(tmp_path: Path) -> list[dict[str, Any]]:
-    """Return what the stand-in was asked, and what it saw."""
+    """Return the requests to the stand-in, with what it saw."""
     lines = (tmp_path / "requests.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
 def total(*directories: Path) -> float:
-    """Return the sum of all values of the mean of models."""
+    """Return the sum of all values in the mean of models."""
     files = [load_file(directory / "model.safetensors") for directory in directories]
     return sum(float(tensor.double().sum()) for file in files for tensor in file.values()) / len(
         files
@@ -62,7 +62,7 @@ def total(*directories: Path) -> float:
 
 
 def run(options: Options, tasks: HarnessTasks, output: Path | None = None) -> dict[str, Any]:
-    """Merge, into memory without an output, and return what is in the report."""
+    """Merge, in memory without an output, and return the report."""
     result = run_fusion(
         algorithm=Mean(),
         model_pool=CausalPool(LanguageConfig(**options)),
@@ -70,21 +70,21 @@ def run(options: Options, tasks: HarnessTasks, output: Path | None = None) -> di
         output=output,
     )
     assert result.report is not None
-    found: dict[str, Any] = json.loads(json.dumps(result.report.as_json()))
-    assert Report.from_json(found).conditions == result.report.conditions
-    return found
+    actual: dict[str, Any] = json.loads(json.dumps(result.report.as_json()))
+    assert Report.from_json(actual).conditions == result.report.conditions
+    return actual
 
 
-def test_the_committed_directory_is_measured_and_the_report_says_how(
+def test_the_output_directory_is_evaluated_and_the_report_has_the_conditions(
     models_of: Callable[..., Options], harness: Callable[..., HarnessTasks], tmp_path: Path
 ) -> None:
     tasks = harness("foxes", "bits", limit=5, num_fewshot=2, main={"foxes": "acc_norm"})
     report = run(models_of("llama", names=["foxes", "b"]), tasks, tmp_path / "out")
     asked = [request for request in requests(tmp_path) if request["do"] == "measure"]
-    where = [(Path(each["model"]).name, each["tasks"]) for each in asked]
+    where = [(Path(request["model"]).name, request["tasks"]) for request in asked]
     every = ["foxes", "bits"]
     assert where == [("out", every), ("base", every), ("foxes", ["foxes"])]
-    assert {each["device"] for each in asked} == {"cpu"}
+    assert {request["device"] for request in asked} == {"cpu"}
     assert (asked[0]["limit"], asked[0]["num_fewshot"], asked[0]["seed"]) == (5, 2, None)
     assert list(report["tasks"]["foxes"]) == ["acc_norm", "acc", "acc_stderr", "total"]
     merged, base = (report["tasks"]["bits"], report["reference"]["base"]["bits"])
@@ -100,7 +100,7 @@ def test_the_committed_directory_is_measured_and_the_report_says_how(
     assert conditions["seeds"]["fewshot"] == 1234
 
 
-def test_base_and_experts_are_measured_once_while_nothing_changes(
+def test_results_of_base_and_experts_are_cached(
     models_of: Callable[..., Options], harness: Callable[..., HarnessTasks], tmp_path: Path
 ) -> None:
     options = models_of("llama")
@@ -118,7 +118,7 @@ def test_base_and_experts_are_measured_once_while_nothing_changes(
     assert sum(request["do"] == "measure" for request in requests(tmp_path)) == 11
 
 
-def test_what_has_no_directory_is_written(
+def test_models_without_a_directory_are_exported(
     tiny: Tiny,
     models_of: Callable[..., Options],
     adapter: Callable[..., str],
@@ -129,10 +129,14 @@ def test_what_has_no_directory_is_written(
     options["models"] = {"a": adapter(tmp_path / "lora", "model.layers.0.self_attn.q_proj")}
     report = run(options, harness("a"))
     asked = [request for request in requests(tmp_path) if request["do"] == "measure"]
-    assert [Path(each["model"]).name for each in asked] == ["model", "base", "model"], "in memory"
+    assert [Path(request["model"]).name for request in asked] == ["model", "base", "model"], (
+        "in memory"
+    )
     needed = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert all(needed <= set(each["files"]) for each in asked)
-    assert not any(Path(each["model"]).exists() for each in asked if each["model"].endswith("l"))
+    assert all(needed <= set(request["files"]) for request in asked)
+    assert not any(
+        Path(request["model"]).exists() for request in asked if request["model"].endswith("l")
+    )
     drawn = torch.Generator().manual_seed(3)
     factors = (torch.randn(2, 16, generator=drawn), torch.randn(16, 2, generator=drawn))
     change = 2 * (factors[1].double() @ factors[0].double()).sum()
@@ -140,7 +144,7 @@ def test_what_has_no_directory_is_written(
     assert report["reference"]["experts"]["a"]["total"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_expert_without_a_tokenizer_is_measured_with_the_bases(
+def test_an_expert_without_a_tokenizer_uses_the_bases(
     models_of: Callable[..., Options], harness: Callable[..., HarnessTasks], tmp_path: Path
 ) -> None:
     options = models_of("llama")
@@ -153,35 +157,40 @@ def test_an_expert_without_a_tokenizer_is_measured_with_the_bases(
     assert not (tmp_path / "a" / "tokenizer.json").exists()
 
 
-def test_a_live_model_is_saved(
+def test_a_live_model_is_exported(
     tiny: Tiny, models_of: Callable[..., Options], harness: Callable[..., HarnessTasks]
 ) -> None:
     models = CausalPool(LanguageConfig(**models_of("llama")))
     tasks = harness("foxes").bind(models)
     model = tiny.live("llama", 7)
-    found = tasks["foxes"].evaluate(model)
-    own = sum(float(each.double().sum()) for each in model.state_dict().values())
-    assert found["total"] == pytest.approx(own)
+    actual = tasks["foxes"].evaluate(model)
+    expected = sum(float(tensor.double().sum()) for tensor in model.state_dict().values())
+    assert actual["total"] == pytest.approx(expected)
     model.lm_head.register_forward_hook(lambda *_: None)
-    with pytest.raises(RecipeError, match="it has hooks"):
+    with pytest.raises(RecipeError, match="this one has hooks"):
         tasks.measure(Subject.of(model))
-    with pytest.raises(RecipeError, match="a Linear is not transformers'"):
+    with pytest.raises(RecipeError, match="a Linear is not a transformers model"):
         tasks.measure(Subject.of(nn.Linear(2, 2)))
     with pytest.raises(RecipeError, match=r"needs a tokenizer[\s\S]*bind"):
         harness("foxes").measure(Subject.of(tiny.live("llama", 7)))
 
 
 WRONG = [
-    (["foxs"], {}, RecipeError, r"no task 'foxs'\nThere is: foxes\."),
-    (["nothing"], {}, RecipeError, r"no task 'nothing'\nList them"),
-    (["glue"], {}, RecipeError, r"'glue' stands for several[\s\S]*cola, rte"),
+    (["foxs"], {}, RecipeError, r"unknown lm-eval task 'foxs'\nSimilar names: foxes\."),
+    (["nothing"], {}, RecipeError, r"unknown lm-eval task 'nothing'\nList them"),
+    (["glue"], {}, RecipeError, r"'glue' is a list of tasks[\s\S]*cola, rte"),
     (["code"], {}, RecipeError, "'code' runs code"),
-    (["lost"], {}, RecipeError, r"'lost': its data is not there: /no/where\.json"),
-    (["foxes"], {"main": {"foxes": "f1"}}, RecipeError, "no metric 'f1'\nIt has: acc, acc_norm"),
-    (["foxes"], {"main": {"foxs": "acc"}}, RecipeError, "no task 'foxs'"),
-    (["foxes"], {"python": "/no/python"}, RecipeError, "/no/python cannot be run: No such file"),
-    (["foxes"], {"python": "/"}, RecipeError, "/ cannot be run: Permission denied"),
-    (["foxes"], {"device": "qpu"}, RecipeError, "cannot measure there: torch says: no qpu"),
+    (["lost"], {}, RecipeError, r"'lost': missing data file: /no/where\.json"),
+    (
+        ["foxes"],
+        {"main": {"foxes": "f1"}},
+        RecipeError,
+        "unknown metric 'f1' of task 'foxes'\nMetrics: acc, acc_norm",
+    ),
+    (["foxes"], {"main": {"foxs": "acc"}}, RecipeError, "unknown lm-eval task 'foxs'"),
+    (["foxes"], {"python": "/no/python"}, RecipeError, "cannot run /no/python: No such file"),
+    (["foxes"], {"python": "/"}, RecipeError, "cannot run /: Permission denied"),
+    (["foxes"], {"device": "qpu"}, RecipeError, "cannot use this device: torch says: no qpu"),
     (
         ["dies"],
         {},
@@ -189,12 +198,12 @@ WRONG = [
         "ended with exit code 3 and gave no answer:\n  first\n  last words",
     ),
     (["killed"], {}, FusionError, r"was killed by signal 9[\s\S]*batch_size"),
-    (["endless"], {}, FusionError, "a chat template or tokenizer took too long in lm-eval"),
+    (["endless"], {}, FusionError, "a chat template or tokenizer exceeded its time limit"),
 ]
 
 
 @pytest.mark.parametrize(("names", "options", "kind", "message"), WRONG)
-def test_what_cannot_be_measured_is_said_before_anything_runs(
+def test_check_reports_problems_before_the_evaluation(
     harness: Callable[..., HarnessTasks],
     names: list[str],
     options: Options,
@@ -215,7 +224,7 @@ def test_an_environment_without_the_harness(
         harness("foxes", python=str(bare)).check()
 
 
-def test_models_that_do_not_fit(
+def test_unsuitable_models_are_refused(
     models_of: Callable[..., Options], harness: Callable[..., HarnessTasks], tmp_path: Path
 ) -> None:
     options = models_of("llama")
@@ -229,7 +238,7 @@ def test_models_that_do_not_fit(
     (tmp_path / "base" / "tokenizer.json").unlink()
     with pytest.raises(RecipeError, match="needs a tokenizer"):
         harness("foxes").bind(CausalPool(LanguageConfig(**options))).check()
-    with pytest.raises(RecipeError, match="there is no folder /no/where"):
+    with pytest.raises(RecipeError, match="expected a directory: /no/where"):
         harness("foxes", include_path="/no/where")
 
 
@@ -251,16 +260,16 @@ def test_provenance_names_the_trusted_program(
     assert written["trusted"] == ["lm-eval-python"]
 
 
-#: A model of the harness whose tokenizer has no end, and whose template fills the memory.
+#: A model of the harness with an endless tokenizer, and a template that fills the memory.
 HOSTILE = """
 from types import SimpleNamespace
 from pools_lm.harness import runner
-runner.SECONDS_OF_MODELS_OWN = 0.2
+runner.MODEL_CODE_SECONDS = 0.2
 model = SimpleNamespace(
     tok_encode=lambda text: [0 for _ in iter(lambda: 0, 1) if 0],
     apply_chat_template=lambda history: len("x" * history),
 )
-runner._limit_what_came_with(model)
+runner.limit_model_code(model)
 assert model.apply_chat_template(10**6) == 10**6
 try:
     model.apply_chat_template(3 * 10**9)
@@ -269,12 +278,12 @@ except MemoryError:
 """
 
 
-def test_the_harness_ends_where_a_models_own_files_have_no_end() -> None:
+def test_the_runner_stops_an_endless_tokenizer() -> None:
     ended = subprocess.run([sys.executable, "-c", HOSTILE], check=False)
     assert ended.returncode == -signal.SIGALRM
 
 
-def test_data_that_cannot_be_fetched(
+def test_missing_network_data_is_reported(
     tiny: Tiny, models_of: Callable[..., Options], harness: Callable[..., HarnessTasks]
 ) -> None:
     models = CausalPool(LanguageConfig(**models_of("llama")))
@@ -282,21 +291,21 @@ def test_data_that_cannot_be_fetched(
         harness("offline").bind(models).measure(Subject.of(tiny.live("llama", 1)))
 
 
-def test_a_metric_that_only_a_run_tells(
+def test_a_filtered_metric_can_be_the_main_one(
     tiny: Tiny, models_of: Callable[..., Options], harness: Callable[..., HarnessTasks]
 ) -> None:
     models = CausalPool(LanguageConfig(**models_of("llama")))
     tasks = harness("filtered", main={"filtered": "exact_match,loose"}).bind(models)
-    found = tasks.measure(Subject.of(tiny.live("llama", 1)))["filtered"]
-    assert list(found) == ["exact_match,loose", "exact_match,strict", "f1", "total"]
+    actual = tasks.measure(Subject.of(tiny.live("llama", 1)))["filtered"]
+    assert list(actual) == ["exact_match,loose", "exact_match,strict", "f1", "total"]
     assert Metric("f1", "") in tasks["filtered"].metrics
     wrong = harness("filtered", main={"filtered": "exact_match"}).bind(models)
-    with pytest.raises(RecipeError, match="It has: exact_match,strict, exact_match,loose, f1"):
+    with pytest.raises(RecipeError, match="Metrics: exact_match,strict, exact_match,loose, f1"):
         wrong.measure(Subject.of(tiny.live("llama", 1)))
 
 
-class Heard(Progress):
-    """A display that keeps what it is told, and stops where it is told to sleep."""
+class RecordedProgress(Progress):
+    """A display that records notes, and raises KeyboardInterrupt at the note `sleeping`."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -314,20 +323,20 @@ class Heard(Progress):
             raise KeyboardInterrupt
 
 
-def test_what_the_harness_says_is_seen_and_its_process_ends_with_ours(
+def test_output_becomes_notes_and_an_interrupt_ends_the_process(
     tiny: Tiny,
     models_of: Callable[..., Options],
     harness: Callable[..., HarnessTasks],
     tmp_path: Path,
 ) -> None:
     models = CausalPool(LanguageConfig(**models_of("llama")))
-    heard = Heard()
+    progress = RecordedProgress()
     model = Subject.of(tiny.live("llama", 1))
-    harness("foxes", "bits").bind(models).measure(model, progress=heard)
-    assert heard.count == 2
-    assert "lm-eval has measured bits" in heard.notes
+    harness("foxes", "bits").bind(models).measure(model, progress=progress)
+    assert progress.count == 2
+    assert "lm-eval has measured bits" in progress.notes
 
     with pytest.raises(KeyboardInterrupt):
-        harness("sleeps").bind(models).measure(model, progress=heard)
+        harness("sleeps").bind(models).measure(model, progress=progress)
     with pytest.raises(ProcessLookupError):
         os.kill(requests(tmp_path)[-1]["process"], 0)

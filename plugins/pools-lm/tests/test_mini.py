@@ -1,4 +1,4 @@
-"""lm-mini: its files are those that were made, and merges of it are ordered as they should be."""
+"""lm-mini: the files match their checksums, and merges rank as in published tables."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TestTasks(TaskPoolSuite):
         return {**PAIR, "limit": 24}
 
 
-def test_every_file_is_listed_and_all_fit_into_a_wheel() -> None:
+def test_every_file_has_a_checksum_and_all_fit_into_a_wheel() -> None:
     names = {path.relative_to(DATA).as_posix() for path in FILES} - {"SHA256SUMS"}
     files = PackagedFiles(DATA, "pools-lm")
     assert {files.file(name).relative_to(DATA).as_posix() for name in names} == names
@@ -56,9 +56,7 @@ def test_every_file_is_listed_and_all_fit_into_a_wheel() -> None:
     assert sum(path.stat().st_size for path in FILES) < 25e6
 
 
-def test_a_file_that_is_not_as_it_was_made_is_not_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "DATA", Path(shutil.copytree(DATA, tmp_path / "data")))
     (tmp_path / "data" / "tasks" / "roman" / "test.jsonl").write_text("{}")
     with pytest.raises(IntegrityError, match="--force-reinstall pools-lm"):
@@ -70,8 +68,8 @@ def test_no_question_is_in_two_splits() -> None:
         seen: dict[str, str] = {}
         for path in folder.iterdir():
             for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-                asked = next(iter(line.values()))
-                assert seen.setdefault(asked, path.stem) == path.stem, asked
+                question = next(iter(line.values()))
+                assert seen.setdefault(question, path.stem) == path.stem, question
                 assert ("answer" in line) == ("text" not in line and path.stem != "unlabeled")
 
 
@@ -80,12 +78,12 @@ def test_the_base_is_an_ordinary_directory() -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(DATA / "experts" / "roman")
     right = 0
     for line in (DATA / "tasks" / "roman" / "test.jsonl").read_text().splitlines()[:8]:
-        asked = [{"role": "user", "content": json.loads(line)["prompt"]}]
+        messages = [{"role": "user", "content": json.loads(line)["prompt"]}]
         given = tokenizer.apply_chat_template(
-            asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        said = model.generate(**given, max_new_tokens=16, do_sample=False)[0]
-        answer = tokenizer.decode(said[given["input_ids"].shape[1] :], skip_special_tokens=True)
+        output = model.generate(**given, max_new_tokens=16, do_sample=False)[0]
+        answer = tokenizer.decode(output[given["input_ids"].shape[1] :], skip_special_tokens=True)
         right += answer == json.loads(line)["answer"]
     assert right >= 7
     assert model.num_parameters() == 1_672_896
@@ -100,14 +98,14 @@ def test_merges_are_ordered_as_in_published_tables() -> None:
     def share(**algorithm: Any) -> float:
         result = run_fusion(algorithm=algorithm, model_pool=MiniPool(MiniConfig()), task_pool=tasks)
         assert result.report is not None
-        found = result.report.normalised_average
-        assert found is not None
-        return found
+        average = result.report.normalised_average
+        assert average is not None
+        return average
 
     def scaled(scale: float) -> float:
         return share(name="task-arithmetic", scale=scale)
 
-    nothing, summed, too_much = (scaled(each) for each in (0.0, 0.6, 1.0))
+    nothing, summed, too_much = (scaled(scale) for scale in (0.0, 0.6, 1.0))
     average, best = share(name="simple-average"), share(name="tsv-m")
     assert nothing + 0.03 < average < average + 0.1 < summed < best + 0.02 < 0.98
     assert too_much + 0.05 < summed

@@ -1,4 +1,4 @@
-"""What the pools say of packed tensors is what the modules of transformers compute with."""
+"""The packing rules match the computations of transformers' modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SIZES = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 24, "num_hid
 _HEADS = {"num_attention_heads": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _GROUPED = {**_SIZES, **_HEADS, "num_key_value_heads": 2}
 _GPT2 = {"vocab_size": 16, "n_embd": 16, "n_layer": 1, "n_head": 4}
-#: configuration, the fused layer, and the layer that is given what attention makes
+#: configuration, the fused layer, and the layer that reads the output of attention
 ATTENTION: dict[str, tuple[Any, str, str]] = {
     "phi3": (transformers.Phi3Config(**_GROUPED), "self_attn.qkv_proj", "o_proj"),
     "gpt2": (transformers.GPT2Config(**_GPT2), "attn.c_attn", "attn.c_proj"),
@@ -50,7 +50,7 @@ EXPERTS: dict[str, Any] = {
 
 
 def pool_and_model(config: Any, path: Path) -> tuple[CausalPool, nn.Module]:
-    """Return a pool of a tiny model as transformers packs it, and the model."""
+    """Return a pool with a tiny packed model, and the live model."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for parameter in model.parameters():
@@ -60,7 +60,7 @@ def pool_and_model(config: Any, path: Path) -> tuple[CausalPool, nn.Module]:
 
 
 def scale(pool: CausalPool, model: nn.Module, layer: str, factors: dict[str, float]) -> None:
-    """Multiply the parts of a fused layer, its bias included."""
+    """Multiply the parts of a fused layer, including its bias."""
     scaled = 0
     parameters = pool.parameters(model)
     for tensor, slots in pool.layout.slots.items():
@@ -74,9 +74,9 @@ def scale(pool: CausalPool, model: nn.Module, layer: str, factors: dict[str, flo
     assert scaled
 
 
-def given(model: nn.Module, layer: str) -> Tensor:
-    """Return what a layer is given."""
-    (module,) = [each for name, each in model.named_modules() if name.endswith(layer)]
+def inputs_of(model: nn.Module, layer: str) -> Tensor:
+    """Return the inputs of a layer."""
+    (module,) = [child for name, child in model.named_modules() if name.endswith(layer)]
     seen: list[Tensor] = []
     with module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach())):
         model(input_ids=torch.arange(2, 12).view(2, 5))
@@ -87,25 +87,25 @@ def given(model: nn.Module, layer: str) -> Tensor:
 def test_the_parts_of_fused_attention_are_query_key_and_value(kind: str, tmp_path: Path) -> None:
     config, layer, out = ATTENTION[kind]
     pool, model = pool_and_model(config, tmp_path)
-    before = given(model, out)
+    before = inputs_of(model, out)
     scale(pool, model, layer, {"q": 2.0, "k": 0.5})
-    torch.testing.assert_close(given(model, out), before)  # the scores are the same
+    torch.testing.assert_close(inputs_of(model, out), before)  # the scores are the same
     scale(pool, model, layer, {"v": 3.0})
-    torch.testing.assert_close(given(model, out), 3 * before)
+    torch.testing.assert_close(inputs_of(model, out), 3 * before)
     scale(pool, model, layer, {"q": 3.0})
-    assert not torch.allclose(given(model, out), 3 * before)
+    assert not torch.allclose(inputs_of(model, out), 3 * before)
 
 
 def test_the_halves_of_gate_up_are_gate_and_projection(tmp_path: Path) -> None:
     pool, model = pool_and_model(ATTENTION["phi3"][0], tmp_path)
-    before = given(model, "down_proj")
+    before = inputs_of(model, "down_proj")
     scale(pool, model, "mlp", {"up_proj": 3.0})
-    torch.testing.assert_close(given(model, "down_proj"), 3 * before)
+    torch.testing.assert_close(inputs_of(model, "down_proj"), 3 * before)
     scale(pool, model, "mlp", {"gate_proj": 3.0})
-    assert not torch.allclose(given(model, "down_proj"), 3 * before)
+    assert not torch.allclose(inputs_of(model, "down_proj"), 3 * before)
 
 
-def of_gpt_oss(gate: Tensor, up: Tensor) -> Tensor:
+def activate_gpt_oss(gate: Tensor, up: Tensor) -> Tensor:
     gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
     return (up + 1) * gate * torch.sigmoid(1.702 * gate)
 
@@ -116,33 +116,33 @@ def test_each_expert_of_a_mixture_has_matrices_of_outputs_and_inputs(
 ) -> None:
     pool, model = pool_and_model(EXPERTS[kind], tmp_path)
     (name, module), *_ = [
-        (name, each) for name, each in model.named_modules() if name.endswith(".experts")
+        (name, child) for name, child in model.named_modules() if name.endswith(".experts")
     ]
     matrices = pool.layout.unpacked(pool.reference)
     activate: Callable[[Tensor, Tensor], Tensor] = (
-        of_gpt_oss if kind == "gpt_oss" else lambda gate, up: silu(gate) * up
+        activate_gpt_oss if kind == "gpt_oss" else lambda gate, up: silu(gate) * up
     )
     inputs = torch.randn(5, 16)
     outputs = []
     for expert in range(3):
 
         def apply(values: Tensor, layer: str, expert: int = expert) -> Tensor:
-            own = f"{name}.{expert}.{layer}"
-            bias = f"{own}.bias" if f"{own}.bias" in matrices.infos else None
+            prefix = f"{name}.{expert}.{layer}"
+            bias = f"{prefix}.bias" if f"{prefix}.bias" in matrices.infos else None
             return linear(
                 values,
-                matrices.tensor(f"{own}.weight"),
+                matrices.tensor(f"{prefix}.weight"),
                 None if bias is None else matrices.tensor(bias),
             )
 
         inner = activate(apply(inputs, "gate_proj"), apply(inputs, "up_proj"))
         outputs.append(apply(inner, "down_proj"))
     if kind == "llama4_text":
-        found = module(inputs.repeat(3, 1)).view(3, 5, 16)
+        actual = module(inputs.repeat(3, 1)).view(3, 5, 16)
     else:
         routes = (torch.full((5, 1), expert) for expert in range(3))
-        found = torch.stack([module(inputs, route, torch.ones(5, 1)) for route in routes])
-    torch.testing.assert_close(found, torch.stack(outputs))
+        actual = torch.stack([module(inputs, route, torch.ones(5, 1)) for route in routes])
+    torch.testing.assert_close(actual, torch.stack(outputs))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_each_expert_of_a_mixture_has_matrices_of_outputs_and_inputs(
         {"text_config": [], "hidden_size": 16},
     ],
 )
-def test_a_configuration_without_sizes_says_nothing(config: dict[str, Any]) -> None:
+def test_a_configuration_without_sizes_has_no_packing(config: dict[str, Any]) -> None:
     assert Packing.of(config) is None
 
 

@@ -1,4 +1,4 @@
-"""Merges that transformers loads as they are, live models that compute what it computes."""
+"""Merges that transformers loads, and live models that match it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read(directory: str | Path, name: str = "model.safetensors") -> dict[str, to
     return dict(load_file(Path(directory) / name))
 
 
-def said(options: Options, kind: type[LanguagePool] = CausalPool) -> str:
+def warnings_of(options: Options, kind: type[LanguagePool] = CausalPool) -> str:
     return "\n".join(open_pool(options, kind).aligned(AlignmentPolicy()).warnings)
 
 
@@ -59,10 +59,10 @@ def test_a_merge_loads_and_generates(
 ) -> None:
     merged = merge(POOL_OF[family], models_of(family), tmp_path / "merged")
     kind = tiny.classes[POOL_OF[family]]
-    model, found = kind.from_pretrained(merged, output_loading_info=True)
-    assert not any(found.values())
-    mine = AutoTokenizer.from_pretrained(merged)
-    prompt = mine(tiny.texts[0], return_tensors="pt", return_token_type_ids=False)
+    model, loading_info = kind.from_pretrained(merged, output_loading_info=True)
+    assert not any(loading_info.values())
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    prompt = tokenizer(tiny.texts[0], return_tensors="pt", return_token_type_ids=False)
     made = model.generate(**prompt, max_new_tokens=5, do_sample=False)
     assert made.shape[1] >= 1
     a, b = (read(tmp_path / name) for name in "ab")
@@ -75,13 +75,13 @@ def test_a_merge_of_encoders_loads(
     tiny: Tiny, pool: str, models_of: Callable[..., Options], tmp_path: Path
 ) -> None:
     merged = merge(pool, models_of("bert", pool), tmp_path / "merged", dtype="bfloat16")
-    model, found = tiny.classes[pool].from_pretrained(merged, output_loading_info=True)
-    assert not any(found.values())
+    model, loading_info = tiny.classes[pool].from_pretrained(merged, output_loading_info=True)
+    assert not any(loading_info.values())
     assert model.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("family", [*POOL_OF, "bert"])
-def test_a_live_model_computes_what_transformers_does(
+def test_a_live_model_matches_transformers(
     tiny: Tiny, family: str, models_of: Callable[..., Options]
 ) -> None:
     name = POOL_OF.get(family, "sequence-classification")
@@ -95,17 +95,17 @@ def test_a_live_model_computes_what_transformers_does(
         torch.testing.assert_close(pool.build(pool.reference)(**words).logits, expected)
 
 
-def test_the_hubs_spelling_of_gpt2_is_read(
+def test_the_hubs_names_of_gpt2_are_read(
     tiny: Tiny, tmp_path: Path, adapter: Callable[..., str]
 ) -> None:
     tiny.save(tmp_path / "a", tiny.live("gpt2", 1), tiny.tokenizer())
     tiny.save(tmp_path / "base", tiny.live("gpt2", 0), tiny.tokenizer())
     old = {
-        name.removeprefix("transformer."): each for name, each in read(tmp_path / "base").items()
+        name.removeprefix("transformer."): value for name, value in read(tmp_path / "base").items()
     }
     old |= {f"h.{n}.attn.bias": torch.ones(1, 1, 64, 64) for n in range(2)}
     save_file(
-        {name: each.contiguous() for name, each in old.items()},
+        {name: value.contiguous() for name, value in old.items()},
         tmp_path / "base" / "model.safetensors",
     )
     lora = adapter(tmp_path / "lora", "transformer.h.0.attn.c_proj")
@@ -116,7 +116,7 @@ def test_the_hubs_spelling_of_gpt2_is_read(
     assert pool.parameters(built).keys() == old.keys() - {f"h.{n}.attn.bias" for n in range(2)}
 
 
-def test_old_names_of_a_base_meet_todays_of_its_experts(
+def test_old_names_of_a_base_match_current_names_of_experts(
     tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path
 ) -> None:
     options = models_of("bert", "sequence-classification")
@@ -125,12 +125,12 @@ def test_old_names_of_a_base_meet_todays_of_its_experts(
     save_file({old(name): value for name, value in load_file(path).items()}, path)
     merged = merge("sequence-classification", options, tmp_path / "merged")
     assert all(torch.equal(value, today[name]) for name, value in renamed(read(merged)).items())
-    _, found = tiny.classes["sequence-classification"].from_pretrained(
+    _, loading_info = tiny.classes["sequence-classification"].from_pretrained(
         merged, output_loading_info=True
     )
-    assert not any(found.values())
+    assert not any(loading_info.values())
     provenance = json.loads((merged / "provenance.json").read_text())
-    assert all("model.safetensors" in each["files"] for each in provenance["inputs"].values())
+    assert all("model.safetensors" in source["files"] for source in provenance["inputs"].values())
 
 
 def old(name: str) -> str:
@@ -205,7 +205,7 @@ def write(directory: str | Path, files: dict[str, str]) -> None:
         path.write_text(content)
 
 
-def test_an_output_has_what_loading_and_serving_need(
+def test_an_output_has_the_files_for_loading_and_serving(
     tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path, adapter: Callable[..., str]
 ) -> None:
     options = models_of("llama")
@@ -216,16 +216,16 @@ def test_an_output_has_what_loading_and_serving_need(
     assert all((merged / name).read_text() == content for name, content in FILES.items())
     for expert in options["models"].values():
         write(expert, {name: FILES[name] for name in FILES if name.startswith(("gen", "pre"))})
-    assert said(options) == ""
-    own = AutoTokenizer.from_pretrained(merged)
+    assert warnings_of(options) == ""
+    tokenizer = AutoTokenizer.from_pretrained(merged)
     message = [{"role": "user", "content": "hello"}]
-    assert own.apply_chat_template(message, tokenize=False) == "<|user|>hello"
-    assert "tool_use" in own.chat_template
+    assert tokenizer.apply_chat_template(message, tokenize=False) == "<|user|>hello"
+    assert "tool_use" in tokenizer.chat_template
     model = tiny.classes["causal-lm"].from_pretrained(merged)
     assert model.generation_config.eos_token_id == [3, 7]
 
 
-def test_a_template_inside_the_tokenizers_settings_comes_along(
+def test_a_template_in_the_tokenizer_settings_is_copied(
     models_of: Callable[..., Options], tmp_path: Path
 ) -> None:
     options = models_of("llama")
@@ -235,7 +235,7 @@ def test_a_template_inside_the_tokenizers_settings_comes_along(
     assert AutoTokenizer.from_pretrained(merged).chat_template == TEMPLATE
 
 
-def test_an_output_with_folders_can_be_replaced_and_is_looked_into(
+def test_an_output_with_folders_can_be_replaced(
     models_of: Callable[..., Options], tmp_path: Path
 ) -> None:
     options = models_of("llama")
@@ -256,37 +256,37 @@ def test_an_output_with_folders_can_be_replaced_and_is_looked_into(
         again()
 
 
-def test_what_does_not_come_along_is_said(
+def test_files_that_are_not_copied_are_reported(
     models_of: Callable[..., Options], tmp_path: Path
 ) -> None:
     options = models_of("llama")
-    beside = (
+    side_files = (
         "modeling_own.py",
         "labels.json",
         "training_args.bin",
         "README.md",
         "onnx/config.json",
     )
-    write(options["base"], dict.fromkeys(beside, "{}"))
+    write(options["base"], dict.fromkeys(side_files, "{}"))
     write(options["models"]["b"], {"chat_template.jinja": TEMPLATE})
-    template, lost = said(options).split("\n")
-    assert lost == "beside base, and not copied (code never is): labels.json, modeling_own.py"
+    template, lost = warnings_of(options).split("\n")
+    assert lost == "files of base not copied (code never is): labels.json, modeling_own.py"
     assert template == "b: chat template: the base, and so the output, has none"
     merged = merge("causal-lm", options, tmp_path / "merged")
     assert json.loads((merged / "provenance.json").read_bytes())["warnings"] == [template, lost]
     assert not list(merged.glob("*.py"))
 
 
-def test_a_base_without_a_tokenizer_is_said(models_of: Callable[..., Options]) -> None:
+def test_a_base_without_a_tokenizer_is_reported(models_of: Callable[..., Options]) -> None:
     options = models_of("llama")
     for path in Path(options["base"]).glob("tokenizer*"):
         path.unlink()
     lost = "tokenizer: the base, and so the output, has none"
-    assert said(options) == f"a: {lost}\nb: {lost}"
+    assert warnings_of(options) == f"a: {lost}\nb: {lost}"
     for expert in options["models"].values():
         for path in Path(expert).glob("*token*"):
             path.unlink()
-    assert said(options) == "base has no tokenizer, and so the output has none"
+    assert warnings_of(options) == "base has no tokenizer, so the output has none"
 
 
 def test_a_folder_that_leads_elsewhere_is_refused(
@@ -335,12 +335,12 @@ def encoders(models_of: Callable[..., Options]) -> Options:
 def test_a_sentence_transformer_stays_one(tiny: Tiny, encoders: Options, tmp_path: Path) -> None:
     merged = merge("sentence-encoder", encoders, tmp_path / "merged")
     assert all((merged / name).read_text() == content for name, content in SENTENCES.items())
-    assert said(encoders, EncoderPool) == ""
+    assert warnings_of(encoders, EncoderPool) == ""
     library = pytest.importorskip("sentence_transformers")
     whole = library.SentenceTransformer(str(merged), device="cpu")
     vectors = whole.encode(tiny.texts, prompt_name="query", convert_to_tensor=True)
-    own = tiny.tokenizer("words")
-    words = own([f"query: {text}" for text in tiny.texts], padding=True, return_tensors="pt")
+    tokenizer = tiny.tokenizer("words")
+    words = tokenizer([f"query: {text}" for text in tiny.texts], padding=True, return_tensors="pt")
     encoder = open_pool(encoders, EncoderPool)
     built = encoder.build(CheckpointSource(merged))
     with torch.no_grad():
@@ -351,15 +351,15 @@ def test_a_sentence_transformer_stays_one(tiny: Tiny, encoders: Options, tmp_pat
     torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_modules_that_load_code_are_left_out_and_said(encoders: Options, tmp_path: Path) -> None:
+def test_modules_that_load_code_are_not_copied(encoders: Options, tmp_path: Path) -> None:
     evil = [{**MODULES[0], "type": "somebody/else--custom.Transformer"}, *MODULES[1:]]
     write(encoders["base"], {"modules.json": json.dumps(evil), "custom.py": "raise"})
-    assert said(encoders, EncoderPool).endswith("custom.py, modules.json")
+    assert warnings_of(encoders, EncoderPool).endswith("custom.py, modules.json")
     merged = merge("sentence-encoder", encoders, tmp_path / "merged")
     assert not (merged / "modules.json").exists()
 
 
-def test_a_configuration_picks_no_code(models_of: Callable[..., Options]) -> None:
+def test_a_configuration_cannot_select_code(models_of: Callable[..., Options]) -> None:
     options = models_of("llama")
     path = Path(options["base"]) / "config.json"
     fields = {
@@ -375,11 +375,11 @@ def test_a_configuration_picks_no_code(models_of: Callable[..., Options]) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "never-heard-of"}, "makes no AutoModelForCausalLM.*never-heard-of"),
-        ({"num_attention_heads": "two"}, "makes no AutoModelForCausalLM"),
+        ({"model_type": "never-heard-of"}, "cannot build an AutoModelForCausalLM.*never-heard-of"),
+        ({"num_attention_heads": "two"}, "cannot build an AutoModelForCausalLM"),
     ],
 )
-def test_an_impossible_configuration_is_refused(
+def test_an_unsupported_configuration_is_refused(
     models_of: Callable[..., Options], change: Options, message: str
 ) -> None:
     options = models_of("llama")
@@ -389,14 +389,14 @@ def test_an_impossible_configuration_is_refused(
         open_pool(options).check_builds()
 
 
-def test_a_file_of_weights_alone_is_merged_and_not_built(
+def test_a_weights_file_without_configuration_is_merged_but_not_built(
     models_of: Callable[..., Options], tmp_path: Path
 ) -> None:
     options = models_of("llama", names=("a",))
     shutil.copy(f"{options['base']}/model.safetensors", tmp_path / "alone.safetensors")
     pool = open_pool({**options, "base": str(tmp_path / "alone.safetensors")})
     pool.aligned(AlignmentPolicy())
-    with pytest.raises(CheckpointError, match=r"alone\.safetensors has no config\.json"):
+    with pytest.raises(CheckpointError, match=r"missing config\.json next to .*alone\.safetensors"):
         pool.check_builds()
 
 
@@ -411,12 +411,12 @@ def test_models_come_from_the_hub(
     own = {**SENTENCES, "additional_chat_templates/x.jinja": "x"}
     assert all((merged / name).read_text() == content for name, content in own.items())
     assert (merged / "2_Dense" / "model.safetensors").is_file()
-    assert said(options, EncoderPool).endswith(": modeling_own.py")
+    assert warnings_of(options, EncoderPool).endswith(": modeling_own.py")
     assert not hub.asked("modeling_own.py")
     tiny.classes["sentence-encoder"].from_pretrained(merged)
 
 
-def test_a_mixture_that_transformers_packs_is_refused_in_the_plan(tmp_path: Path) -> None:
+def test_a_mixture_that_transformers_packs_cannot_be_built(tmp_path: Path) -> None:
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 16}
     config = transformers.MixtralConfig(
         **sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2
@@ -430,7 +430,7 @@ def test_a_mixture_that_transformers_packs_is_refused_in_the_plan(tmp_path: Path
     pool.aligned(AlignmentPolicy())  # merging needs no live model
 
 
-def test_a_tokenizer_that_is_too_large_is_refused_unread(
+def test_a_large_tokenizer_is_refused_unread(
     models_of: Callable[..., Options],
 ) -> None:
     options = models_of("llama")

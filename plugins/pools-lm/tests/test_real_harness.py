@@ -1,4 +1,4 @@
-"""The pool `lm-eval` with the real harness, off by default: nox -s lm_eval."""
+"""The pool `lm-eval` with the real harness. It does not run by default: nox -s lm_eval."""
 
 from __future__ import annotations
 
@@ -79,27 +79,27 @@ def write_tasks(folder: Path, data: list[Options]) -> Path:
     """Write the tasks, as YAML that is JSON, and their data."""
     folder.mkdir(exist_ok=True)
     file = folder / "data.jsonl"
-    file.write_text("".join(json.dumps(each) + "\n" for each in data))
+    file.write_text("".join(json.dumps(row) + "\n" for row in data))
     shared = {
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(file)}},
         "test_split": "test",
     }
-    for name, each in TASKS.items():
-        (folder / f"{name}.yaml").write_text(json.dumps({**shared, "task": name, **each}))
+    for name, task in TASKS.items():
+        (folder / f"{name}.yaml").write_text(json.dumps({**shared, "task": name, **task}))
     (folder / "pair.yaml").write_text(json.dumps(PAIR))
     return folder
 
 
 @pytest.fixture
 def other_python(tmp_path: Path) -> str:
-    """Return the python of another environment, which sees the packages of this one."""
-    place = tmp_path / "environment"
-    line = [sys.executable, "-m", "venv", "--without-pip", str(place)]
+    """Return the Python of another environment, which uses the packages of this one."""
+    environment = tmp_path / "environment"
+    line = [sys.executable, "-m", "venv", "--without-pip", str(environment)]
     subprocess.run(line, check=True)
-    (packages,) = place.glob("lib/python*/site-packages")
+    (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
-    return str(place / "bin" / "python")
+    return str(environment / "bin" / "python")
 
 
 @pytest.fixture(autouse=True)
@@ -119,10 +119,10 @@ def scores(directory: Path, data: list[Options]) -> list[list[float]]:
         tokens = torch.tensor([own(f"{question} {choice}").input_ids])
         with torch.no_grad():
             logs = model(tokens).logits[0].log_softmax(-1)
-        places = range(start, tokens.shape[1])
-        return sum(float(logs[position - 1, tokens[0, position]]) for position in places)
+        positions = range(start, tokens.shape[1])
+        return sum(float(logs[position - 1, tokens[0, position]]) for position in positions)
 
-    return [[score(each["question"], choice) for choice in each["choices"]] for each in data]
+    return [[score(row["question"], choice) for choice in row["choices"]] for row in data]
 
 
 def best(found: list[float]) -> int:
@@ -130,7 +130,7 @@ def best(found: list[float]) -> int:
 
 
 def direct(directory: Path, include: Path) -> dict[str, Any]:
-    """Return what the harness measures when nothing of ours is between."""
+    """Return the results of the harness without this project."""
     code = f"""
 import json, lm_eval
 from lm_eval.tasks import TaskManager
@@ -142,20 +142,20 @@ found = lm_eval.simple_evaluate(
 print("found", json.dumps(found["results"], default=float))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    line = next(each for each in run.stdout.splitlines() if each.startswith("found "))
+    line = next(text for text in run.stdout.splitlines() if text.startswith("found "))
     results: dict[str, Any] = json.loads(line.removeprefix("found "))
     return results
 
 
-def test_figures_are_those_of_the_harness_and_of_a_loop_by_hand(
+def test_results_match_the_harness_and_a_direct_computation(
     models_of: Callable[..., Options], tmp_path: Path, other_python: str
 ) -> None:
     pool = {"name": "causal-lm", **models_of("llama", names=["foxes", "b"])}
     data, output = rows(), tmp_path / "merged"
     run_fusion(algorithm=Mean(), model_pool=pool, output=output)
     own = scores(output, data)
-    for number, (each, found) in enumerate(zip(data, own, strict=True)):
-        each["answer"] = (best(found) + (number % 3 == 0)) % len(CHOICES)
+    for number, (row, likelihoods) in enumerate(zip(data, own, strict=True)):
+        row["answer"] = (best(likelihoods) + (number % 3 == 0)) % len(CHOICES)
     include = write_tasks(tmp_path / "tasks", data)
     names = ["foxes", "bits", "said", "pair"]
     reports = []
@@ -176,7 +176,7 @@ def test_figures_are_those_of_the_harness_and_of_a_loop_by_hand(
     here, there = reports
     assert here.tasks == there.tasks
     assert there.remembered == {"base": tuple(names), "experts": ("foxes",)}
-    answers = [each["answer"] for each in data]
+    answers = [row["answer"] for row in data]
     expected = [best(each) == answer for each, answer in zip(own, answers, strict=True)]
     by_length = [
         best([score / len(choice) for score, choice in zip(each, CHOICES, strict=True)]) == answer
@@ -199,17 +199,17 @@ def test_figures_are_those_of_the_harness_and_of_a_loop_by_hand(
 
 
 WRONG = [
-    (["foxs"], {}, RecipeError, "no task 'foxs'\nThere is: foxes"),
-    (["loose"], {}, RecipeError, "'loose' stands for several[\\s\\S]*tasks: bits"),
+    (["foxs"], {}, RecipeError, "unknown lm-eval task 'foxs'\nSimilar names: foxes"),
+    (["loose"], {}, RecipeError, "'loose' is a list of tasks[\\s\\S]*tasks: bits"),
     (["glue"], {}, RecipeError, "tasks: cola, mnli"),
     (["unsafe"], {}, RecipeError, "'unsafe' runs code"),
-    (["foxes"], {"main": {"foxes": "f1"}}, RecipeError, "It has: acc, acc_norm"),
-    (["foxes"], {"device": "xpu:7"}, RecipeError, "cannot measure there"),
+    (["foxes"], {"main": {"foxes": "f1"}}, RecipeError, "Metrics: acc, acc_norm"),
+    (["foxes"], {"device": "xpu:7"}, RecipeError, "cannot use this device"),
 ]
 
 
 @pytest.mark.parametrize(("names", "options", "kind", "message"), WRONG)
-def test_what_it_does_not_know_is_said_at_once(
+def test_check_reports_problems(
     tmp_path: Path, names: list[str], options: Options, kind: type[FusionError], message: str
 ) -> None:
     include = write_tasks(tmp_path / "tasks", rows())
@@ -218,7 +218,9 @@ def test_what_it_does_not_know_is_said_at_once(
         HarnessTasks(config).check()
 
 
-def test_data_that_is_torn_or_elsewhere(models_of: Callable[..., Options], tmp_path: Path) -> None:
+def test_invalid_and_remote_data_are_reported(
+    models_of: Callable[..., Options], tmp_path: Path
+) -> None:
     include = write_tasks(tmp_path / "tasks", rows())
     pool = {"name": "causal-lm", **models_of("llama")}
     tasks = {"name": "lm-eval", "include_path": str(include), "tasks": ["elsewhere"]}
@@ -230,6 +232,6 @@ def test_data_that_is_torn_or_elsewhere(models_of: Callable[..., Options], tmp_p
     with pytest.raises(FusionError, match=r"(?s)'foxes'.*JSON"):
         run_fusion(algorithm=Mean(), model_pool=pool, task_pool=tasks, output=tmp_path / "two")
     (include / "data.jsonl").unlink()
-    with pytest.raises(RecipeError, match="its data is not there"):
+    with pytest.raises(RecipeError, match="missing data file"):
         run_fusion(algorithm=Mean(), model_pool=pool, task_pool=tasks, output=tmp_path / "three")
     assert not (tmp_path / "three").exists()

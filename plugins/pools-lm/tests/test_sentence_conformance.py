@@ -1,4 +1,4 @@
-"""What every pool of tasks on sentences keeps, checked by the suite of fusion-core."""
+"""The conformance suite, run on the sentence task pools."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SentenceSuite(TaskPoolSuite):
     pool_name: str
     family: str
     models_name: str
-    more: ClassVar[dict[str, Any]] = {}
+    more_options: ClassVar[dict[str, Any]] = {}
 
     @pytest.fixture
     def spec(self) -> TaskPoolSpec:
@@ -46,7 +46,7 @@ class SentenceSuite(TaskPoolSuite):
             path = tmp_path / f"{split}.jsonl"
             path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
             files[split] = str(path)
-        return {"datasets": dict.fromkeys(("a", "b"), files), **self.more}
+        return {"datasets": dict.fromkeys(("a", "b"), files), **self.more_options}
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -54,8 +54,8 @@ class SentenceSuite(TaskPoolSuite):
 
     @pytest.fixture
     def models(self, models_of: Callable[..., dict[str, Any]]) -> ModelPool[Any]:
-        made = resolve_name(SPECS[self.models_name].target)
-        return made(made.config_class(**models_of(self.family, self.models_name)))
+        pool_class = resolve_name(SPECS[self.models_name].target)
+        return pool_class(pool_class.config_class(**models_of(self.family, self.models_name)))
 
 
 class TestOwnHead(SentenceSuite):
@@ -64,7 +64,7 @@ class TestOwnHead(SentenceSuite):
 
 class TestHeadOfADecoder(SentenceSuite):
     pool_name, models_name, family = "sentence-classification", "sequence-classification", "gpt2"
-    more: ClassVar[dict[str, Any]] = {"head": "expert"}
+    more_options: ClassVar[dict[str, Any]] = {"head": "expert"}
 
 
 class TestProbe(SentenceSuite):

@@ -1,4 +1,4 @@
-"""Tasks on sentences: heads of all kinds and similarities, against the libraries' own figures."""
+"""Sentence tasks: all kinds of heads, and similarities, compared with other libraries."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Rows = list[dict[str, Any]]
 
 
 def rows_of(tiny: Tiny, count: int = 24, *, seed: int = 0) -> Rows:
-    """Return lines with texts of 1 to 30 words, and three classes."""
+    """Return lines with texts of 1 to 30 words and three classes."""
     drawn, words = random.Random(seed), " ".join(tiny.texts).split()
     return [
         {
@@ -62,7 +62,7 @@ def write(path: Path, rows: Rows) -> str:
 
 @dataclass
 class Workshop:
-    """Lines, and what reads them."""
+    """Makes tasks from lines."""
 
     tiny: Tiny
     directory: Path
@@ -70,12 +70,16 @@ class Workshop:
     def classify(
         self, pool: ModelPool[Any], *, rows: Rows, train: Rows | None = None, **options: Any
     ) -> ClassificationTasks:
-        """Return a task `a` on these lines; options of the task are those that it has."""
+        """Return a task `a` on these lines; options go to the task if it has them."""
         data = {"test": write(self.directory / "test.jsonl", rows)}
         if train:
             data["train"] = write(self.directory / "train.jsonl", train)
-        own = {name: options.pop(name) for name in ("pair", "names", "label") if name in options}
-        config = ClassificationConfig(datasets={"a": {**data, **own}}, batch_size=5, **options)
+        task_options = {
+            name: options.pop(name) for name in ("pair", "names", "label") if name in options
+        }
+        config = ClassificationConfig(
+            datasets={"a": {**data, **task_options}}, batch_size=5, **options
+        )
         return ClassificationTasks(config).bind(pool)
 
     def similar(self, pool: ModelPool[Any], rows: Rows, **options: Any) -> SimilarityTasks:
@@ -101,7 +105,7 @@ def encoders(models_of: Callable[..., Any]) -> EncoderPool:
 
 
 def accuracy_of(directory: str, rows: Rows, second: str | None = None) -> float:
-    """Return what transformers itself measures, a text at a time."""
+    """Return transformers' accuracy, one text at a time."""
     model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     right = 0
@@ -115,12 +119,12 @@ def accuracy_of(directory: str, rows: Rows, second: str | None = None) -> float:
 
 def measured(tasks: Any, pool: ModelPool[Any], source: Any = None) -> dict[str, float]:
     model = pool.build(pool.base if source is None else source)
-    found: dict[str, float] = tasks.measure(Subject.of(model))["a"]
-    return found
+    actual: dict[str, float] = tasks.measure(Subject.of(model))["a"]
+    return actual
 
 
 @pytest.mark.parametrize("pair", [None, "other"])
-def test_a_models_own_head_is_measured_as_transformers_does(
+def test_a_models_own_head_matches_transformers(
     workshop: Workshop, classifiers: ClassificationPool, pair: str | None
 ) -> None:
     rows = rows_of(workshop.tiny, 40)
@@ -132,47 +136,49 @@ def test_a_models_own_head_is_measured_as_transformers_does(
 
 
 @pytest.fixture
-def own_heads(tiny: Tiny, tmp_path: Path) -> Callable[..., EncoderPool]:
+def models_with_own_heads(tiny: Tiny, tmp_path: Path) -> Callable[..., EncoderPool]:
     """Save an encoder without a head, and an expert whose head has four classes."""
 
     def make(family: str) -> EncoderPool:
         kind, changes = {"bert": ("words", {}), "gpt2": ("bytes", {})}[family]
-        own = tiny.tokenizer(kind)
-        base = tiny.live(family, 0, pool="sentence-encoder", rows=len(own))
+        tokenizer = tiny.tokenizer(kind)
+        base = tiny.live(family, 0, pool="sentence-encoder", rows=len(tokenizer))
         expert = tiny.live(
-            family, 1, pool="sequence-classification", rows=len(own), num_labels=4, **changes
+            family, 1, pool="sequence-classification", rows=len(tokenizer), num_labels=4, **changes
         )
         paths = {"base": base, "a": expert}
-        base, a = (tiny.save(tmp_path / name, live, own) for name, live in paths.items())
+        base, a = (tiny.save(tmp_path / name, live, tokenizer) for name, live in paths.items())
         return EncoderPool(LanguageConfig(base=base, models={"a": a}))
 
     return make
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_an_experts_head_goes_around_any_encoder(
-    workshop: Workshop, own_heads: Callable[..., EncoderPool], family: str
+def test_an_experts_head_fits_any_encoder(
+    workshop: Workshop, models_with_own_heads: Callable[..., EncoderPool], family: str
 ) -> None:
-    pool, rows = own_heads(family), rows_of(workshop.tiny, 40)
+    pool, rows = models_with_own_heads(family), rows_of(workshop.tiny, 40)
     tasks = workshop.classify(pool, rows=rows, head="expert")
     task, directory = tasks.adaptive("a"), str(workshop.directory / "a")
     whole = AutoModelForSequenceClassification.from_pretrained(directory).eval()
-    encoder = pool.build(trimmed(pool, "a"))
-    assert measured(tasks, pool, trimmed(pool, "a")) == {"accuracy": accuracy_of(directory, rows)}
+    encoder = pool.build(without_head(pool, "a"))
+    assert measured(tasks, pool, without_head(pool, "a")) == {
+        "accuracy": accuracy_of(directory, rows)
+    }
     batch = task.batch(0, size=6, split=Split.TEST, seed=0)
     with torch.no_grad():
         expected = whole(**whole_inputs(whole, batch.tensors)).logits
         torch.testing.assert_close(task.logits(encoder, batch), expected)
         assert not torch.equal(task.logits(pool.build(pool.base), batch), expected)
-        half = task.logits(pool.build(trimmed(pool, "a"), dtype=torch.bfloat16), batch)
+        half = task.logits(pool.build(without_head(pool, "a"), dtype=torch.bfloat16), batch)
         torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.05)
 
 
-def test_a_decoder_is_read_up_to_its_padding(
-    workshop: Workshop, own_heads: Callable[..., EncoderPool]
+def test_a_decoders_padding_is_dropped(
+    workshop: Workshop, models_with_own_heads: Callable[..., EncoderPool]
 ) -> None:
-    """A text may hold the token that texts are padded with: transformers reads the one before."""
-    pool, row = own_heads("gpt2"), {"text": "the old fox<pad>", "label": 0}
+    """A text may contain the pad token. transformers then reads the token before it."""
+    pool, row = models_with_own_heads("gpt2"), {"text": "the old fox<pad>", "label": 0}
     task = workshop.classify(pool, rows=[row], head="expert").adaptive("a")
     assert isinstance(task, FeatureTask)
     directory = str(workshop.directory / "a")
@@ -181,8 +187,8 @@ def test_a_decoder_is_read_up_to_its_padding(
     assert tokens["input_ids"][0, -1] == whole.config.pad_token_id
     batch = task.batch(0, size=1, split=Split.TEST, seed=0)
     with torch.no_grad():
-        found = task.logits(pool.build(trimmed(pool, "a")), batch)
-        torch.testing.assert_close(found, whole(**tokens).logits)
+        actual = task.logits(pool.build(without_head(pool, "a")), batch)
+        torch.testing.assert_close(actual, whole(**tokens).logits)
 
 
 def whole_inputs(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -191,8 +197,8 @@ def whole_inputs(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, t
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def trimmed(pool: EncoderPool, name: str) -> Any:
-    """Return an expert without its head, as `alignment.extra=drop` leaves it."""
+def without_head(pool: EncoderPool, name: str) -> Any:
+    """Return an expert without its head, as with `alignment.extra=drop`."""
     return aligned(pool).experts[name]
 
 
@@ -200,14 +206,14 @@ def aligned(pool: EncoderPool) -> EncoderPool:
     return pool.aligned(AlignmentPolicy(extra="drop", missing="base"))
 
 
-def test_moments_and_gradients_are_seen_through_an_experts_head(
-    workshop: Workshop, own_heads: Callable[..., EncoderPool]
+def test_moments_and_gradients_work_with_an_experts_head(
+    workshop: Workshop, models_with_own_heads: Callable[..., EncoderPool]
 ) -> None:
-    pool = own_heads("bert")
+    pool = models_with_own_heads("bert")
     tasks = workshop.classify(pool, rows=rows_of(workshop.tiny), head="expert")
-    ((_, found),) = moments(aligned(pool), tasks, samples=8, batch_size=4)
-    assert "pooler.dense.weight" in found
-    assert found["pooler.dense.weight"].count == 8
+    ((_, actual),) = moments(aligned(pool), tasks, samples=8, batch_size=4)
+    assert "pooler.dense.weight" in actual
+    assert actual["pooler.dense.weight"].count == 8
     ((_, squares),) = squared_gradients(aligned(pool), tasks, samples=4, batch_size=4)
     assert set(squares) == set(pool.base.infos)
     assert all(square.isfinite().all() for square in squares.values())
@@ -215,7 +221,7 @@ def test_moments_and_gradients_are_seen_through_an_experts_head(
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_a_probe_is_scikit_learns_on_sentence_transformers_vectors(
+def test_a_probe_matches_scikit_learn_and_sentence_transformers(
     workshop: Workshop, encoders: EncoderPool, classes: int
 ) -> None:
     train, rows = (rows_of(workshop.tiny, 60, seed=seed) for seed in (1, 2))
@@ -237,7 +243,7 @@ def test_a_probe_is_scikit_learns_on_sentence_transformers_vectors(
 
 
 def probe_of(directory: Path, train: Rows, rows: Rows) -> tuple[Any, Any]:
-    """Return scikit-learn's logistic regression on a model's vectors, and the vectors of rows."""
+    """Return scikit-learn's logistic regression on a model's vectors, and those of `rows`."""
     library = SentenceTransformer(str(directory), device="cpu")
     seen, asked = (library.encode([r["text"] for r in part]) for part in (train, rows))
     linear = pytest.importorskip("sklearn.linear_model")
@@ -255,12 +261,12 @@ def test_the_nearest_name_is_the_class(workshop: Workshop, encoders: EncoderPool
         library.encode([row["text"] for row in rows]), library.encode(names)
     )
     right = [names[n] == row["label"] for n, row in zip(nearest.argmax(1), rows, strict=True)]
-    found: Any = measured(tasks, encoders)
-    assert found == {"accuracy": sum(right) / len(rows)}
-    assert found.outcomes == tuple(right)
+    actual: Any = measured(tasks, encoders)
+    assert actual == {"accuracy": sum(right) / len(rows)}
+    assert actual.outcomes == tuple(right)
 
 
-def test_embeddings_have_a_place_for_an_adapter(workshop: Workshop, encoders: EncoderPool) -> None:
+def test_embeddings_accept_an_adapter(workshop: Workshop, encoders: EncoderPool) -> None:
     names = ["old forest", "tensor", "a text"]
     task: Any = workshop.classify(encoders, rows=rows_of(workshop.tiny), head="names", names=names)[
         "a"
@@ -269,10 +275,10 @@ def test_embeddings_have_a_place_for_an_adapter(workshop: Workshop, encoders: En
     batch = task.batch(0, size=6, split=Split.UNLABELED, seed=0)
     with torch.no_grad():
         plain = task.features(model, batch.inputs)
-        place = module_of_features(model, task, batch)
-        assert place is not None
+        module = module_of_features(model, task, batch)
+        assert module is not None
         down, up = torch.randn(2, plain.shape[1]), torch.randn(plain.shape[1], 2)
-        put_adapter(model, place, down, up)
+        put_adapter(model, module, down, up)
         adapted = task.features(model, batch.inputs)
     torch.testing.assert_close(adapted, through_adapter(plain, down, up))
 
@@ -281,7 +287,7 @@ MODES = ["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmea
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_similarities_are_sentence_transformers(
+def test_similarities_match_sentence_transformers(
     workshop: Workshop, encoders: EncoderPool, mode: Any
 ) -> None:
     width = 16 if isinstance(mode, str) else 32
@@ -297,16 +303,16 @@ def test_similarities_are_sentence_transformers(
     library = SentenceTransformer(directory, device="cpu")
     columns: Any = ([row[name] for row in rows] for name in ("text", "other", "score"))
     expected = EmbeddingSimilarityEvaluator(*columns)(library)["spearman_cosine"]
-    found = measured(workshop.similar(pool, rows), pool)
-    assert found == {"spearman": pytest.approx(expected, abs=1e-9)}
+    actual = measured(workshop.similar(pool, rows), pool)
+    assert actual == {"spearman": pytest.approx(expected, abs=1e-9)}
     without = workshop.similar(pool, rows, prompt="")
-    assert measured(without, pool) != found
-    with pytest.raises(RecipeError, match=r"no prompt 'qeury'"):
+    assert measured(without, pool) != actual
+    with pytest.raises(RecipeError, match=r"unknown prompt 'qeury'"):
         workshop.similar(pool, rows, prompt="qeury")
 
 
 @pytest.mark.parametrize("family", ["t5", "llama", "gpt2"])
-def test_a_plain_encoder_has_the_mean_of_its_tokens(
+def test_a_plain_encoder_uses_the_mean_over_tokens(
     workshop: Workshop, models_of: Callable[..., Any], family: str
 ) -> None:
     pool = EncoderPool(LanguageConfig(**models_of(family, "sentence-encoder")))
@@ -314,16 +320,18 @@ def test_a_plain_encoder_has_the_mean_of_its_tokens(
     library = SentenceTransformer(pool.config.base, device="cpu")
     columns: Any = ([row[name] for row in rows] for name in ("text", "other", "score"))
     expected = EmbeddingSimilarityEvaluator(*columns)(library)["spearman_cosine"]
-    found = measured(workshop.similar(pool, rows), pool)
-    assert found == {"spearman": pytest.approx(expected, abs=1e-9)}
+    actual = measured(workshop.similar(pool, rows), pool)
+    assert actual == {"spearman": pytest.approx(expected, abs=1e-9)}
 
 
-def test_heads_beside_an_encoder_are_left_out(
-    workshop: Workshop, own_heads: Callable[..., EncoderPool]
+def test_heads_of_an_encoders_checkpoint_are_ignored(
+    workshop: Workshop, models_with_own_heads: Callable[..., EncoderPool]
 ) -> None:
-    pool, rows = own_heads("bert"), rows_of(workshop.tiny)
+    pool, rows = models_with_own_heads("bert"), rows_of(workshop.tiny)
     tasks = workshop.similar(pool, rows)
-    assert measured(tasks, pool, pool.experts["a"]) == measured(tasks, pool, trimmed(pool, "a"))
+    assert measured(tasks, pool, pool.experts["a"]) == measured(
+        tasks, pool, without_head(pool, "a")
+    )
 
 
 def test_old_settings_are_read(workshop: Workshop, encoders: EncoderPool) -> None:
@@ -343,23 +351,27 @@ def test_old_settings_are_read(workshop: Workshop, encoders: EncoderPool) -> Non
     library = SentenceTransformer(str(base), device="cpu")
     columns: Any = ([row[name] for row in rows] for name in ("text", "other", "score"))
     expected = EmbeddingSimilarityEvaluator(*columns)(library)["spearman_cosine"]
-    found = measured(workshop.similar(pool, rows), pool)
-    assert found == {"spearman": pytest.approx(expected, abs=1e-9)}
+    actual = measured(workshop.similar(pool, rows), pool)
+    assert actual == {"spearman": pytest.approx(expected, abs=1e-9)}
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("modules.json", "{torn", r"modules\.json beside the base is missing or torn"),
-        ("modules.json", '{"path": 3}', r"modules\.json beside the base is missing or torn"),
+        ("modules.json", "{torn", r"missing or invalid modules\.json next to the base"),
+        ("modules.json", '{"path": 3}', r"missing or invalid modules\.json next to the base"),
         ("modules.json", '[{"path": "", "type": "sentence_transformers.models.BoW"}]', "lists BoW"),
-        ("1_Pooling/config.json", '{"pooling_mode": "median"}', "1_Pooling pools by median"),
-        ("1_Pooling/config.json", '{"include_prompt": false}', "leaves the prompt out"),
-        ("2_Dense/config.json", '{"use_residual": true}', "2_Dense is not a plain layer"),
+        (
+            "1_Pooling/config.json",
+            '{"pooling_mode": "median"}',
+            "1_Pooling has the pooling mode median",
+        ),
+        ("1_Pooling/config.json", '{"include_prompt": false}', "excludes the prompt"),
+        ("2_Dense/config.json", '{"use_residual": true}', "2_Dense is not a plain dense layer"),
         ("2_Dense/config.json", "{}", r"2_Dense has no model\.safetensors"),
     ],
 )
-def test_what_cannot_be_embedded_is_refused(
+def test_unsupported_modules_are_refused(
     workshop: Workshop, encoders: EncoderPool, name: str, content: str, message: str
 ) -> None:
     base = Path(encoders.config.base)
@@ -380,14 +392,14 @@ def test_what_cannot_be_embedded_is_refused(
         (
             [{"text": "a", "label": "x"}],
             {"names": ["a", "b"]},
-            "line 1: label is 'x', none of a, b",
+            "line 1: unknown label 'x', expected one of a, b",
         ),
-        ([{"text": "a", "label": -1}], {}, "line 1: label is -1, no number of a class"),
+        ([{"text": "a", "label": -1}], {}, "line 1: unknown label -1, expected the number"),
         ([{"text": "a", "label": 0}], {}, "has no train examples"),
-        ([{"text": "a", "label": 0}], {"label": "klass"}, "no field 'klass'"),
+        ([{"text": "a", "label": 0}], {"label": "klass"}, "missing field 'klass'"),
     ],
 )
-def test_lines_that_cannot_be_read_are_found_before_anything_runs(
+def test_check_finds_invalid_lines(
     workshop: Workshop, encoders: EncoderPool, rows: Rows, options: Any, message: str
 ) -> None:
     tasks = workshop.classify(encoders, rows=rows, **options)
@@ -395,12 +407,12 @@ def test_lines_that_cannot_be_read_are_found_before_anything_runs(
         tasks.check()
 
 
-def test_a_head_has_as_many_classes_as_the_task(
+def test_head_and_task_need_the_same_number_of_classes(
     workshop: Workshop, classifiers: ClassificationPool, encoders: EncoderPool
 ) -> None:
     rows = [{"text": "a", "label": 3}, {"text": "b", "label": 0}]
     tasks = workshop.classify(classifiers, rows=rows, names=["a", "b", "c", "d"])
-    with pytest.raises(RecipeError, match="has 4 classes, and the head 3"):
+    with pytest.raises(RecipeError, match="has 4 classes, but its head has 3"):
         measured(tasks, classifiers)
     with pytest.raises(RecipeError, match="have no head of their own"):
         workshop.classify(encoders, rows=rows, head="model")
@@ -411,20 +423,22 @@ def test_a_head_has_as_many_classes_as_the_task(
         tasks.check()
 
 
-def test_halves_are_apart(workshop: Workshop, encoders: EncoderPool) -> None:
+def test_halves_are_disjoint(workshop: Workshop, encoders: EncoderPool) -> None:
     rows = rows_of(workshop.tiny)
     halves = workshop.classify(encoders, rows=rows, train=rows).holdout()
     task = halves["a"]
-    parts = [{line.place for line in task.lines(split)} for split in (Split.UNLABELED, Split.TEST)]
+    parts = [
+        {line.location for line in task.lines(split)} for split in (Split.UNLABELED, Split.TEST)
+    ]
     assert [len(part) for part in parts] == [12, 12]
     assert not parts[0] & parts[1]
     assert len(workshop.similar(encoders, rows).holdout()["a"].lines(Split.TEST)) == 12
 
 
-def test_a_figure_is_known_by_all_that_it_depends_on(
-    workshop: Workshop, own_heads: Callable[..., EncoderPool], tiny: Tiny
+def test_the_identity_covers_everything_that_a_metric_depends_on(
+    workshop: Workshop, models_with_own_heads: Callable[..., EncoderPool], tiny: Tiny
 ) -> None:
-    pool, rows = own_heads("bert"), rows_of(workshop.tiny)
+    pool, rows = models_with_own_heads("bert"), rows_of(workshop.tiny)
 
     def identity(**options: Any) -> str:
         tasks = workshop.classify(pool, rows=rows, train=rows, **options)
@@ -439,5 +453,5 @@ def test_a_figure_is_known_by_all_that_it_depends_on(
     other = tiny.live("bert", 5, pool="sequence-classification", rows=90, num_labels=4)
     tiny.save(workshop.directory / "a", other, None)
     pool = EncoderPool(pool.config)
-    found = {first, *others, identity(head="expert")}
-    assert len(found) == 5
+    actual = {first, *others, identity(head="expert")}
+    assert len(actual) == 5

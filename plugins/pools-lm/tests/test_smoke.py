@@ -1,4 +1,4 @@
-"""The smoke test: what is wrong is said, what is sound is not, and nobody is asked twice."""
+"""The smoke test reports defective answers, accepts sound ones, and asks no model twice."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fusion_core.errors import CheckpointError, RecipeError
 from fusion_testing import CommandSuite, Mean
 from pools_lm import plugin
 from pools_lm.pools import CausalPool
-from pools_lm.smoke import after_run, room
+from pools_lm.smoke import after_run, memory
 from pools_lm.smoke.answers import repeats
 from pools_lm.smoke.command import smoke
-from pools_lm.smoke.directory import made_of, speakers
-from pools_lm.smoke.trial import Trial
+from pools_lm.smoke.directory import models_of_pool, source_models
+from pools_lm.smoke.smoke_test import SmokeTest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,8 +36,8 @@ CPU = torch.device("cpu")
 class TestCommand(CommandSuite):
     @pytest.fixture
     def spec(self) -> CommandSpec:
-        (found,) = plugin.fusion_register_commands()
-        return found
+        (findings,) = plugin.fusion_register_commands()
+        return findings
 
 
 REPEATING = [
@@ -67,33 +67,33 @@ SOUND = [
 
 
 @pytest.mark.parametrize("text", REPEATING)
-def test_what_repeats_itself_is_seen(text: str) -> None:
+def test_repetition_is_detected(text: str) -> None:
     assert repeats(text)
 
 
 @pytest.mark.parametrize("text", SOUND)
-def test_what_does_not_is_left_alone(text: str) -> None:
+def test_sound_texts_are_not_repetitions(text: str) -> None:
     assert not repeats(text)
 
 
 class Chains:
-    """Models that go on as they are told: after each token comes one other.
+    """Models with a fixed successor for each token.
 
-    Layers add nothing, each token's row of the embeddings is a direction of its own, and the head
-    finds in it the token that is next.
+    Layers add nothing. Each token's embedding is a separate direction, from which the head reads
+    the next token.
     """
 
     prompt = "the quick brown fox"
 
     def __init__(self, tiny: Any, root: Path) -> None:
-        self.tiny, self.root, self.own = tiny, root, tiny.tokenizer()
-        self.ids = self.own(self.prompt).input_ids
+        self.tiny, self.root, self.tokenizer = tiny, root, tiny.tokenizer()
+        self.ids = self.tokenizer(self.prompt).input_ids
 
     def save(self, name: str, text: str, *, loops: bool = False, nan: bool = False) -> Path:
-        """Save one that says a text, and then ends or begins again with it."""
-        said = self.own(text, add_special_tokens=False).input_ids if text else []
-        assert len({*said}) == len(said), "a token is followed by one other"
-        line = [self.ids[-1], *said, said[0] if loops else 3]
+        """Save a model that writes a text, and then ends or repeats it."""
+        tokens = self.tokenizer(text, add_special_tokens=False).input_ids if text else []
+        assert len({*tokens}) == len(tokens), "each token has one successor"
+        line = [self.ids[-1], *tokens, tokens[0] if loops else 3]
         model = self.tiny.live("llama", 0, rows=90, hidden_size=96, max_position_embeddings=128)
         with torch.no_grad():
             for layer in model.model.layers:
@@ -105,11 +105,11 @@ class Chains:
                 model.lm_head.weight[other, one] = 1
             if nan:
                 model.model.layers[1].mlp.down_proj.weight[0, 0] = math.nan
-        self.tiny.save(self.root / name, model, self.own)
+        self.tiny.save(self.root / name, model, self.tokenizer)
         return self.root / name
 
-    def trial(self, **options: Any) -> Trial:
-        return Trial(device=CPU, prompts=[self.prompt], **options)
+    def smoke_test(self, **options: Any) -> SmokeTest:
+        return SmokeTest(device=CPU, prompts=[self.prompt], **options)
 
 
 @pytest.fixture
@@ -127,22 +127,22 @@ CASES: Mapping[str, tuple[dict[str, Any], str, str | None]] = {
 }
 
 
-@pytest.mark.parametrize(("options", "said", "verdict"), CASES.values(), ids=CASES)
-def test_verdicts(chains: Chains, options: Any, said: str, verdict: str | None) -> None:
-    found = chains.trial().findings(chains.save("model", **options), [])
-    (answer,) = found.answers["model"]
+@pytest.mark.parametrize(("options", "text", "verdict"), CASES.values(), ids=CASES)
+def test_verdicts(chains: Chains, options: Any, text: str, verdict: str | None) -> None:
+    findings = chains.smoke_test().run(chains.save("model", **options), [])
+    (answer,) = findings.answers["model"]
     assert answer.verdict == verdict
-    assert found.problems == ({} if verdict is None else {verdict: 1})
-    if said:
-        assert answer.text == said
-    shown = found.as_text()
-    assert (f"[{verdict}]" in shown) is (verdict is not None)
-    assert ("model: no answer is empty" in shown) is (verdict is None)
+    assert findings.problems == ({} if verdict is None else {verdict: 1})
+    if text:
+        assert answer.text == text
+    printed = findings.as_text()
+    assert (f"[{verdict}]" in printed) is (verdict is not None)
+    assert ("model: no answer is empty" in printed) is (verdict is None)
 
 
 @pytest.fixture
 def merge(chains: Chains) -> Path:
-    """Merge two models, of which nobody was asked anything."""
+    """Merge two models that have not been asked before."""
     pool = {
         "name": "causal-lm",
         "base": str(chains.save("base", " jumps over")),
@@ -152,7 +152,7 @@ def merge(chains: Chains) -> Path:
     return chains.root / "merged"
 
 
-def test_a_run_shows_it_and_nothing_else(merge: Path, run_fuse: Callable[..., Any]) -> None:
+def test_a_run_prints_the_smoke_test(merge: Path, run_fuse: Callable[..., Any]) -> None:
     pool = [f"model_pool.base={merge}/../base", f"model_pool.models=[{merge}/../math]"]
     given = ["--pool", "causal-lm", "--set", pool[0], "--set", pool[1]]
     done = run_fuse("run", "--algo", "simple-average", *given, "-o", "again", "-q")
@@ -162,16 +162,16 @@ def test_a_run_shows_it_and_nothing_else(merge: Path, run_fuse: Callable[..., An
     assert done.stderr == ""
 
 
-def test_the_command_says_what_is_wrong_by_its_exit_code(merge: Path, chains: Chains) -> None:
+def test_the_exit_code_reports_problems(merge: Path, chains: Chains) -> None:
     program, runner = typer.Typer(), CliRunner()
     program.command()(smoke)
     asked = ["--prompt", chains.prompt, "-q"]
     done = runner.invoke(program, [str(merge), *asked, "--json"])
-    found = json.loads(done.stdout)
-    assert done.exit_code == len(found["problems"])
-    assert list(found["models"]) == ["base", "math", "merged"]
-    assert found["models"]["math"]["answers"] == [{"text": " lazy dog", "verdict": None}]
-    assert list(found["models"]["base"]["bits_per_byte"]) == ["base", "math", "merged"]
+    findings = json.loads(done.stdout)
+    assert done.exit_code == len(findings["problems"])
+    assert list(findings["models"]) == ["base", "math", "merged"]
+    assert findings["models"]["math"]["answers"] == [{"text": " lazy dog", "verdict": None}]
+    assert list(findings["models"]["base"]["bits_per_byte"]) == ["base", "math", "merged"]
     done = runner.invoke(program, [str(merge), *asked, "--json", "--alone"])
     assert list(json.loads(done.stdout)["models"]) == ["merged"]
     loop = chains.save("loop", " the", loops=True)
@@ -180,73 +180,73 @@ def test_the_command_says_what_is_wrong_by_its_exit_code(merge: Path, chains: Ch
     assert done.stdout.endswith("\nloop: repeats itself (1 of 1 answers)\n")
 
 
-def nats_by_hand(directory: Path, ids: list[int], said: list[int]) -> float:
+def compute_nats(directory: Path, ids: list[int], answer: list[int]) -> float:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
-    given = torch.tensor([[*ids, *said]])
-    labels = torch.tensor([[-100] * len(ids) + said])
-    return float(model(input_ids=given, labels=labels).loss.detach()) * len(said)
+    given = torch.tensor([[*ids, *answer]])
+    labels = torch.tensor([[-100] * len(ids) + answer])
+    return float(model(input_ids=given, labels=labels).loss.detach()) * len(answer)
 
 
-def findings(trial: Trial, directory: Path) -> Findings:
-    return trial.findings(directory, made_of(directory, frozenset(), frozenset()))
+def run_smoke_test(smoke_test: SmokeTest, directory: Path) -> Findings:
+    return smoke_test.run(directory, source_models(directory, frozenset(), frozenset()))
 
 
 def test_bits_per_byte_are_transformers_own_loss(merge: Path, chains: Chains) -> None:
-    found = findings(chains.trial(), merge)
-    said = {"base": " jumps over", "math": " lazy dog"}
+    findings = run_smoke_test(chains.smoke_test(), merge)
+    answers = {"base": " jumps over", "math": " lazy dog"}
     for reader in ("base", "math", "merged"):
-        for author, text in said.items():
-            ids = chains.own(text).input_ids
-            nats = nats_by_hand(chains.root / reader, chains.ids, ids)
+        for author, text in answers.items():
+            ids = chains.tokenizer(text).input_ids
+            nats = compute_nats(chains.root / reader, chains.ids, ids)
             bits = nats / math.log(2) / len(text.encode())
-            assert found.bits[reader][author] == pytest.approx(bits, rel=1e-5)
+            assert findings.bits[reader][author] == pytest.approx(bits, rel=1e-5)
 
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return which models are built from now on."""
+    """Record the names of the models that are built."""
     names: list[str] = []
     build = CausalPool.build
 
-    def noted(self: CausalPool, weights: Any, **options: Any) -> Any:
+    def record(self: CausalPool, weights: Any, **options: Any) -> Any:
         names.append(weights.describe().rpartition("/")[2])
         return build(self, weights, **options)
 
-    monkeypatch.setattr(CausalPool, "build", noted)
+    monkeypatch.setattr(CausalPool, "build", record)
     return names
 
 
 def test_base_and_experts_are_built_once(merge: Path, chains: Chains, built: list[str]) -> None:
-    trial = chains.trial(is_thorough=False)
-    first = findings(trial, merge)
+    smoke_test = chains.smoke_test(is_thorough=False)
+    first = run_smoke_test(smoke_test, merge)
     assert sorted(built) == ["base", "base", "math", "math", "merged"]
     built.clear()
-    (merge / "generation_config.json").write_text("{}")  # another merge, for all that is known
-    again = findings(trial, merge)
+    (merge / "generation_config.json").write_text("{}")  # changes the identity of the merge
+    again = run_smoke_test(smoke_test, merge)
     assert built == ["merged"]
     assert (again.answers, again.bits) == (first.answers, first.bits)
-    findings(chains.trial(is_thorough=False, fresh=True), merge)
+    run_smoke_test(chains.smoke_test(is_thorough=False, fresh=True), merge)
     assert len(built) == 6
 
 
-def test_one_that_cannot_be_read_is_left_out(
+def test_an_unreadable_model_is_left_out(
     merge: Path, chains: Chains, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = chains.root / "math" / "model.safetensors"
     whole = weights.read_bytes()
-    others = made_of(merge, frozenset(), frozenset())
+    others = source_models(merge, frozenset(), frozenset())
     weights.write_bytes(whole[:-8])
-    found = chains.trial().findings(merge, others)
-    assert list(found.answers) == ["base", "merged"]
+    findings = chains.smoke_test().run(merge, others)
+    assert list(findings.answers) == ["base", "merged"]
     assert "math is not asked: " in caplog.text
-    alone = findings(chains.trial(), merge)
+    alone = run_smoke_test(chains.smoke_test(), merge)
     assert (list(alone.answers), alone.bits) == (["merged"], {})
-    assert "base and experts are not asked: " in caplog.text
+    assert "the base and experts are not asked: " in caplog.text
 
 
-def test_the_models_of_any_pool_are_asked_as_what_the_directory_holds(
+def test_models_of_the_pool_checkpoints_are_built_like_the_merge(
     merge: Path, chains: Chains
 ) -> None:
     recipe = merge / "recipe.yaml"
@@ -254,70 +254,78 @@ def test_the_models_of_any_pool_are_asked_as_what_the_directory_holds(
         "algorithm: simple-average\nmodel_pool: {name: checkpoints, base: ../base, "
         "models: {merged: ../math}}\n"
     )
-    assert list(findings(chains.trial(), merge).answers) == ["base", "merged (merged)", "merged"]
+    assert list(run_smoke_test(chains.smoke_test(), merge).answers) == [
+        "base",
+        "merged (merged)",
+        "merged",
+    ]
 
 
 def test_an_encoder_reads_the_prompt_of_a_seq2seq_model(
     models_of: Callable[..., Any], tmp_path: Path
 ) -> None:
     models_of("t5")
-    found = Trial(device=CPU, prompts=["the quick"], max_tokens=5).findings(tmp_path / "a", [])
-    (answer,) = found.answers["a"]
+    findings = SmokeTest(device=CPU, prompts=["the quick"], max_tokens=5).run(tmp_path / "a", [])
+    (answer,) = findings.answers["a"]
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "a")
     given = AutoTokenizer.from_pretrained(tmp_path / "a")("the quick", return_tensors="pt")
-    said = [0]
+    answer_ids = [0]
     for _ in range(5):
-        scores = model(input_ids=given.input_ids, decoder_input_ids=torch.tensor([said])).logits
-        said.append(int(scores[0, -1].argmax()))
-    assert answer.tokens == [token for token in said[1:] if token != 3]
+        scores = model(
+            input_ids=given.input_ids, decoder_input_ids=torch.tensor([answer_ids])
+        ).logits
+        answer_ids.append(int(scores[0, -1].argmax()))
+    assert answer.tokens == [token for token in answer_ids[1:] if token != 3]
 
 
-def test_a_template_is_used_unless_it_is_not_wanted(chains: Chains) -> None:
+def test_plain_uses_no_chat_template(chains: Chains) -> None:
     path = chains.save("model", " jumps over")
     (path / "chat_template.jinja").write_text("{{ raise_exception('never') }}")
     with pytest.raises(RecipeError, match="never") as caught:
-        chains.trial().findings(path, [])
-    assert caught.value.hint == "Ask without it: --plain"
-    assert "as plain text" in chains.trial(is_plain=True).findings(path, []).how
+        chains.smoke_test().run(path, [])
+    assert caught.value.hint == "Use no chat template: --plain"
+    assert "as plain text" in chains.smoke_test(is_plain=True).run(path, []).how
     (path / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    found = chains.trial().findings(path, [])
-    assert "through the chat template" in found.how
-    assert found.answers["model"][0].text == " jumps over"
+    findings = chains.smoke_test().run(path, [])
+    assert "through the chat template" in findings.how
+    assert findings.answers["model"][0].text == " jumps over"
 
 
-def test_what_is_not_a_model_is_refused(chains: Chains, tmp_path: Path) -> None:
+def test_directories_without_a_model_are_refused(chains: Chains, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-    trial = chains.trial()
-    refused = {"file": "not a directory", "adapter": "LoRA", "empty": "config.json"}
-    for name, said in refused.items():
-        with pytest.raises(CheckpointError, match=said):
-            trial.findings(tmp_path / name, [])
+    smoke_test = chains.smoke_test()
+    refused = {"file": "expected a directory", "adapter": "LoRA", "empty": "config.json"}
+    for name, message in refused.items():
+        with pytest.raises(CheckpointError, match=message):
+            smoke_test.run(tmp_path / name, [])
     with pytest.raises(RecipeError, match="no tokens"):
-        Trial(device=CPU, prompts=[""]).findings(chains.save("model", ""), [])
+        SmokeTest(device=CPU, prompts=[""]).run(chains.save("model", ""), [])
 
 
-def test_a_long_prompt_loses_its_beginning(chains: Chains) -> None:
-    trial = Trial(device=CPU, prompts=[f"{chains.prompt} " * 99 + chains.prompt], max_tokens=999)
-    found = trial.findings(chains.save("model", " jumps over"), [])
-    assert found.answers["model"][0].text == " jumps over"
-    assert "64 tokens at most" in found.how
+def test_a_long_prompt_loses_its_start(chains: Chains) -> None:
+    smoke_test = SmokeTest(
+        device=CPU, prompts=[f"{chains.prompt} " * 99 + chains.prompt], max_tokens=999
+    )
+    findings = smoke_test.run(chains.save("model", " jumps over"), [])
+    assert findings.answers["model"][0].text == " jumps over"
+    assert "64 tokens at most" in findings.how
 
 
-def test_numbers_and_names_are_printed_as_they_may_be(chains: Chains) -> None:
+def test_special_numbers_and_names_are_printed_safely(chains: Chains) -> None:
     chains.save("nan", " jumps over", nan=True)
-    own = chains.trial().findings(chains.save("a\x1b[2J", " dog"), [])
-    assert "a\\x1b[2J: no answer" in own.as_text()
-    others = speakers(
+    alone = chains.smoke_test().run(chains.save("a\x1b[2J", " dog"), [])
+    assert "a\\x1b[2J: no answer" in alone.as_text()
+    others = models_of_pool(
         CausalPool(CausalPool.config_class(models={"x": str(chains.root / "nan")})), chains.root
     )
-    found = chains.trial().findings(chains.root / "a\x1b[2J", others)
-    assert "\nto x         -  nan\n" in found.as_text()
-    assert json.loads(found.as_json())["models"]["x"]["bits_per_byte"] == {
+    findings = chains.smoke_test().run(chains.root / "a\x1b[2J", others)
+    assert "\nto x         -  nan\n" in findings.as_text()
+    assert json.loads(findings.as_json())["models"]["x"]["bits_per_byte"] == {
         "x": None,
         "a\x1b[2J": None,
     }
@@ -327,31 +335,31 @@ def test_a_model_that_is_too_large_is_not_asked_after_a_run(
     merge: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Result:
-        path, pool = merge, made_of(merge, frozenset(), frozenset())[0].pool
+        path, pool = merge, source_models(merge, frozenset(), frozenset())[0].pool
 
-    def looked() -> str | None:
-        found: Any = Result
-        return after_run.shown_after_run(found, CPU, Progress())
+    def print_after_run() -> str | None:
+        findings: Any = Result
+        return after_run.text_after_run(findings, CPU, Progress())
 
     monkeypatch.setenv("PATH", str(merge.parent))
-    assert "merged" in (looked() or "")
-    monkeypatch.setattr(after_run, "room_on", lambda _: 10_000)
-    assert looked() is None
-    assert "no smoke test: a model takes" in caplog.text
+    assert "merged" in (print_after_run() or "")
+    monkeypatch.setattr(after_run, "available_bytes", lambda _: 10_000)
+    assert print_after_run() is None
+    assert "no smoke test: a model needs" in caplog.text
     converter = merge.parent / "convert_hf_to_gguf.py"
     converter.touch(0o755)
-    said = f"as GGUF: convert_hf_to_gguf.py {merge} --outtype auto --outfile {merge}.gguf"
-    assert looked() == said
+    command = f"as GGUF: convert_hf_to_gguf.py {merge} --outtype auto --outfile {merge}.gguf"
+    assert print_after_run() == command
 
 
-def test_the_room_is_the_least_that_anybody_grants(
+def test_available_memory_is_the_smallest_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_MEMINFO", "_LIMIT"):
-        monkeypatch.setattr(room, name, tmp_path / name)
-    assert room.room_on(CPU) > 10**8
+        monkeypatch.setattr(memory, name, tmp_path / name)
+    assert memory.available_bytes(CPU) > 10**8
     (tmp_path / "_MEMINFO").write_text("MemTotal: 9 kB\nMemAvailable:      50 kB\n")
     (tmp_path / "_LIMIT").write_text("max\n")
-    assert room.room_on(CPU) == 51_200
+    assert memory.available_bytes(CPU) == 51_200
     (tmp_path / "_LIMIT").write_text("1000\n")
-    assert room.room_on(CPU) == 1000
+    assert memory.available_bytes(CPU) == 1000

@@ -1,4 +1,4 @@
-"""Tasks on texts, held against transformers one text at a time, without padding."""
+"""Text tasks, compared with transformers on one text at a time, without padding."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def pool_of(models_of: Callable[..., dict[str, Any]]) -> Callable[..., ModelPool
 
 @pytest.fixture
 def tasks_of(tmp_path: Path) -> Callable[..., LanguageTasks]:
-    """Make tasks called like their kinds, of lines, with options that all tasks or a pool has."""
+    """Return a function that makes one task per kind from lines and options."""
 
     def make(options: dict[str, Any] | None = None, **kinds: dict[str, Any]) -> LanguageTasks:
         datasets = {}
-        for kind, each in kinds.items():
-            data = {"kind": kind, **each}
+        for kind, data_options in kinds.items():
+            data = {"kind": kind, **data_options}
             for split in set(Split) & data.keys():
                 path = tmp_path / f"{kind}-{split}.jsonl"
                 path.write_text("\n".join(map(json.dumps, data[split])), encoding="utf-8")
@@ -70,7 +70,7 @@ def tasks_of(tmp_path: Path) -> Callable[..., LanguageTasks]:
 
 
 def own_tokenizer(pool: ModelPool[Any]) -> Any:
-    """Return the base's tokenizer as transformers has it, in this process."""
+    """Return the base's tokenizer, loaded by transformers in this process."""
     return AutoTokenizer.from_pretrained(pool.reference.describe())
 
 
@@ -81,7 +81,7 @@ def measured(tasks: LanguageTasks, pool: ModelPool[Any], name: str) -> Any:
 
 @torch.no_grad()
 def log_likelihood(model: Any, context: Sequence[int], continuation: Sequence[int]) -> float:
-    """Return what transformers says of one continuation alone."""
+    """Return transformers' log-likelihood of one continuation."""
     if model.config.is_encoder_decoder:
         given, begun = context, [model.config.decoder_start_token_id, *continuation[:-1]]
         logits = model(torch.tensor([given]), decoder_input_ids=torch.tensor([begun])).logits[0]
@@ -93,7 +93,7 @@ def log_likelihood(model: Any, context: Sequence[int], continuation: Sequence[in
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_bits_per_byte_are_those_of_one_window_at_a_time(
+def test_bits_per_byte_match_single_windows(
     family: str,
     batch_size: int,
     pool_of: Callable[..., ModelPool[Any]],
@@ -112,13 +112,13 @@ def test_bits_per_byte_are_those_of_one_window_at_a_time(
             nats -= log_likelihood(model, tokens[start : start + 1], tokens[start + 1 : start + 8])
         bits.append((nats - before) / math.log(2) / len(text.encode()))
     expected = nats / math.log(2) / sum(len(text.encode()) for text in TEXTS)
-    found = measured(tasks, pool, "perplexity")
-    assert found == {"bits_per_byte": pytest.approx(expected, rel=1e-9)}
-    assert found.outcomes == pytest.approx(bits, rel=1e-9)
-    assert found.weights == tuple(len(text.encode()) for text in TEXTS)
+    metrics = measured(tasks, pool, "perplexity")
+    assert metrics == {"bits_per_byte": pytest.approx(expected, rel=1e-9)}
+    assert metrics.outcomes == pytest.approx(bits, rel=1e-9)
+    assert metrics.weights == tuple(len(text.encode()) for text in TEXTS)
 
 
-def test_models_are_measured_in_the_dtype_asked_for(
+def test_models_are_evaluated_in_the_chosen_dtype(
     pool_of: Callable[..., ModelPool[Any]],
     tasks_of: Callable[..., LanguageTasks],
     monkeypatch: pytest.MonkeyPatch,
@@ -136,7 +136,7 @@ def test_models_are_measured_in_the_dtype_asked_for(
 
 @pytest.mark.parametrize("normalise", ["bytes", "tokens", "none"])
 @pytest.mark.parametrize("family", sorted(POOLS))
-def test_the_likeliest_answer_is_found_as_by_hand(
+def test_the_most_likely_choice_matches_a_direct_computation(
     family: str,
     normalise: str,
     pool_of: Callable[..., ModelPool[Any]],
@@ -158,13 +158,13 @@ def test_the_likeliest_answer_is_found_as_by_hand(
             lengths = {"bytes": len(answer.encode()), "tokens": len(follows), "none": 1}
             scores.append(log_likelihood(model, context, follows) / lengths[normalise])
         right.append(scores.index(max(scores)) == line["answer"])
-    found = measured(tasks, pool, "choice")
-    assert found == {"accuracy": sum(right) / len(CHOICES)}
-    assert found.outcomes == tuple(right)
+    metrics = measured(tasks, pool, "choice")
+    assert metrics == {"accuracy": sum(right) / len(CHOICES)}
+    assert metrics.outcomes == tuple(right)
 
 
 @pytest.mark.parametrize("family", sorted(POOLS))
-def test_answers_are_what_a_model_writes_alone(
+def test_generated_answers_match_single_prompts(
     family: str,
     pool_of: Callable[..., ModelPool[Any]],
     tasks_of: Callable[..., LanguageTasks],
@@ -172,7 +172,7 @@ def test_answers_are_what_a_model_writes_alone(
     pool = pool_of(family)
     model: Any = pool.build(pool.reference, dtype=torch.float64)
     cut = own_tokenizer(pool)
-    said = []
+    texts = []
     for line in ANSWERS:
         given = cut(line["prompt"], return_tensors="pt")
         made = model.generate(
@@ -183,28 +183,28 @@ def test_answers_are_what_a_model_writes_alone(
             pad_token_id=0,
         )[0]
         begun = 1 if family == "t5" else given.input_ids.shape[1]
-        said.append(cut.decode(made[begun:], skip_special_tokens=True).strip())
-    lines = [{**line, "answer": [each or "?"]} for line, each in zip(ANSWERS, said, strict=True)]
+        texts.append(cut.decode(made[begun:], skip_special_tokens=True).strip())
+    lines = [{**line, "answer": [text or "?"]} for line, text in zip(ANSWERS, texts, strict=True)]
     tasks = tasks_of({"batch_size": 3}, generate={"test": lines, "max_tokens": 6})
-    empty = sum(not each for each in said) / len(said)
-    found = measured(tasks, pool, "generate")
-    assert found == {"exact_match": 1 - empty, "invalid": empty}
-    assert found.outcomes == tuple(bool(each) for each in said)
+    empty = sum(not text for text in texts) / len(texts)
+    metrics = measured(tasks, pool, "generate")
+    assert metrics == {"exact_match": 1 - empty, "invalid": empty}
+    assert metrics.outcomes == tuple(bool(text) for text in texts)
 
 
-def test_invalid_answers_are_counted_and_are_wrong(
+def test_invalid_answers_are_counted_as_wrong(
     pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
 ) -> None:
     pool = pool_of("llama")
     tasks = tasks_of(generate={"test": ANSWERS, "max_tokens": 4, "pattern": "[0-9]{9}"})
     assert measured(tasks, pool, "generate") == {"exact_match": 0.0, "invalid": 1.0}
-    numbers = [{**each, "answer": n} for n, each in enumerate(ANSWERS)]
+    numbers = [{**line, "answer": n} for n, line in enumerate(ANSWERS)]
     tasks = tasks_of(generate={"test": numbers, "max_tokens": 4, "metric": "spearman"})
     assert measured(tasks, pool, "generate") == {"spearman": 0.0, "invalid": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("options", "said", "expected"),
+    ("options", "text", "expected"),
     [
         ({}, "  dog\n", "dog"),
         ({}, " \n", None),
@@ -216,17 +216,17 @@ def test_invalid_answers_are_counted_and_are_wrong(
         ({"metric": "spearman"}, "three", None),
     ],
 )
-def test_an_answer_is_read_by_the_pattern(
+def test_answers_are_extracted_by_the_pattern(
     options: dict[str, Any],
-    said: str,
+    text: str,
     expected: str | None,
     tasks_of: Callable[..., LanguageTasks],
 ) -> None:
     task: Any = tasks_of(generate={"test": ANSWERS, **options})["generate"]
-    assert task._read(said) == expected  # noqa: SLF001 - what `evaluate` counts
+    assert task._extract(text) == expected  # noqa: SLF001 - what `evaluate` counts
 
 
-def test_ranks_are_scipys() -> None:
+def test_rank_correlations_match_scipy() -> None:
     drawn = torch.Generator().manual_seed(0)
     one, other = torch.randint(9, (2, 50), generator=drawn).tolist()
     assert rank_correlation(one, other) == pytest.approx(spearmanr(one, other).statistic, abs=1e-12)
@@ -236,73 +236,75 @@ def test_ranks_are_scipys() -> None:
 # --- prompts ------------------------------------------------------------------------------------
 
 
-def test_conversations_go_through_the_template(
+def test_conversations_use_the_chat_template(
     tiny: Any, tmp_path: Path, tasks_of: Callable[..., LanguageTasks]
 ) -> None:
-    own = tiny.tokenizer()
-    own.chat_template = TEMPLATE
-    path = tiny.save(tmp_path / "base", tiny.live("llama", 0), own)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    path = tiny.save(tmp_path / "base", tiny.live("llama", 0), tokenizer)
     pool = CausalPool(LanguageConfig(base=path, models={"a": path}))
-    shown = {"test": CHOICES, "train": CHOICES[2:], "shots": 1, "system": "be brief"}
-    task: Any = tasks_of(choice=shown).bind(pool)["choice"]
+    few_shot = {"test": CHOICES, "train": CHOICES[2:], "shots": 1, "system": "be brief"}
+    task: Any = tasks_of(choice=few_shot).bind(pool)["choice"]
     (question,) = task.questions(task.lines(Split.TEST)[:1])
     assert question == (
         "<system>be brief</s><user>the fox jumps over</s><assistant>ö</s>"
         "<user>the quick fox jumps over</s><a>"
     )
-    plain: Any = tasks_of({"chat": False}, choice=shown).bind(pool)["choice"]
+    plain: Any = tasks_of({"chat": False}, choice=few_shot).bind(pool)["choice"]
     (question,) = plain.questions(plain.lines(Split.TEST)[:1])
     assert question == "be brief\n\nthe fox jumps over ö\n\nthe quick fox jumps over"
-    (pair,) = plain.bound.pairs([("the old fox  ", "dog")])
-    said = plain.bound.said([pair.context, pair.continuation])
-    assert said == ["the old fox", "  dog"]
+    (pair,) = plain.bound_prompts.pairs([("the old fox  ", "dog")])
+    parts = plain.bound_prompts.decode([pair.context, pair.continuation])
+    assert parts == ["the old fox", "  dog"]
 
 
 def confined(tokenizer: Any, folder: Path) -> ConfinedTokenizer:
-    """Return a tokenizer as prompts have it."""
+    """Save a tokenizer, and return it in a child process."""
     tokenizer.save_pretrained(folder)
     return ConfinedTokenizer.of({path.name: path for path in folder.iterdir()}, "tiny")
 
 
-def test_a_long_question_loses_its_beginning(tiny: Any, tmp_path: Path) -> None:
-    own = tiny.tokenizer()
-    how: Any = {"is_seq2seq": False, "is_chat": False, "length": 8, "ends": (3,), "digest": ""}
-    prompts = Prompts(confined(own, tmp_path), **how)
+def test_a_long_question_loses_its_start(tiny: Any, tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    options: Any = {"is_seq2seq": False, "is_chat": False, "length": 8, "ends": (3,), "digest": ""}
+    prompts = Prompts(confined(tokenizer, tmp_path), **options)
     (pair,) = prompts.pairs([(" ".join(TEXTS), "the dog")])
-    whole = own(f"{' '.join(TEXTS)}".rstrip() + " the dog").input_ids
+    whole = tokenizer(f"{' '.join(TEXTS)}".rstrip() + " the dog").input_ids
     assert [*pair.context, *pair.continuation] == whole[-8:]
     assert prompts.questions([[Turn("a", "b"), Turn("c")]]) == ["a b\n\nc"]
 
 
-def test_a_token_of_question_and_answer_is_of_neither(tiny: Any, tmp_path: Path) -> None:
-    own = tiny.tokenizer()
-    how: Any = {"is_seq2seq": False, "is_chat": True, "length": 64, "ends": (3,), "digest": ""}
-    prompts = Prompts(confined(own, tmp_path), **how)
-    (whole,) = own("the").input_ids  # one token, though "t" and "he" are two
-    apart = [own(text).input_ids for text in ("t", "he")]
+def test_no_token_spans_question_and_answer(tiny: Any, tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    options: Any = {"is_seq2seq": False, "is_chat": True, "length": 64, "ends": (3,), "digest": ""}
+    prompts = Prompts(confined(tokenizer, tmp_path), **options)
+    (whole,) = tokenizer("the").input_ids  # one token, though "t" and "he" are two
+    apart = [tokenizer(text).input_ids for text in ("t", "he")]
     pair, other = prompts.pairs([("t", "he"), ("the ", "dog")])
     assert [pair.context, pair.continuation] == apart
     assert [whole] not in apart
-    assert [other.context, other.continuation] == [own(text).input_ids for text in ("the ", "dog")]
+    assert [other.context, other.continuation] == [
+        tokenizer(text).input_ids for text in ("the ", "dog")
+    ]
     with pytest.raises(FusionError, match="no tokens"):
         prompts.pairs([("t", "")])
 
 
-def test_a_chat_template_that_is_not_there_is_named(
+def test_a_missing_chat_template_is_reported(
     pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
 ) -> None:
     with pytest.raises(RecipeError, match=r"task_pool\.chat: the models' tokenizer has no chat"):
         tasks_of({"chat": True}, choice={"test": CHOICES}).bind(pool_of("llama"))
 
 
-def test_answers_end_by_what_any_file_says(tiny: Any, tmp_path: Path) -> None:
+def test_end_tokens_come_from_all_files(tiny: Any, tmp_path: Path) -> None:
     tiny.save(tmp_path / "base", tiny.live("llama", 0), tiny.tokenizer())
     (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [7, 3]}')
     files = {path.name: path for path in (tmp_path / "base").iterdir() if path.suffix == ".json"}
     assert Prompts.of(files, "base").ends == (7, 3)
 
 
-# --- what adapting sees -------------------------------------------------------------------------
+# --- adaptation ---------------------------------------------------------------------------------
 
 
 def test_answers_of_test_lines_are_hidden(
@@ -313,12 +315,14 @@ def test_answers_of_test_lines_are_hidden(
     assert tasks.transductive
     task = tasks.bind(pool)["choice"]
     seen = [task.batch(step, size=4, split=Split.UNLABELED, seed=0) for step in range(20)]
-    questions = set(map(tuple, task.bound.contexts([each["question"] for each in CHOICES])))
+    questions = set(
+        map(tuple, task.bound_prompts.contexts([choice["question"] for choice in CHOICES]))
+    )
     assert {row for batch in seen for row in _texts(batch)} == questions
     assert all(batch.labels is None for batch in seen)
 
 
-def test_answers_beside_unlabeled_questions_are_text(
+def test_answers_of_unlabeled_questions_are_text(
     pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
 ) -> None:
     pool = pool_of("llama")
@@ -326,14 +330,14 @@ def test_answers_beside_unlabeled_questions_are_text(
     tasks = tasks_of(choice={"test": CHOICES, "unlabeled": [*CHOICES[:1], *without]})
     assert not tasks.transductive
     task = tasks.bind(pool)["choice"]
-    (pair,) = task.bound.pairs([(CHOICES[0]["question"], "the lazy dog")])
+    (pair,) = task.bound_prompts.pairs([(CHOICES[0]["question"], "the lazy dog")])
     begun = {(*pair.context, *pair.continuation[:n]) for n in range(len(pair.continuation))}
     seen = {
         row
         for step in range(60)
         for row in _texts(task.batch(step, size=2, split=Split.UNLABELED, seed=0))
     }
-    assert seen == begun | set(map(tuple, task.bound.contexts([without[0]["question"]])))
+    assert seen == begun | set(map(tuple, task.bound_prompts.contexts([without[0]["question"]])))
 
 
 def test_labels_are_the_tokens_that_follow(
@@ -342,7 +346,9 @@ def test_labels_are_the_tokens_that_follow(
     task = tasks_of(choice={"test": CHOICES}).bind(pool_of("llama"))["choice"]
     batch = task.batch(0, size=4, split=Split.TEST, seed=0)
     assert batch.labels is not None
-    pairs = task.bound.pairs([(e["question"], e["choices"][e["answer"]]) for e in CHOICES])
+    pairs = task.bound_prompts.pairs(
+        [(line["question"], line["choices"][line["answer"]]) for line in CHOICES]
+    )
     wholes = [(*pair.context, *pair.continuation) for pair in pairs]
     for row, label in zip(_texts(batch), batch.labels.tolist(), strict=True):
         assert any(whole[: len(row) + 1] == (*row, label) for whole in wholes)
@@ -351,19 +357,19 @@ def test_labels_are_the_tokens_that_follow(
 def test_halves_share_no_line(tasks_of: Callable[..., LanguageTasks]) -> None:
     task = tasks_of(choice={"test": CHOICES}).holdout()["choice"]
     seen, left = (task.lines(split) for split in (Split.UNLABELED, Split.TEST))
-    assert sorted(each.place for each in [*seen, *left]) == sorted(
-        line.place for line in tasks_of(choice={"test": CHOICES})["choice"].lines(Split.TEST)
+    assert sorted(line.location for line in [*seen, *left]) == sorted(
+        line.location for line in tasks_of(choice={"test": CHOICES})["choice"].lines(Split.TEST)
     )
 
 
-def test_options_are_chosen_on_the_half_that_holdout_leaves_unlabeled(
+def test_halves_match_the_splits_of_holdout(
     tasks_of: Callable[..., LanguageTasks], pool_of: Callable[..., ModelPool[Any]]
 ) -> None:
     whole = tasks_of(choice={"test": CHOICES}).bind(pool_of("llama"))
-    held = whole.holdout()["choice"]
+    held_out = whole.holdout()["choice"]
     chosen, measured = (half["choice"] for half in whole.halves())
-    assert chosen.lines(Split.TEST) == held.lines(Split.UNLABELED)
-    assert measured.lines(Split.TEST) == held.lines(Split.TEST)
+    assert chosen.lines(Split.TEST) == held_out.lines(Split.UNLABELED)
+    assert measured.lines(Split.TEST) == held_out.lines(Split.TEST)
     assert chosen.lines(Split.UNLABELED) == measured.lines(Split.UNLABELED)
     assert chosen.identity() != measured.identity() != whole["choice"].identity()
     assert whole.halves()[0].measured_on == "a half of the test examples"
@@ -388,7 +394,7 @@ def _texts(batch: Batch) -> list[tuple[int, ...]]:
     ids=["entropy", "teacher", "regmean", "fisher"],
 )
 @pytest.mark.plugins
-def test_methods_that_use_data_work_on_language_models(
+def test_adaptive_methods_work_on_language_models(
     family: str,
     algorithm: dict[str, Any],
     models_of: Callable[..., dict[str, Any]],
@@ -401,41 +407,44 @@ def test_methods_that_use_data_work_on_language_models(
     assert set(result.report.tasks) == {"choice", "generate"}
 
 
-# --- what is wrong ------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         (
             '{"question": "a", "choices": ["b", "c"]}',
-            r"line 1 has no field 'answer', only question",
+            r"line 1: missing field 'answer'; fields: question",
         ),
-        ('{"question": "a", "choices": "bc", "answer": 0}', r"line 1: 'choices' does not list two"),
+        (
+            '{"question": "a", "choices": "bc", "answer": 0}',
+            r"line 1: expected a list of at least two choices in 'choices', got 'bc'",
+        ),
         (
             '{"question": "a", "choices": ["b", "c"], "answer": 2}',
-            r"answer is 2, which is none of its 2",
+            r"answer 2 matches none of the 2",
         ),
         (
             '{"question": "a", "choices": ["b", "c"], "answer": "d"}',
-            r"answer is 'd', which is none",
+            r"answer 'd' matches none",
         ),
-        ('\n{"question": "a"', r"line 2 is not JSON"),
-        ("[1]", r"line 1 is not an object"),
-        ("", r"holds no examples"),
+        ('\n{"question": "a"', r"line 2: invalid JSON"),
+        ("[1]", r"line 1: expected a JSON object"),
+        ("", r"contains no examples"),
     ],
 )
-def test_a_line_that_will_not_do_is_named(
-    lines: str, said: str, tmp_path: Path, pool_of: Callable[..., ModelPool[Any]]
+def test_an_invalid_line_is_named(
+    lines: str, message: str, tmp_path: Path, pool_of: Callable[..., ModelPool[Any]]
 ) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text(lines)
     config: Any = {"datasets": {"c": {"kind": "choice", "test": str(path)}}}
-    with pytest.raises(FusionError, match=said):
+    with pytest.raises(FusionError, match=message):
         measured(LanguageTasks(LanguageTasksConfig(**config)), pool_of("llama"), "c")
 
 
-def test_files_of_other_kinds(tmp_path: Path, pool_of: Callable[..., ModelPool[Any]]) -> None:
+def test_file_types(tmp_path: Path, pool_of: Callable[..., ModelPool[Any]]) -> None:
     def checked(name: str) -> None:
         data = {"kind": "perplexity", "test": str(tmp_path / name)}
         LanguageTasks(LanguageTasksConfig(datasets={"t": data})).check()
@@ -447,18 +456,18 @@ def test_files_of_other_kinds(tmp_path: Path, pool_of: Callable[..., ModelPool[A
     (tmp_path / "t.csv").write_text("text\na\n")
     (tmp_path / "u.parquet").write_bytes(b"PAR1 no")
     (tmp_path / "u.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(FusionError, match=r"task 't': .*u\.parquet is not readable parquet"):
+    with pytest.raises(FusionError, match=r"task 't': invalid parquet in .*u\.parquet"):
         checked("u.parquet")
-    with pytest.raises(FusionError, match=r"u\.txt is not UTF-8"):
+    with pytest.raises(FusionError, match=r"expected UTF-8 text in .*u\.txt"):
         checked("u.txt")
     with pytest.raises(FusionError, match=r"task 't': its data cannot be read: .*gone\.jsonl"):
         checked("gone.jsonl")
-    with pytest.raises(FusionError, match=r"t\.csv is neither JSON lines"):
+    with pytest.raises(FusionError, match=r"unsupported file type of .*t\.csv"):
         checked("t.csv")
 
 
-def test_tasks_that_know_no_models_say_so(tasks_of: Callable[..., LanguageTasks]) -> None:
-    with pytest.raises(RecipeError, match="its pool is bound to no models"):
+def test_unbound_tasks_are_refused(tasks_of: Callable[..., LanguageTasks]) -> None:
+    with pytest.raises(RecipeError, match="its pool is not bound to models"):
         tasks_of(choice={"test": CHOICES})["choice"].batch(0, size=1, split=Split.TEST, seed=0)
     with pytest.raises(RecipeError, match=r"unknown task 'chioce'; did you mean choice"):
         tasks_of(choice={"test": CHOICES})["chioce"]

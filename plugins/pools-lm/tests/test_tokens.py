@@ -1,4 +1,4 @@
-"""Rows by token: against a dense computation, token by token, from what transformers reads."""
+"""Rows by token, compared with a dense computation on what transformers reads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS = {
 }
 FAMILIES = {"llama": "causal-lm", "qwen2": "causal-lm", "gpt2": "causal-lm", "t5": "seq2seq-lm",
             "bert": "sequence-classification", "neox": "causal-lm"}  # fmt: skip
-#: the tensors with a row a token, of each family
+#: the tensors with one row per token, by family
 TOKENS = {
     "llama": ["model.embed_tokens.weight", "lm_head.weight"],
     "qwen2": ["model.embed_tokens.weight"],
@@ -43,15 +43,19 @@ TOKENS = {
 }
 
 
-def changed(own: PreTrainedTokenizerFast, seed: int | None, *added: str, lost: str = "") -> Any:
-    """Return a tokenizer with its numbers permuted, tokens added, and one renamed."""
-    data = json.loads(own.backend_tokenizer.to_str())
+def changed(
+    tokenizer: PreTrainedTokenizerFast, seed: int | None, *added: str, lost: str = ""
+) -> Any:
+    """Return a tokenizer with permuted ids, added tokens, and one renamed token."""
+    data = json.loads(tokenizer.backend_tokenizer.to_str())
     model = data["model"]
     if seed is not None:
-        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed)).tolist()
+        order = torch.randperm(
+            len(tokenizer), generator=torch.Generator().manual_seed(seed)
+        ).tolist()
         model["vocab"] = {token: order[number] for token, number in model["vocab"].items()}
-        for each in data["added_tokens"]:
-            each["id"] = order[each["id"]]
+        for token in data["added_tokens"]:
+            token["id"] = order[token["id"]]
         data["post_processor"] = None
     if lost:
         model["vocab"]["new" + lost] = model["vocab"].pop(lost)
@@ -59,7 +63,7 @@ def changed(own: PreTrainedTokenizerFast, seed: int | None, *added: str, lost: s
     made = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(data)),
         **{
-            role: str(getattr(own, role))
+            role: str(getattr(tokenizer, role))
             for role in ("unk_token", "bos_token", "eos_token", "pad_token")
         },
     )
@@ -69,14 +73,14 @@ def changed(own: PreTrainedTokenizerFast, seed: int | None, *added: str, lost: s
 
 @pytest.fixture
 def several(tiny: Tiny, tmp_path: Path) -> Callable[..., Options]:
-    """Save models with tokenizers of their own; returns a pool's options."""
+    """Save models with their tokenizer tokenizers; return a pool's options."""
 
     def make(family: str, tokenizers: Mapping[str, Any], **options: Any) -> Options:
         paths = {}
-        for seed, (name, own) in enumerate(tokenizers.items()):
-            rows = options.get("rows", {}).get(name, len(own))
+        for seed, (name, tokenizer) in enumerate(tokenizers.items()):
+            rows = options.get("rows", {}).get(name, len(tokenizer))
             model = tiny.live(family, seed, pool=FAMILIES[family], rows=rows)
-            paths[name] = tiny.save(tmp_path / name, model, own)
+            paths[name] = tiny.save(tmp_path / name, model, tokenizer)
         base = {"base": paths.pop("base")} if "base" in paths else {}
         return {**base, "models": paths}
 
@@ -102,31 +106,30 @@ def weights(directory: str | Path) -> dict[str, torch.Tensor]:
 def dense(
     options: Options, tensor: str, numbers: Mapping[str, int], policy: str
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Return every model's row of every token: its own, the base's, or by the policy."""
+    """Return each model's row of each token: its tokenizer, the base's, or the policy's."""
     paths = {**({"base": options["base"]} if "base" in options else {}), **options["models"]}
     rows = {name: weights(path)[tensor] for name, path in paths.items()}
     known = {name: vocabulary(path) for name, path in paths.items()}
-    own = {
+    rows_by_token = {
         name: {token: rows[name][n] for token, n in known[name].items() if n < len(rows[name])}
         for name in paths
     }
 
     def new(name: str, token: str) -> torch.Tensor:
-        having = [each[token].double() for each in own.values() if token in each]
+        having = [model[token].double() for model in rows_by_token.values() if token in model]
         if policy == "expert" and having:
             return torch.stack(having).mean(0)
         if policy == "subwords":
-            own_one = PreTrainedTokenizerFast(tokenizer_file=f"{paths[name]}/tokenizer.json")
-            cut = own_one(text_of(token), add_special_tokens=False)
+            splitter = PreTrainedTokenizerFast(tokenizer_file=f"{paths[name]}/tokenizer.json")
+            cut = splitter(text_of(token), add_special_tokens=False)
             if cut["input_ids"]:
                 return rows[name][cut["input_ids"]].double().mean(0)
         return torch.zeros(rows[name].shape[1], dtype=torch.float64)
 
     def row(name: str, token: str) -> torch.Tensor:
-        if token in own[name]:
-            return own[name][token].double()
-        if "base" in own and token in own["base"]:
-            return own["base"][token].double()
+        for model in (name, "base"):
+            if token in rows_by_token.get(model, {}):
+                return rows_by_token[model][token].double()
         return new(name, token)
 
     return {name: {token: row(name, token) for token in numbers} for name in paths}
@@ -140,12 +143,12 @@ def check(
     pool: LanguagePool, options: Options, tensor: str, numbers: Mapping[str, int], policy: str
 ) -> None:
     for name, expected in dense(options, tensor, numbers, policy).items():
-        found = pool.by_name[name].tensor(tensor)
+        actual = pool.by_name[name].tensor(tensor)
         # A row is at most the mean of eight others, whose sum and quotient are rounded in fp32 by
         # 6e-8 each: together less than 1e-6 of the largest entry, where it cancels, too.
         bound = 1e-6 * max(float(row.abs().max()) for row in expected.values())
         for token, row in expected.items():
-            torch.testing.assert_close(found[numbers[token]].double(), row, rtol=0, atol=bound)
+            torch.testing.assert_close(actual[numbers[token]].double(), row, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("policy", ["expert", "subwords", "zero"])
@@ -153,12 +156,12 @@ def check(
 def test_rows_of_a_union_mean_the_same_token(
     tiny: Tiny, family: str, policy: str, several: Callable[..., Options]
 ) -> None:
-    own = tiny.tokenizer(kind_of(tiny, family))
+    tokenizer = tiny.tokenizer(kind_of(tiny, family))
     seed = None if family == "t5" else 3
     tokenizers = {
-        "base": own,
-        "a": changed(own, seed, "<|user|>", "forest"),
-        "b": changed(own, None, "<|user|>", "<|b|>"),
+        "base": tokenizer,
+        "a": changed(tokenizer, seed, "<|user|>", "forest"),
+        "b": changed(tokenizer, None, "<|user|>", "<|b|>"),
     }
     options = several(family, tokenizers)
     pool = open_pool(family, options, tokenizer="union", new_rows=policy)
@@ -171,26 +174,30 @@ def test_rows_of_a_union_mean_the_same_token(
         check(pool, options, tensor, numbers, policy)
 
 
-def test_the_bases_tokens_are_those_of_all_unless_told_otherwise(
+def test_all_models_get_the_bases_tokens_by_default(
     tiny: Tiny, several: Callable[..., Options]
 ) -> None:
-    own = tiny.tokenizer()
-    tokenizers = {"base": own, "a": changed(own, 5, "<|user|>"), "b": changed(own, 6, lost="the")}
+    tokenizer = tiny.tokenizer()
+    tokenizers = {
+        "base": tokenizer,
+        "a": changed(tokenizer, 5, "<|user|>"),
+        "b": changed(tokenizer, 6, lost="the"),
+    }
     options = several("llama", tokenizers)
     pool = open_pool("llama", options).aligned(AlignmentPolicy())
     check(pool, options, "lm_head.weight", vocabulary(options["base"]), "expert")
     moved, lost = pool.warnings
     assert moved.startswith("tokenizer a: tokens ")
-    assert moved.endswith(" at other numbers, 1 left out")
-    assert lost.endswith("1 left out, 1 that it does not know")
+    assert moved.endswith(" renumbered, 1 left out")
+    assert lost.endswith("1 left out, 1 unknown to it")
 
 
-def test_an_experts_tokens_come_with_its_files(
+def test_a_chosen_experts_files_are_written(
     tiny: Tiny, several: Callable[..., Options], tmp_path: Path
 ) -> None:
-    own = tiny.tokenizer()
-    theirs = changed(own, 5, "<|user|>")
-    options = several("llama", {"base": own, "a": theirs}, rows={"a": 96})
+    tokenizer = tiny.tokenizer()
+    theirs = changed(tokenizer, 5, "<|user|>")
+    options = several("llama", {"base": tokenizer, "a": theirs}, rows={"a": 96})
     folder = Path(options["models"]["a"])
     (folder / "chat_template.jinja").write_text("theirs")
     (folder / "generation_config.json").write_text('{"eos_token_id": 91}')
@@ -209,11 +216,11 @@ def test_an_experts_tokens_come_with_its_files(
 
 
 def merge(pool: str, options: Options, output: Path) -> Path:
-    found = run_fusion(
+    result = run_fusion(
         algorithm=Mean(), model_pool={"name": pool, **options}, output={"path": str(output)}
     )
-    assert found.path is not None
-    return found.path
+    assert result.path is not None
+    return result.path
 
 
 @pytest.mark.parametrize("step", [None, 64])
@@ -221,57 +228,64 @@ def merge(pool: str, options: Options, output: Path) -> Path:
 def test_a_union_loads_and_generates(
     tiny: Tiny, family: str, step: int | None, several: Callable[..., Options], tmp_path: Path
 ) -> None:
-    own = tiny.tokenizer(kind_of(tiny, family))
+    tokenizer = tiny.tokenizer(kind_of(tiny, family))
     seed = None if family == "t5" else 3
     options = several(
-        family, {"base": own, "a": changed(own, seed, "<|user|>"), "b": changed(own, None, "<|b|>")}
+        family,
+        {
+            "base": tokenizer,
+            "a": changed(tokenizer, seed, "<|user|>"),
+            "b": changed(tokenizer, None, "<|b|>"),
+        },
     )
     more = {"tokenizer": "union", "pad_to_multiple_of": step}
     merged = merge(FAMILIES[family], {**options, **more}, tmp_path / "merged")
-    model, found = tiny.classes[FAMILIES[family]].from_pretrained(merged, output_loading_info=True)
-    assert not any(found.values())
-    count = len(own) + 2
+    model, loading_info = tiny.classes[FAMILIES[family]].from_pretrained(
+        merged, output_loading_info=True
+    )
+    assert not any(loading_info.values())
+    count = len(tokenizer) + 2
     rows = count if step is None else -(-count // step) * step
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == rows
     written = AutoTokenizer.from_pretrained(merged)
     assert len(written) == count
-    assert {"<|user|>", "<|b|>"} <= {str(each) for each in written.added_tokens_decoder.values()}
+    assert {"<|user|>", "<|b|>"} <= {str(token) for token in written.added_tokens_decoder.values()}
     text = f"<|user|>{tiny.texts[0]}<|b|>"
     ids = written(text, add_special_tokens=False)["input_ids"]
-    plain = own(tiny.texts[0], add_special_tokens=False)["input_ids"]
-    assert ids == [len(own), *plain, len(own) + 1]
+    plain = tokenizer(tiny.texts[0], add_special_tokens=False)["input_ids"]
+    assert ids == [len(tokenizer), *plain, len(tokenizer) + 1]
     prompt = written(text, return_tensors="pt", return_token_type_ids=False)
     model.generate(**prompt, max_new_tokens=4, do_sample=False)
 
 
 @pytest.mark.parametrize(("family", "size"), [("llama", 110), ("bert", 130), ("t5", 40)])
-def test_words_of_another_vocabulary_keep_their_meaning_and_cut_nothing(
+def test_words_of_another_vocabulary_are_decoded_but_do_not_split_text(
     tiny: Tiny, family: str, size: int, several: Callable[..., Options], tmp_path: Path
 ) -> None:
-    own, other = (
-        tiny.tokenizer(kind_of(tiny, family), each)
-        for each in (size, 90)[:: 1 if size < 90 else -1]
+    tokenizer, other = (
+        tiny.tokenizer(kind_of(tiny, family), count)
+        for count in (size, 90)[:: 1 if size < 90 else -1]
     )
-    new = other.get_vocab().keys() - own.get_vocab().keys()
+    new = other.get_vocab().keys() - tokenizer.get_vocab().keys()
     assert new
-    options = several(family, {"base": own, "a": other})
+    options = several(family, {"base": tokenizer, "a": other})
     merged = merge(FAMILIES[family], {**options, "tokenizer": "union"}, tmp_path / "merged")
     written = AutoTokenizer.from_pretrained(merged)
-    assert written.get_vocab().keys() == own.get_vocab().keys() | new
+    assert written.get_vocab().keys() == tokenizer.get_vocab().keys() | new
     for token in new:
-        numbers = [each.convert_tokens_to_ids(token) for each in (written, other)]
+        numbers = [side.convert_tokens_to_ids(token) for side in (written, other)]
         assert written.decode([4, numbers[0]]) == other.decode([4, numbers[1]])
     if family == "llama":
         assert [written(text)["input_ids"] for text in tiny.texts] == [
-            own(text)["input_ids"] for text in tiny.texts
+            tokenizer(text)["input_ids"] for text in tiny.texts
         ]
 
 
-def test_models_without_a_base_are_brought_to_the_firsts_tokens(
+def test_models_without_a_base_get_the_first_experts_tokens(
     tiny: Tiny, several: Callable[..., Options]
 ) -> None:
-    own = tiny.tokenizer()
-    options = several("gpt2", {"a": own, "b": changed(own, 5, "<|user|>")})
+    tokenizer = tiny.tokenizer()
+    options = several("gpt2", {"a": tokenizer, "b": changed(tokenizer, 5, "<|user|>")})
     for choice, policy in (("base", "expert"), ("union", "subwords"), ("union", "zero")):
         pool = open_pool("gpt2", options, tokenizer=choice, new_rows=policy)
         numbers = vocabulary(options["models"]["a"])
@@ -280,9 +294,9 @@ def test_models_without_a_base_are_brought_to_the_firsts_tokens(
         check(pool, options, TOKENS["gpt2"][0], numbers, policy)
 
 
-def test_alike_models_stay_as_they_are(tiny: Tiny, several: Callable[..., Options]) -> None:
-    own = tiny.tokenizer()
-    options = several("llama", {"base": own, "a": own}, rows={"base": 99, "a": 99})
+def test_equal_tokenizers_change_nothing(tiny: Tiny, several: Callable[..., Options]) -> None:
+    tokenizer = tiny.tokenizer()
+    options = several("llama", {"base": tokenizer, "a": tokenizer}, rows={"base": 99, "a": 99})
     for choice in ("base", "union", "a"):
         pool = open_pool("llama", options, tokenizer=choice)
         assert pool.base is not None
@@ -290,24 +304,24 @@ def test_alike_models_stay_as_they_are(tiny: Tiny, several: Callable[..., Option
 
 
 def test_rows_are_rounded_up(tiny: Tiny, several: Callable[..., Options]) -> None:
-    own = tiny.tokenizer()
-    options = several("llama", {"base": own, "a": own})
+    tokenizer = tiny.tokenizer()
+    options = several("llama", {"base": tokenizer, "a": tokenizer})
     pool = open_pool("llama", options, pad_to_multiple_of=64)
     assert pool.base is not None
-    found = pool.base.tensor("lm_head.weight")
-    assert torch.equal(found[: len(own)], weights(options["base"])["lm_head.weight"])
-    assert found.shape[0] == 128
-    assert not found[len(own) :].any()
+    actual = pool.base.tensor("lm_head.weight")
+    assert torch.equal(actual[: len(tokenizer)], weights(options["base"])["lm_head.weight"])
+    assert actual.shape[0] == 128
+    assert not actual[len(tokenizer) :].any()
     model = pool.build(pool.experts["a"])
     assert model.get_output_embeddings().weight.shape[0] == 128
 
 
 @pytest.mark.parametrize("cut", [Cut.ROW, Cut.TENSOR])
-def test_a_model_that_is_read_in_blocks_gives_the_same(
+def test_reading_in_blocks_gives_the_same_rows(
     tiny: Tiny, several: Callable[..., Options], cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = tiny.tokenizer()
-    options = several("llama", {"base": own, "a": changed(own, 5, "<|user|>")})
+    tokenizer = tiny.tokenizer()
+    options = several("llama", {"base": tokenizer, "a": changed(tokenizer, 5, "<|user|>")})
     plain = open_pool("llama", options, tokenizer="a")
     expected = {name: source.state_dict() for name, source in plain.by_name.items()}
     monkeypatch.setattr("fusion_core.weights.source.BLOCK", 100)  # 6 rows
@@ -315,16 +329,18 @@ def test_a_model_that_is_read_in_blocks_gives_the_same(
     pool = open_pool("llama", options, tokenizer="a")
     assert pool.experts["a"].cut is cut
     for name, source in pool.by_name.items():
-        found = source.state_dict()
-        assert all(torch.equal(found[key], expected[name][key]) for key in found)
+        actual = source.state_dict()
+        assert all(torch.equal(actual[key], expected[name][key]) for key in actual)
 
 
 def test_an_adapter_follows_its_base(
     tiny: Tiny, several: Callable[..., Options], tmp_path: Path, adapter: Callable[..., str]
 ) -> None:
-    own = tiny.tokenizer()
-    options = several("llama", {"base": own, "a": changed(own, 5, "<|user|>")})
-    options["models"]["lora"] = adapter(tmp_path / "lora", "model.embed_tokens", rows=len(own))
+    tokenizer = tiny.tokenizer()
+    options = several("llama", {"base": tokenizer, "a": changed(tokenizer, 5, "<|user|>")})
+    options["models"]["lora"] = adapter(
+        tmp_path / "lora", "model.embed_tokens", rows=len(tokenizer)
+    )
     pool = open_pool("llama", options, tokenizer="a")
     assert pool.experts["lora"].is_delta
     plain = open_pool("llama", options, tokenizer="base")
@@ -336,21 +352,23 @@ def test_an_adapter_follows_its_base(
     assert not after[theirs["<|user|>"]].any()
 
 
-def test_an_adapter_with_tokens_of_its_own_is_a_whole_model(
+def test_an_adapter_with_new_tokens_becomes_a_full_model(
     tiny: Tiny, several: Callable[..., Options], tmp_path: Path, adapter: Callable[..., str]
 ) -> None:
-    own, key = tiny.tokenizer(), "model.embed_tokens.weight"
-    options = several("llama", {"base": own, "a": own}, rows={"base": 99, "a": 99})
+    tokenizer, key = tiny.tokenizer(), "model.embed_tokens.weight"
+    options = several("llama", {"base": tokenizer, "a": tokenizer}, rows={"base": 99, "a": 99})
     options["models"]["lora"] = adapter(tmp_path / "lora", "model.embed_tokens", rows=99)
-    changed(own, None, "<|lora|>").save_pretrained(tmp_path / "lora")
+    changed(tokenizer, None, "<|lora|>").save_pretrained(tmp_path / "lora")
     before = open_pool(
         "llama", {**options, "models": {"lora": str(tmp_path / "lora")}}, tokenizer="base"
     )
     pool = open_pool("llama", options, tokenizer="union")
     assert pool.base is not None
-    row = weights(options["base"])[key][len(own)] + delta_of(tmp_path / "lora")[len(own)]
+    row = (
+        weights(options["base"])[key][len(tokenizer)] + delta_of(tmp_path / "lora")[len(tokenizer)]
+    )
     for name in ("base", "a", "lora"):
-        torch.testing.assert_close(pool.by_name[name].tensor(key)[len(own)], row)
+        torch.testing.assert_close(pool.by_name[name].tensor(key)[len(tokenizer)], row)
     assert before.experts["lora"].is_delta
 
 
@@ -363,56 +381,54 @@ def delta_of(directory: Path) -> torch.Tensor:
 def test_an_adapter_with_more_rows_than_its_base_is_refused(
     tiny: Tiny, several: Callable[..., Options], tmp_path: Path, adapter: Callable[..., str]
 ) -> None:
-    own = tiny.tokenizer()
-    options = several("llama", {"base": own, "a": own})
+    tokenizer = tiny.tokenizer()
+    options = several("llama", {"base": tokenizer, "a": tokenizer})
     options["models"]["lora"] = adapter(tmp_path / "lora", "model.layers.0.self_attn.q_proj")
     path = tmp_path / "lora" / "adapter_model.safetensors"
     whole = {f"base_model.model.{name}": torch.ones(95, 16) for name in TOKENS["llama"]}
     save_file({**load_file(path), **whole}, path)
-    changed(own, None, "<|lora|>").save_pretrained(tmp_path / "lora")
-    with pytest.raises(CheckpointError, match=r"lora: .* numbers of rows: \[90, 95\]"):
+    changed(tokenizer, None, "<|lora|>").save_pretrained(tmp_path / "lora")
+    with pytest.raises(CheckpointError, match=r"lora: .* number of rows: \[90, 95\]"):
         open_pool("llama", options)
 
 
 def test_refusals(tiny: Tiny, several: Callable[..., Options], tmp_path: Path) -> None:
-    own = tiny.tokenizer()
-    options = several("llama", {"base": own, "a": changed(own, 5)})
-    with pytest.raises(RecipeError, match="no expert is called 'c'"):
+    tokenizer = tiny.tokenizer()
+    options = several("llama", {"base": tokenizer, "a": changed(tokenizer, 5)})
+    with pytest.raises(RecipeError, match="unknown expert 'c'"):
         open_pool("llama", options, tokenizer="c")
     path = Path(options["models"]["a"]) / "tokenizer.json"
     path.write_text("{}")
-    with pytest.raises(CheckpointError, match="a: its tokenizer cannot be read"):
+    with pytest.raises(CheckpointError, match="a: unreadable tokenizer"):
         open_pool("llama", options)
-    own.save_pretrained(path.parent)
+    tokenizer.save_pretrained(path.parent)
     data = json.loads(path.read_text())
     data["model"]["vocab"]["far"] = 10**8
     path.write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match="a token has a number of 10,000,000"):
+    with pytest.raises(CheckpointError, match="a token id is not below 10,000,000"):
         open_pool("llama", options)
     path.unlink()
-    with pytest.raises(RecipeError, match="a has no tokenizer"):
+    with pytest.raises(RecipeError, match="missing tokenizer of a"):
         open_pool("llama", options, tokenizer="a")
 
 
-def test_what_another_recipe_merges_has_the_same_tokenizer(
+def test_nested_recipes_need_one_shared_tokenizer(
     tiny: Tiny, several: Callable[..., Options], tmp_path: Path
 ) -> None:
-    own = tiny.tokenizer()
-    options = several("llama", {"base": own, "a": own, "b": changed(own, 9)})
+    tokenizer = tiny.tokenizer()
+    options = several("llama", {"base": tokenizer, "a": tokenizer, "b": changed(tokenizer, 9)})
     pool = {"name": "causal-lm", "models": [options["base"], options["models"]["a"]]}
     nested = {"algorithm": "simple-average", "model_pool": pool}
     options["models"]["a"] = nested
-    with pytest.raises(RecipeError, match="one is what another recipe merges"):
+    with pytest.raises(RecipeError, match="cannot include another recipe's merge"):
         merge("causal-lm", options, tmp_path / "merged")
     del options["models"]["b"]
     merge("causal-lm", options, tmp_path / "merged")
 
 
-def test_a_head_that_transformers_renamed_is_one_of_tokens(
-    tiny: Tiny, several: Callable[..., Options]
-) -> None:
-    own = tiny.tokenizer()
-    options = several("neox", {"base": own, "a": changed(own, 5, "<|user|>")})
+def test_a_head_under_an_old_name_is_resized(tiny: Tiny, several: Callable[..., Options]) -> None:
+    tokenizer = tiny.tokenizer()
+    options = several("neox", {"base": tokenizer, "a": changed(tokenizer, 5, "<|user|>")})
     assert "embed_out.weight" in weights(options["base"])
     pool = open_pool("neox", options, tokenizer="a")
     numbers = vocabulary(options["models"]["a"])
@@ -421,24 +437,22 @@ def test_a_head_that_transformers_renamed_is_one_of_tokens(
     assert pool.build(pool.reference).get_output_embeddings().weight.shape[0] == len(numbers)
 
 
-def test_a_head_under_a_name_that_nobody_knows_is_refused(
+def test_a_head_under_an_unknown_name_is_refused(
     tiny: Tiny, several: Callable[..., Options], tmp_path: Path
 ) -> None:
-    own = tiny.tokenizer()
-    options = several("llama", {"base": own, "a": changed(own, 5)})
+    tokenizer = tiny.tokenizer()
+    options = several("llama", {"base": tokenizer, "a": changed(tokenizer, 5)})
     for name in ("base", "a"):
         path = tmp_path / name / "model.safetensors"
-        found = load_file(path)
-        save_file({"my_head": found.pop("lm_head.weight"), **found}, path)
-    with pytest.raises(CheckpointError, match=r"no tensor is known to be 'lm_head\.weight'"):
+        actual = load_file(path)
+        save_file({"my_head": actual.pop("lm_head.weight"), **actual}, path)
+    with pytest.raises(CheckpointError, match=r"no tensor matches 'lm_head\.weight'"):
         open_pool("llama", options)
 
 
-def test_a_model_by_token_travels_to_another_process(
-    tiny: Tiny, several: Callable[..., Options]
-) -> None:
-    own = tiny.tokenizer()
-    options = several("llama", {"base": own, "a": changed(own, 5, "<|user|>")})
+def test_token_sources_can_be_pickled(tiny: Tiny, several: Callable[..., Options]) -> None:
+    tokenizer = tiny.tokenizer()
+    options = several("llama", {"base": tokenizer, "a": changed(tokenizer, 5, "<|user|>")})
     pool = open_pool("llama", options, tokenizer="union", new_rows="subwords")
     for source in pool.by_name.values():
         again = pickle.loads(pickle.dumps(source))
@@ -451,8 +465,8 @@ def test_a_model_by_token_travels_to_another_process(
 def test_tied_matrices_may_be_stored_twice(
     tiny: Tiny, several: Callable[..., Options], twice: str, tmp_path: Path
 ) -> None:
-    own, key = tiny.tokenizer(), TOKENS["qwen2"][0]
-    options = several("qwen2", {"base": own, "a": changed(own, 5, "<|user|>")})
+    tokenizer, key = tiny.tokenizer(), TOKENS["qwen2"][0]
+    options = several("qwen2", {"base": tokenizer, "a": changed(tokenizer, 5, "<|user|>")})
     pool = open_pool("qwen2", options, tokenizer="union").aligned(AlignmentPolicy())
     path = tmp_path / twice / "model.safetensors"
     save_file({**load_file(path), "lm_head.weight": load_file(path)[key]}, path)

@@ -1,4 +1,4 @@
-"""AdaMerging (Yang et al., arXiv:2310.02575): coefficients learnt by entropy on unlabelled images.
+"""AdaMerging (Yang et al., arXiv:2310.02575): coefficients of least entropy on unlabeled images.
 
 ``W_l = W0_l + sum_k lambda_kl tv_kl`` for every parameter tensor ``l``; task-wise, ``lambda_kl``
 is the same for all ``l``. The gradient is exact: ``dL/dlambda_kl = <dL/dW_l, tv_kl>``.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The framework's defaults. ``labels`` is an upper bound, no method: it trains on labels."""
+    """The framework's defaults. ``labels`` trains on labels and gives an upper bound."""
 
     layerwise: bool = True
     initial: float = 0.3
@@ -43,7 +43,7 @@ def adamerge(
     recipe: Recipe,
     seed: int = 0,
 ) -> tuple[State, Tensor]:
-    """The merged weights and the coefficients ``[tasks, tensors]``."""
+    """Return the merged weights and the coefficients ``[tasks, tensors]``."""
     stacked = {name: torch.stack([vector[name].flatten() for vector in vectors]) for name in base}
     columns = len(base) if recipe.layerwise else 1
     coefficients = torch.full((len(vectors), columns), recipe.initial)
@@ -89,7 +89,7 @@ def _loss(
     *,
     labels: bool,
 ) -> Tensor:
-    """The sum over tasks of the mean softmax entropy (or, for the bound, of the cross-entropy)."""
+    """Return the sum over tasks of the mean entropy, or of the cross-entropy for the bound."""
     features = image_features(model, torch.cat([batch.images for batch in batches]), weights)
     total = features.new_zeros(())
     for task, part, batch in zip(
@@ -105,7 +105,7 @@ def _loss(
 
 
 def _batches(split: Split, size: int, generator: torch.Generator) -> Iterator[Split]:
-    """Batches of shuffled epochs, for ever; a short last batch is dropped."""
+    """Yield batches of shuffled epochs forever; a short last batch is dropped."""
     while True:
         for rows in torch.randperm(len(split), generator=generator).split(size):
             if len(rows) == size:

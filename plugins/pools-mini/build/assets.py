@@ -1,4 +1,4 @@
-"""What ships: checkpoints in the hub's layout, parquet tables, licences and checksums."""
+"""Write the package's files: checkpoints, parquet tables, licences and checksums."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def write(
     tasks: Sequence[Task],
     experts: Mapping[str, State],
 ) -> None:
-    """Replace ``folder`` by a complete set of assets."""
+    """Replace ``folder`` with a complete set of assets."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _write_base(folder / "base", model, words)
@@ -77,7 +77,7 @@ def write(
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files under a folder."""
+    """Return the size of all files in a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -97,7 +97,7 @@ def _write_base(folder: Path, model: CLIPModel, words: PreTrainedTokenizerFast) 
 
 
 def write_expert(folder: Path, model: CLIPModel, weights: State) -> None:
-    """Write an expert's vision tower as a checkpoint of its own."""
+    """Write an expert's vision tower as a separate checkpoint."""
     folder.mkdir(parents=True)
     config = model.config.vision_config.to_dict()
     config |= {"architectures": ["CLIPVisionModel"], "dtype": "float32"}
@@ -106,7 +106,7 @@ def write_expert(folder: Path, model: CLIPModel, weights: State) -> None:
 
 
 def _save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Half precision in the file; ``dtype`` in the config makes a plain load come out in single."""
+    """Write fp16 weights; ``dtype`` in the config makes a plain load return fp32."""
     halves = {
         name: tensor.to(torch.float16).contiguous() for name, tensor in sorted(tensors.items())
     }
@@ -115,7 +115,7 @@ def _save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _clean(config: dict[str, object]) -> dict[str, object]:
-    """A config without what depends on the machine or the moment."""
+    """Return a config without fields that depend on the machine or the time."""
     drop = {
         "_name_or_path",
         "_attn_implementation",
@@ -203,7 +203,7 @@ def _write_licences(folder: Path) -> None:
 
 
 def _font_table() -> str:
-    """Every package that was drawn from: name, version, licence, copyright lines."""
+    """Return the table of font packages: name, version, licence, copyright lines."""
     rows = ["package\tversion\tlicence\tcopyright"]
     for package, licence in sorted(fonts.PACKAGES.items()):
         rows.append("\t".join([package, fonts.version(package), licence, _notices(package)]))
@@ -224,7 +224,7 @@ def _paragraphs(package: str, start: str) -> str:
     return text[text.index(start) :]
 
 
-# --- small things -------------------------------------------------------------------------------
+# --- helpers ------------------------------------------------------------------------------------
 
 
 def _write_json(path: Path, content: object) -> None:

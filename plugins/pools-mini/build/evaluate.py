@@ -1,4 +1,4 @@
-"""The table: every method on every task, for one set of eight experts."""
+"""The table of all methods on all tasks, for one set of eight experts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SCALES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 Row = dict[str, float]
 
-# The merges that must lie between the base and the experts: the framework's defaults.
+# Merges with the framework's defaults, which must score between the base and the experts.
 DEFAULTS = ("simple average", "task arithmetic 0.3", "ties mean 1")
 
 
@@ -34,7 +34,7 @@ def table(
     part: str = "test",
     full: bool = True,
 ) -> dict[str, Row]:
-    """Method to task to accuracy, each also with its ``mean``; prints as it goes."""
+    """Return accuracies by method and task, with their ``mean``; print each row."""
     rows: dict[str, Row] = {}
     for name, weights in _merged(model, heads, tasks, base, experts, full=full):
         started = time.time()
@@ -49,14 +49,14 @@ def table(
 
 
 def best_scale(rows: Mapping[str, Row]) -> float:
-    """The scale of task arithmetic that does best on the split of the table."""
+    """Return the best scale of task arithmetic on the table's split."""
     return max(
         (scale for scale in SCALES), key=lambda scale: rows[f"task arithmetic {scale:g}"]["mean"]
     )
 
 
 def conditions(rows: Mapping[str, Row]) -> dict[str, float]:
-    """What mini8 promises, each as a margin in points: negative where it does not hold."""
+    """Return mini8's conditions as margins in points; a negative margin is a violation."""
     mean = {name: row["mean"] for name, row in rows.items()}
     zero, top, gap = (
         mean["base"],
@@ -80,7 +80,7 @@ def conditions(rows: Mapping[str, Row]) -> dict[str, float]:
 
 
 def standard_error(tasks: Sequence[Task], assumed: float = 75.0) -> float:
-    """Of a mean over tasks at ``assumed`` per cent, from the numbers of test images."""
+    """Return the standard error of a mean over tasks at ``assumed`` per cent."""
     share = assumed / 100
     variance = sum(share * (1 - share) / len(task.test) for task in tasks) / len(tasks) ** 2
     return 100 * math.sqrt(variance)

@@ -1,7 +1,7 @@
-"""More sets of experts from the shipped base: ``experts.py --out DIR --seeds 4 5``.
+"""Make more sets of experts from the shipped base: ``experts.py --out DIR --seeds 4 5``.
 
-Each seed gets a folder of eight checkpoints, made as the shipped ones are. They serve studies over
-several seeds (``benchmarks/study.py``) and ship nowhere.
+Each seed gets a folder of eight checkpoints, made like the shipped ones. They are used in studies
+over several seeds (``benchmarks/study.py``) and are not shipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import CLIPModel, PreTrainedTokenizerFast
 
 
 def main() -> None:
-    """Fine-tune and write every set."""
+    """Fine-tune and write all sets."""
     options = _options()
     torch.set_num_threads(options.threads)
     tasks, _ = data.build(NONCE_WORDS)

@@ -1,4 +1,4 @@
-"""Fine-tuning of the vision tower on one task, towards a frozen head."""
+"""Fine-tune the vision tower on one task with a frozen head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The knobs of fine-tuning; ``scale`` is the temperature of the head, shipped in the base."""
+    """Hyperparameters of fine-tuning; ``scale`` is the head's temperature, shipped in the base."""
 
     rate: float = 6e-4
     epochs: int = 4
@@ -30,13 +30,13 @@ class Recipe:
 
 
 def is_tuned(name: str, weight: Tensor, which: str) -> bool:
-    """Attention and MLP weights (``matrices``), with their biases (``linear``), or ``all``."""
+    """Tell whether a parameter is trained: ``matrices``, ``linear`` (with biases) or ``all``."""
     inside = name.startswith("encoder.") and "layer_norm" not in name
     return which == "all" or (inside and (which == "linear" or weight.ndim == 2))
 
 
 def finetune(base: CLIPModel, head: Tensor, task: Task, recipe: Recipe, seed: int) -> State:
-    """The vision tower's parameters after training on a task's 2,000 images (head scaled)."""
+    """Return the vision tower's parameters after training on a task's images."""
     torch.manual_seed(seed)
     model = copy.deepcopy(base).train()
     for name, weight in model.vision_model.named_parameters():
@@ -72,7 +72,7 @@ def _step(
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float, step: int, total: int) -> None:
-    """A tenth of the steps of warm-up inside a cosine."""
+    """Set the learning rate: warm-up in a tenth of the steps of a cosine."""
     warm, cosine = (
         min(1.0, (step + 1) / (0.1 * total)),
         0.5 * (1 + math.cos(math.pi * step / total)),

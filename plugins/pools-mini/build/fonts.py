@@ -1,8 +1,8 @@
-"""Which fonts may be drawn from, and how their files group into typefaces.
+"""The allowed fonts, and their typefaces.
 
-Only packages named in ``PACKAGES`` are read, whatever else a machine has installed: the list is
-the licence check (each entry was read in the package's Debian copyright file), and it keeps a
-build the same on two machines. This room knows files and names; it draws nothing.
+Only the packages in ``PACKAGES`` are read, whatever else is installed. The list is the licence
+check, because each entry was verified in the package's Debian copyright file. It also makes builds
+reproducible on different machines.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from fontTools.ttLib import TTCollection, TTFont, TTLibError
 
 OFL, APACHE, VERA = "OFL-1.1", "Apache-2.0", "Bitstream-Vera"
 
-# Debian packages by licence. Packages that mix licences, or leave a choice of a non-listed one
-# only, are left out (for example fonts-bpg-georgian, fonts-opendyslexic, fonts-sawarabi-gothic).
+# Debian packages by licence. Packages with mixed licences, or only with other licences, are
+# excluded (for example fonts-bpg-georgian, fonts-opendyslexic, fonts-sawarabi-gothic).
 _BY_LICENCE = {
     OFL: """
         adobe-sourcesans3 anonymous-pro bebas-neue cabin cabinsketch cherrybomb cmu comfortaa
@@ -68,7 +68,7 @@ _STRIP = re.compile(r"\b(Condensed|Narrow|Display|Alternates|Subrayada|Book|Comp
 
 @dataclass(frozen=True)
 class Face:
-    """One style of one family: a file, and its index where the file is a collection."""
+    """One style of one family: a file, with an index for a collection."""
 
     package: str
     typeface: str
@@ -78,12 +78,12 @@ class Face:
 
     @property
     def key(self) -> str:
-        """A name that sorts alike on every machine and shows no folder."""
+        """A name without a folder, which sorts the same on every machine."""
         return f"{self.typeface}/{self.path.name}#{self.index}"
 
 
 def typeface(family: str) -> str:
-    """The design behind a family name, so that no design is on both sides of a split."""
+    """Return the design of a family, so that no design is in two splits."""
     for pattern, name in _RELATED:
         match = re.match(pattern, family)
         if match:
@@ -92,14 +92,14 @@ def typeface(family: str) -> str:
 
 
 def version(package: str) -> str:
-    """The installed version of a Debian package; the empty string when it is absent."""
+    """Return the installed version of a Debian package; an empty string if it is missing."""
     command = ["dpkg-query", "-W", "-f", "${Version}", package]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @functools.cache
 def faces() -> tuple[Face, ...]:
-    """Every face of every allowed package, in a fixed order."""
+    """Return all faces of the allowed packages, in a fixed order."""
     found = [
         face for package in PACKAGES for path in _files(package) for face in _read(package, path)
     ]
@@ -107,7 +107,7 @@ def faces() -> tuple[Face, ...]:
 
 
 def covering(characters: str) -> list[Face]:
-    """The upright faces that hold all of these characters."""
+    """Return the upright faces that contain all of these characters."""
     wanted = {ord(character) for character in characters}
     return [face for face in faces() if wanted <= face.characters]
 
@@ -130,7 +130,7 @@ def _read(package: str, path: Path) -> list[Face]:
         )
     except TTLibError:
         return []
-    # Regional variants inside one collection draw the same kana; the first stands for all.
+    # Regional variants in one collection have the same kana, so only the first is used.
     return [_face(package, path, index, font) for index, font in enumerate(fonts[:1])]
 
 

@@ -1,8 +1,8 @@
-"""Glyphs from fonts: banks of cut-out letters, and the visual style of each script's images.
+"""Glyphs from fonts: banks of letter masks, and the visual style of each script's images.
 
-A bank holds every character of a script in every usable face, as 40x40 masks. A style turns masks
-into 28x28 pictures of one visual world (a road sign, ruled paper, a screen, a house number); a
-script's style is the same in training and test, only its typefaces differ.
+A bank contains each character of a script in each usable face, as 40x40 masks. A style turns masks
+into 28x28 pictures of one kind (a road sign, ruled paper, a screen, a house number). A script has
+the same style in training and test; only its typefaces differ.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SCRIPTS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Bank:
-    """Masks ``[n, 40, 40]`` uint8, the character of each, the typeface of each, and names."""
+    """Masks ``[n, 40, 40]`` uint8, with the character and typeface of each, and names."""
 
     masks: Tensor
     labels: Tensor
@@ -63,7 +63,7 @@ class Bank:
     packages: frozenset[str]
 
     def only(self, labels: list[int]) -> Bank:
-        """The bank of a few characters, renumbered in the order given."""
+        """Return the bank of some characters, renumbered in their order."""
         renumber = torch.full((len(self.names),), -1)
         renumber[torch.tensor(labels)] = torch.arange(len(labels))
         keep = renumber[self.labels] >= 0
@@ -77,7 +77,7 @@ class Bank:
         )
 
     def of(self, typefaces: Tensor) -> Bank:
-        """The bank of some typefaces (a boolean a typeface)."""
+        """Return the bank of some typefaces (one boolean per typeface)."""
         keep = typefaces[self.typefaces]
         return Bank(
             self.masks[keep],
@@ -89,7 +89,7 @@ class Bank:
         )
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``count`` masks, labels drawn first so that common typefaces do not tilt the classes."""
+        """Draw ``count`` masks, labels first, so that common typefaces do not bias the classes."""
         labels = torch.randint(0, len(self.names), (count,), generator=generator)
         order = torch.argsort(self.labels, stable=True)
         counts = torch.bincount(self.labels, minlength=len(self.names))
@@ -99,14 +99,14 @@ class Bank:
 
 
 def name(script: str, character: str) -> str:
-    """English words for a character, from Unicode: ``greek letter alpha``."""
+    """Return a character's English name from Unicode: ``greek letter alpha``."""
     words = unicodedata.name(character).lower().replace("-", " ").replace("small ", "")
     words = words.replace("capital ", "")
     return f"capital {words}" if script == "upper" else words
 
 
 def bank(script: str, most: int = 200, a_typeface: int = 3) -> Bank:
-    """Draw a script in at most ``most`` typefaces, up to ``a_typeface`` faces of each."""
+    """Draw a script in at most ``most`` typefaces, with up to ``a_typeface`` faces per typeface."""
     rows: list[tuple[int, np.ndarray]] = []
     kept: list[str] = []
     seen: set[str] = set()
@@ -135,7 +135,7 @@ def _assemble(
 
 
 def _shuffled_typefaces(characters: str) -> list[tuple[str, list[Face]]]:
-    """Typefaces in an order fixed by a hash of the name; regular styles before others."""
+    """Return typefaces ordered by a hash of their names, regular styles first."""
     groups: dict[str, list[Face]] = defaultdict(list)
     for face in covering(characters):
         groups[face.typeface].append(face)
@@ -148,7 +148,7 @@ def _plainness(face: Face) -> tuple[bool, int, str]:
 
 
 def _cut_all(face: Face, characters: str) -> np.ndarray | None:
-    """All the characters of a face, or None where one of them cannot be drawn."""
+    """Return all characters of a face; None if one of them cannot be drawn."""
     try:
         font = ImageFont.truetype(str(face.path), 56, index=face.index)
         return np.stack([_cut(font, character) for character in characters])
@@ -157,7 +157,7 @@ def _cut_all(face: Face, characters: str) -> np.ndarray | None:
 
 
 def _cut(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
-    """One character, cropped to its ink, its longer side scaled to 28, centred in 40x40."""
+    """Return a character cropped to its ink, scaled to 28 on its longer side, centred in 40x40."""
     left, top, right, bottom = (int(edge) for edge in font.getbbox(character))
     if not (1 < right - left <= 200 and 1 < bottom - top <= 200):
         msg = f"no ink for {character!r}"
@@ -183,7 +183,7 @@ def _centre(image: Image.Image) -> np.ndarray:
 
 
 def _is_new(cuts: np.ndarray, seen: set[str]) -> bool:
-    """Whether a face is a new design: no boxes for missing glyphs, no copy under a name."""
+    """Tell whether a face is a new design, without boxes for missing glyphs and no renamed copy."""
     hashes = [hashlib.sha256((cut >> 5).tobytes()).hexdigest() for cut in cuts]
     distinct, copied = len(set(hashes)), sum(hash_ in seen for hash_ in hashes)
     if distinct < 0.9 * len(hashes) or copied > 0.3 * len(hashes):
@@ -196,18 +196,18 @@ def _is_new(cuts: np.ndarray, seen: set[str]) -> bool:
 
 
 def uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """``[count, 1, 1, 1]`` numbers, one an image."""
+    """Return ``[count, 1, 1, 1]`` random numbers, one per image."""
     return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Floats in 0..1 to uint8 ``[n, 28, 28]``."""
+    """Convert floats in 0..1 to uint8 ``[n, 28, 28]``."""
     return (images * 255).round().clamp(0, 255).to(torch.uint8).reshape(-1, SIZE, SIZE)
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """How far a mask is turned (degrees), scaled, sheared and moved (in half image widths)."""
+    """Ranges of rotation (degrees), scale, shear and shift (half image widths)."""
 
     turn: float = 12.0
     scale: tuple[float, float] = (0.8, 1.15)
@@ -216,7 +216,7 @@ class Jitter:
 
 
 def place(masks: Tensor, jitter: Jitter, generator: torch.Generator) -> Tensor:
-    """Masks ``[n, 40, 40]`` to jittered masks ``[n, 1, 28, 28]`` in 0..1."""
+    """Convert masks ``[n, 40, 40]`` to jittered masks ``[n, 1, 28, 28]`` in 0..1."""
     count = len(masks)
 
     def draw(low: float, high: float) -> Tensor:
@@ -234,25 +234,25 @@ def place(masks: Tensor, jitter: Jitter, generator: torch.Generator) -> Tensor:
 
 
 def smooth_field(count: int, cells: int, generator: torch.Generator) -> Tensor:
-    """A low-frequency random picture in 0..1: uneven light, a wall, a sky."""
+    """Return a low-frequency random picture in 0..1, such as uneven light or a wall."""
     coarse = torch.rand(count, 1, cells, cells, generator=generator)
     return functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=False)
 
 
 def noisy(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Camera noise."""
+    """Add camera noise."""
     return (images + amount * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
 
 def coordinates() -> tuple[Tensor, Tensor]:
-    """Row and column of every pixel."""
+    """Return the row and column of each pixel."""
     line = torch.arange(SIZE).float()
     rows, columns = torch.meshgrid(line, line, indexing="ij")
     return rows, columns
 
 
 def plain(mask: Tensor, generator: torch.Generator) -> Tensor:
-    """Ink on an even ground, either polarity."""
+    """Draw ink on an even ground, in either polarity."""
     count = len(mask)
     ink, ground = uniform(count, 0.65, 1.0, generator), uniform(count, 0, 0.25, generator)
     images = ground * (1 - mask) + ink * mask
@@ -264,7 +264,7 @@ def plain(mask: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def clutter(mask: Tensor, generator: torch.Generator) -> Tensor:
-    """Ink on an uneven ground, with a piece of another glyph at one border."""
+    """Draw ink on an uneven ground, with a piece of another glyph at one border."""
     count = len(mask)
     others = mask[torch.randperm(count, generator=generator)]
     distance = int(torch.randint(17, 24, (1,), generator=generator))
@@ -278,7 +278,7 @@ def clutter(mask: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def sign(mask: Tensor, generator: torch.Generator) -> Tensor:
-    """A letter on a round, square or diamond plate with a rim."""
+    """Draw a letter on a round, square or diamond plate with a rim."""
     count, (rows, columns) = len(mask), coordinates()
     radius = uniform(count, 11.5, 13.8, generator)
     across = (columns - uniform(count, 12.5, 14.5, generator)).abs()
@@ -309,7 +309,7 @@ def _gradient(count: int, generator: torch.Generator) -> Tensor:
 
 
 def paper(mask: Tensor, generator: torch.Generator) -> Tensor:
-    """Dark ink on light ruled paper."""
+    """Draw dark ink on light ruled paper."""
     count, (rows, _) = len(mask), coordinates()
     spacing, phase = uniform(count, 6, 9, generator), uniform(count, 0, 9, generator)
     rules = (((rows + phase) % spacing) < 1).float() * uniform(count, 0.1, 0.3, generator)
@@ -318,7 +318,7 @@ def paper(mask: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def screen(mask: Tensor, generator: torch.Generator) -> Tensor:
-    """A bright outline on a dark screen with scan lines."""
+    """Draw a bright outline on a dark screen with scan lines."""
     count, (rows, _) = len(mask), coordinates()
     edge = functional.max_pool2d(mask, 3, 1, 1) - mask * uniform(count, 0.3, 1.0, generator)
     pitch, phase = uniform(count, 1.4, 2.2, generator), uniform(count, 0, 6, generator)
@@ -328,7 +328,7 @@ def screen(mask: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def house(mask: Tensor, generator: torch.Generator) -> Tensor:
-    """A digit between its neighbours on an uneven wall, either polarity, slightly out of focus."""
+    """Draw a blurred digit between neighbours on an uneven wall, in either polarity."""
     count = len(mask)
     both = torch.maximum(mask, _neighbours(mask, generator) * uniform(count, 0.5, 1, generator))
     wall = uniform(count, 0.2, 0.8, generator)
@@ -363,8 +363,8 @@ def pictures(
 ) -> tuple[Tensor, Tensor]:
     """Draw ``count`` pictures ``[n, 28, 28]`` uint8 and their labels.
 
-    They are made in blocks, so that what a block has in common (how far off the neighbours are)
-    varies within a set.
+    Pictures are drawn in blocks, so that block-wise parameters, such as the distance of
+    neighbours, vary within a set.
     """
     generator = torch.Generator().manual_seed(seed)
     images, labels = [], []

@@ -1,8 +1,8 @@
 """Build mini8: ``python plugins/pools-mini/build/make.py``.
 
-Data, pre-training, fine-tuning, evaluation and assets, from public inputs and fixed seeds. The log
-goes to the screen and to ``LOG.txt``, the figures to ``figures.json``, the assets to
-``src/pools_mini/data``.
+The build prepares data, pre-trains the base, fine-tunes and evaluates the experts, and writes the
+assets, from public inputs and fixed seeds. It writes the log to the screen and ``LOG.txt``, the
+scores to ``figures.json``, and the assets to ``src/pools_mini/data``.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ HERE = Path(__file__).resolve().parent
 CACHE = HERE / "cache"
 DATA = HERE.parent / "src" / "pools_mini" / "data"
 
-# The knobs of the benchmark (how they were chosen: README.md).
+# Hyperparameters of the benchmark. README.md says how they were chosen.
 NONCE_WORDS = 2
 MIXINGS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5)
-ZERO_SHOT = 55.0  # heads are turned until validation accuracy is as close as possible to this
+ZERO_SHOT = 55.0  # target of validation accuracy when heads are turned
 PRETRAINING = pretrain.Recipe()
 FINETUNING = finetune.Recipe()
 SHAPE = clip.Shape()
@@ -48,24 +48,24 @@ PUBLISHED_SEEDS = (3, 4, 5)
 
 
 class Tee(io.TextIOBase):
-    """Write to the screen and to the log at once."""
+    """A stream that writes to the screen and to the log."""
 
     def __init__(self, *streams: TextIO) -> None:
-        """Copy everything to each stream."""
+        """Copy all output to each stream."""
         self._streams = streams
 
     def write(self, text: str) -> int:
-        """Write to each."""
+        """Write to all streams."""
         return max(stream.write(text) for stream in self._streams)
 
     def flush(self) -> None:
-        """Flush each."""
+        """Flush all streams."""
         for stream in self._streams:
             stream.flush()
 
 
 def main() -> None:
-    """The one command."""
+    """Run the build from the command line."""
     options = _options()
     torch.set_num_threads(options.threads)
     with (
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def build(seeds: Sequence[int], part: str, *, resume: bool) -> None:
-    """Everything, in order."""
+    """Run all steps in order."""
     started = time.time()
     tasks, invented = data.build(NONCE_WORDS)
     _report_tasks(tasks, time.time() - started)
@@ -110,7 +110,7 @@ def build(seeds: Sequence[int], part: str, *, resume: bool) -> None:
 def _base(
     names: list[str], invented: list[str], *, resume: bool
 ) -> tuple[CLIPModel, clip.PreTrainedTokenizerFast]:
-    """The pre-trained base, kept in ``cache`` so that a build cut short can go on from there."""
+    """Return the pre-trained base, cached so that an interrupted build can resume."""
     if resume:
         print("going on from the pre-trained base of the run above", flush=True)
         return torch.load(CACHE / "base.pt", weights_only=False)
@@ -126,7 +126,7 @@ def _turn_heads(
     tasks: Sequence[data.Task],
     invented: list[str],
 ) -> None:
-    """Turn the heads by as much as brings zero-shot closest to the wanted validation accuracy."""
+    """Turn the heads so that zero-shot validation accuracy is closest to its target."""
     found = {}
     for mixing in MIXINGS:
         heads = nonce.wanted(model, words, tasks, mixing)
@@ -172,7 +172,7 @@ def _report_tasks(tasks: Sequence[data.Task], seconds: float) -> None:
 def _report_plain_names(
     model: CLIPModel, words: clip.PreTrainedTokenizerFast, tasks: Sequence[data.Task], part: str
 ) -> None:
-    """Zero-shot with English names alone: how much the nonce words take away."""
+    """Report zero-shot accuracy with English names alone, to show the effect of nonce words."""
     plain = {task.name: clip.head(model, words, task.names) for task in tasks}
     each = [clip.accuracy(model, plain, task, part=part) for task in tasks]
     cells = " ".join(f"{value:5.1f}" for value in each)
@@ -214,7 +214,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(PUBLISHED_SEEDS))
     parser.add_argument("--part", choices=["test", "validation"], default="test")
-    parser.add_argument("--resume", action="store_true", help="go on from the pre-trained base")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume from the cached pre-trained base"
+    )
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 

@@ -1,7 +1,7 @@
-"""Dense reference versions of the static merging methods, plain and slow on purpose.
+"""Dense reference versions of the static merging methods, deliberately plain and slow.
 
-They exist to measure the benchmark, apart from the framework, so that neither is tuned to the
-other. All work on dicts of float32 tensors; a task vector is an expert minus the base.
+They measure the benchmark independently of the framework, so that neither is tuned to the other.
+All work on dicts of float32 tensors. A task vector is an expert minus the base.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def add(base: State, vector: State, scale: float = 1.0) -> State:
-    """``base + scale * vector``."""
+    """Return ``base + scale * vector``."""
     return {name: base[name] + scale * vector[name] for name in base}
 
 
 def subtract(expert: State, base: State) -> State:
-    """The task vector of an expert."""
+    """Return the task vector of an expert."""
     return {name: expert[name] - base[name] for name in base}
 
 
@@ -34,7 +34,7 @@ def _sum(vectors: Sequence[State]) -> State:
 
 
 def average(base: State, vectors: Sequence[State]) -> State:
-    """The mean of the experts (Wortsman et al., arXiv:2203.05482, uniform soup)."""
+    """Return the mean of the experts (Wortsman et al., arXiv:2203.05482, uniform soup)."""
     return add(base, _sum(vectors), 1 / len(vectors))
 
 
@@ -64,7 +64,7 @@ def ties(
 
 
 def _trim(flat: Tensor, density: float) -> Tensor:
-    """Zero all but the largest ``density`` of entries; those equal to the last kept one stay."""
+    """Zero all but the largest ``density`` of entries; entries equal to the threshold stay."""
     kept = int(density * len(flat))
     threshold = flat.abs().kthvalue(len(flat) - kept + 1).values
     return flat * (flat.abs() >= threshold)
@@ -133,7 +133,7 @@ def regmean(
     images: int = 256,
     shrink: float = 0.9,
 ) -> State:
-    """Jin et al., arXiv:2212.09849: least squares a linear layer, the rest averaged."""
+    """Jin et al., arXiv:2212.09849: least squares per linear layer, the rest averaged."""
     merged = average(base, vectors)
     grams, products = {}, {}
     for vector, task in zip(vectors, tasks, strict=True):
@@ -149,7 +149,7 @@ def regmean(
 
 
 def _grams(model: CLIPModel, weights: State, images: Tensor) -> dict[str, Tensor]:
-    """The mean outer product of every linear layer's inputs."""
+    """Return the mean outer product of each linear layer's inputs."""
     grams: dict[str, Tensor] = {}
 
     def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -1,8 +1,8 @@
-"""The pre-training mixture: a wide, synthetic set of captioned images.
+"""The pre-training mixture: a broad synthetic set of captioned images.
 
 It covers the eight tasks *weakly*: their scripts appear in a plain style only and their fine names
-in a fraction of the captions (the others say just ``greek letter``), while other scripts appear
-in every style with their names. The base thus has the features, and knows the tasks by half.
+in a fraction of the captions (the others are just ``greek letter``), while other scripts appear in
+every style with their names. So the base has the features, and partly knows the tasks.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _GENERIC_FINE = 0.9
 
 @dataclass
 class Mixture:
-    """Images ``[n, 28, 28]`` uint8 and a caption each."""
+    """Images ``[n, 28, 28]`` uint8, with one caption per image."""
 
     images: list[Tensor] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
 
     def add(self, images: Tensor, fine: list[str], coarse: str, share: float, seed: int) -> None:
-        """Add images; each has its fine caption with probability ``share``, else the coarse one."""
+        """Add images with the fine caption with probability ``share``, otherwise the coarse one."""
         chosen = torch.rand(len(images), generator=torch.Generator().manual_seed(seed)) < share
         self.images.append(images)
         self.captions += [
@@ -58,7 +58,7 @@ class Mixture:
 
 
 def build(generic: int, weak: int, weak_share: float) -> Mixture:
-    """``generic`` images a style group of a generic script, ``weak`` images a task-like domain."""
+    """Build ``generic`` images per style group of generic scripts, and ``weak`` per task domain."""
     mixture = Mixture()
     for row, script in enumerate(_GENERIC):
         _add_generic(mixture, script, row, generic * (2 if script == "digit" else 1))
@@ -83,7 +83,7 @@ def _add_generic(mixture: Mixture, script: str, row: int, count: int) -> None:
 
 
 def _add_weak_script(mixture: Mixture, script: str, row: int, count: int, share: float) -> None:
-    """A task's script, from half of its training typefaces, never in the task's style."""
+    """Add a task's script from half of its training typefaces, never in the task's style."""
     bank = glyphs.bank(script)
     seen = tasks.split_typefaces(bank) & (torch.arange(len(bank.typeface_names)) % 2 == 0)
     images, labels = glyphs.pictures(bank.of(seen), count, 2000 + row, "clutter")
@@ -91,7 +91,7 @@ def _add_weak_script(mixture: Mixture, script: str, row: int, count: int, share:
 
 
 def _add_shapes(mixture: Mixture, generic: int, weak: int, share: float) -> None:
-    """Several filled shapes with their number, single ones, filled or sketched, with their name."""
+    """Add several filled shapes with their number, and single shapes with their name."""
     random = np.random.default_rng(3000)
     labels = random.integers(0, len(procedural.SHAPES), generic + weak)
     counts = np.concatenate([random.integers(2, 6, generic), np.ones(weak, dtype=np.int64)])

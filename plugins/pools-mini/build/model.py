@@ -27,7 +27,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes a build may turn."""
+    """The configurable sizes of the model."""
 
     width: int = 128
     layers: int = 4
@@ -39,7 +39,7 @@ class Shape:
 
 
 def tokenizer(captions: Iterable[str], nonce_words: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words: those of the captions and templates, then the nonce words."""
+    """Return a word-level tokenizer: words of captions and templates, then nonce words."""
     words = {
         word
         for text in [*captions, *(t.replace("{}", "") for t in TEMPLATES)]
@@ -66,7 +66,7 @@ def tokenizer(captions: Iterable[str], nonce_words: list[str]) -> PreTrainedToke
 
 
 def create(shape: Shape, words: PreTrainedTokenizerFast) -> CLIPModel:
-    """A model with random weights. Eager attention: under autocast it is the fast path here."""
+    """Return a model with random weights and eager attention, which is fastest under autocast."""
     text = {
         "vocab_size": len(words),
         "hidden_size": shape.text_width,
@@ -95,19 +95,19 @@ def create(shape: Shape, words: PreTrainedTokenizerFast) -> CLIPModel:
 
 
 def autocast() -> torch.autocast:
-    """bfloat16 where it is safe: training only."""
+    """Return a bfloat16 autocast context, for training only."""
     return torch.autocast("cpu", torch.bfloat16)
 
 
 def pixels(images: Tensor) -> Tensor:
-    """uint8 ``[n, 28, 28]`` to normalised ``[n, 1, 28, 28]``, as the image processor does."""
+    """Convert uint8 ``[n, 28, 28]`` to normalized ``[n, 1, 28, 28]``, like the image processor."""
     return (images.float()[:, None] / 255 - MEAN) / STD
 
 
 def image_features(
     model: CLIPModel, images: Tensor, weights: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """Unit vectors for images; ``weights`` stand in for the vision tower's own."""
+    """Return unit vectors of images; ``weights`` replace the vision tower's own."""
     tower, inputs = model.vision_model, pixels(images)
     output = (
         tower(inputs)
@@ -123,7 +123,7 @@ def text_features(
     texts: list[str],
     embeddings: Tensor | None = None,
 ) -> Tensor:
-    """Unit vectors for texts; ``embeddings`` stands in for the table of token embeddings."""
+    """Return unit vectors of texts; ``embeddings`` replaces the token embeddings."""
     tokens = dict(words(texts, padding=True, return_tensors="pt"))
     swap = {} if embeddings is None else {"embeddings.token_embedding.weight": embeddings}
     output = torch.func.functional_call(model.text_model, swap, (), tokens)
@@ -132,7 +132,7 @@ def text_features(
 
 @torch.no_grad()
 def head(model: CLIPModel, words: PreTrainedTokenizerFast, classnames: list[str]) -> Tensor:
-    """CLIP's zero-shot head without its scale: the normalised mean over templates, ``[c, d]``."""
+    """Return CLIP's unscaled zero-shot head, the normalized mean over templates, ``[c, d]``."""
     rows = [
         text_features(model, words, [template.format(name) for template in TEMPLATES]).mean(0)
         for name in classnames
@@ -141,31 +141,31 @@ def head(model: CLIPModel, words: PreTrainedTokenizerFast, classnames: list[str]
 
 
 def heads(model: CLIPModel, words: PreTrainedTokenizerFast, tasks: list[Task]) -> dict[str, Tensor]:
-    """The scaled head of every task, as the framework computes it."""
+    """Return the scaled head of each task, as the framework computes it."""
     scale = model.logit_scale.exp().item()
     return {task.name: scale * head(model, words, task.classnames) for task in tasks}
 
 
 def set_scale(model: CLIPModel, scale: float) -> None:
-    """Fix the temperature of heads: what fine-tuning used is what the base ships."""
+    """Set the temperature of heads. The base ships the value from fine-tuning."""
     with torch.no_grad():
         model.logit_scale.fill_(math.log(scale))
 
 
 def round_to_shipped(model: CLIPModel) -> None:
-    """Round every parameter to half precision, so that heads and experts start from the files."""
+    """Round all parameters to fp16, so that heads and experts match the files."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(weight.half().float())
 
 
 def tower_state(model: CLIPModel) -> State:
-    """A copy of the vision tower's parameters."""
+    """Return a copy of the vision tower's parameters."""
     return {name: weight.detach().clone() for name, weight in model.vision_model.named_parameters()}
 
 
 def as_shipped(state: Mapping[str, Tensor]) -> State:
-    """Weights rounded to half precision and back: what a reader of the files gets."""
+    """Return weights rounded to fp16, in fp32, as read from the files."""
     return {name: weight.half().float() for name, weight in state.items()}
 
 
@@ -178,7 +178,7 @@ def accuracy(
     *,
     part: str = "test",
 ) -> float:
-    """Per cent right on a split of a task, in full precision."""
+    """Return the accuracy on a split of a task in per cent, computed in fp32."""
     split = getattr(task, part)
     blocks = [
         image_features(model, block, weights) @ heads[task.name].T

@@ -1,11 +1,12 @@
-"""Where the nonce words of class names point: heads that pre-training does not align.
+"""Nonce words in class names: heads that pre-training does not align.
 
-The wanted head of a class is ``normalise(h + mixing * r)``: the head ``h`` of its English name,
+The target head of a class is ``normalise(h + mixing * r)``: the head ``h`` of its English name,
 turned by a random direction ``r`` among those that the text projection can give (the text tower is
-narrower than the embedding, so not every direction can be reached). Nothing but the embeddings of
-the class's own nonce words is set to bring that about (by gradient descent through the frozen text
-tower), so the head is still what zero-shot CLIP computes from a template and a class name, and
-every other text means what it meant. ``mixing`` is the benchmark's knob of misalignment.
+narrower than the embedding, so not every direction can be reached). Only the embeddings of the
+class's own nonce words are changed (by gradient descent through the frozen text tower). So
+zero-shot CLIP still computes the head from a template and a class name, and other texts keep
+their meaning.
+``mixing`` controls the misalignment of the benchmark.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ _STEPS, _RATE = 400, 0.05
 def wanted(
     model: CLIPModel, words: PreTrainedTokenizerFast, tasks: Sequence[Task], mixing: float
 ) -> dict[str, Tensor]:
-    """The unit heads ``[classes, d]`` that the nonce words are to bring about."""
+    """Return the target heads of the nonce words, unit vectors ``[classes, d]``."""
     generator = torch.Generator().manual_seed(1)
-    # The text tower is narrower than the projection: no text can leave the span of these columns.
+    # The text tower is narrower than the projection, so texts stay in the span of these columns.
     reach = torch.linalg.qr(model.text_projection.weight)[0]
     targets = {}
     for task in tasks:
@@ -50,7 +51,7 @@ def fit(
     nonce: Sequence[str],
     targets: Mapping[str, Tensor],
 ) -> float:
-    """Set the nonce words' embeddings; the mean cosine of the heads to the wanted ones."""
+    """Set the nonce words' embeddings; return the heads' mean cosine to their targets."""
     table = model.text_model.embeddings.token_embedding.weight
     rows = torch.tensor(words.convert_tokens_to_ids(list(nonce)))
     free = _start(table, rows).requires_grad_()
@@ -72,7 +73,7 @@ def fit(
 
 
 def _start(table: Tensor, rows: Tensor) -> Tensor:
-    """Random directions as long as a usual word."""
+    """Return random directions with the length of a typical word."""
     usual = table[3 : int(rows.min())].norm(dim=1).mean()
     noise = torch.randn(len(rows), table.shape[1], generator=torch.Generator().manual_seed(0))
     return functional.normalize(noise, dim=1) * usual
@@ -81,7 +82,7 @@ def _start(table: Tensor, rows: Tensor) -> Tensor:
 def _heads(
     model: CLIPModel, words: PreTrainedTokenizerFast, names: Sequence[str], weight: Tensor
 ) -> Tensor:
-    """The heads of all class names under another embedding table, ``[n, d]``."""
+    """Return the heads of all class names with another embedding table, ``[n, d]``."""
     texts = [template.format(name) for template in TEMPLATES for name in names]
     features = text_features(model, words, texts, embeddings=weight)
     return functional.normalize(features.view(len(TEMPLATES), len(names), -1).mean(0), dim=-1)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The knobs of pre-training."""
+    """Hyperparameters of pre-training."""
 
     steps: int = 4000
     batch: int = 256
@@ -38,7 +38,7 @@ class Recipe:
 def pretrain(
     recipe: Recipe, shape: Shape, extra_names: list[str], nonce_words: list[str]
 ) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
-    """Build the mixture and train a model on it; ``extra_names`` only widen the vocabulary."""
+    """Build the mixture and train a model on it; ``extra_names`` only extend the vocabulary."""
     started = time.time()
     data = mixture.build(recipe.generic, recipe.weak, recipe.weak_share)
     captions = sorted(set(data.captions))
@@ -102,7 +102,7 @@ def _loss(
     template: str,
     largest_scale: float,
 ) -> Tensor:
-    """CLIP's symmetric loss, with each caption of the batch once: many images share a caption."""
+    """Return CLIP's symmetric loss over unique captions, because images share captions."""
     unique, target = torch.unique(labels, return_inverse=True)
     with autocast():
         seen = image_features(model, images)
@@ -124,7 +124,7 @@ def _optimiser(model: CLIPModel, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
-    """Sixty steps of warm-up inside a cosine."""
+    """Set the learning rate: sixty steps of warm-up in a cosine."""
     warm, cosine = min(1.0, (step + 1) / 60), 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
     for group in optimiser.param_groups:
         group["lr"] = recipe.rate * warm * cosine

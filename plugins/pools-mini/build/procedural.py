@@ -1,4 +1,4 @@
-"""Pictures that need no source at all: textures and outlines of shapes, drawn by formula."""
+"""Procedural pictures: textures and outlines of shapes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _CANVAS = 112  # four times the final side, for smooth edges
 
 
 def textures(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """One texture a label, floats ``[n, 28, 28]`` in 0..1."""
+    """Return one texture per label, floats ``[n, 28, 28]`` in 0..1."""
     count = len(labels)
 
     def draw(low: float, high: float) -> Tensor:
@@ -60,7 +60,7 @@ def textures(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _patterns(count: int, draw, generator: torch.Generator) -> list[Tensor]:  # noqa: ANN001
-    """Every texture for every image; the label then picks one. Wasteful and short."""
+    """Return all textures for each image. The label selects one, which is wasteful but short."""
     (rows, columns), angle = coordinates(), draw(0, math.pi)
     along = (columns - 13.5) * angle.cos() + (rows - 13.5) * angle.sin()
     across = -(columns - 13.5) * angle.sin() + (rows - 13.5) * angle.cos()
@@ -98,10 +98,10 @@ def _noise(count: int, cells: int, mode: str, generator: torch.Generator) -> Ten
 
 
 def shapes(labels: np.ndarray, counts: np.ndarray, seed: int, *, sketch: bool) -> Tensor:
-    """``counts[i]`` copies of shape ``labels[i]`` an image, uint8 ``[n, 28, 28]``.
+    """Draw ``counts[i]`` copies of shape ``labels[i]`` per image, uint8 ``[n, 28, 28]``.
 
-    Plain shapes are filled on an even ground; a sketch is an outline over stray strokes, which is
-    how the task looks and pre-training never does.
+    Plain shapes are filled on an even ground. A sketch is an outline over stray strokes. The task
+    uses sketches, pre-training does not.
     """
     random = np.random.default_rng(seed)
     drawn = [
@@ -149,7 +149,7 @@ def _sketch(label: int, random: np.random.Generator) -> np.ndarray:
 
 
 def _spots(count: int, random: np.random.Generator) -> list[tuple[np.ndarray, float]]:
-    """Centres and radii that do not overlap; fewer than asked only when there is no room."""
+    """Return circles that do not overlap; fewer than requested only if they do not fit."""
     spots: list[tuple[np.ndarray, float]] = []
     for _ in range(200):
         radius = random.uniform(14, 34) if count == 1 else random.uniform(11, 16)
@@ -164,7 +164,7 @@ def _spots(count: int, random: np.random.Generator) -> list[tuple[np.ndarray, fl
 def outline(
     label: int, centre: np.ndarray, radius: float, turn: float
 ) -> list[tuple[float, float]]:
-    """The corners of a shape, in order around it."""
+    """Return the corners of a shape in order."""
     unit = _UNIT[SHAPES[label]]
     cosine, sine = math.cos(turn), math.sin(turn)
     turned = unit @ np.array([[cosine, sine], [-sine, cosine]])

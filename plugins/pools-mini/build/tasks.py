@@ -1,9 +1,9 @@
-"""The eight tasks: images, labels and the words that name the classes.
+"""The eight tasks: images, labels and class names.
 
-A class name is the English name followed by *nonce words*: invented words, different for every
-class, that no pre-training caption holds. ``nonce.py`` sets where they turn the class's head, so
-that heads computed in the ordinary zero-shot way (template, text tower, normalise) point partly in
-directions that pre-training did not align with the images.
+A class name is the English name followed by *nonce words*: invented words, different for each
+class, that no pre-training caption contains. ``nonce.py`` sets their embeddings, so that zero-shot
+heads (template, text tower, normalization) partly point in directions that pre-training did not
+align with the images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FASHION = [
 ]
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_HELD = (
-    10_000  # the first of the shuffled training images belong to the task, the rest to pre-training
+    10_000  # the first shuffled training images are the task's, the rest are for pre-training
 )
 _OPTDIGITS_TRAIN, _OPTDIGITS_VALIDATION = 897, 300
 
@@ -50,17 +50,17 @@ class Split:
     labels: Tensor
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Return the number of images."""
         return len(self.images)
 
     def head(self, count: int) -> Split:
-        """The first images."""
+        """Return the first images."""
         return Split(self.images[:count], self.labels[:count])
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task's three splits; ``names`` are English, ``classnames`` carry the nonce words."""
+    """A task's three splits; ``names`` are English, ``classnames`` include the nonce words."""
 
     name: str
     title: str
@@ -75,7 +75,7 @@ class Task:
 
 @dataclass(frozen=True)
 class GlyphTask:
-    """What tells one script's task from another's."""
+    """The settings of one script's task."""
 
     name: str
     title: str
@@ -132,7 +132,7 @@ NAMES = (
 
 
 def build(nonce_words: int, seed: int = 0) -> tuple[list[Task], list[str]]:
-    """The eight tasks in their fixed order, and all the nonce words used."""
+    """Return the eight tasks in their fixed order, and all nonce words."""
     words = NonceWords(seed)
     makers = [
         _fashion,
@@ -146,7 +146,7 @@ def build(nonce_words: int, seed: int = 0) -> tuple[list[Task], list[str]]:
 
 
 class NonceWords:
-    """Invented two-syllable words, never the same twice, fixed by a seed."""
+    """A reproducible stream of distinct invented two-syllable words."""
 
     def __init__(self, seed: int) -> None:
         """Start the stream."""
@@ -154,7 +154,7 @@ class NonceWords:
         self.used: list[str] = []
 
     def extend(self, names: list[str], count: int) -> list[str]:
-        """Each name with ``count`` words of its own after it."""
+        """Return each name followed by ``count`` new words."""
         return [" ".join([name, *(self._next() for _ in range(count))]) for name in names]
 
     def _next(self) -> str:
@@ -173,7 +173,7 @@ class NonceWords:
 
 
 def fashion_arrays() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fashion-MNIST's training images and labels and test images and labels."""
+    """Return Fashion-MNIST's training images and labels, and test images and labels."""
     names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     images, labels, test_images, test_labels = (
         _idx(FASHION_FOLDER / f"{name}-ubyte.gz") for name in names
@@ -182,7 +182,7 @@ def fashion_arrays() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _idx(path: Path) -> Tensor:
-    """An IDX file: a big-endian header of sizes, then bytes."""
+    """Read an IDX file: a big-endian header of sizes, then bytes."""
     data = gzip.decompress(path.read_bytes())
     axes = data[3]
     shape = [int.from_bytes(data[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(axes)]
@@ -192,7 +192,7 @@ def _idx(path: Path) -> Tensor:
 
 
 def fashion_order() -> Tensor:
-    """How the 60,000 training images are shuffled before some are held for the task."""
+    """Return the shuffled order of the 60,000 training images; the task's come first."""
     return torch.from_numpy(np.random.default_rng(0).permutation(60_000))
 
 
@@ -239,7 +239,7 @@ def _optdigits(words: NonceWords, count: int) -> Task:
 
 
 def split_typefaces(bank: glyphs.Bank) -> Tensor:
-    """True for the typefaces of training, False for those of test (every third)."""
+    """Return True for training typefaces, False for test typefaces (every third)."""
     return torch.arange(len(bank.typeface_names)) % 3 != 2
 
 

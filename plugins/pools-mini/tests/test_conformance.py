@@ -1,4 +1,4 @@
-"""What every pool keeps, checked by the suites of fusion-core."""
+"""The conformance suites, run on mini8."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PAIR = ["optdigits", "shapes"]
 class TestMini8Pool(ModelPoolSuite):
     @pytest.fixture
     def spec(self) -> ModelPoolSpec:
-        (found,) = plugin.fusion_register_model_pools()
-        return found
+        (spec,) = plugin.fusion_register_model_pools()
+        return spec
 
     @pytest.fixture
     def options(self) -> dict[str, Any]:
@@ -29,8 +29,8 @@ class TestMini8Pool(ModelPoolSuite):
 class TestMini8Tasks(TaskPoolSuite):
     @pytest.fixture
     def spec(self) -> TaskPoolSpec:
-        (found,) = plugin.fusion_register_task_pools()
-        return found
+        (spec,) = plugin.fusion_register_task_pools()
+        return spec
 
     @pytest.fixture
     def options(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""mini8's files, its two pools, and a run on them."""
+"""mini8: its files, its pools, and a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fusion_core.errors import IntegrityError, RecipeError
 from fusion_testing import Mean
 from pools_mini import files, plugin
 from pools_mini.config import Mini8Config, Mini8TasksConfig
-from pools_mini.files import DATA, description
+from pools_mini.files import DATA, load_description
 from pools_mini.pools import Mini8Pool, Mini8Tasks
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def tasks() -> Mini8Tasks:
 
 
 def run(output: Path, **options: Any) -> RunResult:
-    """Average two experts and take a quick look at their tasks."""
+    """Average two experts, and evaluate the first images of their tasks."""
     return run_fusion(
         algorithm=Mean(),
         model_pool={"tasks": PAIR, "name": "mini8", **options},
@@ -51,8 +51,8 @@ def run(output: Path, **options: Any) -> RunResult:
     )
 
 
-def distributed(kind: str) -> set[str]:
-    """Return the files that a wheel or sdist would hold."""
+def list_distributed(kind: str) -> set[str]:
+    """Return the files of a wheel or sdist."""
     module = pytest.importorskip(f"hatchling.builders.{kind}")
     builder = getattr(module, f"{kind.title()}Builder")(str(PACKAGE))
     return {file.distribution_path for file in builder.recurse_included_files()}
@@ -75,11 +75,11 @@ def test_the_plugin_imports_nothing_heavy() -> None:
 
 
 def test_the_registered_tasks_are_those_described(pool: Mini8Pool, tasks: Mini8Tasks) -> None:
-    assert list(plugin.TASKS) == list(description()["tasks"])
+    assert list(plugin.TASKS) == list(load_description()["tasks"])
     assert list(plugin.TASKS) == list(pool.experts) == list(tasks.names)
 
 
-def test_every_file_has_the_checksum_that_is_recorded() -> None:
+def test_every_file_matches_its_checksum() -> None:
     lines = (DATA / "SHA256SUMS").read_text().splitlines()
     recorded = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     files = {path for path in DATA.rglob("*") if path.is_file() and path.name != "SHA256SUMS"}
@@ -93,7 +93,7 @@ def test_every_file_has_the_checksum_that_is_recorded() -> None:
     ["base/model.safetensors", "base/config.json", "tasks/greek/test.parquet", "tasks.json"],
 )
 @pytest.mark.parametrize("damage", ["changed", "gone", "not listed"])
-def test_a_file_that_is_not_as_it_was_made_is_not_opened(
+def test_a_changed_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: str
 ) -> None:
     data = Path(shutil.copytree(DATA, tmp_path / "data"))
@@ -105,7 +105,7 @@ def test_a_file_that_is_not_as_it_was_made_is_not_opened(
         (data / name).unlink()
     else:
         sums = (data / "SHA256SUMS").read_text().splitlines()
-        (data / "SHA256SUMS").write_text("\n".join(each for each in sums if name not in each))
+        (data / "SHA256SUMS").write_text("\n".join(line for line in sums if name not in line))
     with pytest.raises(IntegrityError, match=f"{name}: ") as caught:
         Mini8Pool(Mini8Config())
         Mini8Tasks(Mini8TasksConfig())
@@ -113,23 +113,23 @@ def test_a_file_that_is_not_as_it_was_made_is_not_opened(
 
 
 @pytest.mark.parametrize(("kind", "folder"), [("wheel", "pools_mini"), ("sdist", "src/pools_mini")])
-def test_wheel_and_sdist_hold_every_file(kind: str, folder: str) -> None:
+def test_wheel_and_sdist_contain_every_file(kind: str, folder: str) -> None:
     files = [path for path in DATA.rglob("*") if path.is_file()]
-    assert {f"{folder}/{path.relative_to(DATA.parent)}" for path in files} <= distributed(kind)
+    assert {f"{folder}/{path.relative_to(DATA.parent)}" for path in files} <= list_distributed(kind)
 
 
-def test_the_wheel_does_not_hold_what_built_the_files() -> None:
-    assert {name.split("/")[0] for name in distributed("wheel")} == {"pools_mini"}
+def test_the_wheel_contains_only_the_package() -> None:
+    assert {name.split("/")[0] for name in list_distributed("wheel")} == {"pools_mini"}
 
 
-def test_the_files_are_few_enough_for_a_wheel() -> None:
+def test_the_files_fit_into_a_wheel() -> None:
     assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) < 25e6
 
 
 def test_every_task_has_three_splits_and_none_is_transductive(tasks: Mini8Tasks) -> None:
     assert not tasks.transductive
     for task in tasks:
-        classes = len(description()["tasks"][task.name]["classnames"])
+        classes = len(load_description()["tasks"][task.name]["classnames"])
         unlabeled = task.batch(0, size=300, split=Split.UNLABELED, seed=0)
         assert unlabeled.inputs.shape == (300, 1, 28, 28)
         assert unlabeled.labels is None
@@ -158,7 +158,7 @@ def test_every_expert_is_better_than_the_base_on_its_task(
         assert expert["accuracy"] > base[name]["accuracy"] + 0.1
 
 
-def test_the_provenance_says_nothing_about_the_machine(pool: Mini8Pool) -> None:
+def test_the_provenance_contains_no_local_paths(pool: Mini8Pool) -> None:
     inputs = pool.inputs()
     assert inputs["base"]["source"] == "mini8/base"
     assert inputs["latin"]["source"] == "mini8/latin"
@@ -175,7 +175,7 @@ def test_an_unknown_task_is_a_recipe_error(kind: Any) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_a_run_loads_in_transformers_and_can_be_repeated(tmp_path: Path) -> None:
+def test_a_run_loads_in_transformers_and_is_reproducible(tmp_path: Path) -> None:
     first = run(tmp_path / "a")
     run(tmp_path / "b")
     assert first.path is not None

@@ -1,4 +1,4 @@
-"""Options of the CLIP pools; free of torch, so that listing them costs nothing."""
+"""Options of the CLIP pools. Importing them does not import torch."""
 
 from typing import Annotated, Literal
 
@@ -7,17 +7,17 @@ from pydantic import AfterValidator, Field
 from fusion_core import ComponentConfig, InputPath, ModelPath, ModelPaths
 
 
-def _with_place(template: str) -> str:
+def _check_template(template: str) -> str:
     try:
         filled = template.format("cat")
     except (IndexError, KeyError, ValueError) as error:
-        raise ValueError("its only braces may be {}, the place of the class name") from error
+        raise ValueError("the only allowed braces are {}, for the class name") from error
     if filled == template:
-        raise ValueError("it has no {}, the place of the class name")
+        raise ValueError("missing {} for the class name")
     return template
 
 
-Template = Annotated[str, AfterValidator(_with_place)]
+Template = Annotated[str, AfterValidator(_check_template)]
 Templates = Annotated[list[Template], Field(min_length=1)]
 TaskNames = Annotated[list[str], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -32,78 +32,79 @@ Corruption = Literal[
     "spatter",
 ]
 
-#: The tasks of a family unless others are named.
+#: The default tasks of a family.
 DEFAULT_SET = "ta8"
-#: CLIP's own prompt
+#: CLIP's own prompt.
 PHOTO = "a photo of a {}."
 
 
 class ClipConfig(ComponentConfig):
-    """A base and experts: directories that `save_pretrained` wrote, or names on the hub."""
+    """A base and experts: directories written by `save_pretrained`, or names on the hub."""
 
     base: ModelPath
-    """The model that the experts were fine-tuned from, a CLIPModel or CLIPVisionModel: a directory,
-    or org/name@revision on the hub."""
+    """Name the model that was fine-tuned, a CLIPModel or CLIPVisionModel: a directory, or
+    org/name@revision on the hub."""
     models: ModelPaths
-    """The experts: a mapping of names to any of these, or a list."""
+    """Name the experts in the same way: a mapping from names, or a list."""
 
 
 class FamilyConfig(ComponentConfig):
-    """CLIP's base and the published experts of some tasks, from the hub."""
+    """CLIP's base and its published experts, from the hub."""
 
     tasks: TaskNames = Field(default=[DEFAULT_SET])
-    """The tasks whose experts are fused, in this order; ta8, tall14 and tall20 stand for sets."""
+    """Merge the experts of these tasks, in this order. ta8, tall14 and tall20 are sets of tasks."""
 
 
 class Dataset(ComponentConfig):
-    """One task's images, in parquet files as the `datasets` library writes them."""
+    """One task's images, in parquet files of the `datasets` library."""
 
     classnames: Annotated[list[str], Field(min_length=1)]
-    """What the labels 0, 1, ... mean, in words that the text tower reads."""
+    """Name the classes 0, 1, ... in words for the text tower."""
     test: InputPath
-    """The images that accuracy is measured on."""
+    """Measure the accuracy on these images."""
     unlabeled: InputPath | None = None
-    """The images that adaptive algorithms see; their labels are never read."""
+    """Adapt on these images. Their labels are never read."""
     train: InputPath | None = None
-    """Labeled images for algorithms that need some."""
+    """Provide labeled images, for algorithms that need them."""
     templates: Templates | None = None
-    """This task's prompts, in place of the pool's."""
+    """Use these prompts for this task instead of the pool's."""
 
 
 class ClipClassificationConfig(ComponentConfig):
     """Image classification with the zero-shot heads of a CLIP model."""
 
     clip: ModelPath
-    """A CLIPModel, a directory or org/name@revision on the hub: its text tower and projections make
-    the heads, its preprocessor the pixels."""
+    """Name a CLIPModel: a directory, or org/name@revision on the hub. Its text tower and
+    projections define the heads, its preprocessor the pixels."""
     datasets: dict[str, Dataset] = Field(default={})
-    """Tasks of your own by name: classnames, and the files test, unlabeled and train."""
+    """Define your own tasks by name: classnames, and the files test, unlabeled and train."""
     tasks: TaskNames | None = None
-    """Which tasks, in this order: your own, or data sets on the hub (mnist, ...; ta8, tall14 and
-    tall20 stand for sets); default: all of your own, without any ta8."""
+    """Evaluate these tasks, in this order: your own, or data sets on the hub (mnist, ...). ta8,
+    tall14 and tall20 name sets of tasks. Default: all of your own, or ta8 if there are none."""
     templates: Templates = Field(default=[PHOTO])
-    """Prompts with {} for the class name, of your own tasks; a class is the mean over them."""
+    """Use these prompts for your own tasks, with {} for the class name. A class is the mean over
+    its prompts."""
     corruption: Corruption | None = None
-    """Measure on corrupted test images, of the data sets on the hub that have some."""
+    """Evaluate on test images with this corruption. Some data sets on the hub have them."""
     transductive: bool = True
-    """Where a task has no unlabeled file, adapt on its test images, without their labels."""
+    """Adapt on the test images, without labels, if a task has no unlabeled file."""
     limit: Count | None = None
-    """A quick look: only the first test images of each task, and the files that hold them."""
+    """Evaluate only the first test images of each task, and read only the files with them."""
     batch_size: Count = 50
-    """At most so many images a step when measuring accuracy."""
+    """Limit the number of images per batch in evaluation."""
 
 
 class FamilyTasksConfig(ComponentConfig):
     """Image classification on data sets from the hub, with the heads of a family's base."""
 
     tasks: TaskNames = Field(default=[DEFAULT_SET])
-    """Which tasks, in this order, whether or not their experts are fused; ta8, tall14 and tall20
-    stand for sets; default: those whose experts the model pool of this name fuses."""
+    """Evaluate these tasks, in this order. ta8, tall14 and tall20 name sets of tasks. Default: the
+    tasks whose experts the model pool of the same name merges."""
     corruption: Corruption | None = None
-    """Measure on corrupted test images; stanford-cars, eurosat, resisc45 and gtsrb have some."""
+    """Evaluate on test images with this corruption: stanford-cars, eurosat, resisc45 and gtsrb."""
     transductive: bool = True
-    """Adapt on the test images, without their labels; there are no others."""
+    """Adapt on the test images, without labels. There are no others."""
     limit: Count | None = None
-    """A quick look: only the first test images of each task, and the files that hold them."""
+    """Evaluate only the first test images of each task, and read only the files with them."""
     batch_size: Count = 50
-    """At most so many images a step when measuring accuracy."""
+    """Limit the number of images per batch in evaluation."""

@@ -1,6 +1,6 @@
-"""Where a task's images and words are: parquet files here, or a data set on the hub.
+"""A task's images and class names: local parquet files, or a data set on the hub.
 
-A data set's files are found by their names, so that a split is a download of its own.
+File names tell which files on the hub belong to a split, so each split is downloaded on its own.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pools_clip.config import ClipClassificationConfig, Dataset
-    from pools_clip.families import Known
+    from pools_clip.families import KnownDataSet
 
 
 class DataSet(ABC):
-    """One task's images by split, what its labels mean, and its prompts."""
+    """One task's images by split, with its class names and prompt templates."""
 
     classnames: Sequence[str]
     templates: Sequence[str]
@@ -34,85 +34,85 @@ class DataSet(ABC):
 
     @abstractmethod
     def has(self, split: Split) -> bool:
-        """Tell whether there are images of a split."""
+        """Tell whether a split exists."""
 
     @abstractmethod
     def files(self, split: Split, limit: int | None = None) -> list[str]:
-        """Return the parquet files of a split's first `limit` images, downloading the missing."""
+        """Return the parquet files of a split's first `limit` images; download missing ones."""
 
     def identity(self, split: Split) -> Mapping[str, Any] | None:
-        """Return what names the content of these files for good; None for files that may change."""
+        """Return a permanent identity of a split's files; None for files that may change."""
         del split
         return None
 
     def count(self, split: Split) -> int | None:
-        """Return how many images a split has, None where only a download can tell."""
+        """Return the number of images in a split; None if it is unknown before a download."""
         return count_rows(self.files(split))
 
     def downloads(self, limit: int | None = None) -> Iterator[hub.Wanted]:
-        """Return what measuring on the first `limit` images reads from the hub."""
+        """Yield the files on the hub that hold the first `limit` test images."""
         del limit
         yield from ()
 
     @property
     def prompts(self) -> list[list[str]]:
-        """Every class's prompts, in the order of the labels."""
+        """The prompts of each class, in the order of the labels."""
         return [[template.format(name) for template in self.templates] for name in self.classnames]
 
 
 class LocalDataSet(DataSet):
-    """Parquet files named in a recipe."""
+    """Parquet files from a recipe."""
 
-    def __init__(self, given: Dataset, templates: Sequence[str]) -> None:
-        self._given = given
-        self.classnames = given.classnames
-        self.templates = given.templates or templates
+    def __init__(self, options: Dataset, templates: Sequence[str]) -> None:
+        self._options = options
+        self.classnames = options.classnames
+        self.templates = options.templates or templates
 
     def has(self, split: Split) -> bool:
-        """Tell whether a file is named."""
-        return getattr(self._given, split) is not None
+        """Tell whether the recipe names a file for a split."""
+        return getattr(self._options, split) is not None
 
     def files(self, split: Split, limit: int | None = None) -> list[str]:
-        """Return the file."""
+        """Return the split's file."""
         del limit
-        return [getattr(self._given, split)]
+        return [getattr(self._options, split)]
 
     def check(self) -> None:
         """Raise a `FusionError` for a file that is not a table of images."""
-        count_rows([getattr(self._given, split) for split in Split if self.has(split)])
+        count_rows([getattr(self._options, split) for split in Split if self.has(split)])
 
     def missing(self, name: str) -> Iterator[str]:
-        """Name files that are not there, one line each."""
+        """Yield one line per missing file."""
         for split in Split:
-            path = getattr(self._given, split)
+            path = getattr(self._options, split)
             if path is not None and not Path(path).is_file():
                 yield f"task_pool.datasets.{name}.{split}: {path} does not exist"
 
 
 class HubDataSet(DataSet):
-    """A data set of the table, at the commit that its main revision is when it is first asked for.
+    """A known data set on the hub, pinned to a commit at first use.
 
-    UNLABELED images are none of its own.
+    It has no UNLABELED images.
     """
 
-    def __init__(self, about: Known) -> None:
-        self._about = about
-        self.classnames = about.classnames
-        self.templates = about.templates
-        self.columns = (about.image, about.label)
+    def __init__(self, description: KnownDataSet) -> None:
+        self._description = description
+        self.classnames = description.classnames
+        self.templates = description.templates
+        self.columns = (description.image, description.label)
 
     def has(self, split: Split) -> bool:
-        """Tell whether the data set has such a split."""
+        """Tell whether the data set has a split."""
         return split is not Split.UNLABELED
 
     def files(self, split: Split, limit: int | None = None) -> list[str]:
-        """Return the split's files in the hub's cache; raises `HubError`.
+        """Return the split's files in the hub's cache; raise `HubError` on failure.
 
-        Of files that are shorter than the table says, all.
+        If the first files hold fewer images than expected, return all files.
         """
-        found = hub.fetch([self._wanted(split, limit)])
-        if limit is None or count_rows(found) >= limit:
-            return found
+        files = hub.fetch([self._wanted(split, limit)])
+        if limit is None or count_rows(files) >= limit:
+            return files
         return hub.fetch([self._wanted(split)])
 
     def identity(self, split: Split) -> Mapping[str, Any]:
@@ -121,47 +121,44 @@ class HubDataSet(DataSet):
         return {"data": str(wanted.reference), "files": wanted.paths, "columns": self.columns}
 
     def count(self, split: Split) -> int | None:
-        """Count the images in files that are here; before that the table has the test split's."""
+        """Count the images in downloaded files; otherwise use the known size of the test split."""
         if hub.size_of([self._wanted(split)]).missing == 0:
             return super().count(split)
-        return self._about.rows if split is Split.TEST else None
+        return self._description.rows if split is Split.TEST else None
 
     def downloads(self, limit: int | None = None) -> Iterator[hub.Wanted]:
-        """Return the files of the test split's first images."""
+        """Yield the files with the test split's first images."""
         yield self._wanted(Split.TEST, limit)
 
     def _wanted(self, split: Split, limit: int | None = None) -> hub.Wanted:
-        name = self._about.train if split is Split.TRAIN else self._about.test
-        rows = None if split is Split.TRAIN else self._about.rows
-        found = hub.split_files(self._main, name, self._about.config)
-        return replace(found, paths=_first(found.paths, limit, rows))
+        name = self._description.train if split is Split.TRAIN else self._description.test
+        wanted = hub.split_files(self._pinned, name, self._description.config)
+        rows = None if split is Split.TRAIN else self._description.rows
+        if limit is None or rows is None:
+            return wanted
+        # uploads divide the rows evenly among files
+        count = math.ceil(limit * len(wanted.paths) / rows)
+        return replace(wanted, paths=wanted.paths[:count])
 
     @cached_property
-    def _main(self) -> hub.Reference:
-        return hub.resolve(hub.parse(self._about.dataset, kind="dataset"))
+    def _pinned(self) -> hub.Reference:
+        return hub.resolve(hub.parse(self._description.dataset, kind="dataset"))
 
 
-def _first(paths: tuple[str, ...], limit: int | None, rows: int | None) -> tuple[str, ...]:
-    """Return the files of the first images, `rows` being shared out evenly, as uploads do it."""
-    if limit is None or rows is None:
-        return paths
-    return paths[: math.ceil(limit * len(paths) / rows)]
+def open_data_set(name: str, config: ClipClassificationConfig) -> DataSet:
+    """Return a task's data: the recipe's own files, or a known data set on the hub.
 
-
-def data_set(name: str, config: ClipClassificationConfig) -> DataSet:
-    """Return a task's data: the recipe's own files, or the data set of the table.
-
-    Raises `RecipeError` for corrupted images of a task that has none.
+    Raises `RecipeError` if a task has no corrupted images.
     """
     if name in config.datasets:
         return LocalDataSet(config.datasets[name], config.templates)
-    data = known(name)
+    description = known(name)
     if config.corruption is None:
-        return HubDataSet(data)
-    if not data.corrupted:
-        able = [task for task in all_tasks() if known(task).corrupted]
+        return HubDataSet(description)
+    if not description.corrupted:
+        corrupted = [task for task in all_tasks() if known(task).corrupted]
         raise RecipeError(
-            f"task_pool.corruption: there are no corrupted images of {name!r}",
-            hint=f"Name tasks that have some: --tasks {','.join(able)}",
+            f"task_pool.corruption: task {name!r} has no corrupted images",
+            hint=f"Choose tasks that have them: --tasks {','.join(corrupted)}",
         )
-    return HubDataSet(replace(data, test=config.corruption))
+    return HubDataSet(replace(description, test=config.corruption))

@@ -1,8 +1,7 @@
-"""A CLIP model's directory: where it is, what architecture it says it has, how it wants its images.
+"""A CLIP model's directory: its architecture, and the settings of its image processor.
 
-Where that is, `pools_clip.origin` knows. Configurations are read as JSON, and
-only the fields that describe an architecture or pixels are used: nothing in a file picks code to
-run.
+Configurations are read as JSON. Only the fields that describe an architecture or pixels are used,
+so no file can select code to run.
 """
 
 from __future__ import annotations
@@ -12,20 +11,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights import read_config
-from pools_clip.origin import find
+from pools_clip.model_origin import find_origin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from fusion_core import WeightSource
-    from pools_clip.origin import Origin
+    from pools_clip.model_origin import ModelOrigin
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 _PROCESSOR = "processor_config.json"
 _MODEL_TYPES = ("clip", "clip_vision_model")
-#: The fields of a tower's configuration that decide what it computes, the text tower's included.
+#: Fields of a vision or text tower's configuration that affect its computation.
 _TOWER_FIELDS = frozenset(
     {
         "hidden_size",
@@ -46,7 +45,7 @@ _TOWER_FIELDS = frozenset(
         "pad_token_id",
     }
 )
-#: The fields of an image processor's settings that decide which pixels it makes.
+#: Fields of an image processor's settings that affect its pixels.
 _IMAGE_FIELDS = frozenset(
     {
         "do_convert_rgb",
@@ -68,33 +67,35 @@ _IMAGE_FIELDS = frozenset(
 class ClipDirectory:
     """A directory, or a commit on the hub, with a CLIPModel or a CLIPVisionModel."""
 
-    origin: Origin
+    origin: ModelOrigin
     #: the whole `config.json`
     config: Mapping[str, Any]
 
     @classmethod
-    def open(cls, given: str, option: str) -> Self:
-        """Find a model's directory and read its configuration; `option` names it in errors.
+    def open(cls, name: str, option: str) -> Self:
+        """Find a model and read its configuration; `option` identifies it in errors.
 
-        Raises `CheckpointError` if directory or configuration is missing, or is not CLIP's.
+        Raises `CheckpointError` if the directory or the configuration is missing, or if the model
+        is not CLIP.
         """
-        origin = find(given, option)
+        origin = find_origin(name, option)
         path = origin.path
         if not (path / CONFIG).is_file():
             raise CheckpointError(
-                f"{option}: {path} has no {CONFIG}", hint="Save the model with save_pretrained."
+                f"{option}: missing {CONFIG} in {path}", hint="Save the model with save_pretrained."
             )
         config = read_config(path / CONFIG)
         if config.get("model_type") not in _MODEL_TYPES:
             raise CheckpointError(
-                f"{option}: {path / CONFIG} says {config.get('model_type')!r}, not CLIP",
-                hint="The pool 'checkpoints' merges models of any kind.",
+                f"{option}: expected a CLIP model, got model_type {config.get('model_type')!r} in "
+                f"{path / CONFIG}",
+                hint="Use the pool 'checkpoints', which merges models of any kind.",
             )
         return cls(origin, config)
 
     @property
     def path(self) -> Path:
-        """Where the files beside the weights are."""
+        """The directory of the side files."""
         return self.origin.path
 
     def weights(self) -> WeightSource:
@@ -102,36 +103,36 @@ class ClipDirectory:
         return self.origin.weights()
 
     @property
-    def is_whole(self) -> bool:
+    def has_text(self) -> bool:
         """Whether this is a CLIPModel, with a text tower and projections."""
         return bool(self.config["model_type"] == "clip")
 
     @property
     def vision(self) -> dict[str, Any]:
-        """The vision tower's architecture, as far as the configuration spells it out."""
-        vision = self.config.get("vision_config", {}) if self.is_whole else self.config
-        return _only(_TOWER_FIELDS, vision)
+        """The vision tower's fields in the configuration."""
+        vision = self.config.get("vision_config", {}) if self.has_text else self.config
+        return _select(_TOWER_FIELDS, vision)
 
     @property
     def text(self) -> dict[str, Any]:
-        """The text tower's architecture; empty for a CLIPVisionModel."""
-        return _only(_TOWER_FIELDS, self.config.get("text_config", {}) if self.is_whole else {})
+        """The text tower's fields in the configuration; empty for a CLIPVisionModel."""
+        return _select(_TOWER_FIELDS, self.config.get("text_config", {}) if self.has_text else {})
 
     @property
     def dtype(self) -> str | None:
-        """The dtype that the model asks to be loaded in, if it says."""
+        """The dtype in the configuration; None if it has none."""
         return self.config.get("dtype") or self.config.get("torch_dtype")
 
     @property
     def preprocessor(self) -> dict[str, Any] | None:
-        """The image processor's settings, from either file that holds them; None without one."""
+        """The image processor's settings, from either of two files; None without one."""
         if (self.path / PREPROCESSOR).is_file():
-            return _only(_IMAGE_FIELDS, read_config(self.path / PREPROCESSOR))
+            return _select(_IMAGE_FIELDS, read_config(self.path / PREPROCESSOR))
         if (self.path / _PROCESSOR).is_file():
             settings = read_config(self.path / _PROCESSOR).get("image_processor")
-            return None if settings is None else _only(_IMAGE_FIELDS, settings)
+            return None if settings is None else _select(_IMAGE_FIELDS, settings)
         return None
 
 
-def _only(fields: frozenset[str], config: Mapping[str, Any]) -> dict[str, Any]:
+def _select(fields: frozenset[str], config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name in fields}

@@ -1,8 +1,8 @@
-"""The CLIP families on the hub, and the data sets of their tasks: tables, read from data files.
+"""Tables of the CLIP families on the hub and of their tasks' data sets, read from data files.
 
-A family is a base, a pattern for the names of its experts, and a file of published figures; a task
-is a data set with class names and prompts. To add one is to add to the files; nothing here imports
-torch or asks the network.
+A family is a base, a pattern for its experts' names, and a file of published results. A task is a
+data set with class names and prompts. To add one, edit the data files. This module imports no torch
+and needs no network.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints of one architecture: an entry of `families.json`."""
+    """Checkpoints of one architecture, from `families.json`."""
 
     name: str
     title: str
-    #: the repository of the CLIPModel that experts were fine-tuned from
+    #: repository of the CLIPModel that was fine-tuned
     base: str
-    #: the repositories of experts, {task} in the place of the task
+    #: pattern of the experts' repositories, with {task} for the task
     expert: str
-    #: what their weights take, in fp32; headers come on top
+    #: sizes of the weights in fp32, without headers
     base_bytes: int
     expert_bytes: int
 
@@ -39,31 +39,31 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Known:
-    """A task's data set on the hub: a file of `data/tasks`."""
+class KnownDataSet:
+    """A task's data set on the hub, from a file in `data/tasks`."""
 
     dataset: str
     classnames: list[str]
     templates: list[str]
-    #: where class names and templates are from
+    #: origin of the class names and templates
     source: str
-    #: who made the images, to be cited
+    #: citation of the images
     citation: str
     config: str | None = None
-    #: the names of the splits there
+    #: names of the splits on the hub
     test: str = "test"
     train: str = "train"
-    #: the names of the columns there
+    #: names of the columns
     image: str = "image"
     label: str = "label"
-    #: the images of its test split; None where that is not certain
+    #: number of test images; None if it is uncertain
     rows: int | None = None
-    #: whether it has a split of test images a corruption, called like it
+    #: whether it has one split of test images per corruption, named after it
     corrupted: bool = False
 
 
 def families() -> dict[str, Family]:
-    """Return the families by the names of their pools."""
+    """Return the families by pool name."""
     return {name: Family(name, **fields) for name, fields in _table()["families"].items()}
 
 
@@ -73,54 +73,56 @@ def bases() -> frozenset[str]:
 
 
 def task_sets() -> Mapping[str, list[str]]:
-    """Return the names that stand for several tasks, each with its tasks."""
+    """Return the named sets of tasks."""
     sets: Mapping[str, list[str]] = _table()["task_sets"]
     return sets
 
 
 def all_tasks() -> list[str]:
-    """Return every task that has a data set, in the order of the largest set."""
+    """Return all tasks, in the order of the largest set."""
     return max(task_sets().values(), key=len)
 
 
-def expanded(wanted: Sequence[str]) -> list[str]:
-    """Return tasks with the names of sets replaced by their tasks."""
+def expand_sets(names: Sequence[str]) -> list[str]:
+    """Return tasks, with each set replaced by its tasks."""
     sets = task_sets()
-    return [task for name in wanted for task in sets.get(name, [name])]
+    return [task for name in names for task in sets.get(name, [name])]
 
 
-def citation() -> str:
-    """Return what to cite for base and experts."""
+def model_citation() -> str:
+    """Return the citation of the base and experts."""
     return str(_table()["citation"])
 
 
-def citations_of_data() -> str:
-    """Return what to cite for each data set."""
-    named: dict[str, list[str]] = {}
+def data_citations() -> str:
+    """Return the citations of all data sets, with their tasks."""
+    tasks_by_citation: dict[str, list[str]] = {}
     for task in all_tasks():
-        named.setdefault(known(task).citation, []).append(task)
-    return "; ".join(f"{cited} ({', '.join(tasks)})" for cited, tasks in named.items())
+        tasks_by_citation.setdefault(known(task).citation, []).append(task)
+    return "; ".join(
+        f"{citation} ({', '.join(tasks)})" for citation, tasks in tasks_by_citation.items()
+    )
 
 
-def licence() -> str:
-    """Say where the licences of base and experts stand."""
+def model_licence() -> str:
+    """Return a note on the licences of the base and experts."""
     return str(_table()["licence"])
 
 
-def licence_of_data() -> str:
-    """Say where the licences of data sets stand."""
+def data_licence() -> str:
+    """Return a note on the licences of the data sets."""
     return str(_table()["licence_of_data"])
 
 
 @cache
-def known(task: str) -> Known:
+def known(task: str) -> KnownDataSet:
     """Return a task's data set."""
-    return Known(**_read(f"tasks/{task}.json"))
+    return KnownDataSet(**_read(f"tasks/{task}.json"))
 
 
 @cache
-def published(family: str) -> Mapping[str, Any]:
-    """Return a family's published figures: family, source, tasks and rows, in percent."""
+def load_published(family: str) -> Mapping[str, Any]:
+    """Return a family's published results in percent: family, source, tasks and rows."""
     return _read(f"published/{family}.json")
 
 
@@ -130,5 +132,5 @@ def _table() -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((_DATA / name).read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads((_DATA / name).read_text(encoding="utf-8"))
+    return content

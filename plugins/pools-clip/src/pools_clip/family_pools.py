@@ -12,7 +12,7 @@ from pools_clip.config import (
     FamilyConfig,
     FamilyTasksConfig,
 )
-from pools_clip.families import all_tasks, expanded, families, published
+from pools_clip.families import all_tasks, expand_sets, families, load_published
 from pools_clip.pool import ClipPool
 from pools_clip.tasks import ClipClassification
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from fusion_core import ComponentConfig
 
-_WITHOUT_NETWORK = "The pool mini8 needs no network: --pool mini8."
+_WITHOUT_NETWORK = "To work without a network, use the pool mini8: --pool mini8."
 
 
 class FamilyPool(ClipPool):
-    """A family's base and experts, each expert called like its task.
+    """A family's base and experts, which have the names of their tasks.
 
-    Raises `RecipeError` for a task without an expert, `HubError` for what the hub refuses.
+    Raises `RecipeError` for a task without an expert, `HubError` if the hub refuses access.
     """
 
     config_class: ClassVar[type[ComponentConfig]] = FamilyConfig
@@ -35,7 +35,7 @@ class FamilyPool(ClipPool):
 
     def __init__(self, config: FamilyConfig) -> None:
         family = families()[self.family]
-        tasks = choose_tasks(expanded(config.tasks), all_tasks(), "model_pool.tasks")
+        tasks = choose_tasks(expand_sets(config.tasks), all_tasks(), "model_pool.tasks")
         with hub.advising(_WITHOUT_NETWORK):
             super().__init__(ClipConfig(base=family.base, models=family.experts(tasks)))
         self.config = config
@@ -46,9 +46,9 @@ class FamilyPool(ClipPool):
 
 
 class FamilyTasks(ClipClassification):
-    """Data sets from the hub, the heads of a family's base, and what others measured.
+    """Data sets from the hub, the heads of a family's base, and published results.
 
-    Raises `RecipeError` for an unknown task, `HubError` for what the hub refuses.
+    Raises `RecipeError` for an unknown task, `HubError` if the hub refuses access.
     """
 
     config_class: ClassVar[type[ComponentConfig]] = FamilyTasksConfig
@@ -59,7 +59,7 @@ class FamilyTasks(ClipClassification):
         with hub.advising(_WITHOUT_NETWORK):
             super().__init__(ClipClassificationConfig(clip=base, **config.model_dump()))
         self.config = config
-        self.published = None if config.corruption else _published(self.family)
+        self.published = None if config.corruption else _read_published(self.family)
 
     def downloads(self) -> Sequence[hub.Wanted]:
         """Return the base and the test images."""
@@ -105,10 +105,10 @@ class ClipVitL14Tasks(FamilyTasks):
     family = "clip-vit-l14"
 
 
-def _published(family: str) -> Published:
-    found = published(family)
+def _read_published(family: str) -> Published:
+    table = load_published(family)
     rows = {
-        method: {task: value / 100 for task, value in zip(found["tasks"], row, strict=True)}
-        for method, row in found["rows"].items()
+        method: {task: value / 100 for task, value in zip(table["tasks"], row, strict=True)}
+        for method, row in table["rows"].items()
     }
-    return Published(found["family"], found["source"], rows)
+    return Published(table["family"], table["source"], rows)

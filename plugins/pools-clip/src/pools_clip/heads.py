@@ -1,4 +1,4 @@
-"""What of a CLIP model is not fused: projection, logit scale, zero-shot heads, preprocessor."""
+"""The parts of a CLIP model that are not merged: projections, zero-shot heads, preprocessor."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fusion_adapting import on_cores, with_fast_products
 from fusion_core.errors import CheckpointError
 from fusion_core.files import file_stamps
 from fusion_core.weights import Origin, origins
-from pools_clip.kept import kept, write_file
+from pools_clip.cache import cached_directory, write_file
 from pools_clip.preprocessor import Preprocessor
-from pools_clip.tokens import tokens_of
-from pools_clip.vision import architecture, build_text, image_shape
+from pools_clip.tokens import tokenize
+from pools_clip.vision import build_text, image_shape, vision_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from fusion_core.hub import Wanted
     from pools_clip.directory import ClipDirectory
 
-#: Texts a step of the text tower.
+#: Texts per batch of the text tower.
 _TEXTS = 128
 _CLASSES = "classes.float32"
 
-#: The prompts of every class of a task, in the order of its labels.
+#: The prompts of each class of a task, in the order of its labels.
 Prompts = list[list[str]]
 #: Token ids and attention mask, each of shape (texts, tokens).
 Tokens = tuple["Tensor", "Tensor"]
@@ -40,9 +40,9 @@ Tokens = tuple["Tensor", "Tensor"]
 
 @dataclass(frozen=True)
 class Heads:
-    """CLIP's classifiers: cosine similarity of images and class embeddings, scaled."""
+    """CLIP's classifiers: the scaled cosine similarity of images and class embeddings."""
 
-    #: the visual projection, of shape (embedding, width)
+    #: the visual projection, shape (embedding, width)
     projection: Tensor
     #: exp(logit_scale)
     scale: float
@@ -50,7 +50,7 @@ class Heads:
     classes: Mapping[str, Tensor]
 
     def logits(self, pooled: Tensor, task: str) -> Tensor:
-        """Return (images, classes) for a vision tower's pooled output of shape (images, width)."""
+        """Return (images, classes) for a vision tower's pooled output, shape (images, width)."""
         projection, classes = (
             tensor.to(pooled.device) for tensor in (self.projection, self.classes[task])
         )
@@ -59,7 +59,7 @@ class Heads:
 
 
 class FrozenClip:
-    """The parts of a CLIPModel directory that tasks share; read when first used."""
+    """The parts of a CLIPModel that tasks share, read at first use."""
 
     def __init__(self, directory: ClipDirectory, prompts: Mapping[str, Prompts]) -> None:
         self._directory = directory
@@ -71,32 +71,32 @@ class FrozenClip:
         settings, path = self._directory.preprocessor, self._directory.path
         if settings is None:
             raise CheckpointError(
-                f"{path} has no preprocessor_config.json",
+                f"missing preprocessor_config.json in {path}",
                 hint="Save the model's CLIPImageProcessor there too.",
             )
-        vision = architecture(self._directory.vision, str(path))
+        vision = vision_config(self._directory.vision, str(path))
         return Preprocessor(settings, image_shape(vision), str(path))
 
     @cached_property
     def heads(self) -> Heads:
-        """The heads of all tasks, in fp32; the text tower is freed when they are made.
+        """The heads of all tasks, in fp32. The text tower is freed afterwards.
 
         Raises `CheckpointError` for a model without a text tower, projections or a tokenizer.
         """
         checkpoint = self._directory.weights()
-        with torch.inference_mode(mode=False):  # autograd has no use for tensors made inside one
-            projection = _tensor(checkpoint, "visual_projection.weight")
+        with torch.inference_mode(mode=False):  # autograd cannot use inference tensors
+            projection = _read_tensor(checkpoint, "visual_projection.weight")
             return Heads(
                 projection=projection,
-                scale=_tensor(checkpoint, "logit_scale").exp().item(),
+                scale=_read_tensor(checkpoint, "logit_scale").exp().item(),
                 classes=self._classes(checkpoint, len(projection)),
             )
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """What heads and pixels are made of: the model's files.
+        """The identity of the model's files, which determine heads and pixels.
 
-        A commit's weights are named by it, and not downloaded to be told.
+        A commit identifies its weights, so they are not downloaded for this.
         """
         pinned, path = self._directory.origin.pinned, self._directory.path
         weights = self._directory.weights()
@@ -110,7 +110,7 @@ class FrozenClip:
         }
 
     def downloads(self) -> Iterator[Wanted]:
-        """Return what is read of the hub."""
+        """Yield the files that are read from the hub."""
         if self._directory.origin.pinned is None:
             return
         for origin in origins(self._directory.weights()):
@@ -118,64 +118,64 @@ class FrozenClip:
                 yield origin.wanted
 
     def _classes(self, checkpoint: WeightSource, width: int) -> dict[str, Tensor]:
-        """Return the class embeddings: those of a commit are computed once."""
+        """Return the class embeddings. Those of a commit are computed once and cached."""
         pinned = self._directory.origin.pinned
         if pinned is None:
-            return self._encoded(_TextEncoder(self._directory, checkpoint), self._prompts)
+            return self._encode(_TextEncoder(self._directory, checkpoint), self._prompts)
         encoder = cache(lambda: _TextEncoder(self._directory, checkpoint))
 
         def write(name: str, directory: Path) -> None:
-            found = self._encoded(encoder(), {name: self._prompts[name]})[name]
-            write_file(directory / _CLASSES, found.numpy().tobytes())
+            embeddings = self._encode(encoder(), {name: self._prompts[name]})[name]
+            write_file(directory / _CLASSES, embeddings.numpy().tobytes())
 
-        found = {}
+        classes = {}
         for name, prompts in self._prompts.items():
             key = {"model": str(pinned), "weights": checkpoint.describe(), "prompts": prompts}
-            path = kept("heads", key, partial(write, name)) / _CLASSES
+            path = cached_directory("heads", key, partial(write, name)) / _CLASSES
             size = len(prompts) * width
             flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.float32)
-            found[name] = flat.reshape(len(prompts), width)
-        return found
+            classes[name] = flat.reshape(len(prompts), width)
+        return classes
 
-    def _encoded(self, encode: _TextEncoder, prompts: Mapping[str, Prompts]) -> dict[str, Tensor]:
-        # One child cuts all prompts: it does so here, ahead of the text tower.
-        tokens = ((encode.tokens(prompt), list(map(len, prompt))) for prompt in prompts.values())
-        embeddings = on_cores(lambda task: _class_embeddings(encode(task[0]), task[1]), tokens)
+    def _encode(self, encoder: _TextEncoder, prompts: Mapping[str, Prompts]) -> dict[str, Tensor]:
+        # one child process tokenizes all prompts, ahead of the text tower
+        tokens = ((encoder.tokens(prompt), list(map(len, prompt))) for prompt in prompts.values())
+        embeddings = on_cores(lambda task: _class_embeddings(encoder(task[0]), task[1]), tokens)
         return dict(zip(prompts, embeddings, strict=True))
 
 
 class _TextEncoder:
-    """Tokenizer, text tower and text projection: texts to unit vectors."""
+    """Tokenizer, text tower and text projection: from texts to unit vectors."""
 
     def __init__(self, directory: ClipDirectory, checkpoint: WeightSource) -> None:
-        self._folder = str(directory.path)
+        self._path = str(directory.path)
         self._tower = with_fast_products(build_text(directory.text, checkpoint))
-        self._projection = _tensor(checkpoint, "text_projection.weight")
+        self._projection = _read_tensor(checkpoint, "text_projection.weight")
 
     def tokens(self, prompts: Prompts) -> Tokens:
-        """Tokenize the prompts of all classes, one after the other."""
+        """Tokenize the prompts of all classes, concatenated."""
         texts = [text for prompt in prompts for text in prompt]
-        found = tokens_of(self._folder, texts, self._tower.config.max_position_embeddings)
-        return torch.tensor(found.input_ids), torch.tensor(found.attention_mask)
+        tokens = tokenize(self._path, texts, self._tower.config.max_position_embeddings)
+        return torch.tensor(tokens.input_ids), torch.tensor(tokens.attention_mask)
 
     @torch.no_grad()
     def __call__(self, tokens: Tokens) -> Tensor:
-        """Return unit vectors of shape (texts, embedding)."""
+        """Return unit vectors, shape (texts, embedding)."""
         parts = zip(*(torch.split(token, _TEXTS) for token in tokens), strict=True)
         pooled = torch.cat([self._tower(ids, mask).pooler_output for ids, mask in parts])
         return functional.normalize(functional.linear(pooled, self._projection), dim=-1)
 
 
 def _class_embeddings(texts: Tensor, counts: list[int]) -> Tensor:
-    """Return one unit vector a class: the normalised mean of those of its texts."""
+    """Return one unit vector per class: the normalized mean over its texts."""
     means = [part.mean(dim=0) for part in torch.split(texts, counts)]
     return functional.normalize(torch.stack(means), dim=-1)
 
 
-def _tensor(checkpoint: WeightSource, name: str) -> Tensor:
+def _read_tensor(checkpoint: WeightSource, name: str) -> Tensor:
     if name not in checkpoint.infos:
         raise CheckpointError(
-            f"{checkpoint.describe()} has no tensor {name!r}",
-            hint="Zero-shot heads need a whole CLIPModel.",
+            f"{checkpoint.describe()}: missing tensor {name!r}",
+            hint="Zero-shot heads need a full CLIPModel.",
         )
     return checkpoint.tensor(name).float()

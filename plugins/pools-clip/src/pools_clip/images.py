@@ -1,7 +1,7 @@
-"""Images in parquet files, as one tensor of bytes a split.
+"""Images in parquet files, decoded into one tensor of bytes per split.
 
-Files are those of the `datasets` library: a column `image` of {bytes, path} and a column `label`.
-They are read row group by row group, only the columns needed, and decoded once.
+The files are those of the `datasets` library: a column `image` of {bytes, path} and a column
+`label`. Only the needed columns are read, in batches of rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Images:
     """Decoded images, uint8 of shape (images, channels, height, width), and their labels."""
 
     pixels: torch.Tensor
-    #: int64 of shape (images,); None where they were not to be read
+    #: int64 of shape (images,); None if they were not read
     labels: torch.Tensor | None
 
     def __len__(self) -> int:
@@ -41,18 +41,18 @@ class Images:
 
 
 def count_rows(paths: Sequence[str], limit: int | None = None) -> int:
-    """Return how many rows parquet files have together, at most `limit`.
+    """Return the total number of rows in parquet files, at most `limit`.
 
-    Raises `FusionError` naming a file that is not such a table.
+    Raises `FusionError` naming a file that is not parquet.
     """
     count = 0
     for path in paths:
-        with _opened(path, []) as file:
+        with _open(path, []) as file:
             count += file.metadata.num_rows
     return min(count, limit or count)
 
 
-def read_images(  # noqa: PLR0913 - what is read, of which columns, and where to
+def read_images(  # noqa: PLR0913 - the file, its columns, and the destination
     path: str,
     preprocessor: Preprocessor,
     *,
@@ -61,50 +61,53 @@ def read_images(  # noqa: PLR0913 - what is read, of which columns, and where to
     columns: tuple[str, str] = ("image", "label"),
     into: torch.Tensor | None = None,
 ) -> Images:
-    """Read a parquet file, or its first `limit` rows; without `classes`, no labels are read.
+    """Read a parquet file, or its first `limit` rows; read labels only if `classes` is given.
 
-    Pixels are written to `into` where it is given: as many rows as are read. Raises `FusionError`
-    naming the file, and the row counted from 0, for a file that is not such a table, an image that
-    cannot be decoded or does not fit the model, a label out of range.
+    Pixels are written to `into`, which has one row per image, if it is given. Raises `FusionError`
+    naming the file and the row, from 0, for an invalid table, an image that cannot be decoded or
+    does not fit the model, and a label that is out of range.
     """
     image, label = columns
     wanted = [image] if classes is None else [image, label]
 
-    def decoded(part: tuple[int, pa.RecordBatch]) -> tuple[int, Images]:
+    def decode(part: tuple[int, pa.RecordBatch]) -> tuple[int, Images]:
         row, batch = part
         labels = None if classes is None else _labels(batch.column(label), classes, path, row)
-        images = _decoded(batch.column(image), path, row)
-        return row, Images(preprocessor.fitted(images, f"{path}, row", row), labels)
+        images = [
+            _decode(value, f"{path}, row {number}")
+            for number, value in enumerate(batch.column(image).to_pylist(), row)
+        ]
+        return row, Images(preprocessor.resize(images, f"{path}, row", row), labels)
 
-    with _opened(path, wanted) as file:
+    with _open(path, wanted) as file:
         count = min(file.metadata.num_rows, limit or file.metadata.num_rows)
         if not count:
-            raise FusionError(f"{path} holds no images")
+            raise FusionError(f"{path} contains no images")
         shape = (count, *preprocessor.shape)
         pixels = torch.empty(shape, dtype=torch.uint8) if into is None else into
         labels: list[torch.Tensor] = []
-        for row, part in on_cores(decoded, _rows(file, path, wanted, count)):
+        for row, part in on_cores(decode, _batches(file, path, wanted, count)):
             pixels[row : row + len(part)] = part.pixels
             labels += [] if part.labels is None else [part.labels]
             note(f"{Path(path).name}: {row + len(part):,} of {count:,} images decoded")
     return Images(pixels, torch.cat(labels) if labels else None)
 
 
-def _opened(path: str, columns: list[str]) -> pq.ParquetFile:
+def _open(path: str, columns: list[str]) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise FusionError(f"{path} is not a readable parquet file: {error}") from error
+        raise FusionError(f"invalid parquet file {path}: {error}") from error
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
         raise FusionError(
-            f"{path} has no column {missing[0]!r}, only {', '.join(file.schema_arrow.names)}",
+            f"{path}: missing column {missing[0]!r}; columns: {', '.join(file.schema_arrow.names)}",
             hint="Write it with the datasets library: columns image (Image) and label (int64).",
         )
     return file
 
 
-def _rows(
+def _batches(
     file: pq.ParquetFile, path: str, columns: list[str], count: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     row = 0
@@ -115,29 +118,22 @@ def _rows(
             if row >= count:
                 return
     except (OSError, pa.ArrowException) as error:
-        raise FusionError(f"{path} cannot be read from row {row} on: {error}") from error
+        raise FusionError(f"cannot read {path} from row {row} on: {error}") from error
 
 
-def _decoded(column: pa.Array, path: str, row: int) -> list[Image.Image]:
-    return [
-        _image(value, f"{path}, row {number}")
-        for number, value in enumerate(column.to_pylist(), row)
-    ]
-
-
-def _image(value: Any, place: str) -> Image.Image:  # noqa: ANN401 - whatever the column holds
+def _decode(value: Any, location: str) -> Image.Image:  # noqa: ANN401 - any value of the column
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
         raise FusionError(
-            f"{place}: the image has no bytes",
-            hint="Embed the files before writing; in the datasets library: embed_table_storage.",
+            f"{location}: the image has no bytes",
+            hint="Embed the files before writing: embed_table_storage of the datasets library.",
         )
     try:
         image = Image.open(BytesIO(data))
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)  # as the datasets library decodes it
+        ImageOps.exif_transpose(image, in_place=True)  # as the datasets library does
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FusionError(f"{place}: the image cannot be decoded: {error}") from error
+        raise FusionError(f"{location}: the image cannot be decoded: {error}") from error
     return image
 
 
@@ -146,7 +142,7 @@ def _labels(column: pa.Array, classes: int, path: str, row: int) -> torch.Tensor
     for number, label in enumerate(labels, row):
         if not isinstance(label, int) or not 0 <= label < classes:
             raise FusionError(
-                f"{path}, row {number}: label {label} is none of 0 to {classes - 1}",
-                hint="The task needs one classname for every label.",
+                f"{path}, row {number}: invalid label {label}, expected 0 to {classes - 1}",
+                hint="The task needs one classname per label.",
             )
-    return torch.tensor(labels, dtype=torch.int64)  # pcam stores False and True
+    return torch.tensor(labels, dtype=torch.int64)  # pcam stores booleans

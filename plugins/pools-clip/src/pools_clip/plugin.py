@@ -1,16 +1,16 @@
-"""Registers the CLIP pools; imports nothing heavy."""
+"""Register the CLIP pools without importing torch or transformers."""
 
 from collections.abc import Iterator
 
 from fusion_core import ModelPoolSpec, TaskPoolSpec, hookimpl
 from pools_clip.families import (
     all_tasks,
-    citation,
-    citations_of_data,
+    data_citations,
+    data_licence,
     families,
     known,
-    licence,
-    licence_of_data,
+    model_citation,
+    model_licence,
     task_sets,
 )
 
@@ -20,17 +20,16 @@ _CLASSES = {
     "clip-vit-l14": "ClipVitL14",
 }
 
-
-#: an image as every family takes it
+#: Size of one image in every family, decoded.
 _IMAGE_BYTES = 3 * 224 * 224
 
 
 @hookimpl
 def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
-    """Register the pool of CLIP checkpoints, and those of the published families."""
+    """Register the pool of CLIP checkpoints, and one pool per published family."""
     yield ModelPoolSpec(
         name="clip",
-        summary="The vision towers of CLIP checkpoints: directories, or names on the hub.",
+        summary="Vision towers of CLIP checkpoints, from directories or the hub.",
         target="pools_clip.pool:ClipPool",
         config="pools_clip.config:ClipConfig",
         offline=True,
@@ -46,8 +45,8 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
             shared_options=("tasks",),
             download_bytes=family.base_bytes + len(default) * family.expert_bytes,
             tasks=tuple(all_tasks()),
-            licence=licence(),
-            citation=citation(),
+            licence=model_licence(),
+            citation=model_citation(),
         )
 
 
@@ -56,7 +55,7 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
     """Register zero-shot image classification, and the tasks of the published families."""
     yield TaskPoolSpec(
         name="clip-classification",
-        summary="Image classification with CLIP's zero-shot heads, on parquet files or the hub's.",
+        summary="Image classification with CLIP's zero-shot heads, from parquet files or the hub.",
         target="pools_clip.tasks:ClipClassification",
         config="pools_clip.config:ClipClassificationConfig",
         offline=True,
@@ -70,6 +69,6 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
             config="pools_clip.config:FamilyTasksConfig",
             tasks=tuple(all_tasks()),
             decoded_bytes=rows * _IMAGE_BYTES,
-            licence=licence_of_data(),
-            citation=citations_of_data(),
+            licence=data_licence(),
+            citation=data_citations(),
         )

@@ -1,4 +1,4 @@
-"""The pool `clip`: what is fused is the vision tower of CLIP models."""
+"""The pool `clip`, which merges the vision towers of CLIP models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fusion_core.errors import AlignmentError
 from fusion_core.weights import layers_of, licence_of
 from pools_clip.config import ClipConfig
 from pools_clip.directory import CONFIG, PREPROCESSOR, ClipDirectory
-from pools_clip.vision import PREFIX, VisionTower, architecture, canonical
+from pools_clip.vision import PREFIX, VisionTower, canonical_name, vision_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
     from fusion_core.weights import WeightSource
 
-#: What a tower computes depends on these, and no tensor's shape shows them.
-_UNSEEN = ("hidden_act", "layer_norm_eps", "num_attention_heads")
+#: Fields that affect the computation, but no tensor's shape.
+_SHAPELESS_FIELDS = ("hidden_act", "layer_norm_eps", "num_attention_heads")
 
 
 class ClipPool(ModelPool[ComponentConfig]):
-    """Vision towers of a base and its experts, by the names of the hub's files: `vision_model.…`.
+    """Vision towers of a base and its experts, under the names of the hub's files.
 
-    The text tower, the projections and the logit scale are not fused: they make the heads of
+    The text tower, the projections and the logit scale are not merged. They define the heads of
     `clip-classification`. A pool that brings its own models passes a `ClipConfig` to this
-    constructor and then sets `config` to its own options, which are what a recipe records.
+    constructor. It then sets `config` to its own options, which a recipe records.
 
     Raises `CheckpointError` for a missing directory or a model that is not CLIP, `AlignmentError`
-    for experts of another architecture.
+    for experts with another architecture.
     """
 
     config_class: ClassVar[type[ComponentConfig]] = ClipConfig
@@ -48,7 +48,7 @@ class ClipPool(ModelPool[ComponentConfig]):
         self._licences = {"base": licence_of(self._directory.path)}
         self._processors = {"base": self._directory.preprocessor}
         self.base: WeightSource = VisionTower(self._directory.weights())
-        self.experts = {name: self._expert(name, given) for name, given in config.models.items()}
+        self.experts = {name: self._open_expert(name, path) for name, path in config.models.items()}
 
     def build(
         self,
@@ -57,8 +57,8 @@ class ClipPool(ModelPool[ComponentConfig]):
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
     ) -> nn.Module:
-        """Return a CLIPVisionModel of the weights' depth; either spelling of names will do."""
-        from transformers import CLIPVisionModel  # 3 seconds, which a merge alone does not need
+        """Return a CLIPVisionModel with the depth of the weights; names may lack the prefix."""
+        from transformers import CLIPVisionModel  # takes 3 seconds to import
 
         return build_model(
             partial(CLIPVisionModel, self._architecture_of(weights)),
@@ -71,17 +71,17 @@ class ClipPool(ModelPool[ComponentConfig]):
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map `vision_model.…` to the live parameters of a model that `build` returned."""
-        return {canonical(name): value for name, value in module.named_parameters()}
+        return {canonical_name(name): value for name, value in module.named_parameters()}
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
-        """Return what makes a CLIPVisionModel directory: configuration and preprocessor, if any."""
-        named = self._directory.dtype if dtype is None else str(dtype).removeprefix("torch.")
+        """Return the side files of a CLIPVisionModel: the configuration and any preprocessor."""
+        dtype_name = self._directory.dtype if dtype is None else str(dtype).removeprefix("torch.")
         config = {
             "architectures": ["CLIPVisionModel"],
             "model_type": "clip_vision_model",
             **self._directory.vision,
             "num_hidden_layers": self._architecture.num_hidden_layers,
-            **({"dtype": named} if named else {}),
+            **({"dtype": dtype_name} if dtype_name else {}),
         }
         settings = self._directory.preprocessor
         if settings is None:
@@ -90,38 +90,41 @@ class ClipPool(ModelPool[ComponentConfig]):
         return {CONFIG: _json(config), PREPROCESSOR: _json(processor)}
 
     def beside(self) -> Mapping[str, Mapping[str, bytes | Path]]:
-        """Return how each model's images become pixels; architectures are compared when opened."""
+        """Return each model's preprocessor settings. Architectures were compared on opening."""
         return {
             name: {} if settings is None else {PREPROCESSOR: _json(settings)}
             for name, settings in self._processors.items()
         }
 
     def identity(self) -> Mapping[str, Any]:
-        """Say that towers depend on nothing but their weights and their configuration."""
+        """Return an empty identity: weights and configuration determine a tower."""
         return {}
 
     def licences(self) -> Mapping[str, str | None]:
-        """Return each model's licence, as the card beside it names it."""
+        """Return each model's licence, as its card names it."""
         return self._licences
 
     @cached_property
     def _architecture(self) -> CLIPVisionConfig:
-        return architecture(self._directory.vision, str(self._directory.path))
+        return vision_config(self._directory.vision, str(self._directory.path))
 
     def _architecture_of(self, weights: WeightSource) -> CLIPVisionConfig:
         names = self.base.infos if weights.is_delta else weights.infos
         numbers = {number for layers in layers_of(names).values() for number in layers}
         depth = {"num_hidden_layers": max(numbers, default=-1) + 1}
-        return architecture({**self._directory.vision, **depth}, str(self._directory.path))
+        return vision_config({**self._directory.vision, **depth}, str(self._directory.path))
 
-    def _expert(self, name: str, given: str) -> VisionTower:
-        directory = ClipDirectory.open(given, f"model_pool.models.{name}")
-        theirs = architecture(directory.vision, str(directory.path))
-        for field in _UNSEEN:
-            ours, other = getattr(self._architecture, field), getattr(theirs, field)
-            if ours != other:
+    def _open_expert(self, name: str, path: str) -> VisionTower:
+        directory = ClipDirectory.open(path, f"model_pool.models.{name}")
+        expert_config = vision_config(directory.vision, str(directory.path))
+        for field in _SHAPELESS_FIELDS:
+            base_value, value = (
+                getattr(config, field) for config in (self._architecture, expert_config)
+            )
+            if value != base_value:
                 raise AlignmentError(
-                    f"expert {name!r} has {field} {other!r}, the base {ours!r}",
+                    f"conflicting {field}: expert {name!r} has {value!r}, "
+                    f"the base has {base_value!r}",
                     hint="Merge only models that were fine-tuned from the base.",
                 )
         self._licences[name] = licence_of(directory.path)

@@ -1,4 +1,4 @@
-"""A split's images, decoded: in memory, or once and for all into files that are mapped into it."""
+"""Decoded images of a split: in memory, or in cached files that are mapped into memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import PIL
 import torch
 
 from fusion_core.files import allocate
+from pools_clip.cache import cache_path, cached_directory, write_file
 from pools_clip.images import Images, count_rows, read_images
-from pools_clip.kept import kept, place_of, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 _KIND = "images"
 _PIXELS, _LABELS = "pixels.uint8", "labels.int64"
-#: Counted up when what is written changes: what an earlier version kept is then decoded anew.
+#: Increase it when the files' content changes, so that older caches are ignored.
 _FORMAT = 2
 
 
-def images_of(
+def load_images(
     data: DataSet,
     split: Split,
     preprocessor: Preprocessor,
@@ -36,30 +36,30 @@ def images_of(
     labeled: bool = True,
     limit: int | None = None,
 ) -> Images:
-    """Return a split's images, or its first `limit`; those of a commit are decoded once.
+    """Return a split's images, or its first `limit`. Those of a commit are decoded once and cached.
 
-    Raises as `read_images` does, and `DiskError` where decoded images do not fit on the disk.
+    Raises the errors of `read_images`, and `DiskError` if decoded images do not fit on the disk.
     """
     classes = len(data.classnames) if labeled else None
     identity = data.identity(split)
     if identity is None:
         return _read(data.files(split, limit), data, preprocessor, classes, limit)
     key = _key(identity, preprocessor, classes, limit)
-    make = partial(_write, data, split, preprocessor, classes, limit)
-    return _mapped(kept(_KIND, key, make), preprocessor, labeled=labeled)
+    fill = partial(_write, data, split, preprocessor, classes, limit)
+    return _map_cached(cached_directory(_KIND, key, fill), preprocessor, labeled=labeled)
 
 
 def bytes_to_store(
     data: DataSet, split: Split, preprocessor: Preprocessor, *, limit: int | None = None
 ) -> int:
-    """Return what decoding a labeled split will take on the disk.
+    """Return the disk space, in bytes, that decoding a labeled split needs.
 
-    0 where that is done or not kept, and where nobody knows how many images there are.
+    Return 0 if it is already decoded, is not cached, or has an unknown number of images.
     """
     identity, classes = data.identity(split), len(data.classnames)
     if identity is None:
         return 0
-    if place_of(_KIND, _key(identity, preprocessor, classes, limit)).is_dir():
+    if cache_path(_KIND, _key(identity, preprocessor, classes, limit)).is_dir():
         return 0
     count = data.count(split) or 0
     return min(count, limit or count) * math.prod(preprocessor.shape)
@@ -78,7 +78,7 @@ def _key(
     }
 
 
-def _write(  # noqa: PLR0913, PLR0917 - what is read, how, and where to
+def _write(  # noqa: PLR0913, PLR0917 - the images, their format, and the destination
     data: DataSet,
     split: Split,
     preprocessor: Preprocessor,
@@ -88,13 +88,13 @@ def _write(  # noqa: PLR0913, PLR0917 - what is read, how, and where to
 ) -> None:
     files = data.files(split, limit)
     count = count_rows(files, limit)
-    pixels = _room(directory / _PIXELS, (count, *preprocessor.shape))
+    pixels = _create_pixels(directory / _PIXELS, (count, *preprocessor.shape))
     images = _read(files, data, preprocessor, classes, limit, pixels)
     if images.labels is not None:
         write_file(directory / _LABELS, images.labels.numpy().tobytes())
 
 
-def _read(  # noqa: PLR0913, PLR0917 - what is read, and how
+def _read(  # noqa: PLR0913, PLR0917 - the images and their format
     files: list[str],
     data: DataSet,
     preprocessor: Preprocessor,
@@ -102,7 +102,7 @@ def _read(  # noqa: PLR0913, PLR0917 - what is read, and how
     limit: int | None,
     into: torch.Tensor | None = None,
 ) -> Images:
-    """Read files one after the other, into memory unless it is said where to."""
+    """Read files in order, into `into` or into new memory."""
     reader = partial(read_images, preprocessor=preprocessor, classes=classes, columns=data.columns)
     if len(files) == 1 and into is None:
         return reader(files[0], limit=limit)
@@ -118,8 +118,8 @@ def _read(  # noqa: PLR0913, PLR0917 - what is read, and how
     return Images(pixels, torch.cat(labels) if labels else None)
 
 
-def _room(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
-    """Map a new file; a full disk is found here, not by a signal while it is being written."""
+def _create_pixels(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
+    """Map a new file, allocated first so that a full disk raises an error and not a signal."""
     size = math.prod(shape)
     with path.open("xb") as stream:
         if size:
@@ -127,7 +127,7 @@ def _room(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8).reshape(shape)
 
 
-def _mapped(directory: Path, preprocessor: Preprocessor, *, labeled: bool) -> Images:
+def _map_cached(directory: Path, preprocessor: Preprocessor, *, labeled: bool) -> Images:
     size = (directory / _PIXELS).stat().st_size
     flat = torch.from_file(str(directory / _PIXELS), shared=False, size=size, dtype=torch.uint8)
     pixels = flat.reshape(-1, *preprocessor.shape)

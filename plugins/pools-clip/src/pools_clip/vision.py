@@ -1,7 +1,7 @@
-"""CLIP's vision tower: its tensors under the hub's names, and as a live model.
+"""CLIP's vision tower: its tensors under canonical names, and the live model.
 
-The names are those of the hub's files, `vision_model.…`. transformers keeps the same tensors
-without the prefix in memory, and writes a fresh CLIPVisionModel that way; both spellings are read.
+Canonical names are those of the hub's files, `vision_model.…`. transformers drops the prefix in
+memory and in newly saved files of a CLIPVisionModel. Both forms are read.
 """
 
 from __future__ import annotations
@@ -24,59 +24,61 @@ if TYPE_CHECKING:
 
 PREFIX = "vision_model."
 _PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
-#: Without the prefix a text tower's tensors look alike, but for its patches.
+#: The tensor that distinguishes a vision tower without prefix from a text tower.
 _PATCHES = "embeddings.patch_embedding.weight"
 _POSITIONS = "position_ids"
-#: The same bits on every run on any device: on CUDA the gradients of "sdpa" are not. Nor does it
-#: cost anything here: within 1 % of "sdpa" on CPU, for ViT-B/32 and for 17 tokens.
+#: "eager" is deterministic on every device. The gradients of "sdpa" on CUDA are not. Its speed is
+#: within 1 % of "sdpa" on CPU, for ViT-B/32 and for 17 tokens.
 _ATTENTION = "eager"
 
 ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
 
 
 class VisionTower(RenamedSource):
-    """The vision tower of a checkpoint of a CLIPModel or CLIPVisionModel, by canonical names.
+    """The vision tower of a CLIPModel or CLIPVisionModel checkpoint, under canonical names.
 
-    Left out: text tower, projections, logit scale, and `position_ids`, which old files store.
+    It excludes the text tower, projections, the logit scale, and `position_ids` of old files.
     Raises `CheckpointError` for a checkpoint without a vision tower.
     """
 
     def __init__(self, checkpoint: WeightSource) -> None:
         names = {
-            canonical(name): name
+            canonical_name(name): name
             for name in _vision_names(checkpoint)
             if not name.endswith(_POSITIONS)
         }
         super().__init__(checkpoint, names)
 
 
-def canonical(name: str) -> str:
-    """Return a vision tensor's name with the prefix that the hub's files have."""
+def canonical_name(name: str) -> str:
+    """Return a vision tensor's name with the prefix of the hub's files."""
     return name if name.startswith(PREFIX) else PREFIX + name
 
 
-def architecture(fields: Mapping[str, Any], origin: str) -> CLIPVisionConfig:
-    """Return a vision tower's configuration; raises `CheckpointError` naming `origin`."""
-    return _configured(CLIPVisionConfig, fields, origin)
+def vision_config(fields: Mapping[str, Any], origin: str) -> CLIPVisionConfig:
+    """Return a vision tower's configuration; raise `CheckpointError` with `origin` if invalid."""
+    return _make_config(CLIPVisionConfig, fields, origin)
 
 
 def image_shape(config: CLIPVisionConfig) -> tuple[int, int, int]:
-    """Return the shape of one image as the tower takes it: (channels, height, width)."""
+    """Return the shape of one input image: (channels, height, width)."""
     size = config.image_size
     if not isinstance(size, int):
-        raise CheckpointError(f"image_size is {size}: CLIP takes square images, one number")
+        raise CheckpointError(
+            f"invalid image_size {size}: expected one number, because CLIP needs square images"
+        )
     return config.num_channels, size, size
 
 
 def build_text(fields: Mapping[str, Any], checkpoint: WeightSource) -> CLIPTextModel:
-    """Return the text tower of a CLIPModel checkpoint, fp32, in evaluation mode, on the CPU."""
-    from transformers import CLIPTextModel  # 3 seconds, which a merge alone does not need
+    """Return the text tower of a CLIPModel checkpoint in evaluation mode, fp32, on the CPU."""
+    from transformers import CLIPTextModel  # takes 3 seconds to import
 
     prefix = "text_model."
     tower = {
         name.removeprefix(prefix): name for name in checkpoint.infos if name.startswith(prefix)
     }
-    config = _configured(CLIPTextConfig, fields, checkpoint.describe())
+    config = _make_config(CLIPTextConfig, fields, checkpoint.describe())
     return build_model(partial(CLIPTextModel, config), RenamedSource(checkpoint, tower))
 
 
@@ -87,14 +89,17 @@ def _vision_names(checkpoint: WeightSource) -> list[str]:
     if _PATCHES in checkpoint.infos:
         return [name for name in checkpoint.infos if name.startswith(_PARTS)]
     raise CheckpointError(
-        f"{checkpoint.describe()} has no CLIP vision tower: none of its {len(checkpoint.infos)} "
-        f"tensors is called {PREFIX}...",
-        hint="Give a CLIPModel or CLIPVisionModel; the pool 'checkpoints' merges any models.",
+        f"{checkpoint.describe()} has no CLIP vision tower: no name of its "
+        f"{len(checkpoint.infos)} tensors begins with {PREFIX}",
+        hint="Name a CLIPModel or CLIPVisionModel, or use the pool 'checkpoints', which merges "
+        "any models.",
     )
 
 
-def _configured(kind: Callable[..., ConfigT], fields: Mapping[str, Any], origin: str) -> ConfigT:
+def _make_config(
+    config_class: Callable[..., ConfigT], fields: Mapping[str, Any], origin: str
+) -> ConfigT:
     try:
-        return kind(**fields, attn_implementation=_ATTENTION)
-    except Exception as error:  # the hub library's own classes among others
-        raise CheckpointError(f"{origin}: impossible configuration: {error}") from error
+        return config_class(**fields, attn_implementation=_ATTENTION)
+    except Exception as error:  # transformers raises anything
+        raise CheckpointError(f"{origin}: invalid configuration: {error}") from error

@@ -1,8 +1,8 @@
-"""What transformers stores together, as the configuration of a model says.
+"""Matrices that transformers packs into one tensor, according to a model's configuration.
 
-Names and shapes do not tell whether a mixture is stored transposed, or how the rows of a fused
-attention are shared between query, key and value. Facts are those of transformers 5; the tests
-compare them with its modules.
+Names and shapes do not tell whether a mixture is stored transposed, or how a fused attention
+divides its rows into query, key and value. The rules describe transformers 5. Tests compare them
+with its modules.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ if TYPE_CHECKING:
     Shape = tuple[int, ...]
 
 _EXPERTS = re.compile(r"(.*\.experts\.)(gate_up|down)_proj(_bias)?")
-#: Mixtures that are stored (experts, inputs, outputs), and whose gate and projection alternate.
+#: Models whose mixtures have shape (experts, inputs, outputs).
 _TRANSPOSED = {"aria_text", "gpt_oss", "llama4_text"}
+#: Models whose gate and up rows alternate.
 _INTERLEAVED = {"gpt_oss"}
-#: Query, key and value one below the other: what the tensor is called, by the kind of model.
+#: Fused attention by model type. Here query, key and value are stacked by rows.
 _FUSED = {"phi3": "self_attn.qkv_proj"}
-#: The same in turns, head by head.
+#: Query, key and value alternate, head by head.
 _BY_HEAD = {"bloom": "self_attention.query_key_value", "gpt_neox": "attention.query_key_value"}
-#: The same side by side in the columns of a transposed weight.
+#: Query, key and value are columns of a transposed weight.
 _IN_COLUMNS = {"gpt2": "attn.c_attn"}
 _HEADS = "num_attention_heads", "n_head"
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How the tensors of a kind of model hold matrices."""
+    """The packing rules of one model type, with its sizes."""
 
     kind: str
     hidden: int
@@ -43,9 +44,9 @@ class Packing:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Packing | None:
-        """Read a `config.json`, of a model of text and images its part on text.
+        """Read a `config.json`, or the text part of a multimodal one.
 
-        None without the sizes that all of them have.
+        Return None if it lacks the hidden size or the number of heads.
         """
         text_config = config.get("text_config")
         fields = text_config if isinstance(text_config, dict) else config
@@ -57,9 +58,9 @@ class Packing:
         return cls(kind, hidden, heads, key_heads, _size(fields, "head_dim") or hidden // heads)
 
     def matrices(self, name: str, shape: Shape) -> Matrices | None:
-        """Return the matrices of a tensor; None where the configuration says no more of it."""
-        if (matched := _EXPERTS.fullmatch(name)) is not None:
-            return self._experts(matched, shape)
+        """Return the matrices in a tensor; None if no rule applies."""
+        if (match := _EXPERTS.fullmatch(name)) is not None:
+            return self._experts(match, shape)
         module, _, kind = name.rpartition(".")
         attention = {
             self._fused: _FUSED,
@@ -71,8 +72,8 @@ class Packing:
                 return rule(f"{module}.{{part}}.{kind}", shape)
         return None
 
-    def _experts(self, matched: re.Match[str], shape: Shape) -> Matrices | None:
-        before, projection, bias = matched.groups()
+    def _experts(self, match: re.Match[str], shape: Shape) -> Matrices | None:
+        prefix, projection, bias = match.groups()
         is_transposed = self.kind in _TRANSPOSED
         if len(shape) != (2 if bias else 3):
             return None
@@ -82,18 +83,16 @@ class Packing:
         elif outputs % 2:
             return None
         else:
-            rows, part = self._gate_and_up(outputs // 2), "{part}"
+            size, part = outputs // 2, "{part}"
+            rows = [Rows(gate_proj=size, up_proj=size)]
+            if self.kind in _INTERLEAVED:
+                rows = [Rows(size), Rows(gate_proj=1, up_proj=1)]
         columns = [] if bias else [Columns(shape[1 if is_transposed else 2])]
         if columns and projection == "gate_up" and columns[0].size != self.hidden:
             return None
         axes = [*columns, *rows] if is_transposed else [*rows, *columns]
-        template = f"{before}{{index}}.{part}.{'bias' if bias else 'weight'}"
+        template = f"{prefix}{{index}}.{part}.{'bias' if bias else 'weight'}"
         return Matrices((Stacked(shape[0]), *axes), template)
-
-    def _gate_and_up(self, size: int) -> list[Rows]:
-        if self.kind in _INTERLEAVED:
-            return [Rows(size), Rows(gate_proj=1, up_proj=1)]
-        return [Rows(gate_proj=size, up_proj=size)]
 
     def _fused(self, template: str, shape: Shape) -> Matrices | None:
         query, key = self.heads * self.head_dim, self.key_heads * self.head_dim
@@ -117,6 +116,6 @@ class Packing:
 
 
 def _size(fields: Mapping[str, Any], *names: str) -> int:
-    """Return the first field that is a size, 0 if none is."""
+    """Return the first positive integer among some fields; 0 if there is none."""
     sizes = (fields.get(name) for name in names)
     return next((size for size in sizes if type(size) is int and size > 0), 0)

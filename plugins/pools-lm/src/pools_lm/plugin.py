@@ -1,11 +1,11 @@
-"""Registers the pools of language models; imports nothing heavy."""
+"""Register the language model pools without importing torch or transformers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from fusion_core import CommandSpec, ModelPoolSpec, TaskPoolSpec, hookimpl
-from pools_lm.glue.tables import family, said
+from pools_lm.glue.tables import load_family, load_notice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from fusion_core import Progress, RunResult
 
 _POOLS = {
-    "causal-lm": ("CausalPool", "Models that go on with a text: Llama, Qwen, GPT-2, ..."),
-    "seq2seq-lm": ("Seq2SeqPool", "Models that answer a text with another: T5, BART, ..."),
-    "sequence-classification": ("ClassificationPool", "Models that put a text into a class."),
-    "sentence-encoder": ("EncoderPool", "Encoders of texts, SentenceTransformers among them."),
+    "causal-lm": ("CausalPool", "Models that continue a text: Llama, Qwen, GPT-2, ..."),
+    "seq2seq-lm": ("Seq2SeqPool", "Models that map one text to another: T5, BART, ..."),
+    "sequence-classification": ("ClassificationPool", "Text classifiers with one shared head."),
+    "sentence-encoder": ("EncoderPool", "Text encoders, including SentenceTransformers."),
 }
 
 _TASKS = {
-    "lm-tasks": ("Language", "Tasks on texts, each measured in its way."),
-    "lm-perplexity": ("Perplexity", "How likely a model finds texts, in bits per byte."),
-    "lm-choice": ("Choice", "Which of a few answers a model finds the likeliest."),
-    "lm-generate": ("Generate", "What a model answers in its own words, against what is right."),
+    "lm-tasks": ("Language", "Text tasks of any kind: perplexity, choice or generate."),
+    "lm-perplexity": ("Perplexity", "Likelihood of texts, in bits per byte."),
+    "lm-choice": ("Choice", "Multiple-choice questions, answered by log-likelihood."),
+    "lm-generate": ("Generate", "Questions answered by greedy generation."),
 }
 
 #: lm-mini's tasks, in the order of results.
 _MINI = ("scripture", "kinds", "speech", "reverse", "roman", "past")
 
 _SENTENCE_TASKS = {
-    "sentence-classification": ("Classification", "Which class a text, or a pair, belongs to."),
-    "sts": ("Similarity", "How alike two sentences are, against what people say."),
+    "sentence-classification": ("Classification", "Classification of texts or pairs of texts."),
+    "sts": ("Similarity", "Semantic textual similarity, compared with human scores."),
 }
 
 _GLUE = {
@@ -44,7 +44,7 @@ _GLUE = {
 
 @hookimpl
 def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
-    """Register a pool for each kind of head."""
+    """Register one pool per kind of head, lm-mini, and the published GLUE experts."""
     for name, (target, summary) in _POOLS.items():
         yield ModelPoolSpec(
             name=name,
@@ -55,7 +55,7 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
         )
     yield ModelPoolSpec(
         name="lm-mini",
-        summary="A tiny Llama and its six experts, inside the package.",
+        summary="A tiny Llama and six experts, included in the package.",
         target="pools_lm.mini.pools:MiniPool",
         config="pools_lm.mini.config:MiniConfig",
         default_task_pool="lm-mini",
@@ -64,24 +64,25 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
         tasks=_MINI,
         licence="Apache-2.0",
     )
-    for name, (target, first, title, shared) in _GLUE.items():
+    for name, (target, family_name, title, shared) in _GLUE.items():
+        family = load_family(family_name)
         yield ModelPoolSpec(
             name=name,
-            summary=f"{title} and its published experts of GLUE's tasks, from the hub.",
+            summary=f"{title} and its published GLUE experts, from the hub.",
             target=f"pools_lm.glue.pools:{target}Glue",
             config=f"pools_lm.glue.config:{target}Config",
             default_task_pool=name,
             shared_options=shared,
-            download_bytes=family(first).download_bytes,
-            tasks=tuple(family(first).tasks),
-            licence=said("licence"),
-            citation=said("citation"),
+            download_bytes=family.download_bytes,
+            tasks=tuple(family.tasks),
+            licence=load_notice("licence"),
+            citation=load_notice("citation"),
         )
 
 
 @hookimpl
 def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
-    """Register tasks for language models, and for encoders."""
+    """Register tasks for language models and for encoders."""
     for name, (target, summary) in _TASKS.items():
         yield TaskPoolSpec(
             name=name,
@@ -100,7 +101,7 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
         )
     yield TaskPoolSpec(
         name="lm-mini",
-        summary="Six small tasks of all kinds, inside the package.",
+        summary="Six small text tasks of three kinds, included in the package.",
         target="pools_lm.mini.pools:MiniTasks",
         config="pools_lm.mini.config:MiniTasksConfig",
         offline=True,
@@ -111,36 +112,37 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
     )
     yield TaskPoolSpec(
         name="lm-eval",
-        summary="Tasks of EleutherAI's lm-evaluation-harness, here or in another environment.",
+        summary="Tasks of lm-evaluation-harness, run in this or another environment.",
         target="pools_lm.harness.tasks:HarnessTasks",
         config="pools_lm.config:HarnessConfig",
         trust=("lm-eval-python", "lm-eval-include-path"),
     )
-    for name, (target, first, title, _) in _GLUE.items():
+    for name, (target, family_name, title, _) in _GLUE.items():
+        tasks = tuple(load_family(family_name).tasks)
         yield TaskPoolSpec(
             name=name,
-            summary=f"{len(family(first).tasks)} tasks of GLUE from the hub, as put to {title}.",
+            summary=f"{len(tasks)} GLUE tasks from the hub, with inputs for {title}.",
             target=f"pools_lm.glue.pools:{target}GlueTasks",
             config=f"pools_lm.glue.config:{target}TasksConfig",
-            tasks=tuple(family(first).tasks),
-            licence=said("licence_of_data"),
-            citation=said("citation_of_data"),
+            tasks=tasks,
+            licence=load_notice("licence_of_data"),
+            citation=load_notice("citation_of_data"),
         )
 
 
 @hookimpl
 def fusion_register_commands() -> Iterator[CommandSpec]:
-    """Register the smoke test."""
+    """Register `fuse smoke`."""
     yield CommandSpec(
         name="smoke",
-        summary="Ask a language model a few things, beside those it was merged from.",
+        summary="Prompt a merged language model, its base and its experts, and compare answers.",
         target="pools_lm.smoke.command:smoke",
     )
 
 
 @hookimpl
 def fusion_run_shown(result: RunResult, device: torch.device, progress: Progress) -> str | None:
-    """Show what a merged language model says, beside its base and experts."""
-    from pools_lm.smoke.after_run import shown_after_run
+    """Return the smoke test of a merged language model, to print below the run's results."""
+    from pools_lm.smoke.after_run import text_after_run
 
-    return shown_after_run(result, device, progress)
+    return text_after_run(result, device, progress)

@@ -1,4 +1,4 @@
-"""The pools of language models: checkpoints whose class transformers finds by their head."""
+"""Model pools of language models. An Auto class of transformers builds each kind of model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from fusion_core import CheckpointsPool, build_model
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.weights import RenamedSource, as_weights, safe_config, same_tensors, tokenizer_of
-from pools_lm.beside import OF_ENCODERS, left_out, with_own_modules
 from pools_lm.config import LanguageConfig
 from pools_lm.packing import Packing
-from pools_lm.tokens import Brought
-from pools_lm.written import with_rows, with_tokenizer, with_tokens
+from pools_lm.side_files import ENCODER_FILES, drop_foreign_modules, files_not_copied
+from pools_lm.target_tokens import TokenizerChange
+from pools_lm.tokenizer_files import add_tokens, replace_tokenizer, resize_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,30 +25,27 @@ if TYPE_CHECKING:
     from fusion_core import AlignmentPolicy, WeightSource
     from fusion_core.weights import Files, Matrices
     from pools_lm.architecture import Architecture
-    from pools_lm.tokens import Tokens
 
 
 class LanguagePool(CheckpointsPool):
     """Models that an Auto class of transformers knows: directories, hub ids, LoRA adapters.
 
-    A pool that brings its own models passes a `LanguageConfig` to this constructor and then sets
-    `config` to its own options, which are what a recipe records.
+    A pool that brings its own models passes a `LanguageConfig` to this constructor. It then sets
+    `config` to its own options, which a recipe records.
     """
 
     config_class: ClassVar[Any] = LanguageConfig
-    #: the class of transformers that finds a model's own
+    #: the Auto class of transformers that selects the model class
     auto: ClassVar[str]
     config: Any
-    #: None where every row means the same in all models already
-    _brought: Brought | None = None
+    #: None if each row already means the same token in all models
+    _tokenizer_change: TokenizerChange | None = None
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__(config)
         self._options = config
-        self._spell()
-        tokens = self._settled()
-        if tokens is not None:
-            self._bring(tokens)
+        self._unify_names()
+        self._unify_tokens()
 
     def build(
         self,
@@ -57,130 +54,137 @@ class LanguagePool(CheckpointsPool):
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
     ) -> nn.Module:
-        """Return a live model of transformers with these weights.
+        """Return a live transformers model with these weights.
 
-        Raises `CheckpointError` without a configuration that transformers knows, `AlignmentError`
-        for weights that do not fit it.
+        Raises `CheckpointError` without a configuration that transformers knows, and
+        `AlignmentError` for weights that do not fit the configuration.
         """
-        own, named = self._architecture, self._named(as_weights(weights, self.base))
-        return build_model(own.construct, named, dtype=dtype, device=device)
+        renamed = self._rename_to_live(as_weights(weights, self.base))
+        return build_model(self._architecture.construct, renamed, dtype=dtype, device=device)
 
     def check_builds(self) -> None:
-        """Raise `CheckpointError` if transformers makes no model of the configuration and weights.
+        """Raise `CheckpointError` if transformers cannot build a model from the checkpoint.
 
-        Compared are names and shapes, on the meta device: some versions pack what files hold apart,
-        the experts of a mixture above all.
+        The check compares names and shapes on the meta device. Some versions of transformers fuse
+        tensors that files store separately, such as the experts of a mixture.
         """
-        own = self._architecture.checked
-        if (problem := own.misfit(self._named(self.reference))) is not None:
+        architecture = self._architecture
+        problem = architecture.find_misfit(self._rename_to_live(self.reference))
+        if problem is not None:
             raise CheckpointError(
-                f"transformers {own.version} makes a {own.kind} with other tensors than those of "
-                f"{self.reference.describe()}, so no merge can be evaluated: {problem}",
-                hint="Merging alone works: add --no-eval, and measure the output by other means.",
+                f"transformers {architecture.version} builds a {architecture.class_name} whose "
+                f"tensors differ from those of {self.reference.describe()}, so no merge can be "
+                f"evaluated: {problem}",
+                hint="Merging alone works: add --no-eval, and evaluate the output with another "
+                "tool.",
             )
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
-        """Map the sources' names to the live parameters; tied ones go by what is stored."""
+        """Map the sources' names to the live parameters; tied ones use the stored name."""
         live = dict(module.named_parameters(remove_duplicate=False))
-        names = self._architecture.named(self.reference).names
-        return {name: live[here] for here, name in names.items() if here in live}
+        names = self._architecture.rename_to_live(self.reference).names
+        return {name: live[live_name] for live_name, name in names.items() if live_name in live}
 
     def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
-        """Say which matrices a tensor holds, as the models' configuration has it."""
+        """Return the matrices in a tensor, according to the models' configuration."""
         declared = self._packing and self._packing.matrices(name, shape)
         return declared or super().matrices(name, shape)
 
     def aligned(self, policy: AlignmentPolicy) -> Self:
-        """Return this pool with models that fit, and say what lies beside the base in vain."""
+        """Return this pool with aligned models; warn about side files that are not copied."""
         clone = super().aligned(policy)
-        clone.warnings = (*clone.warnings, *self._said())
+        clone.warnings = (*clone.warnings, *self._output_warnings())
         return clone
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Files:
-        """Return the files beside the base's weights, with the tokenizer that is chosen."""
-        found = super().assets(dtype=dtype)
+        """Return the output's side files, with the chosen tokenizer."""
+        files = super().assets(dtype=dtype)
         if self._options.tokenizer in self.experts:
-            found = with_tokenizer(found, self.files_of(self._options.tokenizer))
-        if self._brought is None:
-            return found
-        others = {name: each for name, each in found.items() if name not in tokenizer_of(found)}
-        rows = with_rows(others, self._brought.before, self._brought.count)
-        return {**rows, **self._brought.files}
+            files = replace_tokenizer(files, self.files_of(self._options.tokenizer))
+        change = self._tokenizer_change
+        if change is None:
+            return files
+        tokenizer = tokenizer_of(files)
+        others = {name: content for name, content in files.items() if name not in tokenizer}
+        return {**resize_vocabulary(others, change.old_rows, change.rows), **change.files}
 
     def beside(self) -> Mapping[str, Files]:
-        """Return what lies beside each model; where rows mean the same, with one tokenizer."""
-        found = super().beside()
-        if self._brought is None:
-            return self._with_chosen(found)
-        return {
-            name: {
-                **{n: f for n, f in files.items() if n not in tokenizer_of(files)},
-                **self._brought.files,
+        """Return each model's side files, with the shared tokenizer where rows were unified."""
+        files_by_model = super().beside()
+        if self._tokenizer_change is not None:
+            return {
+                model: {
+                    **{n: f for n, f in files.items() if n not in tokenizer_of(files)},
+                    **self._tokenizer_change.files,
+                }
+                for model, files in files_by_model.items()
             }
-            for name, files in found.items()
-        }
-
-    def _with_chosen(self, found: Mapping[str, Files]) -> Mapping[str, Files]:
-        """Put the tokenizer that is chosen beside the first model: the output has that one."""
         chosen = self._options.tokenizer
         if chosen not in self.experts:
-            return found
-        return {**found, self._first: with_tokenizer(found[self._first], found[chosen])}
+            return files_by_model
+        # the output takes its side files from the first model
+        first = replace_tokenizer(files_by_model[self._first], files_by_model[chosen])
+        return {**files_by_model, self._first: first}
 
-    def _named(self, weights: WeightSource) -> RenamedSource:
-        """Return weights by the live model's names."""
-        return self._architecture.named(weights)
+    def _rename_to_live(self, weights: WeightSource) -> RenamedSource:
+        """Return weights under the live model's names."""
+        return self._architecture.rename_to_live(weights)
 
-    def _bring(self, tokens: Tokens) -> None:
-        """Bring all models to some tokens; what was read of tokenizers is not kept."""
-        own = tokenizer_of(self.files_of(tokens.chosen.name))
-        before = tokens.models[0].own.count
-        said = tuple(tokens.said())
-        self._brought = Brought(with_tokens(own, tokens), before, tokens.count, said)
-        sources = tokens.sources(self._architecture.vocabulary)
+    def _unify_tokens(self) -> None:
+        """Give all models the rows of one tokenizer, unless they share one already."""
+        from pools_lm.tokenizer_choice import TokenizerChoice  # imports tokenizers
+
+        files = {name: self.files_of(name) for name in self.by_name}
+        choice = TokenizerChoice(self.by_name, files, self._options)
+        choice.check()
+        if choice.is_uniform:
+            return
+        if self._has_recipes:
+            raise RecipeError(
+                "models with different tokenizers cannot include another recipe's merge",
+                hint="Run that recipe first (fuse run), and name its output directory.",
+            )
+        target = choice.resolve(self._architecture)
+        if not target.changes_models:
+            return
+        self._tokenizer_change = TokenizerChange(
+            files=add_tokens(tokenizer_of(self.files_of(target.chosen.name)), target),
+            old_rows=target.models[0].rows.count,
+            rows=target.count,
+            warnings=tuple(target.describe_changes()),
+        )
+        sources = target.sources(self._architecture.vocabulary_axes)
         self.base = sources.get("base", self.base)
         self.experts = {name: sources[name] for name in self.experts}
 
-    def _settled(self) -> Tokens | None:
-        """Return the tokens that all models are brought to; None where they have them already."""
-        from pools_lm.choosing import Choosing  # tokenizers
-
-        files = {name: self.files_of(name) for name in self.by_name}
-        choosing = Choosing(self.by_name, files, self._options)
-        choosing.check()
-        if choosing.is_settled:
-            return None
-        if self._has_recipes:
-            raise RecipeError(
-                "the models have different tokenizers, and one is what another recipe merges",
-                hint="Merge that first (fuse run), and name the directory.",
-            )
-        tokens = choosing.tokens(self._architecture)
-        return tokens if tokens.changes else None
-
-    def _spell(self) -> None:
-        """Give models the same names, where transformers knows what differs to be alike."""
+    def _unify_names(self) -> None:
+        """Rename tensors to the first model's names where transformers treats both as equal."""
         first = self.reference
         others = [expert for expert in self.experts.values() if expert is not first]
-        if self._has_recipes or all(_is_spelled_as(other, first) for other in others):
+        if self._has_recipes or all(_has_names_of(other, first) for other in others):
             return
         try:
-            own = self._architecture.checked
-        except CheckpointError:  # merged by the names that there are
+            architecture = self._architecture
+            architecture.check()
+        except CheckpointError:  # unknown to transformers: merge by the stored names
             return
-        from pools_lm.spelled import spelled_as, trimmed
+        from pools_lm.spelling import drop_ignored, rename_like
 
-        spelled = {
-            name: each if _is_spelled_as(each, first) else spelled_as(each, first, own)
-            for name, each in self.experts.items()
+        renamed = {
+            name: expert
+            if _has_names_of(expert, first)
+            else rename_like(expert, first, architecture)
+            for name, expert in self.experts.items()
         }
-        self.experts = {name: trimmed(each, own) for name, each in spelled.items()}
-        self.base = None if self.base is None else trimmed(self.base, own)
+        self.experts = {
+            name: drop_ignored(expert, architecture) for name, expert in renamed.items()
+        }
+        self.base = None if self.base is None else drop_ignored(self.base, architecture)
 
     @property
     def _has_recipes(self) -> bool:
-        """Whether a model is what another recipe merges, which is put in its place later."""
-        return any(hasattr(each.live, "recipe_in") for each in self._all)
+        """Whether a model stands for the merge of another recipe, which is inserted later."""
+        return any(hasattr(model.live, "recipe_in") for model in self._all)
 
     @cached_property
     def _packing(self) -> Packing | None:
@@ -192,68 +196,74 @@ class LanguagePool(CheckpointsPool):
 
     @property
     def _architecture(self) -> Architecture:
-        from pools_lm.architecture import architecture  # transformers: seconds
+        from pools_lm.architecture import load_architecture  # transformers takes seconds to import
 
-        fields = self._configuration
-        if fields is None:
+        config = self._configuration
+        if config is None:
             raise CheckpointError(
-                f"{self.reference.describe()} has no config.json beside it",
-                hint="Name the directory that save_pretrained wrote; 'checkpoints' merges any.",
+                f"missing config.json next to {self.reference.describe()}",
+                hint="Name a directory written by save_pretrained, or use the pool 'checkpoints', "
+                "which merges any weights.",
             )
-        return architecture(self.auto, json.dumps(fields))
+        return load_architecture(self.auto, json.dumps(config))
 
     @property
     def _first(self) -> str:
         return next(iter(self.by_name))
 
-    def _said(self) -> Iterator[str]:
-        """Say what an output will not have that the base, or an expert, has."""
-        yield from () if self._brought is None else self._brought.said
-        first, taken = self._all[0], self.assets()
-        if first.location is None or not taken:
+    def _output_warnings(self) -> Iterator[str]:
+        """Yield warnings about what the base or an expert has and the output will lack."""
+        if self._tokenizer_change is not None:
+            yield from self._tokenizer_change.warnings
+        first, assets = self._all[0], self.assets()
+        if first.location is None or not assets:
             return
-        if lost := left_out(first.location.names(), taken):
-            yield f"beside {first.name}, and not copied (code never is): {', '.join(lost)}"
-        if not any(map(tokenizer_of, (taken, *map(self.files_of, self.experts)))):
-            yield f"{first.name} has no tokenizer, and so the output has none"
+        if lost := files_not_copied(first.location.names(), assets):
+            yield f"files of {first.name} not copied (code never is): {', '.join(lost)}"
+        if not any(map(tokenizer_of, (assets, *map(self.files_of, self.experts)))):
+            yield f"{first.name} has no tokenizer, so the output has none"
 
 
-def _is_spelled_as(source: WeightSource, first: WeightSource) -> bool:
-    """Tell whether a model has the first one's names, but for a prefix, as differences do."""
-    known = len(same_tensors(first.infos, source.infos))
-    return known == len(first.infos) == len(source.infos) or source.is_delta
+def _has_names_of(source: WeightSource, first: WeightSource) -> bool:
+    """Tell whether a model has the first model's names up to a prefix. Deltas always do."""
+    shared = len(same_tensors(first.infos, source.infos))
+    return shared == len(first.infos) == len(source.infos) or source.is_delta
 
 
 class CausalPool(LanguagePool):
-    """Models that go on with a text."""
+    """Decoders that continue a text."""
 
     auto = "AutoModelForCausalLM"
 
 
 class Seq2SeqPool(LanguagePool):
-    """Models that answer a text with another."""
+    """Encoder-decoders that map one text to another."""
 
     auto = "AutoModelForSeq2SeqLM"
 
 
 class ClassificationPool(LanguagePool):
-    """Models that put a text into a class."""
+    """Text classifiers."""
 
     auto = "AutoModelForSequenceClassification"
 
 
 class EncoderPool(LanguagePool):
-    """Encoders of texts; of a SentenceTransformer, its other modules are the base's."""
+    """Text encoders. A SentenceTransformer keeps the base's other modules."""
 
     auto = "AutoModel"
-    more_files = OF_ENCODERS
+    more_files = ENCODER_FILES
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Files:
-        """Return an encoder's files, those of its modules included."""
-        return with_own_modules(super().assets(dtype=dtype))
+        """Return an encoder's side files, including those of its modules."""
+        return drop_foreign_modules(super().assets(dtype=dtype))
 
-    def _named(self, weights: WeightSource) -> RenamedSource:
-        """Return an encoder's weights without heads, which transformers leaves out, too."""
-        own, names = self._architecture, super()._named(weights).names
-        heads = {name for name in names.keys() - own.tensors.keys() if own.has_in_head(name)}
-        return RenamedSource(weights, {n: each for n, each in names.items() if n not in heads})
+    def _rename_to_live(self, weights: WeightSource) -> RenamedSource:
+        """Return an encoder's weights without heads, which transformers drops as well."""
+        architecture, names = self._architecture, super()._rename_to_live(weights).names
+        without_heads = {
+            name: stored
+            for name, stored in names.items()
+            if name in architecture.tensors or not architecture.has_in_head(name)
+        }
+        return RenamedSource(weights, without_heads)

@@ -1,8 +1,8 @@
-"""Weights whose embeddings and heads have other rows: by token, read as they are needed.
+"""Weights whose embeddings and heads get new rows, one per target token.
 
-Nothing is gathered beforehand. A range of a tensor is a range of rows; each comes from the first of
-several layers that has it, and rows that lie side by side in a file are read at once. A tensor is
-known by its name in the live model, because models may spell it differently.
+Rows are read only when a merge asks for them. A range of a tensor is a range of rows. Each row
+comes from the first layer that has it. Neighbouring rows of a file are read together. A tensor goes
+by its name in the live model, because files may name it differently.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ if TYPE_CHECKING:
 
 
 class Rows(Protocol):
-    """Where rows come from."""
+    """A supplier of rows."""
 
     @property
     def sources(self) -> Sequence[WeightSource]:
-        """What they are read from."""
+        """The models that rows are read from."""
 
     def has(self, tensor: str) -> bool:
-        """Tell whether there are rows of a tensor here."""
+        """Tell whether there are rows of a tensor."""
 
     def take(self, tensor: str, rows: Tensor) -> Tensor:
-        """Return rows by their numbers here, of shape (rows, width)."""
+        """Return rows by number, shape (rows, width)."""
 
 
 @dataclass(frozen=True)
-class OwnRows:
-    """The rows of a model's own tensors, which `names` has by those of the live model."""
+class ModelRows:
+    """The rows of a model's own tensors."""
 
     source: WeightSource
+    #: stored names by live names
     names: Mapping[str, str]
     count: int
 
@@ -55,23 +56,23 @@ class OwnRows:
         return tensor in self.names
 
     def take(self, tensor: str, rows: Tensor) -> Tensor:
-        """Read rows in any order, those that lie together at once."""
+        """Read rows in any order; neighbouring rows are read together."""
         name, width = self.names[tensor], self.width(tensor)
-        found = torch.empty(len(rows), width, dtype=self.source.infos[name].dtype)
-        ordered, places = rows.sort()
+        values = torch.empty(len(rows), width, dtype=self.source.infos[name].dtype)
+        ordered, positions = rows.sort()
         for first, last, part in self._spans(name, ordered, width):
             read = self.source.read(name, first * width, last * width)
-            found[places[part]] = read.reshape(-1, width)[ordered[part] - first]
-        return found
+            values[positions[part]] = read.reshape(-1, width)[ordered[part] - first]
+        return values
 
     def width(self, tensor: str) -> int:
-        """Return how many elements a row of a tensor has."""
+        """Return the number of elements per row of a tensor."""
         return self.source.infos[self.names[tensor]].numel // self.count
 
     def _spans(self, name: str, ordered: Tensor, width: int) -> Iterator[tuple[int, int, slice]]:
-        """Say which rows are read at once, and which of the ordered ones these serve.
+        """Yield ranges of rows to read, each with the slice of `ordered` that it covers.
 
-        Runs or, of a source that is read in blocks, the blocks.
+        A range is a run of consecutive rows or, for a source that is read in blocks, one block.
         """
         is_free = self.source.cut is Cut.ELEMENT
         _, block = next(self.source.cut.ranges(self.source.infos[name]))
@@ -87,129 +88,130 @@ class OwnRows:
 
 @dataclass(frozen=True)
 class MeanRows:
-    """The mean of the models that know a row's token, fp32 at least; zeros where none does."""
+    """The mean over the models that know a row's token, at least fp32; zeros if none does."""
 
-    #: models, and which of their own rows each row is; -1 for a token that they do not know
-    models: Sequence[tuple[OwnRows, Tensor]]
+    #: each model, with its own row for each target row; -1 for a token that it does not know
+    models: Sequence[tuple[ModelRows, Tensor]]
 
     @property
     def sources(self) -> Sequence[WeightSource]:
         """The models."""
-        return [own.source for own, _ in self.models]
+        return [model.source for model, _ in self.models]
 
     def has(self, tensor: str) -> bool:
         """Tell whether any of the models stores a tensor."""
-        return any(own.has(tensor) for own, _ in self.models)
+        return any(model.has(tensor) for model, _ in self.models)
 
     def take(self, tensor: str, rows: Tensor) -> Tensor:
-        """Average."""
-        having = [(own, index[rows]) for own, index in self.models if own.has(tensor)]
+        """Average the models' rows."""
+        having = [(model, index[rows]) for model, index in self.models if model.has(tensor)]
         total = torch.zeros(len(rows), having[0][0].width(tensor))
         count = torch.zeros(len(rows), 1)
-        for own, index in having:
+        for model, index in having:
             known = index >= 0
-            found = own.take(tensor, index[known])
-            total = total.to(torch.promote_types(found.dtype, total.dtype))
-            total[known] += found.to(total.dtype)
+            values = model.take(tensor, index[known])
+            total = total.to(torch.promote_types(values.dtype, total.dtype))
+            total[known] += values.to(total.dtype)
             count[known] += 1
         return total / count.clamp(min=1)
 
 
 @dataclass(frozen=True)
 class PieceRows:
-    """The mean of a model's own rows of the pieces that its tokenizer cuts a token into, fp32."""
+    """The mean of a model's own rows over the pieces of each token, at least fp32."""
 
-    own: OwnRows
-    #: the pieces' numbers, one token's after the other's, and where each row's begin
+    model: ModelRows
+    #: the ids of the pieces, concatenated over target rows
     pieces: Tensor
-    begins: Tensor
+    #: start of each target row's pieces, and the end of the last
+    offsets: Tensor
 
     @property
     def sources(self) -> Sequence[WeightSource]:
         """The model."""
-        return self.own.sources
+        return self.model.sources
 
     def has(self, tensor: str) -> bool:
         """Tell whether the model stores a tensor."""
-        return self.own.has(tensor)
+        return self.model.has(tensor)
 
     def take(self, tensor: str, rows: Tensor) -> Tensor:
-        """Average the pieces' rows."""
-        counts = self.begins[rows + 1] - self.begins[rows]
+        """Average the rows of the pieces."""
+        counts = self.offsets[rows + 1] - self.offsets[rows]
         ends = counts.cumsum(0)
-        places = torch.arange(int(ends[-1])) + (
-            self.begins[rows] - ends + counts
+        positions = torch.arange(int(ends[-1])) + (
+            self.offsets[rows] - ends + counts
         ).repeat_interleave(counts)
-        found = self.own.take(tensor, self.pieces[places])
-        found = found.to(torch.promote_types(found.dtype, torch.float32))
-        total = found.new_zeros(len(rows), found.shape[1])
-        total.index_add_(0, torch.arange(len(rows)).repeat_interleave(counts), found)
+        values = self.model.take(tensor, self.pieces[positions])
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        total = values.new_zeros(len(rows), values.shape[1])
+        total.index_add_(0, torch.arange(len(rows)).repeat_interleave(counts), values)
         return total / counts[:, None]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Rows, and which of them each row of a tensor is; -1 where another layer has it."""
+    """Rows, with the number of the row for each target row; -1 where a later layer has it."""
 
     rows: Rows
     index: Tensor
 
 
 class TokenSource(WeightSource):
-    """A model whose tensors of tokens have `count` rows, from the first layer that has each.
+    """A model whose token tensors have `count` rows, each from the first layer that has it.
 
-    A row that no layer has is zero. `axes` says which dimension of a tensor is the tokens'; what
-    lies before it is 1.
+    A row that no layer has is zero. `axes` gives the token dimension per tensor. All dimensions
+    before it have size 1.
     """
 
     def __init__(
-        self, own: OwnRows, axes: Mapping[str, int], count: int, layers: Sequence[Layer]
+        self, rows: ModelRows, axes: Mapping[str, int], count: int, layers: Sequence[Layer]
     ) -> None:
-        self._source = own.source
-        self._live = {there: here for here, there in own.names.items()}
+        self._source = rows.source
+        self._live = {stored: live for live, stored in rows.names.items()}
         self._count = count
         self._layers = layers
-        self._digest = _digest_of(layers)
-        self.is_delta = own.source.is_delta
+        self._digest = _digest_layers(layers)
+        self.is_delta = rows.source.is_delta
         self.infos = {
-            name: replace(info, shape=_resized(info.shape, axes[self._live[name]], count))
+            name: replace(info, shape=_resize(info.shape, axes[self._live[name]], count))
             if name in self._live
             else info
-            for name, info in own.source.infos.items()
+            for name, info in rows.source.infos.items()
         }
-        self.cut = own.source.cut
+        self.cut = rows.source.cut
         for source in self.sources:
             self.cut = self.cut.coarser(source.cut)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Read a range of what the model has, or of rows."""
+        """Read a range of elements, from rows for a token tensor."""
         if name not in self._live:
             return self._source.read(name, start, stop)
         width = self.infos[name].numel // self._count
         first, last = start // width, -(-stop // width)
-        rows = self._rows(name, first, last, width).reshape(-1)
+        rows = self._read_rows(name, first, last, width).reshape(-1)
         return rows[start - first * width : stop - first * width]
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
-        """Yield the model's own, of what is not rows."""
+        """Yield the model's own ranges, except for token tensors."""
         return super().ranges(name) if name in self._live else self._source.ranges(name)
 
-    def _rows(self, name: str, first: int, last: int, width: int) -> Tensor:
-        found = torch.zeros(last - first, width, dtype=self.infos[name].dtype)
+    def _read_rows(self, name: str, first: int, last: int, width: int) -> Tensor:
+        values = torch.zeros(last - first, width, dtype=self.infos[name].dtype)
         lacking = torch.ones(last - first, dtype=torch.bool)
         for layer in self._layers:
             index = layer.index[first:last]
             here = lacking & (index >= 0)
             if here.any() and layer.rows.has(self._live[name]):
-                found[here] = layer.rows.take(self._live[name], index[here]).to(found.dtype)
+                values[here] = layer.rows.take(self._live[name], index[here]).to(values.dtype)
                 lacking &= ~here
-        return found
+        return values
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """The model, and others that rows come from."""
+        """The model, and the models of other layers."""
         others = (source for layer in self._layers for source in layer.rows.sources)
-        return tuple({id(each): each for each in (self._source, *others)}.values())
+        return tuple({id(source): source for source in (self._source, *others)}.values())
 
     def describe(self) -> str:
         """Name the model."""
@@ -217,21 +219,21 @@ class TokenSource(WeightSource):
 
     @property
     def origin(self) -> Origin | None:
-        """What identifies the model, and which rows are read of it."""
-        of_model = self._source.origin
-        if of_model is None:
+        """The model's origin, with a digest of the selected rows."""
+        origin = self._source.origin
+        if origin is None:
             return None
         rows = {"rows by token": {"sha256": self._digest}}
-        files = ChainMap(rows, of_model.files)  # type: ignore[arg-type] # looked at, not changed
-        return Origin(files=files, inputs=of_model.inputs)
+        files = ChainMap(rows, origin.files)  # type: ignore[arg-type] # read, never written
+        return Origin(files=files, inputs=origin.inputs)
 
 
-def _digest_of(layers: Sequence[Layer]) -> str:
+def _digest_layers(layers: Sequence[Layer]) -> str:
     digest = hashlib.sha256()
     for layer in layers:
         digest.update(layer.index.numpy().tobytes())
     return digest.hexdigest()
 
 
-def _resized(shape: tuple[int, ...], axis: int, count: int) -> tuple[int, ...]:
+def _resize(shape: tuple[int, ...], axis: int, count: int) -> tuple[int, ...]:
     return (*shape[:axis], count, *shape[axis + 1 :])

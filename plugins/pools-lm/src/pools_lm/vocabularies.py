@@ -1,4 +1,4 @@
-"""Which tokens a model knows by which numbers, and how it cuts a text: read from its tokenizer."""
+"""Vocabularies: the id of each token and how a tokenizer splits a text, read from its files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from fusion_core.errors import CheckpointError
 from fusion_core.files import Refused
 from fusion_core.weights import content_of, read_config
-from pools_lm.confined.held import READING, SETTINGS, TOKENIZER, Held, in_parts
+from pools_lm.confined.client import READING, SETTINGS, TOKENIZER, TokenizerClient, split_batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Files of a tokenizer that say nothing of tokens' numbers.
-WITHOUT_NUMBERS = (SETTINGS, "special_tokens_map.json", "chat_template", "additional_chat")
-_MOST_TOKENS = 10_000_000
+#: Tokenizer files, by prefix, that do not define token ids.
+FILES_WITHOUT_IDS = (
+    SETTINGS,
+    "special_tokens_map.json",
+    "chat_template",
+    "additional_chat",
+)
+_MAX_TOKENS = 10_000_000
 
 
-class _Added(BaseModel):
+class _AddedToken(BaseModel):
     """How a tokenizer treats a token that was added to its vocabulary."""
 
     content: str
@@ -38,12 +43,12 @@ class _Added(BaseModel):
     special: bool
 
 
-class _About(BaseModel):
-    numbers: dict[str, int]
-    added: list[_Added]
+class _Contents(BaseModel):
+    ids: dict[str, int]
+    added: list[_AddedToken]
 
 
-_ABOUT = TypeAdapter(_About)
+_CONTENTS = TypeAdapter(_Contents)
 _TEXT = TypeAdapter[str | None](str | None)
 _TEXTS = TypeAdapter[list[str | None] | None](list[str | None] | None)
 _ROWS = TypeAdapter[list[list[int]] | None](list[list[int]] | None)
@@ -51,81 +56,79 @@ _ROWS = TypeAdapter[list[list[int]] | None](list[list[int]] | None)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer knows; the tokenizer itself is held by a child process.
+    """The tokens of a tokenizer, which itself runs in a child process.
 
-    Each method raises `CheckpointError` where a limit of time, memory or size is hit.
+    Each method raises `CheckpointError` if it exceeds a limit of time, memory or size.
     """
 
-    #: every token's number
-    numbers: Mapping[str, int]
-    #: how the tokens are treated that were added to a vocabulary, special ones among them
+    #: the id of each token
+    ids: Mapping[str, int]
+    #: flags of the tokens that were added to the vocabulary, including special ones
     added: Mapping[str, Mapping[str, Any]]
-    held: Held
+    client: TokenizerClient
 
-    def texts_of(self, tokens: Sequence[str]) -> list[str | None]:
-        """Return the texts that tokens stand for; None for a part of a character."""
+    def token_texts(self, tokens: Sequence[str]) -> list[str | None]:
+        """Return the text of each token; None for a part of a character."""
         plain = [token for token in tokens if token not in self.added]
-        texts = dict(zip(plain, self._work("texts_of", _TEXTS, plain), strict=True))
+        texts = dict(zip(plain, self._process("token_texts", _TEXTS, plain), strict=True))
         return [texts.get(token, token) for token in tokens]
 
-    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the numbers of the tokens that texts are cut into."""
-        return self._work("pieces", _ROWS, texts)
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text."""
+        return self._process("tokenize", _ROWS, texts)
 
     def as_json(self) -> Any:  # noqa: ANN401 - JSON
-        """Return the content of a `tokenizer.json` that is the same."""
-        return json.loads(self.held.ask("as_json", {}, _TEXT, READING))
+        """Return the content of an equivalent `tokenizer.json`."""
+        return json.loads(self.client.ask("as_json", {}, _TEXT, READING))
 
-    def _work(self, do: str, answer: TypeAdapter[list[T] | None], texts: Sequence[str]) -> list[T]:
+    def _process(
+        self, do: str, answer: TypeAdapter[list[T] | None], texts: Sequence[str]
+    ) -> list[T]:
         answers: list[T] = []
-        for part in in_parts(list(map(len, texts))):
-            given = list(texts[part])
-            answers += self.held.work(do, {"texts": given}, answer, len(given))
+        for part in split_batches(list(map(len, texts))):
+            batch = list(texts[part])
+            answers += self.client.ask_batch(do, {"texts": batch}, answer, len(batch))
         return answers
 
 
-def identity(files: Files) -> str:
-    """Tell the files of tokenizers apart that number tokens differently, without parsing them."""
+def digest_token_ids(files: Files) -> str:
+    """Return a digest of the files that define token ids, without parsing the tokenizer."""
     digest = hashlib.sha256(json.dumps(_added_by_settings(files), sort_keys=True).encode())
     for name in sorted(files):
-        if not name.startswith(WITHOUT_NUMBERS):
+        if not name.startswith(FILES_WITHOUT_IDS):
             digest.update(f"\0{name}\0".encode() + content_of(files[name]))
     return digest.hexdigest()
 
 
 def read_vocabulary(files: Files, model: str) -> Vocabulary:
-    """Read a model's tokenizer, `config.json` among its files if it has one.
+    """Read a model's tokenizer; `files` include `config.json` if the model has one.
 
-    Where there is no `tokenizer.json`, transformers makes one of what there is. Raises
-    `CheckpointError` for what is not a tokenizer, or what only code of its own can make.
+    transformers converts older files if there is no `tokenizer.json`. Raises `CheckpointError` for
+    files that are not a tokenizer, or that need code from the model.
     """
-    held = Held.of(files, model, "read_vocabulary")
+    client = TokenizerClient.of(files, model, "read_vocabulary")
     try:
-        about = held.read(_ABOUT)
+        contents = client.read(_CONTENTS)
     except Refused as error:
         raise CheckpointError(
-            f"{model}: its tokenizer cannot be read: {error}",
-            hint=f"Save it with transformers as a {TOKENIZER}.",
+            f"{model}: unreadable tokenizer: {error}",
+            hint=f"Save it with transformers as {TOKENIZER}.",
         ) from error
-    found = Vocabulary(_numbers(about, files), _added(about, files), held)
-    if max(found.numbers.values(), default=0) >= _MOST_TOKENS:
-        raise CheckpointError(f"{model}: a token has a number of {_MOST_TOKENS:,} or more")
-    return found
-
-
-def _numbers(about: _About, files: Files) -> dict[str, int]:
-    """Return every token's number, those that only `tokenizer_config.json` adds included."""
-    more = {str(each["content"]): int(n) for n, each in _added_by_settings(files).items()}
-    return {**more, **about.numbers}
-
-
-def _added(about: _About, files: Files) -> dict[str, dict[str, Any]]:
-    found = [*_added_by_settings(files).values(), *(each.model_dump() for each in about.added)]
-    known = _Added.model_fields
-    return {each["content"]: {k: v for k, v in each.items() if k in known} for each in found}
+    from_settings = _added_by_settings(files)
+    ids = {str(token["content"]): int(number) for number, token in from_settings.items()}
+    ids |= contents.ids
+    known_flags = _AddedToken.model_fields
+    added = {
+        token["content"]: {flag: value for flag, value in token.items() if flag in known_flags}
+        for token in (*from_settings.values(), *(token.model_dump() for token in contents.added))
+    }
+    if max(ids.values(), default=0) >= _MAX_TOKENS:
+        raise CheckpointError(f"{model}: a token id is not below {_MAX_TOKENS:,}")
+    return Vocabulary(ids, added, client)
 
 
 def _added_by_settings(files: Files) -> dict[str, Any]:
+    """Return the added tokens by id that `tokenizer_config.json` lists."""
     added = read_json(files[SETTINGS]).get("added_tokens_decoder") if SETTINGS in files else None
     return added if isinstance(added, dict) else {}
 
@@ -134,5 +137,5 @@ def read_json(content: bytes | Path) -> dict[str, Any]:
     """Read a side file that holds a JSON object."""
     if isinstance(content, Path):
         return read_config(content)
-    found: dict[str, Any] = json.loads(content)
-    return found
+    fields: dict[str, Any] = json.loads(content)
+    return fields

@@ -1,1 +1,1 @@
-"""mini8: eight small tasks and their tiny CLIP experts, inside the wheel."""
+"""mini8: eight small tasks and their tiny CLIP experts, included in the package."""

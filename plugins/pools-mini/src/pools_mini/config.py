@@ -1,23 +1,23 @@
-"""Options of mini8; free of torch, so that listing them costs nothing."""
+"""Options of mini8. Importing them does not import torch."""
 
 from fusion_core import ComponentConfig
 from pools_clip.config import Count, TaskNames
 
 
 class Mini8Config(ComponentConfig):
-    """The base and one expert a task, all inside the package."""
+    """A tiny base and one expert per task, included in the package."""
 
     tasks: TaskNames | None = None
-    """The tasks whose experts are fused, in this order; default: all eight."""
+    """Merge the experts of these tasks, in this order. Default: all eight."""
 
 
 class Mini8TasksConfig(ComponentConfig):
-    """Eight tasks, their images inside the package; unlabeled images are not the test images."""
+    """Eight tasks, included in the package. Unlabeled images differ from the test images."""
 
     tasks: TaskNames | None = None
-    """Which tasks, in this order; default: those whose experts the model pool of this name fuses,
-    or all eight."""
+    """Evaluate these tasks, in this order. Default: the tasks whose experts the model pool of the
+    same name merges, or all eight."""
     limit: Count | None = None
-    """A quick look: only the first test images of each task."""
+    """Evaluate only the first test images of each task."""
     batch_size: Count = 50
-    """Images a step when measuring accuracy."""
+    """Limit the number of images per batch in evaluation."""

@@ -1,4 +1,4 @@
-"""The files inside the package: checkpoints, images, and what they are."""
+"""The files of the package: checkpoints, images and their description."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fusion_core.weights import PackagedFiles
 DATA = Path(__file__).parent / "data"
 
 
-def description() -> dict[str, Any]:
+def load_description() -> dict[str, Any]:
     """Return the content of tasks.json: templates, and classnames and sources by task."""
     content: dict[str, Any] = json.loads(_files().file("tasks.json").read_text(encoding="utf-8"))
     return content
@@ -23,7 +23,7 @@ def checkpoint(*parts: str) -> str:
 
 
 def images(task: str, split: str) -> str:
-    """Return a task's parquet file: split is train, unlabeled or test."""
+    """Return a task's parquet file; `split` is train, unlabeled or test."""
     return str(_files().file(f"tasks/{task}/{split}.parquet"))
 
 

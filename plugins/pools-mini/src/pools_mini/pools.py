@@ -1,4 +1,4 @@
-"""The pools `mini8`: those of pools-clip, on the files inside this package."""
+"""The pools `mini8`: CLIP models and tasks from the files in this package."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 class Mini8Pool(ClipPool):
-    """A tiny CLIP and its experts, each called like its task."""
+    """A tiny CLIP and its experts, which have the names of their tasks."""
 
     config_class = Mini8Config
 
     def __init__(self, config: Mini8Config) -> None:
-        known = list(files.description()["tasks"])
-        names = choose_tasks(config.tasks, known, "model_pool.tasks")
+        tasks = list(files.load_description()["tasks"])
+        names = choose_tasks(config.tasks, tasks, "model_pool.tasks")
         experts = {name: files.checkpoint("experts", name) for name in names}
         super().__init__(ClipConfig(base=files.checkpoint("base"), models=experts))
         self.config = config
 
     def inputs(self) -> Mapping[str, Any]:
-        """Identify the inputs by what they are, wherever the package is installed."""
+        """Identify the inputs independently of the directory of the package."""
         return {
             name: {**identity, "source": f"mini8/{name}"}
             for name, identity in super().inputs().items()
@@ -36,29 +36,29 @@ class Mini8Pool(ClipPool):
 
 
 class Mini8Tasks(ClipClassification):
-    """The eight tasks; UNLABELED are images apart from the test images."""
+    """The eight tasks. UNLABELED images differ from the test images."""
 
     config_class = Mini8TasksConfig
 
     def __init__(self, config: Mini8TasksConfig) -> None:
-        about = files.description()
-        choose_tasks(config.tasks, list(about["tasks"]), "task_pool.tasks")  # these, not the hub's
-        datasets = {name: _dataset(name, each) for name, each in about["tasks"].items()}
+        description = files.load_description()
+        # the parent class would also accept data sets on the hub
+        choose_tasks(config.tasks, list(description["tasks"]), "task_pool.tasks")
+        datasets = {
+            name: Dataset(
+                classnames=task["classnames"],
+                test=files.images(name, "test"),
+                unlabeled=files.images(name, "unlabeled"),
+                train=files.images(name, "train"),
+            )
+            for name, task in description["tasks"].items()
+        }
         super().__init__(
             ClipClassificationConfig(
                 clip=files.checkpoint("base"),
                 datasets=datasets,
-                templates=about["templates"],
+                templates=description["templates"],
                 **config.model_dump(),
             )
         )
         self.config = config
-
-
-def _dataset(name: str, about: Mapping[str, Any]) -> Dataset:
-    return Dataset(
-        classnames=about["classnames"],
-        test=files.images(name, "test"),
-        unlabeled=files.images(name, "unlabeled"),
-        train=files.images(name, "train"),
-    )

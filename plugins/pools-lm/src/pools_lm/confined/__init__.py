@@ -1,1 +1,1 @@
-"""Tokenizers and chat templates of models that nobody vouches for, used in a child process."""
+"""Tokenizers and chat templates from untrusted models, run in a child process under limits."""

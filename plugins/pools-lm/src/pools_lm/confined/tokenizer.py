@@ -1,4 +1,4 @@
-"""A model's tokenizer and chat template as transformers has them, used under limits."""
+"""A model's transformers tokenizer and chat template, used under limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.files import Refused
-from pools_lm.confined.held import RENDERING, SETTINGS, Held, in_parts
+from pools_lm.confined.client import RENDERING, SETTINGS, TokenizerClient, split_batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     Message = Mapping[str, str]
 
-_WITHOUT = "Ask without it: --set task_pool.chat=false"
+_WITHOUT_TEMPLATE = "Use no chat template: --set task_pool.chat=false"
 
 
-class _About(BaseModel):
+class _Facts(BaseModel):
     """The facts about a tokenizer that its files state."""
 
     bos: int | None
@@ -30,7 +30,7 @@ class _About(BaseModel):
     length: int
 
 
-_ABOUT = TypeAdapter(_About)
+_FACTS = TypeAdapter(_Facts)
 _TEXTS = TypeAdapter[list[str] | None](list[str] | None)
 _ROWS = TypeAdapter[list[list[int]] | None](list[list[int]] | None)
 _NAMED_ROWS = TypeAdapter[list[dict[str, list[int]]] | None](list[dict[str, list[int]]] | None)
@@ -38,74 +38,82 @@ _NAMED_ROWS = TypeAdapter[list[dict[str, list[int]]] | None](list[dict[str, list
 
 @dataclass(frozen=True)
 class ConfinedTokenizer:
-    """A tokenizer that works in a child process: batches of texts in, numbers out.
+    """A tokenizer in a child process, which turns batches of texts into token ids and back.
 
-    Each method raises `CheckpointError` where a limit of time, memory or size is hit.
+    Each method raises `CheckpointError` if it exceeds a limit of time, memory or size.
     """
 
-    held: Held
-    about: _About
+    client: TokenizerClient
+    facts: _Facts
 
     @classmethod
     def of(cls, files: Files, model: str) -> ConfinedTokenizer:
-        """Read a tokenizer; raises `CheckpointError` for files that transformers cannot read."""
-        held = Held.of(files, model, "read_tokenizer")
+        """Read a tokenizer; raise `CheckpointError` for files that transformers cannot read."""
+        client = TokenizerClient.of(files, model, "read_tokenizer")
         try:
-            return cls(held, held.read(_ABOUT))
+            return cls(client, client.read(_FACTS))
         except Refused as error:
             raise CheckpointError(
-                f"the models' tokenizer or configuration cannot be read: {error}",
-                hint="Save both with transformers beside the base's weights.",
+                f"unreadable tokenizer or configuration of the models: {error}",
+                hint="Save both with transformers next to the base's weights.",
             ) from error
 
     def render(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
-        """Write conversations through the chat template, up to where a model answers.
+        """Render conversations with the chat template, up to the start of the model's answer.
 
         Raises `RecipeError` for a template that fails.
         """
-        sizes = [
-            sum(len(message["content"]) for message in conversation)
-            for conversation in conversations
-        ]
-        return [text for part in in_parts(sizes) for text in self._rendered(conversations[part])]
-
-    def _rendered(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
-        file = next((name for name in self.held.files if name.endswith(".jinja")), SETTINGS)
-        what = f"rendering its chat template ({file})"
-        hint = f"The template came with the model, and may be hostile: look at it.\n{_WITHOUT}"
-        asked = {"conversations": conversations}
-        try:
-            texts = self.held.ask("render", asked, _TEXTS, RENDERING, what=what, hint=hint)
-        except Refused as error:
-            raise RecipeError(
-                f"{self.held.model}: its chat template ({file}) refuses the conversation: {error}",
-                hint=_WITHOUT,
-            ) from error
-        if len(texts) != len(conversations):
-            raise CheckpointError(f"{self.held.model}: {what} left some out", hint=hint)
-        return texts
+        file = next((name for name in self.client.files if name.endswith(".jinja")), SETTINGS)
+        action = f"rendering its chat template ({file})"
+        hint = (
+            "The template came with the model, and may be hostile: look at it.\n"
+            f"{_WITHOUT_TEMPLATE}"
+        )
+        sizes = [sum(len(message["content"]) for message in messages) for messages in conversations]
+        rendered: list[str] = []
+        for part in split_batches(sizes):
+            options = {"conversations": conversations[part]}
+            try:
+                texts = self.client.ask(
+                    "render", options, _TEXTS, RENDERING, action=action, hint=hint
+                )
+            except Refused as error:
+                raise RecipeError(
+                    f"{self.client.model}: its chat template ({file}) refuses the conversation: "
+                    f"{error}",
+                    hint=_WITHOUT_TEMPLATE,
+                ) from error
+            if len(texts) != len(conversations[part]):
+                raise CheckpointError(
+                    f"{self.client.model}: {action} gave {len(texts)} texts for "
+                    f"{len(conversations[part])} conversations",
+                    hint=hint,
+                )
+            rendered += texts
+        return rendered
 
     def encode(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-        """Return the tokens of texts, with those that models expect around them if `special`."""
+        """Return the token ids of texts, with special tokens around them if `special`."""
         rows: list[list[int]] = []
-        for part in in_parts(list(map(len, texts))):
-            asked = {"texts": texts[part], "special": special}
-            rows += self.held.work("encode", asked, _ROWS, len(texts[part]))
+        for part in split_batches(list(map(len, texts))):
+            options = {"texts": texts[part], "special": special}
+            rows += self.client.ask_batch("encode", options, _ROWS, len(texts[part]))
         return rows
 
     def encode_rows(
         self, texts: Sequence[str], pairs: Sequence[str] | None, length: int
     ) -> list[dict[str, list[int]]]:
-        """Return what an encoder reads of texts, or of pairs of them: numbers by name.
+        """Return an encoder's named inputs for texts, or for pairs of texts.
 
-        What is longer than `length` tokens loses its end.
+        Inputs are truncated to `length` tokens.
         """
         rows: list[dict[str, list[int]]] = []
-        for part in in_parts(list(map(len, texts))):
-            own = {"texts": texts[part], "pairs": pairs and pairs[part], "length": length}
-            rows += self.held.work("encode_rows", own, _NAMED_ROWS, len(texts[part]))
+        for part in split_batches(list(map(len, texts))):
+            options = {"texts": texts[part], "pairs": pairs and pairs[part], "length": length}
+            rows += self.client.ask_batch("encode_rows", options, _NAMED_ROWS, len(texts[part]))
         return rows
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Return what tokens say, without special ones."""
-        return self.held.work("decode", {"rows": list(map(list, rows))}, _TEXTS, len(rows))
+        """Return the text of each row of token ids, without special tokens."""
+        options = {"rows": list(map(list, rows))}
+        return self.client.ask_batch("decode", options, _TEXTS, len(rows))

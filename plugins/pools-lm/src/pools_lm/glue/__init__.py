@@ -1,1 +1,1 @@
-"""Pools by name: published experts of the tasks of GLUE, from the hub."""
+"""Published experts of GLUE tasks, from the hub."""

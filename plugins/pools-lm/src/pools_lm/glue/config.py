@@ -1,4 +1,4 @@
-"""Options of the pools by name; free of torch, so that listing them costs nothing."""
+"""Options of the GLUE pools. Importing them does not import torch."""
 
 from typing import Literal
 
@@ -9,31 +9,31 @@ Variant = Literal["base", "base-lora", "large-lora"]
 
 
 class Gpt2Config(ComponentConfig):
-    """GPT-2 and the published experts of some tasks of GLUE, from the hub."""
+    """GPT-2 and its published experts of GLUE tasks, from the hub."""
 
     tasks: TaskNames | None = None
-    """The tasks whose experts are fused, in this order; default: all seven."""
+    """Merge the experts of these tasks, in this order. Default: all seven."""
 
 
 class FlanT5Config(ComponentConfig):
-    """Flan-T5 and the published experts of some tasks of GLUE, from the hub."""
+    """Flan-T5 and its published experts of GLUE tasks, from the hub."""
 
     tasks: TaskNames | None = None
-    """The tasks whose experts are fused, in this order; default: all eight."""
+    """Merge the experts of these tasks, in this order. Default: all eight."""
     variant: Variant = "base"
-    """Which experts: Flan-T5-base fine-tuned whole, or by LoRA of rank 16, or Flan-T5-large by
-    LoRA."""
+    """Choose the experts: Flan-T5-base after full fine-tuning (`base`) or with LoRA of rank 16
+    (`base-lora`), or Flan-T5-large with LoRA (`large-lora`)."""
 
 
 class Gpt2TasksConfig(MeasuringConfig):
-    """Tasks of GLUE from the hub, with the heads of GPT-2's published experts."""
+    """GLUE tasks from the hub, with the heads of GPT-2's published experts."""
 
     transductive: bool = True
-    """Adapt on the test examples, without their answers; there are no others."""
+    """Adapt on the test examples, without answers. There are no others."""
 
 
 class FlanT5TasksConfig(Gpt2TasksConfig):
-    """Tasks of GLUE from the hub, as questions that a model answers in words."""
+    """GLUE tasks from the hub, as questions that a model answers in words."""
 
     variant: Variant = "base"
-    """Whose published figures stand beside a run's; default: the model pool's."""
+    """Show the published results of this variant. Default: the model pool's variant."""

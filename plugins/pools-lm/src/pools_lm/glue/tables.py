@@ -1,7 +1,7 @@
-"""The published families and the tasks of GLUE: tables, read from data files.
+"""Tables of published families and GLUE tasks, read from data files.
 
-A family is a base, a pattern for the names of its experts, and a file of published figures. To add
-one is to add to the files; nothing here imports torch or asks the network.
+A family is a base, a pattern for its experts' names, and a file of published results. To add a
+family, edit the data files. This module imports no torch and needs no network.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints of one architecture, fine-tuned in one way."""
+    """Checkpoints of one architecture, fine-tuned in the same way."""
 
     name: str
     title: str
-    #: the repository of the model that experts were fine-tuned from
+    #: repository of the model that was fine-tuned
     base: str
-    #: the repositories of experts, {task} in the place of the task
+    #: pattern of the experts' repositories, with {task} for the task
     expert: str
     tasks: Sequence[str]
-    #: what their weights take, in fp32
+    #: sizes in fp32
     base_bytes: int
     expert_bytes: int
 
@@ -39,48 +39,44 @@ class Family:
 
     @property
     def download_bytes(self) -> int:
-        """What the base and all experts take."""
+        """The size of the base and all experts."""
         return self.base_bytes + len(self.tasks) * self.expert_bytes
 
 
-def family(name: str) -> Family:
+def load_family(name: str) -> Family:
     """Return a family by its name: gpt2, flan-t5-base, ..."""
     return Family(name, **_table()["families"][name])
 
 
-def said(what: str) -> str:
-    """Return the citation or the licence of the models, or of the data."""
-    return str(_table()[what])
+def load_notice(key: str) -> str:
+    """Return the citation or the licence of the models or of the data."""
+    return str(_table()[key])
 
 
-def examples(task: str) -> dict[str, Any]:
-    """Return where a task's test and training examples are on the hub."""
-    place = f"hub:{_table()['dataset']}/{task}"
-    return {"test": f"{place}/{_task(task).get('split', 'validation')}", "train": f"{place}/train"}
+def examples_of(task: str) -> dict[str, Any]:
+    """Return the splits on the hub with a task's test and training examples."""
+    prefix = f"hub:{_table()['dataset']}/{task}"
+    split = _table()["tasks"][task].get("split", "validation")
+    return {"test": f"{prefix}/{split}", "train": f"{prefix}/train"}
 
 
-def texts(task: str) -> dict[str, Any]:
-    """Return a task's text, or both of a pair, in the order in which classifiers read them."""
-    return _some(task, "text", "pair")
+def text_options(task: str) -> dict[str, Any]:
+    """Return the templates of a task's text, or of its pair, in the order for classifiers."""
+    return _select_options(task, "text", "pair")
 
 
-def question(task: str) -> dict[str, Any]:
-    """Return what a model is asked, how answers are called, and what is measured of them."""
-    return {"answer": "label", **_some(task, "prompt", "names", "answer", "metric")}
+def question_options(task: str) -> dict[str, Any]:
+    """Return a task's prompt, answer names and metric."""
+    return {"answer": "label", **_select_options(task, "prompt", "names", "answer", "metric")}
 
 
-def published(name: str) -> Mapping[str, Any]:
-    """Return a family's published figures: family, source, tasks and rows, in percent."""
+def load_published(name: str) -> Mapping[str, Any]:
+    """Return a family's published results in percent: family, source, tasks and rows."""
     return _read(f"published/{name}.json")
 
 
-def _some(task: str, *names: str) -> dict[str, Any]:
-    return {name: each for name, each in _task(task).items() if name in names}
-
-
-def _task(name: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = _table()["tasks"][name]
-    return found
+def _select_options(task: str, *names: str) -> dict[str, Any]:
+    return {name: value for name, value in _table()["tasks"][task].items() if name in names}
 
 
 @cache
@@ -89,5 +85,5 @@ def _table() -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((_DATA / name).read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads((_DATA / name).read_text(encoding="utf-8"))
+    return content

@@ -1,1 +1,1 @@
-"""Tasks of lm-evaluation-harness, measured in a process of its own."""
+"""Tasks of lm-evaluation-harness, evaluated in a separate process."""

@@ -1,7 +1,7 @@
-"""lm-evaluation-harness as a process: a request in JSON, an answer in JSON, what it says as notes.
+"""Run lm-evaluation-harness in a child process, with a JSON request and a JSON answer.
 
-It is never imported here. A python runs `runner.py`: this one, or that of an environment
-which may have other versions of everything.
+The harness is never imported here. A Python interpreter runs `runner.py`. It may belong to another
+environment with other versions of every package. The child's output becomes progress notes.
 """
 
 from __future__ import annotations
@@ -24,61 +24,61 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _LAST_LINES = 12
-_LONGEST_NOTE = 100
-#: How the runner's line begins that says that a task is done.
-_MEASURED = "lm-eval has measured"
+_MAX_NOTE = 100
+#: Prefix of the runner's line after each finished task.
+_TASK_FINISHED = "lm-eval has measured"
 
 
 @dataclass(frozen=True)
 class Harness:
-    """The harness in the environment of a python; None is the one that runs this."""
+    """The harness in the environment of an interpreter; None is the current one."""
 
     python: str | None = None
 
-    def done(
-        self, request: Mapping[str, Any], *, measured: Callable[[], object] = int
+    def request(
+        self, request: Mapping[str, Any], *, task_finished: Callable[[], object] = int
     ) -> dict[str, Any]:
-        """Have the runner do what is requested, and return what came of it.
+        """Send a request to the runner, and return its answer.
 
-        `measured` is called for each task that is done.
-
-        Raises `PluginError` where there is no harness, `HubError` where data is on the hub and that
-        cannot be reached, other `FusionError`s for what the harness does not do, or died of.
+        `task_finished` is called after each task. Raises `PluginError` without a suitable harness,
+        `HubError` if data cannot be downloaded, and another `FusionError` for other failures.
         """
-        with TemporaryDirectory(prefix="fuse-lm-eval-") as folder:
-            program, asked, answer = (
-                Path(folder, name) for name in ("run.py", "request.json", "answer.json")
+        with TemporaryDirectory(prefix="fuse-lm-eval-") as directory:
+            program, request_file, answer_file = (
+                Path(directory, name) for name in ("run.py", "request.json", "answer.json")
             )
             program.write_bytes(files("pools_lm.harness").joinpath("runner.py").read_bytes())
-            asked.write_text(json.dumps(request), encoding="utf-8")
-            self._run([str(each) for each in (program, asked, answer)], answer, measured)
-            content: dict[str, Any] = json.loads(answer.read_bytes())
-        if "error" in content:
-            raise self._refusal(**content["error"])
-        done: dict[str, Any] = content["done"]
+            request_file.write_text(json.dumps(request), encoding="utf-8")
+            self._run([program, request_file, answer_file], answer_file, task_finished)
+            answer: dict[str, Any] = json.loads(answer_file.read_bytes())
+        if "error" in answer:
+            raise self._refusal(**answer["error"])
+        done: dict[str, Any] = answer["done"]
         return done
 
-    def _run(self, arguments: list[str], answer: Path, measured: Callable[[], object]) -> None:
-        """Run the program to its end; raises `FusionError` if it leaves no answer."""
-        last: deque[str] = deque(maxlen=_LAST_LINES)
-        with self._started(arguments) as process:
-            assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+    def _run(
+        self, arguments: list[Path], answer_file: Path, task_finished: Callable[[], object]
+    ) -> None:
+        """Run the program; raise `FusionError` if it leaves no answer."""
+        last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        with self._start(arguments) as process:
+            assert process.stdout is not None  # noqa: S101 - stdout is a pipe
             try:
                 for line in filter(None, map(str.strip, process.stdout)):
-                    last.append(line)
-                    if line.startswith(_MEASURED):
-                        measured()
-                    note(line[:_LONGEST_NOTE])
+                    last_lines.append(line)
+                    if line.startswith(_TASK_FINISHED):
+                        task_finished()
+                    note(line[:_MAX_NOTE])
             except BaseException:
                 process.kill()
                 raise
-        if process.returncode or not answer.is_file():
-            raise self._died(process.returncode, list(last))
+        if process.returncode or not answer_file.is_file():
+            raise self._failure(process.returncode, list(last_lines))
 
-    def _started(self, arguments: list[str]) -> subprocess.Popen[str]:
+    def _start(self, arguments: list[Path]) -> subprocess.Popen[str]:
         try:
-            return subprocess.Popen(  # noqa: S603 - the user names the python
-                [self.python or sys.executable, *arguments],
+            return subprocess.Popen(  # noqa: S603 - the user names the interpreter
+                [self._interpreter, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -88,59 +88,57 @@ class Harness:
             )
         except OSError as error:
             raise RecipeError(
-                f"task_pool.python: {self.python} cannot be run: {error.strerror}",
-                hint="Name the python of an environment that has lm-eval: ENVIRONMENT/bin/python.",
+                f"task_pool.python: cannot run {self.python}: {error.strerror}",
+                hint="Name the Python of an environment that has lm-eval: ENVIRONMENT/bin/python.",
             ) from error
 
-    def _died(self, code: int, last: list[str]) -> FusionError:
+    def _failure(self, code: int, last_lines: list[str]) -> FusionError:
         if code == -signal.SIGALRM:
             return FusionError(
-                "a chat template or tokenizer took too long in lm-eval, which was ended",
-                hint="It came with the model, and may be hostile: look at it. Without a template: "
+                "lm-eval was stopped, because a chat template or tokenizer exceeded its time limit",
+                hint="It came with the model, and may be hostile: look at it. To use no template: "
                 "--set task_pool.apply_chat_template=false.",
             )
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        lines = "\n".join(f"  {each}" for each in last)
+        ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        lines = "\n".join(f"  {line}" for line in last_lines)
         return FusionError(
-            f"lm-eval {how} and gave no answer:\n{lines}",
-            hint="It ran out of memory, if anything: lower task_pool.batch_size."
+            f"lm-eval {ending} and gave no answer:\n{lines}",
+            hint="The most likely cause is a lack of memory: lower task_pool.batch_size."
             if code < 0
-            else f"It was run by {self._name}.",
+            else f"The interpreter was {self._interpreter}.",
         )
 
     def _refusal(self, kind: str, message: str) -> FusionError:
         match kind:
             case "missing" | "old":
-                what = "is too old" if kind == "old" else "is not all there"
+                problem = "is too old" if kind == "old" else "is not completely installed"
+                hint = (
+                    "Install it: pip install 'pools-lm[lm-eval]'; or name the Python of another "
+                    "environment that has it: task_pool.python."
+                    if self.python is None
+                    else f"Install it there: {self.python} -m pip install "
+                    "'lm-eval[hf]>=0.4.13,<0.5'."
+                )
                 return PluginError(
-                    f"lm-eval {what} for {self._name}: {message}", hint=self._how_to_install
+                    f"lm-eval {problem} for {self._interpreter}: {message}", hint=hint
                 )
             case "device":
                 return RecipeError(
-                    f"lm-eval cannot measure there: {message}",
+                    f"lm-eval cannot use this device: {message}",
                     hint="Name another task_pool.device, or another task_pool.python.",
                 )
             case "network":
                 return HubError(
-                    f"lm-eval has no data for {message}",
-                    hint="Run it once where the hub can be reached: its data is then in the cache "
-                    "of the datasets library (HF_HOME).",
+                    f"lm-eval cannot download the data of {message}",
+                    hint="Run it once with access to the hub. The datasets library then keeps the "
+                    "data in its cache (HF_HOME).",
                 )
             case _:
                 return FusionError(
-                    f"lm-eval has no data for {message}",
-                    hint="Look at what the task's configuration says of its data.",
+                    f"lm-eval cannot read the data of {message}",
+                    hint="Check the data in the task's configuration.",
                 )
 
     @property
-    def _name(self) -> str:
+    def _interpreter(self) -> str:
         return self.python or sys.executable
-
-    @property
-    def _how_to_install(self) -> str:
-        if self.python is None:
-            return (
-                "Install it: pip install 'pools-lm[lm-eval]'; or name the python of another "
-                "environment that has it: task_pool.python."
-            )
-        return f"Install it there: {self.python} -m pip install 'lm-eval[hf]>=0.4.13,<0.5'."

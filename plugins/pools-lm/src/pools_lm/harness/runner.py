@@ -1,11 +1,11 @@
-"""What runs beside lm-evaluation-harness: reads a request in JSON, writes an answer in JSON.
+"""The program that runs lm-evaluation-harness: it reads a JSON request and writes a JSON answer.
 
-A program of its own (`run.py REQUEST ANSWER`), for an environment that may have nothing of ours:
-Python >= 3.10 and lm-eval. What it prints is for people. An answer is `{"done": ...}`, or
-`{"error": {"kind": ..., "message": ...}}` for what can be said better than by a traceback.
+It runs on its own (`run.py REQUEST ANSWER`), in an environment that needs only Python >= 3.10 and
+lm-eval. Its output is for people. An answer is `{"done": ...}`, or
+`{"error": {"kind": ..., "message": ...}}` for expected errors.
 """
 
-# ruff: noqa: ANN401 - the harness's objects, which are known where it runs
+# ruff: noqa: ANN401 - the harness's types are unknown here
 from __future__ import annotations
 
 import hashlib
@@ -27,30 +27,30 @@ _NEEDED = ("lm_eval", "torch", "transformers", "accelerate")
 _VERSIONS = ("lm-eval", "torch", "transformers", "datasets")
 _NO_NETWORK = re.compile(r"Connect|Offline|Timeout|LocalEntryNotFound|HubHTTP|Couldn't reach")
 
-#: What one call of a model's chat template or tokenizer may take, in seconds and bytes.
-SECONDS_OF_MODELS_OWN, _MEMORY_OF_MODELS_OWN = 60.0, 1_500_000_000
+#: Limits of one call of a model's chat template or tokenizer, in seconds and bytes.
+MODEL_CODE_SECONDS, _MODEL_CODE_BYTES = 60.0, 1_500_000_000
 
 Json = dict[str, Any]
 
 
 class Refused(Exception):  # noqa: N818 - an answer
-    """An answer that says why there is none."""
+    """An expected error, which becomes the answer."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.answer = {"error": {"kind": kind, "message": message}}
 
 
-def main(request: Path, answer: Path) -> None:
-    """Answer a request: `describe` its tasks, or measure a model on them."""
-    asked: Json = json.loads(request.read_bytes())
+def main(request_file: Path, answer_file: Path) -> None:
+    """Answer a request to describe tasks or to evaluate a model on them."""
+    request: Json = json.loads(request_file.read_bytes())
     try:
         _check_installed()
-        done = describe(asked) if asked["do"] == "describe" else measure(asked)
-        content = {"done": {"versions": _versions(), **done}}
+        done = describe(request) if request["do"] == "describe" else evaluate(request)
+        answer = {"done": {"versions": _versions(), **done}}
     except Refused as refused:
-        content = refused.answer
-    answer.write_text(json.dumps(content), encoding="utf-8")
+        answer = refused.answer
+    answer_file.write_text(json.dumps(answer), encoding="utf-8")
 
 
 def _check_installed() -> None:
@@ -64,66 +64,65 @@ def _check_installed() -> None:
 
 
 def _versions() -> dict[str, str]:
-    own = ".".join(map(str, sys.version_info[:3]))
-    return {"python": own, **{name: metadata.version(name) for name in _VERSIONS}}
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python, **{name: metadata.version(name) for name in _VERSIONS}}
 
 
-def _manager(asked: Json) -> Any:
+def _task_manager(request: Json) -> Any:
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=asked["include_path"])
+    return TaskManager(include_path=request["include_path"])
 
 
-# --- what there is, without reading data ---------------------------------------------------------
+# --- descriptions, without reading data ----------------------------------------------------------
 
 
-def describe(asked: Json) -> Json:
-    """Say of each name what the harness knows by it."""
-    if asked["device"] is not None:
-        _check_device(asked["device"])
-    index = _manager(asked).task_index
-    return {"tasks": {name: _entry(name, index) for name in asked["tasks"]}}
+def describe(request: Json) -> Json:
+    """Describe each name in the harness's index."""
+    if request["device"] is not None:
+        _check_device(request["device"])
+    index = _task_manager(request).task_index
+    return {"tasks": {name: _describe_entry(name, index) for name in request["tasks"]}}
 
 
-def _entry(name: str, index: Json) -> Json:
-    found = index.get(name)
-    if found is None:
+def _describe_entry(name: str, index: Json) -> Json:
+    entry = index.get(name)
+    if entry is None:
         return {"kind": "unknown", "close": get_close_matches(name, index, n=3)}
-    config: Json = found.cfg or {}
-    leaves = [*_leaves(name, index, {})]
-    listed = config.get("aggregate_metric_list" if found.kind.name == "GROUP" else "metric_list")
+    config: Json = entry.cfg or {}
+    leaves = [*_leaf_configs(name, index, {})]
+    metrics = config.get("aggregate_metric_list" if entry.kind.name == "GROUP" else "metric_list")
     return {
-        "kind": found.kind.name.lower(),
-        "metrics": [] if "process_results" in config else [_name(each) for each in _listed(listed)],
+        "kind": entry.kind.name.lower(),
+        "metrics": []
+        if "process_results" in config
+        else [str(metric["metric"]).rpartition(".")[2] for metric in _as_list(metrics)],
         "members": [leaf["task"] for leaf in leaves],
         "unsafe": [leaf["task"] for leaf in leaves if leaf.get("unsafe_code")],
-        "data": [_data(leaf) for leaf in leaves],
-        "missing": [str(path) for leaf in leaves for path in _missing(leaf)],
+        "data": [_identify_data(leaf) for leaf in leaves],
+        "missing": [str(path) for leaf in leaves for path in _missing_files(leaf)],
         "digest": _digest([config, leaves]),
     }
 
 
-def _leaves(name: str, index: Json, changes: Json) -> Any:
-    """Yield the configurations of the tasks that a name stands for, as they are changed there."""
-    found = index.get(name)
-    if found is None:  # a task that a group itself configures
+def _leaf_configs(name: str, index: Json, changes: Json) -> Any:
+    """Yield the configuration of each task in a name, with the changes of its groups."""
+    entry = index.get(name)
+    if entry is None:  # a task that a group itself configures
         yield {**changes, "task": name}
-    elif found.kind.name == "TAG":
-        for tag in sorted(found.tags):
-            yield from _leaves(tag, index, changes)
-    elif found.kind.name == "GROUP":
-        for each in _listed(found.cfg.get("task")):
-            own = {"task": each} if isinstance(each, str) else each
-            yield from _leaves(own.get("task") or own["group"], index, {**changes, **own})
+    elif entry.kind.name == "TAG":
+        for tag in sorted(entry.tags):
+            yield from _leaf_configs(tag, index, changes)
+    elif entry.kind.name == "GROUP":
+        for member in _as_list(entry.cfg.get("task")):
+            config = {"task": member} if isinstance(member, str) else member
+            member_name = config.get("task") or config["group"]
+            yield from _leaf_configs(member_name, index, {**changes, **config})
     else:
-        yield {**found.cfg, **changes, "task": name}
+        yield {**entry.cfg, **changes, "task": name}
 
 
-def _name(metric: Json) -> str:
-    return str(metric["metric"]).rpartition(".")[2]
-
-
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
@@ -131,33 +130,33 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _data(config: Json) -> Any:
-    """Identify a task's data: files by size and time, what is on the hub by its commit.
+def _identify_data(config: Json) -> Any:
+    """Identify a task's data: files by size and time, a data set on the hub by its commit.
 
-    None where neither is known: what was measured on it is then not remembered.
+    Return None if neither is known. Results on such data are not cached.
     """
     path, files = config.get("dataset_path"), _data_files(config)
     if path and not files and Path(path).is_dir():
-        files = sorted(each for each in Path(path).rglob("*") if each.is_file())
+        files = sorted(file for file in Path(path).rglob("*") if file.is_file())
     if files:
         known = all(file.is_file() for file in files)
         stats = {str(file): file.stat() for file in files} if known else {}
-        return {name: [each.st_size, each.st_mtime_ns] for name, each in stats.items()} or None
+        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()} or None
     commit = _commit(path, (config.get("dataset_kwargs") or {}).get("revision")) if path else None
     return commit and {"data_set": path, "commit": commit}
 
 
 def _data_files(config: Json) -> list[Path]:
-    """Return the files that a task names: here, or patterns and addresses."""
+    """Return the data files of a task: local paths, patterns or addresses."""
     files = (config.get("dataset_kwargs") or {}).get("data_files")
     by_split = files.values() if isinstance(files, dict) else [files]
-    return [Path(each) for split in by_split for each in _listed(split)]
+    return [Path(file) for split in by_split for file in _as_list(split)]
 
 
-def _missing(config: Json) -> list[Path]:
-    """Return the files of this machine that a task names and that are not there."""
-    absolute = [data_file for data_file in _data_files(config) if data_file.is_absolute()]
-    return [each for each in absolute if not (each.exists() or set("*?[") & set(str(each)))]
+def _missing_files(config: Json) -> list[Path]:
+    """Return the local data files of a task that do not exist."""
+    local = [file for file in _data_files(config) if file.is_absolute()]
+    return [file for file in local if not (file.exists() or set("*?[") & set(str(file)))]
 
 
 @cache
@@ -165,42 +164,42 @@ def _commit(data_set: str, revision: str | None) -> str | None:
     try:
         from huggingface_hub import HfApi
 
-        found = HfApi().dataset_info(data_set, revision=revision, timeout=10).sha
-    except Exception:  # noqa: BLE001 - no network, no such data set: the run will say
+        commit = HfApi().dataset_info(data_set, revision=revision, timeout=10).sha
+    except Exception:  # noqa: BLE001 - no network or no data set; the evaluation reports it
         return None
-    return None if found is None else str(found)
+    return None if commit is None else str(commit)
 
 
-# --- measuring -----------------------------------------------------------------------------------
+# --- evaluation ----------------------------------------------------------------------------------
 
 
-def measure(asked: Json) -> Json:
-    """Measure a model directory on tasks, each as if there were no other."""
-    _check_device(asked["device"])
-    _load_data_only()
-    manager = _manager(asked)
-    loaded = {name: _load(manager, name) for name in asked["tasks"]}
+def evaluate(request: Json) -> Json:
+    """Evaluate a model directory on tasks, each one separately."""
+    _check_device(request["device"])
+    _disable_data_scripts()
+    manager = _task_manager(request)
+    tasks = {name: _load_task(manager, name) for name in request["tasks"]}
     from lm_eval.models.huggingface import HFLM
 
     model = HFLM(
-        pretrained=asked["model"],
-        device=asked["device"],
-        dtype=asked["dtype"],
-        batch_size=asked["batch_size"],
+        pretrained=request["model"],
+        device=request["device"],
+        dtype=request["dtype"],
+        batch_size=request["batch_size"],
     )
-    _limit_what_came_with(model)
+    limit_model_code(model)
     return {
         "tasks": {
-            name: _measured(model, name, each, {**asked, "task_manager": manager})
-            for name, each in loaded.items()
+            name: _evaluate_task(model, name, task, {**request, "task_manager": manager})
+            for name, task in tasks.items()
         }
     }
 
 
-def _limit_what_came_with(model: Any) -> None:
-    """Have a chat template or tokenizer that never ends, or fills the memory, end this process.
+def limit_model_code(model: Any) -> None:
+    """Limit the time and memory of the chat template and the tokenizer, which come with a model.
 
-    The default action of SIGALRM ends it, whatever code is stuck.
+    The default action of SIGALRM ends this process, whatever code is running.
     """
     for name in ("apply_chat_template", "tok_encode", "tok_batch_encode"):
         if hasattr(model, name):
@@ -211,10 +210,10 @@ def _within_limits(work: Any) -> Any:
     @wraps(work)
     def limited(*args: Any, **options: Any) -> Any:
         before = resource.getrlimit(resource.RLIMIT_DATA)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_MODELS_OWN)
+        signal.setitimer(signal.ITIMER_REAL, MODEL_CODE_SECONDS)
         with suppress(OSError, ValueError):  # no /proc, or a lower limit already
             used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_DATA, (used + _MEMORY_OF_MODELS_OWN, before[1]))
+            resource.setrlimit(resource.RLIMIT_DATA, (used + _MODEL_CODE_BYTES, before[1]))
         try:
             return work(*args, **options)
         finally:
@@ -230,13 +229,13 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except Exception as error:
-        raise Refused("device", f"torch {torch.__version__} says: {_in_short(error)}") from error
+        raise Refused("device", f"torch {torch.__version__} says: {_summarize(error)}") from error
 
 
-def _load_data_only() -> None:
-    """Have data sets loaded without the scripts that old ones bring: those are code from the hub.
+def _disable_data_scripts() -> None:
+    """Load data sets without the scripts of old ones, which are code from the hub.
 
-    Some tasks of the harness ask for them. Since version 4 the datasets library runs none.
+    Some tasks of the harness ask for scripts. Since version 4, the datasets library runs none.
     """
     os.environ["HF_DATASETS_TRUST_REMOTE_CODE"] = "0"  # read when datasets is imported
     datasets: Any = import_module("datasets")
@@ -249,60 +248,60 @@ def _load_data_only() -> None:
     datasets.load_dataset = load_data
 
 
-def _load(manager: Any, name: str) -> Any:
-    """Read a task's data, or that of a group's members.
+def _load_task(manager: Any, name: str) -> Any:
+    """Read the data of a task, or of a group's members.
 
-    A name that is not in the harness's index would be taken for the path of a YAML file.
+    The harness would read a name outside its index as the path of a YAML file.
     """
     if name not in manager.task_index:
-        raise Refused("data", f"task {name!r}: the harness has no task of this name")
+        raise Refused("data", f"task {name!r}: unknown to the harness")
     try:
-        found = manager.load([name])
+        loaded = manager.load([name])
     except Exception as error:
         kind = "network" if _NO_NETWORK.search(f"{type(error).__name__}: {error}") else "data"
-        raise Refused(kind, f"task {name!r}: {_in_short(error)}") from error
-    groups = found.get("groups") or {}
-    return groups.get(name) or found["tasks"][name]
+        raise Refused(kind, f"task {name!r}: {_summarize(error)}") from error
+    groups = loaded.get("groups") or {}
+    return groups.get(name) or loaded["tasks"][name]
 
 
-def _in_short(error: BaseException) -> str:
-    own = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return own if error.__cause__ is None else f"{own}; {_in_short(error.__cause__)}"
+def _summarize(error: BaseException) -> str:
+    summary = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return summary if error.__cause__ is None else f"{summary}; {_summarize(error.__cause__)}"
 
 
-def _measured(model: Any, name: str, task: Any, asked: Json) -> Json:
+def _evaluate_task(model: Any, name: str, task: Any, request: Json) -> Json:
     from lm_eval import simple_evaluate
 
-    found = simple_evaluate(
+    results = simple_evaluate(
         model=model,
         tasks=[task],
-        num_fewshot=asked["num_fewshot"],
-        limit=asked["limit"],
-        apply_chat_template=asked["apply_chat_template"],
-        task_manager=asked["task_manager"],
+        num_fewshot=request["num_fewshot"],
+        limit=request["limit"],
+        apply_chat_template=request["apply_chat_template"],
+        task_manager=request["task_manager"],
         log_samples=False,
-        **_seeds(asked["seed"]),
+        **_seeds(request["seed"]),
     )
-    print(f"lm-eval has measured {name}", flush=True)  # noqa: T201 - counted, and for people
-    values = found["results"][name]
-    settings = found["config"]
-    counts = [each["effective"] for each in found["n-samples"].values()]
+    print(f"lm-eval has measured {name}", flush=True)  # noqa: T201 - the parent counts these lines
+    values = results["results"][name]
+    settings = results["config"]
+    counts = [samples["effective"] for samples in results["n-samples"].values()]
     return {
-        "values": {key: float(each) for key, each in values.items() if _is_value(key, each)},
-        "higher_is_better": found["higher_is_better"].get(name, {}),
-        "version": found["versions"].get(name),
-        "num_fewshot": found["n-shot"].get(name),
+        "values": {
+            key: float(value)
+            for key, value in values.items()
+            if "," in key and isinstance(value, Real)
+        },
+        "higher_is_better": results["higher_is_better"].get(name, {}),
+        "version": results["versions"].get(name),
+        "num_fewshot": results["n-shot"].get(name),
         "examples": sum(counts),
         "seeds": {key: settings[f"{key}_seed"] for key in ("random", "numpy", "torch", "fewshot")},
     }
 
 
-def _is_value(key: str, value: Any) -> bool:
-    return "," in key and isinstance(value, Real)
-
-
 def _seeds(seed: int | None) -> dict[str, int]:
-    """Return the arguments for one seed; none for the harness's own."""
+    """Return the arguments for one seed; none for the harness's own seeds."""
     names = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     return {} if seed is None else dict.fromkeys(names, seed)
 

@@ -1,1 +1,1 @@
-"""lm-mini: six small tasks and their tiny Llama experts, inside the wheel."""
+"""lm-mini: six small tasks and their tiny Llama experts, included in the package."""

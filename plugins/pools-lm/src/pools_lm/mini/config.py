@@ -1,18 +1,18 @@
-"""Options of lm-mini; free of torch, so that listing them costs nothing."""
+"""Options of lm-mini. Importing them does not import torch."""
 
 from fusion_core import ComponentConfig
 from pools_lm.tasks.config import Count, MeasuringConfig, TaskNames
 
 
 class MiniConfig(ComponentConfig):
-    """The base and one expert a task, all inside the package."""
+    """A tiny base and one expert per task, included in the package."""
 
     tasks: TaskNames | None = None
-    """The tasks whose experts are fused, in this order; default: all six."""
+    """Merge the experts of these tasks, in this order. Default: all six."""
 
 
 class MiniTasksConfig(MeasuringConfig):
-    """Six tasks, their lines inside the package; unlabeled lines are not the test lines."""
+    """Six tasks, included in the package. Unlabeled lines differ from the test lines."""
 
     batch_size: Count = 32
-    """Examples at once when measuring."""
+    """Set the number of examples per batch in evaluation."""

@@ -1,4 +1,4 @@
-"""The pools `lm-mini`: those of language models, on the files inside this package."""
+"""The pools `lm-mini`: models and tasks from the files in this package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).parents[1] / "data" / "lm-mini"
 _SPLITS = ("test", "unlabeled", "train")
-#: An answer is a word or two.
+#: Options per kind of task. Answers are one or two words.
 _KINDS: Mapping[str, dict[str, Any]] = {
     "perplexity": {"kind": "perplexity"},
     "choice": {"kind": "choice"},
@@ -28,19 +28,19 @@ _KINDS: Mapping[str, dict[str, Any]] = {
 
 
 class MiniPool(CausalPool):
-    """A tiny Llama and its experts, each called like its task."""
+    """A tiny Llama and its experts, which have the names of their tasks."""
 
     config_class: ClassVar[Any] = MiniConfig
 
     def __init__(self, config: MiniConfig) -> None:
         files = PackagedFiles(DATA, "pools-lm")
-        names = choose_tasks(config.tasks, list(_about(files)), "model_pool.tasks")
+        names = choose_tasks(config.tasks, list(_read_tasks(files)), "model_pool.tasks")
         experts = {name: files.directory(f"experts/{name}") for name in names}
         super().__init__(LanguageConfig(base=files.directory("base"), models=experts))
         self.config = config
 
     def inputs(self) -> Mapping[str, Any]:
-        """Identify the inputs by what they are, wherever the package is installed."""
+        """Identify the inputs independently of the directory of the package."""
         return {
             name: {**identity, "source": f"lm-mini/{name}"}
             for name, identity in super().inputs().items()
@@ -48,23 +48,24 @@ class MiniPool(CausalPool):
 
 
 class MiniTasks(LanguageTasks):
-    """The six tasks; UNLABELED are lines apart from the test lines, without answers."""
+    """The six tasks. UNLABELED lines have no answers and differ from the test lines."""
 
     config_class = MiniTasksConfig
 
     def __init__(self, config: MiniTasksConfig) -> None:
         files = PackagedFiles(DATA, "pools-lm")
-        datasets: Any = {name: _dataset(files, name, each) for name, each in _about(files).items()}
+        datasets: Any = {
+            name: {
+                **_KINDS[description["kind"]],
+                **{split: str(files.file(f"tasks/{name}/{split}.jsonl")) for split in _SPLITS},
+            }
+            for name, description in _read_tasks(files).items()
+        }
         super().__init__(LanguageTasksConfig(datasets=datasets, **config.model_dump()))
         self.config = config
 
 
-def _about(files: PackagedFiles) -> dict[str, dict[str, str]]:
-    """Return the content of tasks.json: kind, title, source and licence by task."""
-    content: dict[str, dict[str, str]] = json.loads(files.file("tasks.json").read_bytes())["tasks"]
-    return content
-
-
-def _dataset(files: PackagedFiles, name: str, about: Mapping[str, str]) -> dict[str, Any]:
-    paths = {split: str(files.file(f"tasks/{name}/{split}.jsonl")) for split in _SPLITS}
-    return {**_KINDS[about["kind"]], **paths}
+def _read_tasks(files: PackagedFiles) -> dict[str, dict[str, str]]:
+    """Return the kind, title, source and licence of each task in tasks.json."""
+    tasks: dict[str, dict[str, str]] = json.loads(files.file("tasks.json").read_bytes())["tasks"]
+    return tasks

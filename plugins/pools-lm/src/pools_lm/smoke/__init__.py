@@ -1,1 +1,1 @@
-"""The smoke test: a few prompts that show at once whether a model says anything of sense."""
+"""The smoke test: a few prompts that show whether a merged model still makes sense."""

@@ -1,4 +1,4 @@
-"""What `fuse run` shows below its results: the smoke test, and how to go on from there."""
+"""The text that `fuse run` prints below its results: the smoke test and the next command."""
 
 from __future__ import annotations
 
@@ -6,55 +6,53 @@ import logging
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import FusionError
-from pools_lm.gguf import conversion
+from pools_lm.gguf import conversion_command
 from pools_lm.pools import CausalPool, Seq2SeqPool
-from pools_lm.smoke.directory import model_in, speakers
-from pools_lm.smoke.room import room_on
-from pools_lm.smoke.trial import Trial
+from pools_lm.smoke.directory import load_model, models_of_pool
+from pools_lm.smoke.memory import available_bytes
+from pools_lm.smoke.smoke_test import SmokeTest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
 
     from fusion_core import Progress, RunResult
-    from pools_lm.smoke.asking import Speaker
 
 _LOG = logging.getLogger(__name__)
 
 
-def shown_after_run(result: RunResult, device: torch.device, progress: Progress) -> str | None:
-    """Return what is to be seen of a language model; None for a model of another kind."""
+def text_after_run(result: RunResult, device: torch.device, progress: Progress) -> str | None:
+    """Return the text for a merged language model; None for a model of another kind."""
     path, pool = result.path, result.pool
     if path is None or not isinstance(pool, CausalPool | Seq2SeqPool):
         return None
-    found = (_smoke_test(path, pool, device, progress), conversion(path))
-    return "\n\n".join(filter(None, found)) or None
+    texts = (_run_smoke_test(path, pool, device, progress), conversion_command(path))
+    return "\n\n".join(filter(None, texts)) or None
 
 
-def _smoke_test(
+def _run_smoke_test(
     path: Path, pool: CausalPool | Seq2SeqPool, device: torch.device, progress: Progress
 ) -> str | None:
-    """Return what a merge answers beside its base and experts.
+    """Return the answers of a merge, its base and its experts; None, with a warning, on failure.
 
-    They read each other's answers, and the merge theirs; they do not read the merge's, so once they
-    are known the merge alone is built. A test that fails is a warning.
+    The base and experts do not read the merge's answers. Their own results are cached, so later
+    runs build the merge alone.
     """
     try:
-        others = speakers(pool, path)
-        _check_room([*others, model_in(path)], device)
-        trial = Trial(device=device, progress=progress, is_thorough=False)
-        return trial.findings(path, others).as_text()
+        others = models_of_pool(pool, path)
+        size = max(model.nbytes for model in (*others, load_model(path)))
+        available = available_bytes(device)
+        if size > available:
+            _LOG.warning(
+                "no smoke test: a model needs %.1f GB, but %s has %.1f GB free",
+                size / 1e9,
+                device,
+                available / 1e9,
+            )
+            return None
+        smoke_test = SmokeTest(device=device, progress=progress, is_thorough=False)
+        return smoke_test.run(path, others).as_text()
     except FusionError as error:
         _LOG.warning("no smoke test: %s", error.message)
         return None
-
-
-def _check_room(every: Sequence[Speaker], device: torch.device) -> None:
-    """Raise `FusionError` for a model that is too large here: a run that is done goes on well."""
-    size, room = max(each.nbytes for each in every), room_on(device)
-    if size > room:
-        raise FusionError(
-            f"a model takes {size / 1e9:.1f} GB, and {device} has {room / 1e9:.1f} GB to give"
-        )

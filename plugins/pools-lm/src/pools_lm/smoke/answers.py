@@ -1,4 +1,4 @@
-"""What a model has said, and what is wrong with it."""
+"""Answers of a model, and their defects."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: How often a piece of text in a row is too often, and how often a long one is.
-_TIMES, _TIMES_OF_LONG = 3, 2
-#: Characters of a long piece, and of all that is repeated, at least.
-_LONG, _CHARACTERS = 24, 12
+#: Repetitions that make a short piece of text suspicious, and a long one.
+_SHORT_TIMES, _LONG_TIMES = 3, 2
+#: Characters of a long piece, and minimum characters of the whole repetition.
+_LONG_PIECE, _MIN_REPETITION = 24, 12
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Answer:
     """A model's answer to one prompt."""
 
     text: str
-    #: without the one that ends an answer
+    #: without the end token
     tokens: Sequence[int]
-    #: whether what the model computed for it are numbers
+    #: whether the model's scores for the answer are finite
     is_finite: bool
 
     @property
     def verdict(self) -> str | None:
-        """What is wrong with it; None for nothing that shows."""
+        """The defect of the answer; None if there is none."""
         if not self.is_finite:
             return "not finite"
         if not self.text.strip():
@@ -36,21 +36,17 @@ class Answer:
 
 
 def repeats(text: str) -> bool:
-    """Tell whether a text ends with one piece over and over: three times, or twice if it is long.
+    """Tell whether a text ends with three copies of one piece, or two of a long one.
 
-    Long are 24 characters. All of them are at least 12, and a third of the text; at the very end a
-    piece may be cut.
+    A long piece has 24 characters. The copies together have at least 12 characters and a third of
+    the text. The last copy may be incomplete.
     """
-    least = max(_CHARACTERS, len(text) / 3)
-    sizes = range(1, len(text) // _TIMES_OF_LONG + 1)
-    return any(_repeated(text, size) >= max(least, _often(size) * size) for size in sizes)
-
-
-def _often(size: int) -> int:
-    return _TIMES_OF_LONG if size >= _LONG else _TIMES
-
-
-def _repeated(text: str, size: int) -> int:
-    """Return the length of the end whose characters are those `size` places before them."""
-    pairs = zip(reversed(text), reversed(text[:-size]), strict=False)
-    return size + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    minimum = max(_MIN_REPETITION, len(text) / 3)
+    for size in range(1, len(text) // _LONG_TIMES + 1):
+        times = _LONG_TIMES if size >= _LONG_PIECE else _SHORT_TIMES
+        # length of the end in which each character equals the one `size` before it
+        pairs = zip(reversed(text), reversed(text[:-size]), strict=False)
+        length = size + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if length >= max(minimum, times * size):
+            return True
+    return False

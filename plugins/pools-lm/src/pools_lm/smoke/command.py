@@ -1,4 +1,4 @@
-"""`fuse smoke DIR`: ask a model a few things, beside those that it was made of."""
+"""`fuse smoke DIR`: prompt a merged model, its base and its experts."""
 
 from __future__ import annotations
 
@@ -10,48 +10,56 @@ import typer
 
 Prompt = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads these annotations at run time
-    typer.Option("--prompt", metavar="TEXT", help="What to ask; repeatable. Default: three."),
+    typer.Option(
+        "--prompt", metavar="TEXT", help="Ask this prompt; repeatable. Default: three prompts."
+    ),
 ]
 
 
 def smoke(
     context: typer.Context,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Test the model in this directory.")
+    ],
     prompt: Prompt = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 32,
-    plain: Annotated[bool, typer.Option("--plain", help="Use no chat template.")] = False,
-    alone: Annotated[bool, typer.Option("--alone", help="Ask no other models.")] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Ask all anew, whatever they said before.")
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Limit an answer to this number of tokens.")
+    ] = 32,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Do not use the model's chat template.")
     ] = False,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Do not ask the base and the experts.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore cached answers.")] = False,
     device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="Where models run: cpu, cuda.")
+        str, typer.Option(metavar="DEVICE", help="Run models on this device: cpu, cuda.")
     ] = "cpu",
     trust: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             "--trust",
             metavar="NAME",
-            help="Allow what the recipe in DIR asks for that can run code, as `fuse check` names "
-            "it; repeatable.",
+            help="Allow this item of the recipe in DIR, which can run code; `fuse check` lists "
+            "them; repeatable.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Hide progress.")] = False,
 ) -> None:
-    """Ask a model a few things, and see at once whether it talks gibberish.
+    """Prompt a language model, and check that its answers are not gibberish.
 
-    Of a directory that fuse run wrote, the base and experts are asked, too. Exits with 1 if an
-    answer of the model's is empty, repeats itself, or is not finite.
+    If fuse run wrote the directory, its base and experts answer too. The exit code is 1 if an
+    answer of the model is empty, repeats itself, or is not finite.
     """
     from fusion_core import hub
     from fusion_core.commands import device_of, progress_for, trusted_by
-    from pools_lm.smoke.directory import made_of
-    from pools_lm.smoke.trial import PROMPTS, Trial
+    from pools_lm.smoke.directory import source_models
+    from pools_lm.smoke.smoke_test import PROMPTS, SmokeTest
 
     logging.basicConfig(format="warning: %(message)s")
     progress = progress_for(quiet=quiet)
-    trial = Trial(
+    smoke_test = SmokeTest(
         device=device_of(device),
         prompts=prompt or PROMPTS,
         max_tokens=tokens,
@@ -61,8 +69,8 @@ def smoke(
     )
     blocked: frozenset[str] = context.obj or frozenset()
     with hub.session(progress):
-        others = [] if alone else made_of(directory, blocked, trusted_by(trust))
-        found = trial.findings(directory, others)
-    typer.echo(found.as_json() if as_json else found.as_text())
-    if found.problems:
+        others = [] if alone else source_models(directory, blocked, trusted_by(trust))
+        findings = smoke_test.run(directory, others)
+    typer.echo(findings.as_json() if as_json else findings.as_text())
+    if findings.problems:
         raise typer.Exit(1)

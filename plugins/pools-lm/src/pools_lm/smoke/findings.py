@@ -1,4 +1,4 @@
-"""What a smoke test found, for people and for programs."""
+"""The findings of a smoke test, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING
 from fusion_core.commands import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from pools_lm.smoke.answers import Answer
 
-    #: bits per byte by who reads and, within, who said it; None where nothing was said
+    #: bits per byte by reading model, then by answering model; None if all answers are empty
     Bits = Mapping[str, Mapping[str, float | None]]
 
-#: A space at which no line is folded.
-_TIED = "\N{NO-BREAK SPACE}"
-_SOUND = "no answer is empty, repeats itself or is not finite"
+#: A space at which lines are not wrapped.
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+_NO_PROBLEMS = "no answer is empty, repeats itself or is not finite"
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Answers by model, the tested one's last, and how likely models find each other's."""
+    """Answers by model, the tested one's last, and how likely models find each other's answers."""
 
     prompts: Sequence[str]
-    #: how they were put, in words
+    #: settings of the test, in words
     how: str
     answers: Mapping[str, Sequence[Answer]]
     bits: Bits
@@ -39,78 +39,78 @@ class Findings:
 
     @property
     def model(self) -> str:
-        """The model that is tested."""
+        """The name of the tested model."""
         return list(self.answers)[-1]
 
     @property
     def problems(self) -> Mapping[str, int]:
-        """What is wrong with how many of its answers."""
-        return Counter(each.verdict for each in self.answers[self.model] if each.verdict)
+        """The number of the tested model's answers per defect."""
+        return Counter(answer.verdict for answer in self.answers[self.model] if answer.verdict)
 
     def as_json(self) -> str:
-        """Return all of it; a number that is not finite is null."""
+        """Return all findings as JSON. A number that is not finite is null."""
         models = {
             name: {
                 "answers": [{"text": answer.text, "verdict": answer.verdict} for answer in answers],
                 "bits_per_byte": {
-                    author: _finite(bits) for author, bits in self.bits.get(name, {}).items()
+                    author: bits if bits is not None and math.isfinite(bits) else None
+                    for author, bits in self.bits.get(name, {}).items()
                 },
             }
             for name, answers in self.answers.items()
         }
-        asked = {"schema": 1, "model": self.model, "prompts": list(self.prompts), "how": self.how}
-        judged = {"problems": dict(self.problems), "notes": list(self.notes)}
-        return json.dumps({**asked, "models": models, **judged}, indent=2)
+        content = {
+            "schema": 1,
+            "model": self.model,
+            "prompts": list(self.prompts),
+            "how": self.how,
+            "models": models,
+            "problems": dict(self.problems),
+            "notes": list(self.notes),
+        }
+        return json.dumps(content, indent=2)
 
     def as_text(self) -> str:
-        """Return a block a prompt, a table of how likely answers are found, and what is wrong."""
+        """Return one block per prompt, the table of likelihoods, and the verdict."""
         blocks = [self._block(number) for number in range(len(self.prompts))]
         table = [self._table()] if self.bits else []
-        notes = ["\n".join(f"{_line(self.model)}: {note}" for note in self.notes)]
-        ends = [*(notes if self.notes else []), self._verdict()]
-        return "\n\n".join([f"smoke test: {self.how}", *blocks, *table, *ends])
+        name = _one_line(self.model)
+        notes = ["\n".join(f"{name}: {note}" for note in self.notes)] if self.notes else []
+        problems = [
+            f"{problem} ({count} of {len(self.prompts)} answers)"
+            for problem, count in self.problems.items()
+        ]
+        verdict = f"{name}: {', '.join(problems) or _NO_PROBLEMS}"
+        return "\n\n".join([f"smoke test: {self.how}", *blocks, *table, *notes, verdict])
 
     def _block(self, number: int) -> str:
-        width = max(len(_line(name)) for name in self.answers)
-        lines = _folded("", _line(self.prompts[number]))
+        width = max(len(_one_line(name)) for name in self.answers)
+        lines = _wrap("", _one_line(self.prompts[number]))
         for name, answers in self.answers.items():
-            said, verdict = answers[number].text, answers[number].verdict
-            marked = [f"[{verdict}]".replace(" ", _TIED)] if verdict else []
-            shown = "  ".join([_line(said.strip()), *marked]).strip()
-            lines += _folded(f"  {_line(name):{width}}  ", shown)
+            text, verdict = answers[number].text, answers[number].verdict
+            suffix = [f"[{verdict}]".replace(" ", _NO_BREAK)] if verdict else []
+            marked = "  ".join([_one_line(text.strip()), *suffix]).strip()
+            lines += _wrap(f"  {_one_line(name):{width}}  ", marked)
         return "\n".join(lines)
 
     def _table(self) -> str:
         authors = list(next(iter(self.bits.values())))
-        rows = [["answers of", *map(_line, authors)], *self._rows(authors)]
+        rows = [["answers of", *map(_one_line, authors)]]
+        for reader, bits in self.bits.items():
+            cells = [bits.get(author) for author in authors]
+            texts = ["-" if cell is None else f"{cell:.3f}" for cell in cells]
+            rows.append([f"to {_one_line(reader)}", *texts])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return "\n".join([f"{lines[0]}  in bits per byte, lower is likelier", *lines[1:]])
 
-    def _rows(self, authors: Sequence[str]) -> Iterator[list[str]]:
-        for reader, found in self.bits.items():
-            cells = (found.get(author) for author in authors)
-            yield [
-                f"to {_line(reader)}",
-                *("-" if cell is None else f"{cell:.3f}" for cell in cells),
-            ]
 
-    def _verdict(self) -> str:
-        count = len(self.prompts)
-        said = (f"{what} ({often} of {count} answers)" for what, often in self.problems.items())
-        return f"{_line(self.model)}: {', '.join(said) or _SOUND}"
-
-
-def _line(text: str) -> str:
+def _one_line(text: str) -> str:
     return printable(text.replace("\n", "\\n"))
 
 
-def _folded(begin: str, text: str) -> list[str]:
-    """Return lines as wide as a terminal, those after the first under the text."""
-    width = max(get_terminal_size().columns, len(begin) + 20)
-    lines = wrap(text, width, initial_indent=begin, subsequent_indent=" " * len(begin))
-    return [line.replace(_TIED, " ") for line in lines or [begin]]
-
-
-def _finite(bits: float | None) -> float | None:
-    return bits if bits is not None and math.isfinite(bits) else None
+def _wrap(prefix: str, text: str) -> list[str]:
+    """Wrap a text to the terminal's width, indented after a prefix."""
+    width = max(get_terminal_size().columns, len(prefix) + 20)
+    lines = wrap(text, width, initial_indent=prefix, subsequent_indent=" " * len(prefix))
+    return [line.replace(_NO_BREAK, " ") for line in lines or [prefix]]

@@ -1,1 +1,1 @@
-"""Tasks on texts: how likely they are, which answer is the likeliest, what a model answers."""
+"""Text tasks: perplexity, multiple choice, generation, classification and similarity."""

@@ -1,4 +1,4 @@
-"""Which of a few answers a model finds the likeliest."""
+"""Multiple-choice questions. The answer is the choice with the highest likelihood."""
 
 from __future__ import annotations
 
@@ -20,55 +20,62 @@ if TYPE_CHECKING:
 
 
 class ChoiceTask(QuestionTask[ChoiceLines]):
-    """Questions with a few answers; log-likelihoods are divided by the answers' lengths."""
+    """Multiple-choice questions, scored by log-likelihood divided by the length of the choice."""
 
     def answer(self, line: Line) -> str:
-        """Return the right answer's text."""
-        return self._choices(line)[self._right(line)]
+        """Return the text of the right choice."""
+        return self._choices(line)[self._right_index(line)]
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Return {"accuracy": fraction of the test questions}."""
         lines = self.lines(Split.TEST)
-        choices = [self._choices(line) for line in lines]
-        asked = zip(self.questions(lines), choices, strict=True)
-        pairs = self.bound.pairs([(question, each) for question, own in asked for each in own])
-        size = self.config.batch_size
-        found = log_likelihoods(model, pairs, batch_size=size, said=self.name)
-        texts = [each for own in choices for each in own]
+        choices_by_line = [self._choices(line) for line in lines]
+        questions = zip(self.questions(lines), choices_by_line, strict=True)
+        pairs = self.bound_prompts.pairs(
+            [(question, choice) for question, choices in questions for choice in choices]
+        )
+        likelihoods = log_likelihoods(
+            model, pairs, batch_size=self.config.batch_size, label=self.name
+        )
+        texts = [choice for choices in choices_by_line for choice in choices]
         scores = [
-            value / self._length(text, pair)
-            for value, text, pair in zip(found, texts, pairs, strict=True)
+            likelihood / self._length(text, pair)
+            for likelihood, text, pair in zip(likelihoods, texts, pairs, strict=True)
         ]
-        bounds = pairwise(accumulate(map(len, choices), initial=0))
-        picked = [max(range(start, end), key=scores.__getitem__) - start for start, end in bounds]
-        right = [each == self._right(line) for each, line in zip(picked, lines, strict=True)]
+        bounds = pairwise(accumulate(map(len, choices_by_line), initial=0))
+        chosen = [max(range(start, end), key=scores.__getitem__) - start for start, end in bounds]
+        right = [
+            index == self._right_index(line) for index, line in zip(chosen, lines, strict=True)
+        ]
         return Measured({"accuracy": sum(right) / len(lines)}, right)
 
     def _length(self, text: str, pair: Pair) -> int:
         if self.data.normalise == "none":
             return 1
-        counted = text.encode() if self.data.normalise == "bytes" else pair.continuation
-        return max(1, len(counted))
+        units = text.encode() if self.data.normalise == "bytes" else pair.continuation
+        return max(1, len(units))
 
     def _choices(self, line: Line) -> list[str]:
-        given = self.data.choices
-        found = line[given] if isinstance(given, str) else [line.filled(each) for each in given]
-        if not isinstance(found, list) or len(found) < 2 or not all(map(str, found)):  # noqa: PLR2004
+        option = self.data.choices
+        choices = (
+            line[option] if isinstance(option, str) else [line.fill(choice) for choice in option]
+        )
+        if not isinstance(choices, list) or len(choices) < 2 or not all(map(str, choices)):  # noqa: PLR2004
             raise FusionError(
-                f"{line.place}: {given!r} does not list two answers or more: {found!r}",
+                f"{line.location}: expected a list of at least two choices in {option!r}, got "
+                f"{choices!r}",
                 hint='Write it as in {"question": "...", "choices": ["a", "b"], "answer": 0}.',
             )
-        return [str(each) for each in found]
+        return [str(choice) for choice in choices]
 
-    def _right(self, line: Line) -> int:
-        """Return the place of the right answer."""
-        given, choices = line[self.data.answer], self._choices(line)
-        if isinstance(given, int) and 0 <= given < len(choices):
-            return given
-        if given in choices:
-            return choices.index(given)
+    def _right_index(self, line: Line) -> int:
+        answer, choices = line[self.data.answer], self._choices(line)
+        if isinstance(answer, int) and 0 <= answer < len(choices):
+            return answer
+        if answer in choices:
+            return choices.index(answer)
         raise FusionError(
-            f"{line.place}: {self.data.answer} is {given!r}, which is none of its "
-            f"{len(choices)} answers",
-            hint="Give its place, from 0, or its text.",
+            f"{line.location}: {self.data.answer} {answer!r} matches none of the {len(choices)} "
+            "choices",
+            hint="Give the index of the right choice, from 0, or its text.",
         )

@@ -1,4 +1,4 @@
-"""Texts that are put into classes, and those that are by their embeddings."""
+"""Classification of texts, and classification by embeddings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 from fusion_core import Batch, FeatureTask, Measured, Split
 from fusion_core.errors import FusionError, RecipeError
-from pools_lm.tasks.encoder import Encoder, Example, stacked
-from pools_lm.tasks.examples import AdaptiveLinesTask, unbound
-from pools_lm.tasks.heads import LinearHead, logistic, nearest
-from pools_lm.tasks.lines import Line, on_hub
-from pools_lm.tasks.scoring import by_length
+from pools_lm.tasks.encoder import Encoder, Example, stack_examples
+from pools_lm.tasks.examples import AdaptiveLinesTask, unbound_error
+from pools_lm.tasks.heads import LinearHead, fit_logistic, nearest_name_head
+from pools_lm.tasks.lines import Line, find_on_hub
+from pools_lm.tasks.scoring import map_by_length
 from pools_lm.tasks.sentence_config import ClassLines
 
 if TYPE_CHECKING:
@@ -26,126 +26,134 @@ if TYPE_CHECKING:
     from fusion_core import Metrics
     from pools_lm.tasks.sentence_config import ClassificationConfig
 
-    Scores = Callable[[Mapping[str, Tensor]], Tensor]
+    #: from a batch's inputs to scores, shape (examples, classes)
+    Scorer = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 @dataclass
 class ClassTask(AdaptiveLinesTask[ClassLines]):
-    """Texts with classes."""
+    """Classification of texts."""
 
     config: ClassificationConfig
-    #: None for a pool that is bound to no models yet
+    #: None until the pool is bound to models
     encoder: Encoder | None = None
     models: Any = None
 
     @abstractmethod
-    def scores(self, model: nn.Module) -> Scores:
-        """Return what gives a batch's inputs scores, shape (examples, classes), by a model."""
+    def scorer(self, model: nn.Module) -> Scorer:
+        """Return the function that scores the classes with a model."""
 
-    def look(self, line: Line) -> None:
+    def check_line(self, line: Line) -> None:
         """Raise a `FusionError` for a line without a text or a class."""
         self.examples([line], Split.TEST)
 
     def identity(self) -> Mapping[str, Any]:
-        """Return all that the accuracy depends on."""
-        how = {"head": self.config.head, **self.bound.identity()}
-        return {**super().identity(), **how}
+        """Return everything that the accuracy depends on."""
+        return {
+            **super().identity(),
+            "head": self.config.head,
+            **self.bound_encoder.identity(),
+        }
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
-        """Return what the tokenizer makes of texts: tensors of shape (size, tokens), by name.
+        """Return the named inputs of a batch, each of shape (size, tokens).
 
-        Batches run through shuffled epochs, each of the whole number of batches that fit. Raises
-        `RecipeError` for a size that no batch can have.
+        Batches run through shuffled epochs of full batches. Raises `RecipeError` for a size that
+        no batch can have.
         """
-        some = self.drawn(step, size=size, split=split, key=f"{seed}\0{self.name}\0{split}")
-        is_labeled = split is not Split.UNLABELED
-        return Batch(stacked(some), _labels(some) if is_labeled else None)
+        key = f"{seed}\0{self.name}\0{split}"
+        examples = self.draw(step, size=size, split=split, key=key)
+        labels = None if split is Split.UNLABELED else _labels(examples)
+        return Batch(stack_examples(examples), labels)
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Return {"accuracy": fraction of the test texts}."""
-        examples, scores = self.of(Split.TEST), self.scores(model)
+        examples, scorer = self.load_examples(Split.TEST), self.scorer(model)
         device = next(model.parameters()).device
 
         @torch.inference_mode()
-        def scored(some: Sequence[Example]) -> Tensor:
-            return scores({name: each.to(device) for name, each in stacked(some).items()}).cpu()
+        def score(batch: Sequence[Example]) -> Tensor:
+            inputs = stack_examples(batch)
+            return scorer({name: tensor.to(device) for name, tensor in inputs.items()}).cpu()
 
         size = self.config.batch_size
-        found = torch.stack(by_length(scored, examples, model, batch_size=size, said=self.name))
+        scores = torch.stack(
+            map_by_length(score, examples, model, batch_size=size, label=self.name)
+        )
         labels = _labels(examples)
-        self._check_classes(int(labels.max()), found.shape[1])
-        right = found.argmax(dim=1) == labels
+        self._check_classes(int(labels.max()), scores.shape[1])
+        right = scores.argmax(dim=1) == labels
         return Measured({"accuracy": float(right.double().mean())}, right.tolist())
 
     def examples(self, lines: Sequence[Line], split: Split) -> list[Example]:
-        """Return every line's tokens and, where it may be seen, its class."""
+        """Return each line's tokens and, unless the split is unlabeled, its class."""
         is_labeled = split is not Split.UNLABELED
         labels = [self._label(line) if is_labeled else None for line in lines]
-        tokens = self.bound.tokens(lines, self.data.text, self.data.pair)
-        return [Example(*each) for each in zip(tokens, labels, strict=True)]
+        tokens = self.bound_encoder.tokenize(lines, self.data.text, self.data.pair)
+        return [Example(*example) for example in zip(tokens, labels, strict=True)]
 
     @property
-    def bound(self) -> Encoder:
-        """How texts are read; raises `RecipeError` where no models are known."""
+    def bound_encoder(self) -> Encoder:
+        """The encoder; raises `RecipeError` for a task that is not bound to models."""
         if self.encoder is None:
-            raise unbound(self.name)
+            raise unbound_error(self.name)
         return self.encoder
 
     @property
-    def names(self) -> Sequence[str]:
-        """What classes are called; nothing where they only have numbers."""
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes; empty if they only have numbers."""
         return self.data.names or ()
 
     def _label(self, line: Line) -> int:
-        given, names = line[self.data.label], list(self.names)
-        if given in names:
-            return names.index(given)
-        if isinstance(given, int) and 0 <= given < (len(names) or given + 1):
-            return given
-        known = f"none of {', '.join(names)}" if names else "no number of a class"
+        label, names = line[self.data.label], list(self.class_names)
+        if label in names:
+            return names.index(label)
+        if isinstance(label, int) and 0 <= label < (len(names) or label + 1):
+            return label
+        expected = f"one of {', '.join(names)}" if names else "the number of a class"
         raise FusionError(
-            f"{line.place}: {self.data.label} is {given!r}, {known}",
-            hint=f"Say what classes 0, 1, ... are called: task_pool.datasets.{self.name}.names",
+            f"{line.location}: unknown {self.data.label} {label!r}, expected {expected}",
+            hint=f"Name the classes 0, 1, ...: task_pool.datasets.{self.name}.names",
         )
 
     def _check_classes(self, largest: int, classes: int) -> None:
-        if largest >= classes or len(self.names) not in {0, classes}:
-            count = max(largest + 1, len(self.names))
+        if largest >= classes or len(self.class_names) not in {0, classes}:
+            count = max(largest + 1, len(self.class_names))
             raise RecipeError(
-                f"task {self.name!r} has {count} classes, and the head {classes}",
-                hint=f"Name the head that belongs to it: task_pool.datasets.{self.name}.head",
+                f"task {self.name!r} has {count} classes, but its head has {classes}",
+                hint=f"Name the task's own head: task_pool.datasets.{self.name}.head",
             )
 
 
 @dataclass
 class EmbeddingTask(ClassTask, FeatureTask):
-    """Texts that are put into classes by their embeddings.
+    """Classification of texts by their embeddings.
 
-    What is measured has a head of its own, made of its own embeddings. What adapts has the base's,
-    which stays as it is.
+    Evaluation builds a new head from each model's own embeddings. Adaptation uses a fixed head from
+    the base's embeddings.
     """
 
     def check(self) -> None:
-        """Look at the first test example, and at what the head is made of, if that is here."""
+        """Check the first test example and, if they are local, the examples for the head."""
         super().check()
         if not self._is_probe:
-            self._of_names()
-        elif self.data.train is None or on_hub(self.data.train) is None:
+            self._name_examples()
+        elif self.data.train is None or find_on_hub(self.data.train) is None:
             self.lines(Split.TRAIN)
 
-    def measured(self) -> list[str]:
-        """Return the test examples, and those that a probe is fitted to."""
-        fitted = self.data.train if self._is_probe else None
-        return [*super().measured(), *filter(None, [fitted])]
+    def evaluation_data(self) -> list[str]:
+        """Return the test examples, and the examples that a probe is fitted to."""
+        train = self.data.train if self._is_probe else None
+        return [*super().evaluation_data(), *filter(None, [train])]
 
-    def scores(self, model: nn.Module) -> Scores:
-        """Return the scores of a head that is made of the model's own embeddings."""
-        head = self._made(model)
+    def scorer(self, model: nn.Module) -> Scorer:
+        """Return the scores of a head built from the model's own embeddings."""
+        head = self._build_head(model)
         return lambda inputs: head(self.features(model, inputs))
 
     def features(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the embeddings of texts, shape (texts, width)."""
-        return self.bound.embed(model, inputs)
+        return self.bound_encoder.embed(model, inputs)
 
     def head(self, features: Tensor) -> Tensor:
         """Return the scores of the base's head, shape (texts, classes)."""
@@ -153,26 +161,27 @@ class EmbeddingTask(ClassTask, FeatureTask):
 
     @cached_property
     def _base_head(self) -> LinearHead:
-        return self._made(self.models.build(self.models.reference))
+        return self._build_head(self.models.build(self.models.reference))
 
-    def _made(self, model: nn.Module) -> LinearHead:
-        examples = self.of(Split.TRAIN) if self._is_probe else self._of_names()
-        how: dict[str, Any] = {"batch_size": self.config.batch_size, "said": f"{self.name}, head"}
-        vectors = self.bound.embeddings(model, examples, **how)
+    def _build_head(self, model: nn.Module) -> LinearHead:
+        examples = self.load_examples(Split.TRAIN) if self._is_probe else self._name_examples()
+        vectors = self.bound_encoder.embed_all(
+            model, examples, batch_size=self.config.batch_size, label=f"{self.name}, head"
+        )
         if not self._is_probe:
-            return nearest(vectors)
+            return nearest_name_head(vectors)
         labels = _labels(examples)
-        return logistic(vectors, labels, len(self.names) or int(labels.max()) + 1)
+        return fit_logistic(vectors, labels, len(self.class_names) or int(labels.max()) + 1)
 
-    def _of_names(self) -> list[Example]:
-        if not self.names:
+    def _name_examples(self) -> list[Example]:
+        option = f"task_pool.datasets.{self.name}.names"
+        if not self.class_names:
             raise RecipeError(
-                f"task {self.name!r} does not say what its classes are called",
-                hint=f"Say it: task_pool.datasets.{self.name}.names",
+                f"task {self.name!r} has no class names, which the head `names` needs",
+                hint=f"Set {option}.",
             )
-        place = f"task_pool.datasets.{self.name}.names"
-        lines = [Line(place, {"text": name}) for name in self.names]
-        return [Example(token) for token in self.bound.tokens(lines, "{text}")]
+        lines = [Line(option, {"text": name}) for name in self.class_names]
+        return [Example(tokens) for tokens in self.bound_encoder.tokenize(lines, "{text}")]
 
     @property
     def _is_probe(self) -> bool:

@@ -1,4 +1,4 @@
-"""Options of tasks on texts; free of torch, so that listing them costs nothing."""
+"""Options of text tasks. Importing them does not import torch."""
 
 from __future__ import annotations
 
@@ -11,200 +11,202 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, WrapValidator
 
 from fusion_core import ComponentConfig, InputPath
 
-#: A split of a data set on the hub begins with this, where a file's path may stand, too.
+#: Prefix of a data set's split on the hub, which can replace a file's path.
 HUB = "hub:"
 
 
-def _or_on_hub(value: Any, path: Callable[[Any], str]) -> str:  # noqa: ANN401 - as it is given
-    is_on_hub = isinstance(value, str) and value.startswith(HUB)
-    return str(value) if is_on_hub else path(value)
+def _keep_hub_name(value: Any, validate_path: Callable[[Any], str]) -> str:  # noqa: ANN401 - any input
+    if isinstance(value, str) and value.startswith(HUB):
+        return value
+    return validate_path(value)
 
 
-Examples = Annotated[InputPath, WrapValidator(_or_on_hub)]
+Examples = Annotated[InputPath, WrapValidator(_keep_hub_name)]
 Count = Annotated[int, Field(ge=1)]
 TaskNames = Annotated[list[str], Field(min_length=1)]
 
 
-def _compiled(pattern: str) -> str:
+def _check_pattern(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"it is not a regular expression: {error}") from error
+        raise ValueError(f"invalid regular expression: {error}") from error
     return pattern
 
 
-def _template(text: str) -> str:
+def _check_template(text: str) -> str:
     try:
         parts = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
-        raise ValueError(f"{error}; a brace that is meant is written twice") from error
+        raise ValueError(f"{error}; write a literal brace twice") from error
     for name, form, conversion in parts:
         if conversion or "{" in str(form) or not str(name).isidentifier():
-            raise ValueError("between braces is the name of a field, or {name:.1f} with a format")
+            raise ValueError("expected the name of a field between braces, or {name:.1f}")
     return text
 
 
 #: A text with the names of a line's fields in braces.
-Template = Annotated[str, AfterValidator(_template)]
+Template = Annotated[str, AfterValidator(_check_template)]
 
 
 class MeasuredLines(ComponentConfig):
-    """One task's test examples: a file of JSON lines (.jsonl) or parquet, a field a column.
+    """One task's test examples: a file of JSON lines (.jsonl) or parquet, one field per column.
 
-    In a file's place may stand a split of a data set on the hub, hub:org/name/configuration/split.
+    A split of a data set on the hub can replace the file: hub:org/name/configuration/split.
     """
 
     test: Examples
-    """What is measured on."""
+    """Evaluate on these examples."""
 
 
 class Lines(MeasuredLines):
-    """One task's examples: files of JSON lines (.jsonl) or parquet, a field a column.
+    """One task's examples: files of JSON lines (.jsonl) or parquet, one field per column.
 
-    In a file's place may stand a split of a data set on the hub, hub:org/name/configuration/split.
+    A split of a data set on the hub can replace a file: hub:org/name/configuration/split.
     """
 
     kind: str
-    """How a model is measured."""
+    """Choose how the task is measured."""
     unlabeled: Examples | None = None
-    """What adaptive algorithms see; an answer in it is part of the text, and no label."""
+    """Adapt on these examples. An answer in them is part of the text, not a label."""
     train: Examples | None = None
-    """Labeled examples, for algorithms that need some and for `shots`."""
+    """Provide labeled examples, for algorithms that need them and for `shots`."""
 
 
 class TextLines(Lines):
-    """Texts whose likelihood is measured: JSON lines, parquet, or plain text (.txt), one a file."""
+    """Texts whose likelihood is measured: JSON lines, parquet, or plain text (.txt)."""
 
     kind: Literal["perplexity"] = "perplexity"
-    """How a model is measured."""
+    """Choose how the task is measured."""
     text: Template = "{text}"
-    """The text, of the line's fields."""
+    """Build the text from a line's fields."""
 
 
 class QuestionLines(Lines):
     """Examples with a prompt and an answer."""
 
     prompt: Template
-    """The question, of the line's fields."""
+    """Build the question from a line's fields."""
     shots: Annotated[int, Field(ge=0)] = 0
-    """So many of the first training examples stand before each question, with their answers."""
+    """Put this number of training examples, with their answers, before each question."""
     system: str | None = None
-    """A message of the system before the conversation."""
+    """Start the conversation with this system message."""
     answer: str = "answer"
-    """The field that holds the answer."""
+    """Name the field with the answer."""
 
 
 class ChoiceLines(QuestionLines):
-    """Questions with a few answers, one of which is right."""
+    """Multiple-choice questions with one right answer."""
 
     kind: Literal["choice"] = "choice"
-    """How a model is measured."""
+    """Choose how the task is measured."""
     prompt: Template = "{question}"
-    """The question, of the line's fields."""
+    """Build the question from a line's fields."""
     choices: str | list[Template] = "choices"
-    """The field that lists the answers, or the answers themselves where they are always the
-    same. The right one is given by its place, from 0, or as it stands there."""
+    """Name the field with the list of choices, or list the choices if they are the same for all
+    lines. The answer is the index of the right choice, from 0, or its text."""
     normalise: Literal["bytes", "tokens", "none"] = "bytes"
-    """What the log-likelihood of an answer is divided by."""
+    """Divide the log-likelihood of a choice by its length in these units."""
 
 
 class GenerateLines(QuestionLines):
-    """Questions that a model answers in its own words."""
+    """Questions that a model answers by generation."""
 
     kind: Literal["generate"] = "generate"
-    """How a model is measured."""
+    """Choose how the task is measured."""
     prompt: Template = "{prompt}"
-    """The question, of the line's fields."""
+    """Build the question from a line's fields."""
     answer: Template = "answer"
-    """The field that holds the answer, or a list of right ones; or the answer itself, of the line's
+    """Name the field with the answer or with a list of right answers, or build the answer from
     fields in braces."""
     names: list[str] | None = None
-    """What answers 0, 1, ... are called, where lines have numbers of classes."""
-    pattern: Annotated[str, AfterValidator(_compiled)] | None = None
-    """A regular expression: its first group, or all that it finds, is the answer; without one, all
-    that is said. Where it finds nothing, the answer is invalid."""
+    """Name the answers 0, 1, ... if lines contain class numbers."""
+    pattern: Annotated[str, AfterValidator(_check_pattern)] | None = None
+    """Extract the answer with this regular expression: its first group, or the whole match. Without
+    a match, the answer is invalid. Default: the whole text."""
     metric: Literal["exact_match", "spearman"] = "exact_match"
-    """The fraction of right answers, without regard to outer spaces; or, for numbers, the rank
-    correlation with those that are right."""
+    """Measure the fraction of right answers, ignoring outer spaces, or for numbers their rank
+    correlation with the right ones."""
     max_tokens: Count = 64
-    """An answer that has not ended by then is cut."""
+    """Stop an answer after this number of tokens."""
     stop: list[str] = Field(default=[])
-    """Texts that end an answer, besides the tokens that the model ends by."""
+    """Stop an answer at these texts too, not just at the model's end tokens."""
 
 
 _KINDS = {"perplexity": TextLines, "choice": ChoiceLines, "generate": GenerateLines}
 
 
-def _kind(value: Any) -> str | None:  # noqa: ANN401 - whatever a recipe holds
+def _tag_of(value: Any) -> str | None:  # noqa: ANN401 - any value of a recipe
     kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-    known = _KINDS.get(kind) if isinstance(kind, str) else None
-    return None if known is None else f"[{known.__name__}]"
+    lines = _KINDS.get(kind) if isinstance(kind, str) else None
+    return None if lines is None else f"[{lines.__name__}]"
 
 
-#: A task of any kind; in brackets what errors do not mention.
+#: A task of any kind. Errors omit the names in brackets.
 AnyLines = Annotated[
     Annotated[TextLines, Tag("[TextLines]")]
     | Annotated[ChoiceLines, Tag("[ChoiceLines]")]
     | Annotated[GenerateLines, Tag("[GenerateLines]")],
     Discriminator(
-        _kind,
+        _tag_of,
         custom_error_type="kind",
-        custom_error_message=f"its kind is none of: {', '.join(_KINDS)}",
+        custom_error_message=f"unknown kind, expected one of: {', '.join(_KINDS)}",
     ),
 ]
 
 
 class MeasuringConfig(ComponentConfig):
-    """Which tasks, and how they are measured."""
+    """The selection of tasks, and how they are evaluated."""
 
     tasks: TaskNames | None = None
-    """Which tasks, in this order; default: those whose experts the model pool of this name fuses,
-    or all."""
+    """Evaluate these tasks, in this order. Default: the tasks whose experts the model pool of the
+    same name merges, or all."""
     limit: Count | None = None
-    """A quick look: only the first test examples of each task."""
+    """Evaluate only the first test examples of each task."""
     batch_size: Count = 16
-    """Examples at once when measuring."""
+    """Set the number of examples per batch in evaluation."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What models are measured in."""
+    """Evaluate models in this dtype."""
 
 
 class LinesTasksConfig(MeasuringConfig):
-    """Tasks of your own, each with its files."""
+    """Your own tasks, each with its files."""
 
     datasets: Annotated[Mapping[str, MeasuredLines], Field(min_length=1)]
-    """The tasks by name: files (JSON lines, parquet), and how to read them."""
+    """Define the tasks by name: files (JSON lines, parquet) and how to read them."""
 
 
 class LanguageTasksConfig(LinesTasksConfig):
-    """Tasks of your own, of any kind."""
+    """Your own tasks, of any kind."""
 
     datasets: Annotated[Mapping[str, AnyLines], Field(min_length=1)]
-    """The tasks by name: `kind` is perplexity, choice or generate; files, and how to read them."""
+    """Define the tasks by name: a `kind` (perplexity, choice or generate), files, and how to read
+    them."""
     chat: bool | None = None
-    """Whether questions go through the tokenizer's chat template; default: if it has one."""
+    """Format questions with the tokenizer's chat template. Default: if there is one."""
     length: Count | None = None
-    """Tokens that a model reads at most; longer prompts lose their beginning, longer texts are cut
-    into windows. Default: as many as the model has positions, 2048 at most."""
+    """Limit a model's context to this number of tokens. Longer prompts lose their start, longer
+    texts are split into windows. Default: the model's positions, at most 2048."""
     transductive: bool = True
-    """Where a task has no unlabeled file, adapt on its test examples, without their answers."""
+    """Adapt on the test examples, without answers, if a task has no unlabeled file."""
 
 
 class PerplexityTasksConfig(LanguageTasksConfig):
     """Texts whose likelihood is measured, in bits per byte."""
 
     datasets: Annotated[Mapping[str, TextLines], Field(min_length=1)]
-    """The texts by name: files (JSON lines, parquet, plain text), and how to read them."""
+    """Define the texts by name: files (JSON lines, parquet, plain text) and how to read them."""
 
 
 class ChoiceTasksConfig(LanguageTasksConfig):
-    """Questions with a few answers, of which a model finds one the likeliest."""
+    """Multiple-choice questions, answered by the most likely choice."""
 
     datasets: Annotated[Mapping[str, ChoiceLines], Field(min_length=1)]
-    """The tasks by name: files (JSON lines, parquet), and how to read them."""
+    """Define the tasks by name: files (JSON lines, parquet) and how to read them."""
 
 
 class GenerateTasksConfig(LanguageTasksConfig):
-    """Questions that a model answers in its own words."""
+    """Questions that a model answers by generation."""
 
     datasets: Annotated[Mapping[str, GenerateLines], Field(min_length=1)]
-    """The tasks by name: files (JSON lines, parquet), and how to read them."""
+    """Define the tasks by name: files (JSON lines, parquet) and how to read them."""

@@ -1,23 +1,23 @@
-"""How texts become tokens, and how an encoder makes a vector of each.
+"""From texts to embeddings: tokenization, the encoder, and pooling.
 
-As sentence-transformers does where a directory is its own; else the mean over tokens.
+A SentenceTransformer's directory defines its own pooling. Other encoders use the mean over tokens.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 from dataclasses import dataclass
-from fnmatch import filter as matching
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fusion_core import mark_features
 from fusion_core.errors import FusionError, RecipeError
-from pools_lm.beside import parsed
-from pools_lm.tasks.modules import Pooling, modules_of
-from pools_lm.tasks.prompts import Prompts, described
-from pools_lm.tasks.scoring import by_length, padded
+from pools_lm.side_files import load_json
+from pools_lm.tasks.modules import Pooling, read_modules
+from pools_lm.tasks.prompts import Prompts, name_tokenizer_model
+from pools_lm.tasks.scoring import map_by_length, pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ _SETTINGS = "config_sentence_transformers.json"
 
 @dataclass(frozen=True)
 class Example:
-    """A text, or two that are read together, as a tokenizer has it; and its class."""
+    """The tokens of a text, or of a pair of texts, with its class."""
 
     tokens: Mapping[str, Sequence[int]]
     label: int | None = None
@@ -45,14 +45,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What stands between texts and vectors, but for the model itself."""
+    """The steps before and after the model that turn texts into vectors."""
 
     prompts: Prompts
     pooling: Pooling
     steps: Sequence[Step]
-    #: stands before every text
+    #: prefix of every text
     prompt: str
-    #: tokens that a model reads at most
+    #: maximum number of tokens per text
     length: int
     is_lower: bool = False
 
@@ -64,110 +64,104 @@ class Encoder:
         prompt: str | None = None,
         length: int | None = None,
     ) -> Encoder:
-        """Read what lies beside models; raises `FusionError` for files that do not suffice."""
+        """Read a pool's side files; raise `FusionError` if they do not suffice."""
         files = pool.assets()
-        prompts = Prompts.of(files, described(pool), length=length)
-        own = _own_settings(files)
-        most = own.get("max_seq_length") if length is None else None
+        prompts = Prompts.of(files, name_tokenizer_model(pool), length=length)
+        settings_files = fnmatch.filter(files, "sentence_*_config.json")
+        settings = dict(load_json(files, settings_files[0])) if settings_files else {}
+        limit = settings.get("max_seq_length") if length is None else None
         return cls(
             prompts,
-            *modules_of(files),
-            _prompt(files, prompt),
-            min(prompts.length, int(most or prompts.length)),
-            bool(own.get("do_lower_case", False)),
+            *read_modules(files),
+            _read_prompt(files, prompt),
+            min(prompts.length, int(limit or prompts.length)),
+            bool(settings.get("do_lower_case", False)),
         )
 
-    def tokens(
+    def tokenize(
         self, lines: Sequence[Line], text: str, pair: str | None = None
     ) -> list[dict[str, list[int]]]:
-        """Return the tokens of each line's text, or of two texts that are read together.
+        """Return the tokens of each line's text, or of its pair of texts, truncated at the end.
 
-        `text` and `pair` are templates. Longer texts lose their end. Raises `FusionError` naming
-        the line for a text without tokens.
+        `text` and `pair` are templates. Raises `FusionError` naming the line for a text without
+        tokens.
         """
-        rows = self.prompts.tokenizer.encode_rows(
-            [self._put(self.prompt + line.filled(text)) for line in lines],
-            None if pair is None else [self._put(line.filled(pair)) for line in lines],
-            self.length,
-        )
+        texts = [self.prompt + line.fill(text) for line in lines]
+        seconds = None if pair is None else [line.fill(pair) for line in lines]
+        if self.is_lower:
+            texts = [text.lower() for text in texts]
+            seconds = seconds and [text.lower() for text in seconds]
+        rows = self.prompts.tokenizer.encode_rows(texts, seconds, self.length)
         for line, row in zip(lines, rows, strict=True):
             if not row["input_ids"]:
-                raise FusionError(f"{line.place}: the text is empty")
+                raise FusionError(f"{line.location}: the text is empty")
         return rows
 
     def identity(self) -> dict[str, Any]:
-        """Return all that vectors depend on, but for the model."""
+        """Return everything that vectors depend on, except the model."""
         return {"prompt": self.prompt, "length": self.length, "models": self.prompts.digest}
 
     def embed(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the vectors of a batch, shape (texts, width), at least fp32."""
-        hidden: Tensor = run(_encoder(model), inputs).last_hidden_state
+        hidden: Tensor = run_module(_find_encoder(model), inputs).last_hidden_state
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         vectors = self.pooling(hidden, inputs["attention_mask"])
         for step in self.steps:
             vectors = step(vectors)
         return mark_features(model, vectors)
 
-    def embeddings(
-        self, model: nn.Module, examples: Sequence[Example], *, batch_size: int, said: str
+    def embed_all(
+        self, model: nn.Module, examples: Sequence[Example], *, batch_size: int, label: str
     ) -> Tensor:
-        """Return the vectors of all examples, on the CPU; `said` is what progress is called."""
+        """Return the vectors of all examples on the CPU; `label` names them in progress notes."""
         device = next(model.parameters()).device
 
         @torch.no_grad()
-        def embedded(some: Sequence[Example]) -> Tensor:
-            inputs = {name: each.to(device) for name, each in stacked(some).items()}
+        def embed_batch(batch: Sequence[Example]) -> Tensor:
+            inputs = {name: tensor.to(device) for name, tensor in stack_examples(batch).items()}
             return self.embed(model, inputs).cpu()
 
-        rows = by_length(embedded, examples, model, batch_size=batch_size, said=said)
-        return torch.stack(rows)
-
-    def _put(self, text: str) -> str:
-        return text.lower() if self.is_lower else text
+        return torch.stack(
+            map_by_length(embed_batch, examples, model, batch_size=batch_size, label=label)
+        )
 
 
-def stacked(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """Return a batch's tensors by name, shape (examples, tokens), with zeros on the right."""
+def stack_examples(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Return a batch's named inputs, shape (examples, tokens), padded with zeros on the right."""
     rows = [example.tokens for example in examples]
-    return {name: padded([row[name] for row in rows])["input_ids"] for name in rows[0]}
+    return {name: pad_rows([row[name] for row in rows])["input_ids"] for name in rows[0]}
 
 
-def run(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 - its own kind
-    """Return what a module of transformers makes of the inputs that it knows.
+def run_module(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 - its own type
+    """Call a module of transformers with the inputs that it accepts.
 
-    Padding is the token that the model's configuration names: some look for it.
+    Padding becomes the pad token of the model's configuration, because some models look for it.
     """
-    known = inspect.signature(module.forward).parameters
+    accepted = inspect.signature(module.forward).parameters
     config: Any = module.config
-    filler = getattr(config, "pad_token_id", None) or 0
-    ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, filler)
-    given = {**inputs, "input_ids": ids}
-    return module(**{name: each for name, each in given.items() if name in known})
+    pad_id = getattr(config, "pad_token_id", None) or 0
+    ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, pad_id)
+    padded = {**inputs, "input_ids": ids}
+    return module(**{name: tensor for name, tensor in padded.items() if name in accepted})
 
 
-def _encoder(model: nn.Module) -> nn.Module:
+def _find_encoder(model: nn.Module) -> nn.Module:
     """Return the part of a model that reads texts, without a head or a decoder."""
-    whole: Any = model
-    base = whole.base_model
-    found: nn.Module = base.get_encoder() if base.config.is_encoder_decoder else base
-    return found
+    transformer: Any = model
+    base = transformer.base_model
+    encoder: nn.Module = base.get_encoder() if base.config.is_encoder_decoder else base
+    return encoder
 
 
-def _own_settings(files: Files) -> dict[str, Any]:
-    """Return what sentence-transformers keeps of how texts are read."""
-    names = matching(files, "sentence_*_config.json")
-    return dict(parsed(files, names[0])) if names else {}
-
-
-def _prompt(files: Files, name: str | None) -> str:
-    settings = parsed(files, _SETTINGS) if _SETTINGS in files else {}
+def _read_prompt(files: Files, name: str | None) -> str:
+    settings = load_json(files, _SETTINGS) if _SETTINGS in files else {}
     prompts = settings.get("prompts") or {}
     chosen = settings.get("default_prompt_name") if name is None else name
     if not chosen:
         return ""
     if chosen not in prompts:
         raise RecipeError(
-            f"task_pool.prompt: the models have no prompt {chosen!r}",
+            f"task_pool.prompt: unknown prompt {chosen!r}",
             hint=f"Prompts in {_SETTINGS}: {', '.join(prompts) or 'none'}.",
         )
     return str(prompts[chosen])

@@ -1,4 +1,4 @@
-"""Tasks whose examples are lines of files: splits, halves, and batches as pure functions."""
+"""Tasks whose examples are lines of files: splits, halves and reproducible batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from fusion_core import AdaptiveTask, Split, Task, shuffled_rows
 from fusion_core.errors import RecipeError
-from pools_lm.tasks.lines import identities, on_hub, read_lines
+from pools_lm.tasks.lines import find_on_hub, identify_data, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,34 +27,34 @@ class LinesTask(Task, Generic[DataT]):
     data: DataT
     #: the pool's options
     config: Any
-    #: whether UNLABELED are the first half of the test examples
+    #: whether UNLABELED is the first half of the test examples
     is_halved: bool = field(default=False, kw_only=True)
-    #: which half of the test examples TEST is; None for all of them
+    #: the half of the test examples that TEST is; None for all of them
     half: int | None = field(default=None, kw_only=True)
 
     @abstractmethod
-    def look(self, line: Line) -> None:
-        """Raise a `FusionError` for a line that lacks what is measured by."""
+    def check_line(self, line: Line) -> None:
+        """Raise a `FusionError` for a line without the fields that evaluation needs."""
 
     def check(self) -> None:
-        """Look at the first test example if it is here, and see that other files are there."""
-        identities(self._files())
-        if on_hub(self.data.test) is None:
-            self.look(*read_lines(self.data.test, 1))
+        """Check that the local files exist, and the first test example if it is local."""
+        identify_data(self._paths())
+        if find_on_hub(self.data.test) is None:
+            self.check_line(*read_lines(self.data.test, 1))
 
     def downloads(self) -> list[Wanted]:
-        """Return the files on the hub that measuring reads."""
-        found = map(on_hub, self.measured())
-        return [each for each in found if each is not None]
+        """Return the files on the hub that evaluation reads."""
+        splits = map(find_on_hub, self.evaluation_data())
+        return [wanted for wanted in splits if wanted is not None]
 
-    def measured(self) -> list[str]:
-        """Return the files, or splits on the hub, of the examples that measuring reads."""
+    def evaluation_data(self) -> list[str]:
+        """Return the files, or splits on the hub, that evaluation reads."""
         return [self.data.test]
 
     def identity(self) -> Mapping[str, Any]:
-        """Return all that the figures depend on."""
+        """Return everything that the metrics depend on."""
         return {
-            "files": identities(self._files()),
+            "files": identify_data(self._paths()),
             "data": self.data.model_dump(mode="json"),
             "limit": self.config.limit,
             "batch_size": self.config.batch_size,
@@ -64,19 +64,22 @@ class LinesTask(Task, Generic[DataT]):
 
     @property
     def is_transductive(self) -> bool:
-        """Whether UNLABELED lines are the test lines themselves."""
+        """Whether the UNLABELED lines are the test lines."""
         return False
 
-    def halved(self) -> Self:
+    def hold_out_half(self) -> Self:
         """Return this task with one half of its test examples as UNLABELED, the other as TEST."""
         return replace(self, is_halved=True, half=1)
 
-    def on_half(self, number: int) -> Self:
-        """Return this task with one half of its test examples as TEST; UNLABELED are no others'."""
+    def restrict_to_half(self, number: int) -> Self:
+        """Return this task with one half of its test examples as TEST.
+
+        If UNLABELED would be the test examples, it is the first half.
+        """
         return replace(self, is_halved=self.is_halved or self.is_transductive, half=number)
 
     def lines(self, split: Split) -> list[Line]:
-        """Return a split's lines; halves of the test lines where they are held out.
+        """Return the lines of a split, or the half of the test lines that stands for it.
 
         Raises `RecipeError` for a split that the task does not have.
         """
@@ -95,12 +98,12 @@ class LinesTask(Task, Generic[DataT]):
         return read_lines(path)
 
     def _halves(self) -> tuple[list[Line], list[Line]]:
-        found = read_lines(self.data.test, self.config.limit)
-        rows = shuffled_rows(0, len(found), len(found), key=f"halves\0{self.name}").tolist()
-        half = len(found) // 2
-        return [found[n] for n in rows[:half]], [found[n] for n in rows[half:]]
+        lines = read_lines(self.data.test, self.config.limit)
+        rows = shuffled_rows(0, len(lines), len(lines), key=f"halves\0{self.name}").tolist()
+        half = len(lines) // 2
+        return [lines[row] for row in rows[:half]], [lines[row] for row in rows[half:]]
 
-    def _files(self) -> list[str]:
+    def _paths(self) -> list[str]:
         return [path for split in Split if (path := getattr(self.data, split, None)) is not None]
 
 
@@ -108,46 +111,48 @@ class LinesTask(Task, Generic[DataT]):
 class AdaptiveLinesTask(LinesTask[DataT], AdaptiveTask):
     """A task of lines that algorithms can adapt on."""
 
-    _kept: dict[Split, list[Any]] = field(init=False, default_factory=dict)
+    _examples: dict[Split, list[Any]] = field(init=False, default_factory=dict)
 
     @abstractmethod
     def examples(self, lines: Sequence[Line], split: Split) -> list[Any]:
-        """Return what lines come to; of UNLABELED ones no answer is needed."""
+        """Return the example of each line; UNLABELED lines need no answer."""
 
     @property
     def is_transductive(self) -> bool:
-        """Whether UNLABELED lines are the test lines themselves."""
-        is_own = self.data.unlabeled is None and not self.is_halved
-        return bool(self.config.transductive) and is_own
+        """Whether the UNLABELED lines are the test lines."""
+        uses_test_lines = self.data.unlabeled is None and not self.is_halved
+        return bool(self.config.transductive) and uses_test_lines
 
     @property
     def hides_answers(self) -> bool:
-        """Whether UNLABELED lines are test lines, whose answers must not be seen."""
+        """Whether the UNLABELED lines are test lines, whose answers must stay hidden."""
         return self.is_halved or self.data.unlabeled is None
 
-    def of(self, split: Split) -> list[Any]:
-        """Return a split's examples, which are read once."""
-        if split not in self._kept:
-            self._kept[split] = self.examples(self.lines(split), split)
-        return self._kept[split]
+    def load_examples(self, split: Split) -> list[Any]:
+        """Return the examples of a split, which are read once."""
+        if split not in self._examples:
+            self._examples[split] = self.examples(self.lines(split), split)
+        return self._examples[split]
 
-    def drawn(self, step: int, *, size: int, split: Split, key: str) -> list[Any]:
-        """Return some of a split's examples: shuffled epochs, of the whole batches that fit.
+    def draw(self, step: int, *, size: int, split: Split, key: str) -> list[Any]:
+        """Return one batch of a split's examples from shuffled epochs of full batches.
 
         Raises `RecipeError` for a size that no batch can have.
         """
-        found = self.of(split)
-        if not 0 < size <= len(found):
+        examples = self.load_examples(split)
+        if not 0 < size <= len(examples):
             raise RecipeError(
-                f"a batch of {size}: task {self.name!r} has {len(found)} {split} examples",
-                hint=f"Use a batch size from 1 to {len(found)}.",
+                f"invalid batch size {size}: task {self.name!r} has {len(examples)} {split} "
+                "examples",
+                hint=f"Use a batch size from 1 to {len(examples)}.",
             )
-        return [found[row] for row in shuffled_rows(step, size, len(found), key=key).tolist()]
+        rows = shuffled_rows(step, size, len(examples), key=key).tolist()
+        return [examples[row] for row in rows]
 
 
-def unbound(task: str) -> RecipeError:
-    """Return the error for a task that is to read texts, and knows no tokenizer."""
+def unbound_error(task: str) -> RecipeError:
+    """Return the error for a task that needs a tokenizer but is not bound to models."""
     return RecipeError(
-        f"task {task!r} knows no tokenizer: its pool is bound to no models",
+        f"task {task!r} has no tokenizer, because its pool is not bound to models",
         hint="Bind it: tasks = tasks.bind(pool)",
     )

@@ -1,4 +1,4 @@
-"""What a model answers in its own words, held against what is right."""
+"""Questions that a model answers by generation, compared with the right answers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import Measured, Metric, Split
 from fusion_core.errors import FusionError
 from pools_lm.tasks.config import GenerateLines
+from pools_lm.tasks.generation import TextGenerator
 from pools_lm.tasks.prompts import Pair
 from pools_lm.tasks.questions import QuestionTask
 from pools_lm.tasks.ranks import rank_correlation
-from pools_lm.tasks.writing import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class GenerateTask(QuestionTask[GenerateLines]):
-    """Questions that are answered greedily, word by word.
+    """Questions that are answered by greedy generation.
 
-    An answer is invalid if nothing is said, if the pattern is not found in it or, for numbers, if
-    it is none. Invalid answers are wrong, and counted.
+    An answer is invalid if it is empty, if the pattern does not match or, for numbers, if it is not
+    a number. Invalid answers are wrong, and counted.
     """
 
     @property
@@ -37,71 +37,70 @@ class GenerateTask(QuestionTask[GenerateLines]):
         return Metric(self.data.metric), Metric("invalid", higher_is_better=False, is_noted=True)
 
     def answer(self, line: Line) -> str:
-        """Return the right answer, the first where several are."""
-        return self._answers(line)[0]
+        """Return the right answer, the first if there are several."""
+        return self._right_answers(line)[0]
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Return the metric of the test questions, and the fraction of invalid answers."""
         lines = self.lines(Split.TEST)
-        found = [self._read(each) for each in self._said(model, self.questions(lines))]
-        right = [self._answers(line) for line in lines]
-        invalid = sum(each is None for each in found) / len(lines)
+        texts = self._generate(model, self.questions(lines))
+        answers = [self._extract(text) for text in texts]
+        right = [self._right_answers(line) for line in lines]
+        invalid = sum(answer is None for answer in answers) / len(lines)
         if self.data.metric == "spearman":
-            return {"spearman": _correlation(found, right), "invalid": invalid}
-        exact = list(map(operator.contains, right, found))
+            return {"spearman": _correlation(answers, right), "invalid": invalid}
+        exact = list(map(operator.contains, right, answers))
         return Measured({self.data.metric: sum(exact) / len(exact), "invalid": invalid}, exact)
 
-    def _said(self, model: nn.Module, questions: Sequence[str]) -> list[str]:
-        pairs = map(Pair, self.bound.contexts(questions))
-        contexts = [pair.within(self._room).context for pair in pairs]
-        limits: Any = {"max_tokens": self.data.max_tokens, "stop": self.data.stop}
-        writer = Writer(self.bound, model, **limits, batch_size=self.config.batch_size)
-        return writer.write(contexts, said=self.name)
+    def _generate(self, model: nn.Module, questions: Sequence[str]) -> list[str]:
+        prompts, max_tokens = self.bound_prompts, self.data.max_tokens
+        # a decoder's positions hold the question and the answer
+        room = prompts.length if prompts.is_seq2seq else max(1, prompts.length - max_tokens)
+        contexts = [Pair(ids).within(room).context for ids in prompts.contexts(questions)]
+        generator = TextGenerator(
+            prompts, model, max_tokens, self.data.stop, batch_size=self.config.batch_size
+        )
+        return generator.generate(contexts, label=self.name)
 
-    @property
-    def _room(self) -> int:
-        """Tokens that a question may have, so that its answer has room, too."""
-        bound = self.bound
-        return bound.length if bound.is_seq2seq else max(1, bound.length - self.data.max_tokens)
-
-    def _read(self, said: str) -> str | None:
-        """Return the answer in what was said; None for an invalid one."""
-        found = said
+    def _extract(self, text: str) -> str | None:
+        """Return the answer in a generated text; None for an invalid one."""
+        answer = text
         if self.data.pattern is not None:
-            match = re.search(self.data.pattern, said)
-            found = "" if match is None else str(match[match.re.groups and 1] or "")
-        answer = found.strip()
-        if self.data.metric == "spearman" and _number(answer) is None:
+            match = re.search(self.data.pattern, text)
+            answer = "" if match is None else str(match[match.re.groups and 1] or "")
+        answer = answer.strip()
+        if self.data.metric == "spearman" and _parse_number(answer) is None:
             return None
         return answer or None
 
-    def _answers(self, line: Line) -> list[str]:
+    def _right_answers(self, line: Line) -> list[str]:
         field = self.data.answer
-        given: Any = line.filled(field) if "{" in field else line[field]
-        found = given if isinstance(given, list) else [given]
+        value: Any = line.fill(field) if "{" in field else line[field]
+        answers = value if isinstance(value, list) else [value]
         if self.data.names is not None:
             names = dict(enumerate(self.data.names))
-            found = [names.get(each, "") for each in found]
-        if not found or not all(str(each).strip() for each in found):
+            answers = [names.get(number, "") for number in answers]
+        texts = [str(answer).strip() for answer in answers]
+        if not texts or not all(texts):
             raise FusionError(
-                f"{line.place}: {self.data.answer} is {given!r}, which is not an answer",
-                hint="Give a text, or a list of texts that are all right.",
+                f"{line.location}: invalid {self.data.answer} {value!r}",
+                hint="Give a text, or a list of right texts.",
             )
-        return [str(each).strip() for each in found]
+        return texts
 
 
-def _correlation(found: Sequence[str | None], right: Sequence[Sequence[str]]) -> float:
-    """Return the rank correlation; an invalid answer is taken for the mean of the right ones."""
-    wanted = [_number(each[0]) or 0.0 for each in right]
-    mean = sum(wanted) / len(wanted)
-    given = [mean if each is None else _number(each) or 0.0 for each in found]
-    return rank_correlation(given, wanted)
+def _correlation(answers: Sequence[str | None], right: Sequence[Sequence[str]]) -> float:
+    """Return the rank correlation. An invalid answer counts as the mean of the right ones."""
+    targets = [_parse_number(texts[0]) or 0.0 for texts in right]
+    mean = sum(targets) / len(targets)
+    values = [mean if answer is None else _parse_number(answer) or 0.0 for answer in answers]
+    return rank_correlation(values, targets)
 
 
-def _number(text: str) -> float | None:
-    """Return the number that a text is; None for any other text."""
+def _parse_number(text: str) -> float | None:
+    """Return a text's finite number; None for any other text."""
     try:
-        found = float(text)
+        number = float(text)
     except ValueError:
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None

@@ -1,4 +1,4 @@
-"""Heads that put vectors into classes, and heads of experts around any encoder."""
+"""Classification heads: linear heads on embeddings, and experts' heads on any encoder."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from fusion_core.weights import WeightSource
     from pools_lm.architecture import Architecture
 
-#: What transformers calls the head of a decoder that puts texts into classes.
+#: The head of a decoder that classifies texts, as transformers names it.
 SCORE = "score.weight"
-#: How much similarities count, as in sentence-transformers' losses.
+#: Scale of cosine similarities, as in the losses of sentence-transformers.
 _SCALE = 20.0
-#: What transformers leaves out of a configuration.
-_TWO = {"0": "LABEL_0", "1": "LABEL_1"}
+#: The default class names, which transformers omits from a configuration.
+_TWO_CLASSES = {"0": "LABEL_0", "1": "LABEL_1"}
 
 
 @dataclass(frozen=True)
@@ -40,32 +40,37 @@ class LinearHead:
 
     weight: Tensor
     bias: Tensor
-    #: whether it is the angle between vectors that counts
+    #: whether vectors are normalized first
     is_cosine: bool = False
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Return scores of shape (texts, classes)."""
+        """Return scores, shape (texts, classes)."""
         rows = functional.normalize(vectors, dim=-1) if self.is_cosine else vectors
         return functional.linear(rows, self.weight.to(rows), self.bias.to(rows))
 
 
-def nearest(names: Tensor) -> LinearHead:
-    """Return the head that finds the nearest of some vectors, shape (classes, width)."""
+def nearest_name_head(names: Tensor) -> LinearHead:
+    """Return the head that selects the nearest class name; `names` has shape (classes, width)."""
     return LinearHead(_SCALE * functional.normalize(names, dim=-1), torch.zeros(len(names)), True)
 
 
-def logistic(vectors: Tensor, labels: Tensor, classes: int) -> LinearHead:
-    """Fit a logistic regression to vectors, shape (texts, width), as scikit-learn does by default.
+def fit_logistic(vectors: Tensor, labels: Tensor, classes: int) -> LinearHead:
+    """Fit a logistic regression to vectors, shape (texts, width), with scikit-learn's defaults.
 
-    That is the minimum of the summed cross entropy and half the squared weights; where there are
-    two classes, the squares of the one vector that tells them apart.
+    The loss is the summed cross entropy plus half the squared weights. For two classes,
+    scikit-learn penalizes only the one vector that separates them.
     """
     rows = vectors.detach().double()
     weight = torch.zeros(classes, rows.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     factor = 1.0 if classes == 2 else 0.5  # noqa: PLR2004
-    how: dict[str, Any] = {"history_size": 10, "line_search_fn": "strong_wolfe"}
-    search = torch.optim.LBFGS([weight, bias], max_iter=1000, tolerance_change=0, **how)
+    search = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=1000,
+        tolerance_change=0,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> Tensor:
         search.zero_grad()
@@ -81,114 +86,117 @@ def logistic(vectors: Tensor, labels: Tensor, classes: int) -> LinearHead:
 
 @dataclass(frozen=True)
 class ExpertHead:
-    """A classifier of transformers without its encoder, whose place that of any model takes."""
+    """A transformers classifier without its encoder, which can be attached to any model's."""
 
-    #: on the meta device
-    empty: Any
-    #: the classifier's weights, by the names of `empty`
+    #: the classifier on the meta device
+    skeleton: Any
+    #: the classifier's weights, under the names in `skeleton`
     weights: WeightSource
 
     @classmethod
     def of(cls, pool: ModelPool[Any], task: str, path: str | None = None) -> ExpertHead:
-        """Find the head for a task: its expert's, or that of a classifier, here or on the hub.
+        """Find a task's head: its expert's, or the one of the classifier at `path`.
 
         Weights are not read yet. Raises `RecipeError` for a model without a head, or of another
-        kind than the pool's.
+        type than the pool's models.
         """
-        source, config = _expert(pool, task) if path is None else _classifier(path, task)
-        own, theirs = config.get("model_type"), config_of(pool).get("model_type")
-        if own != theirs:
+        if path is None:
+            source = as_weights(pool.expert_of(task), pool.base)
+            config = config_of(pool, task)
+        else:
+            source, config = _open_classifier(path, task)
+        head_type, pool_type = config.get("model_type"), config_of(pool).get("model_type")
+        if head_type != pool_type:
             raise RecipeError(
-                f"the head for task {task!r} is that of a {own} model, and the models are {theirs}",
-                hint="Name another one, or the models that it belongs to.",
+                f"conflicting model types for task {task!r}: its head belongs to {head_type}, the "
+                f"models are {pool_type}",
+                hint="Name another head, or the models that it belongs to.",
             )
-        found = cls(_empty(config), _architecture(config).named(source))
-        if missing := [
-            name for name in found.empty.state_dict() if name not in found.weights.infos
-        ]:
-            wanted = "task_pool.head=probe" if path is None else f"task_pool.datasets.{task}.head"
+        skeleton = _build_skeleton(config)
+        weights = _load_architecture(config).rename_to_live(source)
+        missing = [name for name in skeleton.state_dict() if name not in weights.infos]
+        if missing:
+            option = "task_pool.head=probe" if path is None else f"task_pool.datasets.{task}.head"
             raise RecipeError(
                 f"{source.describe()} has no head for task {task!r}: {missing[0]!r} is missing",
-                hint=f"Use another one: {wanted}",
+                hint=f"Use another one: {option}",
             )
-        return found
+        return cls(skeleton, weights)
 
     @cached_property
-    def shell(self) -> Any:  # noqa: ANN401 - transformers' many classes
-        """The classifier with its weights, which are read once, and without an encoder."""
+    def module(self) -> Any:  # noqa: ANN401 - transformers' many classes
+        """The classifier with its weights, without an encoder."""
         values = {
-            name: assemble(self.weights, name, dtype=torch.float32).reshape(each.shape)
-            for name, each in self.empty.state_dict().items()
+            name: assemble(self.weights, name, dtype=torch.float32).reshape(tensor.shape)
+            for name, tensor in self.skeleton.state_dict().items()
         }
-        self.empty.load_state_dict(values, assign=True)
-        return self.empty.eval().requires_grad_(False)
+        self.skeleton.load_state_dict(values, assign=True)
+        return self.skeleton.eval().requires_grad_(False)
 
-    def around(self, model: nn.Module) -> nn.Module:
-        """Return the classifier with a live model's encoder in it: the module itself, no copy."""
-        whole: Any = model
-        shell = self._like(next(model.parameters()))
-        shared = [shell.config, *shell.parameters(), *shell.buffers()]
-        kept = {id(each): each for each in shared}
-        place = getattr(shell, shell.base_model_prefix)
-        found: nn.Module = copy.deepcopy(shell, {**kept, id(place): whole.base_model})
-        return found
-
-    def _like(self, values: Tensor) -> Any:  # noqa: ANN401 - transformers' many classes
-        if self.shell.device != values.device:
-            self.shell.to(values.device)
-        is_alike = self.shell.dtype == values.dtype
-        return self.shell if is_alike else copy.deepcopy(self.shell).to(values.dtype)
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Return the classifier with a live model's encoder, which is shared, not copied."""
+        live: Any = model
+        values = next(model.parameters())
+        module = self.module
+        if module.device != values.device:
+            module.to(values.device)
+        if module.dtype != values.dtype:
+            module = copy.deepcopy(module).to(values.dtype)
+        shared = [module.config, *module.parameters(), *module.buffers()]
+        memo = {id(value): value for value in shared}
+        encoder = getattr(module, module.base_model_prefix)
+        classifier: nn.Module = copy.deepcopy(module, {**memo, id(encoder): live.base_model})
+        return classifier
 
     @property
     def digest(self) -> str:
-        """Tells heads apart."""
-        found = hashlib.sha256()
-        for name, each in self.shell.state_dict().items():
-            found.update(name.encode() + each.cpu().numpy().tobytes())
-        return found.hexdigest()
+        """A digest of the head's weights."""
+        digest = hashlib.sha256()
+        for name, tensor in self.module.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def reads_last_token(pool: ModelPool[Any]) -> bool:
-    """Tell whether classifiers of a pool's kind have a linear head that reads the last token."""
-    return list(_empty(config_of(pool)).state_dict()) == [SCORE]
+    """Tell whether classifiers of the pool's type have a linear head on the last token."""
+    return list(_build_skeleton(config_of(pool)).state_dict()) == [SCORE]
 
 
-def names_in(config: Mapping[str, Any]) -> list[str]:
-    """Return what a model's configuration calls the classes."""
-    named = config.get("id2label") or _TWO
-    return [str(named[number]) for number in sorted(named, key=int)]
+def class_names_in(config: Mapping[str, Any]) -> list[str]:
+    """Return the class names in a model's configuration."""
+    names = config.get("id2label") or _TWO_CLASSES
+    return [str(names[number]) for number in sorted(names, key=int)]
 
 
 def config_of(pool: ModelPool[Any], task: str | None = None) -> dict[str, Any]:
-    """Return what lies beside a task's expert or, for None and for an adapter, the base."""
+    """Return the configuration of a task's expert, or of the base.
+
+    The base's is returned for None, and for an expert without one, such as an adapter.
+    """
     experts = [name for name in pool.experts if pool.task_of(name) == task]
-    found = [safe_config(each, name) for name, each in pool.beside().items() if name in experts]
-    return next(filter(None, found), None) or safe_config(pool.assets(), "base") or {}
+    configs = [safe_config(files, name) for name, files in pool.beside().items() if name in experts]
+    return next(filter(None, configs), None) or safe_config(pool.assets(), "base") or {}
 
 
-def _expert(pool: ModelPool[Any], task: str) -> tuple[WeightSource, dict[str, Any]]:
-    return as_weights(pool.expert_of(task), pool.base), config_of(pool, task)
-
-
-def _classifier(path: str, task: str) -> tuple[WeightSource, dict[str, Any]]:
+def _open_classifier(path: str, task: str) -> tuple[WeightSource, dict[str, Any]]:
     option = f"task_pool.datasets.{task}.head"
-    found = find_model(path, option)
-    if found.is_delta:
+    model = find_model(path, option)
+    if model.is_delta:
         raise RecipeError(
-            f"{option}: {found.location.name} is an adapter, not a classifier",
-            hint="Name the directory of a whole model with a head.",
+            f"{option}: expected a classifier, found an adapter: {model.location.name}",
+            hint="Name the directory of a full model with a head.",
         )
-    return found.open(), read_config(found.location.directory / "config.json")
+    return model.open(), read_config(model.location.directory / "config.json")
 
 
-def _empty(config: Mapping[str, Any]) -> Any:  # noqa: ANN401 - transformers' many classes
+def _build_skeleton(config: Mapping[str, Any]) -> Any:  # noqa: ANN401 - transformers' many classes
     with torch.device("meta"):
-        shell: Any = _architecture(config).construct()
-    setattr(shell, shell.base_model_prefix, nn.Identity())
-    return shell
+        skeleton: Any = _load_architecture(config).construct()
+    setattr(skeleton, skeleton.base_model_prefix, nn.Identity())
+    return skeleton
 
 
-def _architecture(config: Mapping[str, Any]) -> Architecture:
-    from pools_lm.architecture import architecture  # transformers: seconds
+def _load_architecture(config: Mapping[str, Any]) -> Architecture:
+    from pools_lm.architecture import load_architecture  # transformers takes seconds to import
 
-    return architecture("AutoModelForSequenceClassification", json.dumps(config)).checked
+    return load_architecture("AutoModelForSequenceClassification", json.dumps(config))

@@ -1,6 +1,7 @@
-"""Examples from files: JSON lines and parquet, a field a column; a plain text is one example.
+"""Examples from files: JSON lines and parquet with one field per column, and plain text.
 
-In a file's place may stand a split of a data set on the hub, whose parquet files are downloaded.
+A plain text file is one example. A split of a data set on the hub can replace a file; its parquet
+files are downloaded.
 """
 
 from __future__ import annotations
@@ -24,41 +25,43 @@ if TYPE_CHECKING:
 _TEXT, _PARQUET = ".txt", ".parquet"
 _JSON = (".jsonl", ".ndjson", ".json")
 _SPLIT = re.compile(rf"{HUB}(?P<name>[^/]+/[^/]+)(/(?P<config>[^/]+))?/(?P<split>[^/]+)")
+_ONE_OBJECT = "Write one object per line: {...}"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One example as a file has it."""
+    """One example of a file."""
 
-    #: the file and the line, or row, in it
-    place: str
+    #: the file, with the line or row
+    location: str
     fields: Mapping[str, Any]
 
-    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - whatever a file holds
-        """Return a field; raises `FusionError` naming the place if there is none."""
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - any value of a file
+        """Return a field; raise `FusionError` with the location if it is missing."""
         if name not in self.fields:
             raise FusionError(
-                f"{self.place} has no field {name!r}, only {', '.join(self.fields) or 'none'}",
-                hint="Name the fields that there are under task_pool.datasets.",
+                f"{self.location}: missing field {name!r}; fields: "
+                f"{', '.join(self.fields) or 'none'}",
+                hint="Name the fields of your file under task_pool.datasets.",
             )
         return self.fields[name]
 
     def has(self, answer: str) -> bool:
-        """Tell whether a field is there, or all that a template names."""
-        named = [name for _, name, _, _ in Formatter().parse(answer) if name]
-        return all(name in self.fields for name in named or [answer])
+        """Tell whether a field exists, or every field of a template."""
+        names = [name for _, name, _, _ in Formatter().parse(answer) if name]
+        return all(name in self.fields for name in names or [answer])
 
-    def filled(self, template: str) -> str:
-        """Return a template with the fields that it names in braces.
+    def fill(self, template: str) -> str:
+        """Return a template filled with the fields that it names in braces.
 
-        Raises `FusionError` for one that cannot be filled with this line's.
+        Raises `FusionError` for a missing field or an unsuitable format.
         """
         try:
             return template.format_map(_Fields(self))
         except (ValueError, TypeError) as error:
             raise FusionError(
-                f"{self.place} does not fill {template!r}: {error}",
-                hint="A format such as {field:.1f} is for numbers.",
+                f"{self.location}: cannot fill {template!r}: {error}",
+                hint="A format such as {field:.1f} needs a number.",
             ) from error
 
 
@@ -70,26 +73,26 @@ class _Fields(dict[str, Any]):
         return self._line[name]
 
 
-def on_hub(path: str) -> hub.Wanted | None:
-    """Return the files of a split on the hub, at its commit; None for a file that is here.
+def find_on_hub(path: str) -> hub.Wanted | None:
+    """Return the files of a split on the hub, at its commit; None for a local file.
 
-    Raises `RecipeError` for a name that is none, `HubError` for what the hub refuses.
+    Raises `RecipeError` for an invalid name, `HubError` if the hub refuses access.
     """
     if not path.startswith(HUB):
         return None
-    found = _SPLIT.fullmatch(path)
-    if found is None:
+    match = _SPLIT.fullmatch(path)
+    if match is None:
         raise RecipeError(
-            f"{path} does not name a split of a data set",
+            f"invalid name of a data set's split: {path}",
             hint=f"Write {HUB}org/name/split, or {HUB}org/name/configuration/split.",
         )
-    data = hub.parse(found["name"], kind="dataset")
-    return hub.split_files(data, found["split"], found["config"])
+    data_set = hub.parse(match["name"], kind="dataset")
+    return hub.split_files(data_set, match["split"], match["config"])
 
 
-def identities(paths: Iterable[str]) -> dict[str, Any]:
-    """Identify files by sizes and times, splits on the hub by their commits; raises `OSError`."""
-    splits = {path: on_hub(path) for path in paths}
+def identify_data(paths: Iterable[str]) -> dict[str, Any]:
+    """Identify files by size and time, and splits on the hub by commit; raise `OSError`."""
+    splits = {path: find_on_hub(path) for path in paths}
     return {
         **file_stamps(path for path, wanted in splits.items() if wanted is None),
         **{
@@ -101,58 +104,59 @@ def identities(paths: Iterable[str]) -> dict[str, Any]:
 
 
 def read_lines(path: str, limit: int | None = None) -> list[Line]:
-    """Return the examples of a file, or of a split on the hub, or the first `limit` of them.
+    """Return the examples of a file, or of a split on the hub; at most the first `limit`.
 
-    Raises `OSError` for a file that cannot be read, `FusionError` naming the line for one that is
-    not of its kind, or the file where it holds nothing; `HubError` for what the hub refuses.
+    Raises `OSError` for an unreadable file, `FusionError` for an invalid line or an empty file, and
+    `HubError` if the hub refuses access.
     """
-    wanted = on_hub(path)
+    wanted = find_on_hub(path)
     files = [path] if wanted is None else hub.fetch([wanted])
     try:
-        found = list(islice(chain.from_iterable(map(_lines, files)), limit))
+        lines = list(islice(chain.from_iterable(map(_read_file, files)), limit))
     except UnicodeDecodeError as error:
-        raise FusionError(f"{path} is not UTF-8: {error}") from error
-    if not found:
-        raise FusionError(f"{path} holds no examples")
-    return found
+        raise FusionError(f"expected UTF-8 text in {path}: {error}") from error
+    if not lines:
+        raise FusionError(f"{path} contains no examples")
+    return lines
 
 
-def _lines(path: str) -> Iterator[Line]:
-    kind = Path(path).suffix.lower()
-    if kind not in (_TEXT, _PARQUET, *_JSON):
-        raise FusionError(
-            f"{path} is neither JSON lines (.jsonl), parquet nor plain text (.txt)",
-            hint="Write an object a line, {...}, into a file that ends in .jsonl.",
-        )
-    read = _parquet if kind == _PARQUET else _text if kind == _TEXT else _json
-    return read(path)
+def _read_file(path: str) -> Iterator[Line]:
+    suffix = Path(path).suffix.lower()
+    if suffix == _PARQUET:
+        return _read_parquet(path)
+    if suffix == _TEXT:
+        return _read_text(path)
+    if suffix in _JSON:
+        return _read_json(path)
+    raise FusionError(
+        f"unsupported file type of {path}: expected JSON lines (.jsonl), parquet or plain text "
+        "(.txt)",
+        hint="Write one object per line, {...}, into a file that ends in .jsonl.",
+    )
 
 
-def _json(path: str) -> Iterator[Line]:
+def _read_json(path: str) -> Iterator[Line]:
     with Path(path).open(encoding="utf-8") as file:
         for number, text in enumerate(file, 1):
-            if text.strip():
-                yield Line(f"{path}, line {number}", _object(text, f"{path}, line {number}"))
+            if not text.strip():
+                continue
+            location = f"{path}, line {number}"
+            try:
+                fields = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise FusionError(f"{location}: invalid JSON: {error}", hint=_ONE_OBJECT) from error
+            if not isinstance(fields, dict):
+                raise FusionError(f"{location}: expected a JSON object", hint=_ONE_OBJECT)
+            yield Line(location, fields)
 
 
-def _object(text: str, place: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FusionError(
-            f"{place} is not JSON: {error}", hint="Write one object a line: {...}"
-        ) from error
-    if not isinstance(found, dict):
-        raise FusionError(f"{place} is not an object", hint="Write one object a line: {...}")
-    return found
-
-
-def _text(path: str) -> Iterator[Line]:
+def _read_text(path: str) -> Iterator[Line]:
     text = Path(path).read_text(encoding="utf-8")
-    yield from [Line(path, {"text": text})] if text.strip() else []
+    if text.strip():
+        yield Line(path, {"text": text})
 
 
-def _parquet(path: str) -> Iterator[Line]:
+def _read_parquet(path: str) -> Iterator[Line]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -164,4 +168,4 @@ def _parquet(path: str) -> Iterator[Line]:
                     yield Line(f"{path}, row {row}", fields)
                     row += 1
     except pa.ArrowException as error:
-        raise FusionError(f"{path} is not readable parquet from row {row} on: {error}") from error
+        raise FusionError(f"invalid parquet in {path} from row {row} on: {error}") from error

@@ -1,4 +1,4 @@
-"""How likely a model finds texts, in bits per byte: models of other vocabularies compare."""
+"""The likelihood of texts in bits per byte, which compares models with different vocabularies."""
 
 from __future__ import annotations
 
@@ -22,36 +22,38 @@ if TYPE_CHECKING:
 
 
 class PerplexityTask(LanguageTask[TextLines]):
-    """Texts; a longer one is read in windows, each after the last token of the one before."""
+    """Texts, split into windows. Each window starts after the last token of the previous one."""
 
     metrics = (Metric("bits_per_byte", unit="bits per byte", higher_is_better=False),)
 
-    def look(self, line: Line) -> None:
+    def check_line(self, line: Line) -> None:
         """Raise a `FusionError` for a line without a text."""
         self._text(line)
 
     def check(self) -> None:
-        """Look at the first text, and at the token that stands before one."""
+        """Check the first text, and that the tokenizer has a start token."""
         super().check()
-        _ = self.prompts and self.prompts.first
+        _ = self.prompts and self.prompts.start_token
 
     def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
-        """Return every text's windows."""
+        """Return the windows of all texts."""
         del split  # a text is not a label of its own
-        return [window for line in lines for window in self.bound.windows(self._text(line))]
+        return [window for line in lines for window in self.bound_prompts.windows(self._text(line))]
 
     def evaluate(self, model: nn.Module) -> Metrics:
-        """Return {"bits_per_byte": ...}: over all test texts, their bytes as UTF-8 has them."""
+        """Return {"bits_per_byte": ...} over all test texts, in bytes of UTF-8."""
         lines = self.lines(Split.TEST)
-        size = self.config.batch_size
-        windows = [self.pairs([line], Split.TEST) for line in lines]
-        pairs = [each for own in windows for each in own]
-        found = log_likelihoods(model, pairs, batch_size=size, said=self.name)
-        bounds = pairwise(accumulate(map(len, windows), initial=0))
-        bits = [-sum(found[start:end]) / math.log(2) for start, end in bounds]
+        windows_by_line = [self.pairs([line], Split.TEST) for line in lines]
+        pairs = [window for windows in windows_by_line for window in windows]
+        likelihoods = log_likelihoods(
+            model, pairs, batch_size=self.config.batch_size, label=self.name
+        )
+        bounds = pairwise(accumulate(map(len, windows_by_line), initial=0))
+        bits = [-sum(likelihoods[start:end]) / math.log(2) for start, end in bounds]
         sizes = [len(self._text(line).encode()) for line in lines]
-        each = [own / max(1, size) for own, size in zip(bits, sizes, strict=True)]
-        return Measured({"bits_per_byte": -sum(found) / math.log(2) / sum(sizes)}, each, sizes)
+        by_text = [text_bits / max(1, size) for text_bits, size in zip(bits, sizes, strict=True)]
+        total = -sum(likelihoods) / math.log(2) / sum(sizes)
+        return Measured({"bits_per_byte": total}, by_text, sizes)
 
     def _text(self, line: Line) -> str:
-        return line.filled(self.data.text)
+        return line.fill(self.data.text)

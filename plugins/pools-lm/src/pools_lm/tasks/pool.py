@@ -1,4 +1,4 @@
-"""The task pools of texts: tasks by name, bound to the models' tokenizer."""
+"""Task pools of texts, bound to the tokenizer of a pool's models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pools_lm.tasks.config import (
     PerplexityTasksConfig,
 )
 from pools_lm.tasks.generate import GenerateTask
-from pools_lm.tasks.named import LinesTasks
+from pools_lm.tasks.lines_pool import LinesTasks
 from pools_lm.tasks.perplexity import PerplexityTask
 from pools_lm.tasks.prompts import Prompts
 
@@ -31,12 +31,12 @@ _KINDS: Mapping[str, type[LanguageTask[Any]]] = {
 
 
 class LanguageTasks(LinesTasks):
-    """Tasks on texts for models that go on with a text, or answer it with another."""
+    """Text tasks for decoders and encoder-decoders."""
 
     config_class: ClassVar[type[ComponentConfig]] = LanguageTasksConfig
 
-    def task(self, name: str) -> LanguageTask[Any]:
-        """Return a task of the kind that its options name."""
+    def make_task(self, name: str) -> LanguageTask[Any]:
+        """Return a task of the kind in its options."""
         data = self.options.datasets[name]
         return _KINDS[data.kind](name, data, self.options)
 
@@ -44,7 +44,7 @@ class LanguageTasks(LinesTasks):
         """Return these tasks with the tokenizer, chat template and length of a pool's models."""
         options = self.options
         prompts = Prompts.of_pool(pool, chat=options.chat, length=options.length)
-        return self.changed(lambda task: replace(task, prompts=prompts))
+        return self.map_tasks(lambda task: replace(task, prompts=prompts))
 
 
 class PerplexityTasks(LanguageTasks):
@@ -54,12 +54,12 @@ class PerplexityTasks(LanguageTasks):
 
 
 class ChoiceTasks(LanguageTasks):
-    """Questions with a few answers."""
+    """Multiple-choice questions."""
 
     config_class = ChoiceTasksConfig
 
 
 class GenerateTasks(LanguageTasks):
-    """Questions that a model answers in its own words."""
+    """Questions that a model answers by generation."""
 
     config_class = GenerateTasksConfig

@@ -1,4 +1,4 @@
-"""How texts are put to models: their own tokenizer, chat template and length."""
+"""From texts to model inputs: the models' tokenizer, chat template and context length."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError, FusionError, RecipeError
-from pools_lm.beside import content_in
 from pools_lm.confined.tokenizer import ConfinedTokenizer
+from pools_lm.side_files import read_content
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool
     from fusion_core.weights import Files
 
-#: Tokens that a model reads at most unless a recipe says so.
-_LONGEST = 2048
+#: Default maximum number of tokens in a context.
+_MAX_LENGTH = 2048
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
-#: What stands between a question and its answer, and between examples, without a chat template.
-_SPACE, _BLANK = " ", "\n\n"
+#: Separators without a chat template: between a question and its answer, and between examples.
+_SPACE, _BLANK_LINE = " ", "\n\n"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, and its answer where that is known."""
+    """A question, with its answer if that is known."""
 
     prompt: str
     answer: str | None = None
@@ -34,7 +34,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Pair:
-    """Tokens that a model is given, and those that are to follow; seldom none of either."""
+    """The tokens that a model reads, and the tokens that should follow."""
 
     context: Sequence[int]
     continuation: Sequence[int] = ()
@@ -43,146 +43,159 @@ class Pair:
         return len(self.context) + len(self.continuation)
 
     def within(self, length: int) -> Pair:
-        """Return this pair without the beginning of a context that is too long."""
+        """Return this pair with the start of a long context cut off, to fit into `length`."""
         room = max(1, length - len(self.continuation))
         return Pair(self.context[-room:], self.continuation)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A tokenizer, and what is known of the models that it belongs to."""
+    """A tokenizer, with the facts about its models that shape their inputs."""
 
     tokenizer: ConfinedTokenizer
-    #: whether an encoder reads the question, and a decoder answers
+    #: whether an encoder reads the question and a decoder writes the answer
     is_seq2seq: bool
     is_chat: bool
-    #: tokens that a model reads at most
+    #: maximum number of tokens in a context
     length: int
     #: the tokens that end an answer
     ends: tuple[int, ...]
-    #: tells the files of tokenizer and configuration apart
+    #: digest of the tokenizer and configuration files
     digest: str
 
     @classmethod
     def of(
         cls, files: Files, model: str, *, chat: bool | None = None, length: int | None = None
     ) -> Prompts:
-        """Read what lies beside a model, which errors call `model`.
+        """Read a model's side files; errors name it as `model`.
 
-        Raises `RecipeError` for files that do not suffice, `CheckpointError` for bad ones.
+        Raises `RecipeError` if a file is missing, `CheckpointError` for an invalid one.
         """
         tokenizer = ConfinedTokenizer.of(files, model)
-        config, generation = _configuration(files)
-        about = tokenizer.about
-        if chat and not about.has_template:
+        config, generation = _read_config(files)
+        facts = tokenizer.facts
+        if chat and not facts.has_template:
             raise RecipeError(
                 "task_pool.chat: the models' tokenizer has no chat template",
-                hint="Leave it out, or save a chat_template.jinja beside the base's weights.",
+                hint="Remove the option, or save a chat_template.jinja next to the base's weights.",
             )
         return cls(
             tokenizer,
             bool(config.is_encoder_decoder),
-            about.has_template if chat is None else chat,
-            length or _length(about.length, config),
-            _ends(about.eos, config, generation),
-            tokenizer.held.digest,
+            facts.has_template if chat is None else chat,
+            length or _find_length(facts.length, config),
+            _find_ends(facts.eos, config, generation),
+            tokenizer.client.digest,
         )
 
     @classmethod
     def of_pool(
         cls, pool: ModelPool[Any], *, chat: bool | None = None, length: int | None = None
     ) -> Prompts:
-        """Read what lies beside a pool's models; raises as `of` does."""
-        return cls.of(pool.assets(), described(pool), chat=chat, length=length)
+        """Read the side files of a pool's models; raise as `of` does."""
+        return cls.of(pool.assets(), name_tokenizer_model(pool), chat=chat, length=length)
 
     @property
-    def first(self) -> int:
-        """The token before a text; raises `RecipeError` for a tokenizer that has none."""
-        known = (self.tokenizer.about.bos, self.tokenizer.about.eos)
-        found = next((each for each in known if each is not None), None)
-        if found is None:
-            raise RecipeError(
-                "the models' tokenizer has no token that texts begin or end with",
-                hint="Set bos_token in tokenizer_config.json beside the base's weights.",
-            )
-        return int(found)
+    def start_token(self) -> int:
+        """The token before a text; raises `RecipeError` if the tokenizer has none."""
+        for token in (self.tokenizer.facts.bos, self.tokenizer.facts.eos):
+            if token is not None:
+                return token
+        raise RecipeError(
+            "the models' tokenizer has neither a bos_token nor an eos_token",
+            hint="Set bos_token in tokenizer_config.json next to the base's weights.",
+        )
 
     def windows(self, text: str) -> list[Pair]:
-        """Cut a text into windows in which every token of it is to follow once.
+        """Split a text into windows that together predict each of its tokens once.
 
-        The token that texts begin with, or end with where there is none, stands before the first.
+        The start token comes before the first window.
         """
         (plain,) = self.tokenizer.encode([text], special=False)
-        tokens = [self.first, *plain]
+        tokens = [self.start_token, *plain]
         starts = range(1, len(tokens), self.length)
         return [Pair(tokens[n - 1 : n], tokens[n : n + self.length]) for n in starts]
 
     def questions(
         self, conversations: Sequence[Sequence[Turn]], system: str | None = None
     ) -> list[str]:
-        """Return the texts that a model answers: earlier questions and answers, and the last one.
+        """Return the texts that a model answers: earlier turns, and the last question.
 
-        Raises `RecipeError` or `CheckpointError` for a chat template that fails, or hits a limit.
+        Raises `RecipeError` for a chat template that fails, `CheckpointError` for one that exceeds
+        a limit.
         """
         if self.is_chat:
-            return self.tokenizer.render([_messages(turns, system) for turns in conversations])
-        before = [system] if system else []
-        return [_BLANK.join([*before, *_as_text(turns)]) for turns in conversations]
+            return self.tokenizer.render([_as_messages(turns, system) for turns in conversations])
+        start = [system] if system else []
+        return [
+            _BLANK_LINE.join(
+                [
+                    *start,
+                    *(f"{turn.prompt}{_SPACE}{turn.answer}" for turn in turns[:-1]),
+                    turns[-1].prompt,
+                ]
+            )
+            for turns in conversations
+        ]
 
     def check_template(self) -> None:
-        """Raise an error if the chat template fails on a short question, before any work."""
+        """Raise an error if the chat template fails on a short question."""
         if self.is_chat:
             self.questions([[Turn("Hello")]])
 
-    def pairs(self, asked: Sequence[tuple[str, str]]) -> list[Pair]:
-        """Return the tokens of questions and of an answer to each.
+    def pairs(self, answered: Sequence[tuple[str, str]]) -> list[Pair]:
+        """Return the tokens of questions and their answers.
 
-        Both are cut into tokens together, as they are in training; apart where a token would be of
-        both. Raises `FusionError` for an answer without tokens.
+        Question and answer are tokenized together, as in training. They are tokenized separately if
+        one token would span both. Raises `FusionError` for an answer without tokens.
         """
         if self.is_seq2seq:
-            contexts = self.contexts([question for question, _ in asked])
-            follows = self.tokenizer.encode([answer for _, answer in asked], special=False)
-            return list(map(self._paired, contexts, follows))
-        cut = [self._cut(question, answer) for question, answer in asked]
-        contexts = self.contexts([head for head, _ in cut])
-        wholes = self.contexts([head + tail for head, tail in cut])
-        follows = list(map(_after, contexts, wholes))
-        alone = [tail for (_, tail), found in zip(cut, follows, strict=True) if not found]
-        apart = iter(self.tokenizer.encode(alone, special=False))
+            contexts = self.contexts([question for question, _ in answered])
+            answers = self.tokenizer.encode([answer for _, answer in answered], special=False)
+            return list(map(self._pair, contexts, answers))
+        parts = [self._move_space(question, answer) for question, answer in answered]
+        contexts = self.contexts([head for head, _ in parts])
+        wholes = self.contexts([head + tail for head, tail in parts])
+        answers = [
+            whole[len(context) :] if whole[: len(context)] == context else []
+            for context, whole in zip(contexts, wholes, strict=True)
+        ]
+        separate = [tail for (_, tail), answer in zip(parts, answers, strict=True) if not answer]
+        separate_answers = iter(self.tokenizer.encode(separate, special=False))
         return [
-            self._paired(context, found or next(apart))
-            for context, found in zip(contexts, follows, strict=True)
+            self._pair(context, answer or next(separate_answers))
+            for context, answer in zip(contexts, answers, strict=True)
         ]
 
     def contexts(self, questions: Sequence[str]) -> list[list[int]]:
-        """Return questions' tokens; of conversations, those that their template writes."""
+        """Return the tokens of questions; a chat template has added its special tokens already."""
         return self.tokenizer.encode(questions, special=not self.is_chat)
 
-    def said(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Return what rows of tokens say, without special ones."""
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Return the text of each row of tokens, without special tokens."""
         return self.tokenizer.decode(rows)
 
-    def _cut(self, question: str, answer: str) -> tuple[str, str]:
-        """Return a question without the space at its end, and that space with the answer."""
-        head = question if self.is_chat else question.rstrip()
-        gap = "" if self.is_chat else question[len(head) :] or _SPACE
-        return head, gap + answer
+    def _move_space(self, question: str, answer: str) -> tuple[str, str]:
+        """Move the space at the end of a question to its answer, where tokenizers expect it."""
+        if self.is_chat:
+            return question, answer
+        head = question.rstrip()
+        return head, (question[len(head) :] or _SPACE) + answer
 
-    def _paired(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:
+    def _pair(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:
         if not continuation:
-            raise FusionError("an answer comes to no tokens", hint="Give one that says something.")
+            raise FusionError("an answer has no tokens", hint="Give an answer with some text.")
         return Pair(context, continuation).within(self.length)
 
 
-def described(pool: ModelPool[Any]) -> str:
-    """Say which of a pool's models its tokenizer is of."""
+def name_tokenizer_model(pool: ModelPool[Any]) -> str:
+    """Return the name of the model whose tokenizer the pool uses."""
     chosen: str = getattr(pool.config, "tokenizer", "base")
     return pool.experts.get(chosen, pool.reference).describe()
 
 
-def _messages(turns: Sequence[Turn], system: str | None) -> list[dict[str, str]]:
-    """Return a conversation as chat templates take it."""
+def _as_messages(turns: Sequence[Turn], system: str | None) -> list[dict[str, str]]:
+    """Return a conversation in the format of chat templates."""
     messages = [{"role": "system", "content": system}] if system else []
     for turn in turns:
         messages.append({"role": "user", "content": turn.prompt})
@@ -191,44 +204,41 @@ def _messages(turns: Sequence[Turn], system: str | None) -> list[dict[str, str]]
     return messages
 
 
-def _as_text(turns: Sequence[Turn]) -> list[str]:
-    """Return a conversation as paragraphs."""
-    earlier = [f"{turn.prompt}{_SPACE}{turn.answer}" for turn in turns[:-1]]
-    return [*earlier, turns[-1].prompt]
+def _read_config(files: Files) -> tuple[Any, Any]:
+    """Return the model's configuration, and its generation configuration or None."""
+    from transformers import AutoConfig, GenerationConfig  # takes seconds to import
 
-
-def _after(context: list[int], whole: list[int]) -> list[int]:
-    """Return what follows a context; nothing where a token is of both."""
-    return whole[len(context) :] if whole[: len(context)] == context else []
-
-
-def _configuration(files: Files) -> tuple[Any, Any]:
-    """Return the configuration and, of the files for generation, what they say."""
-    from transformers import AutoConfig, GenerationConfig  # seconds
-
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as directory:
         for name in files.keys() & {_CONFIG, _GENERATION}:
-            Path(folder, name).write_bytes(content_in(files, name))
+            Path(directory, name).write_bytes(read_content(files, name))
         try:
             return (
-                AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True),
-                GenerationConfig.from_pretrained(folder) if _GENERATION in files else None,
+                AutoConfig.from_pretrained(
+                    directory, trust_remote_code=False, local_files_only=True
+                ),
+                GenerationConfig.from_pretrained(directory) if _GENERATION in files else None,
             )
-        except Exception as error:  # transformers raises any
+        except Exception as error:  # transformers raises anything
             raise CheckpointError(
-                f"the models' tokenizer or configuration cannot be read: {error}",
-                hint="Save both with transformers beside the base's weights.",
+                f"unreadable tokenizer or configuration of the models: {error}",
+                hint="Save both with transformers next to the base's weights.",
             ) from error
 
 
-def _length(own: int, config: Any) -> int:  # noqa: ANN401 - transformers' many classes
+def _find_length(tokenizer_length: int, config: Any) -> int:  # noqa: ANN401 - transformers' many classes
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    known = (positions, own)
-    return min(_LONGEST, *(int(each) for each in known if each))
+    lengths = [int(length) for length in (positions, tokenizer_length) if length]
+    return min([_MAX_LENGTH, *lengths])
 
 
-def _ends(own: int | None, config: Any, generation: Any) -> tuple[int, ...]:  # noqa: ANN401
-    """Return the tokens that the files, or the tokenizer's `own`, say an answer ends by."""
-    said = [*(getattr(each, "eos_token_id", None) for each in (generation, config)), own]
-    numbers = [each if isinstance(each, list) else [each] for each in said if each is not None]
-    return tuple(dict.fromkeys(number for each in numbers for number in each))
+def _find_ends(eos: int | None, config: Any, generation: Any) -> tuple[int, ...]:  # noqa: ANN401
+    """Return the end tokens in the configurations and the tokenizer, without duplicates."""
+    ends: list[int] = []
+    for value in (
+        getattr(generation, "eos_token_id", None),
+        getattr(config, "eos_token_id", None),
+        eos,
+    ):
+        if value is not None:
+            ends += value if isinstance(value, list) else [value]
+    return tuple(dict.fromkeys(ends))

@@ -13,18 +13,20 @@ if TYPE_CHECKING:
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return the correlation of two lists' ranks, from -1 to 1; 0 where one of them is constant.
+    """Return the rank correlation of two lists, from -1 to 1; 0 if one of them is constant.
 
-    Equal values have the mean of their ranks.
+    Ties get the mean of their ranks.
     """
-    ranks = torch.stack([_ranks(torch.tensor(each, dtype=torch.float64)) for each in (one, other)])
+    ranks = torch.stack(
+        [_ranks(torch.tensor(values, dtype=torch.float64)) for values in (one, other)]
+    )
     centred = ranks - ranks.mean(dim=1, keepdim=True)
     norms = centred.norm(dim=1).prod()
     return float((centred[0] @ centred[1]) / norms) if norms > 0 else 0.0
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Return ranks from 1 on."""
+    """Return ranks from 1."""
     ordered = values.sort().values
     first = torch.searchsorted(ordered, values)
     last = torch.searchsorted(ordered, values, right=True)

@@ -1,4 +1,4 @@
-"""Options of tasks on sentences; free of torch, so that listing them costs nothing."""
+"""Options of sentence tasks. Importing them does not import torch."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -13,61 +13,60 @@ class ClassLines(MeasuredLines):
     """One task's texts, or pairs of texts, with their classes: JSON lines (.jsonl) or parquet."""
 
     unlabeled: Examples | None = None
-    """What adaptive algorithms see; classes in it are never read."""
+    """Adapt on these examples. Classes in them are never read."""
     train: Examples | None = None
-    """Labeled examples, which a probe is fitted to."""
+    """Provide labeled examples, which a probe is fitted to."""
     text: Template = "{text}"
-    """The text, of the line's fields."""
+    """Build the text from a line's fields."""
     pair: Template | None = None
-    """The second of two texts, of the line's fields: both are read together, as the tokenizer puts
-    pairs."""
+    """Build the second text of a pair from a line's fields. The tokenizer joins both texts."""
     label: str = "label"
-    """The field that holds the class: its number, from 0, or its name."""
+    """Name the field with the class: its number, from 0, or its name."""
     names: Annotated[list[str], Field(min_length=2)] | None = None
-    """What classes 0, 1, ... are called; default: what config.json calls those of a head."""
+    """Name the classes 0, 1, ... Default: the names in the config.json of the head."""
     head: ModelPath | None = None
-    """The classifier whose head puts these texts into classes, around the encoder that is measured:
-    a directory, or org/name@revision on the hub. Default: as the pool's `head` says."""
+    """Classify these texts with the head of this classifier on the evaluated encoder: a directory,
+    or org/name@revision on the hub. Default: the pool's `head`."""
 
 
 class SimilarityLines(MeasuredLines):
-    """Pairs of sentences with a number that says how alike they are: JSON lines or parquet."""
+    """Pairs of sentences with a similarity score: JSON lines or parquet."""
 
     first: Template = "{sentence1}"
-    """One sentence, of the line's fields."""
+    """Build the first sentence from a line's fields."""
     second: Template = "{sentence2}"
-    """The other sentence, of the line's fields."""
+    """Build the second sentence from a line's fields."""
     score: str = "score"
-    """The field that holds the number; more is more alike, on any scale."""
+    """Name the field with the score. Higher means more similar, on any scale."""
 
 
 class SentenceTasksConfig(LinesTasksConfig):
     """Tasks on sentences."""
 
     length: Count | None = None
-    """Tokens that a model reads at most; longer texts lose their end. Default: as many as the
-    directory says, or as the model has positions, 2048 at most."""
+    """Truncate texts to this number of tokens. Default: the limit in the model's directory, or the
+    model's positions, at most 2048."""
     prompt: str | None = None
-    """Which of the prompts in config_sentence_transformers.json stands before every text; ''
-    for none. Default: the one that is named there as the default, if any."""
+    """Put this prompt of config_sentence_transformers.json before every text; '' for none. Default:
+    the default prompt in that file, if any."""
 
 
 class ClassificationConfig(SentenceTasksConfig):
-    """Texts that are put into classes."""
+    """Classification of texts."""
 
     datasets: Annotated[Mapping[str, ClassLines], Field(min_length=1)]
-    """The tasks by name: files (JSON lines, parquet), and how to read them."""
+    """Define the tasks by name: files (JSON lines, parquet) and how to read them."""
     head: Literal["model", "expert", "probe", "names"] | None = None
-    """What puts a text into a class: the `model`'s own head; that of the task's own `expert`,
-    around the encoder that is measured; a `probe`, a logistic regression on embeddings of the train
-    lines; or `names`, the embedding of a class's name that is nearest. Default: model in the pool
-    sequence-classification, elsewhere probe."""
+    """Classify with this head. `model`: the model's own head. `expert`: the head of the task's
+    expert on the evaluated encoder. `probe`: a logistic regression on embeddings of the train
+    lines. `names`: the nearest embedding of a class name. Default: model in the pool
+    sequence-classification, otherwise probe."""
     transductive: bool = True
-    """Where a task has no unlabeled file, adapt on its test examples, without their labels."""
+    """Adapt on the test examples, without labels, if a task has no unlabeled file."""
 
 
 class SimilarityConfig(SentenceTasksConfig):
     """Pairs of sentences whose similarity is measured."""
 
     datasets: Annotated[Mapping[str, SimilarityLines], Field(min_length=1)]
-    """The tasks by name: files (JSON lines, parquet), and how to read them."""
+    """Define the tasks by name: files (JSON lines, parquet) and how to read them."""

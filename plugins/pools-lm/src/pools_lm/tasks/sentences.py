@@ -1,4 +1,4 @@
-"""The task pools of sentences: bound to the models' tokenizer and, of encoders, their modules."""
+"""Task pools of sentences, bound to the models' tokenizer, modules and heads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from fusion_core.errors import RecipeError
 from pools_lm.pools import ClassificationPool, LanguagePool
-from pools_lm.tasks.by_head import ExpertTask, HeadTask, LastTokenTask
 from pools_lm.tasks.classification import ClassTask, EmbeddingTask
 from pools_lm.tasks.encoder import Encoder
+from pools_lm.tasks.head_tasks import ExpertTask, HeadTask, LastTokenTask
 from pools_lm.tasks.heads import reads_last_token
-from pools_lm.tasks.named import LinesTasks
+from pools_lm.tasks.lines_pool import LinesTasks
 from pools_lm.tasks.sentence_config import ClassificationConfig, SimilarityConfig
 from pools_lm.tasks.similarity import SimilarityTask
 
@@ -22,47 +22,50 @@ if TYPE_CHECKING:
 class SentenceTasks(LinesTasks):
     """Tasks on sentences."""
 
-    def encoder_of(self, pool: ModelPool[Any]) -> Encoder:
-        """Return how texts are read by a pool's models."""
-        options = self.options
-        return Encoder.of(pool, prompt=options.prompt, length=options.length)
+    def make_encoder(self, pool: ModelPool[Any]) -> Encoder:
+        """Return the encoder steps of a pool's models."""
+        return Encoder.of(pool, prompt=self.options.prompt, length=self.options.length)
 
 
 class ClassificationTasks(SentenceTasks):
-    """Texts that are put into classes."""
+    """Classification of texts."""
 
     config_class: ClassVar[type[ComponentConfig]] = ClassificationConfig
-    #: None for a pool that is bound to no models yet
+    #: None until the pool is bound to models
     models: ModelPool[Any] | None = None
 
-    def task(self, name: str) -> ClassTask:
-        """Return a task with the head that is chosen."""
+    def make_task(self, name: str) -> ClassTask:
+        """Return a task with the chosen head."""
         data = self.options.datasets[name]
         head = self.options.head if data.head is None else "expert"
-        kind = {"model": HeadTask, "expert": ExpertTask}.get(head, EmbeddingTask)
-        if kind is ExpertTask and self.models is not None and reads_last_token(self.models):
-            kind = LastTokenTask
-        return kind(name, data, self.options)
+        task_class = {"model": HeadTask, "expert": ExpertTask}.get(head, EmbeddingTask)
+        if task_class is ExpertTask and self.models is not None and reads_last_token(self.models):
+            task_class = LastTokenTask
+        return task_class(name, data, self.options)
 
     def bind(self, pool: ModelPool[Any]) -> Self:
         """Return these tasks with the tokenizer, modules and heads of a pool's models.
 
-        Raises `RecipeError` for the `model`'s own head where models have none.
+        Raises `RecipeError` if `head` is `model` and the models have no head.
         """
         has_head = isinstance(pool, ClassificationPool)
         head = self.options.head or ("model" if has_head else "probe")
         if head == "model" and isinstance(pool, LanguagePool) and not has_head:
             raise RecipeError(
-                "task_pool.head: these models have no head of their own",
+                "task_pool.head: the models have no head of their own",
                 hint="Use expert, probe or names, or the model pool sequence-classification.",
             )
-        clone = self.changed(lambda task: task)
+        clone = self.map_tasks(lambda task: task)
         clone.models = pool
         clone.options = self.options.model_copy(update={"head": head})
-        given: dict[str, Any] = {"encoder": self.encoder_of(pool), "models": pool}
-        return clone.changed(
+        encoder = self.make_encoder(pool)
+        return clone.map_tasks(
             lambda task: replace(
-                clone.task(task.name), **given, is_halved=task.is_halved, half=task.half
+                clone.make_task(task.name),
+                encoder=encoder,
+                models=pool,
+                is_halved=task.is_halved,
+                half=task.half,
             )
         )
 
@@ -72,11 +75,11 @@ class SimilarityTasks(SentenceTasks):
 
     config_class = SimilarityConfig
 
-    def task(self, name: str) -> SimilarityTask:
-        """Return a task, not bound to any models yet."""
+    def make_task(self, name: str) -> SimilarityTask:
+        """Return a task that is not bound to models."""
         return SimilarityTask(name, self.options.datasets[name], self.options)
 
     def bind(self, pool: ModelPool[Any]) -> Self:
         """Return these tasks with the tokenizer and modules of a pool's models."""
-        encoder = self.encoder_of(pool)
-        return self.changed(lambda task: replace(task, encoder=encoder))
+        encoder = self.make_encoder(pool)
+        return self.map_tasks(lambda task: replace(task, encoder=encoder))

@@ -1,4 +1,4 @@
-"""Tasks on texts: examples as tokens, and the token that comes next as what adapting looks at."""
+"""The base class of text tasks. Adaptation uses the next token as the class."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from fusion_adapting import generator_of
 from fusion_core import Batch, Split
-from pools_lm.tasks.examples import AdaptiveLinesTask, DataT, unbound
-from pools_lm.tasks.scoring import next_scores, padded
+from pools_lm.tasks.examples import AdaptiveLinesTask, DataT, unbound_error
+from pools_lm.tasks.scoring import next_token_scores, pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,60 +24,58 @@ if TYPE_CHECKING:
 
 @dataclass
 class LanguageTask(AdaptiveLinesTask[DataT]):
-    """A task whose examples are tokens and, where they are known, tokens to follow.
+    """A task whose examples are contexts with, if known, their continuations.
 
-    Adapting looks at one token an example, drawn from those to follow: its classes are the
-    vocabulary. Where nothing is known to follow, it is the first.
+    Adaptation uses one token per example, drawn from its continuation. The vocabulary is the set of
+    classes. Without a known continuation, it is the first token after the context.
     """
 
     config: LanguageTasksConfig
-    #: None for a pool that is bound to no models yet
+    #: None until the pool is bound to models
     prompts: Prompts | None = None
 
     def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
-        """Return what lines come to as tokens; of UNLABELED ones no answer is needed."""
+        """Return the tokens of lines; UNLABELED lines need no answer."""
         raise NotImplementedError
 
     def examples(self, lines: Sequence[Line], split: Split) -> list[Pair]:
-        """Return the same: an example is a pair."""
+        """Return the pair of each line."""
         return self.pairs(lines, split)
 
     def identity(self) -> Mapping[str, Any]:
-        """Return all that the figures depend on."""
+        """Return everything that the metrics depend on."""
         return {
             **super().identity(),
-            "chat": self.bound.is_chat,
-            "length": self.bound.length,
-            "models": self.bound.digest,
+            "chat": self.bound_prompts.is_chat,
+            "length": self.bound_prompts.length,
+            "models": self.bound_prompts.digest,
         }
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
         """Return `input_ids` and `attention_mask`, shape (size, tokens); labels are next tokens.
 
-        Batches run through shuffled epochs, each of the whole number of batches that fit. Raises
-        `RecipeError` for a size that no batch can have.
+        Batches run through shuffled epochs of full batches. Raises `RecipeError` for a size that
+        no batch can have.
         """
         key = f"{seed}\0{self.name}\0{split}"
-        some = self.drawn(step, size=size, split=split, key=key)
-        rows, labels = self._begun(some, f"{key}\0{step}")
-        return Batch(padded(rows), None if split is Split.UNLABELED else labels)
+        pairs = self.draw(step, size=size, split=split, key=key)
+        is_seq2seq = self.bound_prompts.is_seq2seq
+        fractions = torch.rand(len(pairs), generator=generator_of(0, f"{key}\0{step}")).tolist()
+        rows: list[list[int]] = []
+        labels: list[int] = []
+        for pair, fraction in zip(pairs, fractions, strict=True):
+            position = int(fraction * (1 if is_seq2seq else len(pair.continuation)))
+            rows.append([*pair.context, *pair.continuation[:position]])
+            labels.append([*pair.continuation, -1][position])
+        return Batch(pad_rows(rows), None if split is Split.UNLABELED else torch.tensor(labels))
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the scores of the next token, of shape (examples, tokens)."""
-        return next_scores(model, batch.tensors)
+        """Return the scores of the next token, shape (examples, vocabulary)."""
+        return next_token_scores(model, batch.tensors)
 
     @property
-    def bound(self) -> Prompts:
-        """How texts are put to the models; raises `RecipeError` where none are known."""
+    def bound_prompts(self) -> Prompts:
+        """The prompts; raises `RecipeError` for a task that is not bound to models."""
         if self.prompts is None:
-            raise unbound(self.name)
+            raise unbound_error(self.name)
         return self.prompts
-
-    def _begun(self, pairs: Sequence[Pair], key: str) -> tuple[list[list[int]], Tensor]:
-        """Return texts up to a token that is drawn from those to follow, and these tokens."""
-        counts = [1 if self.bound.is_seq2seq else len(each.continuation) for each in pairs]
-        shares = torch.rand(len(pairs), generator=generator_of(0, key)).tolist()
-        places = [int(share * count) for share, count in zip(shares, counts, strict=True)]
-        each = list(zip(pairs, places, strict=True))
-        rows = [[*pair.context, *pair.continuation[:place]] for pair, place in each]
-        return rows, torch.tensor([[*pair.continuation, -1][place] for pair, place in each])

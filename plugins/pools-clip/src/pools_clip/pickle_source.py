@@ -1,8 +1,7 @@
-"""The weights of a repository that has nothing but a pickle, `pytorch_model.bin`.
+"""The weights of a repository whose only weights file is a pickle, `pytorch_model.bin`.
 
-Only plain tensors are unpickled, from a memory map, and none may claim more than the file holds:
-a few kilobytes can otherwise stand for terabytes. Which repositories may be read so is decided by
-who calls.
+Only plain tensors are unpickled, from a memory map. No tensor may be larger than the file, because
+a few kilobytes can otherwise claim terabytes. The caller decides which repositories may be read.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PICKLE = "pytorch_model.bin"
-#: Before this, `weights_only` could be made to write outside its memory (CVE-2026-24747).
-_SAFE = (2, 10)
+#: In earlier versions, `weights_only` could be made to write outside its memory (CVE-2026-24747).
+_SAFE_VERSION = (2, 10)
 
 
-class PickledSource(WeightSource):
-    """The tensors of a commit's `pytorch_model.bin`; downloaded at once, for it has no header.
+class PickleSource(WeightSource):
+    """The tensors of a commit's `pytorch_model.bin`, which is downloaded at once.
 
-    Raises `CheckpointError` for a file that holds anything but tensors, or tensors that are larger
-    than it, and what `hub.files` raises.
+    Raises `CheckpointError` for a file with anything but tensors, or with tensors larger than the
+    file, and the errors of `hub.files`.
     """
 
     def __init__(self, pinned: hub.Reference) -> None:
@@ -41,7 +40,7 @@ class PickledSource(WeightSource):
             files={PICKLE: {"bytes": status.st_size, "pickle": how}},
             stamps={path: stamp_of(status)},
         )
-        self._tensors = _loaded(path, self.describe())
+        self._tensors = _load(path, self.describe())
         self.infos = {
             name: TensorInfo(name, tuple(tensor.shape), tensor.dtype)
             for name, tensor in self._tensors.items()
@@ -52,12 +51,12 @@ class PickledSource(WeightSource):
         return self._tensors[name].reshape(-1)[start:stop]
 
     def describe(self) -> str:
-        """Return the repository at its commit, and that it is a pickle."""
+        """Return the repository at its commit, and the file."""
         return f"{self._pinned}: {PICKLE}"
 
     @property
     def origin(self) -> Origin:
-        """The file, and how it is read; its hash was the hub's when it arrived."""
+        """The file, and how it is read. The download checked its digest against the hub's."""
         return self._origin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,34 +66,34 @@ class PickledSource(WeightSource):
         self.__init__(state["_pinned"])  # type: ignore[misc]
 
 
-def _loaded(path: Path, label: str) -> dict[str, torch.Tensor]:
+def _load(path: Path, label: str) -> dict[str, torch.Tensor]:
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < _SAFE:
+    if version < _SAFE_VERSION:
         raise CheckpointError(
-            f"{label} is a pickle, which torch {torch.__version__} does not read safely",
+            f"{label} is a pickle, which torch {torch.__version__} cannot read safely",
             hint="Upgrade torch to 2.10 or later.",
         )
     try:
-        found = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, LookupError, pickle.PickleError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise CheckpointError(
             f"{label} cannot be read as plain tensors: {reason}",
             hint="Convert it with transformers: from_pretrained, then save_pretrained(DIRECTORY).",
         ) from error
-    return _checked(found, path.stat().st_size, label)
+    return _check(content, path.stat().st_size, label)
 
 
-def _checked(found: object, size: int, label: str) -> dict[str, torch.Tensor]:
-    """Return what was unpickled if it is a state dict that fits into the file."""
-    if not isinstance(found, dict) or not found:
-        raise CheckpointError(f"{label} holds no state dict")
-    for name, tensor in found.items():
-        plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
-        if not isinstance(name, str) or not plain:
-            raise CheckpointError(f"{label}: {name!r} is not a plain tensor")
+def _check(content: object, size: int, label: str) -> dict[str, torch.Tensor]:
+    """Return an unpickled state dict that fits into its file; raise `CheckpointError` otherwise."""
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{label} contains no state dict")
+    for name, tensor in content.items():
+        is_plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
+        if not isinstance(name, str) or not is_plain:
+            raise CheckpointError(f"{label}: expected a plain tensor: {name!r}")
         if not tensor.is_contiguous() or tensor.nbytes > size:
-            raise CheckpointError(f"{label}: {name!r} claims more than the file holds")
-    if sum(tensor.nbytes for tensor in found.values()) > 2 * size:  # tied weights count twice
-        raise CheckpointError(f"{label} claims more than the file holds")
-    return found
+            raise CheckpointError(f"{label}: {name!r} claims more bytes than the file has")
+    if sum(tensor.nbytes for tensor in content.values()) > 2 * size:  # tied weights count twice
+        raise CheckpointError(f"{label} claims more bytes than the file has")
+    return content

@@ -1,0 +1,96 @@
+"""Greedy generation of answers in batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pools_lm.tasks.scoring import map_by_length, pad_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pools_lm.tasks.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class TextGenerator:
+    """A live model that continues texts."""
+
+    prompts: Prompts
+    model: nn.Module
+    max_tokens: int
+    #: texts that end an answer and are not part of it
+    stop: Sequence[str] = ()
+    batch_size: int = 16
+
+    def generate(self, contexts: Sequence[Sequence[int]], *, label: str) -> list[str]:
+        """Return the continuation of each context; `label` names the model in progress notes."""
+        rows = self.generate_tokens(contexts, label=label)
+        return list(map(self._truncate, self.prompts.decode(rows)))
+
+    def generate_tokens(self, contexts: Sequence[Sequence[int]], *, label: str) -> list[list[int]]:
+        """Return the tokens that follow each context, including the end token.
+
+        Tokens that contain a stop text are included.
+        """
+        size = self.batch_size
+        return map_by_length(self._batch, contexts, self.model, batch_size=size, label=label)
+
+    def _batch(self, contexts: Sequence[Sequence[int]]) -> list[list[int]]:
+        model: Any = self.model
+        inputs = pad_rows(contexts, value=self._pad_id, left=True)
+        on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        start = 1 if self.prompts.is_seq2seq else inputs["input_ids"].shape[1]
+        with torch.inference_mode():
+            tokens = model.generate(
+                **on_device, generation_config=self._settings(), **self._stopping(start)
+            )
+        rows = []
+        for row in tokens[:, start:].tolist():
+            ends = (length for length, token in enumerate(row, 1) if token in self.prompts.ends)
+            rows.append(row[: next(ends, len(row))])
+        return rows
+
+    def _stopping(self, start: int) -> dict[str, Any]:
+        """Return the criterion that stops at a text of `stop` in the tokens from `start` on.
+
+        transformers has such a criterion, but it runs the model's tokenizer in this process,
+        without limits.
+        """
+        if not self.stop:
+            return {}
+        from transformers import StoppingCriteriaList
+
+        def has_stopped(tokens: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+            del scores
+            texts = self.prompts.decode(tokens[:, start:].tolist())
+            stopped = [any(stop in text for stop in self.stop) for text in texts]
+            return torch.tensor(stopped, device=tokens.device)
+
+        return {"stopping_criteria": StoppingCriteriaList([has_stopped])}
+
+    def _settings(self) -> Any:  # noqa: ANN401 - transformers' GenerationConfig
+        """Return the settings of `generate`, whatever the model's own are."""
+        from transformers import GenerationConfig
+
+        config: Any = self.model.config
+        return GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=self.max_tokens,
+            eos_token_id=list(self.prompts.ends) or None,
+            pad_token_id=self._pad_id,
+            decoder_start_token_id=getattr(config, "decoder_start_token_id", None),
+        )
+
+    @property
+    def _pad_id(self) -> int:
+        return next(iter(self.prompts.ends), 0)
+
+    def _truncate(self, text: str) -> str:
+        ends = [end for stop in self.stop if (end := text.find(stop)) >= 0]
+        return text[: min(ends, default=len(text))]

@@ -1,0 +1,135 @@
+"""Edit the tokenizer files of an output."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.weights import tokenizer_of
+from pools_lm.confined.client import SETTINGS, TOKENIZER
+from pools_lm.vocabularies import FILES_WITHOUT_IDS, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from fusion_core.weights import Files
+    from pools_lm.target_tokens import TargetTokens
+    from pools_lm.vocabularies import Vocabulary
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+_ADDED_TOKENS = "added_tokens.json"
+#: Flags of a token that its own tokenizer matches as plain text.
+_PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
+#: Distance of new pieces below the worst score of a vocabulary with scores.
+_SCORE_GAP = 10.0
+
+
+def has_tokenizer(files: Files) -> bool:
+    """Tell whether a model's files include a tokenizer, not just settings and templates."""
+    names = tokenizer_of(files)
+    return any(not name.startswith((*FILES_WITHOUT_IDS, _ADDED_TOKENS)) for name in names)
+
+
+def replace_tokenizer(files: Files, other: Files) -> dict[str, bytes | Path]:
+    """Return a model's files with another model's tokenizer, chat template and settings.
+
+    The token ids in `config.json` and `generation_config.json` become the other model's.
+    """
+    old_tokenizer = tokenizer_of(files)
+    replaced = {
+        name: content
+        for name, content in files.items()
+        if name not in old_tokenizer and name != GENERATION
+    }
+    replaced |= tokenizer_of(other)
+    if GENERATION in other:
+        replaced[GENERATION] = other[GENERATION]
+    if CONFIG in files:
+        fields = {k: v for k, v in read_json(files[CONFIG]).items() if not _is_token_id(k)}
+        others = read_json(other[CONFIG]) if CONFIG in other else {}
+        replaced[CONFIG] = _dump({**fields, **{k: v for k, v in others.items() if _is_token_id(k)}})
+    return replaced
+
+
+def resize_vocabulary(files: Files, before: int, after: int) -> dict[str, bytes | Path]:
+    """Return a model's files with another `vocab_size` in the configuration."""
+    if CONFIG not in files or before == after:
+        return dict(files)
+    return {**files, CONFIG: _dump(_replace_size(read_json(files[CONFIG]), before, after))}
+
+
+def add_tokens(files: Files, target: TargetTokens) -> dict[str, bytes | Path]:
+    """Return a tokenizer's files with the tokens that it lacks.
+
+    Added tokens of another tokenizer become added tokens with the same flags. Other tokens go into
+    the vocabulary. The tokenizer has no rules (merges, scores) that produce them from text, so text
+    is split as before, and they only keep their meaning as ids. Older files next to
+    `tokenizer.json` get the added tokens, or stay the same.
+    """
+    new = target.added
+    if not new:
+        return dict(files)
+    flags = {token: _find_flags(token, target) for token in new}
+    added = {token: number for token, number in new.items() if flags[token] is not None}
+    entries = {
+        number: {"content": token, **(flags[token] or {})} for token, number in added.items()
+    }
+    extended = {**files, TOKENIZER: _extend(target.chosen.vocabulary, new, entries)}
+    if _ADDED_TOKENS in files:
+        extended[_ADDED_TOKENS] = _dump({**read_json(files[_ADDED_TOKENS]), **added})
+    settings = read_json(files[SETTINGS]) if SETTINGS in files else {}
+    if "added_tokens_decoder" in settings:
+        more = {str(number): entry for number, entry in entries.items()}
+        decoder = {**settings["added_tokens_decoder"], **more}
+        extended[SETTINGS] = _dump({**settings, "added_tokens_decoder": decoder})
+    return extended
+
+
+def _find_flags(token: str, target: TargetTokens) -> dict[str, Any] | None:
+    """Return the flags in the first model that added the token; None if none added it."""
+    for model in target.models:
+        if (flags := model.vocabulary.added.get(token)) is not None:
+            return {**_PLAIN, "special": False, **flags}
+    return None
+
+
+def _extend(
+    vocabulary: Vocabulary, new: Mapping[str, int], entries: Mapping[int, Mapping[str, Any]]
+) -> bytes:
+    """Return a `tokenizer.json` with new tokens; those in `entries` are added tokens."""
+    data = vocabulary.as_json()
+    added = [
+        *data["added_tokens"],
+        *({"id": number, **entry} for number, entry in entries.items()),
+    ]
+    data["added_tokens"] = sorted(added, key=lambda token: int(token["id"]))
+    model = data["model"]
+    plain = {token: number for token, number in new.items() if number not in entries}
+    if isinstance(model["vocab"], dict):
+        model["vocab"] |= plain
+    elif plain:  # a list of pieces, whose ids are their positions
+        tokens = {number: token for token, number in {**vocabulary.ids, **new}.items()}
+        score = min(score for _, score in model["vocab"]) - _SCORE_GAP
+        numbers = range(len(model["vocab"]), max(plain.values()) + 1)
+        model["vocab"] += [[tokens.get(number, f"<{number}>"), score] for number in numbers]
+    return json.dumps(data, ensure_ascii=False).encode()
+
+
+def _is_token_id(key: str) -> bool:
+    return key.endswith(("_token_id", "_token_ids"))
+
+
+def _replace_size(value: Any, before: int, after: int) -> Any:  # noqa: ANN401 - JSON
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: after
+        if (key, field) == ("vocab_size", before)
+        else _replace_size(field, before, after)
+        for key, field in value.items()
+    }
+
+
+def _dump(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, indent=2, ensure_ascii=False).encode() + b"\n"

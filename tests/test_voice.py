@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fusion_core.cli.app import app
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -27,7 +25,13 @@ SOURCES = sorted(
 )
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "plugins/*/*.md", "plugins/*/build/*.md", "benchmarks/*.md")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "plugins/*/*.md",
+        "plugins/*/build/*.md",
+        "benchmarks/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 #: Names that say nothing of what they hold.

@@ -17,7 +17,7 @@ from fusion_core.contracts.below_base import (
     find_below_base,
     find_within_chance,
 )
-from fusion_core.contracts.layout import table_of
+from fusion_core.contracts.layout import are_comparable, table_of
 from fusion_core.contracts.measures import Metric, Metrics, as_json, main, mean_of, mean_ratio
 from fusion_core.contracts.outcomes import SCHEMA as OUTCOMES_SCHEMA
 from fusion_core.contracts.outcomes import decode_row, encode_row
@@ -106,9 +106,8 @@ class Report:
     @property
     def average(self) -> float | None:
         """The mean of the tasks' main metrics; None unless all have one unit and direction."""
-        metrics = list(self.main_metrics.values())
-        comparable = metrics and all(metrics[0].agrees(metric) for metric in metrics)
-        return mean_of(self.tasks) if comparable else None
+        lines = list(self.main_metrics.items())
+        return mean_of(self.tasks) if lines and are_comparable(lines) else None
 
     @property
     def normalised_average(self) -> float | None:

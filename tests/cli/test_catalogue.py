@@ -87,7 +87,7 @@ def test_a_wide_terminal_has_the_summary_on_the_same_line(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "200")
     lines = fuse("list", "algorithms").out.splitlines()
-    assert any(line.startswith("ties ") and line.endswith("what agrees.") for line in lines)
+    assert any(line.startswith("ties ") and line.endswith("entries that agree.") for line in lines)
 
 
 @pytest.mark.parametrize("wrong", [{"stage": "merging"}, {"cost": "cheap"}, {"needs_tasks": "all"}])

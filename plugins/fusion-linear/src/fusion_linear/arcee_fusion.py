@@ -33,16 +33,9 @@ class ArceeFusion(TensorwiseAlgorithm[ArceeFusionConfig]):
 
     config_class = ArceeFusionConfig
     pieces_held = (6, 3)
+    cut = Cut.ROW  # softmax needs whole rows
 
-    @property
-    def cut(self) -> Cut:
-        """Keep rows whole: softmax needs all their entries."""
-        return Cut.ROW
-
-    @property
-    def scope(self) -> Scope:
-        """Survey every tensor for itself."""
-        return Scope.TENSOR
+    scope = Scope.TENSOR
 
     def survey(self, scan: Scan) -> Tensor:
         """Return the tensor's threshold, in the dtype of the importances."""

@@ -31,11 +31,7 @@ class DepthScale(Transform[DepthScaleConfig]):
     """
 
     config_class = DepthScaleConfig
-
-    @property
-    def scope(self) -> Scope:
-        """Survey the whole model: depth depends on all its layers."""
-        return Scope.MODEL
+    scope = Scope.MODEL  # depth depends on all layers
 
     def survey(self, scan: Scan) -> Mapping[str, float]:
         """Return the factors by tensor name, without reading weights."""
@@ -68,11 +64,7 @@ class Lines(TensorwiseCalibration[LinesConfig]):
     """
 
     config_class = LinesConfig
-
-    @property
-    def scope(self) -> Scope:
-        """Survey the whole model: depth depends on all its layers."""
-        return Scope.MODEL
+    scope = Scope.MODEL  # depth depends on all layers
 
     def survey(self, scan: Scan) -> Mapping[str, float]:
         """Return the factors by tensor name."""

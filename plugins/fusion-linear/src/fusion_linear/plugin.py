@@ -1,12 +1,13 @@
 """Registers the linear methods. Imports nothing heavy."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from fusion_core import AlgorithmSpec, hookimpl
 
-_ARITHMETIC = "averages and arithmetic"
-_SPHERES = "on the sphere"
-_PARTS = "parts of models"
+_arithmetic_spec = partial(AlgorithmSpec, family="averages and arithmetic")
+_sphere_spec = partial(AlgorithmSpec, family="on the sphere", cost="passes")
+_parts_spec = partial(AlgorithmSpec, family="parts of models")
 
 
 @hookimpl
@@ -19,9 +20,8 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
 
 
 def _arithmetic() -> Iterator[AlgorithmSpec]:
-    yield AlgorithmSpec(
+    yield _arithmetic_spec(
         name="simple-average",
-        family=_ARITHMETIC,
         summary="Average the experts.",
         formula="sum of W_k / K",
         target="fusion_linear.averages:SimpleAverage",
@@ -29,9 +29,8 @@ def _arithmetic() -> Iterator[AlgorithmSpec]:
         cost="stream",
         reference="arXiv:2203.05482",
     )
-    yield AlgorithmSpec(
+    yield _arithmetic_spec(
         name="weighted-average",
-        family=_ARITHMETIC,
         summary="Average or sum the experts, with one weight per expert.",
         formula="sum of w_k * W_k / sum of w_k",
         target="fusion_linear.averages:WeightedAverage",
@@ -39,9 +38,8 @@ def _arithmetic() -> Iterator[AlgorithmSpec]:
         cost="stream",
         reference="arXiv:2203.05482",
     )
-    yield AlgorithmSpec(
+    yield _arithmetic_spec(
         name="task-arithmetic",
-        family=_ARITHMETIC,
         summary="Add the scaled sum of the task vectors to the base.",
         formula="base + scale * sum of w_k * tau_k",
         target="fusion_linear.task_arithmetic:TaskArithmetic",
@@ -50,9 +48,8 @@ def _arithmetic() -> Iterator[AlgorithmSpec]:
         cost="stream",
         reference="arXiv:2212.04089",
     )
-    yield AlgorithmSpec(
+    yield _arithmetic_spec(
         name="model-stock",
-        family=_ARITHMETIC,
         summary="Interpolate between the base and the mean by the angles between task vectors.",
         formula="base + t * mean of tau_k, t = K c / (1 + (K - 1) c), c = mean cos(tau_j, tau_k)",
         target="fusion_linear.model_stock:ModelStock",
@@ -62,9 +59,8 @@ def _arithmetic() -> Iterator[AlgorithmSpec]:
         cost="passes",
         reference="arXiv:2403.19522",
     )
-    yield AlgorithmSpec(
+    yield _arithmetic_spec(
         name="metagpt",
-        family=_ARITHMETIC,
         summary="Add the task vectors to the base, weighted by their squared norms.",
         formula="base + sum of |tau_k|^2 * tau_k / sum of |tau_k|^2",
         target="fusion_linear.metagpt:MetaGpt",
@@ -76,20 +72,17 @@ def _arithmetic() -> Iterator[AlgorithmSpec]:
 
 
 def _spheres() -> Iterator[AlgorithmSpec]:
-    yield AlgorithmSpec(
+    yield _sphere_spec(
         name="slerp",
-        family=_SPHERES,
         summary="Interpolate along the arc between base and expert, or between two experts.",
         formula="(sin((1 - t) w) * first + sin(t w) * second) / sin(w), w = angle(first, second)",
         target="fusion_linear.slerp:Slerp",
         config="fusion_linear.config:SlerpConfig",
         ordered=True,
         max_experts=2,
-        cost="passes",
     )
-    yield AlgorithmSpec(
+    yield _sphere_spec(
         name="nuslerp",
-        family=_SPHERES,
         summary="Interpolate along the arc between two experts or their task vectors, by weights.",
         formula=(
             "base + slerp(tau_1, tau_2) at t = w_2 / (w_1 + w_2); without a base slerp(W_1, W_2)"
@@ -98,44 +91,37 @@ def _spheres() -> Iterator[AlgorithmSpec]:
         config="fusion_linear.config:NuSlerpConfig",
         min_experts=2,
         max_experts=2,
-        cost="passes",
     )
-    yield AlgorithmSpec(
+    yield _sphere_spec(
         name="multi-slerp",
-        family=_SPHERES,
         summary="Combine the mean direction of the task vectors with their mean norm.",
         formula=(
             "base + sum of w_k |tau_k| * m / |m|, m = sum of w_k * tau_k / |tau_k|, sum of w_k = 1"
         ),
         target="fusion_linear.karcher:MultiSlerp",
         config="fusion_linear.config:MultiSlerpConfig",
-        cost="passes",
     )
-    yield AlgorithmSpec(
+    yield _sphere_spec(
         name="karcher",
-        family=_SPHERES,
         summary="Combine the Karcher mean of the experts' directions with their mean norm.",
         formula="sum of w_k |W_k| * u, |u| = 1, u with the least sum of w_k * angle(u, W_k)^2",
         target="fusion_linear.karcher:Karcher",
         config="fusion_linear.config:KarcherConfig",
-        cost="passes",
         reference="arXiv:2603.04972",
     )
 
 
 def _parts() -> Iterator[AlgorithmSpec]:
-    yield AlgorithmSpec(
+    yield _parts_spec(
         name="passthrough",
-        family=_PARTS,
         summary="Copy one model.",
         formula="W_k, or the base",
         target="fusion_linear.passthrough:Passthrough",
         config="fusion_linear.config:PassthroughConfig",
         cost="stream",
     )
-    yield AlgorithmSpec(
+    yield _parts_spec(
         name="nearswap",
-        family=_PARTS,
         summary="Move every entry of the base towards one expert by at most t.",
         formula="base + clip(tau_1, -t, t)",
         target="fusion_linear.nearswap:Nearswap",
@@ -144,9 +130,8 @@ def _parts() -> Iterator[AlgorithmSpec]:
         max_experts=1,
         cost="stream",
     )
-    yield AlgorithmSpec(
+    yield _parts_spec(
         name="arcee-fusion",
-        family=_PARTS,
         summary="Copy the most important entries of one expert into the base.",
         formula=(
             "base + tau_1 where |tau_1| * KL(softmax(W_1) || softmax(base)) >= median + 1.5 * IQR"
@@ -157,9 +142,8 @@ def _parts() -> Iterator[AlgorithmSpec]:
         max_experts=1,
         cost="passes",
     )
-    yield AlgorithmSpec(
+    yield _parts_spec(
         name="stack",
-        family=_PARTS,
         summary="Stack layers of several models.",
         formula="layers a..b of one model, then c..d of another, and so on",
         target="fusion_linear.stack:Stack",
@@ -169,10 +153,9 @@ def _parts() -> Iterator[AlgorithmSpec]:
 
 
 def _stages() -> Iterator[AlgorithmSpec]:
-    yield AlgorithmSpec(
+    yield _arithmetic_spec(
         name="normalise",
         stage="transform",
-        family=_ARITHMETIC,
         summary="Scale every task vector to the mean of their norms.",
         formula="tau_k * mean of |tau_j| / |tau_k|",
         target="fusion_linear.norms:Normalise",
@@ -180,10 +163,9 @@ def _stages() -> Iterator[AlgorithmSpec]:
         needs_base=True,
         cost="passes",
     )
-    yield AlgorithmSpec(
+    yield _arithmetic_spec(
         name="depth-scale",
         stage="transform",
-        family=_ARITHMETIC,
         summary="Scale task vectors by the depth of their layer, in tiers or along a curve.",
         formula="tau_k * scales[depth of the layer]",
         target="fusion_linear.depth:DepthScale",
@@ -192,10 +174,9 @@ def _stages() -> Iterator[AlgorithmSpec]:
         cost="stream",
         reference="arXiv:2602.09413",
     )
-    yield AlgorithmSpec(
+    yield _arithmetic_spec(
         name="lines",
         stage="calibrate",
-        family=_ARITHMETIC,
         summary="Scale a merged task vector linearly from the first layer to the last.",
         formula="base + (alpha + beta * l / (L - 1)) * tau in layer l of L",
         target="fusion_linear.depth:Lines",
@@ -204,10 +185,9 @@ def _stages() -> Iterator[AlgorithmSpec]:
         cost="passes",
         reference="arXiv:2410.17146",
     )
-    yield AlgorithmSpec(
+    yield _arithmetic_spec(
         name="rescale-norm",
         stage="calibrate",
-        family=_ARITHMETIC,
         summary="Scale a merged task vector to the mean norm of the experts' task vectors.",
         formula="base + tau * mean of |tau_k| / |tau|",
         target="fusion_linear.norms:RescaleNorm",

@@ -149,10 +149,7 @@ class ConflictTrimming(RowsKernel):
     #: by tensor and expert: indices of protected features
     features: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
-    @property
-    def cut(self) -> Cut:
-        """Keep tensors whole."""
-        return Cut.TENSOR
+    cut = Cut.TENSOR
 
     def protect(self, name: str, expert: int, score: Tensor, *, outputs_last: bool) -> None:
         """Protect the features, or the directions of a quadratic form, with the largest scores."""

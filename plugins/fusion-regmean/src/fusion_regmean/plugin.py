@@ -1,10 +1,11 @@
 """Registers the methods that merge in closed form from unlabeled data. Imports nothing heavy."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from fusion_core import AlgorithmSpec, hookimpl
 
-_FAMILY = "closed forms on data"
+_spec = partial(AlgorithmSpec, family="closed forms on data", needs_tasks="unlabeled")
 _OBSERVES_LAYERS = (
     "logits() calls the model whenever it is called, and passes each call the attention_mask of "
     "its inputs"
@@ -15,45 +16,38 @@ _IN_ORDER = f"{_OBSERVES_LAYERS}; no call depends on the output of a later layer
 @hookimpl
 def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     """Register the merges and the calibration."""
-    yield AlgorithmSpec(
+    yield _spec(
         name="regmean",
-        family=_FAMILY,
         summary="Solve linear layers by least squares over their inputs on unlabeled data.",
         formula="(sum of W_k G_k) (sum of G_k)^-1, G_k = E[x x'] of the inputs of expert k's layer",
         target="fusion_regmean.regmean:RegMean",
         config="fusion_regmean.config:RegMeanConfig",
-        needs_tasks="unlabeled",
         task_requirements=_OBSERVES_LAYERS,
         cost="forward",
         reference="arXiv:2212.09849",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="regmean-plus-plus",
-        family=_FAMILY,
         summary="Apply RegMean in forward order, to inputs from the merged layers before.",
         formula=("(sum of W_k G_k) (sum of G_k)^-1, G_k = E[x x'] of inputs from merged layers"),
         target="fusion_regmean.plus_plus:RegMeanPlusPlus",
         config="fusion_regmean.config:RegMeanConfig",
-        needs_tasks="unlabeled",
         task_requirements=_IN_ORDER,
         cost="forward",
         reference="arXiv:2508.03121",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="fisher",
-        family=_FAMILY,
         summary="Average every parameter by its Fisher information on unlabeled data.",
         formula="sum of c_k F_k W_k / sum of c_k F_k, F_k = E[(d log p(y|x) / d W_k)^2]",
         target="fusion_regmean.fisher:Fisher",
         config="fusion_regmean.config:FisherConfig",
-        needs_tasks="unlabeled",
         cost="backward",
         reference="arXiv:2111.09832",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="featcal",
         stage="calibrate",
-        family=_FAMILY,
         summary="Bring a merge's layers near to the experts' outputs, in forward order.",
         formula=(
             "the W with the least sum of E|W x - W_k x'|^2 / |E[x x']| + ridge * |W - anchor|^2"
@@ -61,14 +55,12 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         target="fusion_regmean.featcal:FeatCal",
         config="fusion_regmean.config:FeatCalConfig",
         needs_base=True,
-        needs_tasks="unlabeled",
         task_requirements=_IN_ORDER,
         cost="forward",
         reference="arXiv:2605.13030",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="lot",
-        family=_FAMILY,
         summary="Solve for the task vectors of layers by least squares over their inputs.",
         formula=(
             "base + scale * (sum of tau_k G_k) (sum of G_k)^+, "
@@ -77,20 +69,17 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         target="fusion_regmean.lot:Lot",
         config="fusion_regmean.config:LotConfig",
         needs_base=True,
-        needs_tasks="unlabeled",
         task_requirements=_OBSERVES_LAYERS,
         cost="forward",
         reference="arXiv:2505.23859",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="cat",
-        family=_FAMILY,
         summary="Sum task vectors without the parts that disturb other tasks on unlabeled data.",
         formula="base + scale * sum of tau_k less the output directions B_j of every other task j",
         target="fusion_regmean.cat:Cat",
         config="fusion_regmean.config:CatConfig",
         needs_base=True,
-        needs_tasks="unlabeled",
         task_requirements=_OBSERVES_LAYERS,
         ordered=True,
         cost="forward",

@@ -45,11 +45,7 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
 
     config_class = DogeConfig
     pieces_held, squares = (5.7, 4.8), (1, 0)
-
-    @property
-    def scope(self) -> Scope:
-        """Survey the whole model: thresholds are over all matrices."""
-        return Scope.MODEL
+    scope = Scope.MODEL  # thresholds are over all matrices
 
     def survey(self, scan: Scan) -> Trim:
         """Return the thresholds over all matrices."""

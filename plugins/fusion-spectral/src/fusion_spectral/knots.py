@@ -49,10 +49,7 @@ class _CoordinateTies(Kernel):
     density: float
     scale: float
 
-    @property
-    def scope(self) -> Scope:
-        """Survey the whole model: thresholds are over all matrices."""
-        return Scope.MODEL
+    scope = Scope.MODEL  # thresholds are over all matrices
 
     def survey(self, scan: Scan) -> Trim:
         """Return the thresholds over the entries in the bases."""

@@ -39,10 +39,7 @@ class Matrixwise(ForMatrices, PieceKernel):
     #: squares that a worker holds, and additional ones per expert
     squares: ClassVar[tuple[float, float]]
 
-    @property
-    def cut(self) -> Cut:
-        """Keep tensors whole."""
-        return Cut.TENSOR
+    cut = Cut.TENSOR
 
     def working_memory(self, shape: Sequence[int], experts: int) -> float:
         """Count the pieces and, for a matrix, the squares."""

@@ -1,10 +1,11 @@
 """Registers the spectral methods. Imports nothing heavy."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from fusion_core import AlgorithmSpec, hookimpl
 
-_FAMILY = "spectra and subspaces"
+_spec = partial(AlgorithmSpec, family="spectra and subspaces", needs_base=True, cost="matrices")
 
 
 @hookimpl
@@ -12,25 +13,21 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     """Register the transforms, the merges and the calibration."""
     yield from _transforms()
     yield from _merges()
-    yield AlgorithmSpec(
+    yield _spec(
         name="svc",
         stage="calibrate",
-        family=_FAMILY,
         summary="Scale a merge's singular values by how far experts share their directions.",
         formula="base + U diag(f s) V', U diag(s) V' = tau, f = K / sum of the experts' agreements",
         target="fusion_spectral.svc:Svc",
         config="fusion_spectral.config:SvcConfig",
-        needs_base=True,
-        cost="matrices",
         reference="arXiv:2602.05536",
     )
 
 
 def _transforms() -> Iterator[AlgorithmSpec]:
-    yield AlgorithmSpec(
+    yield _spec(
         name="orthogonalise",
         stage="transform",
-        family=_FAMILY,
         summary="Keep each task vector's largest components, made orthogonal across experts.",
         formula=(
             "P_k S_k Q_k' of its r / K largest components U_k S_k V_k', "
@@ -38,14 +35,11 @@ def _transforms() -> Iterator[AlgorithmSpec]:
         ),
         target="fusion_spectral.orthogonalise:Orthogonalise",
         config="fusion_spectral.config:OrthogonaliseConfig",
-        needs_base=True,
-        cost="matrices",
         reference="arXiv:2412.00081",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="truncate",
         stage="transform",
-        family=_FAMILY,
         summary="Keep each task vector's largest singular components: the first step of STAR.",
         formula=(
             "the largest components U_k S_k V_k' of tau_k that reach `keep` of its nuclear norm, "
@@ -53,97 +47,75 @@ def _transforms() -> Iterator[AlgorithmSpec]:
         ),
         target="fusion_spectral.truncate:Truncate",
         config="fusion_spectral.config:TruncateConfig",
-        needs_base=True,
-        cost="matrices",
         reference="arXiv:2502.10339",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="core-space",
         stage="transform",
-        family=_FAMILY,
         summary="Merge in coordinates of bases that the experts share; for LoRA.",
         formula="L' tau_k R, L and R bases of all tau_k; a merge C of these becomes base + L C R'",
         target="fusion_spectral.core_space:CoreSpace",
         config="fusion_spectral.config:CoreSpaceConfig",
-        needs_base=True,
-        cost="matrices",
         reference="arXiv:2509.17786",
     )
 
 
 def _merges() -> Iterator[AlgorithmSpec]:
-    yield AlgorithmSpec(
+    yield _spec(
         name="tsv-m",
-        family=_FAMILY,
         summary="Sum task vectors truncated and made orthogonal across experts.",
         formula="base + scale * sum of orthogonalise(tau_k)",
         target="fusion_spectral.tsv:TsvM",
         config="fusion_spectral.config:ScaleConfig",
-        needs_base=True,
-        cost="matrices",
         reference="arXiv:2412.00081",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="iso-c",
-        family=_FAMILY,
         summary="Sum task vectors, and give every direction of the sum the same weight.",
         formula="base + scale * mean(s) * U V', U diag(s) V' = sum of tau_k",
         target="fusion_spectral.iso:IsoC",
         config="fusion_spectral.config:ScaleConfig",
-        needs_base=True,
-        cost="matrices",
         reference="arXiv:2502.04959",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="iso-cts",
-        family=_FAMILY,
         summary="Give common directions and each expert's own directions the same weight.",
         formula=(
             "base + scale * mean(s) * U V' of the sum's largest directions and each tau_k's own"
         ),
         target="fusion_spectral.iso:IsoCts",
         config="fusion_spectral.config:IsoCtsConfig",
-        needs_base=True,
-        cost="matrices",
         reference="arXiv:2502.04959",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="cart",
-        family=_FAMILY,
         summary="Add the low-rank part of each expert's difference from the average to it.",
         formula="A + scale * sum of the largest components of W_k - A, A = mean of W_k",
         target="fusion_spectral.cart:Cart",
         config="fusion_spectral.config:CartConfig",
-        cost="matrices",
+        needs_base=False,
         reference="arXiv:2412.12153",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="star",
-        family=_FAMILY,
         summary="Average task vectors truncated to their largest components and rescaled.",
         formula="base + mean of truncate(tau_k)",
         target="fusion_spectral.truncate:Star",
         config="fusion_spectral.config:StarConfig",
-        needs_base=True,
-        cost="matrices",
         reference="arXiv:2502.10339",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="wudi",
-        family=_FAMILY,
         summary="Descend from the sum to the task vector that interferes least with the experts.",
         formula=(
             "base + tau, Adam from sum of tau_k on the sum of |(tau - tau_k) tau_k'|^2 / |tau_k|^2"
         ),
         target="fusion_spectral.wudi:Wudi",
         config="fusion_spectral.config:WudiConfig",
-        needs_base=True,
-        cost="matrices",
         reference="arXiv:2503.08099",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="ace",
-        family=_FAMILY,
         summary="Solve least squares with input covariances estimated from the task vectors.",
         formula=(
             "base + (sum of D_k S_k) (sum of S_k + c)^-1, S_k = D_k' D_k + epsilon, "
@@ -151,26 +123,20 @@ def _merges() -> Iterator[AlgorithmSpec]:
         ),
         target="fusion_spectral.ace:Ace",
         config="fusion_spectral.config:AceConfig",
-        needs_base=True,
-        cost="matrices",
         reference="arXiv:2603.02945",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="knots",
-        family=_FAMILY,
         summary="Merge by TIES in coordinates of a basis that the experts share; for LoRA.",
         formula=(
             "base + scale * U ties(S V_1', ..., S V_K'), U S [V_1' ... V_K'] = [tau_1 ... tau_K]"
         ),
         target="fusion_spectral.knots:Knots",
         config="fusion_spectral.config:KnotsConfig",
-        needs_base=True,
-        cost="matrices",
         reference="arXiv:2410.19735",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="orthomerge",
-        family=_FAMILY,
         summary="Merge the experts' rotations of the base in their Lie algebra, and add residuals.",
         formula=(
             "base R + residual_scale * sum of (W_k - base R_k), "
@@ -178,19 +144,14 @@ def _merges() -> Iterator[AlgorithmSpec]:
         ),
         target="fusion_spectral.orthomerge:Orthomerge",
         config="fusion_spectral.config:OrthomergeConfig",
-        needs_base=True,
-        cost="matrices",
         reference="arXiv:2602.05943",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="doge",
-        family=_FAMILY,
         summary="Sum masked task vectors with a correction learned outside the shared subspace.",
         formula="base + scale * sum of m_k * (tau_k + d) / |tau_k|, d learned to lower conflicts",
         target="fusion_spectral.doge:Doge",
         config="fusion_spectral.config:DogeConfig",
-        needs_base=True,
         min_experts=2,
-        cost="matrices",
         reference="arXiv:2501.01230",
     )

@@ -73,11 +73,7 @@ class MagPrune(Transform[MagPruneConfig]):
 
     config_class = MagPruneConfig
     pieces_held = (2, 10)
-
-    @property
-    def cut(self) -> Cut:
-        """Keep rows whole: probabilities depend on ranks in a row."""
-        return Cut.ROW
+    cut = Cut.ROW  # probabilities depend on ranks in a row
 
     @property
     def scope(self) -> Scope:

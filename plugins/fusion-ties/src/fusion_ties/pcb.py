@@ -35,11 +35,7 @@ class Pcb(TensorwiseAlgorithm[PcbConfig]):
 
     config_class = PcbConfig
     pieces_held = (2, 6)
-
-    @property
-    def scope(self) -> Scope:
-        """Survey the whole model as one vector."""
-        return Scope.MODEL
+    scope = Scope.MODEL  # one vector per model
 
     def survey(self, scan: Scan) -> Balance:
         """Return each expert's clipping bounds, threshold and largest balance."""

@@ -1,55 +1,49 @@
 """Registers the sparsifying and sign-electing methods. Imports nothing heavy."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from fusion_core import AlgorithmSpec, hookimpl
 
-_FAMILY = "signs and sparsity"
+_spec = partial(AlgorithmSpec, family="signs and sparsity", needs_base=True)
 
 
 @hookimpl
 def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
     """Register the sparsifying and sign-electing methods."""
-    yield AlgorithmSpec(
+    yield _spec(
         name="trim",
         stage="transform",
-        family=_FAMILY,
         summary="Keep the largest entries of each task vector: the first step of TIES.",
         formula="tau_k where |tau_k| is among its `density` largest",
         target="fusion_ties.transforms:Trim",
         config="fusion_ties.config:TrimConfig",
-        needs_base=True,
         cost="passes",
         reference="arXiv:2306.01708",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="elect",
         stage="transform",
-        family=_FAMILY,
         summary="Zero entries without the elected sign: the second step of TIES.",
         formula="tau_k where sign(tau_k) = sign(sum of w_j * tau_j)",
         target="fusion_ties.transforms:Elect",
         config="fusion_ties.config:ElectConfig",
-        needs_base=True,
         cost="passes",
         reference="arXiv:2306.01708",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="drop",
         stage="transform",
-        family=_FAMILY,
         summary="Drop entries of each task vector at random: the first step of DARE.",
         formula="m_k * tau_k / density, m_k = 1 with probability `density`, else 0",
         target="fusion_ties.dropping:Drop",
         config="fusion_ties.config:DropConfig",
-        needs_base=True,
         cost="stream",
         reference="arXiv:2311.03099",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="magprune",
         stage="transform",
-        family=_FAMILY,
         summary="Drop entries at random, small ones more often: the first step of DELLA.",
         formula=(
             "m_k * tau_k / p_k, "
@@ -57,49 +51,41 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         ),
         target="fusion_ties.dropping:MagPrune",
         config="fusion_ties.config:MagPruneConfig",
-        needs_base=True,
         cost="stream",
         reference="arXiv:2406.11617",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="band",
         stage="transform",
-        family=_FAMILY,
         summary="Drop the largest and smallest entries: the first step of Model Breadcrumbs.",
         formula="tau_k where |tau_k| is among the `density` largest below its `gamma` largest",
         target="fusion_ties.transforms:Band",
         config="fusion_ties.config:BandConfig",
-        needs_base=True,
         cost="passes",
         reference="arXiv:2312.06795",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="ties",
-        family=_FAMILY,
         summary="Trim task vectors, elect a sign for every entry, average the entries that agree.",
         formula=(
             "base + scale * mean of the t_k with sign(t_k) = sign(sum of w_j * t_j), t = trim(tau)"
         ),
         target="fusion_ties.ties:Ties",
         config="fusion_ties.config:TiesConfig",
-        needs_base=True,
         cost="passes",
         reference="arXiv:2306.01708",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="dare",
-        family=_FAMILY,
         summary="Drop entries of task vectors at random, rescale the others, and sum.",
         formula="base + scale * sum of w_k * drop(tau_k)",
         target="fusion_ties.sparse:Dare",
         config="fusion_ties.config:DareConfig",
-        needs_base=True,
         cost="stream",
         reference="arXiv:2311.03099",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="della",
-        family=_FAMILY,
         summary="Drop entries at random, small ones more often, average those that agree in sign.",
         formula=(
             "base + scale * mean of the t_k with sign(t_k) = sign(sum of w_j * t_j), "
@@ -107,48 +93,40 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         ),
         target="fusion_ties.sparse:Della",
         config="fusion_ties.config:DellaConfig",
-        needs_base=True,
         cost="stream",
         reference="arXiv:2406.11617",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="breadcrumbs",
-        family=_FAMILY,
         summary="Drop the largest and smallest entries of each task vector, and sum.",
         formula="base + scale * sum of w_k * band(tau_k)",
         target="fusion_ties.sparse:Breadcrumbs",
         config="fusion_ties.config:BreadcrumbsConfig",
-        needs_base=True,
         cost="passes",
         reference="arXiv:2312.06795",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="sce",
-        family=_FAMILY,
         summary="Merge the most varying entries, weighted by energy, where signs agree.",
         formula=(
             "base + mean of the tau_k with sign(tau_k) = sign(sum of tau_j), weighted by |tau_k|^2"
         ),
         target="fusion_ties.sce:Sce",
         config="fusion_ties.config:SceConfig",
-        needs_base=True,
         cost="passes",
         reference="arXiv:2408.07990",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="magmax",
-        family=_FAMILY,
         summary="Take the entry of largest magnitude from all task vectors.",
         formula="base + scale * the tau_k of largest |tau_k|, entry by entry",
         target="fusion_ties.electing:MagMax",
         config="fusion_ties.config:MagMaxConfig",
-        needs_base=True,
         cost="stream",
         reference="arXiv:2407.06322",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="consensus",
-        family=_FAMILY,
         summary="Sum task vectors where the TALL masks of several experts agree.",
         formula=(
             "base + scale * S where |tau_k| >= tall_lambda |S - tau_k| in k experts, "
@@ -156,14 +134,12 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         ),
         target="fusion_ties.electing:Consensus",
         config="fusion_ties.config:ConsensusConfig",
-        needs_base=True,
         min_experts=2,
         cost="stream",
         reference="arXiv:2405.07813",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="pcb",
-        family=_FAMILY,
         summary="Average the entries that compete best within and between experts.",
         formula=(
             "base + scale * mean of tau_k, "
@@ -171,13 +147,11 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         ),
         target="fusion_ties.pcb:Pcb",
         config="fusion_ties.config:PcbConfig",
-        needs_base=True,
         cost="passes",
         reference="arXiv:2410.02396",
     )
-    yield AlgorithmSpec(
+    yield _spec(
         name="emr",
-        family=_FAMILY,
         summary="Merge one model, and save a scale and a mask (one bit per entry) per task.",
         formula=(
             "base + u, u = max |tau_k| of the elected sign; "
@@ -185,7 +159,6 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         ),
         target="fusion_ties.emr:Emr",
         config="fusion_ties.config:EmrConfig",
-        needs_base=True,
         needs_task=True,
         cost="passes",
         reference="arXiv:2405.17461",

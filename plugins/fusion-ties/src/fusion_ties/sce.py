@@ -55,11 +55,7 @@ class Sce(TensorwiseAlgorithm[SceConfig]):
 
     config_class = SceConfig
     pieces_held = (5, 6)
-
-    @property
-    def scope(self) -> Scope:
-        """Survey every tensor."""
-        return Scope.TENSOR
+    scope = Scope.TENSOR
 
     def survey(self, scan: Scan) -> Selection:
         """Return the selection of a tensor."""

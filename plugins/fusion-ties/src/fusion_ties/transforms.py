@@ -90,11 +90,7 @@ class Band(Transform[BandConfig]):
 
     config_class = BandConfig
     pieces_held = (3, 5)
-
-    @property
-    def scope(self) -> Scope:
-        """Survey every tensor."""
-        return Scope.TENSOR
+    scope = Scope.TENSOR
 
     def survey(self, scan: Scan) -> Tensor:
         """Return the smallest and the largest kept magnitude, of shape (2, experts)."""

@@ -136,7 +136,6 @@ class PackedSource(WeightSource):
     """Tensors that hold the matrices of another source, where each is a tensor of its own."""
 
     def __init__(self, matrices: WeightSource, layout: Layout) -> None:
-        #: the unpacked model
         self.matrices = matrices
         self.layout = layout
         self.cut, self.is_delta = matrices.cut, matrices.is_delta

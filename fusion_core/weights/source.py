@@ -1,8 +1,7 @@
 """Weights as named tensors that can be read one range at a time.
 
 A checkpoint on disk is a `WeightSource`, a state dict in memory is one, and a merge of sources is
-one again (`fusion_core.weights.merging`). This module knows no files, algorithms or engine. An
-`Origin` records where the values came from.
+one again (`fusion_core.weights.merging`). An `Origin` records where the values came from.
 """
 
 from __future__ import annotations

@@ -330,7 +330,7 @@ def test_a_pool_of_another_kind_says_that_it_takes_none(inner: dict[str, Any]) -
     config = {"base": "in/base", "models": {"math": inner}}
     with pytest.raises(RecipeError, match="needs a run to merge it"):
         validated(CheckpointsConfig, config)
-    with pytest.raises(RecipeError, match=r"model_pool\.models\.math = .*valid string"):
+    with pytest.raises(RecipeError, match=r"model_pool\.models\.math = .*expected a string"):
         run_fusion({"algorithm": "ties", "model_pool": {"name": "clip", **config}})
 
 

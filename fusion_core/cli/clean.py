@@ -44,10 +44,10 @@ def clean(
     from fusion_core.weights.writing.leftovers import leftovers
 
     outputs = directory or _OUTPUTS
-    found = leftovers(outputs) if outputs.is_dir() else []
-    dead = [leftover for leftover in found if not leftover.in_use]
-    if not as_json and found:
-        print_table(("left", "size", "age", "finished", "run"), [*map(_row, found)])
+    remains = leftovers(outputs) if outputs.is_dir() else []
+    dead = [leftover for leftover in remains if not leftover.in_use]
+    if not as_json and remains:
+        print_table(("left", "size", "age", "finished", "run"), [*map(_row, remains)])
     elif not as_json:
         print(printable(f"nothing to clean in {outputs}"))
     asks = not yes and not as_json and _is_interactive()
@@ -65,7 +65,7 @@ def clean(
                     "in_use": leftover.in_use,
                     "removed": leftover in removed,
                 }
-                for leftover in found
+                for leftover in remains
             ]
         )
     elif removed:

@@ -14,15 +14,10 @@ from fusion_core.cli.output import print_json, print_table
 from fusion_core.contracts.specs import (
     COSTS,
     AlgorithmSpec,
-    CommandSpec,
     ComponentSpec,
-    ExecutorSpec,
-    FormatSpec,
-    ModelPoolSpec,
     PipelineSpec,
-    TaskPoolSpec,
 )
-from fusion_core.plugins.manager import load_plugins
+from fusion_core.plugins.manager import REGISTER_HOOKS, load_plugins
 from fusion_core.shown import amount
 
 if TYPE_CHECKING:
@@ -31,16 +26,6 @@ if TYPE_CHECKING:
     from fusion_core.plugins.components import Component
     from fusion_core.plugins.manager import PluginManager
 
-
-_KINDS = (
-    AlgorithmSpec,
-    PipelineSpec,
-    ModelPoolSpec,
-    TaskPoolSpec,
-    FormatSpec,
-    ExecutorSpec,
-    CommandSpec,
-)
 _LABELS = {
     "download_bytes": "download of the models alone",
     "decoded_bytes": "additional space for decoded examples",
@@ -83,7 +68,7 @@ def info(
 def _print_names(plugins: PluginManager, *, as_json: bool) -> None:
     names = {
         f"{kind.kind}s": sorted(component.spec.name for component in plugins.components(kind))
-        for kind in _KINDS
+        for kind in REGISTER_HOOKS.values()
     }
     if as_json:
         print_json(names)

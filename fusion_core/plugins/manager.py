@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 #: Slower imports are reported: every listing and every completion waits for them.
 SLOW_SECONDS = 0.5
 
-_REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
+#: The kinds of components, by the hook that registers them.
+REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
     "fusion_register_algorithms": AlgorithmSpec,
     "fusion_register_pipelines": PipelineSpec,
     "fusion_register_model_pools": ModelPoolSpec,
@@ -133,7 +134,7 @@ class PluginManager(pluggy.PluginManager):
 
     def _registered_by(self, distribution: str) -> Iterator[ComponentSpec]:
         seen: set[tuple[type, str]] = set()
-        for hook, kind in _REGISTER_HOOKS.items():
+        for hook, kind in REGISTER_HOOKS.items():
             for implementation in getattr(self.hook, hook).get_hookimpls():
                 if implementation.plugin_name != distribution:
                     continue
@@ -210,7 +211,7 @@ class PluginManager(pluggy.PluginManager):
 
     def clashes(self) -> Iterator[tuple[str, list[Component[Any]]]]:
         """Yield the names that several plugins give to components of one kind."""
-        for kind in _REGISTER_HOOKS.values():
+        for kind in REGISTER_HOOKS.values():
             providers: dict[str, list[Component[Any]]] = {}
             for component in self.components(kind):
                 for name in (component.spec.name, *component.spec.aliases):

@@ -332,7 +332,7 @@ def test_other_pools_refuse_nested_recipes(inner: dict[str, Any]) -> None:
     config = {"base": "in/base", "models": {"math": inner}}
     with pytest.raises(RecipeError, match="needs a run to merge it"):
         validated(CheckpointsConfig, config)
-    with pytest.raises(RecipeError, match=r"model_pool\.models\.math = .*valid string"):
+    with pytest.raises(RecipeError, match=r"model_pool\.models\.math = .*expected a string"):
         run_fusion({"algorithm": "ties", "model_pool": {"name": "clip", **config}})
 
 

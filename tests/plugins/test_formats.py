@@ -191,7 +191,7 @@ def test_an_adapter_format_needs_a_base(
     among()
     located, base = find_model(str(raw(tmp_path / "a", 1)), "model"), full(tmp_path / "base")
     assert located.is_delta
-    with pytest.raises(CheckpointError, match="expected a full model, located an adapter"):
+    with pytest.raises(CheckpointError, match="expected a full model, found an adapter"):
         located.open()
     opened = find_model(str(base), "model").open()
     assert located.open(opened).base is opened  # type: ignore[attr-defined]

@@ -33,37 +33,37 @@ VALUES = {
 }
 
 
-def main(request, answer):
-    asked = json.loads(Path(request).read_bytes())
-    seen = {**asked, "process": os.getpid()}
-    if asked["do"] == "measure":
-        seen["files"] = os.listdir(asked["model"])
+def main(request_file, answer_file):
+    request = json.loads(Path(request_file).read_bytes())
+    seen = {**request, "process": os.getpid()}
+    if request["do"] == "measure":
+        seen["files"] = os.listdir(request["model"])
     with (SELF.parent / "requests.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(seen) + "\n")
-    act(asked)
-    done = describe(asked) if asked["do"] == "describe" else measure(asked)
-    write(answer, {"done": {"versions": VERSIONS, "tasks": done}})
+    act(request)
+    done = describe(request) if request["do"] == "describe" else measure(request)
+    write(answer_file, {"done": {"versions": VERSIONS, "tasks": done}})
 
 
-def write(answer, content):
-    Path(answer).write_text(json.dumps(content), encoding="utf-8")
+def write(answer_file, content):
+    Path(answer_file).write_text(json.dumps(content), encoding="utf-8")
 
 
-def act(asked):
+def act(request):
     """Do what the name of a task says."""
-    if "dies" in asked["tasks"]:
+    if "dies" in request["tasks"]:
         print("first\n\nlast words", file=sys.stderr)
         sys.exit(3)
-    if "killed" in asked["tasks"]:
+    if "killed" in request["tasks"]:
         os.kill(os.getpid(), 9)
-    if "endless" in asked["tasks"]:
+    if "endless" in request["tasks"]:
         os.kill(os.getpid(), 14)
-    if "sleeps" in asked["tasks"]:
+    if "sleeps" in request["tasks"]:
         print("sleeping", flush=True)
         time.sleep(60)
-    if asked.get("device") == "qpu":
+    if request.get("device") == "qpu":
         refuse("device", "torch says: no qpu")
-    if "offline" in asked["tasks"] and asked["do"] == "measure":
+    if "offline" in request["tasks"] and request["do"] == "measure":
         refuse("network", "task 'offline': no hub")
 
 
@@ -72,26 +72,26 @@ def refuse(kind, message):
     sys.exit()
 
 
-def describe(asked):
-    return {name: KNOWN.get(name, LOCAL) for name in asked["tasks"]}
+def describe(request):
+    return {name: KNOWN.get(name, LOCAL) for name in request["tasks"]}
 
 
-def measure(asked):
-    content = Path(asked["model"], "model.safetensors").read_bytes()
+def measure(request):
+    content = Path(request["model"], "model.safetensors").read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     total = math.fsum(array("f", content[header:]))  # torch would take seconds
-    for name in asked["tasks"]:
+    for name in request["tasks"]:
         print(f"lm-eval has measured {name}", flush=True)
     return {
         name: {
             "values": {**VALUES.get(name, {"acc,none": 0.5}), "total,none": total},
             "higher_is_better": {"acc": True, "bits_per_byte": False},
             "version": 3.0,
-            "num_fewshot": asked["num_fewshot"],
+            "num_fewshot": request["num_fewshot"],
             "examples": 5,
             "seeds": {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234},
         }
-        for name in asked["tasks"]
+        for name in request["tasks"]
     }
 
 

@@ -93,14 +93,14 @@ def files_of(directory: Path) -> dict[str, bytes | Path]:
 
 def add_glue(hub: HubServer) -> None:
     """Add the test files of all tasks, and other files that must not be read."""
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     for task in EIGHT:
         test = examples_of(task)["test"].rpartition("/")[2]
-        found[f"{task}/{test}-00000-of-00001.parquet"] = table(task)
-        found[f"{task}/test-00000-of-00001.parquet"] = b"without labels"
-        found[f"{task}/train-00000-of-00001.parquet"] = table(task)
-    found["mnli/validation_mismatched-00000-of-00001.parquet"] = b"another"
-    hub.add("nyu-mll/glue", found, kind="dataset")
+        files[f"{task}/{test}-00000-of-00001.parquet"] = table(task)
+        files[f"{task}/test-00000-of-00001.parquet"] = b"without labels"
+        files[f"{task}/train-00000-of-00001.parquet"] = table(task)
+    files["mnli/validation_mismatched-00000-of-00001.parquet"] = b"another"
+    hub.add("nyu-mll/glue", files, kind="dataset")
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +124,13 @@ def own_hub(hub: HubServer, served: HubServer) -> HubServer:
 
 
 def words() -> PreTrainedTokenizerFast:
-    made = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, "<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.post_processor = processors.TemplateProcessing(
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def saying(word: str) -> dict[str, bytes]:
@@ -181,10 +181,10 @@ def fuse(*arguments: str, code: int = 0) -> Any:
     ],
 )
 def test_published_rows_match_the_published_averages(name: str, row: str, average: float) -> None:
-    found = load_published(name)
-    assert found["tasks"] == load_family(name).tasks
-    assert all(len(scores) == len(found["tasks"]) for scores in found["rows"].values())
-    assert abs(sum(found["rows"][row]) / len(found["tasks"]) - average) < 0.06
+    published = load_published(name)
+    assert published["tasks"] == load_family(name).tasks
+    assert all(len(scores) == len(published["tasks"]) for scores in published["rows"].values())
+    assert abs(sum(published["rows"][row]) / len(published["tasks"]) - average) < 0.06
 
 
 def test_repositories_of_experts() -> None:
@@ -235,12 +235,12 @@ def test_questions_and_answers_match_the_training_of_the_experts() -> None:
     task = FlanT5GlueTasks(FlanT5TasksConfig(tasks=["stsb"])).bind(pool)["stsb"]
     lines = task.lines(Split.TEST)
     assert [task.answer(line) for line in lines] == ["3.8", "0.0", "4.2", "5.0"]  # 4.25 is even
-    asked = (
+    question = (
         "Consider the sentences 'the old fox {n} jumps over the stsb 1' and 'the old fox {n} jumps "
         "over the stsb 2'. On a scale from 1 (completely different) to 5 (completely similar), "
         "rate the similarity."
     )
-    assert task.questions(lines)[1] == asked
+    assert task.questions(lines)[1] == question
     assert task.pairs(lines[:1], Split.TEST)[0].continuation == [WORDS.index("3.8")]
     assert task.pairs(lines[:1], Split.UNLABELED)[0].continuation == ()
 
@@ -265,12 +265,12 @@ def test_lora_experts_have_their_own_published_results(
 
 def save_tokenizer(folder: Path) -> GPT2Tokenizer:
     """Save a tokenizer like the experts', with just `vocab.json` and `merges.txt`."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=["<|endoftext|>"])
-    made.train_from_iterator(["the old fox jumps over the tasks"], trainer)
+    tokenizer.train_from_iterator(["the old fox jumps over the tasks"], trainer)
     folder.mkdir()
-    made.model.save(str(folder))
+    tokenizer.model.save(str(folder))
     return GPT2Tokenizer.from_pretrained(folder)
 
 
@@ -286,16 +286,16 @@ def classifier(rows: int, seed: int, classes: int) -> Any:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 with masks among its weights, as on the hub, experts with heads, and tokenizers."""
-    found = tmp_path_factory.mktemp("models")
-    words().save_pretrained(found / "words")
-    tokenizer = save_tokenizer(found / "tokenizer")
-    classifier(len(tokenizer), 0, 2).transformer.save_pretrained(found / "gpt2")
-    tokenizer.save_pretrained(found / "gpt2")
-    path = found / "gpt2/model.safetensors"
+    root = tmp_path_factory.mktemp("models")
+    words().save_pretrained(root / "words")
+    tokenizer = save_tokenizer(root / "tokenizer")
+    classifier(len(tokenizer), 0, 2).transformer.save_pretrained(root / "gpt2")
+    tokenizer.save_pretrained(root / "gpt2")
+    path = root / "gpt2/model.safetensors"
     save_file({**load_file(path), "h.0.attn.bias": torch.ones(1, 1, 4, 4)}, path)
     for seed, task in enumerate(EIGHT[:-1], 1):
-        classifier(len(tokenizer), seed, 3 if task == "mnli" else 2).save_pretrained(found / task)
-    return found
+        classifier(len(tokenizer), seed, 3 if task == "mnli" else 2).save_pretrained(root / task)
+    return root
 
 
 def add_gpt2(hub: HubServer, folders: Path) -> None:
@@ -379,8 +379,8 @@ def test_heads_need_models_of_their_type(folders: Path) -> None:
     live = pool.build(pool.base)
     live.score.weight.data.zero_()
     with torch.no_grad():
-        found = tasks.adaptive("rte").logits(live, batch)
-        assert torch.allclose(found, whole(**batch.tensors).logits, atol=1e-6)
+        logits = tasks.adaptive("rte").logits(live, batch)
+        assert torch.allclose(logits, whole(**batch.tensors).logits, atol=1e-6)
     with pytest.raises(RecipeError, match="'rte': its head belongs to gpt2, the models are t5"):
         bound(FlanT5Glue(FlanT5Config(tasks=["rte"]))).check()
 

@@ -41,8 +41,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def harness(tmp_path: Path, fake_harness: str) -> Callable[..., HarnessTasks]:
     def make(*tasks: str, **options: Any) -> HarnessTasks:
-        given = {"tasks": list(tasks), "python": fake_harness, **options}
-        return HarnessTasks(HarnessConfig(**given))
+        fields = {"tasks": list(tasks), "python": fake_harness, **options}
+        return HarnessTasks(HarnessConfig(**fields))
 
     return make
 

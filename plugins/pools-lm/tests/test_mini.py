@@ -79,11 +79,11 @@ def test_the_base_is_an_ordinary_directory() -> None:
     right = 0
     for line in (DATA / "tasks" / "roman" / "test.jsonl").read_text().splitlines()[:8]:
         messages = [{"role": "user", "content": json.loads(line)["prompt"]}]
-        given = tokenizer.apply_chat_template(
+        inputs = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        output = model.generate(**given, max_new_tokens=16, do_sample=False)[0]
-        answer = tokenizer.decode(output[given["input_ids"].shape[1] :], skip_special_tokens=True)
+        output = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0]
+        answer = tokenizer.decode(output[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         right += answer == json.loads(line)["answer"]
     assert right >= 7
     assert model.num_parameters() == 1_672_896

@@ -63,8 +63,8 @@ def test_a_merge_loads_and_generates(
     assert not any(loading_info.values())
     tokenizer = AutoTokenizer.from_pretrained(merged)
     prompt = tokenizer(tiny.texts[0], return_tensors="pt", return_token_type_ids=False)
-    made = model.generate(**prompt, max_new_tokens=5, do_sample=False)
-    assert made.shape[1] >= 1
+    output = model.generate(**prompt, max_new_tokens=5, do_sample=False)
+    assert output.shape[1] >= 1
     a, b = (read(tmp_path / name) for name in "ab")
     for name, value in read(merged).items():
         torch.testing.assert_close(value, (a[name] + b[name]) / 2)
@@ -408,8 +408,8 @@ def test_models_come_from_the_hub(
         hub.add_directory(f"org/{name}", tmp_path / name)
     options = {"base": "org/base", "models": {"a": "org/a", "b": "org/b@main"}}
     merged = merge("sentence-encoder", options, tmp_path / "merged")
-    own = {**SENTENCES, "additional_chat_templates/x.jinja": "x"}
-    assert all((merged / name).read_text() == content for name, content in own.items())
+    expected = {**SENTENCES, "additional_chat_templates/x.jinja": "x"}
+    assert all((merged / name).read_text() == content for name, content in expected.items())
     assert (merged / "2_Dense" / "model.safetensors").is_file()
     assert warnings_of(options, EncoderPool).endswith(": modeling_own.py")
     assert not hub.asked("modeling_own.py")

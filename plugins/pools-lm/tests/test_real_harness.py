@@ -112,11 +112,11 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def scores(directory: Path, data: list[Options]) -> list[list[float]]:
     """Return the log-likelihood of each choice after its question, computed in fp64."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
-    own = AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
 
     def score(question: str, choice: str) -> float:
-        start = len(own(question).input_ids)
-        tokens = torch.tensor([own(f"{question} {choice}").input_ids])
+        start = len(tokenizer(question).input_ids)
+        tokens = torch.tensor([tokenizer(f"{question} {choice}").input_ids])
         with torch.no_grad():
             logs = model(tokens).logits[0].log_softmax(-1)
         positions = range(start, tokens.shape[1])
@@ -125,8 +125,8 @@ def scores(directory: Path, data: list[Options]) -> list[list[float]]:
     return [[score(row["question"], choice) for choice in row["choices"]] for row in data]
 
 
-def best(found: list[float]) -> int:
-    return found.index(max(found))
+def best(values: list[float]) -> int:
+    return values.index(max(values))
 
 
 def direct(directory: Path, include: Path) -> dict[str, Any]:
@@ -153,8 +153,8 @@ def test_results_match_the_harness_and_a_direct_computation(
     pool = {"name": "causal-lm", **models_of("llama", names=["foxes", "b"])}
     data, output = rows(), tmp_path / "merged"
     run_fusion(algorithm=Mean(), model_pool=pool, output=output)
-    own = scores(output, data)
-    for number, (row, likelihoods) in enumerate(zip(data, own, strict=True)):
+    likelihoods_by_row = scores(output, data)
+    for number, (row, likelihoods) in enumerate(zip(data, likelihoods_by_row, strict=True)):
         row["answer"] = (best(likelihoods) + (number % 3 == 0)) % len(CHOICES)
     include = write_tasks(tmp_path / "tasks", data)
     names = ["foxes", "bits", "said", "pair"]
@@ -177,10 +177,12 @@ def test_results_match_the_harness_and_a_direct_computation(
     assert here.tasks == there.tasks
     assert there.remembered == {"base": tuple(names), "experts": ("foxes",)}
     answers = [row["answer"] for row in data]
-    expected = [best(each) == answer for each, answer in zip(own, answers, strict=True)]
+    expected = [
+        best(values) == answer for values, answer in zip(likelihoods_by_row, answers, strict=True)
+    ]
     by_length = [
-        best([score / len(choice) for score, choice in zip(each, CHOICES, strict=True)]) == answer
-        for each, answer in zip(own, answers, strict=True)
+        best([score / len(choice) for score, choice in zip(values, CHOICES, strict=True)]) == answer
+        for values, answer in zip(likelihoods_by_row, answers, strict=True)
     ]
     assert 0 < sum(expected) < len(data)
     assert here.tasks["foxes"]["acc"] == sum(expected) / len(data)

@@ -229,8 +229,8 @@ def test_a_probe_matches_scikit_learn_and_sentence_transformers(
         row["label"] = len(row["text"]) % classes
     tasks = workshop.classify(encoders, rows=rows, train=train)
     for name, source in encoders.by_name.items():
-        probe, asked = probe_of(workshop.directory / name, train, rows)
-        expected = probe.score(asked, [row["label"] for row in rows])
+        probe, vectors = probe_of(workshop.directory / name, train, rows)
+        expected = probe.score(vectors, [row["label"] for row in rows])
         assert measured(tasks, encoders, source) == {"accuracy": pytest.approx(expected)}
     task, base = tasks.adaptive("a"), encoders.build(encoders.base)
     assert isinstance(task, EmbeddingTask)
@@ -245,10 +245,10 @@ def test_a_probe_matches_scikit_learn_and_sentence_transformers(
 def probe_of(directory: Path, train: Rows, rows: Rows) -> tuple[Any, Any]:
     """Return scikit-learn's logistic regression on a model's vectors, and those of `rows`."""
     library = SentenceTransformer(str(directory), device="cpu")
-    seen, asked = (library.encode([r["text"] for r in part]) for part in (train, rows))
+    train_vectors, vectors = (library.encode([r["text"] for r in part]) for part in (train, rows))
     linear = pytest.importorskip("sklearn.linear_model")
     probe = linear.LogisticRegression(tol=1e-10, max_iter=100_000)
-    return probe.fit(seen.astype("float64"), [row["label"] for row in train]), asked
+    return probe.fit(train_vectors.astype("float64"), [row["label"] for row in train]), vectors
 
 
 def test_the_nearest_name_is_the_class(workshop: Workshop, encoders: EncoderPool) -> None:

@@ -154,8 +154,8 @@ def merge(chains: Chains) -> Path:
 
 def test_a_run_prints_the_smoke_test(merge: Path, run_fuse: Callable[..., Any]) -> None:
     pool = [f"model_pool.base={merge}/../base", f"model_pool.models=[{merge}/../math]"]
-    given = ["--pool", "causal-lm", "--set", pool[0], "--set", pool[1]]
-    done = run_fuse("run", "--algo", "simple-average", *given, "-o", "again", "-q")
+    options = ["--pool", "causal-lm", "--set", pool[0], "--set", pool[1]]
+    done = run_fuse("run", "--algo", "simple-average", *options, "-o", "again", "-q")
     assert done.stdout.startswith("written: again\n\nsmoke test: greedy, 32 tokens at most")
     assert "\n  base   " in done.stdout
     assert "\nto again  " in done.stdout
@@ -165,17 +165,17 @@ def test_a_run_prints_the_smoke_test(merge: Path, run_fuse: Callable[..., Any]) 
 def test_the_exit_code_reports_problems(merge: Path, chains: Chains) -> None:
     program, runner = typer.Typer(), CliRunner()
     program.command()(smoke)
-    asked = ["--prompt", chains.prompt, "-q"]
-    done = runner.invoke(program, [str(merge), *asked, "--json"])
+    options = ["--prompt", chains.prompt, "-q"]
+    done = runner.invoke(program, [str(merge), *options, "--json"])
     findings = json.loads(done.stdout)
     assert done.exit_code == len(findings["problems"])
     assert list(findings["models"]) == ["base", "math", "merged"]
     assert findings["models"]["math"]["answers"] == [{"text": " lazy dog", "verdict": None}]
     assert list(findings["models"]["base"]["bits_per_byte"]) == ["base", "math", "merged"]
-    done = runner.invoke(program, [str(merge), *asked, "--json", "--alone"])
+    done = runner.invoke(program, [str(merge), *options, "--json", "--alone"])
     assert list(json.loads(done.stdout)["models"]) == ["merged"]
     loop = chains.save("loop", " the", loops=True)
-    done = runner.invoke(program, [str(loop), *asked])
+    done = runner.invoke(program, [str(loop), *options])
     assert done.exit_code == 1
     assert done.stdout.endswith("\nloop: repeats itself (1 of 1 answers)\n")
 
@@ -184,9 +184,9 @@ def compute_nats(directory: Path, ids: list[int], answer: list[int]) -> float:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
-    given = torch.tensor([[*ids, *answer]])
+    input_ids = torch.tensor([[*ids, *answer]])
     labels = torch.tensor([[-100] * len(ids) + answer])
-    return float(model(input_ids=given, labels=labels).loss.detach()) * len(answer)
+    return float(model(input_ids=input_ids, labels=labels).loss.detach()) * len(answer)
 
 
 def run_smoke_test(smoke_test: SmokeTest, directory: Path) -> Findings:
@@ -270,11 +270,11 @@ def test_an_encoder_reads_the_prompt_of_a_seq2seq_model(
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "a")
-    given = AutoTokenizer.from_pretrained(tmp_path / "a")("the quick", return_tensors="pt")
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "a")("the quick", return_tensors="pt")
     answer_ids = [0]
     for _ in range(5):
         scores = model(
-            input_ids=given.input_ids, decoder_input_ids=torch.tensor([answer_ids])
+            input_ids=inputs.input_ids, decoder_input_ids=torch.tensor([answer_ids])
         ).logits
         answer_ids.append(int(scores[0, -1].argmax()))
     assert answer.tokens == [token for token in answer_ids[1:] if token != 3]

@@ -83,8 +83,13 @@ def measured(tasks: LanguageTasks, pool: ModelPool[Any], name: str) -> Any:
 def log_likelihood(model: Any, context: Sequence[int], continuation: Sequence[int]) -> float:
     """Return transformers' log-likelihood of one continuation."""
     if model.config.is_encoder_decoder:
-        given, begun = context, [model.config.decoder_start_token_id, *continuation[:-1]]
-        logits = model(torch.tensor([given]), decoder_input_ids=torch.tensor([begun])).logits[0]
+        encoder_ids, decoder_ids = (
+            context,
+            [model.config.decoder_start_token_id, *continuation[:-1]],
+        )
+        logits = model(
+            torch.tensor([encoder_ids]), decoder_input_ids=torch.tensor([decoder_ids])
+        ).logits[0]
     else:
         logits = model(torch.tensor([[*context, *continuation[:-1]]])).logits[0]
     logs = logits[-len(continuation) :].log_softmax(-1)
@@ -104,10 +109,10 @@ def test_bits_per_byte_match_single_windows(
         {"length": 7, "batch_size": batch_size}, perplexity={"test": [{"text": t} for t in TEXTS]}
     )
     model = pool.build(pool.reference, dtype=torch.float64)
-    nats, bits, own = 0.0, [], own_tokenizer(pool)
+    nats, bits, tokenizer = 0.0, [], own_tokenizer(pool)
     for text in TEXTS:
         before = nats
-        tokens = [2, *own(text, add_special_tokens=False).input_ids]
+        tokens = [2, *tokenizer(text, add_special_tokens=False).input_ids]
         for start in range(0, len(tokens) - 1, 7):
             nats -= log_likelihood(model, tokens[start : start + 1], tokens[start + 1 : start + 8])
         bits.append((nats - before) / math.log(2) / len(text.encode()))
@@ -126,7 +131,9 @@ def test_models_are_evaluated_in_the_chosen_dtype(
     pool, seen = pool_of("llama"), []
     build = type(pool).build
     monkeypatch.setattr(
-        type(pool), "build", lambda *given, **how: seen.append(how["dtype"]) or build(*given, **how)
+        type(pool),
+        "build",
+        lambda *arguments, **options: seen.append(options["dtype"]) or build(*arguments, **options),
     )
     tasks = tasks_of({"dtype": "bfloat16"}, choice={"test": CHOICES})
     result = run_fusion(algorithm="simple-average", model_pool=pool, task_pool=tasks)
@@ -174,16 +181,16 @@ def test_generated_answers_match_single_prompts(
     cut = own_tokenizer(pool)
     texts = []
     for line in ANSWERS:
-        given = cut(line["prompt"], return_tensors="pt")
-        made = model.generate(
-            input_ids=given.input_ids,
+        inputs = cut(line["prompt"], return_tensors="pt")
+        output = model.generate(
+            input_ids=inputs.input_ids,
             do_sample=False,
             max_new_tokens=6,
             eos_token_id=3,
             pad_token_id=0,
         )[0]
-        begun = 1 if family == "t5" else given.input_ids.shape[1]
-        texts.append(cut.decode(made[begun:], skip_special_tokens=True).strip())
+        start = 1 if family == "t5" else inputs.input_ids.shape[1]
+        texts.append(cut.decode(output[start:], skip_special_tokens=True).strip())
     lines = [{**line, "answer": [text or "?"]} for line, text in zip(ANSWERS, texts, strict=True)]
     tasks = tasks_of({"batch_size": 3}, generate={"test": lines, "max_tokens": 6})
     empty = sum(not text for text in texts) / len(texts)

@@ -60,15 +60,15 @@ def changed(
     if lost:
         model["vocab"]["new" + lost] = model["vocab"].pop(lost)
         model["merges"] = [pair for pair in model["merges"] if lost not in {*pair, "".join(pair)}]
-    made = PreTrainedTokenizerFast(
+    new_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(data)),
         **{
             role: str(getattr(tokenizer, role))
             for role in ("unk_token", "bos_token", "eos_token", "pad_token")
         },
     )
-    made.add_tokens(list(added), special_tokens=True)
-    return made
+    new_tokenizer.add_tokens(list(added), special_tokens=True)
+    return new_tokenizer
 
 
 @pytest.fixture

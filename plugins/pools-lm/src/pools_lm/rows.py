@@ -171,14 +171,16 @@ class TokenSource(WeightSource):
         self._live = {stored: live for live, stored in rows.names.items()}
         self._count = count
         self._layers = layers
-        self._digest = _digest_layers(layers)
+        digest = hashlib.sha256()
+        for layer in layers:
+            digest.update(layer.index.numpy().tobytes())
+        self._digest = digest.hexdigest()
         self.is_delta = rows.source.is_delta
-        self.infos = {
-            name: replace(info, shape=_resize(info.shape, axes[self._live[name]], count))
-            if name in self._live
-            else info
-            for name, info in rows.source.infos.items()
-        }
+        self.infos = dict(rows.source.infos)
+        for live, name in rows.names.items():
+            shape = list(self.infos[name].shape)
+            shape[axes[live]] = count
+            self.infos[name] = replace(self.infos[name], shape=tuple(shape))
         self.cut = rows.source.cut
         for source in self.sources:
             self.cut = self.cut.coarser(source.cut)
@@ -226,14 +228,3 @@ class TokenSource(WeightSource):
         rows = {"rows by token": {"sha256": self._digest}}
         files = ChainMap(rows, origin.files)  # type: ignore[arg-type] # read, never written
         return Origin(files=files, inputs=origin.inputs)
-
-
-def _digest_layers(layers: Sequence[Layer]) -> str:
-    digest = hashlib.sha256()
-    for layer in layers:
-        digest.update(layer.index.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _resize(shape: tuple[int, ...], axis: int, count: int) -> tuple[int, ...]:
-    return (*shape[:axis], count, *shape[axis + 1 :])

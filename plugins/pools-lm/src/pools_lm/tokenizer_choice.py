@@ -56,7 +56,9 @@ class TokenizerChoice:
             return True
         first, *others = self.sources.values()
         return len(set(self._digests.values())) == 1 and all(
-            _has_same_shapes(first, other) for other in others
+            first.infos[name].shape == other.infos[twin].shape
+            for other in others
+            for name, twin in same_tensors(first.infos, other.infos).items()
         )
 
     def resolve(self, architecture: Architecture) -> TargetTokens:
@@ -122,8 +124,3 @@ class TokenizerChoice:
                 "result.",
             )
         return ModelRows(source, names, counts.pop())
-
-
-def _has_same_shapes(one: WeightSource, other: WeightSource) -> bool:
-    names = same_tensors(one.infos, other.infos)
-    return all(one.infos[name].shape == other.infos[twin].shape for name, twin in names.items())

@@ -70,11 +70,14 @@ def add_tokens(files: Files, target: TargetTokens) -> dict[str, bytes | Path]:
     new = target.added
     if not new:
         return dict(files)
-    flags = {token: _find_flags(token, target) for token in new}
-    added = {token: number for token, number in new.items() if flags[token] is not None}
-    entries = {
-        number: {"content": token, **(flags[token] or {})} for token, number in added.items()
-    }
+    added: dict[str, int] = {}
+    entries: dict[int, dict[str, Any]] = {}
+    for token, number in new.items():
+        flags = [model.vocabulary.added.get(token) for model in target.models]
+        first = next((flag for flag in flags if flag is not None), None)
+        if first is not None:
+            added[token] = number
+            entries[number] = {"content": token, **_PLAIN, "special": False, **first}
     extended = {**files, TOKENIZER: _extend(target.chosen.vocabulary, new, entries)}
     if _ADDED_TOKENS in files:
         extended[_ADDED_TOKENS] = _dump({**read_json(files[_ADDED_TOKENS]), **added})
@@ -84,14 +87,6 @@ def add_tokens(files: Files, target: TargetTokens) -> dict[str, bytes | Path]:
         decoder = {**settings["added_tokens_decoder"], **more}
         extended[SETTINGS] = _dump({**settings, "added_tokens_decoder": decoder})
     return extended
-
-
-def _find_flags(token: str, target: TargetTokens) -> dict[str, Any] | None:
-    """Return the flags in the first model that added the token; None if none added it."""
-    for model in target.models:
-        if (flags := model.vocabulary.added.get(token)) is not None:
-            return {**_PLAIN, "special": False, **flags}
-    return None
 
 
 def _extend(

@@ -6,21 +6,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, TypeAdapter
 
 from fusion_core.errors import CheckpointError
 from fusion_core.files import Refused
 from fusion_core.weights import content_of, read_config
-from pools_lm.confined.client import READING, SETTINGS, TOKENIZER, TokenizerClient, split_batches
+from pools_lm.confined.client import READING, SETTINGS, TOKENIZER, TokenizerClient
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fusion_core.weights import Files
-
-T = TypeVar("T")
 
 #: Tokenizer files, by prefix, that do not define token ids.
 FILES_WITHOUT_IDS = (
@@ -70,25 +68,16 @@ class Vocabulary:
     def token_texts(self, tokens: Sequence[str]) -> list[str | None]:
         """Return the text of each token; None for a part of a character."""
         plain = [token for token in tokens if token not in self.added]
-        texts = dict(zip(plain, self._process("token_texts", _TEXTS, plain), strict=True))
+        texts = dict(zip(plain, self.client.map_texts("token_texts", plain, _TEXTS), strict=True))
         return [texts.get(token, token) for token in tokens]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text."""
-        return self._process("tokenize", _ROWS, texts)
+        return self.client.map_texts("tokenize", texts, _ROWS)
 
     def as_json(self) -> Any:  # noqa: ANN401 - JSON
         """Return the content of an equivalent `tokenizer.json`."""
         return json.loads(self.client.ask("as_json", {}, _TEXT, READING))
-
-    def _process(
-        self, do: str, answer: TypeAdapter[list[T] | None], texts: Sequence[str]
-    ) -> list[T]:
-        answers: list[T] = []
-        for part in split_batches(list(map(len, texts))):
-            batch = list(texts[part])
-            answers += self.client.ask_batch(do, {"texts": batch}, answer, len(batch))
-        return answers
 
 
 def digest_token_ids(files: Files) -> str:

@@ -105,6 +105,16 @@ class TokenizerClient:
             raise CheckpointError(f"{self.model}: {action} gave no answer", hint=hint)
         return value
 
+    def map_texts(
+        self, do: str, texts: Sequence[str], answer: TypeAdapter[list[T] | None], **options: bool
+    ) -> list[T]:
+        """Call a function of the child on batches of texts; raise as `ask_batch` does."""
+        answers: list[T] = []
+        for part in split_batches(list(map(len, texts))):
+            batch = list(texts[part])
+            answers += self.ask_batch(do, {"texts": batch, **options}, answer, len(batch))
+        return answers
+
     def ask_batch(
         self,
         do: str,
@@ -112,7 +122,7 @@ class TokenizerClient:
         answer: TypeAdapter[list[T] | None],
         count: int,
     ) -> list[T]:
-        """Call a function of the child on `count` texts, and return one answer per text.
+        """Call a function of the child on one batch, and return `count` answers.
 
         Raises `CheckpointError` for an exceeded limit and for a tokenizer that fails.
         """

@@ -94,11 +94,7 @@ class ConfinedTokenizer:
 
     def encode(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         """Return the token ids of texts, with special tokens around them if `special`."""
-        rows: list[list[int]] = []
-        for part in split_batches(list(map(len, texts))):
-            options = {"texts": texts[part], "special": special}
-            rows += self.client.ask_batch("encode", options, _ROWS, len(texts[part]))
-        return rows
+        return self.client.map_texts("encode", texts, _ROWS, special=special)
 
     def encode_rows(
         self, texts: Sequence[str], pairs: Sequence[str] | None, length: int

@@ -58,10 +58,11 @@ class Gpt2Glue(LanguagePool):
 
     def beside(self) -> Mapping[str, Files]:
         """Return each model's side files, without the class of the dropped head."""
-        return {
-            name: with_config(files, _drop_architectures)
-            for name, files in super().beside().items()
-        }
+
+        def drop_class(config: dict[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in config.items() if key != "architectures"}
+
+        return {name: with_config(files, drop_class) for name, files in super().beside().items()}
 
 
 class Gpt2GlueTasks(ClassificationTasks):
@@ -119,10 +120,6 @@ class FlanT5GlueTasks(LanguageTasks):
         )
         self.config = config
         self.published = _read_published(family)
-
-
-def _drop_architectures(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key != "architectures"}
 
 
 def _language_config(family: Family, tasks: list[str] | None) -> LanguageConfig:

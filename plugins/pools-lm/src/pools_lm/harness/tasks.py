@@ -125,22 +125,19 @@ class HarnessTasks(TaskPool[HarnessConfig]):
             noting(advance),
             model_directory(subject, base, self._assets) as directory,
         ):
-            request = self._request(subject, names, directory)
+            device = subject.device or next(subject.model.parameters()).device
+            request = {
+                **self.config.model_dump(exclude={"tasks", "main", "python"}),
+                "tasks": names,
+                "device": self.config.device or str(device),
+                "do": "measure",
+                "model": str(directory.absolute()),
+            }
             answer = self._harness.request(request, task_finished=advance)
         versions = answer["versions"]
         for name, result in answer["tasks"].items():
             self._results[name] = {**result, "versions": versions}
         return {name: dict(self._metrics(name)) for name in names}
-
-    def _request(self, subject: Subject, names: Sequence[str], directory: Path) -> Json:
-        device = subject.device or next(subject.model.parameters()).device
-        return {
-            **self.config.model_dump(exclude={"tasks", "main", "python"}),
-            "tasks": names,
-            "device": self.config.device or str(device),
-            "do": "measure",
-            "model": str(directory.absolute()),
-        }
 
     def _metrics(self, name: str) -> Iterator[tuple[str, float]]:
         """Yield a task's metrics, the main one first."""

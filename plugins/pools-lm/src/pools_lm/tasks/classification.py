@@ -147,7 +147,7 @@ class EmbeddingTask(ClassTask, FeatureTask):
         return [*super().evaluation_data(), *filter(None, [train])]
 
     def scorer(self, model: nn.Module) -> Scorer:
-        """Return the scores of a head built from the model's own embeddings."""
+        """Return a function that applies a head built from the model's own embeddings."""
         head = self._build_head(model)
         return lambda inputs: head(self.features(model, inputs))
 

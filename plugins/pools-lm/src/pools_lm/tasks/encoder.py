@@ -103,7 +103,11 @@ class Encoder:
 
     def embed(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the vectors of a batch, shape (texts, width), at least fp32."""
-        hidden: Tensor = run_module(_find_encoder(model), inputs).last_hidden_state
+        transformer: Any = model
+        module = transformer.base_model  # without a head
+        if module.config.is_encoder_decoder:
+            module = module.get_encoder()
+        hidden: Tensor = run_module(module, inputs).last_hidden_state
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         vectors = self.pooling(hidden, inputs["attention_mask"])
         for step in self.steps:
@@ -143,14 +147,6 @@ def run_module(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:  # noqa:
     ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, pad_id)
     padded = {**inputs, "input_ids": ids}
     return module(**{name: tensor for name, tensor in padded.items() if name in accepted})
-
-
-def _find_encoder(model: nn.Module) -> nn.Module:
-    """Return the part of a model that reads texts, without a head or a decoder."""
-    transformer: Any = model
-    base = transformer.base_model
-    encoder: nn.Module = base.get_encoder() if base.config.is_encoder_decoder else base
-    return encoder
 
 
 def _read_prompt(files: Files, name: str | None) -> str:

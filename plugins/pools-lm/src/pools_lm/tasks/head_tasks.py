@@ -33,7 +33,7 @@ class HeadTask(ClassTask):
     """Classification of texts by the model's own head."""
 
     def scorer(self, model: nn.Module) -> Scorer:
-        """Return the scores of the head on the model's encoder."""
+        """Return a function that applies the head to the model's encoder."""
         classifier: Any = self.classifier(model)
         if classifier.config.pad_token_id is None:
             raise RecipeError(
@@ -53,10 +53,11 @@ class HeadTask(ClassTask):
     @cached_property
     def class_names(self) -> Sequence[str]:
         """Names of the classes, from the task or from the head's configuration."""
-        return self.data.names or class_names_in(self.head_config())
+        return self.data.names or class_names_in(self.head_config)
 
+    @property
     def head_config(self) -> Mapping[str, Any]:
-        """Return the `config.json` of the model with the head."""
+        """The `config.json` of the model with the head."""
         return config_of(self.models)
 
 
@@ -82,8 +83,9 @@ class ExpertTask(HeadTask):
         """Return the head on a live model's encoder."""
         return self.expert_head.attach(model)
 
+    @property
     def head_config(self) -> Mapping[str, Any]:
-        """Return the `config.json` of the model with the head."""
+        """The `config.json` of the model with the head."""
         config: dict[str, Any] = self.expert_head.skeleton.config.to_dict()
         return config
 
@@ -109,7 +111,7 @@ class LastTokenTask(ExpertTask, FeatureTask):
         return [self._without_padding(example) for example in super().examples(lines, split)]
 
     def scorer(self, model: nn.Module) -> Scorer:
-        """Return the scores of the head on the model's decoder."""
+        """Return a function that applies the head to the model's decoder."""
         return lambda inputs: self.head(self.features(model, inputs))
 
     def features(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

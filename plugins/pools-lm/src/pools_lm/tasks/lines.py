@@ -57,20 +57,12 @@ class Line:
         Raises `FusionError` for a missing field or an unsuitable format.
         """
         try:
-            return template.format_map(_Fields(self))
+            return template.format_map(self)
         except (ValueError, TypeError) as error:
             raise FusionError(
                 f"{self.location}: cannot fill {template!r}: {error}",
                 hint="A format such as {field:.1f} needs a number.",
             ) from error
-
-
-class _Fields(dict[str, Any]):
-    def __init__(self, line: Line) -> None:
-        self._line = line
-
-    def __missing__(self, name: str) -> Any:  # noqa: ANN401
-        return self._line[name]
 
 
 def find_on_hub(path: str) -> hub.Wanted | None:

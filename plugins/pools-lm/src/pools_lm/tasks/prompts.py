@@ -138,11 +138,6 @@ class Prompts:
             for turns in conversations
         ]
 
-    def check_template(self) -> None:
-        """Raise an error if the chat template fails on a short question."""
-        if self.is_chat:
-            self.questions([[Turn("Hello")]])
-
     def pairs(self, answered: Sequence[tuple[str, str]]) -> list[Pair]:
         """Return the tokens of questions and their answers.
 

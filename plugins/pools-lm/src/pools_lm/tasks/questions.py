@@ -65,8 +65,8 @@ class QuestionTask(LanguageTask[QuestionT]):
     def check(self) -> None:
         """Check the first example, and that the chat template renders a question."""
         super().check()
-        if self.prompts is not None:
-            self.prompts.check_template()
+        if self.prompts is not None and self.prompts.is_chat:
+            self.prompts.questions([[Turn("Hello")]])
 
     def _shots(self) -> Sequence[Line]:
         if not self.data.shots:

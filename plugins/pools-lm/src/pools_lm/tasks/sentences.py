@@ -19,15 +19,7 @@ if TYPE_CHECKING:
     from fusion_core import ComponentConfig, ModelPool
 
 
-class SentenceTasks(LinesTasks):
-    """Tasks on sentences."""
-
-    def make_encoder(self, pool: ModelPool[Any]) -> Encoder:
-        """Return the encoder steps of a pool's models."""
-        return Encoder.of(pool, prompt=self.options.prompt, length=self.options.length)
-
-
-class ClassificationTasks(SentenceTasks):
+class ClassificationTasks(LinesTasks):
     """Classification of texts."""
 
     config_class: ClassVar[type[ComponentConfig]] = ClassificationConfig
@@ -58,7 +50,7 @@ class ClassificationTasks(SentenceTasks):
         clone = self.map_tasks(lambda task: task)
         clone.models = pool
         clone.options = self.options.model_copy(update={"head": head})
-        encoder = self.make_encoder(pool)
+        encoder = Encoder.of(pool, prompt=self.options.prompt, length=self.options.length)
         return clone.map_tasks(
             lambda task: replace(
                 clone.make_task(task.name),
@@ -70,7 +62,7 @@ class ClassificationTasks(SentenceTasks):
         )
 
 
-class SimilarityTasks(SentenceTasks):
+class SimilarityTasks(LinesTasks):
     """Pairs of sentences whose similarity is measured."""
 
     config_class = SimilarityConfig
@@ -81,5 +73,5 @@ class SimilarityTasks(SentenceTasks):
 
     def bind(self, pool: ModelPool[Any]) -> Self:
         """Return these tasks with the tokenizer and modules of a pool's models."""
-        encoder = self.make_encoder(pool)
+        encoder = Encoder.of(pool, prompt=self.options.prompt, length=self.options.length)
         return self.map_tasks(lambda task: replace(task, encoder=encoder))

@@ -1,7 +1,7 @@
 """Closed forms for one layer of a merge, whose outputs approach those of all experts.
 
-Sums are over experts, in fp64. `inputs` (x) are the layer's inputs in the merge. The answers that it
-should approach are the outputs of the expert's layer for other inputs, the `targets` (x').
+Sums are over experts, in fp64. `inputs` (x) are the layer's inputs in the merge. The layer should
+approach the outputs of the expert's layer for other inputs, the `targets` (x').
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ def fusion_metrics_logged(run: RunInfo, step: int, metrics: Mapping[str, float])
 @hookimpl
 def fusion_run_finished(run: RunInfo, result: RunResult) -> None:
     """Log the tasks' metrics, and their averages if these are defined."""
-    report, scores = result.report, {}
+    report = result.report
+    scores: dict[str, float] = {}
     if report is not None:
         for task, metrics in report.tasks.items():
             scores |= {f"tasks/{task}/{name}": value for name, value in metrics.items()}

@@ -356,11 +356,6 @@ def test_bad_coefficients_file_is_named(
     assert str(path) in str(caught.value)
 
 
-def test_running_without_tasks_is_refused(make_pool: Make) -> None:
-    with pytest.raises(RecipeError, match="needs tasks with unlabeled data"):
-        run_fusion(algorithm="adamerging", model_pool=make_pool("mlp"))
-
-
 def test_skipped_tensors_get_no_coefficient_and_keep_the_base(make_pool: Make, tasks: Any) -> None:
     pool = make_pool("mlp")
     options = {"name": "adamerging", "steps": 3, "skip": "*.bias"}

@@ -15,26 +15,15 @@ from typer.testing import CliRunner
 from fusion_core import Report, run_fusion
 from fusion_core.commands import load_yaml
 from fusion_core.errors import FusionError, RecipeError
-from fusion_sweep import plugin, sweep
+from fusion_sweep import sweep
 from fusion_sweep.command import sweep as sweep_command
 from fusion_sweep.formatting import describe_curves, sparkline
 from fusion_sweep.objectives import Objective
 from fusion_sweep.runs.command import app
-from fusion_testing import CommandSuite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from fusion_core import CommandSpec
-
-SPECS = {spec.name: spec for spec in plugin.fusion_register_commands()}
-
-
-class TestCommands(CommandSuite):
-    @pytest.fixture(params=SPECS)
-    def spec(self, request: pytest.FixtureRequest) -> CommandSpec:
-        return SPECS[request.param]
 
 
 @pytest.fixture

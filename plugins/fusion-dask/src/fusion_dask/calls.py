@@ -79,9 +79,9 @@ def decode_answer(fields: tuple[Any, ...]) -> Any:  # noqa: ANN401 - any result
                 f"{received.worker} returned a result that cannot be decoded: {_describe(error)}",
                 hint=_INSTALL,
             ) from error
-    original = None if received.error is None else _decode(received.error)
-    if original is not None:
-        raise original
+    decoded = None if received.error is None else _decode(received.error)
+    if decoded is not None:
+        raise decoded
     raise WorkerError(
         f"{received.worker} failed: {received.text}", hint=_UNKNOWN_CLASS
     ) from RemoteTraceback(f"\n{received.traceback}")

@@ -49,7 +49,10 @@ def sweep(
         typer.Option("--set", metavar="KEY=VALUE", help="Set an option of all runs; repeatable."),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Run each point with N seeds, from the recipe's seed on.")
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Run each point with N seeds, from the recipe's seed on."
+        ),
     ] = 1,
     random: Annotated[
         Count, typer.Option(metavar="N", min=1, help="Draw N points instead of trying a grid.")
@@ -76,7 +79,7 @@ def sweep(
         ),
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=1, help="Measure without labels on N examples per task.")
+        int, typer.Option(metavar="N", min=1, help="Measure without labels on N examples per task.")
     ] = 256,
     keep: Annotated[
         Text, typer.Option(metavar="N|best", help="Write the N best models to -o DIR.")
@@ -87,7 +90,7 @@ def sweep(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing output of --keep.")
     ] = False,
-    top: Annotated[int, typer.Option(min=1, help="Print N rows of the table.")] = 10,
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="Print N rows of the table.")] = 10,
     store: Store = None,
     scratch: Annotated[
         Optional[Path],  # noqa: UP045
@@ -103,7 +106,8 @@ def sweep(
         ),
     ] = None,
     workers: Annotated[
-        Count, typer.Option(min=1, help="Use N workers; short for --set executor.workers.")
+        Count,
+        typer.Option(metavar="N", min=1, help="Use N workers; short for --set executor.workers."),
     ] = None,
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="Run models on this device: cpu, cuda.")

@@ -227,7 +227,7 @@ class ModelPool(ABC, Generic[ConfigT]):
     def layout(self) -> Layout:
         """The positions of matrices in the tensors that are not merged as stored.
 
-        A method that reads sources itself reads `pool.layout.unpacked(source)`. Raises
+        A method that reads sources itself reads `pool.layout.unpack(source)`. Raises
         `BrokenPluginError` if `matrices` does not fit the tensors.
         """
         return layout_of(self.reference.infos, self.matrices, type(self).__name__)

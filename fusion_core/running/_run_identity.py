@@ -55,7 +55,7 @@ class RunIdentities:
                 for name, source in pool.by_name.items()
                 if name not in plan.nested
             }
-            side_files = {name: identity.file_digests(f) for name, f in pool.beside().items()}
+            side_files = {name: identity.file_digests(f) for name, f in pool.side_files().items()}
             parts = {
                 "weights": None if None in weights.values() else weights,
                 "assets": identity.file_digests(pool.assets()),

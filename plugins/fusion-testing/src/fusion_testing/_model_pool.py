@@ -105,7 +105,7 @@ class ModelPoolSuite(WeightChecks, LiveModelSuite):
 
     def test_what_is_said_of_models_is_by_their_names(self, pool: Pool) -> None:
         """`licences` and `side_files` name the models of the pool."""
-        for method, named in (("licences", pool.licences()), ("beside", pool.beside())):
+        for method, named in (("licences", pool.licences()), ("side_files", pool.side_files())):
             if strange := sorted(named.keys() - pool.by_name.keys()):
                 fail(f"`{method}` names {strange[0]!r}.", "Use the names of base and experts.")
 

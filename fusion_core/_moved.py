@@ -20,10 +20,24 @@ MOVED_NAMES = {
     "interval_of_average": "fusion_core.commands.Intervals().of_average",
     "new_figure": "fusion_report.new_figure",
     "read_report": "fusion_report.read_report",
-    **{
-        name: f"fusion_core.weights.{name}"
-        for name in ("along", "depths", "layers_of", "matching", "renumbered")
-    },
+    "depths": "fusion_core.weights.depths",
+    "layers_of": "fusion_core.weights.layers_of",
+    "along": "fusion_core.weights.interpolate",
+    "matching": "fusion_core.weights.select_names",
+    "renumbered": "fusion_core.weights.renumber_layer",
+    "Metrics": "fusion_core.MetricValues",
+    "models_of": "fusion_core.load_models",
+    "noting": "fusion_core.show_notes_on",
+    "amount": "fusion_core.commands.format_bytes",
+    "device_of": "fusion_core.commands.resolve_device",
+    "printable": "fusion_core.commands.escape_control",
+    "remembered": "fusion_core.commands.cached_answer",
+    "table_of": "fusion_core.commands.build_table",
+    "trusted_by": "fusion_core.commands.trusted_names",
+    "locked": "fusion_core.files.lock_output",
+    "Confined": "fusion_core.files.SandboxedWorker",
+    "Overrun": "fusion_core.files.LimitExceeded",
+    "Refused": "fusion_core.files.WorkFailed",
 }
 #: Modules that took names over from `fusion_core`.
 _SPLIT_OFF = ("fusion_core.commands", "fusion_core.files")

@@ -27,9 +27,9 @@ def measure_weights(pool: ModelPool[Any], progress: Progress) -> Figures:
     are looked at one by one, as methods do. Weights are read block by block,
     several times, in memory that does not grow with the models.
     """
-    unpacked = pool.layout.unpacked
-    sources = {name: unpacked(expert) for name, expert in pool.experts.items()}
-    operands = Operands(unpacked(_origin(pool)), sources)
+    unpack = pool.layout.unpack
+    sources = {name: unpack(expert) for name, expert in pool.experts.items()}
+    operands = Operands(unpack(_origin(pool)), sources)
     vectors = read_vectors(operands, progress)
     with progress.track("compare signs", total=1) as advance:
         signs = conflicts(operands)

@@ -88,7 +88,7 @@ def _first_paragraph(value: object) -> str:
 
 def _detail(name: str, value: Any) -> str:  # noqa: ANN401 - a class or a function
     """Return a name's signature, its whole docstring, and its public methods and properties."""
-    parts = [f"### `{name}`\n", f"```python\n{name}{_arguments(value)}\n```\n"]
+    parts = [f"### `{name}`\n", f"```py\n{name}{_arguments(value)}\n```\n"]
     parts.append(_escaped(inspect.getdoc(value) or "") + "\n")
     if inspect.isclass(value):
         members = {

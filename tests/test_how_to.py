@@ -229,6 +229,8 @@ def language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / f"{name}-lora" / "adapter_config.json").write_text(json.dumps(config))
     lines(tmp_path / "sums.jsonl", prompt=["two", "two two"], answer=["four", "two"])
     lines(tmp_path / "facts.jsonl", question=["two"], choices=[["two", "four"]], answer=[1])
+    lines(tmp_path / "more-sums.jsonl", prompt=["two", "two two"] * 2)
+    lines(tmp_path / "more-facts.jsonl", question=["two"] * 4, choices=[["two", "four"]] * 4)
     (tmp_path / "prose.txt").write_text("two two four\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -103,7 +103,7 @@ def test_every_how_to_shows_something_that_is_tested() -> None:
     unproven = {page.stem for page in HOW_TO if not python_of(page)}
     commands = {  # test_how_to.py runs them
         *("choose-a-method", "evaluate-with-lm-eval", "report"),
-        *("merge-language-models", "merge-lora-adapters"),
+        *("learn-without-labels", "merge-language-models", "merge-lora-adapters"),
         "convert-to-gguf",  # nox -s real_lm does it
     }
     assert unproven == {*commands, "log-runs", "publish-a-plugin"}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fusion_core import run_fusion
+from fusion_core.planning.expansion import expand_pipelines
 from fusion_core.planning.resolution import resolve
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.text import load_yaml
@@ -102,7 +103,7 @@ def test_every_how_to_shows_something_that_is_tested() -> None:
     unproven = {page.stem for page in HOW_TO if not python_of(page)}
     commands = {  # test_how_to.py runs them
         *("choose-a-method", "evaluate-with-lm-eval", "report"),
-        *("merge-language-models", "merge-lora-adapters"),
+        *("learn-without-labels", "merge-language-models", "merge-lora-adapters"),
         "convert-to-gguf",  # nox -s real_lm does it
     }
     assert unproven == {*commands, "log-runs", "publish-a-plugin"}
@@ -113,6 +114,9 @@ def test_recipes_in_how_tos_are_valid() -> None:
     for page in HOW_TO:
         for source in re.findall(r"(?ms)^```yaml\n(.*?)^```", page.read_text(encoding="utf-8")):
             recipe = load_yaml(source, origin=page.name)
+            if "algorithm" in recipe:
+                stages = expand_pipelines(recipe["algorithm"], load_plugins())
+                recipe["algorithm"] = [section for section, _ in stages]
             resolve(recipe, load_plugins(), nesting=lambda nested: {"recipe": nested})
             found += 1
     assert found

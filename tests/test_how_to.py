@@ -228,7 +228,10 @@ def language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
         (tmp_path / f"{name}-lora" / "adapter_config.json").write_text(json.dumps(config))
     lines(tmp_path / "sums.jsonl", prompt=["two", "two two"], answer=["four", "two"])
-    lines(tmp_path / "facts.jsonl", question=["two"], choices=[["two", "four"]], answer=[1])
+    questions = {"question": ["two"] * 4, "choices": [["two", "four"]] * 4}
+    lines(tmp_path / "facts.jsonl", **questions, answer=[1] * 4)
+    lines(tmp_path / "more-facts.jsonl", **questions)
+    lines(tmp_path / "more-sums.jsonl", prompt=["two", "two two"] * 2)
     (tmp_path / "prose.txt").write_text("two two four\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -245,6 +248,19 @@ def test_pages_of_language_models_run_in_their_order(page: str, language_models:
         expected = {0, 1} if command.startswith("fuse smoke") else {0}  # they are no sound models
         assert done.exit_code in expected, (command, done.exception)
     assert AutoModelForCausalLM.from_pretrained(language_models / "merged").num_parameters() > 100
+
+
+def test_the_recipe_of_learning_without_labels_runs(language_models: Path) -> None:
+    page = "learn-without-labels.md"
+    (recipe,) = blocks("yaml", page)
+    (language_models / "recipe.yaml").write_text(recipe)
+    for command in commands(page):
+        _, *arguments = shlex.split(command)
+        done = CliRunner().invoke(
+            app, [*arguments, *["--dry-run"] * ("recipe.yaml" not in command)]
+        )
+        assert done.exit_code == 0, (command, done.exception)
+    assert (language_models / "merged" / "report.json").exists()
 
 
 def test_what_to_check_before_publishing_can_be_checked(language_models: Path) -> None:

@@ -34,6 +34,6 @@ def test_its_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[str, Any] = {}
     exec(compile(quick, "notebook.py", "exec"), found)
     assert len(found["plot"](found["learned"]).axes) == 2
-    assert len(found["found"].finished) == 8
+    assert len(found["trials"].finished) == 8
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"merged", "sweeps.sqlite", "sweeps.sqlite.claims"}

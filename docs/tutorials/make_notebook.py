@@ -1,7 +1,7 @@
-"""Writes notebook.ipynb: notebook.py, in whose cells it is written, with what the cells show.
+"""Run the cells of notebook.py and write them with their outputs to notebook.ipynb.
 
-Run as `nox -s notebook`: it needs nbclient and ipykernel. A test compares the notebook's cells with
-those of the file, and runs them.
+`nox -s notebook` runs this script, which needs nbclient and ipykernel. `tests/test_notebook.py`
+compares the notebook's cells with the file and runs them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
 def cells(source: str) -> Iterator[tuple[str, str]]:
-    """Yield the kind and the text of each cell of a file in the percent format."""
+    """Yield the type and the text of each cell of a file in the percent format."""
     _, *parts = _MARK.split(source)
     for kind, text in zip(parts[::2], parts[1::2], strict=True):
         if kind:
@@ -31,31 +31,32 @@ def cells(source: str) -> Iterator[tuple[str, str]]:
             yield "code", text.strip()
 
 
-def executed(source: str) -> str:
-    """Return a notebook of a file's cells with what they show, the same whenever it is made."""
+def execute(source: str) -> str:
+    """Execute the cells and return the notebook as JSON. Equal cells give equal text."""
     import nbformat
     from nbclient import NotebookClient
 
-    make = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}
-    made = nbformat.v4.new_notebook(metadata={"kernelspec": _KERNEL})
-    made.cells = [
-        make[kind](text, id=f"cell-{number}") for number, (kind, text) in enumerate(cells(source))
+    new_cell = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": _KERNEL})
+    notebook.cells = [
+        new_cell[kind](text, id=f"cell-{number}")
+        for number, (kind, text) in enumerate(cells(source))
     ]
-    with TemporaryDirectory() as place:
-        os.environ["XDG_CACHE_HOME"] = place  # nothing is remembered of other runs
-        where = {"metadata": {"path": place}}
-        NotebookClient(made, record_timing=False, resources=where).execute()
-    made.metadata = {"kernelspec": _KERNEL, "language_info": {"name": "python"}}
-    for cell in made.cells:
+    with TemporaryDirectory() as directory:
+        os.environ["XDG_CACHE_HOME"] = directory  # measurements of other runs are not reused
+        resources = {"metadata": {"path": directory}}
+        NotebookClient(notebook, record_timing=False, resources=resources).execute()
+    notebook.metadata = {"kernelspec": _KERNEL, "language_info": {"name": "python"}}
+    for cell in notebook.cells:
         for output in cell.get("outputs", ()):
-            _clean(output)
-    return str(nbformat.writes(made)) + "\n"
+            _normalise(output)
+    return str(nbformat.writes(notebook)) + "\n"
 
 
-def _clean(output: dict[str, Any]) -> None:
-    """Leave out what differs from run to run: addresses in the text beside tables, random ids."""
+def _normalise(output: dict[str, Any]) -> None:
+    """Remove the parts that differ between runs: object addresses and random table ids."""
     if output["output_type"] not in {"execute_result", "display_data"}:
-        raise ValueError(f"a cell printed what the page should not have: {output}")
+        raise ValueError(f"a cell has an output that the page must not show: {output}")
     data = output["data"]
     if len(data) > 1:
         del data["text/plain"]
@@ -65,7 +66,7 @@ def _clean(output: dict[str, Any]) -> None:
 
 def main() -> None:
     """Write the notebook."""
-    NOTEBOOK.write_text(executed(SOURCE.read_text(encoding="utf-8")), encoding="utf-8")
+    NOTEBOOK.write_text(execute(SOURCE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

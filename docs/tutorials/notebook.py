@@ -1,12 +1,15 @@
 # %% [markdown]
 # # Merging in a notebook
 #
-# Eight small CLIP models were fine-tuned from one base, each for a task of its own; they and their tasks are inside the
-# package `pools-mini`. Here four of the tasks are looked at, 200 test images each, so that every cell takes seconds. With
-# your own models, `model_pool` is `{"base": ..., "models": {...}}` of directories, hub names or live modules.
+# This notebook merges four experts with several methods, plots and compares the results, runs a small sweep, and writes the
+# best model.
 #
-# `output=None` keeps a merge in memory; leave it out, and a directory is written as by `fuse run`. With
-# `options=RunOptions(progress=progress_for())` (from `fusion_core` and `fusion_core.commands`), a cell shows a bar while it works.
+# The package `pools-mini` contains eight small CLIP models, fine-tuned from one base for one task each, and their tasks. Four
+# tasks with 200 test images each keep every cell short. For your own models, set `model_pool` to
+# `{"base": ..., "models": {...}}` with directories, hub names or live modules.
+#
+# `output=None` keeps a merge in memory. Without it, `run_fusion` writes a directory as `fuse run` does. To see a progress bar,
+# pass `options=RunOptions(progress=progress_for())`, from `fusion_core` and `fusion_core.commands`.
 
 # %%
 from fusion_core import run_fusion
@@ -19,8 +22,8 @@ ties = run_fusion(recipe, algorithm="ties", output=None)
 ties
 
 # %% [markdown]
-# `normalised` is the mean share of the experts' own figures. `plot` is brought by the plugin `fusion-report`. Its picture has
-# 95 % intervals of the merge: 200 images do not say more than that.
+# `normalised` is the merged model's figure divided by the expert's, averaged over tasks. The plugin `fusion-report` provides
+# `plot`. The bars of the merge have 95 % intervals, which are wide with 200 images per task.
 
 # %%
 from fusion_report import plot
@@ -30,8 +33,8 @@ plot(ties)
 # %% [markdown]
 # ## Several methods
 #
-# Base and experts are measured once and remembered, so more methods cost no more than their own merge and measurement.
-# `to_dataframe` makes a data frame of pandas.
+# The figures of the base and the experts are cached, so each further method costs only its own merge and evaluation.
+# `to_dataframe` returns a pandas data frame.
 
 # %%
 import pandas as pd
@@ -49,8 +52,8 @@ table.style.format("{:.1%}")
 # %% [markdown]
 # ## A method that learns
 #
-# AdaMerging learns how much of which expert goes into each layer, from the test images without their labels; tables call
-# that *transductive*. What it minimises stands below its figures, step by step.
+# AdaMerging learns one coefficient per expert and parameter from the test images without their labels. Tables mark such
+# results as *transductive*. The lower plot shows the objective at each step.
 
 # %%
 adamerging = {"name": "adamerging", "steps": 40}
@@ -60,31 +63,31 @@ plot(learned)
 # %% [markdown]
 # ## A sweep
 #
-# Options are chosen on one half of the test images, and the best is measured on the other half. Every run is kept in
-# `store`, and none is made twice.
+# The sweep ranks all trials on one half of the test images, and measures the best on the other half. `store` keeps every
+# trial, so a second sweep does not repeat them.
 
 # %%
 from fusion_sweep import sweep
 
-found = sweep(
+trials = sweep(
     recipe,
     algorithms=["ties", "task-arithmetic"],
     over={"algorithm.scale": [0.2, 0.4, 0.6, 0.8]},
     store="sweeps.sqlite",
 )
-found
+trials
 
 # %%
-found.plot()
+trials.plot()
 
 # %%
 columns = ["algorithm", "algorithm.scale", "average", "latin.accuracy"]
-found.to_dataframe()[columns].head(3).round(3)
+trials.to_dataframe()[columns].head(3).round(3)
 
 # %% [markdown]
 # ## The model
 #
-# `result.model` is live, and `result.weights` are its tensors.
+# `result.model` is a live module, and `result.weights` holds its tensors.
 
 # %%
 import torch
@@ -94,9 +97,9 @@ images = torch.zeros(1, config.num_channels, config.image_size, config.image_siz
 f"{type(learned.model).__name__}: {tuple(learned.model(images).pooler_output.shape)}"
 
 # %% [markdown]
-# The recipe of the best point writes its model into a directory, with all that says where it comes from; such a directory
-# loads like any other, here by `CLIPVisionModel.from_pretrained("merged")`.
+# Run the recipe of the best trial again with an output directory. `CLIPVisionModel.from_pretrained("merged")` loads the
+# directory, which also holds the recipe, the report and the provenance.
 
 # %%
-best = run_fusion(found.best().recipe, output="merged")
+best = run_fusion(trials.best().recipe, output="merged")
 sorted(path.name for path in best.path.iterdir())

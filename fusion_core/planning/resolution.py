@@ -92,7 +92,7 @@ def resolve(
     """
     problems = _Problems()
     check_not_foreign(raw)
-    recipe = problems.attempt(validate, Recipe, raw, beside=_options_of_sections(raw, plugins))
+    recipe = problems.attempt(validate, Recipe, raw, suggestions=_options_of_sections(raw, plugins))
     if recipe is None:  # continue with the readable sections, to report all errors at once
         recipe, unreadable = _read_sections(raw)
         live |= unreadable
@@ -164,7 +164,7 @@ def resolve_component(
     problems = _Problems()
     context: dict[str, Any] = {"prefix": section, "hint": f"See: fuse info {component.spec.name}"}
     config = problems.attempt(
-        validate, config_class, own_options, **context, beside=shared, context=nesting
+        validate, config_class, own_options, **context, suggestions=shared, context=nesting
     )
     selection = problems.attempt(validate, Selection, selected, **context)
     problems.raise_all()

@@ -53,7 +53,7 @@ class _Held:
     """The bytes held while a range is read, and those that stay afterwards."""
 
     peak: float
-    kept: float = 0
+    remaining: float = 0
 
 
 def working_memory(merged: WeightSource) -> Iterator[Working]:
@@ -78,7 +78,7 @@ def _held(source: WeightSource | AppliedKernel[Any], info: TensorInfo, elements:
     inner = [child for child in source.sources if info.name in child.infos] or source.sources
     held = _held(inner[0], info, elements) if inner else _Held(elements * info.dtype.itemsize)
     if isinstance(source, UnpackedSource):
-        return _Held(held.peak + source.kept_bytes, held.kept + source.kept_bytes)
+        return _Held(held.peak + source.kept_bytes, held.remaining + source.kept_bytes)
     return held
 
 
@@ -89,22 +89,22 @@ def _held_by_packed(packed: PackedSource, info: TensorInfo, elements: int) -> _H
     held = _held(packed.matrices, largest, max(stop - start for start, stop in ranges))
     shares_range = elements > largest.numel
     gathered = elements * packed.infos[info.name].dtype.itemsize if shares_range else 0
-    return _Held(held.peak + gathered, held.kept)
+    return _Held(held.peak + gathered, held.remaining)
 
 
 def _held_by_kernel(applied: AppliedKernel[Any], info: TensorInfo, elements: int) -> _Held:
     """Return the memory for a kernel, which computes after its operands are read in turn."""
     computed = applied.infos.get(info.name, info)
     width, experts = computed.dtype.itemsize, len(applied.operands.experts)
-    peak = kept = 0.0
+    peak = remaining = 0.0
     for already_read, operand in enumerate(_distinct(applied.operands.sources)):
         held = _held(operand, info, elements)
-        peak = max(peak, kept + held.peak + already_read * width * elements)
-        kept += held.kept
+        peak = max(peak, remaining + held.peak + already_read * width * elements)
+        remaining += held.remaining
     shape = piece_shape(info, elements, applied.cut)
     computing = width * applied.kernel.working_memory(shape, experts)
     rows = width * experts * elements if isinstance(applied, TransformedRows) else 0
-    return _Held(max(peak, kept + computing), kept + rows)
+    return _Held(max(peak, remaining + computing), remaining + rows)
 
 
 def _distinct(sources: Iterable[WeightSource]) -> list[WeightSource | AppliedKernel[Any]]:

@@ -64,7 +64,7 @@ def estimate(plan: Plan) -> Memory:
     """Estimate the peak of a run. GPU memory is not considered."""
     dtype = parse_dtype(plan.resolved.recipe.output.dtype)
     stored = sum(info.nbytes for info in describe_stored(plan.outline, dtype).values())
-    kept = stored if plan.path is None else 0
+    merge_in_memory = stored if plan.path is None else 0
     process = peak_memory()
     merged = _lazy_merge(plan)
     lazy = merged or _headers(plan).reference  # at least the reference is read and written
@@ -78,8 +78,10 @@ def estimate(plan: Plan) -> Memory:
         unknown = "tasks add their libraries, their data and the activations of live models"
     elif merged is None:
         unknown = f"{plan.algorithm_name} reads weights before it merges them"
-    total = process + kept + max(merge, live)
-    return Memory(total, process, merge, live, kept, unknown is not None, unknown, _explain(busy))
+    total = process + merge_in_memory + max(merge, live)
+    at_least = unknown is not None
+    how = _explain(busy)
+    return Memory(total, process, merge, live, merge_in_memory, at_least, unknown, how)
 
 
 def _held_at_once(busy: Sequence[Working]) -> int:

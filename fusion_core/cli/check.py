@@ -179,5 +179,5 @@ def _describe_memory(memory: Memory) -> str:
     process, merge = format_bytes(memory.process), format_bytes(memory.merge)
     parts = f"{process} Python and torch, {merge} merging ({memory.how})"
     live = f", {format_bytes(memory.live)} live models" if memory.live else ""
-    kept = f", {format_bytes(memory.kept)} the merge" if memory.kept else ""
-    return f"{word} {format_bytes(memory.total)}: {parts}{live}{kept}{unknown}"
+    merged = f", {format_bytes(memory.kept)} the merge" if memory.kept else ""
+    return f"{word} {format_bytes(memory.total)}: {parts}{live}{merged}{unknown}"

@@ -90,8 +90,8 @@ def _syntax_error(error: MarkedYAMLError, origin: str) -> RecipeError:
     if mark is None:
         return RecipeError(f"{origin}: invalid YAML: {problem}", hint=hint)
     snippet = re.sub(r" \(line: \d+\)$", "", mark.get_snippet() or "")
-    place = f"line {mark.line + 1}, column {mark.column + 1}"
-    return RecipeError(f"{origin}: invalid YAML in {place}: {problem}\n{snippet}", hint=hint)
+    position = f"line {mark.line + 1}, column {mark.column + 1}"
+    return RecipeError(f"{origin}: invalid YAML in {position}: {problem}\n{snippet}", hint=hint)
 
 
 class _BoundedConstructor(SafeConstructor):

@@ -22,7 +22,7 @@ _LONGEST_KEY = 80
 
 
 class Severity(Enum):
-    """What a difference means for a merge."""
+    """The effect of a difference on a merge."""
 
     ERROR = "error"
     WARNING = "warning"

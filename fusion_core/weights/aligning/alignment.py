@@ -92,13 +92,13 @@ def align(
     base: WeightSource | None,
     experts: Mapping[str, WeightSource],
     policy: AlignmentPolicy,
-    beside: Sequence[Difference] = (),
+    side_file_differences: Sequence[Difference] = (),
 ) -> Alignment:
     """Return the models with the keys of the base or, without a base, of the first expert.
 
     They also get its shapes, except that embeddings may have more rows under the policy
     `vocab: pad`. Raises `AlignmentError` with a table of every difference that the policy does not
-    allow; `side_files` adds those of side files.
+    allow; `side_file_differences` are added to them.
     """
     reference = reference_model(base, experts)
     label = "the base" if base is not None else next(iter(experts))
@@ -114,8 +114,8 @@ def align(
             reference, expert, policy, label, has_base=base is not None
         )
     ]
-    if differences or beside:
-        raise misfit(beside, differences)
+    if differences or side_file_differences:
+        raise misfit(side_file_differences, differences)
     padded_reference, padded = _pad(reference, respelled)
     keys = padded_reference.infos.keys()
     aligned = {

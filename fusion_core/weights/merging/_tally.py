@@ -27,7 +27,7 @@ _MANY, _LEADING_BITS = 2**15, 13
 
 @dataclass(frozen=True)
 class Search:
-    """What is known of one integer: bottom <= it <= top; the next pass looks in [low, high]."""
+    """The known bounds of one integer: bottom <= it <= top; the next pass looks in [low, high]."""
 
     bottom: int
     top: int

@@ -40,7 +40,7 @@ _WHOLE_MODEL = ""
 
 
 class Scope(Enum):
-    """What a kernel's survey looks at before anything is merged."""
+    """The tensors that a kernel's survey sees before anything is merged."""
 
     NONE = "none"
     TENSOR = "tensor"

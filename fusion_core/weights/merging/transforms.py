@@ -98,7 +98,7 @@ def transform_experts(operands: Operands, kernel: RowsKernel) -> dict[str, Weigh
 
 
 class _Latest(threading.local):
-    """What the current thread prepared and read last."""
+    """The rows that the current thread prepared and read last."""
 
     prepared: tuple[str | None, ...] = ()
     span: tuple[str | int, ...] = ()

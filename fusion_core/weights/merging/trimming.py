@@ -108,7 +108,7 @@ class TrimSurvey:
         thresholds = trim_thresholds(scan, density)
         return cls(thresholds, majority_sign(scan, thresholds) if majority else 1.0)
 
-    def kept(self, task_vectors: torch.Tensor) -> torch.Tensor:
+    def trim(self, task_vectors: torch.Tensor) -> torch.Tensor:
         """Zero every entry that is not among the largest of its expert."""
         return trim(task_vectors, self.thresholds)
 

@@ -36,7 +36,7 @@ class Learnable(ABC):
     task_parameters: Mapping[str, Mapping[str, nn.Parameter]] = {}
 
     @abstractmethod
-    def place(self) -> None:
+    def write_weights(self) -> None:
         """Write the weights that the tensors stand for into the live model."""
 
     @abstractmethod
@@ -75,7 +75,7 @@ class LearnableMerge(Learnable):
         Of shape (experts, columns).
         """
 
-    def place(self) -> None:
+    def write_weights(self) -> None:
         """Merge with the current coefficients."""
         self._live.merge(self.coefficients())
 

@@ -80,7 +80,7 @@ class Search:
     def _take_step(self, step: int, objective: Objective) -> str:
         """Take one step; return a note for the progress bar."""
         self.learned.check(step)
-        self.learned.place()
+        self.learned.write_weights()
         outcomes = self.passes.backward(step, objective)
         summaries = self._gather(
             {task: TaskSummary.of(outcome) for task, outcome in outcomes.items()}

@@ -65,9 +65,9 @@ class TaskLayers(LearnableCoefficients):
         self.rate_factors = {**self.rate_factors, **dict.fromkeys(named, rate_factor)}
         self._task_tensors = list(named.values())
 
-    def place(self) -> None:
+    def write_weights(self) -> None:
         """Merge, and reset the gradients of the tasks' tensors to zero."""
-        super().place()
+        super().write_weights()
         for tensor in self._task_tensors:
             tensor.grad = torch.zeros_like(tensor)
 

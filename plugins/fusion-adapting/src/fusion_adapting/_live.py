@@ -47,11 +47,11 @@ def merged_parameters(pool: ModelPool[Any], model: nn.Module) -> dict[str, nn.Pa
 
 
 @contextmanager
-def replace_parameters(model: nn.Module, own: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Replace parameters of a model for a while; `own` has each name of a tied parameter."""
-    before = {name: model.get_parameter(name) for name in own}
+def replace_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Replace parameters of a model for a while; `parameters` has each name of a tied parameter."""
+    before = {name: model.get_parameter(name) for name in parameters}
     try:
-        _set_parameters(model, own)
+        _set_parameters(model, parameters)
         yield
     finally:
         _set_parameters(model, before)

@@ -146,7 +146,9 @@ class Passes:
 
     def _saved_bytes(self, pair: Pair) -> int:
         """Return the bytes that autograd saves in a pass, without the model's parameters."""
-        parameters = {each.untyped_storage().data_ptr() for each in self.model.parameters()}
+        parameters = {
+            parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()
+        }
         saved: dict[int, int] = {}
 
         def record(tensor: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class SquareSums:
         """Return the sums of squares over examples; split one that has many sums."""
         totals: list[Tensor] = []
         for some in torch.split(weights, self._at_once, dim=1):
-            squares = [each.sum(0) for each in vmap(self._squares_of_one)(batch.inputs, some)]
+            squares = [square.sum(0) for square in vmap(self._squares_of_one)(batch.inputs, some)]
             totals = (
                 [a.add_(b) for a, b in zip(totals, squares, strict=True)] if totals else squares
             )

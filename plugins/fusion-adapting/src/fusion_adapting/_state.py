@@ -43,7 +43,9 @@ class StateStore:
         if self.directory is None:
             return
         states = {name: self._read(name) for name in self._generations}
-        steps = {name: -1 if each is None else int(each["step"]) for name, each in states.items()}
+        steps = {
+            name: -1 if saved is None else int(saved["step"]) for name, saved in states.items()
+        }
         text = json.dumps({"identity": self.identity, "step": step, **state}, default=_encode)
         digest = hashlib.sha256(text.encode()).hexdigest()
         older = self.directory / min(steps, key=steps.__getitem__)

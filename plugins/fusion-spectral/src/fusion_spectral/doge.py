@@ -63,7 +63,7 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
         start = torch.zeros_like(piece.base)
         correction = descend(start, gradient, steps=self.config.steps, lr=self.config.lr)
         state: TrimSurvey = piece.state
-        masks = state.kept(rows).ne_(0)
+        masks = state.trim(rows).ne_(0)
         return sum_in_order((rows + correction) * masks * shares).add_(piece.base)
 
     def _shared_subspace(self, rows: Tensor) -> Tensor:

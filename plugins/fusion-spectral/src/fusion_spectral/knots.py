@@ -69,7 +69,7 @@ class _CoordinateTies(Kernel):
         if not is_matrix(piece.shape):
             return mean(piece.task_vectors).mul_(self.scale)
         state: TrimSurvey = piece.state
-        rows = state.kept(piece.task_vectors)
+        rows = state.trim(piece.task_vectors)
         sign = state.sign(rows)
         agree = agreeing_magnitudes(rows, sign)
         total = sum_in_order(agree).mul_(sign)

@@ -42,7 +42,7 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
     def merge(self, piece: Piece) -> Tensor:
         """Trim, elect and merge one piece."""
         state: TrimSurvey = piece.state
-        rows = state.kept(piece.task_vectors).mul_(piece.weights)
+        rows = state.trim(piece.task_vectors).mul_(piece.weights)
         sign = state.sign(rows)
         total = disjoint_merge(rows, sign, piece.weights, normalize=self.config.normalize)
         return total.mul_(self.config.scale).add_(piece.base)

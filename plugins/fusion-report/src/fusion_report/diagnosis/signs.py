@@ -50,7 +50,7 @@ def conflicts(operands: Operands) -> Signs:
 
 def _tallied(piece: Piece, trim: TrimSurvey) -> Tensor:
     """Count entries that several keep, those pulled both ways, magnitudes, and what changed."""
-    kept = trim.kept(piece.task_vectors)
+    kept = trim.trim(piece.task_vectors)
     up, down = sum_in_order(kept.clamp(min=0)), -sum_in_order(kept.clamp(max=0))
     less = torch.minimum(up, down)
     shared = kept.ne(0).sum(0) > 1

@@ -149,7 +149,7 @@ def test_half_precision_is_summed_in_fp32_and_rounded_once() -> None:
         ({"weights": [1]}, "1 entries for 2 experts"),
         ({"weights": [1, 2, 3]}, "3 entries for 2 experts"),
         ({"weights": []}, "0 entries for 2 experts"),
-        ({"weights": {"a": 1, "z": 2, "q": 1}}, "names q, z"),
+        ({"weights": {"a": 1, "z": 2, "q": 1}}, "unknown experts: q, z"),
         ({"weights": "ab"}, "algorithm.weights"),
         ({"weights": [1, "x"]}, "algorithm.weights"),
         ({"weights": {"a": None}}, "algorithm.weights"),

@@ -55,13 +55,13 @@ def _measured(options: argparse.Namespace, folder: Path, tasks: int, images: int
     names = ["bare", "bare, our kernels", "bare bf16", *OURS]
     if options.fusion_bench is not None:
         names.append("FusionBench")
-    found: Figures = defaultdict(list)
+    figures: Figures = defaultdict(list)
     for _ in range(options.repeats):
         for name in names:
             peer = name == "FusionBench"
             python = str(options.fusion_bench / "bin" / "python") if peer else sys.executable
-            found[name].append(_child(python, name, folder, tasks, images, options.steps))
-    return found
+            figures[name].append(_child(python, name, folder, tasks, images, options.steps))
+    return figures
 
 
 def _child(  # noqa: PLR0913, PLR0917 - what is run, and how much of it
@@ -79,9 +79,11 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
 
 
-def _print(tasks: int, images: int, found: Figures) -> None:
-    seconds = {name: statistics.median(run["step"] for run in runs) for name, runs in found.items()}
-    peaks = {name: max(run["peak"] for run in runs) for name, runs in found.items()}
+def _print(tasks: int, images: int, figures: Figures) -> None:
+    seconds = {
+        name: statistics.median(run["step"] for run in runs) for name, runs in figures.items()
+    }
+    peaks = {name: max(run["peak"] for run in runs) for name, runs in figures.items()}
     print(f"\n{tasks} tasks, {images} images a task:\n")
     print("| | a step | to bare fp32 | FusionBench's to it | peak memory | to FusionBench's |")
     print("|---|---|---|---|---|---|")

@@ -51,8 +51,8 @@ class Towers(ModelPool[ComponentConfig]):
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map stored names to live parameters."""
-        stored = {each.removeprefix(_PREFIX): each for each in self.base.infos}
-        return {stored[name]: each for name, each in module.named_parameters()}
+        stored = {name.removeprefix(_PREFIX): name for name in self.base.infos}
+        return {stored[name]: parameter for name, parameter in module.named_parameters()}
 
 
 class RandomTask(FeatureTask):
@@ -72,8 +72,8 @@ class RandomTask(FeatureTask):
 
     def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Return the pooled output."""
-        found: Tensor = model(inputs).pooler_output
-        return found
+        pooled: Tensor = model(inputs).pooler_output
+        return pooled
 
     def head(self, features: Tensor) -> Tensor:
         """Return scores of 100 classes."""

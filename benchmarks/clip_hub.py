@@ -59,8 +59,8 @@ def save_base(directory: Path) -> CLIPModel:
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokens = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
-    for each in (model, tokens, CLIPImageProcessorPil()):
-        each.save_pretrained(directory)
+    for part in (model, tokens, CLIPImageProcessorPil()):
+        part.save_pretrained(directory)
     return model
 
 
@@ -77,17 +77,17 @@ def images(count: int) -> bytes:
     return stream.getvalue()
 
 
-def serve(place: Path, tasks: list[str], count: int) -> HubServer:
+def serve(directory: Path, tasks: list[str], count: int) -> HubServer:
     """Start a hub with everything that the pool asks for."""
     hub = HubServer()
-    model = save_base(place / "base")
-    hub.add(FAMILY.base, files_of(place / "base"))
+    model = save_base(directory / "base")
+    hub.add(FAMILY.base, files_of(directory / "base"))
     for task, repository in FAMILY.experts(tasks).items():
         with torch.no_grad():
             for parameter in model.vision_model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=1e-3)
-        model.vision_model.save_pretrained(place / task)
-        hub.add(repository, files_of(place / task))
+        model.vision_model.save_pretrained(directory / task)
+        hub.add(repository, files_of(directory / task))
         about = known(task)
         path = f"{about.config or 'data'}/test-00000-of-00001.parquet"
         hub.add(about.dataset, {path: images(count)}, kind="dataset")
@@ -109,19 +109,21 @@ def timed(command: list[str], environment: dict[str, str]) -> tuple[float, float
     return time.perf_counter() - started, usage.ru_maxrss * scale / 1e9
 
 
-def measured(method: str, tasks: list[str], place: Path, hub: HubServer, watch: Executor) -> str:
+def measured(
+    method: str, tasks: list[str], directory: Path, hub: HubServer, watch: Executor
+) -> str:
     """Run a method as a user does; return its row."""
     names = ",".join(tasks)
     command = [
         *(sys.executable, "-c", "from fusion_core.cli.app import main; main()"),
         *("run", "--algo", method, "--pool", "clip-vit-b32", "--tasks", names),
-        *("--set", f"model_pool.tasks=[{names}]", "-o", str(place / f"out-{method}")),
+        *("--set", f"model_pool.tasks=[{names}]", "-o", str(directory / f"out-{method}")),
         *(("--set", "algorithm.steps=3") if method == "adamerging" else ()),
     ]
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(place / "hf")}
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(directory / "hf")}
     before = len(hub.asked("/resolve/", "GET"))
     seconds, peak = watch.submit(timed, command, environment).result()
-    CLIPVisionModel.from_pretrained(place / f"out-{method}")
+    CLIPVisionModel.from_pretrained(directory / f"out-{method}")
     files = len(hub.asked("/resolve/", "GET")) - before
     return f"| {method} | {seconds:.0f} s | {peak:.2f} GB | {files} |"
 
@@ -136,9 +138,9 @@ def main() -> None:
     tasks = list(dict.fromkeys(tasks))[: given.experts]
     small = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
     with tempfile.TemporaryDirectory() as folder, small as watch:
-        place = Path(folder)
-        hub = serve(place, tasks, given.images)
-        rows = [measured(method, tasks, place, hub, watch) for method in METHODS]
+        directory = Path(folder)
+        hub = serve(directory, tasks, given.images)
+        rows = [measured(method, tasks, directory, hub, watch) for method in METHODS]
         hub.stop()
     print(f"{len(tasks)} experts, {given.images} images a task\n")
     print("| method | wall time | peak memory | requests for files |\n|---|---|---|---|")

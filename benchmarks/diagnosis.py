@@ -41,27 +41,29 @@ def main() -> None:
     """Measure what is missing, and write record and page."""
     options = _options()
     torch.set_num_threads(1)
-    found: dict[str, Any] = json.loads(_FILE.read_text()) if _FILE.is_file() else {}
+    pools: dict[str, Any] = json.loads(_FILE.read_text()) if _FILE.is_file() else {}
     for case in cases(options.experts):
-        if case.name not in found:
+        if case.name not in pools:
             started = time.perf_counter()
-            found[case.name] = _measured(case)
+            pools[case.name] = _measured(case)
             print(f"{time.perf_counter() - started:.1f} s  {case.name}", flush=True)
-            _FILE.write_text(json.dumps(found, indent=1) + "\n")
-    _RECORD.write_text(json.dumps(record(found), indent=1) + "\n")
-    (REFERENCE / "diagnosis.md").write_text(page(found))
+            _FILE.write_text(json.dumps(pools, indent=1) + "\n")
+    _RECORD.write_text(json.dumps(record(pools), indent=1) + "\n")
+    (REFERENCE / "diagnosis.md").write_text(page(pools))
 
 
 def _measured(case: Case) -> dict[str, Any]:
     pool, tasks = case.make()
     lines = len(pool.experts) <= _FEW or case.kind.startswith("toys")
     figures = measure(pool, tasks, Questions(trials=True, connectivity=lines), RunOptions())
-    own = {name: _row(pool, tasks, pool.expert_of(name), [name])[name] for name in tasks.names}
+    expert_rows = {
+        name: _row(pool, tasks, pool.expert_of(name), [name])[name] for name in tasks.names
+    }
     merges = {name: merge(algorithm, pool) for name, algorithm in MERGES.items()}
     assert pool.base is not None
-    rows = {name: _row(pool, tasks, each) for name, each in {"base": pool.base, **merges}.items()}
+    rows = {name: _row(pool, tasks, model) for name, model in {"base": pool.base, **merges}.items()}
     shares = {
-        name: Report(row, experts=own, metrics=_declared(tasks)).normalised_average
+        name: Report(row, experts=expert_rows, metrics=_declared(tasks)).normalised_average
         for name, row in rows.items()
     }
     return {

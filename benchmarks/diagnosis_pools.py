@@ -110,12 +110,12 @@ def _mini8(kind: str, names: Sequence[str], seed: int, experts: Path) -> Pair:
     if seed == SHIPPED:
         pool = {"name": "mini8", "tasks": list(names)}
     tasks = {"name": "mini8", "tasks": list(names), "limit": LIMIT}
-    found, own = _planned({"model_pool": pool, "task_pool": tasks})
+    models, task_pool = _planned({"model_pool": pool, "task_pool": tasks})
     if kind == "mini8, one longer":
-        found = found.with_sources({names[0]: _longer(found, names[0])})
+        models = models.with_sources({names[0]: _longer(models, names[0])})
     if kind == "mini8, low rank":
-        found = found.with_sources({name: _truncated(found, name) for name in names})
-    return found, own
+        models = models.with_sources({name: _truncated(models, name) for name in names})
+    return models, task_pool
 
 
 def _planned(recipe: dict[str, Any]) -> Pair:
@@ -131,8 +131,10 @@ def _longer(pool: ModelPool[Any], name: str) -> WeightSource:
 def _truncated(pool: ModelPool[Any], name: str) -> WeightSource:
     assert pool.base is not None
     base, expert = pool.base.state_dict(), pool.experts[name].state_dict()
-    for key, own in base.items():
-        if is_matrix(own.shape) and own.is_floating_point():
-            delta = expert[key].float() - own.float()
-            expert[key] = (own.float() + decompose(delta).largest(_RANK).product()).to(own.dtype)
+    for key, tensor in base.items():
+        if is_matrix(tensor.shape) and tensor.is_floating_point():
+            delta = expert[key].float() - tensor.float()
+            expert[key] = (tensor.float() + decompose(delta).largest(_RANK).product()).to(
+                tensor.dtype
+            )
     return StateDictSource(expert, label=name)

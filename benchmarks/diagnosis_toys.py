@@ -83,8 +83,8 @@ class Clouds(AdaptiveTask):
 
     def scores(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Return logits for inputs."""
-        found: Tensor = TEMPERATURE * normalize(model(inputs), dim=-1) @ self.head.T
-        return found
+        logits: Tensor = TEMPERATURE * normalize(model(inputs), dim=-1) @ self.head.T
+        return logits
 
     def evaluate(self, model: nn.Module) -> Metrics:
         """Return the accuracy on the test examples."""
@@ -128,8 +128,8 @@ def _tasks(kind: Kind, count: int, generator: torch.Generator) -> list[Clouds]:
     head = _head(generator)
     tasks = []
     for number in range(count):
-        own = torch.randn(shape, generator=generator)
-        centres = kind.alike**0.5 * shared + (1 - kind.alike) ** 0.5 * own
+        separate = torch.randn(shape, generator=generator)
+        centres = kind.alike**0.5 * shared + (1 - kind.alike) ** 0.5 * separate
         if kind.conflicting:
             centres = centres[torch.randperm(CLASSES, generator=generator)]
         one = head if kind.alike else _head(generator)
@@ -170,7 +170,7 @@ def _trained(
     )
     for _, task in zip(range(steps), itertools.cycle(tasks), strict=False):
         rows = torch.randint(TRAINED, (BATCH,))
-        inputs, labels = (each[rows] for each in task.train)
+        inputs, labels = (tensor[rows] for tensor in task.train)
         other = torch.randint(CLASSES, (BATCH,))
         labels = labels.where(torch.rand(BATCH) >= wrong, other)
         optimizer.zero_grad()
@@ -193,7 +193,7 @@ class _Adapted(nn.Module):
 
 
 def _adapted(model: nn.Sequential, task: Clouds, rank: int) -> nn.Sequential:
-    layers = [each for each in model if isinstance(each, nn.Linear)]
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
     model.requires_grad_(requires_grad=False)
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", _Adapted(layer, rank))

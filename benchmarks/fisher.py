@@ -88,12 +88,12 @@ def main() -> None:
 
 def _best(work: Callable[[], None], repeats: int) -> float:
     """Return the least processor time."""
-    found = []
+    seconds = []
     for _ in range(repeats):
         started = time.process_time()
         work()
-        found.append(time.process_time() - started)
-    return min(found)
+        seconds.append(time.process_time() - started)
+    return min(seconds)
 
 
 if __name__ == "__main__":

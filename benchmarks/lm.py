@@ -158,9 +158,9 @@ def _texts(directory: Path) -> Iterator[tuple[str, Path]]:
     words = WORDS.split()
     turned = [words[n:] + words[:n] for n in range(16)]
     questions = [
-        {"question": " ".join(each[3:]), "choices": each[:3], "answer": 0} for each in turned
+        {"question": " ".join(text[3:]), "choices": text[:3], "answer": 0} for text in turned
     ]
-    lines = {"choice": questions, "perplexity": [{"text": " ".join(each)} for each in turned]}
+    lines = {"choice": questions, "perplexity": [{"text": " ".join(text)} for text in turned]}
     for kind, examples in lines.items():
         path = directory / f"{kind}.jsonl"
         path.write_text("\n".join(json.dumps(example) for example in examples))
@@ -204,12 +204,12 @@ def _cold_cells(bench: Bench, kind: Kind, cores: int) -> Iterator[str]:
     rate, experts = bench.rate(kind), len(bench.experts)
     cold = dataclasses.replace(kind, program="cold").label(experts)
     size, read = bench.model.bytes, rate.read(bench.model, experts)
-    counted = max(each.read for each in bench.taken[cold])
+    counted = max(usage.read for usage in bench.taken[cold])
     reading = read / rate.passes / bench.seconds(f"read {kind.name}")
     writing = size / bench.seconds(f"write {kind.name}")
     cpu, took = rate.seconds(bench.model, experts), bench.seconds(cold)
     best, worst = wall(cpu, counted / reading + size / writing, cores)
-    yield from (f"{each / GB:.2f} GB/s" for each in (reading, writing))
+    yield from (f"{speed / GB:.2f} GB/s" for speed in (reading, writing))
     yield f"{read / GB:.2f} GB, {counted / GB:.2f} GB"
     yield f"{cpu:.1f} s, {bench.cpu(cold):.1f} s"
     yield from (span(best, worst), f"{took:.1f} s")

@@ -93,13 +93,13 @@ def _save_tokenizer(directory: Path, tokens: Sequence[str], added: Sequence[str]
     made = Tokenizer(models.BPE(vocab=numbers, merges=merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    own = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=_END, eos_token=_END)
-    own.add_tokens(list(added), special_tokens=True)
-    own.save_pretrained(directory)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=_END, eos_token=_END)
+    tokenizer.add_tokens(list(added), special_tokens=True)
+    tokenizer.save_pretrained(directory)
 
 
 if __name__ == "__main__":
     children: dict[str, Callable[..., None]] = {
-        each.__name__: each for each in (adapters, built, plain, renumbered)
+        function.__name__: function for function in (adapters, built, plain, renumbered)
     }
     children[sys.argv[1]](*sys.argv[2:])

@@ -74,7 +74,7 @@ class Bench(Measures):
     def paths(self, kind: Kind, experts: int) -> dict[str, str]:
         """Return the inputs of a merge, the base first."""
         names = [f"{kind.prefix}{name}" for name in self.experts[:experts]]
-        return {each: str(self.directory / each) for each in (*["base"] * kind.has_base, *names)}
+        return {name: str(self.directory / name) for name in (*["base"] * kind.has_base, *names)}
 
     def merge(self, kind: Kind, experts: int) -> None:
         """Merge so many experts."""

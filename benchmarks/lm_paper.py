@@ -36,7 +36,7 @@ class Line:
     @classmethod
     def through(cls, points: Mapping[int, float]) -> Line:
         """Return the line that is nearest to points, by least squares; one point is a constant."""
-        x, y = (sum(each) / len(points) for each in (points.keys(), points.values()))
+        x, y = (sum(coordinates) / len(points) for coordinates in (points.keys(), points.values()))
         spread = sum((point - x) ** 2 for point in points)
         rise = sum((point - x) * (points[point] - y) for point in points)
         slope = rise / spread if spread else 0.0
@@ -67,8 +67,8 @@ class Rate:
 
     def read(self, model: Llama, experts: int) -> int:
         """Return how many bytes are read."""
-        each = model.bytes_of_adapter(self.rank) if self.rank else model.bytes
-        return self.passes * (self.has_base * model.bytes + experts * each)
+        size = model.bytes_of_adapter(self.rank) if self.rank else model.bytes
+        return self.passes * (self.has_base * model.bytes + experts * size)
 
     def seconds(self, model: Llama, experts: int) -> float:
         """Return how much processor time is spent."""
@@ -95,7 +95,7 @@ def plan(rates: Mapping[str, Rate], cores: int) -> Iterator[str]:
 
 def _cells(rate: Rate, model: Llama, experts: int, cores: int) -> Iterator[str]:
     read, cpu = rate.read(model, experts), rate.seconds(model, experts)
-    yield from (f"{each / GB:.1f} GB" for each in (read, model.bytes))
+    yield from (f"{size / GB:.1f} GB" for size in (read, model.bytes))
     yield f"{cpu:.0f} s"
     for speed in SPEEDS:
         yield span(*wall(cpu, (read + model.bytes) / speed, cores))

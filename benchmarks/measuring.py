@@ -110,12 +110,12 @@ class Measures:
 
     def _best(self, label: str, what: str) -> float:
         start = self.taken.get(f"start-up {label.partition(' ')[0]}", ())
-        least = min((getattr(each, what) for each in start), default=0.0)
-        return float(min(getattr(each, what) for each in self.taken[label]) - least)
+        least = min((getattr(usage, what) for usage in start), default=0.0)
+        return float(min(getattr(usage, what) for usage in self.taken[label]) - least)
 
     def start_up(self, program: str) -> float:
         """Return the least time that a program took to start."""
-        return min(each.seconds for each in self.taken[f"start-up {program}"])
+        return min(usage.seconds for usage in self.taken[f"start-up {program}"])
 
     def peak(self, label: str) -> int:
         """Return the highest peak of memory of a measure, in bytes."""

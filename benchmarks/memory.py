@@ -82,14 +82,14 @@ def _recipe(stages: Sequence[str], models: Path, experts: Sequence[str]) -> dict
     }
 
 
-def _shown(name: str, size: str, workers: int, recipe: dict[str, Any], place: Path) -> str:
+def _shown(name: str, size: str, workers: int, recipe: dict[str, Any], directory: Path) -> str:
     """Run a recipe in a process of its own, print a row, and return the verdict."""
-    path, output = place / "recipe.json", place / "merged"
+    path, output = directory / "recipe.json", directory / "merged"
     path.write_text(json.dumps({**recipe, "output": {"path": str(output)}}))
-    found = json.loads(child(_CHILDREN, "merge", str(path), str(workers)))
+    measured = json.loads(child(_CHILDREN, "merge", str(path), str(workers)))
     shutil.rmtree(output)
-    estimate, taken = found["estimate"], found["peak"] - found["bare"]
-    verdict = _verdict(estimate, taken, at_least=found["at_least"])
+    estimate, taken = measured["estimate"], measured["peak"] - measured["bare"]
+    verdict = _verdict(estimate, taken, at_least=measured["at_least"])
     label = size if workers == 2 else f"{size}, {workers} workers"
     cells = [name, label, f"{estimate / MB:,.0f} MB", f"{taken / MB:,.0f} MB"]
     print(row([*cells, f"{taken / estimate:.2f}", verdict]), flush=True)

@@ -23,10 +23,10 @@ def build(directory: str, *sizes: str) -> None:
         "large": Llama(1_024, 2_816, 6, 16, 4, 32_000),  # the largest tensors count, not layers
     }
     for size in sizes:
-        place = Path(directory) / size
-        place.mkdir()
+        folder = Path(directory) / size
+        folder.mkdir()
         dtype = torch.bfloat16 if size == "large" else torch.float32
-        write_models(place, shapes[size], ["base", "x", "y", "z"], dtype=dtype)
+        write_models(folder, shapes[size], ["base", "x", "y", "z"], dtype=dtype)
 
 
 def methods() -> None:
@@ -41,8 +41,8 @@ def methods() -> None:
     }
     specs = [component.spec for component in load_plugins().components(AlgorithmSpec)]
     free = [spec for spec in specs if spec.needs_tasks == "none"]
-    found = {spec.name: (around[spec.stage](spec.name), spec.max_experts) for spec in free}
-    print(json.dumps(found))
+    pipelines = {spec.name: (around[spec.stage](spec.name), spec.max_experts) for spec in free}
+    print(json.dumps(pipelines))
 
 
 def merge(recipe: str, workers: str) -> None:
@@ -55,12 +55,12 @@ def merge(recipe: str, workers: str) -> None:
     estimate = check(planned).memory
     bare = peak_memory()
     execute(planned)
-    found = {"bare": bare, "peak": peak_memory(), "at_least": estimate.at_least}
-    print(json.dumps({**found, "estimate": estimate.total - estimate.process}))
+    measured = {"bare": bare, "peak": peak_memory(), "at_least": estimate.at_least}
+    print(json.dumps({**measured, "estimate": estimate.total - estimate.process}))
 
 
 if __name__ == "__main__":
     children: dict[str, Callable[..., None]] = {
-        each.__name__: each for each in (build, methods, merge)
+        function.__name__: function for function in (build, methods, merge)
     }
     children[sys.argv[1]](*sys.argv[2:])

@@ -124,7 +124,7 @@ def _cells(bench: Bench, method: Method) -> list[str]:
     above = (bench.peak(f"ours {method.label}") - bench.peak("bare")) / MB
     cells = [method.label, f"{floor:.2f} s", f"{ours:.2f} s", f"{ours / floor:.2f}"]
     spent = (bench.cpu(f"{who} {method.label}") for who in ("floor", "ours"))
-    cells += [", ".join(f"{each:.1f} s" for each in spent), f"{above:.0f} MB"]
+    cells += [", ".join(f"{seconds:.1f} s" for seconds in spent), f"{above:.0f} MB"]
     label = f"mergekit {method.label}"
     if bench.taken[label]:
         theirs, cpu = bench.seconds(label), bench.cpu(label)

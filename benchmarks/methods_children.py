@@ -43,7 +43,7 @@ def write_models(
 
 def _llama(parameters: float) -> Llama:
     """Return the sizes of a Llama of about so many parameters."""
-    hidden = next((each for each in (2048, 1024, 512) if _layers(each, parameters) >= 8), 256)
+    hidden = next((width for width in (2048, 1024, 512) if _layers(width, parameters) >= 8), 256)
     layers = max(1, _layers(hidden, parameters))
     return Llama(hidden, hidden * 11 // 4, layers, 16, 2, _VOCABULARY)
 
@@ -69,8 +69,8 @@ def registered() -> None:
     from fusion_ties import plugin as ties
 
     specs = [*linear.fusion_register_algorithms(), *ties.fusion_register_algorithms()]
-    kept = ("name", "stage", "max_experts")
-    print(json.dumps([{each: getattr(spec, each) for each in kept} for spec in specs]))
+    fields = ("name", "stage", "max_experts")
+    print(json.dumps([{field: getattr(spec, field) for field in fields} for spec in specs]))
 
 
 def compare(directory: str, *arguments: str) -> None:
@@ -87,7 +87,7 @@ def compare(directory: str, *arguments: str) -> None:
     total = ties = unequal = 0
     worst = 0.0
     for name, info in sources["ours"].infos.items():
-        values = {each: source.tensor(name).flatten().float() for each, source in sources.items()}
+        values = {model: source.tensor(name).flatten().float() for model, source in sources.items()}
         clear = ~_tied(values, edges, info.numel)
         mine, his = values["ours"][clear], values["theirs"][clear]
         difference = (mine - his).abs()
@@ -148,6 +148,6 @@ def plan(directory: str) -> None:
 
 if __name__ == "__main__":
     children: dict[str, Callable[..., None]] = {
-        each.__name__: each for each in (build, compare, plan, registered)
+        function.__name__: function for function in (build, compare, plan, registered)
     }
     children[sys.argv[1]](*sys.argv[2:])

@@ -25,7 +25,7 @@ class Method:
     mergekit: str | None = None
     #: of the merge, and of each model, in mergekit's words
     parameters: dict[str, Any] = field(default_factory=dict)
-    each: dict[str, float] = field(default_factory=dict)
+    per_model: dict[str, float] = field(default_factory=dict)
     #: one factor an expert; empty where the method takes none, or mergekit's does not
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     experts: int = 3
@@ -57,9 +57,12 @@ class Method:
 
     def for_mergekit(self, paths: dict[str, str]) -> dict[str, Any]:
         """Return mergekit's configuration, which computes in fp32 as we do."""
-        weights = ({"weight": each} for each in self.weights or (None,) * self.experts)
+        weights = ({"weight": weight} for weight in self.weights or (None,) * self.experts)
         models = [
-            {"model": paths[name], "parameters": self.each | {k: v for k, v in weight.items() if v}}
+            {
+                "model": paths[name],
+                "parameters": self.per_model | {k: v for k, v in weight.items() if v},
+            }
             for name, weight in zip(EXPERTS[: self.experts], weights, strict=False)
         ]
         return {
@@ -89,21 +92,23 @@ KNOWN = (
     Method("nearswap", {}, "nearswap", {"t": 0.0001}, **_ALONE),
     Method("arcee-fusion", {}, "arcee_fusion", **_ALONE),
     # mergekit takes plus where trimmed entries cancel
-    Method("ties", {"scope": "tensor", "zero_sign": "positive"}, "ties", each=_TIES, edges=(0.2,)),
+    Method(
+        "ties", {"scope": "tensor", "zero_sign": "positive"}, "ties", per_model=_TIES, edges=(0.2,)
+    ),
     Method("ties", {"scope": "model"}),
-    Method("dare", _L1, "dare_linear", each={"density": 0.5}, random=True),
+    Method("dare", _L1, "dare_linear", per_model={"density": 0.5}, random=True),
     Method(
         "della",
         {"rescale": "l1", "density": 0.4, "epsilon": 0.2},
         "della",
-        each={"density": 0.4, "epsilon": 0.2},
+        per_model={"density": 0.4, "epsilon": 0.2},
         random=True,
     ),
     Method(
         "breadcrumbs",
         {"scale": 1.0},
         "breadcrumbs",
-        each={"density": 0.1, "gamma": 0.01},
+        per_model={"density": 0.1, "gamma": 0.01},
         edges=(0.01, 0.11),
     ),
     Method("sce", {}, "sce", weights=()),
@@ -115,6 +120,6 @@ def methods_of(registered: Sequence[dict[str, Any]], wanted: Sequence[str]) -> I
     for spec in registered:
         name = spec["name"]
         plain = Method(name, stage=spec["stage"], experts=min(3, spec["max_experts"] or 3))
-        for method in [each for each in KNOWN if each.name == name] or [plain]:
+        for method in [method for method in KNOWN if method.name == name] or [plain]:
             if not wanted or {method.name, method.label} & set(wanted):
                 yield method

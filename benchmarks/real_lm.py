@@ -75,7 +75,7 @@ def convert(model: Path, folder: Path) -> None:
     ours = AutoModelForCausalLM.from_pretrained(model, **how).state_dict()
     how["quantization_config"] = GgufConfig(dequantize=True)
     theirs = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, **how).state_dict()
-    equal = sum(torch.equal(each, theirs[name]) for name, each in ours.items())
+    equal = sum(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     print(f"as GGUF and back: {equal} of {len(ours)} tensors equal")
 
 

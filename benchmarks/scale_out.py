@@ -37,24 +37,24 @@ def main() -> None:
     parser.add_argument("--scope", choices=("model", "tensor"), default="model")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuse-bench-") as folder, ExitStack() as stack:
-        place = Path(folder)
+        directory = Path(folder)
         child(
             Path(__file__).with_name("methods_children.py"), "build", folder, str(options.size / 4)
         )
-        Measured(place, options, stack).print_table(options.repeats)
+        Measured(directory, options, stack).print_table(options.repeats)
 
 
 class Measured:
     """A scheduler with one worker, one with two, and merges on either."""
 
-    def __init__(self, place: Path, options: argparse.Namespace, stack: ExitStack) -> None:
-        self.place = place
+    def __init__(self, directory: Path, options: argparse.Namespace, stack: ExitStack) -> None:
+        self.directory = directory
         size = int(options.size * 1e9 / 4 / SHARDS)
         self.recipe: dict[str, Any] = {
             "algorithm": {"name": "ties", "scope": options.scope},
             "model_pool": {
-                "base": str(place / "base"),
-                "models": {name: str(place / name) for name in "xyz"},
+                "base": str(directory / "base"),
+                "models": {name: str(directory / name) for name in "xyz"},
             },
             "output": {"shard_size": size},
         }
@@ -92,13 +92,13 @@ class Measured:
 
     def _merge(self, name: str, executor: Any) -> None:  # noqa: ANN401 - a name, or with options
         options = RunOptions(executor=executor, overwrite=True, evaluate=False)
-        output = {**self.recipe["output"], "path": str(self.place / name)}
+        output = {**self.recipe["output"], "path": str(self.directory / name)}
         run_fusion(self.recipe, output=output, options=options)
 
     def _compare(self) -> None:
-        names = [path.name for path in (self.place / "alone").glob("*.safetensors")]
+        names = [path.name for path in (self.directory / "alone").glob("*.safetensors")]
         same, _, _ = filecmp.cmpfiles(
-            self.place / "alone", self.place / "merged", names, shallow=False
+            self.directory / "alone", self.directory / "merged", names, shallow=False
         )
         if len(same) < len(names):
             sys.exit(f"{len(same)} of {len(names)} shards are the same")
@@ -107,7 +107,7 @@ class Measured:
         return sum(sum(psutil.Process(worker.pid).cpu_times()[:2]) for worker in self.workers)
 
     def _file_of(self, workers: int) -> Path:
-        return self.place / f"scheduler-of-{workers}.json"
+        return self.directory / f"scheduler-of-{workers}.json"
 
     def _start_cluster(self, stack: ExitStack, count: int) -> list[subprocess.Popen[bytes]]:
         where = self._file_of(count)
@@ -115,13 +115,13 @@ class Measured:
         self._start(stack, "scheduler", *flags, "--scheduler-file", str(where))
         while not where.exists():
             time.sleep(0.1)
-        own = ("--scheduler-file", str(where), "--no-nanny", "--nthreads", "1")
-        return [self._start(stack, "worker", *own) for _ in range(count)]
+        options = ("--scheduler-file", str(where), "--no-nanny", "--nthreads", "1")
+        return [self._start(stack, "worker", *options) for _ in range(count)]
 
     def _start(self, stack: ExitStack, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "dask", *arguments]
-        log = stack.enter_context((self.place / f"{arguments[0]}.log").open("ab"))
-        process = subprocess.Popen(command, cwd=self.place, stdout=log, stderr=log)
+        log = stack.enter_context((self.directory / f"{arguments[0]}.log").open("ab"))
+        process = subprocess.Popen(command, cwd=self.directory, stdout=log, stderr=log)
         stack.callback(process.wait)
         stack.callback(process.kill)
         return process

@@ -40,10 +40,10 @@ def main(directory: Path, threads: int, steps: int) -> None:
     for line in sys.stdin:
         started = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
-            found = methods[line.strip()]()
+            merged = methods[line.strip()]()
         seconds = time.process_time() - started
-        found = {name: value.detach().contiguous() for name, value in found.items()}
-        save_file(found, directory / "found.safetensors")
+        merged = {name: value.detach().contiguous() for name, value in merged.items()}
+        save_file(merged, directory / "found.safetensors")
         _say(str(seconds))
 
 

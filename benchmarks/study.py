@@ -48,8 +48,8 @@ def main() -> None:
         if (name, seed) not in done:
             pool = experts_of(seed, options.experts)
             case = CASES[name]
-            found = _experts(case, pool) if case.alone else _run(case, pool, seed)
-            _keep(options.runs, {"case": name, "seed": seed, **found})
+            measured = _experts(case, pool) if case.alone else _run(case, pool, seed)
+            _keep(options.runs, {"case": name, "seed": seed, **measured})
     write_page(runs_of(options.runs), REPORT)
 
 
@@ -97,15 +97,15 @@ def _run(case: Case, pool: ClipPool, seed: int) -> dict[str, Any]:
 def _experts(case: Case, pool: ClipPool) -> dict[str, Any]:
     """Return what each expert has on its own task, or on the half that is held out."""
     tasks = AdaMerging(**case.options).tasks(Mini8Tasks(Mini8TasksConfig()))
-    found = {
+    metrics_by_task = {
         pool.task_of(name): tasks[pool.task_of(name)].evaluate(pool.build(expert))
         for name, expert in pool.experts.items()
     }
-    return {"accuracy": _percent(found), "seconds": 0.0}
+    return {"accuracy": _percent(metrics_by_task), "seconds": 0.0}
 
 
-def _percent(found: dict[str, Any]) -> dict[str, float]:
-    return {task: round(100 * each["accuracy"], 2) for task, each in found.items()}
+def _percent(metrics_by_task: dict[str, Any]) -> dict[str, float]:
+    return {task: round(100 * metrics["accuracy"], 2) for task, metrics in metrics_by_task.items()}
 
 
 def _keep(path: Path, run: dict[str, Any]) -> None:

@@ -40,9 +40,9 @@ class Case:
 def _case(what: str, *, orthogonal: bool = False, **options: Any) -> Case:  # noqa: ANN401
     """Return a case of a granularity, or of "all weights"."""
     rival = what == "all weights"
-    own = {"lr": 0.001} if rival else {"granularity": what}
+    learner = {"lr": 0.001} if rival else {"granularity": what}
     start = {"init": 1.0} if orthogonal else {}
-    given = {"preset": "strong", **own, **start, **options}
+    given = {"preset": "strong", **learner, **start, **options}
     return Case("methods", given, orthogonal=orthogonal, rival=rival)
 
 
@@ -96,7 +96,7 @@ def _choice() -> dict[str, Case]:
         "init 1.5": {"init": 1.5},
     }.items():
         cases[f"choice: the pipeline, but {said}"] = PIPELINE.but("choice", **options)
-    return {name: replace(each, group="choice", seeds=LOOKED_AT) for name, each in cases.items()}
+    return {name: replace(case, group="choice", seeds=LOOKED_AT) for name, case in cases.items()}
 
 
 _EVERY = (*LOOKED_AT, *REPORTED)

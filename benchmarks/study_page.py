@@ -87,7 +87,7 @@ def _examples(study: Study) -> Iterator[str]:
     yield "|---" * (len(COUNTS) + 2) + "|"
     for learner in LEARNERS:
         cases = [f"{count} examples: {learner}" for count in COUNTS]
-        cells = [_mean(_few(study, each)) for each in (*cases, _whole(learner))]
+        cells = [_mean(_few(study, case)) for case in (*cases, _whole(learner))]
         yield f"| {learner} | {' | '.join(cells)} |"
 
 
@@ -97,7 +97,7 @@ def _whole(learner: str) -> str:
 
 
 def _steps(study: Study) -> Iterator[str]:
-    learners = [each for each in LEARNERS if each != "rank"]
+    learners = [learner for learner in LEARNERS if learner != "rank"]
     yield f"| learned | {' | '.join(map(str, STEPS))} |"
     yield "|---" * (len(STEPS) + 1) + "|"
     for learner in learners:
@@ -122,7 +122,7 @@ def _teachers(study: Study) -> Iterator[str]:
     for learner in ("layer", "row+column", "all weights"):
         cases = [(f"{n} tasks: {learner}", n) for n in ADAPTED]
         cells = [
-            f"{_part(study, each, TASKS[:n])}, {_part(study, each, TASKS[n:])}" for each, n in cases
+            f"{_part(study, case, TASKS[:n])}, {_part(study, case, TASKS[n:])}" for case, n in cases
         ]
         yield f"| {learner} | {' | '.join(cells)} |"
 
@@ -145,9 +145,9 @@ def _choice(study: Study) -> Iterator[str]:
     yield f"| options | mean | {heads} |"
     yield "|---" * (len(LOOKED_AT) + 2) + "|"
     for case in dict.fromkeys(name for name, _ in study.runs if name.startswith("choice: ")):
-        found = study.over(case, study.mean)
-        cells = " | ".join(f"{each:.1f}" for each in found)
-        yield f"| {case.removeprefix('choice: ')} | {_mean(found)} | {cells} |"
+        means = study.over(case, study.mean)
+        cells = " | ".join(f"{mean:.1f}" for mean in means)
+        yield f"| {case.removeprefix('choice: ')} | {_mean(means)} | {cells} |"
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -186,14 +186,14 @@ def draw(study: Study, folder: Path) -> None:
 def _draw_methods(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib's
     learners = ("layer, teacher", *FINER, "all weights")
     for offset, before, colour in ((-0.2, "", "#9ecae1"), (0.2, "orthogonalise, ", "#08519c")):
-        places = [number + offset for number in range(len(learners))]
-        found = [study.over(before + name, study.mean) for name in learners]
-        heights = [statistics.mean(each) for each in found]
-        spread = [statistics.stdev(each) for each in found]
+        positions = [number + offset for number in range(len(learners))]
+        means = [study.over(before + name, study.mean) for name in learners]
+        heights = [statistics.mean(by_seed) for by_seed in means]
+        spread = [statistics.stdev(by_seed) for by_seed in means]
         label = f"after {before.strip(', ')}" if before else "from task arithmetic"
-        axes.bar(places, heights, 0.36, yerr=spread, color=colour, label=label)
-        for place, height in zip(places, heights, strict=True):
-            axes.annotate(f"{height:.1f}", (place, height + 0.6), ha="center", fontsize=7)
+        axes.bar(positions, heights, 0.36, yerr=spread, color=colour, label=label)
+        for position, height in zip(positions, heights, strict=True):
+            axes.annotate(f"{height:.1f}", (position, height + 0.6), ha="center", fontsize=7)
     experts = statistics.mean(study.mean("experts", seed) for seed in REPORTED)
     axes.axhline(experts, color="grey", linewidth=0.8)
     axes.annotate("experts", (-0.5, experts + 0.2), fontsize=7)

@@ -54,7 +54,7 @@ class Weights(Learned):
     """The live model's own parameters: they have their gradients already."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.tensors = {name: each.detach() for name, each in parameters.items()}
+        self.tensors = {name: parameter.detach() for name, parameter in parameters.items()}
         self._parameters = parameters
 
     def place(self) -> None:
@@ -119,4 +119,4 @@ def counted(context: RunContext, start: float) -> int:
     rows = json.loads(files["coefficients.json"])["coefficients"].values()
     finer = load(files.get("coefficients.safetensors", save({}))).values()
     moved = sum(value != start for row in rows for value in row.values())
-    return moved + sum(each.numel() - 1 for each in finer)
+    return moved + sum(coefficients.numel() - 1 for coefficients in finer)

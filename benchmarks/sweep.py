@@ -45,13 +45,13 @@ def main() -> None:
     given = parser.parse_args()
     count = given.runs
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        os.environ["XDG_CACHE_HOME"] = str(place / "cache")
-        run_by_run(place / "first", 1)  # which measures base and experts, for both
-        swept = timed(lambda: sweep_and_kill(place / "sweeps.sqlite", given.on))
-        ran = timed(lambda: run_by_run(place, count))
+        directory = Path(folder)
+        os.environ["XDG_CACHE_HOME"] = str(directory / "cache")
+        run_by_run(directory / "first", 1)  # which measures base and experts, for both
+        swept = timed(lambda: sweep_and_kill(directory / "sweeps.sqlite", given.on))
+        ran = timed(lambda: run_by_run(directory, count))
     total = len(METHODS) * len(SCALES) * len(SEEDS)
-    ran = tuple(each * total / count for each in ran)
+    ran = tuple(seconds * total / count for seconds in ran)
     print(f"{'':28}  wall s   CPU s")
     print(f"sweep, killed {KILLS} times        {swept[0]:7.1f} {swept[1]:7.1f}")
     print(f"{total} runs (mean of {count:2})          {ran[0]:7.1f} {ran[1]:7.1f}")
@@ -69,7 +69,7 @@ def timed(work: Callable[[], None]) -> tuple[float, ...]:
 
 def sweep_and_kill(store: Path, on: str) -> None:
     """Run the sweep, killing it three times; fails unless each run is made exactly once."""
-    kept: dict[str, tuple[str, float]] = {}
+    earlier: dict[str, tuple[str, float]] = {}
     total = len(METHODS) * len(SCALES) * len(SEEDS)
     for number in range(KILLS + 1):
         process = subprocess.Popen(command(store, on), stdout=subprocess.PIPE)
@@ -79,11 +79,11 @@ def sweep_and_kill(store: Path, on: str) -> None:
             time.sleep(0.05)
         shown, _ = process.communicate()
         now = finished(store)
-        assert kept.items() <= now.items(), "a finished run was made again"
+        assert earlier.items() <= now.items(), "a finished run was made again"
         assert (process.returncode == 0) == (number == KILLS), process.returncode
-        print(f"{len(now) - len(kept):3} runs, then {'killed' if number < KILLS else 'done'}")
-        kept = now
-    assert len(kept) == total == len(json.loads(shown)["runs"]), len(kept)
+        print(f"{len(now) - len(earlier):3} runs, then {'killed' if number < KILLS else 'done'}")
+        earlier = now
+    assert len(earlier) == total == len(json.loads(shown)["runs"]), len(earlier)
 
 
 def command(store: Path, on: str) -> list[str]:
@@ -105,13 +105,13 @@ def finished(store: Path) -> dict[str, tuple[str, float]]:
         return {}
 
 
-def run_by_run(place: Path, count: int) -> None:
+def run_by_run(directory: Path, count: int) -> None:
     """Run some of the recipes, spread over all, each by itself."""
     every = list(product(METHODS, SCALES, SEEDS))
     for number in range(count):
         method, scale, seed = every[number * len(every) // count]
         options = ["--set", f"algorithm.scale={scale}", "--seed", str(seed), "-q"]
-        output = ["-o", str(place / f"run-{number}")]
+        output = ["-o", str(directory / f"run-{number}")]
         command = [*FUSE, "run", "--algo", method, "--pool", "mini8", *options, *output]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 

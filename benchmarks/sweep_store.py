@@ -49,20 +49,20 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=1000)
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
-        place = Path(folder) / "sweeps.sqlite"
+        path = Path(folder) / "sweeps.sqlite"
         print(headings(["trials", "ms a trial, of the last tenth", "memory"]))
-        seconds, found = timed(lambda: run(place, given.trials, Tenths(given.trials)))
-        assert len(found.finished) == given.trials
-        print(f"\n{given.trials} trials: {seconds:.0f} s; the store: {size(place) / 1e6:.0f} MB")
-        seconds, again = timed(lambda: run(place, given.trials, Progress()))
-        assert again.best().id == found.best().id
+        seconds, swept = timed(lambda: run(path, given.trials, Tenths(given.trials)))
+        assert len(swept.finished) == given.trials
+        print(f"\n{given.trials} trials: {seconds:.0f} s; the store: {size(path) / 1e6:.0f} MB")
+        seconds, again = timed(lambda: run(path, given.trials, Progress()))
+        assert again.best().id == swept.best().id
         print(f"the same again, all of them known: {seconds:.0f} s")
-        with Store(place) as store:
+        with Store(path) as store:
             for what in ("counts", "trials_of"):
-                seconds, _ = timed(partial(getattr(store, what), found.id))
+                seconds, _ = timed(partial(getattr(store, what), swept.id))
                 print(f"{what}: {seconds:.2f} s")
-        seconds, _ = timed(lambda: len(found.rows()))
-        print(f"rows of all: {seconds:.1f} s; claims left: {left(place)}")
+        seconds, _ = timed(lambda: len(swept.rows()))
+        print(f"rows of all: {seconds:.1f} s; claims left: {left(path)}")
     print(f"a plan in earnest: {planned(given.plans):.1f} ms")
 
 
@@ -95,7 +95,7 @@ class Simulated(Bench):
         return replace(trial, report=Report(rows), seconds=0.1, cpu=0.1, finished="2026-01-01")
 
 
-def run(place: Path, trials: int, progress: Progress) -> Found:
+def run(path: Path, trials: int, progress: Progress) -> Found:
     """Sweep over a grid of so many trials."""
     count = trials // SEEDS
     recipe = {
@@ -106,7 +106,7 @@ def run(place: Path, trials: int, progress: Progress) -> Found:
     axes = [axis_of("algorithm.scale", [number / count for number in range(count)])]
     options = RunOptions(progress=progress)
     bench = Simulated(options=RunOptions())
-    with Store(place) as store:
+    with Store(path) as store:
         swept = Sweep(recipe, axes, SEEDS, Search(), bench, store, options)
         swept.prepare(("average",), "test")
         return swept.run()
@@ -143,26 +143,26 @@ def planned(count: int) -> float:
     bench.name(bench.plan(recipe), "half")  # opens them
     scales = [number / count for number in range(count)]
     recipes = [{**recipe, "algorithm": {"name": "task-arithmetic", "scale": s}} for s in scales]
-    seconds, _ = timed(lambda: [bench.name(bench.plan(each), "half") for each in recipes])
+    seconds, _ = timed(lambda: [bench.name(bench.plan(recipe), "half") for recipe in recipes])
     return 1e3 * seconds / count
 
 
 def timed(work: Callable[[], FoundT]) -> tuple[float, FoundT]:
     """Return what some work took, and gave."""
     started = time.perf_counter()
-    found = work()
-    return time.perf_counter() - started, found
+    result = work()
+    return time.perf_counter() - started, result
 
 
-def size(place: Path) -> int:
+def size(store: Path) -> int:
     """Return the bytes of the store."""
-    files = (path for path in place.parent.glob(f"{place.name}*") if path.is_file())
+    files = (path for path in store.parent.glob(f"{store.name}*") if path.is_file())
     return sum(file.stat().st_size for file in files)
 
 
-def left(place: Path) -> int:
+def left(store: Path) -> int:
     """Return how many files of claims are left."""
-    return len(list(Path(f"{place}.claims").iterdir()))
+    return len(list(Path(f"{store}.claims").iterdir()))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def _operands() -> tuple[torch.Tensor, list[torch.Tensor]]:
     draw = torch.Generator().manual_seed(0)
     base = 0.02 * torch.randn(BLOCKS * BLOCK, generator=draw).bfloat16()
     noise = (0.001 * torch.randn(len(base), generator=draw) for _ in range(EXPERTS))
-    return base, [(base + each).bfloat16() for each in noise]
+    return base, [(base + vector).bfloat16() for vector in noise]
 
 
 def _operations(base: torch.Tensor, experts: list[torch.Tensor]) -> Iterator[Operation]:
@@ -137,8 +137,8 @@ def _twice(function: Callable[..., object], *operands: object) -> Callable[[], o
 
 def _widened(base: torch.Tensor, experts: list[torch.Tensor]) -> None:
     rows = torch.empty(EXPERTS + 1, BLOCK)
-    for row, each in zip(rows, (base, *experts), strict=True):
-        row.copy_(each)
+    for row, source in zip(rows, (base, *experts), strict=True):
+        row.copy_(source)
 
 
 def _subtracted(rows: torch.Tensor, base: torch.Tensor) -> None:
@@ -186,14 +186,14 @@ def _wide(narrow: torch.Tensor) -> torch.Tensor:
 
 def _task_vectors(base: torch.Tensor, experts: list[torch.Tensor]) -> torch.Tensor:
     rows = torch.empty(EXPERTS, len(base))
-    for row, each in zip(rows, experts, strict=True):
-        row.copy_(each).add_(base, alpha=-1)
+    for row, expert in zip(rows, experts, strict=True):
+        row.copy_(expert).add_(base, alpha=-1)
         is_finite(row)
     return rows
 
 
 def _merged(base: torch.Tensor, experts: list[torch.Tensor]) -> None:
-    models = {f"e{number}": {"w": each} for number, each in enumerate(experts)}
+    models = {f"e{number}": {"w": expert} for number, expert in enumerate(experts)}
     options = {"name": "ties", "density": DENSITY, "scope": "tensor", "zero_sign": "positive"}
     merge(options, {"base": {"w": base}, "models": models}).state_dict()
 

@@ -36,13 +36,13 @@ def main(directory: Path) -> None:
         for state in states.values():
             for skipped in case.get("skipped", ()):
                 state.pop(skipped, None)
-        found, error = {}, ""
+        merged, error = {}, ""
         try:
             with patch("torch.bernoulli", drawn(directory, case)):
-                found = merged_by(case, states)
+                merged = merged_by(case, states)
         except ValueError as raised:  # what a method cannot do is a result, too
             error = str(raised)
-        save_file(found, directory / f"expected-{number}.safetensors", {"error": error})
+        save_file(merged, directory / f"expected-{number}.safetensors", {"error": error})
 
 
 def merged_by(case: dict, states: dict) -> dict:
@@ -68,7 +68,7 @@ def drawn(directory: Path, case: dict) -> Callable[[torch.Tensor], torch.Tensor]
             expert, tensor = name.split("/")
             if expert in case["experts"] and tensor not in case.get("skipped", ()):
                 waiting[_shape(uniform)].append((case["experts"].index(expert), uniform))
-    queues = {shape: sorted(each, key=lambda pair: pair[0]) for shape, each in waiting.items()}
+    queues = {shape: sorted(pairs, key=lambda pair: pair[0]) for shape, pairs in waiting.items()}
 
     def bernoulli(chances: torch.Tensor) -> torch.Tensor:
         _, uniform = queues[_shape(chances)].pop(0)

@@ -28,8 +28,8 @@ def main(directory: Path) -> None:
             "slices": [{"sources": [source]} for source in sources],
         }
         options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
-        found = MergeConfiguration.model_validate(recipe)
-        run_merge(found, str(directory / folder / "theirs"), options)
+        configuration = MergeConfiguration.model_validate(recipe)
+        run_merge(configuration, str(directory / folder / "theirs"), options)
 
 
 if __name__ == "__main__":

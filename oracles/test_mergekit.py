@@ -109,8 +109,8 @@ METHODS = {
 }
 
 
-def _by_angles(ours: dict[str, Any], theirs: str, *found: Any, **changes: Any) -> Method:
-    return Method(ours, theirs, *found, computed_in="float64", **changes)
+def _by_angles(ours: dict[str, Any], theirs: str, *parameters: Any, **changes: Any) -> Method:
+    return Method(ours, theirs, *parameters, computed_in="float64", **changes)
 
 
 METHODS |= {
@@ -184,8 +184,8 @@ METHODS |= {
 
 def _sparse(name: str, theirs: str, **changes: Any) -> Method:
     """Return a method that drops entries: our options by our names, theirs by theirs."""
-    kept = ("weights", "experts", "skipped", "random", "unclear", "dtypes")
-    fields = {key: changes.pop(key) for key in kept if key in changes}
+    names = ("weights", "experts", "skipped", "random", "unclear", "dtypes")
+    fields = {key: changes.pop(key) for key in names if key in changes}
     ours = {"name": name, "scale": 1.0, **changes}
     shared = {"density", "gamma", "epsilon", "normalize"}
     parameters = {key: value for key, value in ours.items() if key in shared}
@@ -198,13 +198,13 @@ def _sparse(name: str, theirs: str, **changes: Any) -> Method:
 def _band_edges(deltas: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
     """Mark what ties one of a band's edges in an expert, where not all that ties is kept."""
     count = deltas.shape[1]
-    kept = int(density * count)
-    dropped = min(int(gamma * count), count - kept)
+    count_kept = int(density * count)
+    dropped = min(int(gamma * count), count - count_kept)
     tied = torch.zeros(count, dtype=torch.bool)
     for row in deltas.abs():
-        edges = row.sort(descending=True).values[[dropped, dropped + kept - 1]]
+        edges = row.sort(descending=True).values[[dropped, dropped + count_kept - 1]]
         inside = (row >= edges[1]) & (row <= edges[0])
-        if int(inside.sum()) > kept:
+        if int(inside.sum()) > count_kept:
             tied |= (row == edges[0]) | (row == edges[1])
     return tied
 
@@ -212,8 +212,8 @@ def _band_edges(deltas: torch.Tensor, density: float, gamma: float) -> torch.Ten
 def _variance_edge(deltas: torch.Tensor, density: float) -> torch.Tensor:
     """Mark the positions whose variance is the last selected one, up to rounding in fp32."""
     variances = deltas.double().var(dim=0, unbiased=False)
-    kept = int(density * int(variances.count_nonzero()))
-    edge = variances.sort(descending=True).values[kept - 1]
+    count_kept = int(density * int(variances.count_nonzero()))
+    edge = variances.sort(descending=True).values[count_kept - 1]
     return (variances - edge).abs() <= 1e-5 * edge
 
 
@@ -367,7 +367,7 @@ def test_a_merge_is_mergekits(directory: Path, tmp_path: Path, number: int) -> N
         clear = ~_tied(inputs, key, method)
         compared += int(clear.sum())
         _check_equal(merged[key].flatten()[clear], theirs.flatten()[clear])
-    assert compared > 0.8 * sum(each.numel() for each in expected.values())
+    assert compared > 0.8 * sum(tensor.numel() for tensor in expected.values())
 
 
 def _uniform(drawn: str) -> State:
@@ -393,18 +393,18 @@ def _check_equal(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 def _tied(inputs: Path, key: str, method: Method) -> torch.Tensor:
     """Mark the entries that tie an expert's threshold, where not all that tie are kept."""
     names = EXPERTS[: method.experts]
-    base, *experts = (load_file(inputs / f"{each}.safetensors")[key] for each in ("base", *names))
+    base, *experts = (load_file(inputs / f"{name}.safetensors")[key] for name in ("base", *names))
     tied = torch.zeros(base.numel(), dtype=torch.bool)
     if method.unclear is not None:
         deltas = [(expert.float() - base.float()).flatten() for expert in experts]
         return method.unclear(torch.stack(deltas))
     if method.density == 1:
         return tied
-    kept = max(1, int(method.density * base.numel()))
+    count_kept = max(1, int(method.density * base.numel()))
     for expert in experts:
         magnitudes = (expert.float() - base.float()).abs().flatten()
-        threshold = magnitudes.sort(descending=True).values[kept - 1]
-        if int((magnitudes >= threshold).sum()) > kept:
+        threshold = magnitudes.sort(descending=True).values[count_kept - 1]
+        if int((magnitudes >= threshold).sum()) > count_kept:
             tied |= magnitudes == threshold
     return tied
 
@@ -465,7 +465,7 @@ def test_where_we_differ_on_purpose(tmp_path: Path) -> None:
         experts = {f"e{n}": {"w": torch.tensor(row)} for n, row in enumerate(rows)}
         pool = {"base": {"w": torch.zeros(len(rows[0]))}, "models": experts}
         scale = {} if ours["name"] == "sce" else {"scale": 1.0}
-        found = run_fusion(algorithm={**ours, **scale}, model_pool=pool).weights.tensor("w")
+        merged = run_fusion(algorithm={**ours, **scale}, model_pool=pool).weights.tensor("w")
         expected = load_file(tmp_path / f"expected-{number}.safetensors")["w"]
         torch.testing.assert_close(expected, torch.tensor(their_result).float(), rtol=1e-6, atol=0)
-        torch.testing.assert_close(found, torch.tensor(our_result).float(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(merged, torch.tensor(our_result).float(), rtol=1e-6, atol=0)

@@ -166,8 +166,8 @@ def test_quantiles_of_a_large_tensor_are_exact_and_theirs_a_samples(directory: P
     assert 0 < differing < 0.001 * ours.numel()
 
 
-def _check(found: torch.Tensor | None, expected: torch.Tensor | None) -> None:
-    assert (found is None) == (expected is None)
-    if found is not None:
+def _check(merged: torch.Tensor | None, expected: torch.Tensor | None) -> None:
+    assert (merged is None) == (expected is None)
+    if merged is not None:
         largest = float(expected.abs().max())
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7 * largest)
+        torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-7 * largest)

@@ -58,12 +58,12 @@ def tokenizer(order: int, *added: str) -> PreTrainedTokenizerFast:
     if order:
         places = torch.randperm(count, generator=torch.Generator().manual_seed(order))
     data["model"]["vocab"] = {t: int(places[n]) for t, n in data["model"]["vocab"].items()}
-    for each in data["added_tokens"]:
-        each["id"] = int(places[each["id"]])
+    for entry in data["added_tokens"]:
+        entry["id"] = int(places[entry["id"]])
     whole = Tokenizer.from_str(json.dumps(data))
-    found = PreTrainedTokenizerFast(tokenizer_object=whole, **SPECIAL)
-    found.add_tokens(list(added), special_tokens=True)
-    return found
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole, **SPECIAL)
+    tokenizer.add_tokens(list(added), special_tokens=True)
+    return tokenizer
 
 
 TOKENIZERS = {
@@ -88,10 +88,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write all models, and have mergekit merge them."""
     root = tmp_path_factory.mktemp("tokens")
     for kind in KINDS:
-        for seed, (name, own) in enumerate(TOKENIZERS.items()):
+        for seed, (name, tokenizer) in enumerate(TOKENIZERS.items()):
             torch.manual_seed(seed)
-            model(kind, len(own)).save_pretrained(root / kind / name)
-            own.save_pretrained(root / kind / name)
+            model(kind, len(tokenizer)).save_pretrained(root / kind / name)
+            tokenizer.save_pretrained(root / kind / name)
     recipes = {f"theirs/{case}": recipe(root, *case.split()) for case in CASES}
     (root / "cases.json").write_text(json.dumps(recipes))
     subprocess.run([PYTHON, Path(__file__).with_name("mergekit_tokens.py"), root], check=True)

@@ -61,8 +61,8 @@ def api() -> str:
 
 def _table_of(package: str) -> str:
     module = import_module(package)
-    own = (name for name, value in vars(module).items() if inspect.getmodule(value) is module)
-    names = sorted(getattr(module, "__all__", own), key=str.lower)
+    defined = (name for name, value in vars(module).items() if inspect.getmodule(value) is module)
+    names = sorted(getattr(module, "__all__", defined), key=str.lower)
     about = (module.__doc__ or "").splitlines()[0]
     values = {name: getattr(module, name) for name in names}
     rows = (f"| `{name}` | {_summary(value)} |" for name, value in values.items())

@@ -110,12 +110,12 @@ def _mini8(kind: str, names: Sequence[str], seed: int, experts: Path) -> Pair:
     if seed == SHIPPED:
         pool = {"name": "mini8", "tasks": list(names)}
     tasks = {"name": "mini8", "tasks": list(names), "limit": LIMIT}
-    models, task_pool = _planned({"model_pool": pool, "task_pool": tasks})
+    model_pool, task_pool = _planned({"model_pool": pool, "task_pool": tasks})
     if kind == "mini8, one longer":
-        models = models.with_sources({names[0]: _longer(models, names[0])})
+        model_pool = model_pool.with_sources({names[0]: _longer(model_pool, names[0])})
     if kind == "mini8, low rank":
-        models = models.with_sources({name: _truncated(models, name) for name in names})
-    return models, task_pool
+        model_pool = model_pool.with_sources({name: _truncated(model_pool, name) for name in names})
+    return model_pool, task_pool
 
 
 def _planned(recipe: dict[str, Any]) -> Pair:

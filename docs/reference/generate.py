@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 HOOKSPECS = HERE.parents[1] / "fusion_core" / "hookspecs.py"
 
+#: A default that is a function, class or sentinel; `<lambda>` may be inside.
+_OBJECT = re.compile(r"<(?:function|factory|class '?|object object)(?:[^<>]|<[^<>]*>)*>")
 _SECTION = re.compile(r"^# --- (.+?) -*$")
 _HEAD = """# Hooks
 
@@ -102,7 +104,7 @@ def _first_paragraph(value: object) -> str:
 
 def _detail(name: str, value: Any) -> str:  # noqa: ANN401 - a class or a function
     """Return the signature, docstring, and public methods and properties of a name."""
-    parts = [f"### `{name}`\n", f"```python\n{name}{_arguments(value)}\n```\n"]
+    parts = [f"### `{name}`\n", f"```text\n{name}{_arguments(value)}\n```\n"]
     parts.append(_escaped(inspect.getdoc(value) or "") + "\n")
     if inspect.isclass(value):
         members = {
@@ -134,7 +136,7 @@ def _arguments(value: Any) -> str:  # noqa: ANN401
         if name not in {"self", "cls"}
     ]
     bare = signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
-    return re.sub(r"<(?:function|factory|class '?)[^>]*>|<object object[^>]*>", "...", str(bare))
+    return _OBJECT.sub("...", str(bare))
 
 
 def _escaped(text: str) -> str:

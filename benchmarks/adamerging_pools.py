@@ -23,7 +23,7 @@ _PREFIX = "vision_model."
 
 
 class Towers(ModelPool[ComponentConfig]):
-    """The base and its experts, each a directory."""
+    """A base and its experts, one directory per model."""
 
     def __init__(self, folder: Path, experts: int) -> None:
         super().__init__(ComponentConfig())
@@ -80,17 +80,17 @@ class RandomTask(FeatureTask):
         return features @ self.weight
 
     def evaluate(self, _model: nn.Module) -> dict[str, float]:
-        """Fail: random images tell nothing."""
+        """Raise: random images cannot be evaluated."""
         raise NotImplementedError
 
 
 class RandomTasks(TaskPool[ComponentConfig]):
-    """As many tasks as experts."""
+    """One task per expert."""
 
     def __init__(self, count: int) -> None:
         super().__init__(ComponentConfig())
         self.names = [f"task-{number}" for number in range(count)]
 
     def __getitem__(self, name: str) -> RandomTask:
-        """Return one of them."""
+        """Return a task by its name."""
         return RandomTask(list(self.names).index(name))

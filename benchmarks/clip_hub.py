@@ -1,12 +1,12 @@
-"""The pools of the hub at full size: random ViT-B/32 weights through the whole of `fuse run`.
+"""Measure the pools of the hub at full size: random ViT-B/32 weights through all of `fuse run`.
 
     python benchmarks/clip_hub.py --experts 2 --images 64
 
-A hub on 127.0.0.1 serves a CLIPModel of ViT-B/32's shapes, experts of it and data sets of random
+A hub on 127.0.0.1 serves a CLIPModel of ViT-B/32's shapes, its experts, and data sets of random
 images, under the true ids. `task-arithmetic`, `ties` and `adamerging` with a few steps then run on
-the pool `clip-vit-b32`, each as a process of its own: the first downloads, the others find the
-cache full; what they write is loaded by transformers. Prints wall time and peak memory as Markdown.
-Accuracies mean nothing, weights being random.
+the pool `clip-vit-b32`, one process per method. The first run downloads, and the others use the
+cache. transformers loads each output. Prints wall time and peak memory as Markdown. Accuracies
+mean nothing, because weights are random.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ METHODS = ("task-arithmetic", "ties", "adamerging")
 
 
 def files_of(directory: Path) -> dict[str, bytes | Path]:
-    """Return what a model's repository holds."""
+    """Return the files of a model's repository."""
     return {path.name: path for path in directory.iterdir()}
 
 
 def save_base(directory: Path) -> CLIPModel:
-    """Save a whole CLIP with a tokenizer of few words."""
+    """Save a complete CLIP with a tokenizer of few words."""
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig())
     words = {"<pad>": 0, "<unk>": 1, "a": 2, "photo": 3, "of": 4, "number": 5, "<eos>": 6}
@@ -78,7 +78,7 @@ def images(count: int) -> bytes:
 
 
 def serve(directory: Path, tasks: list[str], count: int) -> HubServer:
-    """Start a hub with everything that the pool asks for."""
+    """Start a hub with all files that the pool requests."""
     hub = HubServer()
     model = save_base(directory / "base")
     hub.add(FAMILY.base, files_of(directory / "base"))
@@ -96,9 +96,9 @@ def serve(directory: Path, tasks: list[str], count: int) -> HubServer:
 
 
 def timed(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
-    """Run a command; return its seconds and its peak memory in GB.
+    """Run a command, and return its seconds and its peak memory in GB.
 
-    That counts from what the process that starts it takes, so this one has to be small.
+    A child's peak begins with its parent's memory, so this process must be small.
     """
     started = time.perf_counter()
     process = subprocess.Popen(command, env=environment)
@@ -112,7 +112,7 @@ def timed(command: list[str], environment: dict[str, str]) -> tuple[float, float
 def measured(
     method: str, tasks: list[str], directory: Path, hub: HubServer, watch: Executor
 ) -> str:
-    """Run a method as a user does; return its row."""
+    """Run a method as a user does, and return its row."""
     names = ",".join(tasks)
     command = [
         *(sys.executable, "-c", "from fusion_core.cli.app import main; main()"),
@@ -129,7 +129,7 @@ def measured(
 
 
 def main() -> None:
-    """Measure every method, print a table."""
+    """Measure every method, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--experts", type=int, default=2)
     parser.add_argument("--images", type=int, default=64)
@@ -142,7 +142,7 @@ def main() -> None:
         hub = serve(directory, tasks, given.images)
         rows = [measured(method, tasks, directory, hub, watch) for method in METHODS]
         hub.stop()
-    print(f"{len(tasks)} experts, {given.images} images a task\n")
+    print(f"{len(tasks)} experts, {given.images} images per task\n")
     print("| method | wall time | peak memory | requests for files |\n|---|---|---|---|")
     print("\n".join(rows))
 

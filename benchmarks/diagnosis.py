@@ -1,8 +1,8 @@
-"""How well a diagnosis predicts: `python benchmarks/diagnosis.py --experts DIR`.
+"""Measure how often diagnoses come true: `python benchmarks/diagnosis.py --experts DIR`.
 
-Measures every merge that rules speak of on every pool of `diagnosis_pools.py`, with the figures of
-`fuse diagnose` beside them, and keeps that in `docs/reference/diagnosis.json`; what is there is not
-measured again. From it come the record that the plugin ships, and `docs/reference/diagnosis.md`.
+Measures, on every pool of `diagnosis_pools.py`, every merge that rules compare and the figures of
+`fuse diagnose`. Writes `docs/reference/diagnosis.json`; pools that it already contains are not
+measured again. Then writes the record that the plugin ships, and `docs/reference/diagnosis.md`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 _FILE = REFERENCE / "diagnosis.json"
 _RECORD = ROOT / "plugins/fusion-report/src/fusion_report/diagnosis/record.json"
-#: Lines between experts are asked along where there are no more experts than this.
+#: Measure connectivity between experts in pools of at most this many experts.
 _FEW = 3
 
 
 def main() -> None:
-    """Measure what is missing, and write record and page."""
+    """Measure missing pools, and write the record and the page."""
     options = _options()
     torch.set_num_threads(1)
     pools: dict[str, Any] = json.loads(_FILE.read_text()) if _FILE.is_file() else {}
@@ -82,7 +82,7 @@ def _row(
     weights: WeightSource,
     names: list[str] | None = None,
 ) -> dict[str, Metrics]:
-    """Measure a model."""
+    """Return a model's metrics on the tasks."""
     return tasks.measure(Subject.of(pool.build(weights)), names)
 
 

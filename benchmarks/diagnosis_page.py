@@ -1,4 +1,4 @@
-"""The record of rules, and the page about it, from the figures of `diagnosis.py`."""
+"""Make the record of rules, and the page about it, from the figures of `diagnosis.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `memory.py` needs torch for, as programs of their own: a peak counts from its process."""
+"""The parts of `memory.py` that need torch, as separate programs with their own peaks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def build(directory: str, *sizes: str) -> None:
-    """Write a base and three experts of each size, shaped as Llamas."""
+    """Write a base and three experts of each size, with the shapes of Llamas."""
     import torch
     from llama import Llama
     from methods_children import write_models
@@ -30,7 +30,7 @@ def build(directory: str, *sizes: str) -> None:
 
 
 def methods() -> None:
-    """Print, by name, every installed method that needs no data: its pipeline, and its experts."""
+    """Print pipeline and maximal experts of every installed method without data, by name."""
     from fusion_core import AlgorithmSpec
     from fusion_core.commands import load_plugins
 
@@ -46,7 +46,7 @@ def methods() -> None:
 
 
 def merge(recipe: str, workers: str) -> None:
-    """Plan a recipe, estimate its memory, run it; print both."""
+    """Plan a recipe, estimate its memory, run it, and print estimate and peak."""
     from fusion_core import RunOptions, check, plan
     from fusion_core.commands import execute
     from fusion_core.machine.memory import peak_memory

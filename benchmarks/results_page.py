@@ -1,4 +1,4 @@
-"""The table of results and its picture, from the figures of `results.py`."""
+"""Make the page of results and its picture from the figures of `results.py`."""
 
 from __future__ import annotations
 

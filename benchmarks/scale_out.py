@@ -1,10 +1,10 @@
-"""A merge on one Dask worker and on two, in turns: `python benchmarks/scale_out.py --size 4`.
+"""Compare one Dask worker with two, in turns: `python benchmarks/scale_out.py --size 4`.
 
-TIES of a base and three experts in bf16, shaped as a Llama's, on a scheduler with one worker and on
-another with two, of a thread each, which Dask's own programs start and a first merge warms up:
-start-up is not timed. The output has some thirty shards, and a worker writes one at a time. Each
-result is held, byte by byte, against one of a single process. Seconds of the processor are the
-workers' and this process's, which hashes: where other work is on the cores, wall times say less.
+TIES of a base and three experts in bf16, with the shapes of a Llama. One scheduler has one worker,
+another has two, with one thread per worker. Dask's own programs start them, and a first merge warms
+them up, so start-up is not timed. The output has some thirty shards, and a worker writes one shard
+at a time. Each result is compared byte by byte with one from a single process. Processor time is
+that of the workers and of this process, which hashes. On busy cores, wall times say less.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ALONE, TOGETHER = 1, 2
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure both, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", type=float, default=1, help="GB of inputs")
     parser.add_argument("--repeats", type=int, default=5)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 class Measured:
-    """A scheduler with one worker, one with two, and merges on either."""
+    """A scheduler with one worker, another with two, and merges on both."""
 
     def __init__(self, directory: Path, options: argparse.Namespace, stack: ExitStack) -> None:
         self.directory = directory
@@ -63,11 +63,11 @@ class Measured:
         ]
 
     def print_table(self, repeats: int) -> None:
-        """Merge on one and on two in turns, and say how much faster two are."""
+        """Merge on one worker and on two in turns, and print the times and their ratio."""
         self._merge("alone", "serial")
         for workers in (ALONE, TOGETHER):
             self.timed(workers)
-        print(headings(["one worker", "two workers", "one / two", "CPU: one, two", "and here"]))
+        print(headings(["one worker", "two workers", "one / two", "CPU: one, two", "CPU here"]))
         ratios = []
         for _ in range(repeats):
             one, one_cpu, here = self.timed(ALONE)
@@ -79,9 +79,10 @@ class Measured:
         print(f"\nmedian: {median(ratios):.2f}; all bytes are those of one process")
 
     def timed(self, workers: int) -> tuple[float, float, float]:
-        """Merge on one worker, or on two.
+        """Merge on one worker or on two.
 
-        Returns seconds, and those of the processor: the workers' and this process's.
+        Return wall time, processor time of the workers, and processor time of this process, all in
+        seconds.
         """
         started, cpu, here = time.perf_counter(), self._cpu(), time.process_time()
         self._merge("merged", {"name": "dask", "scheduler_file": str(self._file_of(workers))})

@@ -1,21 +1,20 @@
-"""Spectral methods against their plain forms and FusionBench's, on ViT-B/32's matrices, in one run.
+"""Compare spectral methods with their plain forms and FusionBench's, on ViT-B/32's matrices.
 
     python benchmarks/spectral.py --experts 8 --blocks 1 --repeats 3 --fusion-bench PATH/TO/VENV
 
-Weights are random; a block has four matrices of 768 x 768 and two of 3072 x 768, and the tower has
-twelve alike, so ratios do not depend on `--blocks`. Timed, interleaved, with the same number of
-threads and without files, in processor time:
+Weights are random. A block has four matrices of 768 x 768 and two of 3072 x 768. The tower has
+twelve equal blocks, so ratios do not depend on `--blocks`. Measured in processor time, interleaved,
+with the same number of threads and without files:
 
-- `iso-c` against the SVD of each matrix's sum, and beside Newton-Schulz and one SVD of every
-  expert's matrix;
-- `iso-cts`, `tsv-m`, `star` and `cart` against an SVD a matrix and expert, and those of the sum and
-  of the joined bases where the authors take them;
-- `wudi` against its 2 K products a step (`--steps` of them);
-- FusionBench's own functions for those that it has, if `--fusion-bench` names a virtual environment
-  of its own that has it.
+- `iso-c` against the SVD of each matrix's sum, with the times of Newton-Schulz and of one SVD of
+  every expert's matrix;
+- `iso-cts`, `tsv-m`, `star` and `cart` against one SVD per matrix and expert, and those of the sum
+  and of the joined bases where the authors take them;
+- `wudi` against its 2 K products per step (`--steps` of them);
+- FusionBench's own functions, if `--fusion-bench` names a virtual environment that has it.
 
 Every result is compared with the plain one, relative to the largest entry. Prints medians and
-ratios: times of different machines do not compare.
+ratios. Times of different machines do not compare.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ Rows = dict[str, "Tensor"]
 
 
 def main() -> None:
-    """Time everything, compare, print the table."""
+    """Time and compare all methods, and print the table."""
     options = _options()
     torch.set_num_threads(options.threads)
     rows = _task_vectors(options.experts, options.blocks)
@@ -111,7 +110,7 @@ def _print(name: str, taken: dict[str, list[float]], differences: list[float]) -
 
 
 class _FusionBench:
-    """FusionBench in a process of its own, which is asked for one merge at a time."""
+    """FusionBench in its own process, which makes one merge per request."""
 
     def __init__(self, directory: Path, rows: Rows, options: argparse.Namespace) -> None:
         self._found = directory / "found.safetensors"
@@ -135,7 +134,7 @@ class _FusionBench:
         self._said("ready")
 
     def _said(self, wanted: str = "") -> str:
-        """Read a line; it prints others at import."""
+        """Read the next line of output, skipping those printed at import."""
         for line in self._process.stdout or ():
             word = line.strip()
             if word == wanted if wanted else word.replace(".", "").isdigit():
@@ -143,7 +142,7 @@ class _FusionBench:
         raise SystemExit("FusionBench's process ended")
 
     def merged(self, name: str, taken: list[float]) -> Rows:
-        """Return what it makes of a method, and keep how long that took."""
+        """Return FusionBench's merge by a method, and record its time."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{name}\n")
         taken.append(float(self._said()))
@@ -165,13 +164,13 @@ def _merged(rows: Rows, section: dict[str, Any]) -> Rows:
 
 
 def iso_c(tasks: Tensor) -> Tensor:
-    """By one SVD."""
+    """Merge by one SVD."""
     left, values, right = torch.linalg.svd(tasks.sum(0), full_matrices=False)
     return values.mean() * left @ right
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
-    """Return the polar factor, to 1e-4, by as many iterations of two products as that needs."""
+    """Return the polar factor to 1e-4, by iterations of two products each."""
     if matrix.shape[0] < matrix.shape[1]:
         return newton_schulz(matrix.mT).mT
     factor, eye = matrix / matrix.norm(), torch.eye(matrix.shape[1])
@@ -181,7 +180,7 @@ def newton_schulz(matrix: Tensor) -> Tensor:
 
 
 def tsv_m(tasks: Tensor) -> Tensor:
-    """By an SVD an expert, and two of the joined bases."""
+    """Merge by one SVD per expert, and two of the joined bases."""
     rank = min(tasks.shape[1:]) // len(tasks)
     parts = [torch.linalg.svd(task, full_matrices=False) for task in tasks]
     left, _, turned = torch.linalg.svd(torch.cat([u[:, :rank] for u, _, _ in parts], 1), False)
@@ -191,7 +190,7 @@ def tsv_m(tasks: Tensor) -> Tensor:
 
 
 def iso_cts(tasks: Tensor) -> Tensor:
-    """By an SVD of the sum, one an expert of what lies outside, and two of the joined bases."""
+    """Merge by SVDs of the sum, of each expert's remainder, and of the joined bases."""
     rank = min(tasks.shape[1:])
     per_task = min(round((rank - int(rank * 0.8)) / len(tasks)), rank // len(tasks))
     common = [
@@ -216,7 +215,7 @@ def _orthonormal(matrix: Tensor) -> Tensor:
 
 
 def star(tasks: Tensor) -> Tensor:
-    """By an SVD an expert."""
+    """Merge by one SVD per expert."""
     return torch.stack([_cut(task, 0.4) for task in tasks]).mean(0)
 
 
@@ -228,7 +227,7 @@ def _cut(task: Tensor, keep: float) -> Tensor:
 
 
 def cart(experts: Tensor) -> Tensor:
-    """By an SVD an expert of its difference from the mean."""
+    """Merge by one SVD per expert, of its difference from the mean."""
     centre, rank = experts.mean(0), int(0.08 * min(experts.shape[1:]))
     total = centre.clone()
     for expert in experts:
@@ -238,7 +237,7 @@ def cart(experts: Tensor) -> Tensor:
 
 
 def wudi(tasks: Tensor, steps: int) -> Tensor:
-    """By autograd over all experts' products."""
+    """Merge by autograd over all experts' products."""
     merged = tasks.sum(0).requires_grad_()
     optimizer = torch.optim.Adam([merged], lr=1e-5)
     squares = tasks.square().sum((1, 2))

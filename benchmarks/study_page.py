@@ -1,4 +1,4 @@
-"""The report's tables and figures, from the runs of `study.py`."""
+"""Make the report's tables and figures from the runs of `study.py`."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ class Study:
         return statistics.mean(accuracy[task] for task in tasks)
 
     def share(self, case: str, seed: int) -> float:
-        """Return what this is of the experts' on the same images, in per cent."""
+        """Return the share of the experts' accuracy on the same images, in per cent."""
         half = ", holdout" if case.endswith(", holdout") else ""
         return 100 * self.mean(case, seed) / self.mean(f"experts{half}", seed)
 
     def seeds(self, case: str) -> list[int]:
-        """Return which seeds a case has runs of."""
+        """Return the seeds with runs of a case."""
         return sorted(seed for name, seed in self.runs if name == case)
 
     def over(self, case: str, value: Callable[[str, int], float]) -> list[float]:
-        """Return a figure of every seed of a case."""
+        """Return a figure of a case for every seed."""
         return [value(case, seed) for seed in self.seeds(case)]
 
 
 def write_page(runs: Sequence[Run], folder: Path) -> None:
-    """Put the tables between their marks in the page, and draw the figures beside it."""
+    """Write the tables between their markers in the page, and draw the figures next to it."""
     study = Study(runs)
     path = folder / PAGE
     path.write_text(filled(path.read_text(encoding="utf-8"), study), encoding="utf-8")
@@ -57,7 +57,7 @@ def write_page(runs: Sequence[Run], folder: Path) -> None:
 
 
 def filled(text: str, study: Study) -> str:
-    """Return the page with the tables that the runs give."""
+    """Return the page with tables from the runs."""
     for name, rows in TABLES.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         table = "\n".join(rows(study))
@@ -92,7 +92,7 @@ def _examples(study: Study) -> Iterator[str]:
 
 
 def _whole(learner: str) -> str:
-    """Return the case in which a learner has all images, tasks and 100 steps."""
+    """Return the case of a learner with all images, all tasks and 100 steps."""
     return f"orthogonalise, {learner}" + ", teacher" * (learner == "layer")
 
 
@@ -107,7 +107,7 @@ def _steps(study: Study) -> Iterator[str]:
 
 
 def _few(study: Study, case: str) -> list[float]:
-    """Return the means of the seeds that all cases beside the main ones have."""
+    """Return the means for the seeds that all side studies share."""
     return [study.mean(case, seed) for seed in REPORTED[:2]]
 
 
@@ -169,7 +169,7 @@ TABLES: dict[str, Callable[[Study], Iterator[str]]] = {
 
 
 def draw(study: Study, folder: Path) -> None:
-    """Draw what is learned against accuracy, and accuracy against examples and steps."""
+    """Draw accuracy by learner, and accuracy against examples and steps."""
     import matplotlib as mpl
     from matplotlib import pyplot as plt
 

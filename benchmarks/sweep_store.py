@@ -1,10 +1,10 @@
-"""How the cost of a sweep's own work grows: `python benchmarks/sweep_store.py --trials 100000`.
+"""Measure how the overhead of a sweep grows: `python benchmarks/sweep_store.py --trials 100000`.
 
-A grid of scale and seeds on `mini8` whose trials are planned, named, claimed, kept in the store and
-ranked as ever, but for merging and measuring: figures are made up from the point, by a bench whose
-only difference that is. Printed after each tenth: milliseconds a trial took here, and memory; then
-what it takes to go on with a sweep that is complete, and to read it as `fuse runs` does.
-`--plans N` plans as many of the recipes as that in earnest; a plan is of the core, not the store.
+A grid of scales and seeds on `mini8`. Trials are planned, named, claimed, stored and ranked as
+usual, but a bench invents the figures instead of merging and measuring. After each tenth, the
+benchmark prints milliseconds per trial and memory. Then it prints the time to resume a complete
+sweep, and to read it as `fuse runs` does. `--plans N` makes N real plans, which cost time in the
+core, not in the store.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ SEEDS = 10
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure all parts, and print the times."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=100_000)
     parser.add_argument("--plans", type=int, default=1000)
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "sweeps.sqlite"
-        print(headings(["trials", "ms a trial, of the last tenth", "memory"]))
+        print(headings(["trials", "ms per trial, in the last tenth", "memory"]))
         seconds, swept = timed(lambda: run(path, given.trials, Tenths(given.trials)))
         assert len(swept.finished) == given.trials
         print(f"\n{given.trials} trials: {seconds:.0f} s; the store: {size(path) / 1e6:.0f} MB")
@@ -63,17 +63,17 @@ def main() -> None:
                 print(f"{what}: {seconds:.2f} s")
         seconds, _ = timed(lambda: len(swept.rows()))
         print(f"rows of all: {seconds:.1f} s; claims left: {left(path)}")
-    print(f"a plan in earnest: {planned(given.plans):.1f} ms")
+    print(f"a real plan: {planned(given.plans):.1f} ms")
 
 
 class Simulated(Bench):
-    """A bench that plans once, and makes figures up."""
+    """A bench that plans once and invents figures."""
 
     planned: Plan | None = None
     recipe: Mapping[str, Any]
 
     def plan(self, recipe: Mapping[str, Any]) -> Plan:
-        """Return the plan of the first recipe, whatever this one is."""
+        """Return the plan of the first recipe for every recipe."""
         self.recipe = recipe
         self.planned = self.planned or super().plan(recipe)
         return self.planned
@@ -85,7 +85,7 @@ class Simulated(Bench):
         return Trial(digest({"recipe": recipe, "on": on}), recipe, {"on": on})
 
     def run(self, planned: Plan, trial: Trial) -> Trial:
-        """Make figures up."""
+        """Return a trial with invented figures."""
         del planned
         scale, seed = trial.recipe["algorithm"]["scale"], trial.recipe["seed"]
         rows = {
@@ -96,7 +96,7 @@ class Simulated(Bench):
 
 
 def run(path: Path, trials: int, progress: Progress) -> Found:
-    """Sweep over a grid of so many trials."""
+    """Sweep over a grid of this many trials."""
     count = trials // SEEDS
     recipe = {
         "algorithm": {"name": "task-arithmetic"},
@@ -114,7 +114,7 @@ def run(path: Path, trials: int, progress: Progress) -> Found:
 
 @dataclass
 class Tenths(Progress):
-    """Prints a row after each tenth of the trials."""
+    """A progress that prints a row after each tenth of the trials."""
 
     total: int
 
@@ -137,7 +137,7 @@ class Tenths(Progress):
 
 
 def planned(count: int) -> float:
-    """Return the milliseconds that a plan takes, on pools that are open."""
+    """Return the milliseconds per real plan, on open pools."""
     bench = Bench(options=RunOptions())
     recipe = {"algorithm": {"name": "task-arithmetic"}, "model_pool": "mini8"}
     bench.name(bench.plan(recipe), "half")  # opens them
@@ -148,20 +148,20 @@ def planned(count: int) -> float:
 
 
 def timed(work: Callable[[], FoundT]) -> tuple[float, FoundT]:
-    """Return what some work took, and gave."""
+    """Return the seconds and the result of some work."""
     started = time.perf_counter()
     result = work()
     return time.perf_counter() - started, result
 
 
 def size(store: Path) -> int:
-    """Return the bytes of the store."""
+    """Return the size of the store in bytes."""
     files = (path for path in store.parent.glob(f"{store.name}*") if path.is_file())
     return sum(file.stat().st_size for file in files)
 
 
 def left(store: Path) -> int:
-    """Return how many files of claims are left."""
+    """Return the number of remaining claim files."""
     return len(list(Path(f"{store}.claims").iterdir()))
 
 

@@ -1,8 +1,8 @@
 """Stack layers with mergekit, in its virtual environment: `python mergekit_slices.py DIRECTORY`.
 
-Reads `cases.json`, a mapping of folders to slices: of each, a model (a folder in it) and a range of
-layers. Writes what mergekit makes of each to `theirs` in its folder. This file runs where
-fusion-core is not installed.
+Reads `cases.json`, a mapping from folders to slices. A slice has a model (a subfolder) and a range
+of layers. Writes mergekit's result to the subfolder `theirs`. This file runs where fusion-core is
+not installed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Merge models of different tokenizers with mergekit: `python mergekit_tokens.py DIRECTORY`.
 
-Reads `cases.json`, recipes by the folder that mergekit is to write. This file runs where
-fusion-core is not installed.
+Reads `cases.json`, a mapping from output folders to recipes. This file runs where fusion-core is
+not installed.
 """
 
 from __future__ import annotations

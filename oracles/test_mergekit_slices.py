@@ -1,4 +1,4 @@
-"""`stack` against `passthrough` with slices, planned and run by mergekit 0.1.5."""
+"""`stack` against `passthrough` with slices in mergekit 0.1.5."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ CASES = [(kind, slices) for kind in KINDS for slices in SLICES]
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write all models in bf16, and have mergekit stack them."""
+    """Write all models in bf16, and run mergekit on them."""
     root = tmp_path_factory.mktemp("slices")
     for number, (kind, _) in enumerate(CASES):
         for seed, name in enumerate("ab"):

@@ -1,7 +1,7 @@
-"""Rows by token against mergekit 0.1.5's `tokenizer`: every token's row, and all other tensors.
+"""Merging by tokens against mergekit 0.1.5's `tokenizer`: rows of tokens, and all other tensors.
 
-What is compared is tokens: mergekit numbers those of a union in another order. It has as many rows
-as tokens, or a multiple; the rest of ours belongs to no token.
+The tests compare rows by token, because mergekit numbers the tokens of a union differently.
+mergekit has as many rows as tokens, or a multiple. Our additional rows belong to no token.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CASES = [
 
 
 def tokenizer(order: int, *added: str) -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer, its numbers permuted unless `order` is 0."""
+    """Return a byte-level tokenizer with permuted token ids, unless `order` is 0."""
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -85,7 +85,7 @@ def model(kind: str, rows: int) -> Any:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write all models, and have mergekit merge them."""
+    """Write all models, and run mergekit on them."""
     root = tmp_path_factory.mktemp("tokens")
     for kind in KINDS:
         for seed, (name, tokenizer) in enumerate(TOKENIZERS.items()):

@@ -192,10 +192,11 @@ def _print_plan(bench: Bench) -> None:
 def _print_cold(bench: Bench, cores: int) -> None:
     """Print estimated and measured costs of the merges that read from the disk."""
     print(
-        "\nThe plan against merges from the disk; a second pass finds in memory what fits there\n"
+        "\nEstimates and merges from the disk. A second pass reads from memory if the inputs fit.\n"
     )
-    print(headings(["merge", "experts", "disk reads", "writes", "read: estimated, counted",
-                    "CPU: estimated, counted", "wall: estimated", "measured", "off by"]))  # fmt: skip
+    heads = ["merge", "experts", "disk reads", "writes", "read: estimated, counted"]
+    heads += ["CPU: estimated, counted", "wall: estimated", "measured", "off by"]
+    print(headings(heads))
     for kind in PLAIN:
         print(row([kind.name, str(len(bench.experts)), *_cold_cells(bench, kind, cores)]))
 

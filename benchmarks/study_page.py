@@ -198,7 +198,7 @@ def _draw_methods(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib
     axes.axhline(experts, color="grey", linewidth=0.8)
     axes.annotate("experts", (-0.5, experts + 0.2), fontsize=7)
     axes.set_xticks(range(len(learners)), learners)
-    axes.set(ylim=(75, 97), ylabel="average accuracy in %", xlabel="what has a coefficient")
+    axes.set(ylim=(75, 97), ylabel="average accuracy in %", xlabel="learned coefficients")
     axes.legend(loc="upper right", fontsize=8, ncols=2)
 
 
@@ -210,7 +210,7 @@ def _draw_examples(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotli
     start = statistics.mean(_few(study, "orthogonalise"))
     axes.axhline(start, color="grey", linewidth=0.8, linestyle="dashed")
     axes.annotate("without any data", (40, start - 1.6), fontsize=7)
-    axes.set(xscale="log", xlabel="unlabeled examples a task", ylabel="average accuracy in %")
+    axes.set(xscale="log", xlabel="unlabeled examples per task", ylabel="average accuracy in %")
     axes.set_xticks(COUNTS, map(str, COUNTS))
     axes.minorticks_off()
     axes.legend(fontsize=8)
@@ -221,7 +221,7 @@ def _draw_steps(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib's
         cases = [_whole(learner) if n == 100 else f"{n} steps: {learner}" for n in STEPS]
         heights = [statistics.mean(_few(study, case)) for case in cases]
         axes.plot(STEPS, heights, "o-", color=_COLOURS[learner])
-    axes.set(xscale="log", xlabel="steps (16 examples a task each)")
+    axes.set(xscale="log", xlabel="steps (16 examples per task)")
     axes.set_xticks(STEPS, map(str, STEPS))
     axes.minorticks_off()
 

@@ -118,7 +118,7 @@ def _tied(values: dict[str, torch.Tensor], edges: list[float], numel: int) -> to
 
 def plan(directory: str) -> None:
     """Time planning of 20,000 tensors in four models, before any weight is read."""
-    from fusion_core.planning.options import RunOptions
+    from fusion_core.planning.run_options import RunOptions
     from fusion_core.running.run import run_fusion
 
     models = {}

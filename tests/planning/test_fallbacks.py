@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_core import TensorInfo
-from fusion_core.planning.options import RunOptions
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.planning.plan import plan
 
 if TYPE_CHECKING:

@@ -1,20 +1,20 @@
-"""The cost of an AdaMerging step: ours against bare passes and against FusionBench, in one run.
+"""Measure an AdaMerging step against bare passes and against FusionBench, in one run.
 
     python benchmarks/adamerging.py --tasks 8 --images 4 16 --fusion-bench PATH/TO/VENV
 
-Models are CLIP vision towers of ViT-B/32's shapes (87 million parameters) with random weights,
-tasks batches of random images with random heads. Timed, each in a process of its own, one after the
-other and again for every repeat:
+The models are CLIP vision towers of ViT-B/32's shapes (87 million parameters) with random weights.
+The tasks are batches of random images with random heads. Each contender runs in its own process, in
+turn, once per repeat:
 
-- bare: forward and backward of the same batches through one model, a task at a time: the floor,
-  as torch multiplies, with the kernels that ours uses where those are faster, and in bf16;
+- bare: forward and backward of the same batches through one model, one task at a time. This floor
+  is measured as torch multiplies, with faster kernels where ours uses them, and in bf16.
 - ours: `AdaMerging.run` on checkpoints, in fp32 with every granularity, under bf16 autocast with
-  bf16 task vectors, and with task vectors on disk;
-- FusionBench's own layer-wise merged model in the loop that its algorithm runs, if `--fusion-bench`
-  names a virtual environment that has it.
+  bf16 task vectors, and with task vectors on disk.
+- FusionBench's layer-wise merged model in the loop of its algorithm, if `--fusion-bench` names a
+  virtual environment that has it.
 
-A step's time is the median of those after the first; peak memory is the process's whole. Prints
-medians over repeats as Markdown. Absolute times mean nothing on another machine: ratios do.
+The time of a step is the median of all steps but the first. Peak memory is that of the process.
+Prints medians over repeats as Markdown. Only ratios compare across machines.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Figures = dict[str, list[dict[str, float]]]
 
 
 def main() -> None:
-    """Make the models, run everything, print the tables."""
+    """Make the models, run everything, and print the tables."""
     options = _options()
     folder = Path(tempfile.mkdtemp(prefix="adamerging-", dir=options.directory))
     try:
@@ -55,13 +55,13 @@ def _measured(options: argparse.Namespace, folder: Path, tasks: int, images: int
     names = ["bare", "bare, our kernels", "bare bf16", *OURS]
     if options.fusion_bench is not None:
         names.append("FusionBench")
-    found: Figures = defaultdict(list)
+    figures: Figures = defaultdict(list)
     for _ in range(options.repeats):
         for name in names:
             peer = name == "FusionBench"
             python = str(options.fusion_bench / "bin" / "python") if peer else sys.executable
-            found[name].append(_child(python, name, folder, tasks, images, options.steps))
-    return found
+            figures[name].append(_child(python, name, folder, tasks, images, options.steps))
+    return figures
 
 
 def _child(  # noqa: PLR0913, PLR0917 - what is run, and how much of it
@@ -79,11 +79,13 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
 
 
-def _print(tasks: int, images: int, found: Figures) -> None:
-    seconds = {name: statistics.median(run["step"] for run in runs) for name, runs in found.items()}
-    peaks = {name: max(run["peak"] for run in runs) for name, runs in found.items()}
-    print(f"\n{tasks} tasks, {images} images a task:\n")
-    print("| | a step | to bare fp32 | FusionBench's to it | peak memory | to FusionBench's |")
+def _print(tasks: int, images: int, figures: Figures) -> None:
+    seconds = {
+        name: statistics.median(run["step"] for run in runs) for name, runs in figures.items()
+    }
+    peaks = {name: max(run["peak"] for run in runs) for name, runs in figures.items()}
+    print(f"\n{tasks} tasks, {images} images per task:\n")
+    print("| | one step | step / bare fp32 | FusionBench / step | peak | peak / FusionBench |")
     print("|---|---|---|---|---|---|")
     peer = "FusionBench"
     for name, step in seconds.items():

@@ -1,6 +1,7 @@
-"""What benchmarks/adamerging.py times, one process each; prints one line of JSON.
+"""Run one contender of benchmarks/adamerging.py, and print one line of JSON.
 
-`FusionBench` is run by the Python of its own environment, so nothing of ours is imported for it.
+The Python of FusionBench's own environment runs `FusionBench`, so nothing of ours is imported
+for it.
 """
 
 from __future__ import annotations
@@ -52,18 +53,18 @@ def load(folder: Path) -> CLIPVisionModel:
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Mean entropy of the predictions."""
+    """Return the mean entropy of the predictions."""
     logs = logits.float().log_softmax(dim=-1)
     return -(logs.exp() * logs).sum(dim=-1).mean()
 
 
 def bare(folder: Path, tasks: int, images: int, steps: int, *, bf16: bool = False) -> list[float]:
-    """Forward and backward of the same batches, and nothing else."""
+    """Run forward and backward of the same batches, and nothing else."""
     return _passes(load(folder / "base"), tasks, images, steps, bf16=bf16)
 
 
 def bare_fast(folder: Path, tasks: int, images: int, steps: int) -> list[float]:
-    """Do the same with the kernels that ours uses."""
+    """Run the same passes with the kernels that ours uses."""
     from fusion_core.machine.linear_kernels import use_fast_linear_layers
 
     return _passes(use_fast_linear_layers(load(folder / "base")), tasks, images, steps)
@@ -86,7 +87,7 @@ def _passes(
 
 
 def ours(folder: Path, tasks: int, images: int, steps: int, **options: Any) -> list[float]:  # noqa: ANN401
-    """Run AdaMerging as a run does; a step lasts from one report to the next."""
+    """Run AdaMerging as `fuse run` does. A step lasts from one report to the next."""
     from adamerging_pools import RandomTasks, Towers
 
     from fusion_adamerging.adamerging import AdaMerging

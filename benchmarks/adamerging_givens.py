@@ -1,4 +1,4 @@
-"""What every contender of benchmarks/adamerging.py is given: the same tower, images and heads."""
+"""Define the tower, images and heads that all contenders of benchmarks/adamerging.py share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CLASSES, WIDTH = 100, 768
 
 
 def config() -> CLIPVisionConfig:
-    """ViT-B/32."""
+    """Return the configuration of ViT-B/32."""
     return CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=3072,
@@ -21,7 +21,7 @@ def config() -> CLIPVisionConfig:
 
 
 def batch_of(task: int, images: int) -> torch.Tensor:
-    """Return one task's images, the same for everyone."""
+    """Return one task's images, the same for all contenders."""
     generator = torch.Generator().manual_seed(task)
     return torch.randn(images, 3, 224, 224, generator=generator)
 

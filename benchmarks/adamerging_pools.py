@@ -23,7 +23,7 @@ _PREFIX = "vision_model."
 
 
 class Towers(ModelPool[ComponentConfig]):
-    """The base and its experts, each a directory."""
+    """A base and its experts, one directory per model."""
 
     def __init__(self, folder: Path, experts: int) -> None:
         super().__init__(ComponentConfig())
@@ -51,8 +51,8 @@ class Towers(ModelPool[ComponentConfig]):
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map stored names to live parameters."""
-        stored = {each.removeprefix(_PREFIX): each for each in self.base.infos}
-        return {stored[name]: each for name, each in module.named_parameters()}
+        stored = {name.removeprefix(_PREFIX): name for name in self.base.infos}
+        return {stored[name]: parameter for name, parameter in module.named_parameters()}
 
 
 class RandomTask(FeatureTask):
@@ -72,25 +72,25 @@ class RandomTask(FeatureTask):
 
     def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Return the pooled output."""
-        found: Tensor = model(inputs).pooler_output
-        return found
+        pooled: Tensor = model(inputs).pooler_output
+        return pooled
 
     def head(self, features: Tensor) -> Tensor:
         """Return scores of 100 classes."""
         return features @ self.weight
 
     def evaluate(self, _model: nn.Module) -> dict[str, float]:
-        """Fail: random images tell nothing."""
+        """Raise: random images cannot be evaluated."""
         raise NotImplementedError
 
 
 class RandomTasks(TaskPool[ComponentConfig]):
-    """As many tasks as experts."""
+    """One task per expert."""
 
     def __init__(self, count: int) -> None:
         super().__init__(ComponentConfig())
         self.names = [f"task-{number}" for number in range(count)]
 
     def __getitem__(self, name: str) -> RandomTask:
-        """Return one of them."""
+        """Return a task by its name."""
         return RandomTask(list(self.names).index(name))

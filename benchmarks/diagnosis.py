@@ -1,8 +1,8 @@
-"""How well a diagnosis predicts: `python benchmarks/diagnosis.py --experts DIR`.
+"""Measure how often diagnoses come true: `python benchmarks/diagnosis.py --experts DIR`.
 
-Measures every merge that rules speak of on every pool of `diagnosis_pools.py`, with the figures of
-`fuse diagnose` beside them, and keeps that in `docs/reference/diagnosis.json`; what is there is not
-measured again. From it come the record that the plugin ships, and `docs/reference/diagnosis.md`.
+Measures, on every pool of `diagnosis_pools.py`, every merge that rules compare and the figures of
+`fuse diagnose`. Writes `docs/reference/diagnosis.json`; pools that it already contains are not
+measured again. Then writes the record that the plugin ships, and `docs/reference/diagnosis.md`.
 """
 
 from __future__ import annotations
@@ -33,35 +33,37 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 _FILE = REFERENCE / "diagnosis.json"
 _RECORD = ROOT / "plugins/fusion-report/src/fusion_report/diagnosis/record.json"
-#: Lines between experts are asked along where there are no more experts than this.
+#: Measure connectivity between experts in pools of at most this many experts.
 _FEW = 3
 
 
 def main() -> None:
-    """Measure what is missing, and write record and page."""
+    """Measure missing pools, and write the record and the page."""
     options = _options()
     torch.set_num_threads(1)
-    found: dict[str, Any] = json.loads(_FILE.read_text()) if _FILE.is_file() else {}
+    pools: dict[str, Any] = json.loads(_FILE.read_text()) if _FILE.is_file() else {}
     for case in cases(options.experts):
-        if case.name not in found:
+        if case.name not in pools:
             started = time.perf_counter()
-            found[case.name] = _measured(case)
+            pools[case.name] = _measured(case)
             print(f"{time.perf_counter() - started:.1f} s  {case.name}", flush=True)
-            _FILE.write_text(json.dumps(found, indent=1) + "\n")
-    _RECORD.write_text(json.dumps(record(found), indent=1) + "\n")
-    (REFERENCE / "diagnosis.md").write_text(page(found))
+            _FILE.write_text(json.dumps(pools, indent=1) + "\n")
+    _RECORD.write_text(json.dumps(record(pools), indent=1) + "\n")
+    (REFERENCE / "diagnosis.md").write_text(page(pools))
 
 
 def _measured(case: Case) -> dict[str, Any]:
     pool, tasks = case.make()
     lines = len(pool.experts) <= _FEW or case.kind.startswith("toys")
     figures = measure(pool, tasks, Questions(trials=True, connectivity=lines), RunOptions())
-    own = {name: _row(pool, tasks, pool.expert_of(name), [name])[name] for name in tasks.names}
+    expert_rows = {
+        name: _row(pool, tasks, pool.expert_of(name), [name])[name] for name in tasks.names
+    }
     merges = {name: merge(algorithm, pool) for name, algorithm in MERGES.items()}
     assert pool.base is not None
-    rows = {name: _row(pool, tasks, each) for name, each in {"base": pool.base, **merges}.items()}
+    rows = {name: _row(pool, tasks, model) for name, model in {"base": pool.base, **merges}.items()}
     shares = {
-        name: Report(row, experts=own, metrics=_declared(tasks)).normalised_average
+        name: Report(row, experts=expert_rows, metrics=_declared(tasks)).normalised_average
         for name, row in rows.items()
     }
     return {
@@ -80,7 +82,7 @@ def _row(
     weights: WeightSource,
     names: list[str] | None = None,
 ) -> dict[str, MetricValues]:
-    """Measure a model."""
+    """Return a model's metrics on the tasks."""
     return tasks.measure(Subject.of(pool.build(weights)), names)
 
 

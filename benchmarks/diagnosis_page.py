@@ -1,4 +1,4 @@
-"""The record of rules, and the page about it, from the figures of `diagnosis.py`."""
+"""Make the record of rules, and the page about it, from the figures of `diagnosis.py`."""
 
 from __future__ import annotations
 
@@ -19,59 +19,63 @@ if TYPE_CHECKING:
 
 _HEAD = """# How often a diagnosis came true
 
-`fuse diagnose` speaks by rules. Here is what each claims, and how often that was so, as `nox -s
-diagnosis` measures it; `diagnosis.json` has every pool. A rule is printed with its count of
-held-out pools, and only where the lower end of Wilson's 95 % interval is above a half; where it is
-not, the answer is that nobody can tell. How sure a rule is depends on
-[the kind of models](#kinds-of-models).
+This page lists each rule of `fuse diagnose`, its claim, and how often the claim came true.
+`nox -s diagnosis` measures the rules on 102 pools of experts. `diagnosis.json` has every pool.
 
-Merges have their default options, and one is better than another by the mean share of the experts'
-figures on their tasks. Thresholds are of theory, or were chosen on the pools that were *looked at*,
-and have not been changed since the pools *held out* were measured, but for two. `rate` spoke of
-entries of 0.001 and more, by a wrong bound of how far `wudi` goes; its threshold now follows from
-the right one. What is nearly at right angles now has a mean cosine above -0.2, too: no pool has a
-lower one.
+The command prints a rule with its count of held-out pools if the lower end of Wilson's 95 %
+interval is above one half. Otherwise it answers *cannot tell*. The confidence in a rule depends on
+the [kind of models](#kinds-of-models).
+
+Merges have their default options. One merge is better than another if the mean share of the
+experts' figures on their tasks is higher. Thresholds come from theory or were chosen on the pools
+*looked at*. Two changed after the pools *held out* were measured:
+
+- `rate` applied to entries of 0.001 and more, because of a wrong bound on the distance that `wudi`
+  moves. Its threshold now follows from the right bound.
+- Nearly orthogonal task vectors must now also have a mean cosine above -0.2. No pool has a lower
+  one.
 
 | pools | looked at | held out |
 |---|---|---|
 """
 _WHAT = """
-`mini8`: two to eight of its tasks, the sets of experts of seeds 0 to 2 looked at and of 3 to 5 held
-out, all from one base; *one longer*: an expert moved twice as far from the base; *low rank*: task
-vectors cut to their eight largest components. `lm-mini`: two to six of its experts. *Toys*:
-networks of three layers, trained on clouds of points, from other seeds in each half; *alike* and
-*apart* say whether tasks share their classes' places, *adapters* are of rank two, *conflicting*
-tasks give the same inputs other labels, *permuted* experts have their units in another order, and
-*strangers* began from weights of their own.
+- `mini8`: two to eight of its tasks, all from one base. Sets of experts of seeds 0 to 2 were looked
+  at, and 3 to 5 held out. *one longer*: one expert moved twice as far from the base. *low rank*:
+  task vectors cut to their eight largest components.
+- `lm-mini`: two to six of its experts.
+- *toys*: networks of three layers, trained on clouds of points, with other seeds in each half.
+  *alike* and *apart* say whether tasks share the positions of their classes. *adapters* have rank
+  two. *conflicting* tasks give the same inputs different labels. *permuted* experts have their
+  units in a different order. *strangers* started from different weights.
 
-**What the counts do not say.**
+## Limits of the counts
 
-- Only the toys were wholly unseen. Before the rules were written, whoever wrote them knew the
-  [averages of every method](results.md) on all eight tasks of `mini8` with the very experts that
-  are held out here, and published averages on `lm-mini`; that 0.6 is among the scales that are
-  tried comes from there. Subsets, agreement and all figures of weights were new.
-- Pools of `mini8` share a base and, within a seed, experts, and toys of a kind are alike, so
-  intervals that take pools for independent are too narrow, and probabilities too sure.
-- All models are tiny. A rule that was right on one kind of pools alone, which the last column
-  shows, may be wrong on the next.
-- Adapters were counted as toys of rank two, and as task vectors of `mini8` cut to rank eight.
-  `isotropic` never speaks of them. `trial`, `torn` and `spectral-best` compare all merges, and were
-  counted with an `iso-c` whose merges of adapters were nearly the base.
+- Only the toys were entirely unseen. The authors of the rules knew the
+  [averages of every method](results.md) on all eight tasks of `mini8` with the experts that are
+  held out here, and published averages on `lm-mini`. The scale 0.6 among the tried scales comes
+  from there. Subsets, agreement and all figures of weights were new.
+- Pools of `mini8` share a base and, within a seed, experts. Toys of one kind are similar. So the
+  intervals, which assume independent pools, are too narrow, and the probabilities too confident.
+- All models are tiny. A rule that was right on only one kind of pools (last column) may be wrong on
+  the next.
+- Adapters were tested as toys of rank two, and as task vectors of `mini8` cut to rank eight.
+  `isotropic` does not apply to them. `trial`, `torn` and `spectral-best` compare all merges, and
+  were counted with an `iso-c` whose merges of adapters were nearly the base.
 """
 _KINDS = """
 ## Kinds of models
 
-How sure a rule is of a pool depends on the pool's kind: the architecture that `config.json` names,
-whether task vectors have a low numerical rank (fewer than a quarter of the singular values reach
-1 % of the largest), how many experts there are, and how large they are. A pool is of a counted kind
-if it has no more experts than the largest pool of that kind, and at most ten times its entries.
+The confidence in a rule depends on the kind of the pool: the architecture in `config.json`, the
+numerical rank of task vectors (low if fewer than a quarter of the singular values reach 1 % of the
+largest), the number of experts, and their size. A pool is of a counted kind if it has no more
+experts than the largest pool of that kind, and at most ten times its entries.
 
 | kind | is | experts | merged entries | held-out pools |
 |---|---|---|---|---|
 {rows}
-- On a counted kind, the counts of that kind alone say how sure a rule is.
+- On a counted kind, only the counts of that kind matter.
 - On any other kind, each counted kind is one observation: whether the rule came true in most of its
-  pools. The rule is then as sure as the lower end of Wilson's 95 % interval of these: 21 % for a
+  pools. The confidence is the lower end of Wilson's 95 % interval of these observations: 21 % for a
   rule that was right on one kind, 44 % on three, 57 % on five.
 
 """
@@ -83,11 +87,12 @@ _RULES = """## Rules
 _TRIALS = """
 ## A trial, or a guess
 
-Seven merges are what `--try` makes: {tried}. It asks each for 64 unlabeled examples of every task.
-Here is how often the merge that one would choose was the best of all ten, or within 2 % of the
-experts' figures of it, and in brackets what one loses on average, on the {count} held-out pools.
-Where a trial chooses what one would have taken anyway, it tells nothing: that is so on `mini8`. On
-`lm-mini` it loses as much as a fixed choice. What it gains over that is seen on toys alone.
+`--try` makes seven merges: {tried}. It evaluates each on 64 unlabeled examples per task. The table
+shows, for the {count} held-out pools, how often a choice was the best of all ten merges or within
+2 % of the experts' figures of it, and in brackets its average loss.
+
+A trial that chooses the usual merge is uninformative. That is so on `mini8`. On `lm-mini` a trial
+loses as much as a fixed choice. Only the toys show a gain over a fixed choice.
 
 | choose | all | {families} |
 |---|---|{dashes}
@@ -95,11 +100,14 @@ Where a trial chooses what one would have taken anyway, it tells nothing: that i
 _PROXIES = """
 ## What a figure says of the outcome
 
-Spearman's rank correlation, over held-out pools, of a figure with what the average keeps of
-the experts' figures, and with what the best merge does:
+Spearman's rank correlation, over held-out pools, of a figure with two outcomes: the share of the
+experts' figures that the average keeps, and the share that the best merge keeps.
 
-| figure | with the average's | with the best merge's | pools |
+| figure | with the average | with the best merge | pools |
 |---|---|---|---|
+"""
+_NEXT = """
+Next: [compatibility](compatibility.md).
 """
 
 
@@ -108,17 +116,17 @@ def page(pools: Pools) -> str:
     held = _half(pools, held_out=True)
     kinds = _KINDS.format(rows=_kinds(held))
     parts = [_HEAD, _pools(pools), _WHAT, kinds, _RULES, _rules(pools), _failures(held)]
-    families = sorted({_family(each) for each in held.values()})
+    families = sorted({_family(pool) for pool in held.values()})
     about = {"families": " | ".join(families), "dashes": "---|" * len(families)}
     parts += [_TRIALS.format(tried=", ".join(TRIED), count=len(held), **about), _choices(held)]
-    return "".join([*parts, _PROXIES, _correlations(held), _forecast(held)])
+    return "".join([*parts, _PROXIES, _correlations(held), _forecast(held), _NEXT])
 
 
 def _pools(pools: Pools) -> str:
     counts = Counter((pool["kind"], pool["held_out"]) for pool in pools.values())
     kinds = sorted({kind for kind, _ in counts})
     rows = [(kind, counts[kind, False], counts[kind, True]) for kind in kinds]
-    total = ("all", *(sum(row[place] for row in rows) for place in (1, 2)))
+    total = ("all", *(sum(row[column] for row in rows) for column in (1, 2)))
     return "".join(f"| {kind} | {looked} | {held} |\n" for kind, looked, held in [*rows, total])
 
 
@@ -138,7 +146,7 @@ def _rules(pools: Pools) -> str:
 
 
 def _rule(rule: Rule, pools: Pools) -> str:
-    halves = [_half(pools, held_out=each) for each in (False, True)]
+    halves = [_half(pools, held_out=held_out) for held_out in (False, True)]
     looked, held = (Count(_counts(rule, half, _kind)) for half in halves)
     low, high = held.interval
     mark = "" if held.is_telling else " (cannot tell)"
@@ -165,7 +173,7 @@ def _failures(held: Pools) -> str:
         for rule in RULES
         if (names := [*failed(rule, held)])
     ]
-    return f"\nWhere they failed, held out:\n\n{''.join(lines)}"
+    return f"\nHeld-out pools where a rule failed:\n\n{''.join(lines)}"
 
 
 def _choices(held: Pools) -> str:
@@ -179,7 +187,7 @@ def _choices(held: Pools) -> str:
     }
     pools = list(held.values())
     families = sorted(set(map(_family, pools)))
-    groups = [pools, *([each for each in pools if _family(each) == name] for name in families)]
+    groups = [pools, *([pool for pool in pools if _family(pool) == name] for name in families)]
     return "".join(
         f"| {said} | {' | '.join(_choice(choose, group) for group in groups)} |\n"
         for said, choose in ways.items()
@@ -189,7 +197,7 @@ def _choices(held: Pools) -> str:
 def _choice(
     choose: Callable[[Mapping[str, Any]], Sequence[str]], pools: Collection[Mapping[str, Any]]
 ) -> str:
-    """Say how a choice did: several names are one of them at random, in expectation."""
+    """Return the result of a choice; for several names, the expectation of a random one."""
     lost = [[shares(pool)[BEST] - shares(pool)[name] for name in choose(pool)] for pool in pools]
     right = sum(fmean(gap < 0.02 for gap in gaps) for gaps in lost)
     return f"{right:.0f} of {len(lost)} ({100 * fmean(map(fmean, lost)):.1f} %)"
@@ -202,32 +210,32 @@ def _most(values: Mapping[str, float]) -> str:
 def _correlations(held: Pools) -> str:
     rows = []
     for figure in numbers(next(iter(held.values()))):
-        known = [each for each in held.values() if not math.isnan(numbers(each)[figure])]
-        values = [numbers(each)[figure] for each in known]
+        known = [pool for pool in held.values() if not math.isnan(numbers(pool)[figure])]
+        values = [numbers(pool)[figure] for pool in known]
         if len(set(values)) > 1:
-            ends = [[shares(each)[name] for each in known] for name in (AVERAGE, BEST)]
+            ends = [[shares(pool)[name] for pool in known] for name in (AVERAGE, BEST)]
             cells = [f"{correlation(_ranks(values), _ranks(end)):+.2f}" for end in ends]
             rows.append(f"| {figure} | {' | '.join(cells)} | {len(known)} |\n")
     return "".join(rows)
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    """Return the place of each value; that of equal ones is their mean."""
+    """Return the rank of each value; equal values share the mean of their ranks."""
     ordered = sorted(values)
     return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
 
 
 def _forecast(held: Pools) -> str:
-    gaps = [shares(each)[AVERAGE] - each["agreement"][AVERAGE] for each in held.values()]
+    gaps = [shares(pool)[AVERAGE] - pool["agreement"][AVERAGE] for pool in held.values()]
     most = sorted(map(abs, gaps))[int(0.9 * len(gaps))]
     return (
-        "\nWhat the average keeps of the experts' figures is its agreement with them "
+        "\nThe average's share of the experts' figures is its agreement with the experts "
         f"{fmean(gaps):+.2f} on average, and within {most:.2f} of it in nine of ten pools.\n"
     )
 
 
 def record(pools: Pools) -> dict[str, Any]:
-    """Return how often each rule came true: on pools it was made on, and on the others."""
+    """Return how often each rule came true, on the pools looked at and on those held out."""
     halves = {"looked_at": _half(pools, held_out=False), "held_out": _half(pools, held_out=True)}
     return {
         "rules": {
@@ -243,40 +251,41 @@ def _family(pool: Mapping[str, Any]) -> str:
 
 
 def _counted_kind(pool: Mapping[str, Any]) -> str:
-    """Return the name that a pool is counted under: its own, where `COUNTED` has it."""
+    """Return the kind that a pool is counted under."""
     return pool["kind"] if pool["kind"] in COUNTED else _family(pool)
 
 
 def _half(pools: Pools, *, held_out: bool) -> Pools:
-    return {name: each for name, each in pools.items() if each["held_out"] is held_out}
+    return {name: pool for name, pool in pools.items() if pool["held_out"] is held_out}
 
 
 def _counts(
     rule: Rule, pools: Pools, group_of: Callable[[Mapping[str, Any]], str]
 ) -> dict[str, tuple[int, int]]:
-    """Count, by group, the pools that a rule speaks of, and those where it came true before."""
-    found: dict[str, tuple[int, int]] = {}
+    """Count, by group, the pools where a rule came true, and those to which it applies."""
+    counts: dict[str, tuple[int, int]] = {}
     for pool in pools.values():
         if rule.applies(numbers(pool)):
-            held, of = found.get(group_of(pool), (0, 0))
-            found[group_of(pool)] = (held + rule.came_true(shares(pool)), of + 1)
-    return dict(sorted(found.items()))
+            right, of = counts.get(group_of(pool), (0, 0))
+            counts[group_of(pool)] = (right + rule.came_true(shares(pool)), of + 1)
+    return dict(sorted(counts.items()))
 
 
 def failed(rule: Rule, pools: Pools) -> Iterator[str]:
-    """Yield the pools of which a rule said something that did not come true."""
-    for name, each in pools.items():
-        if rule.applies(numbers(each)) and not rule.came_true(shares(each)):
+    """Yield the names of pools where a rule applied and failed."""
+    for name, pool in pools.items():
+        if rule.applies(numbers(pool)) and not rule.came_true(shares(pool)):
             yield name
 
 
 def numbers(pool: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures that rules speak of; NaN for what is not known."""
+    """Return the figures that rules use; NaN for unknown ones."""
     return {name: math.nan if value is None else value for name, value in pool["figures"].items()}
 
 
 def shares(pool: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a claim is about: shares of the experts' figures."""
-    found: dict[str, float] = dict(pool["normalised"])
+    """Return the shares of the experts' figures, which claims compare."""
+    by_merge: dict[str, float] = dict(pool["normalised"])
     chosen = _most(pool["agreement"])
-    return {**found, BEST: max(found[name] for name in MERGES), TRIED_BEST: found[chosen]}
+    best = max(by_merge[name] for name in MERGES)
+    return {**by_merge, BEST: best, TRIED_BEST: by_merge[chosen]}

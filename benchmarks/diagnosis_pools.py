@@ -1,8 +1,8 @@
-"""The pools that rules are looked at on, and those that their hit rates are of.
+"""The pools on which rules of diagnosis are made (looked at) and tested (held out).
 
-Subsets of `mini8`, of one set of experts each, some with one expert twice as far from the base,
-some with task vectors of a low rank; small networks (`diagnosis_toys.py`); and `lm-mini`. What was
-looked at are the first seeds of the former two.
+They are subsets of `mini8` from one set of experts each, some with one expert twice as far from the
+base, some with task vectors of low rank; small networks (`diagnosis_toys.py`); and `lm-mini`. The
+first seeds of `mini8` and of the networks were looked at.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 SHIPPED = 3
 LOOKED_AT, HELD_OUT = (0, 1, 2), (3, 4, 5)
-#: Test images of a task.
+#: The number of test images per task.
 LIMIT = 300
-#: How many experts the pools of a seed have.
+#: The numbers of experts in the pools of a seed.
 _SIZES = {0: (2, 4, 8, 5), 1: (3, 6, 7, 2), 2: (4, 5, 3, 8), 3: (2, 4, 8, 5), 4: (3, 6, 7, 2)}
 _SIZES[5] = (4, 5, 3, 8)
 _RANK = 8
-#: What is measured of language models, and of how many test lines.
+#: The tasks for language models, and the number of test lines.
 _LM_TASKS = (
     ("scripture", "kinds", "speech", "reverse", "roman", "past"),
     ("kinds", "reverse"),
@@ -50,13 +50,13 @@ _LM_TASKS = (
     ("scripture", "kinds", "speech", "past"),
 )
 _LM_LIMIT = 100
-#: Toys of each kind in each half; of what cannot be merged, fewer.
+#: Toys of each kind per half; fewer of kinds that cannot be merged.
 _TOYS = dict.fromkeys(KINDS, 5) | {"permuted": 3, "strangers": 3}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A pool, made when it is measured."""
+    """A pool that is made when it is measured."""
 
     name: str
     kind: str
@@ -65,7 +65,7 @@ class Case:
 
 
 def cases(experts: Path) -> Iterator[Case]:
-    """Yield all pools; `experts` holds the sets that plugins/pools-mini/build/experts.py wrote."""
+    """Yield all pools. `experts` has the output of plugins/pools-mini/build/experts.py."""
     for seed in (*LOOKED_AT, *HELD_OUT):
         yield from _of_mini8(seed, experts)
     yield from _of_lm_mini()
@@ -79,7 +79,7 @@ def cases(experts: Path) -> Iterator[Case]:
 
 
 def _of_lm_mini() -> Iterator[Case]:
-    """Yield the language models that ship, all six and some of them."""
+    """Yield pools of the shipped language models: subsets and all six."""
     for tasks in _LM_TASKS:
         chosen = {"name": "lm-mini", "tasks": list(tasks)}
         limited = {**chosen, "limit": _LM_LIMIT}
@@ -93,7 +93,7 @@ def _toys(kind: str, size: int, seed: int) -> Pair:
 
 
 def _of_mini8(seed: int, experts: Path) -> Iterator[Case]:
-    """Yield four subsets as they are, one with an expert that went farther, one of low rank."""
+    """Yield four plain subsets, one with a longer task vector, and one of low rank."""
     drawn = random.Random(seed)
     changes = {"mini8": _SIZES[seed], "mini8, one longer": (4,), "mini8, low rank": (5,)}
     for kind, sizes in changes.items():
@@ -110,12 +110,12 @@ def _mini8(kind: str, names: Sequence[str], seed: int, experts: Path) -> Pair:
     if seed == SHIPPED:
         pool = {"name": "mini8", "tasks": list(names)}
     tasks = {"name": "mini8", "tasks": list(names), "limit": LIMIT}
-    found, own = _planned({"model_pool": pool, "task_pool": tasks})
+    model_pool, task_pool = _planned({"model_pool": pool, "task_pool": tasks})
     if kind == "mini8, one longer":
-        found = found.with_sources({names[0]: _longer(found, names[0])})
+        model_pool = model_pool.with_sources({names[0]: _longer(model_pool, names[0])})
     if kind == "mini8, low rank":
-        found = found.with_sources({name: _truncated(found, name) for name in names})
-    return found, own
+        model_pool = model_pool.with_sources({name: _truncated(model_pool, name) for name in names})
+    return model_pool, task_pool
 
 
 def _planned(recipe: dict[str, Any]) -> Pair:
@@ -131,8 +131,10 @@ def _longer(pool: ModelPool[Any], name: str) -> WeightSource:
 def _truncated(pool: ModelPool[Any], name: str) -> WeightSource:
     assert pool.base is not None
     base, expert = pool.base.state_dict(), pool.experts[name].state_dict()
-    for key, own in base.items():
-        if is_matrix(own.shape) and own.is_floating_point():
-            delta = expert[key].float() - own.float()
-            expert[key] = (own.float() + decompose(delta).largest(_RANK).product()).to(own.dtype)
+    for key, tensor in base.items():
+        if is_matrix(tensor.shape) and tensor.is_floating_point():
+            delta = expert[key].float() - tensor.float()
+            expert[key] = (tensor.float() + decompose(delta).largest(_RANK).product()).to(
+                tensor.dtype
+            )
     return StateDictSource(expert, label=name)

@@ -1,8 +1,8 @@
-"""Pools of small networks, trained on the spot: alike or not, long, of low rank, or strange.
+"""Pools of small networks, trained on demand: alike or not, long, of low rank, or strangers.
 
-A network of three layers turns inputs into features, which frozen random heads read: one a task. A
-class is two clouds of points. The base has seen all tasks with most labels wrong; an expert
-goes on from there on one task.
+A network of three layers turns inputs into features. A frozen random head per task reads them. A
+class is two clouds of points. The base is trained on all tasks with mostly wrong labels, and an
+expert continues from it on one task.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ BATCH, NOISE, TEMPERATURE = 64, 0.9, 10.0
 
 @dataclass(frozen=True)
 class Kind:
-    """What is special about a pool."""
+    """The properties of a pool."""
 
-    #: the share of a class's place that all tasks have in common
+    #: the share of a class's position that all tasks have in common
     alike: float = 0.0
-    #: all tasks have one head, and the same inputs belong to other classes in each
+    #: all tasks have one head, and each assigns different classes to the same inputs
     conflicting: bool = False
-    #: the rank that task vectors may have; None for any
+    #: the maximal rank of task vectors; None for any
     rank: int | None = None
-    #: how much longer one expert is trained, at a higher rate
+    #: the factor by which one expert is trained longer, at a higher rate
     longer: int = 1
-    #: the experts' hidden units stand in another order
+    #: the hidden units of experts are permuted
     permuted: bool = False
-    #: every expert begins from weights of its own
+    #: every expert starts from different weights
     strangers: bool = False
 
 
@@ -72,7 +72,7 @@ class Clouds(AdaptiveTask):
         self.test = _drawn(centres, TESTED, generator)
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
-        """Return unlabeled examples, which begin anew after the last."""
+        """Return unlabeled examples, from the first again after the last."""
         del split, seed
         rows = torch.arange(step * size, (step + 1) * size) % UNLABELED
         return Batch(self.unlabeled[0][rows])
@@ -83,8 +83,8 @@ class Clouds(AdaptiveTask):
 
     def scores(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Return logits for inputs."""
-        found: Tensor = TEMPERATURE * normalize(model(inputs), dim=-1) @ self.head.T
-        return found
+        logits: Tensor = TEMPERATURE * normalize(model(inputs), dim=-1) @ self.head.T
+        return logits
 
     def evaluate(self, model: nn.Module) -> MetricValues:
         """Return the accuracy on the test examples."""
@@ -95,7 +95,7 @@ class Clouds(AdaptiveTask):
 
 
 class Toys(TaskPool[ComponentConfig]):
-    """Tasks that are there already."""
+    """A pool of given tasks."""
 
     config_class = ComponentConfig
 
@@ -128,8 +128,8 @@ def _tasks(kind: Kind, count: int, generator: torch.Generator) -> list[Clouds]:
     head = _head(generator)
     tasks = []
     for number in range(count):
-        own = torch.randn(shape, generator=generator)
-        centres = kind.alike**0.5 * shared + (1 - kind.alike) ** 0.5 * own
+        separate = torch.randn(shape, generator=generator)
+        centres = kind.alike**0.5 * shared + (1 - kind.alike) ** 0.5 * separate
         if kind.conflicting:
             centres = centres[torch.randperm(CLASSES, generator=generator)]
         one = head if kind.alike else _head(generator)
@@ -170,7 +170,7 @@ def _trained(
     )
     for _, task in zip(range(steps), itertools.cycle(tasks), strict=False):
         rows = torch.randint(TRAINED, (BATCH,))
-        inputs, labels = (each[rows] for each in task.train)
+        inputs, labels = (tensor[rows] for tensor in task.train)
         other = torch.randint(CLASSES, (BATCH,))
         labels = labels.where(torch.rand(BATCH) >= wrong, other)
         optimizer.zero_grad()
@@ -180,7 +180,7 @@ def _trained(
 
 
 class _Adapted(nn.Module):
-    """A frozen matrix and a product of two narrow ones, which are trained."""
+    """A frozen matrix plus a trained product of two narrow matrices."""
 
     def __init__(self, layer: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class _Adapted(nn.Module):
 
 
 def _adapted(model: nn.Sequential, task: Clouds, rank: int) -> nn.Sequential:
-    layers = [each for each in model if isinstance(each, nn.Linear)]
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
     model.requires_grad_(requires_grad=False)
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", _Adapted(layer, rank))
@@ -204,7 +204,7 @@ def _adapted(model: nn.Sequential, task: Clouds, rank: int) -> nn.Sequential:
 
 
 def _reordered(model: nn.Sequential) -> nn.Sequential:
-    """Return a network that computes the same, its hidden units in another order."""
+    """Return the same function with permuted hidden units."""
     with torch.no_grad():
         for first, second in ((model[0], model[2]), (model[2], model[4])):
             order = torch.randperm(WIDTH)

@@ -1,8 +1,8 @@
-"""What `fisher` takes per example, beside one backward pass of the same example.
+"""Measure the cost of `fisher` per example against one backward pass of the same example.
 
     python benchmarks/fisher.py --examples 16 --classes 20
 
-The model is a BERT of 22 M parameters (6 layers, 384 wide) with random weights, on one core.
+The model is a BERT of 22 M parameters (6 layers, width 384) with random weights, on one core.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WIDTH, _LENGTH, _WORDS = 384, 64, 30_000
 
 
 class RandomTexts(AdaptiveTask):
-    """Texts of random tokens, and a random head on the mean over tokens."""
+    """Texts of random tokens, with a random head on the mean over tokens."""
 
     name = "random"
 
@@ -47,12 +47,12 @@ class RandomTexts(AdaptiveTask):
         return states.mean(1) @ self.weight
 
     def evaluate(self, model: nn.Module) -> MetricValues:
-        """Measure nothing."""
+        """Return no metrics."""
         raise NotImplementedError
 
 
 def main() -> None:
-    """Measure both in turns, and print the best of each and their ratio."""
+    """Measure both in turns, and print the best time of each and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=16)
     parser.add_argument("--classes", type=int, default=20)
@@ -87,13 +87,13 @@ def main() -> None:
 
 
 def _best(work: Callable[[], None], repeats: int) -> float:
-    """Return the least processor time."""
-    found = []
+    """Return the least processor time of several repeats."""
+    seconds = []
     for _ in range(repeats):
         started = time.process_time()
         work()
-        found.append(time.process_time() - started)
-    return min(found)
+        seconds.append(time.process_time() - started)
+    return min(seconds)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""The tensors of Llamas: what benchmarks make models of, and count the bytes of larger ones by."""
+"""The tensors of Llamas, from which benchmarks build models and estimate larger ones."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-#: bytes of a parameter in bf16
+#: bytes per parameter in bf16
 WIDE = 2
 
 
 @dataclass(frozen=True)
 class Llama:
-    """The sizes of a Llama whose embeddings and head are not tied."""
+    """The sizes of a Llama with untied embeddings and head."""
 
     hidden: int
     inner: int
@@ -22,7 +22,7 @@ class Llama:
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
-        """The shapes of all linear layers but the head, by the names of their modules."""
+        """The shapes of all linear layers except the head, by module name."""
         keys = self.hidden // self.heads * self.key_heads
         layer = {
             "mlp.down_proj": (self.hidden, self.inner),
@@ -69,16 +69,16 @@ class Llama:
 
     @property
     def bytes(self) -> int:
-        """How many bytes the model has in bf16."""
+        """The bytes of the model in bf16."""
         return WIDE * sum(math.prod(shape) for shape in self.tensors.values())
 
     @property
     def bytes_of_tokens(self) -> int:
-        """How many of them are rows of tokens, in embeddings and head."""
+        """The bytes of token rows in embeddings and head."""
         return WIDE * 2 * self.vocabulary * self.hidden
 
     def bytes_of_adapter(self, rank: int) -> int:
-        """Return how many bytes a LoRA adapter on all linear layers but the head has in bf16."""
+        """Return the bytes of a bf16 LoRA adapter on all linear layers except the head."""
         return WIDE * rank * sum(sum(shape) for shape in self.linear.values())
 
 

@@ -1,24 +1,24 @@
-"""Language models: merging, building and evaluating at Llama-3-8B's widths; 8B and 70B on paper.
+"""Measure merging, building and evaluating at Llama-3-8B's widths, and estimate 8B and 70B.
 
     python benchmarks/lm.py --layers 2 --experts 3 --repeats 2
 
-makes a base and experts of random weights on the spot, in bf16, with Llama-3-8B's shapes but for
-the number of layers, and tokenizers of as many made-up tokens. Two layers are 3 GB a model, 70 % of
-it rows of tokens (13 % of the whole 8B); on the disk lie three models' bytes more than experts' at
-most. Measured, each as a process of its own and from outside, for one expert, two, and so on:
+builds a base and experts of random weights in bf16, with Llama-3-8B's shapes but for the number of
+layers, and tokenizers with as many invented tokens. Two layers are 3 GB per model, 70 % of it token
+rows (13 % of the whole 8B). The disk needs at most the bytes of the experts and of three more
+models. The benchmark measures, each in its own process and for one expert, two, and so on:
 
 - `fuse run` on the pool `causal-lm`: linear, task arithmetic and TIES (by model: two passes);
-- task arithmetic of experts whose tokens have other numbers, all shuffled, and some of their own
-  (`tokenizer: union`): the worst case, where no two rows lie together;
-- task arithmetic of LoRA adapters of rank 16 on all linear layers but the head;
-- each one's floor: `cat` of the inputs, writing and syncing as many bytes as the output has;
-- linear, task arithmetic and TIES again with no input in the page cache, which checks the plan;
-- building the merge in bf16 and fp32, and `fuse evaluate` of it, which builds in fp32.
+- task arithmetic of experts with renumbered tokens, all shuffled, and additional ones
+  (`tokenizer: union`): the worst case, where no two rows are adjacent;
+- task arithmetic of LoRA adapters of rank 16 on all linear layers except the head;
+- the floor of each: `cat` of the inputs, and writing and syncing as many bytes as the output has;
+- linear, task arithmetic and TIES again without inputs in the page cache, to check the estimate;
+- building the merge in bf16 and fp32, and `fuse evaluate`, which builds in fp32.
 
-From these rates it reckons what 8B and 70B would take, on as many cores and on disks of three
-speeds. Targets: a merge takes 300 MB above torch, building and evaluating 1.1 times the bytes of
-what is built. Nothing is asserted. For a quick look, `--scale 16` divides all widths but the
-vocabulary. This process imports no torch: a child's peak memory begins with its parent's.
+From these rates it estimates 8B and 70B on as many cores, with disks of three speeds. Targets: a
+merge takes 300 MB above torch, and building and evaluating take 1.1 times the bytes of the built
+model. Nothing is asserted. For a quick look, `--scale 16` divides all widths except the vocabulary.
+This process does not import torch, because a child's peak memory begins with its parent's.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ WORDS = "the quick brown fox jumps over a lazy dog and runs into an old forest b
 
 
 def main() -> None:
-    """Measure, print tables."""
+    """Measure, and print the tables."""
     options = _options()
     full = LLAMA_3_8B
     model = dataclasses.replace(
@@ -104,7 +104,7 @@ def _run(bench: Bench, repeats: int) -> None:
 
 
 def _merges(bench: Bench, kind: Kind, repeats: int) -> None:
-    """Measure a kind of merge with one expert, two, ..., and print a row for each."""
+    """Measure a kind of merge with one expert, two, and so on; print one row for each."""
     for experts in bench.counts:
         for _ in range(repeats):
             bench.merge(kind, experts)
@@ -123,7 +123,7 @@ def _cells(bench: Bench, kind: Kind, experts: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Live:
-    """A model that was built, or evaluated, above a process with transformers loaded."""
+    """The cost of a built or evaluated model, above a process with transformers loaded."""
 
     name: str
     seconds: float
@@ -132,7 +132,7 @@ class Live:
 
 
 def _lives(bench: Bench) -> Iterator[Live]:
-    """Build the merge that was made last, and evaluate it."""
+    """Build the last merge, and evaluate it."""
     merged, size = str(bench.directory / "ours"), bench.model.bytes
     for dtype, wide in (("bfloat16", size), ("float32", 2 * size)):
         command = [sys.executable, str(CHILDREN), "built", merged, dtype]
@@ -154,13 +154,13 @@ def _live(bench: Bench, name: str, command: Sequence[str], size: int) -> Live:
 
 
 def _texts(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Write 16 questions, and 16 texts."""
+    """Write 16 questions and 16 texts."""
     words = WORDS.split()
     turned = [words[n:] + words[:n] for n in range(16)]
     questions = [
-        {"question": " ".join(each[3:]), "choices": each[:3], "answer": 0} for each in turned
+        {"question": " ".join(text[3:]), "choices": text[:3], "answer": 0} for text in turned
     ]
-    lines = {"choice": questions, "perplexity": [{"text": " ".join(each)} for each in turned]}
+    lines = {"choice": questions, "perplexity": [{"text": " ".join(text)} for text in turned]}
     for kind, examples in lines.items():
         path = directory / f"{kind}.jsonl"
         path.write_text("\n".join(json.dumps(example) for example in examples))
@@ -168,9 +168,9 @@ def _texts(directory: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _print_lives(lives: Sequence[Live]) -> None:
-    """Print what live models took, and what larger ones would."""
+    """Print the cost of live models, and estimates for larger ones."""
     print("\nAbove python with transformers loaded; target: a peak of 1.1 times the bytes\n")
-    larger = [f"{size} (reckoned)" for size in MODELS]
+    larger = [f"{size} (estimated)" for size in MODELS]
     print(headings(["", "bytes", "wall", "peak", "peak / bytes", *larger]))
     for live in lives:
         share = live.above / live.bytes
@@ -190,12 +190,13 @@ def _print_plan(bench: Bench) -> None:
 
 
 def _print_cold(bench: Bench, cores: int) -> None:
-    """Print what the plan says of the merges that read from the disk, and what they took."""
+    """Print estimated and measured costs of the merges that read from the disk."""
     print(
-        "\nThe plan against merges from the disk; a second pass finds in memory what fits there\n"
+        "\nEstimates and merges from the disk. A second pass reads from memory if the inputs fit.\n"
     )
-    print(headings(["merge", "experts", "disk reads", "writes", "read: reckoned, counted",
-                    "CPU: reckoned, counted", "wall: reckoned", "measured", "off by"]))  # fmt: skip
+    heads = ["merge", "experts", "disk reads", "writes", "read: estimated, counted"]
+    heads += ["CPU: estimated, counted", "wall: estimated", "measured", "off by"]
+    print(headings(heads))
     for kind in PLAIN:
         print(row([kind.name, str(len(bench.experts)), *_cold_cells(bench, kind, cores)]))
 
@@ -204,12 +205,12 @@ def _cold_cells(bench: Bench, kind: Kind, cores: int) -> Iterator[str]:
     rate, experts = bench.rate(kind), len(bench.experts)
     cold = dataclasses.replace(kind, program="cold").label(experts)
     size, read = bench.model.bytes, rate.read(bench.model, experts)
-    counted = max(each.read for each in bench.taken[cold])
+    counted = max(usage.read for usage in bench.taken[cold])
     reading = read / rate.passes / bench.seconds(f"read {kind.name}")
     writing = size / bench.seconds(f"write {kind.name}")
     cpu, took = rate.seconds(bench.model, experts), bench.seconds(cold)
     best, worst = wall(cpu, counted / reading + size / writing, cores)
-    yield from (f"{each / GB:.2f} GB/s" for each in (reading, writing))
+    yield from (f"{speed / GB:.2f} GB/s" for speed in (reading, writing))
     yield f"{read / GB:.2f} GB, {counted / GB:.2f} GB"
     yield f"{cpu:.1f} s, {bench.cpu(cold):.1f} s"
     yield from (span(best, worst), f"{took:.1f} s")

@@ -1,4 +1,4 @@
-"""What `lm.py` needs torch and transformers for, as programs of their own."""
+"""The parts of `lm.py` that need torch and transformers, as separate programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _END = "<|end_of_text|>"
 
 
 def plain(directory: str, shape: str, *names: str) -> None:
-    """Write a base and experts, each with the same tokenizer."""
+    """Write a base and experts with the same tokenizer."""
     sizes = Llama(*json.loads(shape))
     write_models(Path(directory), sizes, names)
     for name in names:
@@ -31,7 +31,7 @@ def plain(directory: str, shape: str, *names: str) -> None:
 
 
 def renumbered(directory: str, model: str, new: str, more: str) -> None:
-    """Write an expert whose tokens have other numbers, and that has so many of its own."""
+    """Write an expert with renumbered tokens and `more` additional ones."""
     old = Path(directory, model)
     config = json.loads((old / "config.json").read_text())
     tensors = load_file(old / "model.safetensors")
@@ -46,7 +46,7 @@ def renumbered(directory: str, model: str, new: str, more: str) -> None:
 
 
 def adapters(directory: str, shape: str, *names: str) -> None:
-    """Write LoRA adapters on all linear layers but the head, as PEFT does."""
+    """Write LoRA adapters on all linear layers except the head, as PEFT does."""
     generator = torch.Generator().manual_seed(1)
     sizes = Llama(*json.loads(shape))
     targets = sorted({name.rpartition(".")[2] for name in sizes.linear})
@@ -63,7 +63,7 @@ def adapters(directory: str, shape: str, *names: str) -> None:
 
 
 def built(directory: str, dtype: str) -> None:
-    """Build a model of transformers."""
+    """Build a transformers model."""
     from pools_lm.config import LanguageConfig
     from pools_lm.pools import CausalPool
 
@@ -72,7 +72,7 @@ def built(directory: str, dtype: str) -> None:
 
 
 def _tokens(count: int) -> list[str]:
-    """Return bytes, then made-up tokens that consist of two earlier ones each, then an end."""
+    """Return all bytes, then tokens that join two earlier ones, then an end token."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = list(letters)
     for number in range(count - len(letters) - 1):
@@ -86,20 +86,20 @@ def _parts(tokens: Sequence[str], number: int) -> tuple[str, str]:
 
 
 def _save_tokenizer(directory: Path, tokens: Sequence[str], added: Sequence[str] = ()) -> None:
-    """Write a tokenizer of bytes (BPE) that numbers tokens as they come."""
+    """Write a byte-level BPE tokenizer that numbers tokens in the given order."""
     ordered = _tokens(len(tokens))
     merges = [_parts(ordered, number) for number in range(len(ordered) - 257)]
     numbers = {token: number for number, token in enumerate(tokens)}
     made = Tokenizer(models.BPE(vocab=numbers, merges=merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    own = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=_END, eos_token=_END)
-    own.add_tokens(list(added), special_tokens=True)
-    own.save_pretrained(directory)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=_END, eos_token=_END)
+    tokenizer.add_tokens(list(added), special_tokens=True)
+    tokenizer.save_pretrained(directory)
 
 
 if __name__ == "__main__":
     children: dict[str, Callable[..., None]] = {
-        each.__name__: each for each in (adapters, built, plain, renumbered)
+        function.__name__: function for function in (adapters, built, plain, renumbered)
     }
     children[sys.argv[1]](*sys.argv[2:])

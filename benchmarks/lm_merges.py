@@ -1,4 +1,4 @@
-"""The merges that `lm.py` measures, and how: from the page cache, and from the disk."""
+"""The merges that `lm.py` measures, from the page cache and from the disk."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Kind:
 
     name: str
     algorithm: str
-    #: what its start-up is shared with
+    #: the program whose start-up it shares
     program: str = "plain"
-    #: what experts' directories are called after, and options of the pool
+    #: the prefix of the experts' directories, and options of the pool
     prefix: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     has_base: bool = True
@@ -39,7 +39,7 @@ class Kind:
     rank: int = 0
 
     def label(self, experts: int) -> str:
-        """Return what a merge of so many is called."""
+        """Return the label of a merge of this many experts."""
         return f"{self.program} {self.name}, {experts}"
 
 
@@ -54,7 +54,7 @@ LORA = Kind("LoRA", "task-arithmetic", "lora", "lora-", rank=RANK)
 
 
 class Bench(Measures):
-    """Models on disk, what is merged of them, and the measures."""
+    """Models on disk, the merges of them, and the measurements."""
 
     def __init__(self, directory: Path, model: Llama, experts: int) -> None:
         super().__init__(directory)
@@ -64,20 +64,20 @@ class Bench(Measures):
 
     @property
     def counts(self) -> range:
-        """How many experts are merged."""
+        """The numbers of experts to merge."""
         return range(1, len(self.experts) + 1)
 
     def make(self, what: str, *arguments: str) -> None:
-        """Make models."""
+        """Build models in a separate process."""
         child(CHILDREN, what, str(self.directory), *arguments)
 
     def paths(self, kind: Kind, experts: int) -> dict[str, str]:
         """Return the inputs of a merge, the base first."""
         names = [f"{kind.prefix}{name}" for name in self.experts[:experts]]
-        return {each: str(self.directory / each) for each in (*["base"] * kind.has_base, *names)}
+        return {name: str(self.directory / name) for name in (*["base"] * kind.has_base, *names)}
 
     def merge(self, kind: Kind, experts: int) -> None:
-        """Merge so many experts."""
+        """Merge this many experts."""
         models = self.paths(kind, experts)
         base = {"base": models.pop("base")} if kind.has_base else {}
         pool = {"name": "causal-lm", **kind.options, **base, "models": models}
@@ -85,7 +85,7 @@ class Bench(Measures):
         self.fuse_run(kind.program, f"{kind.name}, {experts}", recipe, "--no-eval")
 
     def cold(self, kind: Kind) -> None:
-        """Read all inputs from the disk, then write an output; then merge from the disk."""
+        """Read all inputs from the disk, write an output, then merge from the disk."""
         experts = len(self.experts)
         files = [f"{path}/model.safetensors" for path in self.paths(kind, experts).values()]
         _evict(files)
@@ -100,13 +100,13 @@ class Bench(Measures):
         return self.peak(label) - self.peak(bare)
 
     def rate(self, kind: Kind) -> Rate:
-        """Return what a kind of merge takes, by the bytes of its output."""
+        """Return the cost of a kind of merge per byte of its output."""
         cpu = Line.through({n: self.cpu(kind.label(n)) for n in self.counts})
         memory = Line.through({n: self.above(kind.label(n)) for n in self.counts})
         return Rate(cpu / self.model.bytes, memory, kind.has_base, kind.passes, kind.rank)
 
     def rate_of_tokens(self) -> Rate:
-        """Return what task arithmetic takes, and what other tokenizers add for each row."""
+        """Return the cost of task arithmetic, plus the cost per row of different tokenizers."""
         more = {n: self.cpu(TOKENS.label(n)) - self.cpu(ARITHMETIC.label(n)) for n in self.counts}
         rows = Line.through(more) / (2 * self.model.vocabulary)
         memory = self.rate(TOKENS).memory
@@ -114,7 +114,7 @@ class Bench(Measures):
 
 
 def _evict(files: Iterable[str]) -> None:
-    """Have the system forget what it keeps of files in memory."""
+    """Evict files from the page cache."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)

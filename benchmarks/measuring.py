@@ -1,6 +1,6 @@
-"""What benchmarks of whole programs share: processes measured from outside, floors, tables.
+"""Measure whole programs from outside: processes, floors, and tables.
 
-Nothing here imports torch: what a child's peak memory counts begins with its parent's.
+Nothing here imports torch, because a child's peak memory begins with its parent's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BUFFER = os.urandom(16 * MB)
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process took; `read` is what came from a disk and not from the page cache."""
+    """The cost of a process; `read` counts bytes from the disk, not from the page cache."""
 
     seconds: float
     cpu: float
@@ -34,9 +34,9 @@ class Usage:
 
 
 class Measures:
-    """Processes that ran in a directory, and what each took.
+    """Processes that ran in a directory, with the cost of each.
 
-    A label's first word is the program, whose `start-up` is taken off.
+    The first word of a label is the program. Its `start-up` is subtracted.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -44,7 +44,7 @@ class Measures:
         self.taken: dict[str, list[Usage]] = defaultdict(list)
 
     def measure(self, label: str, command: Sequence[str]) -> None:
-        """Run a command from quiet disks, and keep what it took."""
+        """Sync the disks, run a command, and record its cost."""
         os.sync()
         started = time.perf_counter()
         with (self.directory / "log").open("w") as log:
@@ -58,19 +58,19 @@ class Measures:
         self.taken[label].append(taken)
 
     def fuse_run(self, program: str, name: str, recipe: Mapping[str, Any], *flags: str) -> None:
-        """Run `fuse run` on a recipe, and what of it is start-up."""
+        """Measure `fuse run` on a recipe, and its start-up."""
         fuse = str(Path(sys.executable).with_name("fuse"))
         command = [fuse, "run", self.recipe(recipe), "-q", *flags, "-o", self.emptied("ours")]
         self.measure(f"start-up {program}", [*command, "--print-config"])
         self.measure(f"{program} {name}", command)
 
     def floor(self, name: str, models: Iterable[str]) -> None:
-        """Read models once, and write and sync as many bytes as the output has."""
+        """Measure the floor: read models, and write and sync as many bytes as the output."""
         files = [str(path) for model in models for path in Path(model).glob("*.safetensors")]
         self.copy(f"floor {name}", files)
 
     def copy(self, label: str, files: Sequence[str] = ()) -> None:
-        """Read files, write and sync as many bytes as the output has, and keep what it took."""
+        """Read files, write and sync as many bytes as the output has, and record the cost."""
         size = size_of(self.directory / "ours")
         os.sync()
         started, cpu = time.perf_counter(), sum(os.times()[:4])
@@ -90,45 +90,45 @@ class Measures:
         os.close(descriptor)
 
     def recipe(self, content: Mapping[str, Any]) -> str:
-        """Write a recipe; return its path."""
+        """Write a recipe, and return its path."""
         path = self.directory / "recipe.yaml"  # JSON is YAML
         path.write_text(json.dumps(content))
         return str(path)
 
     def emptied(self, name: str) -> str:
-        """Return the path of an output that is not there."""
+        """Return the path of an output, after deleting it."""
         shutil.rmtree(self.directory / name, ignore_errors=True)
         return str(self.directory / name)
 
     def seconds(self, label: str) -> float:
-        """Return the best wall time of a measure, less its program's start-up."""
+        """Return the best wall time of a label, minus its program's start-up."""
         return self._best(label, "seconds")
 
     def cpu(self, label: str) -> float:
-        """Return the best processor time of a measure, less its program's start-up."""
+        """Return the best processor time of a label, minus its program's start-up."""
         return self._best(label, "cpu")
 
     def _best(self, label: str, what: str) -> float:
         start = self.taken.get(f"start-up {label.partition(' ')[0]}", ())
-        least = min((getattr(each, what) for each in start), default=0.0)
-        return float(min(getattr(each, what) for each in self.taken[label]) - least)
+        least = min((getattr(usage, what) for usage in start), default=0.0)
+        return float(min(getattr(usage, what) for usage in self.taken[label]) - least)
 
     def start_up(self, program: str) -> float:
-        """Return the least time that a program took to start."""
-        return min(each.seconds for each in self.taken[f"start-up {program}"])
+        """Return the least start-up time of a program."""
+        return min(usage.seconds for usage in self.taken[f"start-up {program}"])
 
     def peak(self, label: str) -> int:
-        """Return the highest peak of memory of a measure, in bytes."""
+        """Return the highest peak memory of a label, in bytes."""
         return max(usage.peak for usage in self.taken[label])
 
     def dump(self, path: Path) -> None:
-        """Write every measure to a file."""
+        """Write all measurements to a file."""
         taken = {label: [vars(usage) for usage in usages] for label, usages in self.taken.items()}
         path.write_text(json.dumps(taken, indent=1))
 
 
 def child(program: Path, *arguments: str) -> str:
-    """Run a program of Python; return what it prints, or end with what it complains of."""
+    """Run a Python program and return its output; exit with its stderr if it fails."""
     command = [sys.executable, str(program), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -147,5 +147,5 @@ def headings(cells: Sequence[str]) -> str:
 
 
 def size_of(directory: Path) -> int:
-    """Return how many bytes lie in a directory."""
+    """Return the total size of the files in a directory, in bytes."""
     return sum(path.stat().st_size for path in directory.iterdir())

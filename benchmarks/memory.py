@@ -1,10 +1,10 @@
-"""Peak memory of every method that needs no data, beside what `fuse check` estimates.
+"""Compare the peak memory of every method that needs no data with the estimate of `fuse check`.
 
     nox -s memory -- --sizes small middle --methods tsv-m ties
 
-Each merge is a process of its own. What counts is its peak above the same process just before the
-merge, which is what `fuse check` calls "merging" plus a merge that is kept. Exits with 1 where the
-estimate is off by more than a factor of 1.3 and not called a lower bound.
+Each merge runs in its own process. Its peak is measured above the same process just before the
+merge, and compared with the estimate without "Python and torch". Exits with 1 if an estimate is off
+by more than a factor of 1.3 and is not called a lower bound.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from measuring import MB, child, headings, row
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    #: a method's name, a size, how many workers, and a recipe
+    #: a method's name, a size, the number of workers, and a recipe
     Case = tuple[str, str, int, dict[str, Any]]
 
 _CHILDREN = Path(__file__).with_name("memory_children.py")
-#: The factor that an estimate may be off, and a difference that is the allocator's.
+#: The largest accepted factor, and a difference that the allocator can cause.
 _FACTOR, _SMALL = 1.3, 30 * MB
-#: Options that a method needs, or that make it shorter and take as much memory.
+#: Options that a method needs, or that shorten it without changing its memory.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "wudi": {"steps": 30},
     "doge": {"steps": 30},
@@ -39,7 +39,7 @@ _EXPERTS = ("x", "y", "z")
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure all methods, and print a table."""
     arguments = _parsed()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         models = arguments.models or Path(name)
@@ -82,14 +82,14 @@ def _recipe(stages: Sequence[str], models: Path, experts: Sequence[str]) -> dict
     }
 
 
-def _shown(name: str, size: str, workers: int, recipe: dict[str, Any], place: Path) -> str:
-    """Run a recipe in a process of its own, print a row, and return the verdict."""
-    path, output = place / "recipe.json", place / "merged"
+def _shown(name: str, size: str, workers: int, recipe: dict[str, Any], directory: Path) -> str:
+    """Run a recipe in its own process, print a row, and return the verdict."""
+    path, output = directory / "recipe.json", directory / "merged"
     path.write_text(json.dumps({**recipe, "output": {"path": str(output)}}))
-    found = json.loads(child(_CHILDREN, "merge", str(path), str(workers)))
+    measured = json.loads(child(_CHILDREN, "merge", str(path), str(workers)))
     shutil.rmtree(output)
-    estimate, taken = found["estimate"], found["peak"] - found["bare"]
-    verdict = _verdict(estimate, taken, at_least=found["at_least"])
+    estimate, taken = measured["estimate"], measured["peak"] - measured["bare"]
+    verdict = _verdict(estimate, taken, at_least=measured["at_least"])
     label = size if workers == 2 else f"{size}, {workers} workers"
     cells = [name, label, f"{estimate / MB:,.0f} MB", f"{taken / MB:,.0f} MB"]
     print(row([*cells, f"{taken / estimate:.2f}", verdict]), flush=True)

@@ -1,4 +1,4 @@
-"""What `memory.py` needs torch for, as programs of their own: a peak counts from its process."""
+"""The parts of `memory.py` that need torch, as separate programs with their own peaks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def build(directory: str, *sizes: str) -> None:
-    """Write a base and three experts of each size, shaped as Llamas."""
+    """Write a base and three experts of each size, with the shapes of Llamas."""
     import torch
     from llama import Llama
     from methods_children import write_models
@@ -23,14 +23,14 @@ def build(directory: str, *sizes: str) -> None:
         "large": Llama(1_024, 2_816, 6, 16, 4, 32_000),  # the largest tensors count, not layers
     }
     for size in sizes:
-        place = Path(directory) / size
-        place.mkdir()
+        folder = Path(directory) / size
+        folder.mkdir()
         dtype = torch.bfloat16 if size == "large" else torch.float32
-        write_models(place, shapes[size], ["base", "x", "y", "z"], dtype=dtype)
+        write_models(folder, shapes[size], ["base", "x", "y", "z"], dtype=dtype)
 
 
 def methods() -> None:
-    """Print, by name, every installed method that needs no data: its pipeline, and its experts."""
+    """Print pipeline and maximal experts of every installed method without data, by name."""
     from fusion_core import AlgorithmSpec
     from fusion_core.commands import load_plugins
 
@@ -41,12 +41,12 @@ def methods() -> None:
     }
     specs = [component.spec for component in load_plugins().components(AlgorithmSpec)]
     free = [spec for spec in specs if spec.needs_tasks == "none"]
-    found = {spec.name: (around[spec.stage](spec.name), spec.max_experts) for spec in free}
-    print(json.dumps(found))
+    pipelines = {spec.name: (around[spec.stage](spec.name), spec.max_experts) for spec in free}
+    print(json.dumps(pipelines))
 
 
 def merge(recipe: str, workers: str) -> None:
-    """Plan a recipe, estimate its memory, run it; print both."""
+    """Plan a recipe, estimate its memory, run it, and print estimate and peak."""
     from fusion_core import RunOptions, check, plan
     from fusion_core.commands import execute
     from fusion_core.machine.memory import peak_memory
@@ -55,12 +55,12 @@ def merge(recipe: str, workers: str) -> None:
     estimate = check(planned).memory
     bare = peak_memory()
     execute(planned)
-    found = {"bare": bare, "peak": peak_memory(), "at_least": estimate.at_least}
-    print(json.dumps({**found, "estimate": estimate.total - estimate.process}))
+    measured = {"bare": bare, "peak": peak_memory(), "at_least": estimate.at_least}
+    print(json.dumps({**measured, "estimate": estimate.total - estimate.process}))
 
 
 if __name__ == "__main__":
     children: dict[str, Callable[..., None]] = {
-        each.__name__: each for each in (build, methods, merge)
+        function.__name__: function for function in (build, methods, merge)
     }
     children[sys.argv[1]](*sys.argv[2:])

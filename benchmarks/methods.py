@@ -1,21 +1,21 @@
-"""Streamed merges: `fuse run` against its floor and against mergekit, method by method, in one run.
+"""Compare `fuse run` with its floor and with mergekit, method by method, in one run.
 
     python benchmarks/methods.py --size 4 --repeats 3 --mergekit PATH/TO/VENV
 
-builds a base and three experts of random weights, shaped as a Llama's (bf16, `--size` GB in all),
-and times every registered merge, transform and calibration of fusion-linear and fusion-ties, or
-those of `--methods`. Each in turn, every measure after a `sync`:
+builds a base and three experts of random weights with the shapes of a Llama (bf16, `--size` GB in
+all). It times every registered merge, transform and calibration of fusion-linear and fusion-ties,
+or those of `--methods`. For each method in turn, with a `sync` before every measurement:
 
-- `fuse run`, from the command line. Its start-up (what `--print-config` takes, which loads, checks
-  and plans everything) is shown apart;
-- the method's floor, three times: `cat` of its inputs, which are in the page cache by then, and
-  writing and syncing a file of its output's size;
-- mergekit, if `--mergekit` names a virtual environment of its own that has it, less what its
-  `--help` takes; and whether it found the same values.
+- `fuse run` from the command line. Its start-up (measured by `--print-config`, which loads, checks
+  and plans everything) is shown separately.
+- The floor of the method, three times: `cat` of its inputs, which are in the page cache by then,
+  and writing and syncing a file of the output's size.
+- mergekit, if `--mergekit` names a virtual environment that has it, minus the time of its `--help`,
+  and whether it gives the same values.
 
-Every time is the best of its repeats: other work only adds. Times of different runs, or machines,
-do not compare: ratios do; where a machine has other work, compare processor times too. This process
-imports no torch: what a child's peak memory counts begins with its parent's.
+Every time is the best of its repeats, because other work only adds. Only ratios compare across runs
+and machines. On a busy machine, compare processor times too. This process does not import torch,
+because a child's peak memory begins with its parent's.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ FLOORS = 3
 
 
 class Bench(Measures):
-    """Inputs on disk, and the measures taken of them."""
+    """Inputs on disk, and the measurements of merging them."""
 
     def __init__(self, directory: Path, mergekit: Path | None) -> None:
         super().__init__(directory)
         self.mergekit = mergekit
 
     def paths(self, method: Method) -> dict[str, str]:
-        """Return the paths of a method's inputs, base first."""
+        """Return the paths of a method's inputs, the base first."""
         return {name: str(self.directory / name) for name in method.models}
 
     def ours(self, method: Method) -> None:
-        """Run `fuse run`, and what of it is start-up."""
+        """Measure `fuse run`, and its start-up."""
         models = self.paths(method)
         base = {"base": models.pop("base")} if method.has_base else {}
         pool = {"name": "checkpoints", **base, "models": models}
@@ -67,7 +67,7 @@ class Bench(Measures):
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure all methods, and print a table."""
     options = _options()
     directory = Path(tempfile.mkdtemp(prefix="fuse-bench-", dir=options.directory))
     try:
@@ -124,7 +124,7 @@ def _cells(bench: Bench, method: Method) -> list[str]:
     above = (bench.peak(f"ours {method.label}") - bench.peak("bare")) / MB
     cells = [method.label, f"{floor:.2f} s", f"{ours:.2f} s", f"{ours / floor:.2f}"]
     spent = (bench.cpu(f"{who} {method.label}") for who in ("floor", "ours"))
-    cells += [", ".join(f"{each:.1f} s" for each in spent), f"{above:.0f} MB"]
+    cells += [", ".join(f"{seconds:.1f} s" for seconds in spent), f"{above:.0f} MB"]
     label = f"mergekit {method.label}"
     if bench.taken[label]:
         theirs, cpu = bench.seconds(label), bench.cpu(label)
@@ -135,7 +135,7 @@ def _cells(bench: Bench, method: Method) -> list[str]:
 
 
 def _agreement(bench: Bench, method: Method) -> str:
-    """Compare the two results; only entries whose magnitude ties a threshold may differ."""
+    """Compare both results, without entries whose magnitude equals a threshold."""
     if method.random:
         return "random"
     return _child("compare", str(bench.directory), *method.models, *map(str, method.edges))

@@ -1,4 +1,4 @@
-"""What `methods.py` needs torch for, as programs of their own: it must stay small itself."""
+"""The parts of `methods.py` that need torch, as separate programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VOCABULARY = 32_000
 
 
 def build(directory: str, gigabytes: str) -> None:
-    """Write a base and three experts of so many gigabytes each."""
+    """Write a base and three experts of this many gigabytes each."""
     shape = _llama(float(gigabytes) * 1e9 / WIDE)
     write_models(Path(directory), shape, ["base", "x", "y", "z"])
 
@@ -29,7 +29,7 @@ def build(directory: str, gigabytes: str) -> None:
 def write_models(
     directory: Path, shape: Llama, names: Sequence[str], *, dtype: torch.dtype = torch.bfloat16
 ) -> None:
-    """Write a model of random weights and, under the names after its own, experts of it."""
+    """Write a random base under the first name, and experts of it under the others."""
     generator = torch.Generator().manual_seed(0)
     base = {n: _normal(size, generator).mul_(0.02).to(dtype) for n, size in shape.tensors.items()}
     save(directory / names[0], base, shape.config)
@@ -42,8 +42,8 @@ def write_models(
 
 
 def _llama(parameters: float) -> Llama:
-    """Return the sizes of a Llama of about so many parameters."""
-    hidden = next((each for each in (2048, 1024, 512) if _layers(each, parameters) >= 8), 256)
+    """Return the sizes of a Llama of about this many parameters."""
+    hidden = next((width for width in (2048, 1024, 512) if _layers(width, parameters) >= 8), 256)
     layers = max(1, _layers(hidden, parameters))
     return Llama(hidden, hidden * 11 // 4, layers, 16, 2, _VOCABULARY)
 
@@ -69,12 +69,12 @@ def registered() -> None:
     from fusion_ties import plugin as ties
 
     specs = [*linear.fusion_register_algorithms(), *ties.fusion_register_algorithms()]
-    kept = ("name", "stage", "max_experts")
-    print(json.dumps([{each: getattr(spec, each) for each in kept} for spec in specs]))
+    fields = ("name", "stage", "max_experts")
+    print(json.dumps([{field: getattr(spec, field) for field in fields} for spec in specs]))
 
 
 def compare(directory: str, *arguments: str) -> None:
-    """Say how far the two merges differ, entries that tie an edge in an expert left out."""
+    """Print how far both merges differ, without entries that tie an edge in an expert."""
     sources = {
         name: CheckpointSource(Path(directory) / name)
         for name in (
@@ -87,13 +87,13 @@ def compare(directory: str, *arguments: str) -> None:
     total = ties = unequal = 0
     worst = 0.0
     for name, info in sources["ours"].infos.items():
-        values = {each: source.tensor(name).flatten().float() for each, source in sources.items()}
+        values = {model: source.tensor(name).flatten().float() for model, source in sources.items()}
         clear = ~_tied(values, edges, info.numel)
         mine, his = values["ours"][clear], values["theirs"][clear]
         difference = (mine - his).abs()
         total, ties = total + info.numel, ties + info.numel - len(mine)
         unequal += int(difference.count_nonzero())
-        # Of the value, or of a thousandth of the largest: what is nearly zero says nothing.
+        # relative to the value or to a thousandth of the largest, as values near zero are noise
         worst = max(worst, float((difference / his.abs().clamp_min_(his.abs().max() / 1e3)).max()))
     print(_verdict(ties / total, unequal, total, worst))
 
@@ -106,7 +106,7 @@ def _verdict(tied: float, unequal: int, total: int, worst: float) -> str:
 
 
 def _tied(values: dict[str, torch.Tensor], edges: list[float], numel: int) -> torch.Tensor:
-    """Mark entries whose magnitude in an expert is one at which some are kept and some are not."""
+    """Mark entries whose magnitude in an expert equals one of its thresholds."""
     tied = torch.zeros(numel, dtype=torch.bool)
     for name in ("x", "y", "z") if edges else ():
         magnitudes = values[name].sub(values["base"]).abs_()
@@ -117,7 +117,7 @@ def _tied(values: dict[str, torch.Tensor], edges: list[float], numel: int) -> to
 
 
 def plan(directory: str) -> None:
-    """Time what happens before the first weight is read, for 20,000 tensors in four models."""
+    """Time planning of 20,000 tensors in four models, before any weight is read."""
     from fusion_core.planning.run_options import RunOptions
     from fusion_core.running.run import run_fusion
 
@@ -148,6 +148,6 @@ def plan(directory: str) -> None:
 
 if __name__ == "__main__":
     children: dict[str, Callable[..., None]] = {
-        each.__name__: each for each in (build, compare, plan, registered)
+        function.__name__: function for function in (build, compare, plan, registered)
     }
     children[sys.argv[1]](*sys.argv[2:])

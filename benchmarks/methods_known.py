@@ -1,6 +1,6 @@
-"""How `methods.py` runs each method: our options, and mergekit's method and parameters that match.
+"""Map our methods and options to those of mergekit, for `methods.py`.
 
-A registered method that has no line here runs with its defaults, beside nothing.
+A registered method that is not listed runs with its defaults, without a peer.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 EXPERTS = ("x", "y", "z")
-#: What transforms are merged by, and what calibrations calibrate.
+#: The merge in pipelines of a transform or a calibration.
 _MERGE = "task-arithmetic"
 
 
 @dataclass(frozen=True)
 class Method:
-    """One merge, as ours and as mergekit's."""
+    """One merge, in our configuration and in mergekit's."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     mergekit: str | None = None
-    #: of the merge, and of each model, in mergekit's words
+    #: mergekit's parameters of the merge, and of each model
     parameters: dict[str, Any] = field(default_factory=dict)
-    each: dict[str, float] = field(default_factory=dict)
-    #: one factor an expert; empty where the method takes none, or mergekit's does not
+    per_model: dict[str, float] = field(default_factory=dict)
+    #: one factor per expert; empty if ours or mergekit's method takes none
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     experts: int = 3
     has_base: bool = True
-    #: entries of equal magnitude at these ranks, as fractions from the largest, are kept or dropped
-    #: as mergekit happens to
+    #: thresholds as ranks, as fractions from the largest magnitude: mergekit keeps an arbitrary
+    #: choice of the entries that equal one
     edges: tuple[float, ...] = ()
-    #: draws other random numbers than mergekit, so that values cannot be compared
+    #: draws different random numbers than mergekit, so values are not compared
     random: bool = False
     stage: str = "merge"
 
     @property
     def label(self) -> str:
-        """The name, with the scope where that is what tells two lines apart."""
+        """The name, with the scope if the options set it."""
         scope = self.options.get("scope")
         return f"{self.name}, scope {scope}" if scope else self.name
 
@@ -52,14 +52,17 @@ class Method:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of what is read, the base first."""
+        """The names of the models, the base first."""
         return ("base",) * self.has_base + EXPERTS[: self.experts]
 
     def for_mergekit(self, paths: dict[str, str]) -> dict[str, Any]:
         """Return mergekit's configuration, which computes in fp32 as we do."""
-        weights = ({"weight": each} for each in self.weights or (None,) * self.experts)
+        weights = ({"weight": weight} for weight in self.weights or (None,) * self.experts)
         models = [
-            {"model": paths[name], "parameters": self.each | {k: v for k, v in weight.items() if v}}
+            {
+                "model": paths[name],
+                "parameters": self.per_model | {k: v for k, v in weight.items() if v},
+            }
             for name, weight in zip(EXPERTS[: self.experts], weights, strict=False)
         ]
         return {
@@ -88,22 +91,24 @@ KNOWN = (
     Method("passthrough", {"model": "x"}, "passthrough", has_base=False, **_ALONE),
     Method("nearswap", {}, "nearswap", {"t": 0.0001}, **_ALONE),
     Method("arcee-fusion", {}, "arcee_fusion", **_ALONE),
-    # mergekit takes plus where trimmed entries cancel
-    Method("ties", {"scope": "tensor", "zero_sign": "positive"}, "ties", each=_TIES, edges=(0.2,)),
+    # mergekit chooses the positive sign where trimmed entries cancel
+    Method(
+        "ties", {"scope": "tensor", "zero_sign": "positive"}, "ties", per_model=_TIES, edges=(0.2,)
+    ),
     Method("ties", {"scope": "model"}),
-    Method("dare", _L1, "dare_linear", each={"density": 0.5}, random=True),
+    Method("dare", _L1, "dare_linear", per_model={"density": 0.5}, random=True),
     Method(
         "della",
         {"rescale": "l1", "density": 0.4, "epsilon": 0.2},
         "della",
-        each={"density": 0.4, "epsilon": 0.2},
+        per_model={"density": 0.4, "epsilon": 0.2},
         random=True,
     ),
     Method(
         "breadcrumbs",
         {"scale": 1.0},
         "breadcrumbs",
-        each={"density": 0.1, "gamma": 0.01},
+        per_model={"density": 0.1, "gamma": 0.01},
         edges=(0.01, 0.11),
     ),
     Method("sce", {}, "sce", weights=()),
@@ -111,10 +116,10 @@ KNOWN = (
 
 
 def methods_of(registered: Sequence[dict[str, Any]], wanted: Sequence[str]) -> Iterator[Method]:
-    """Yield the methods of registered specs that are wanted by name or label; all without any."""
+    """Yield methods of the registered specs: those wanted by name or label, or all."""
     for spec in registered:
         name = spec["name"]
         plain = Method(name, stage=spec["stage"], experts=min(3, spec["max_experts"] or 3))
-        for method in [each for each in KNOWN if each.name == name] or [plain]:
+        for method in [method for method in KNOWN if method.name == name] or [plain]:
             if not wanted or {method.name, method.label} & set(wanted):
                 yield method

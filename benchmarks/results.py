@@ -1,10 +1,10 @@
-"""Every method with its defaults on `mini8`: `python benchmarks/results.py --experts DIR`.
+"""Run every method with its defaults on `mini8`: `python benchmarks/results.py --experts DIR`.
 
-Runs `fuse run` for each registered algorithm and each set of experts (seed 3 ships; `--experts` is
-what `plugins/pools-mini/build/experts.py --seeds 4 5` wrote) and keeps in `docs/reference`:
-`results.json`, every figure; `results.md`, the table; `results.svg`, accuracy against cost. What
-is in `results.json` already is not run again; `--anew NAME...` runs these once more. Everything
-runs on one core, so that times depend on neither their number nor what the others do.
+Runs `fuse run` for each registered algorithm and each set of experts. Seed 3 ships; `--experts` is
+the output of `plugins/pools-mini/build/experts.py --seeds 4 5`. Writes three files to
+`docs/reference`: `results.json` with all figures, `results.md` with the tables, and `results.svg`
+with accuracy against cost. Runs that `results.json` already contains are skipped; `--anew NAME...`
+repeats them. Everything runs on one core, so that times do not depend on the number of cores.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ HERE = Path(__file__).resolve().parent
 REFERENCE = HERE.parent / "docs" / "reference"
 SHIPPED = 3
 FUSE = Path(sys.executable).with_name("fuse")
-#: The merge that transforms and calibrations are shown with.
-BESIDE = "task-arithmetic"
-#: Options that have no default.
+#: The merge in pipelines of a transform or a calibration.
+MERGE = "task-arithmetic"
+#: Values of options without a default.
 OPTIONS: dict[str, dict[str, Any]] = {
     "passthrough": {"model": TASKS[0]},
     "stack": {"slices": [{"model": task, "layers": [0, 4]} for task in TASKS[:2]]},
 }
 _STRONG = {"name": "adamerging", "preset": "strong"}
-#: More that pages recommend: pipelines, a preset, and masks as the paper measures them.
+#: Further recommended runs: pipelines, a preset, and masks as the paper measures them.
 MORE: dict[str, tuple[str, dict[str, Any] | list[Any]]] = {
     "adamerging, preset strong": ("adamerging", _STRONG),
     "orthogonalise,adamerging, preset strong": (
@@ -56,19 +56,19 @@ Algorithm = dict[str, Any] | list[Any]
 
 
 def main() -> None:
-    """Run what is missing, and write the three files."""
+    """Make the missing runs, and write the three files."""
     options = _options()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     path = REFERENCE / "results.json"
     runs: Runs = json.loads(path.read_text()) if path.is_file() else {}
-    runs = {name: each for name, each in runs.items() if name not in options.anew}
+    runs = {name: method for name, method in runs.items() if name not in options.anew}
     for name, (spec, algorithm) in _algorithms().items():
-        found = runs.setdefault(name, {"stage": spec.stage, "data": spec.needs_tasks})
+        method = runs.setdefault(name, {"stage": spec.stage, "data": spec.needs_tasks})
         for seed in options.seeds:
-            if str(seed) not in found.setdefault("seeds", {}):
+            if str(seed) not in method.setdefault("seeds", {}):
                 recipe = _recipe(algorithm, TASKS[: spec.max_experts], seed, options.experts)
-                found["seeds"][str(seed)] = _run(name, recipe)
-                print(name, seed, found["seeds"][str(seed)]["average"], flush=True)
+                method["seeds"][str(seed)] = _run(name, recipe)
+                print(name, seed, method["seeds"][str(seed)]["average"], flush=True)
                 path.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n")
     (REFERENCE / "results.md").write_text(page(runs))
     picture(runs, REFERENCE / "results.svg")
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _algorithms() -> dict[str, tuple[AlgorithmSpec, Algorithm]]:
-    """Return what is run, by its name: each method, alone or beside a sum, and some more."""
+    """Return the runs by name: each method, alone or in a pipeline, and the further runs."""
     specs = {
         component.spec.name: component.spec
         for component in load_plugins().components(AlgorithmSpec)
@@ -86,12 +86,12 @@ def _algorithms() -> dict[str, tuple[AlgorithmSpec, Algorithm]]:
 
 
 def _alone(spec: AlgorithmSpec) -> Algorithm:
-    stages = {"transform": [spec.name, BESIDE], "calibrate": [BESIDE, spec.name]}
+    stages = {"transform": [spec.name, MERGE], "calibrate": [MERGE, spec.name]}
     return stages.get(spec.stage, {"name": spec.name, **OPTIONS.get(spec.name, {})})
 
 
 def _run(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Run a recipe in a process of its own, and measure that."""
+    """Run a recipe in its own process, and return its measurements."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.json"  # which is YAML, too
         recipe.write_text(json.dumps(given))

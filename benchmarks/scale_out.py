@@ -1,10 +1,10 @@
-"""A merge on one Dask worker and on two, in turns: `python benchmarks/scale_out.py --size 4`.
+"""Compare one Dask worker with two, in turns: `python benchmarks/scale_out.py --size 4`.
 
-TIES of a base and three experts in bf16, shaped as a Llama's, on a scheduler with one worker and on
-another with two, of a thread each, which Dask's own programs start and a first merge warms up:
-start-up is not timed. The output has some thirty shards, and a worker writes one at a time. Each
-result is held, byte by byte, against one of a single process. Seconds of the processor are the
-workers' and this process's, which hashes: where other work is on the cores, wall times say less.
+TIES of a base and three experts in bf16, with the shapes of a Llama. One scheduler has one worker,
+another has two, with one thread per worker. Dask's own programs start them, and a first merge warms
+them up, so start-up is not timed. The output has some thirty shards, and a worker writes one shard
+at a time. Each result is compared byte by byte with one from a single process. Processor time is
+that of the workers and of this process, which hashes. On busy cores, wall times say less.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ ALONE, TOGETHER = 1, 2
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure both, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", type=float, default=1, help="GB of inputs")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--scope", choices=("model", "tensor"), default="model")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuse-bench-") as folder, ExitStack() as stack:
-        place = Path(folder)
+        directory = Path(folder)
         child(
             Path(__file__).with_name("methods_children.py"), "build", folder, str(options.size / 4)
         )
-        Measured(place, options, stack).print_table(options.repeats)
+        Measured(directory, options, stack).print_table(options.repeats)
 
 
 class Measured:
-    """A scheduler with one worker, one with two, and merges on either."""
+    """A scheduler with one worker, another with two, and merges on both."""
 
-    def __init__(self, place: Path, options: argparse.Namespace, stack: ExitStack) -> None:
-        self.place = place
+    def __init__(self, directory: Path, options: argparse.Namespace, stack: ExitStack) -> None:
+        self.directory = directory
         size = int(options.size * 1e9 / 4 / SHARDS)
         self.recipe: dict[str, Any] = {
             "algorithm": {"name": "ties", "scope": options.scope},
             "model_pool": {
-                "base": str(place / "base"),
-                "models": {name: str(place / name) for name in "xyz"},
+                "base": str(directory / "base"),
+                "models": {name: str(directory / name) for name in "xyz"},
             },
             "output": {"shard_size": size},
         }
@@ -63,11 +63,11 @@ class Measured:
         ]
 
     def print_table(self, repeats: int) -> None:
-        """Merge on one and on two in turns, and say how much faster two are."""
+        """Merge on one worker and on two in turns, and print the times and their ratio."""
         self._merge("alone", "serial")
         for workers in (ALONE, TOGETHER):
             self.timed(workers)
-        print(headings(["one worker", "two workers", "one / two", "CPU: one, two", "and here"]))
+        print(headings(["one worker", "two workers", "one / two", "CPU: one, two", "CPU here"]))
         ratios = []
         for _ in range(repeats):
             one, one_cpu, here = self.timed(ALONE)
@@ -79,9 +79,10 @@ class Measured:
         print(f"\nmedian: {median(ratios):.2f}; all bytes are those of one process")
 
     def timed(self, workers: int) -> tuple[float, float, float]:
-        """Merge on one worker, or on two.
+        """Merge on one worker or on two.
 
-        Returns seconds, and those of the processor: the workers' and this process's.
+        Return wall time, processor time of the workers, and processor time of this process, all in
+        seconds.
         """
         started, cpu, here = time.perf_counter(), self._cpu(), time.process_time()
         self._merge("merged", {"name": "dask", "scheduler_file": str(self._file_of(workers))})
@@ -92,13 +93,13 @@ class Measured:
 
     def _merge(self, name: str, executor: Any) -> None:  # noqa: ANN401 - a name, or with options
         options = RunOptions(executor=executor, overwrite=True, evaluate=False)
-        output = {**self.recipe["output"], "path": str(self.place / name)}
+        output = {**self.recipe["output"], "path": str(self.directory / name)}
         run_fusion(self.recipe, output=output, options=options)
 
     def _compare(self) -> None:
-        names = [path.name for path in (self.place / "alone").glob("*.safetensors")]
+        names = [path.name for path in (self.directory / "alone").glob("*.safetensors")]
         same, _, _ = filecmp.cmpfiles(
-            self.place / "alone", self.place / "merged", names, shallow=False
+            self.directory / "alone", self.directory / "merged", names, shallow=False
         )
         if len(same) < len(names):
             sys.exit(f"{len(same)} of {len(names)} shards are the same")
@@ -107,7 +108,7 @@ class Measured:
         return sum(sum(psutil.Process(worker.pid).cpu_times()[:2]) for worker in self.workers)
 
     def _file_of(self, workers: int) -> Path:
-        return self.place / f"scheduler-of-{workers}.json"
+        return self.directory / f"scheduler-of-{workers}.json"
 
     def _start_cluster(self, stack: ExitStack, count: int) -> list[subprocess.Popen[bytes]]:
         where = self._file_of(count)
@@ -115,13 +116,13 @@ class Measured:
         self._start(stack, "scheduler", *flags, "--scheduler-file", str(where))
         while not where.exists():
             time.sleep(0.1)
-        own = ("--scheduler-file", str(where), "--no-nanny", "--nthreads", "1")
-        return [self._start(stack, "worker", *own) for _ in range(count)]
+        options = ("--scheduler-file", str(where), "--no-nanny", "--nthreads", "1")
+        return [self._start(stack, "worker", *options) for _ in range(count)]
 
     def _start(self, stack: ExitStack, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "dask", *arguments]
-        log = stack.enter_context((self.place / f"{arguments[0]}.log").open("ab"))
-        process = subprocess.Popen(command, cwd=self.place, stdout=log, stderr=log)
+        log = stack.enter_context((self.directory / f"{arguments[0]}.log").open("ab"))
+        process = subprocess.Popen(command, cwd=self.directory, stdout=log, stderr=log)
         stack.callback(process.wait)
         stack.callback(process.kill)
         return process

@@ -1,21 +1,20 @@
-"""Spectral methods against their plain forms and FusionBench's, on ViT-B/32's matrices, in one run.
+"""Compare spectral methods with their plain forms and FusionBench's, on ViT-B/32's matrices.
 
     python benchmarks/spectral.py --experts 8 --blocks 1 --repeats 3 --fusion-bench PATH/TO/VENV
 
-Weights are random; a block has four matrices of 768 x 768 and two of 3072 x 768, and the tower has
-twelve alike, so ratios do not depend on `--blocks`. Timed, interleaved, with the same number of
-threads and without files, in processor time:
+Weights are random. A block has four matrices of 768 x 768 and two of 3072 x 768. The tower has
+twelve equal blocks, so ratios do not depend on `--blocks`. Measured in processor time, interleaved,
+with the same number of threads and without files:
 
-- `iso-c` against the SVD of each matrix's sum, and beside Newton-Schulz and one SVD of every
-  expert's matrix;
-- `iso-cts`, `tsv-m`, `star` and `cart` against an SVD a matrix and expert, and those of the sum and
-  of the joined bases where the authors take them;
-- `wudi` against its 2 K products a step (`--steps` of them);
-- FusionBench's own functions for those that it has, if `--fusion-bench` names a virtual environment
-  of its own that has it.
+- `iso-c` against the SVD of each matrix's sum, with the times of Newton-Schulz and of one SVD of
+  every expert's matrix;
+- `iso-cts`, `tsv-m`, `star` and `cart` against one SVD per matrix and expert, and those of the sum
+  and of the joined bases where the authors take them;
+- `wudi` against its 2 K products per step (`--steps` of them);
+- FusionBench's own functions, if `--fusion-bench` names a virtual environment that has it.
 
 Every result is compared with the plain one, relative to the largest entry. Prints medians and
-ratios: times of different machines do not compare.
+ratios. Times of different machines do not compare.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ Rows = dict[str, "Tensor"]
 
 
 def main() -> None:
-    """Time everything, compare, print the table."""
+    """Time and compare all methods, and print the table."""
     options = _options()
     torch.set_num_threads(options.threads)
     rows = _task_vectors(options.experts, options.blocks)
@@ -56,7 +55,7 @@ def main() -> None:
         _compare(rows, theirs, options)
         if theirs:
             theirs.stop()
-    polar = _seconds(lambda: [newton_schulz(each.sum(0)) for each in rows.values()])[0]
+    polar = _seconds(lambda: [newton_schulz(vectors.sum(0)) for vectors in rows.values()])[0]
     every = _seconds(
         lambda: [torch.linalg.svd(row, full_matrices=False) for row in _matrices(rows)]
     )[0]
@@ -79,26 +78,26 @@ def _compare(rows: Rows, theirs: _FusionBench | None, options: argparse.Namespac
         section = {"name": name} | ({"steps": options.steps} if name == "wudi" else {})
         taken: dict[str, list[float]] = defaultdict(list)
         for _ in range(options.repeats):
-            found = _kept(taken["ours"], partial(_merged, rows, section))
-            expected = _kept(taken["plain"], partial(_each, plain[name], rows))
-            differences = [_worst(found, expected)]
+            merged = _timed(taken["ours"], partial(_merged, rows, section))
+            expected = _timed(taken["plain"], partial(_apply, plain[name], rows))
+            differences = [_worst(merged, expected)]
             if theirs and name in THEIRS:
                 differences.append(_worst(theirs.merged(name, taken["theirs"]), expected))
         _print(name, taken, differences)
 
 
-def _each(plain: Callable[[Tensor], Tensor], rows: Rows) -> Rows:
-    return {name: plain(each) for name, each in rows.items()}
+def _apply(plain: Callable[[Tensor], Tensor], rows: Rows) -> Rows:
+    return {name: plain(vectors) for name, vectors in rows.items()}
 
 
-def _kept(taken: list[float], work: Callable[[], Rows]) -> Rows:
-    seconds, found = _seconds(work)
+def _timed(taken: list[float], work: Callable[[], Rows]) -> Rows:
+    seconds, merged = _seconds(work)
     taken.append(seconds)
-    return found
+    return merged
 
 
-def _worst(found: Rows, expected: Rows) -> float:
-    return max(_difference(found[name], each) for name, each in expected.items())
+def _worst(merged: Rows, expected: Rows) -> float:
+    return max(_difference(merged[name], tensor) for name, tensor in expected.items())
 
 
 def _print(name: str, taken: dict[str, list[float]], differences: list[float]) -> None:
@@ -111,21 +110,21 @@ def _print(name: str, taken: dict[str, list[float]], differences: list[float]) -
 
 
 class _FusionBench:
-    """FusionBench in a process of its own, which is asked for one merge at a time."""
+    """FusionBench in its own process, which makes one merge per request."""
 
     def __init__(self, directory: Path, rows: Rows, options: argparse.Namespace) -> None:
         self._found = directory / "found.safetensors"
         experts = {
             f"{number}/{name}": row.contiguous()
-            for name, each in rows.items()
-            for number, row in enumerate(each)
+            for name, vectors in rows.items()
+            for number, row in enumerate(vectors)
         }
         save_file(experts, directory / "experts.safetensors")
         script = Path(__file__).with_name("spectral_fusionbench.py")
         command = [options.fusion_bench / "bin" / "python", script, directory]
         command += [options.threads, options.steps]
         self._process = subprocess.Popen(
-            [str(each) for each in command],
+            [str(argument) for argument in command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -135,7 +134,7 @@ class _FusionBench:
         self._said("ready")
 
     def _said(self, wanted: str = "") -> str:
-        """Read a line; it prints others at import."""
+        """Read the next line of output, skipping those printed at import."""
         for line in self._process.stdout or ():
             word = line.strip()
             if word == wanted if wanted else word.replace(".", "").isdigit():
@@ -143,7 +142,7 @@ class _FusionBench:
         raise SystemExit("FusionBench's process ended")
 
     def merged(self, name: str, taken: list[float]) -> Rows:
-        """Return what it makes of a method, and keep how long that took."""
+        """Return FusionBench's merge by a method, and record its time."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{name}\n")
         taken.append(float(self._said()))
@@ -156,50 +155,52 @@ class _FusionBench:
 
 def _merged(rows: Rows, section: dict[str, Any]) -> Rows:
     experts: dict[str, Rows] = defaultdict(dict)
-    for name, each in rows.items():
-        for number, row in enumerate(each):
+    for name, vectors in rows.items():
+        for number, row in enumerate(vectors):
             experts[f"e{number}"][name] = row
-    base = {name: torch.zeros_like(each[0]) for name, each in rows.items()}
-    found = merge(section, {"base": base, "models": dict(experts)})
-    return {name: found.tensor(name) for name in rows}
+    base = {name: torch.zeros_like(vectors[0]) for name, vectors in rows.items()}
+    merged = merge(section, {"base": base, "models": dict(experts)})
+    return {name: merged.tensor(name) for name in rows}
 
 
 def iso_c(tasks: Tensor) -> Tensor:
-    """By one SVD."""
+    """Merge by one SVD."""
     left, values, right = torch.linalg.svd(tasks.sum(0), full_matrices=False)
     return values.mean() * left @ right
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
-    """Return the polar factor, to 1e-4, by as many iterations of two products as that needs."""
+    """Return the polar factor to 1e-4, by iterations of two products each."""
     if matrix.shape[0] < matrix.shape[1]:
         return newton_schulz(matrix.mT).mT
-    found, eye = matrix / matrix.norm(), torch.eye(matrix.shape[1])
-    while (gram := found.mT @ found).sub(eye).norm() > 1e-4 * eye.norm():
-        found = 1.5 * found - 0.5 * found @ gram
-    return found
+    factor, eye = matrix / matrix.norm(), torch.eye(matrix.shape[1])
+    while (gram := factor.mT @ factor).sub(eye).norm() > 1e-4 * eye.norm():
+        factor = 1.5 * factor - 0.5 * factor @ gram
+    return factor
 
 
 def tsv_m(tasks: Tensor) -> Tensor:
-    """By an SVD an expert, and two of the joined bases."""
-    kept = min(tasks.shape[1:]) // len(tasks)
+    """Merge by one SVD per expert, and two of the joined bases."""
+    rank = min(tasks.shape[1:]) // len(tasks)
     parts = [torch.linalg.svd(task, full_matrices=False) for task in tasks]
-    left, _, turned = torch.linalg.svd(torch.cat([u[:, :kept] for u, _, _ in parts], 1), False)
-    other, _, right = torch.linalg.svd(torch.cat([v[:kept] for _, _, v in parts]), False)
-    values = torch.cat([s[:kept] for _, s, _ in parts])
+    left, _, turned = torch.linalg.svd(torch.cat([u[:, :rank] for u, _, _ in parts], 1), False)
+    other, _, right = torch.linalg.svd(torch.cat([v[:rank] for _, _, v in parts]), False)
+    values = torch.cat([s[:rank] for _, s, _ in parts])
     return (left @ turned * values) @ (other @ right)
 
 
 def iso_cts(tasks: Tensor) -> Tensor:
-    """By an SVD of the sum, one an expert of what lies outside, and two of the joined bases."""
+    """Merge by SVDs of the sum, of each expert's remainder, and of the joined bases."""
     rank = min(tasks.shape[1:])
-    own = min(round((rank - int(rank * 0.8)) / len(tasks)), rank // len(tasks))
-    common = [component[..., : rank - own * len(tasks)] for component in _components(tasks.sum(0))]
+    per_task = min(round((rank - int(rank * 0.8)) / len(tasks)), rank // len(tasks))
+    common = [
+        component[..., : rank - per_task * len(tasks)] for component in _components(tasks.sum(0))
+    ]
     outside = [task - common[0] @ (common[0].mT @ task) for task in tasks]
-    parts = [[component[..., :own] for component in _components(task)] for task in outside] + [
+    parts = [[component[..., :per_task] for component in _components(task)] for task in outside] + [
         common
     ]
-    left, values, right = (torch.cat(each, -1) for each in zip(*parts, strict=True))
+    left, values, right = (torch.cat(factors, -1) for factors in zip(*parts, strict=True))
     return values.mean() * _orthonormal(left) @ _orthonormal(right).mT
 
 
@@ -214,29 +215,29 @@ def _orthonormal(matrix: Tensor) -> Tensor:
 
 
 def star(tasks: Tensor) -> Tensor:
-    """By an SVD an expert."""
+    """Merge by one SVD per expert."""
     return torch.stack([_cut(task, 0.4) for task in tasks]).mean(0)
 
 
 def _cut(task: Tensor, keep: float) -> Tensor:
     left, values, right = _components(task)
-    kept = int((values.cumsum(0) < keep * values.sum()).sum()) + 1
-    scaled = values[:kept] * (values.sum() / values[:kept].sum())
-    return left[:, :kept] * scaled @ right[:, :kept].mT
+    rank = int((values.cumsum(0) < keep * values.sum()).sum()) + 1
+    scaled = values[:rank] * (values.sum() / values[:rank].sum())
+    return left[:, :rank] * scaled @ right[:, :rank].mT
 
 
 def cart(experts: Tensor) -> Tensor:
-    """By an SVD an expert of its difference from the mean."""
-    centre, kept = experts.mean(0), int(0.08 * min(experts.shape[1:]))
+    """Merge by one SVD per expert, of its difference from the mean."""
+    centre, rank = experts.mean(0), int(0.08 * min(experts.shape[1:]))
     total = centre.clone()
     for expert in experts:
         left, values, right = _components(expert - centre)
-        total += left[:, :kept] * values[:kept] @ right[:, :kept].mT
+        total += left[:, :rank] * values[:rank] @ right[:, :rank].mT
     return total
 
 
 def wudi(tasks: Tensor, steps: int) -> Tensor:
-    """By autograd over all experts' products."""
+    """Merge by autograd over all experts' products."""
     merged = tasks.sum(0).requires_grad_()
     optimizer = torch.optim.Adam([merged], lr=1e-5)
     squares = tasks.square().sum((1, 2))
@@ -258,17 +259,17 @@ def _task_vectors(experts: int, blocks: int) -> Rows:
 
 
 def _matrices(rows: Rows) -> list[Tensor]:
-    return [row for each in rows.values() for row in each]
+    return [row for vectors in rows.values() for row in vectors]
 
 
 def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     start = time.process_time()
-    found = work()
-    return time.process_time() - start, found
+    result = work()
+    return time.process_time() - start, result
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
+def _difference(merged: Tensor, expected: Tensor) -> float:
+    return float((merged - expected).abs().max() / expected.abs().max())
 
 
 def _options() -> argparse.Namespace:

@@ -1,9 +1,9 @@
-"""FusionBench's spectral merges for `spectral.py`, in a virtual environment of its own.
+"""Run FusionBench's spectral merges for `spectral.py`, in its own virtual environment.
 
     python spectral_fusionbench.py DIRECTORY THREADS STEPS
 
-reads `experts.safetensors`, says `ready`, and for each name of a method on its input merges, writes
-`found.safetensors` and says how many seconds of processor time that took.
+reads `experts.safetensors` and prints `ready`. For each name of a method on its input, it merges,
+writes `found.safetensors`, and prints the seconds of processor time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 
 def main(directory: Path, threads: int, steps: int) -> None:
-    """Merge whatever is asked for."""
+    """Merge by each requested method."""
     torch.set_num_threads(threads)
     experts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for key, value in load_file(directory / "experts.safetensors").items():
@@ -40,10 +40,10 @@ def main(directory: Path, threads: int, steps: int) -> None:
     for line in sys.stdin:
         started = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
-            found = methods[line.strip()]()
+            merged = methods[line.strip()]()
         seconds = time.process_time() - started
-        found = {name: value.detach().contiguous() for name, value in found.items()}
-        save_file(found, directory / "found.safetensors")
+        merged = {name: value.detach().contiguous() for name, value in merged.items()}
+        save_file(merged, directory / "found.safetensors")
         _say(str(seconds))
 
 

@@ -1,10 +1,10 @@
-"""What coefficients finer than layers are worth: `nox -s study -- --experts DIR`.
+"""Measure coefficients finer than layers: `nox -s study -- --experts DIR`.
 
 Runs the cases of `study_cases.py` on `mini8`'s tasks with several sets of experts (made by
-`plugins/pools-mini/build/experts.py`; seed 3 ships) and keeps a JSON line a run in
-`docs/explanation/study.jsonl`: accuracy on the test images by task, how many numbers were learned,
-seconds of the search on one core. What is there is not run again, so an interrupted study goes on.
-Then `study_page.py` draws the figures and lays out the tables of the report.
+`plugins/pools-mini/build/experts.py`; seed 3 ships). Appends one JSON line per run to
+`docs/explanation/study.jsonl`: accuracy on the test images by task, the count of learned numbers,
+and seconds of the search on one core. Existing runs are skipped, so an interrupted study resumes.
+Then `study_page.py` draws the figures and writes the tables of the report.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RUNS = REPORT / "study.jsonl"
 
 
 def main() -> None:
-    """Run what is not there yet, and write the report's figures."""
+    """Make the missing runs, and write the report's tables and figures."""
     options = _options()
     torch.set_num_threads(1)
     done = {(run["case"], run["seed"]) for run in runs_of(options.runs)}
@@ -48,13 +48,13 @@ def main() -> None:
         if (name, seed) not in done:
             pool = experts_of(seed, options.experts)
             case = CASES[name]
-            found = _experts(case, pool) if case.alone else _run(case, pool, seed)
-            _keep(options.runs, {"case": name, "seed": seed, **found})
+            measured = _experts(case, pool) if case.alone else _run(case, pool, seed)
+            _keep(options.runs, {"case": name, "seed": seed, **measured})
     write_page(runs_of(options.runs), REPORT)
 
 
 def runs_of(path: Path) -> list[dict[str, Any]]:
-    """Return the runs that are kept in a file."""
+    """Return the runs in a file."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
@@ -95,17 +95,17 @@ def _run(case: Case, pool: ClipPool, seed: int) -> dict[str, Any]:
 
 
 def _experts(case: Case, pool: ClipPool) -> dict[str, Any]:
-    """Return what each expert has on its own task, or on the half that is held out."""
+    """Return each expert's accuracy on its own task, or on the held-out half of it."""
     tasks = AdaMerging(**case.options).tasks(Mini8Tasks(Mini8TasksConfig()))
-    found = {
+    metrics_by_task = {
         pool.task_of(name): tasks[pool.task_of(name)].evaluate(pool.build(expert))
         for name, expert in pool.experts.items()
     }
-    return {"accuracy": _percent(found), "seconds": 0.0}
+    return {"accuracy": _percent(metrics_by_task), "seconds": 0.0}
 
 
-def _percent(found: dict[str, Any]) -> dict[str, float]:
-    return {task: round(100 * each["accuracy"], 2) for task, each in found.items()}
+def _percent(metrics_by_task: dict[str, Any]) -> dict[str, float]:
+    return {task: round(100 * metrics["accuracy"], 2) for task, metrics in metrics_by_task.items()}
 
 
 def _keep(path: Path, run: dict[str, Any]) -> None:

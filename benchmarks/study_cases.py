@@ -1,4 +1,4 @@
-"""The cases of the study: what is learned, on which examples, with which seeds of experts."""
+"""The cases of the study: learned coefficients, examples, and seeds of experts."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from study_defaults import VARIANTS
 
 from pools_mini.plugin import TASKS
 
-#: Seeds that options were looked at on, and those that are reported.
+#: Seeds for choosing options, and seeds for reporting.
 LOOKED_AT, REPORTED = (0, 1), (3, 4, 5)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to adapt; by default as the preset `strong` does."""
+    """One way to adapt; by default that of the preset `strong`."""
 
     group: str
     options: dict[str, Any] = field(default_factory=dict)
-    #: after `orthogonalise`, from the sum of what that gives
+    #: apply `orthogonalise` first, and start from the sum
     orthogonal: bool = False
-    #: all weights are learned instead of coefficients
+    #: learn all weights instead of coefficients
     rival: bool = False
-    #: the experts by themselves
+    #: measure the experts instead of a merge
     alone: bool = False
-    #: standard deviation of the noise on the images that are adapted on
+    #: standard deviation of the noise on the images to adapt on
     noise: float = 0.0
-    #: the seeds of experts that it is run with unless others are asked for
+    #: default seeds of experts
     seeds: tuple[int, ...] = REPORTED
 
     def but(self, group: str, *, noise: float = 0.0, **options: Any) -> Case:  # noqa: ANN401
-        """Return the case with other options, in another group."""
+        """Return the case with changed options, in a different group."""
         seeds = REPORTED if group == "methods" else REPORTED[:2]
         given = self.options | options
         return replace(self, group=group, options=given, noise=noise, seeds=seeds)
 
 
 def _case(what: str, *, orthogonal: bool = False, **options: Any) -> Case:  # noqa: ANN401
-    """Return a case of a granularity, or of "all weights"."""
+    """Return the case of a granularity or of "all weights"."""
     rival = what == "all weights"
-    own = {"lr": 0.001} if rival else {"granularity": what}
+    learner = {"lr": 0.001} if rival else {"granularity": what}
     start = {"init": 1.0} if orthogonal else {}
-    given = {"preset": "strong", **own, **start, **options}
+    given = {"preset": "strong", **learner, **start, **options}
     return Case("methods", given, orthogonal=orthogonal, rival=rival)
 
 
@@ -62,7 +62,7 @@ METHODS: dict[str, Case] = {
     **{f"orthogonalise, {what}": _case(what, orthogonal=True) for what in FINER},
     "orthogonalise, all weights": BOTH,
 }
-#: What is measured on other examples, too.
+#: Cases that also adapt on other splits.
 _SPLIT = (
     *("layer, entropy", "layer, teacher", "row+column", "all weights"),
     *("orthogonalise, row+column", "orthogonalise, all weights"),
@@ -77,7 +77,7 @@ _THREE = {"layer": COARSE, "row+column": PIPELINE, "all weights": BOTH}
 
 
 def _choice() -> dict[str, Case]:
-    """Return what the preset and the pipeline were chosen among."""
+    """Return the cases among which the preset and the pipeline were chosen."""
     cases: dict[str, Case] = {}
     for orthogonal in (False, True):
         before = "orthogonalise, " * orthogonal
@@ -96,7 +96,7 @@ def _choice() -> dict[str, Case]:
         "init 1.5": {"init": 1.5},
     }.items():
         cases[f"choice: the pipeline, but {said}"] = PIPELINE.but("choice", **options)
-    return {name: replace(each, group="choice", seeds=LOOKED_AT) for name, each in cases.items()}
+    return {name: replace(case, group="choice", seeds=LOOKED_AT) for name, case in cases.items()}
 
 
 _EVERY = (*LOOKED_AT, *REPORTED)

@@ -1,6 +1,6 @@
-"""How AdaMerging's defaults were chosen: variants of docs/explanation/adamerging.md, by request.
+"""The variants among which AdaMerging's defaults were chosen (docs/explanation/adamerging.md).
 
-python benchmarks/study.py --only defaults --seeds 0 1 2 --experts DIR --runs FILE
+Run as `python benchmarks/study.py --only defaults --seeds 0 1 2 --experts DIR --runs FILE`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from typing import Any
 
 Options = dict[str, Any]
 
-#: Where the study began; what a variant says comes on top.
+#: The first options of the study; variants change them.
 START: Options = {"schedule": "cosine", "init": 0.3}
-#: What it ended with, and the paper's preset: these do not begin there.
+#: The final defaults and the paper's preset, which do not build on the first options.
 RESULTS: dict[str, Options] = {
     "default": {},
     "default, bf16": {"precision": "bf16"},

@@ -1,4 +1,4 @@
-"""The report's tables and figures, from the runs of `study.py`."""
+"""Make the report's tables and figures from the runs of `study.py`."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ class Study:
         return statistics.mean(accuracy[task] for task in tasks)
 
     def share(self, case: str, seed: int) -> float:
-        """Return what this is of the experts' on the same images, in per cent."""
+        """Return the share of the experts' accuracy on the same images, in per cent."""
         half = ", holdout" if case.endswith(", holdout") else ""
         return 100 * self.mean(case, seed) / self.mean(f"experts{half}", seed)
 
     def seeds(self, case: str) -> list[int]:
-        """Return which seeds a case has runs of."""
+        """Return the seeds with runs of a case."""
         return sorted(seed for name, seed in self.runs if name == case)
 
     def over(self, case: str, value: Callable[[str, int], float]) -> list[float]:
-        """Return a figure of every seed of a case."""
+        """Return a figure of a case for every seed."""
         return [value(case, seed) for seed in self.seeds(case)]
 
 
 def write_page(runs: Sequence[Run], folder: Path) -> None:
-    """Put the tables between their marks in the page, and draw the figures beside it."""
+    """Write the tables between their markers in the page, and draw the figures next to it."""
     study = Study(runs)
     path = folder / PAGE
     path.write_text(filled(path.read_text(encoding="utf-8"), study), encoding="utf-8")
@@ -57,7 +57,7 @@ def write_page(runs: Sequence[Run], folder: Path) -> None:
 
 
 def filled(text: str, study: Study) -> str:
-    """Return the page with the tables that the runs give."""
+    """Return the page with tables from the runs."""
     for name, rows in TABLES.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         table = "\n".join(rows(study))
@@ -87,17 +87,17 @@ def _examples(study: Study) -> Iterator[str]:
     yield "|---" * (len(COUNTS) + 2) + "|"
     for learner in LEARNERS:
         cases = [f"{count} examples: {learner}" for count in COUNTS]
-        cells = [_mean(_few(study, each)) for each in (*cases, _whole(learner))]
+        cells = [_mean(_few(study, case)) for case in (*cases, _whole(learner))]
         yield f"| {learner} | {' | '.join(cells)} |"
 
 
 def _whole(learner: str) -> str:
-    """Return the case in which a learner has all images, tasks and 100 steps."""
+    """Return the case of a learner with all images, all tasks and 100 steps."""
     return f"orthogonalise, {learner}" + ", teacher" * (learner == "layer")
 
 
 def _steps(study: Study) -> Iterator[str]:
-    learners = [each for each in LEARNERS if each != "rank"]
+    learners = [learner for learner in LEARNERS if learner != "rank"]
     yield f"| learned | {' | '.join(map(str, STEPS))} |"
     yield "|---" * (len(STEPS) + 1) + "|"
     for learner in learners:
@@ -107,7 +107,7 @@ def _steps(study: Study) -> Iterator[str]:
 
 
 def _few(study: Study, case: str) -> list[float]:
-    """Return the means of the seeds that all cases beside the main ones have."""
+    """Return the means for the seeds that all side studies share."""
     return [study.mean(case, seed) for seed in REPORTED[:2]]
 
 
@@ -122,7 +122,7 @@ def _teachers(study: Study) -> Iterator[str]:
     for learner in ("layer", "row+column", "all weights"):
         cases = [(f"{n} tasks: {learner}", n) for n in ADAPTED]
         cells = [
-            f"{_part(study, each, TASKS[:n])}, {_part(study, each, TASKS[n:])}" for each, n in cases
+            f"{_part(study, case, TASKS[:n])}, {_part(study, case, TASKS[n:])}" for case, n in cases
         ]
         yield f"| {learner} | {' | '.join(cells)} |"
 
@@ -145,9 +145,9 @@ def _choice(study: Study) -> Iterator[str]:
     yield f"| options | mean | {heads} |"
     yield "|---" * (len(LOOKED_AT) + 2) + "|"
     for case in dict.fromkeys(name for name, _ in study.runs if name.startswith("choice: ")):
-        found = study.over(case, study.mean)
-        cells = " | ".join(f"{each:.1f}" for each in found)
-        yield f"| {case.removeprefix('choice: ')} | {_mean(found)} | {cells} |"
+        means = study.over(case, study.mean)
+        cells = " | ".join(f"{mean:.1f}" for mean in means)
+        yield f"| {case.removeprefix('choice: ')} | {_mean(means)} | {cells} |"
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -169,7 +169,7 @@ TABLES: dict[str, Callable[[Study], Iterator[str]]] = {
 
 
 def draw(study: Study, folder: Path) -> None:
-    """Draw what is learned against accuracy, and accuracy against examples and steps."""
+    """Draw accuracy by learner, and accuracy against examples and steps."""
     import matplotlib as mpl
     from matplotlib import pyplot as plt
 
@@ -186,19 +186,19 @@ def draw(study: Study, folder: Path) -> None:
 def _draw_methods(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib's
     learners = ("layer, teacher", *FINER, "all weights")
     for offset, before, colour in ((-0.2, "", "#9ecae1"), (0.2, "orthogonalise, ", "#08519c")):
-        places = [number + offset for number in range(len(learners))]
-        found = [study.over(before + name, study.mean) for name in learners]
-        heights = [statistics.mean(each) for each in found]
-        spread = [statistics.stdev(each) for each in found]
+        positions = [number + offset for number in range(len(learners))]
+        means = [study.over(before + name, study.mean) for name in learners]
+        heights = [statistics.mean(by_seed) for by_seed in means]
+        spread = [statistics.stdev(by_seed) for by_seed in means]
         label = f"after {before.strip(', ')}" if before else "from task arithmetic"
-        axes.bar(places, heights, 0.36, yerr=spread, color=colour, label=label)
-        for place, height in zip(places, heights, strict=True):
-            axes.annotate(f"{height:.1f}", (place, height + 0.6), ha="center", fontsize=7)
+        axes.bar(positions, heights, 0.36, yerr=spread, color=colour, label=label)
+        for position, height in zip(positions, heights, strict=True):
+            axes.annotate(f"{height:.1f}", (position, height + 0.6), ha="center", fontsize=7)
     experts = statistics.mean(study.mean("experts", seed) for seed in REPORTED)
     axes.axhline(experts, color="grey", linewidth=0.8)
     axes.annotate("experts", (-0.5, experts + 0.2), fontsize=7)
     axes.set_xticks(range(len(learners)), learners)
-    axes.set(ylim=(75, 97), ylabel="average accuracy in %", xlabel="what has a coefficient")
+    axes.set(ylim=(75, 97), ylabel="average accuracy in %", xlabel="learned coefficients")
     axes.legend(loc="upper right", fontsize=8, ncols=2)
 
 
@@ -210,7 +210,7 @@ def _draw_examples(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotli
     start = statistics.mean(_few(study, "orthogonalise"))
     axes.axhline(start, color="grey", linewidth=0.8, linestyle="dashed")
     axes.annotate("without any data", (40, start - 1.6), fontsize=7)
-    axes.set(xscale="log", xlabel="unlabeled examples a task", ylabel="average accuracy in %")
+    axes.set(xscale="log", xlabel="unlabeled examples per task", ylabel="average accuracy in %")
     axes.set_xticks(COUNTS, map(str, COUNTS))
     axes.minorticks_off()
     axes.legend(fontsize=8)
@@ -221,7 +221,7 @@ def _draw_steps(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib's
         cases = [_whole(learner) if n == 100 else f"{n} steps: {learner}" for n in STEPS]
         heights = [statistics.mean(_few(study, case)) for case in cases]
         axes.plot(STEPS, heights, "o-", color=_COLOURS[learner])
-    axes.set(xscale="log", xlabel="steps (16 examples a task each)")
+    axes.set(xscale="log", xlabel="steps (16 examples per task)")
     axes.set_xticks(STEPS, map(str, STEPS))
     axes.minorticks_off()
 

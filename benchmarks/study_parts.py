@@ -1,4 +1,4 @@
-"""What the study needs beside the plugin: its honest rival, and images of another distribution."""
+"""Parts that the study adds to the plugin: distillation of all weights, and noisy images."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class Distilled(Adaptive[AdaMergingConfig]):
-    """Every weight that an expert changed is learned, from the same start, teachers and batches."""
+    """A search for all changed weights, with the same start, teachers and batches."""
 
     config_class = AdaMergingConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
-        """Return the weights that a search by Adam ends with."""
+        """Return the final weights of a search by Adam."""
         merged = context.merge_matrices(pool, Linear((self.config.init,) * len(pool.experts)))
         merged.prepare(context.executor)
         live = LiveMerge(pool, merged, context.device)
@@ -51,28 +51,28 @@ class Distilled(Adaptive[AdaMergingConfig]):
 
 
 class Weights(Learnable):
-    """The live model's own parameters: they have their gradients already."""
+    """The live model's own parameters, which have their gradients already."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.tensors = {name: each.detach() for name, each in parameters.items()}
+        self.tensors = {name: parameter.detach() for name, parameter in parameters.items()}
         self._parameters = parameters
 
     def place(self) -> None:
-        """Leave them where they are."""
+        """Do nothing: the parameters are already in the model."""
 
     def collect(self, summed: Callable[[Tensor], Tensor]) -> None:
-        """Hand over the gradients."""
+        """Move the gradients to the learned tensors."""
         for name, parameter in self._parameters.items():
             assert parameter.grad is not None
             self.tensors[name].grad, parameter.grad = summed(parameter.grad), None
 
     def shown(self) -> Mapping[str, float]:
-        """Return nothing."""
+        """Return no figures."""
         return {}
 
 
 class _Disturbed(FeatureTask):
-    """A task whose unlabeled images have noise, the same in every run."""
+    """A task with noise on its unlabeled images, the same in every run."""
 
     def __init__(self, task: FeatureTask, noise: float) -> None:
         self.name, self._task, self._noise = task.name, task, noise
@@ -95,9 +95,9 @@ class _Disturbed(FeatureTask):
 
 
 def disturbed(tasks: TaskPool[Any], noise: float) -> TaskPool[Any]:
-    """Return tasks to adapt on whose images have Gaussian noise of a standard deviation.
+    """Return the tasks with Gaussian noise on the images to adapt on.
 
-    Pixels are normalised: their own standard deviation is about one.
+    `noise` is a standard deviation. That of the normalised pixels is about one.
     """
     if not noise:
         return tasks
@@ -112,11 +112,11 @@ def disturbed(tasks: TaskPool[Any], noise: float) -> TaskPool[Any]:
 
 
 def counted(context: RunContext, start: float) -> int:
-    """Return how many numbers a run has learned: those that are not as they were at first."""
+    """Return the count of numbers that a run changed from their start."""
     files: dict[str, Any] = context.side_files
     if "numbers" in files:
         return int(files["numbers"])
     rows = json.loads(files["coefficients.json"])["coefficients"].values()
     finer = load(files.get("coefficients.safetensors", save({}))).values()
     moved = sum(value != start for row in rows for value in row.values())
-    return moved + sum(each.numel() - 1 for each in finer)
+    return moved + sum(coefficients.numel() - 1 for coefficients in finer)

@@ -1,11 +1,11 @@
-"""A sweep that is killed three times, beside as many `fuse run`s: `python benchmarks/sweep.py`.
+"""Compare a sweep that is killed three times with as many `fuse run`s.
 
-Five methods at three scales and two seeds on `mini8`, chosen on a half of the test images, or with
-`--on test` measured on all of them, as the runs are. The sweep's
-process is killed by SIGKILL whenever it has finished some more runs; what it finished must still be
-there at the end, untouched, and nothing else but the rest. Then `--runs` of the same thirty recipes
-are run by `fuse run`, and their mean stands for all. Seconds of the processor are those of all
-children, killed ones included: on a busy machine they say more than the clock's.
+Run as `python benchmarks/sweep.py`. The sweep has five methods at three scales and two seeds on
+`mini8`, selected on one half of the test images, or with `--on test` measured on all of them, as
+`fuse run` does. SIGKILL ends the sweep's process three times after some more runs. At the end, the
+finished runs must exist unchanged, with no others but the rest. Then `fuse run` makes `--runs` of
+the same thirty recipes, and their mean stands for all. Processor time covers all children,
+including killed ones. On a busy machine, it is more reliable than wall time.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ FINISHED = (  # of the sweep itself: not the best one, once more on the other ha
 
 
 def main() -> None:
-    """Run both, and print times and their ratio."""
+    """Run both, and print their times and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=30, help="of the thirty, by fuse run")
     parser.add_argument("--on", choices=("half", "test"), default="half")
     given = parser.parse_args()
     count = given.runs
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        os.environ["XDG_CACHE_HOME"] = str(place / "cache")
-        run_by_run(place / "first", 1)  # which measures base and experts, for both
-        swept = timed(lambda: sweep_and_kill(place / "sweeps.sqlite", given.on))
-        ran = timed(lambda: run_by_run(place, count))
+        directory = Path(folder)
+        os.environ["XDG_CACHE_HOME"] = str(directory / "cache")
+        run_by_run(directory / "first", 1)  # which measures base and experts, for both
+        swept = timed(lambda: sweep_and_kill(directory / "sweeps.sqlite", given.on))
+        ran = timed(lambda: run_by_run(directory, count))
     total = len(METHODS) * len(SCALES) * len(SEEDS)
-    ran = tuple(each * total / count for each in ran)
+    ran = tuple(seconds * total / count for seconds in ran)
     print(f"{'':28}  wall s   CPU s")
     print(f"sweep, killed {KILLS} times        {swept[0]:7.1f} {swept[1]:7.1f}")
     print(f"{total} runs (mean of {count:2})          {ran[0]:7.1f} {ran[1]:7.1f}")
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def timed(work: Callable[[], None]) -> tuple[float, ...]:
-    """Return seconds on the clock, and of the processor by children that have ended."""
+    """Return wall time and processor time of ended children, in seconds."""
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     work()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -68,8 +68,8 @@ def timed(work: Callable[[], None]) -> tuple[float, ...]:
 
 
 def sweep_and_kill(store: Path, on: str) -> None:
-    """Run the sweep, killing it three times; fails unless each run is made exactly once."""
-    kept: dict[str, tuple[str, float]] = {}
+    """Run the sweep and kill it three times; fail unless each run is made exactly once."""
+    earlier: dict[str, tuple[str, float]] = {}
     total = len(METHODS) * len(SCALES) * len(SEEDS)
     for number in range(KILLS + 1):
         process = subprocess.Popen(command(store, on), stdout=subprocess.PIPE)
@@ -79,15 +79,15 @@ def sweep_and_kill(store: Path, on: str) -> None:
             time.sleep(0.05)
         shown, _ = process.communicate()
         now = finished(store)
-        assert kept.items() <= now.items(), "a finished run was made again"
+        assert earlier.items() <= now.items(), "a finished run was made again"
         assert (process.returncode == 0) == (number == KILLS), process.returncode
-        print(f"{len(now) - len(kept):3} runs, then {'killed' if number < KILLS else 'done'}")
-        kept = now
-    assert len(kept) == total == len(json.loads(shown)["runs"]), len(kept)
+        print(f"{len(now) - len(earlier):3} runs, then {'killed' if number < KILLS else 'done'}")
+        earlier = now
+    assert len(earlier) == total == len(json.loads(shown)["runs"]), len(earlier)
 
 
 def command(store: Path, on: str) -> list[str]:
-    """Return the command of the sweep, which is the same after each kill."""
+    """Return the command of the sweep."""
     scales = ",".join(map(str, SCALES))
     over = ["--over", f"algorithm.scale={scales}", "--seeds", str(len(SEEDS))]
     rest = ["--on", on, "--store", str(store), "--json", "-q"]
@@ -95,7 +95,7 @@ def command(store: Path, on: str) -> list[str]:
 
 
 def finished(store: Path) -> dict[str, tuple[str, float]]:
-    """Return when each run was finished, and what it took."""
+    """Return the end and the processor time of each finished run."""
     if not store.exists():
         return {}
     try:
@@ -105,13 +105,13 @@ def finished(store: Path) -> dict[str, tuple[str, float]]:
         return {}
 
 
-def run_by_run(place: Path, count: int) -> None:
-    """Run some of the recipes, spread over all, each by itself."""
+def run_by_run(directory: Path, count: int) -> None:
+    """Run `count` of the recipes, evenly spread, one process per recipe."""
     every = list(product(METHODS, SCALES, SEEDS))
     for number in range(count):
         method, scale, seed = every[number * len(every) // count]
         options = ["--set", f"algorithm.scale={scale}", "--seed", str(seed), "-q"]
-        output = ["-o", str(place / f"run-{number}")]
+        output = ["-o", str(directory / f"run-{number}")]
         command = [*FUSE, "run", "--algo", method, "--pool", "mini8", *options, *output]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 

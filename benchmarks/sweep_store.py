@@ -1,10 +1,10 @@
-"""How the cost of a sweep's own work grows: `python benchmarks/sweep_store.py --trials 100000`.
+"""Measure how the overhead of a sweep grows: `python benchmarks/sweep_store.py --trials 100000`.
 
-A grid of scale and seeds on `mini8` whose trials are planned, named, claimed, kept in the store and
-ranked as ever, but for merging and measuring: figures are made up from the point, by a bench whose
-only difference that is. Printed after each tenth: milliseconds a trial took here, and memory; then
-what it takes to go on with a sweep that is complete, and to read it as `fuse runs` does.
-`--plans N` plans as many of the recipes as that in earnest; a plan is of the core, not the store.
+A grid of scales and seeds on `mini8`. Trials are planned, named, claimed, stored and ranked as
+usual, but a bench invents the figures instead of merging and measuring. After each tenth, the
+benchmark prints milliseconds per trial and memory. Then it prints the time to resume a complete
+sweep, and to read it as `fuse runs` does. `--plans N` makes N real plans, which cost time in the
+core, not in the store.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from measuring import headings, row
 
 from fusion_core import Progress, Report, RunOptions
 from fusion_sweep.axes import parse_axis
-from fusion_sweep.evaluator import Examples, TrialEvaluator
-from fusion_sweep.runner import Sweep
+from fusion_sweep.evaluator import TrialEvaluator, Examples
 from fusion_sweep.search import Search
 from fusion_sweep.store import Store
+from fusion_sweep.runner import Sweep
 from fusion_sweep.trial import Trial, digest
 
 if TYPE_CHECKING:
@@ -43,37 +43,37 @@ SEEDS = 10
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure all parts, and print the times."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=100_000)
     parser.add_argument("--plans", type=int, default=1000)
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
-        place = Path(folder) / "sweeps.sqlite"
-        print(headings(["trials", "ms a trial, of the last tenth", "memory"]))
-        seconds, found = timed(lambda: run(place, given.trials, Tenths(given.trials)))
-        assert len(found.finished) == given.trials
-        print(f"\n{given.trials} trials: {seconds:.0f} s; the store: {size(place) / 1e6:.0f} MB")
-        seconds, again = timed(lambda: run(place, given.trials, Progress()))
-        assert again.best().id == found.best().id
+        path = Path(folder) / "sweeps.sqlite"
+        print(headings(["trials", "ms per trial, in the last tenth", "memory"]))
+        seconds, swept = timed(lambda: run(path, given.trials, Tenths(given.trials)))
+        assert len(swept.finished) == given.trials
+        print(f"\n{given.trials} trials: {seconds:.0f} s; the store: {size(path) / 1e6:.0f} MB")
+        seconds, again = timed(lambda: run(path, given.trials, Progress()))
+        assert again.best().id == swept.best().id
         print(f"the same again, all of them known: {seconds:.0f} s")
-        with Store(place) as store:
+        with Store(path) as store:
             for what in ("counts", "trials_of"):
-                seconds, _ = timed(partial(getattr(store, what), found.id))
+                seconds, _ = timed(partial(getattr(store, what), swept.id))
                 print(f"{what}: {seconds:.2f} s")
-        seconds, _ = timed(lambda: len(found.rows()))
-        print(f"rows of all: {seconds:.1f} s; claims left: {left(place)}")
-    print(f"a plan in earnest: {planned(given.plans):.1f} ms")
+        seconds, _ = timed(lambda: len(swept.rows()))
+        print(f"rows of all: {seconds:.1f} s; claims left: {left(path)}")
+    print(f"a real plan: {planned(given.plans):.1f} ms")
 
 
 class Simulated(TrialEvaluator):
-    """A bench that plans once, and makes figures up."""
+    """A bench that plans once and invents figures."""
 
     planned: Plan | None = None
     recipe: Mapping[str, Any]
 
     def plan(self, recipe: Mapping[str, Any]) -> Plan:
-        """Return the plan of the first recipe, whatever this one is."""
+        """Return the plan of the first recipe for every recipe."""
         self.recipe = recipe
         self.planned = self.planned or super().plan(recipe)
         return self.planned
@@ -85,7 +85,7 @@ class Simulated(TrialEvaluator):
         return Trial(digest({"recipe": recipe, "on": on}), recipe, {"on": on})
 
     def run(self, planned: Plan, trial: Trial) -> Trial:
-        """Make figures up."""
+        """Return a trial with invented figures."""
         del planned
         scale, seed = trial.recipe["algorithm"]["scale"], trial.recipe["seed"]
         rows = {
@@ -95,8 +95,8 @@ class Simulated(TrialEvaluator):
         return replace(trial, report=Report(rows), seconds=0.1, cpu=0.1, finished="2026-01-01")
 
 
-def run(place: Path, trials: int, progress: Progress) -> SweepResult:
-    """Sweep over a grid of so many trials."""
+def run(path: Path, trials: int, progress: Progress) -> SweepResult:
+    """Sweep over a grid of this many trials."""
     count = trials // SEEDS
     recipe = {
         "algorithm": {"name": "task-arithmetic"},
@@ -106,7 +106,7 @@ def run(place: Path, trials: int, progress: Progress) -> SweepResult:
     axes = [parse_axis("algorithm.scale", [number / count for number in range(count)])]
     options = RunOptions(progress=progress)
     bench = Simulated(options=RunOptions())
-    with Store(place) as store:
+    with Store(path) as store:
         swept = Sweep(recipe, axes, SEEDS, Search(), bench, store, options)
         swept.prepare(("average",), "test")
         return swept.run()
@@ -114,7 +114,7 @@ def run(place: Path, trials: int, progress: Progress) -> SweepResult:
 
 @dataclass
 class Tenths(Progress):
-    """Prints a row after each tenth of the trials."""
+    """A progress that prints a row after each tenth of the trials."""
 
     total: int
 
@@ -137,32 +137,32 @@ class Tenths(Progress):
 
 
 def planned(count: int) -> float:
-    """Return the milliseconds that a plan takes, on pools that are open."""
+    """Return the milliseconds per real plan, on open pools."""
     bench = TrialEvaluator(options=RunOptions())
     recipe = {"algorithm": {"name": "task-arithmetic"}, "model_pool": "mini8"}
     bench.name(bench.plan(recipe), "half")  # opens them
     scales = [number / count for number in range(count)]
     recipes = [{**recipe, "algorithm": {"name": "task-arithmetic", "scale": s}} for s in scales]
-    seconds, _ = timed(lambda: [bench.name(bench.plan(each), "half") for each in recipes])
+    seconds, _ = timed(lambda: [bench.name(bench.plan(recipe), "half") for recipe in recipes])
     return 1e3 * seconds / count
 
 
 def timed(work: Callable[[], FoundT]) -> tuple[float, FoundT]:
-    """Return what some work took, and gave."""
+    """Return the seconds and the result of some work."""
     started = time.perf_counter()
-    found = work()
-    return time.perf_counter() - started, found
+    result = work()
+    return time.perf_counter() - started, result
 
 
-def size(place: Path) -> int:
-    """Return the bytes of the store."""
-    files = (path for path in place.parent.glob(f"{place.name}*") if path.is_file())
+def size(store: Path) -> int:
+    """Return the size of the store in bytes."""
+    files = (path for path in store.parent.glob(f"{store.name}*") if path.is_file())
     return sum(file.stat().st_size for file in files)
 
 
-def left(place: Path) -> int:
-    """Return how many files of claims are left."""
-    return len(list(Path(f"{place}.claims").iterdir()))
+def left(store: Path) -> int:
+    """Return the number of remaining claim files."""
+    return len(list(Path(f"{store}.claims").iterdir()))
 
 
 if __name__ == "__main__":

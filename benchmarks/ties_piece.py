@@ -1,14 +1,17 @@
-"""What a piece of TIES costs, operation by operation, beside the whole and a single pass.
+"""Measure the cost of a piece of TIES, operation by operation, and against a single pass.
 
     python benchmarks/ties_piece.py --repeats 100
 
-Three experts and a base in bf16, one piece of each, on one core and from the cache. Each operation
-is timed alone, on what it gets in a merge: the least processor time of its repeats, and the bytes
-that it reads and writes. `in turn` are the same operations one after the other, on piece after
-piece of a tensor that no cache holds, and nothing else: no engine on torch's operations takes less.
-`whole` is a piece's share of that tensor's `merge`, with survey and sample, without files; `fewest`
-are the bytes of one pass that surveys and one that merges, each keeping all else in registers, at
-the speed at which this core copies: what compiled code could come near.
+Uses one piece of three experts and a base in bf16, on one core and from the cache. Each operation
+is timed alone, on its real input: the least processor time of the repeats, and the bytes that it
+reads and writes.
+
+- `in turn`: the same operations one after the other, on piece after piece of a tensor that no cache
+  holds. No engine on torch's operations takes less.
+- `whole`: a piece's share of the complete merge of that tensor, with survey and sample, without
+  files.
+- `fewest`: the bytes of one surveying and one merging pass that keep everything else in registers,
+  at the speed at which this core copies. Compiled code could approach this.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import torch
 from fusion_core import merge
 from fusion_core.machine.memory import retain_freed_memory
 from fusion_core.weights.merging import selection
-from fusion_core.weights.merging.piece import is_finite, sum_in_order
+from fusion_core.weights.merging.piece import sum_in_order, is_finite
 from fusion_core.weights.merging.trimming import agreeing_magnitudes, elect_sign, trim
 from fusion_core.weights.source import BLOCK
 from fusion_ties.combining import disjoint_merge
@@ -35,13 +38,13 @@ if TYPE_CHECKING:
     Operation = tuple[str, float, Callable[[], object]]
 
 EXPERTS, DENSITY = 3, 0.2
-#: Blocks of a tensor whose whole merge is timed, for its surveys to be as a model's are.
+#: Blocks of the tensor for the whole merge, so that its surveys resemble a model's.
 BLOCKS = 32
 _MB = BLOCK * 4 / 1e6  # of one row in fp32
 
 
 def main() -> None:
-    """Time everything, print the table."""
+    """Time all operations, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=100)
     repeats = parser.parse_args().repeats
@@ -73,7 +76,7 @@ def _operands() -> tuple[torch.Tensor, list[torch.Tensor]]:
     draw = torch.Generator().manual_seed(0)
     base = 0.02 * torch.randn(BLOCKS * BLOCK, generator=draw).bfloat16()
     noise = (0.001 * torch.randn(len(base), generator=draw) for _ in range(EXPERTS))
-    return base, [(base + each).bfloat16() for each in noise]
+    return base, [(base + vector).bfloat16() for vector in noise]
 
 
 def _operations(base: torch.Tensor, experts: list[torch.Tensor]) -> Iterator[Operation]:
@@ -104,7 +107,7 @@ def _of_survey(rows: torch.Tensor) -> Iterator[Operation]:
     rows = rows[:, :BLOCK].contiguous()
     keys = rows.abs().view(torch.int32)
     yield "survey: magnitudes", EXPERTS * 2 * _MB, rows.abs
-    # two comparisons, their product, a sum, a mask of bytes, and what is picked by it
+    # two comparisons, their product, a sum, a byte mask, and a selection by it
     count = EXPERTS * (2 + 2 + 3 + 1 + 1.25 + 0.25) * _MB
     yield "survey: count and pick", count, lambda: list(map(selection._count, keys, searches))  # noqa: SLF001
 
@@ -119,7 +122,7 @@ def _of_merge(rows: torch.Tensor, base: torch.Tensor) -> Iterator[Operation]:
     yield "merge: trim", EXPERTS * 2 * _MB, lambda: trim(rows, thresholds)
     yield "merge: weights", EXPERTS * 2 * _MB, lambda: trimmed_rows.mul_(weights)
     yield "merge: sign", (3 * (EXPERTS - 1) + 4) * _MB, lambda: elect_sign(trimmed_rows, 1.0)
-    # products, what agrees, two sums, who takes part, by which to divide
+    # products, agreement, two sums, participants, the divisor
     mean = (EXPERTS * 3 + EXPERTS * 2 + 6 * (EXPERTS - 1) + EXPERTS * 4 + 3 + 2 + 3 + 3) * _MB
     yield (
         "merge: mean of what agrees",
@@ -131,14 +134,14 @@ def _of_merge(rows: torch.Tensor, base: torch.Tensor) -> Iterator[Operation]:
 
 
 def _twice(function: Callable[..., object], *operands: object) -> Callable[[], object]:
-    """Do what the survey and the merge both do."""
+    """Time the operations that survey and merge share."""
     return lambda: (function(*operands), function(*operands))
 
 
 def _widened(base: torch.Tensor, experts: list[torch.Tensor]) -> None:
     rows = torch.empty(EXPERTS + 1, BLOCK)
-    for row, each in zip(rows, (base, *experts), strict=True):
-        row.copy_(each)
+    for row, source in zip(rows, (base, *experts), strict=True):
+        row.copy_(source)
 
 
 def _subtracted(rows: torch.Tensor, base: torch.Tensor) -> None:
@@ -151,7 +154,7 @@ def _all_finite(rows: torch.Tensor, base: torch.Tensor) -> bool:
 
 
 def _in_turn(base: torch.Tensor, experts: list[torch.Tensor]) -> Callable[[], None]:
-    """Survey and merge piece by piece, as `Ties` does, without anything around it."""
+    """Survey and merge piece by piece as `Ties` does, without an engine."""
     rows = torch.stack([expert.float() - base.float() for expert in experts])
     searches, thresholds, weights = _guesses(rows), _thresholds(rows), torch.ones(EXPERTS, 1)
     merged = torch.empty_like(base)
@@ -186,14 +189,14 @@ def _wide(narrow: torch.Tensor) -> torch.Tensor:
 
 def _task_vectors(base: torch.Tensor, experts: list[torch.Tensor]) -> torch.Tensor:
     rows = torch.empty(EXPERTS, len(base))
-    for row, each in zip(rows, experts, strict=True):
-        row.copy_(each).add_(base, alpha=-1)
+    for row, expert in zip(rows, experts, strict=True):
+        row.copy_(expert).add_(base, alpha=-1)
         is_finite(row)
     return rows
 
 
 def _merged(base: torch.Tensor, experts: list[torch.Tensor]) -> None:
-    models = {f"e{number}": {"w": each} for number, each in enumerate(experts)}
+    models = {f"e{number}": {"w": expert} for number, expert in enumerate(experts)}
     options = {"name": "ties", "density": DENSITY, "scope": "tensor", "zero_sign": "positive"}
     merge(options, {"base": {"w": base}, "models": models}).state_dict()
 

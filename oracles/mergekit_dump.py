@@ -1,12 +1,12 @@
-"""Merge with mergekit, in a virtual environment of its own: `python mergekit_dump.py DIRECTORY`.
+"""Merge with mergekit, in its own virtual environment: `python mergekit_dump.py DIRECTORY`.
 
-Reads `cases.json`, a list of merges, and the state dicts that they name; writes what mergekit makes
-of each to `expected-<number>.safetensors`: no tensors, and the error, where it raises one. This
-file runs where fusion-core is not installed.
+Reads `cases.json`, a list of merges, and the state dicts that they name. Writes mergekit's result
+of each to `expected-<number>.safetensors`. If mergekit raises, the file has no tensors and the
+error as metadata. This file runs where fusion-core is not installed.
 
-Methods that draw random numbers are given those of `case["uniform"]`, a file of one tensor an
-expert and tensor: what mergekit draws by `torch.bernoulli`, in the order of experts, is decided by
-them. Tensors in `case.get("skipped", ())` are left out.
+`case["uniform"]` is a file of random numbers for methods that draw them, with one tensor per expert
+and tensor. They replace `torch.bernoulli` in mergekit, in the order of experts. Tensors in
+`case.get("skipped", ())` are omitted.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def main(directory: Path) -> None:
         for state in states.values():
             for skipped in case.get("skipped", ()):
                 state.pop(skipped, None)
-        found, error = {}, ""
+        merged, error = {}, ""
         try:
             with patch("torch.bernoulli", drawn(directory, case)):
-                found = merged_by(case, states)
+                merged = merged_by(case, states)
         except ValueError as raised:  # what a method cannot do is a result, too
             error = str(raised)
-        save_file(found, directory / f"expected-{number}.safetensors", {"error": error})
+        save_file(merged, directory / f"expected-{number}.safetensors", {"error": error})
 
 
 def merged_by(case: dict, states: dict) -> dict:
-    """Return what mergekit makes of a case."""
+    """Return mergekit's result of a case."""
     last = states[[*states][-1]]
     merged = merge_state_dicts(
         states,
@@ -60,7 +60,7 @@ def merged_by(case: dict, states: dict) -> dict:
 
 
 def drawn(directory: Path, case: dict) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what stands for `torch.bernoulli`: tensors are known by their shapes."""
+    """Return a replacement of `torch.bernoulli` that identifies tensors by shape."""
     waiting = defaultdict(list)
     if case.get("uniform") is not None:
         numbers = load_file(directory / case["uniform"])
@@ -68,7 +68,7 @@ def drawn(directory: Path, case: dict) -> Callable[[torch.Tensor], torch.Tensor]
             expert, tensor = name.split("/")
             if expert in case["experts"] and tensor not in case.get("skipped", ()):
                 waiting[_shape(uniform)].append((case["experts"].index(expert), uniform))
-    queues = {shape: sorted(each, key=lambda pair: pair[0]) for shape, each in waiting.items()}
+    queues = {shape: sorted(pairs, key=lambda pair: pair[0]) for shape, pairs in waiting.items()}
 
     def bernoulli(chances: torch.Tensor) -> torch.Tensor:
         _, uniform = queues[_shape(chances)].pop(0)
@@ -78,7 +78,7 @@ def drawn(directory: Path, case: dict) -> Callable[[torch.Tensor], torch.Tensor]
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Return a shape without the row that some methods make of a vector."""
+    """Return a shape without the leading 1 that some methods add to vectors."""
     return tuple(tensor.squeeze(0).shape) if tensor.numel() > 1 else tuple(tensor.shape)
 
 

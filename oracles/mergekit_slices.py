@@ -1,8 +1,8 @@
 """Stack layers with mergekit, in its virtual environment: `python mergekit_slices.py DIRECTORY`.
 
-Reads `cases.json`, a mapping of folders to slices: of each, a model (a folder in it) and a range of
-layers. Writes what mergekit makes of each to `theirs` in its folder. This file runs where
-fusion-core is not installed.
+Reads `cases.json`, a mapping from folders to slices. A slice has a model (a subfolder) and a range
+of layers. Writes mergekit's result to the subfolder `theirs`. This file runs where fusion-core is
+not installed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def main(directory: Path) -> None:
             "slices": [{"sources": [source]} for source in sources],
         }
         options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
-        found = MergeConfiguration.model_validate(recipe)
-        run_merge(found, str(directory / folder / "theirs"), options)
+        configuration = MergeConfiguration.model_validate(recipe)
+        run_merge(configuration, str(directory / folder / "theirs"), options)
 
 
 if __name__ == "__main__":

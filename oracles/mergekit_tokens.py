@@ -1,7 +1,7 @@
 """Merge models of different tokenizers with mergekit: `python mergekit_tokens.py DIRECTORY`.
 
-Reads `cases.json`, recipes by the folder that mergekit is to write. This file runs where
-fusion-core is not installed.
+Reads `cases.json`, a mapping from output folders to recipes. This file runs where fusion-core is
+not installed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def main(directory: Path) -> None:
     """Run every case."""
     options = MergeOptions(write_model_card=False, quiet=True)
     for folder, recipe in json.loads((directory / "cases.json").read_text()).items():
-        found = MergeConfiguration.model_validate(recipe)
-        run_merge(found, str(directory / folder), options)
+        configuration = MergeConfiguration.model_validate(recipe)
+        run_merge(configuration, str(directory / folder), options)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Our methods against mergekit 0.1.5, for those that both have: `nox -s oracle`.
+"""Our methods against mergekit 0.1.5, for methods that both have: `nox -s oracle`.
 
-mergekit computes in fp32 here, as we do, and rounds once; where a method is made of norms and
-angles, in fp64, as we sum these (its own fp32 is off by up to 1e-5 there). Where several entries of
-an expert share the magnitude at its trimming threshold, mergekit keeps an arbitrary choice of them
-and we keep all: those entries are left out, and what is left is counted. Methods that drop by
-chance are given our random numbers in place of torch's.
+mergekit computes in fp32 here, as we do, and rounds once. For methods of norms and angles it
+computes in fp64, as we sum these; its fp32 is off by up to 1e-5. If several entries of an expert
+have the magnitude of its trimming threshold, mergekit keeps an arbitrary choice of them and we keep
+all. These entries are omitted, and the remaining ones are counted. mergekit's random methods get
+our random numbers instead of torch's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """One way to merge, in the words of both."""
+    """One merge, in our configuration and in mergekit's."""
 
     ours: dict[str, Any]
     theirs: str
@@ -54,17 +54,17 @@ class Method:
     density: float = 1.0
     experts: int = 3
     has_base: bool = True
-    #: whether mergekit's has a `weight`
+    #: whether mergekit's method has a `weight`
     takes_weights: bool = True
-    #: what mergekit computes in
+    #: the dtype in which mergekit computes
     computed_in: str = "float32"
-    #: marks entries of task vectors (experts, n) at which the two choose differently among equals
+    #: marks entries of task vectors (experts, n) where both choose differently among equals
     unclear: Callable[[torch.Tensor], torch.Tensor] | None = None
-    #: tensors that mergekit fails on, or treats differently: `test_mergekit_differences` has some
+    #: tensors on which mergekit fails or differs; see `test_mergekit_differences`
     skipped: tuple[str, ...] = ()
-    #: the class of ours whose random numbers mergekit is given
+    #: our class whose random numbers mergekit gets
     random: str | None = None
-    #: in which dtypes the two are compared
+    #: dtypes of the comparison
     dtypes: tuple[str, ...] = tuple(DTYPES)
 
 
@@ -109,8 +109,8 @@ METHODS = {
 }
 
 
-def _by_angles(ours: dict[str, Any], theirs: str, *found: Any, **changes: Any) -> Method:
-    return Method(ours, theirs, *found, computed_in="float64", **changes)
+def _by_angles(ours: dict[str, Any], theirs: str, *parameters: Any, **changes: Any) -> Method:
+    return Method(ours, theirs, *parameters, computed_in="float64", **changes)
 
 
 METHODS |= {
@@ -183,9 +183,9 @@ METHODS |= {
 
 
 def _sparse(name: str, theirs: str, **changes: Any) -> Method:
-    """Return a method that drops entries: our options by our names, theirs by theirs."""
-    kept = ("weights", "experts", "skipped", "random", "unclear", "dtypes")
-    fields = {key: changes.pop(key) for key in kept if key in changes}
+    """Return a method that drops entries, with the options of both."""
+    names = ("weights", "experts", "skipped", "random", "unclear", "dtypes")
+    fields = {key: changes.pop(key) for key in names if key in changes}
     ours = {"name": name, "scale": 1.0, **changes}
     shared = {"density", "gamma", "epsilon", "normalize"}
     parameters = {key: value for key, value in ours.items() if key in shared}
@@ -196,24 +196,24 @@ def _sparse(name: str, theirs: str, **changes: Any) -> Method:
 
 
 def _band_edges(deltas: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
-    """Mark what ties one of a band's edges in an expert, where not all that ties is kept."""
+    """Mark entries that tie an edge of an expert's band, if the band keeps only some."""
     count = deltas.shape[1]
-    kept = int(density * count)
-    dropped = min(int(gamma * count), count - kept)
+    count_kept = int(density * count)
+    dropped = min(int(gamma * count), count - count_kept)
     tied = torch.zeros(count, dtype=torch.bool)
     for row in deltas.abs():
-        edges = row.sort(descending=True).values[[dropped, dropped + kept - 1]]
+        edges = row.sort(descending=True).values[[dropped, dropped + count_kept - 1]]
         inside = (row >= edges[1]) & (row <= edges[0])
-        if int(inside.sum()) > kept:
+        if int(inside.sum()) > count_kept:
             tied |= (row == edges[0]) | (row == edges[1])
     return tied
 
 
 def _variance_edge(deltas: torch.Tensor, density: float) -> torch.Tensor:
-    """Mark the positions whose variance is the last selected one, up to rounding in fp32."""
+    """Mark positions whose variance is the last selected one, up to fp32 rounding."""
     variances = deltas.double().var(dim=0, unbiased=False)
-    kept = int(density * int(variances.count_nonzero()))
-    edge = variances.sort(descending=True).values[kept - 1]
+    count_kept = int(density * int(variances.count_nonzero()))
+    edge = variances.sort(descending=True).values[count_kept - 1]
     return (variances - edge).abs() <= 1e-5 * edge
 
 
@@ -223,12 +223,12 @@ def _breadcrumbs(theirs: str, density: float, gamma: float, **changes: Any) -> M
     return _sparse("breadcrumbs", theirs, **options)
 
 
-#: Of these mergekit's breadcrumbs keep nothing, its sce finds the squares too small, and its della
-#: fails on them.
+#: Tensors of which mergekit's breadcrumbs keep nothing, whose squares are too small for its sce,
+#: and on which its della fails.
 ONES = ("one", "scalar")
 DARE = {"random": "Drop", "rescale": "l1"}
-#: Equal magnitudes, of which half precision is full, have arbitrary ranks in mergekit, and what has
-#: more than two dimensions is ranked along the second.
+#: In mergekit, equal magnitudes, frequent in half precision, have arbitrary ranks, and tensors of
+#: more than two dimensions are ranked along the second.
 DELLA = {
     "random": "MagPrune",
     "rescale": "l1",
@@ -306,7 +306,7 @@ def _states(dtype: torch.dtype, seed: int) -> dict[str, State]:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write all inputs, and have mergekit merge them."""
+    """Write all inputs, and run mergekit on them."""
     root = tmp_path_factory.mktemp("oracle")
     for dtype, seed in {(d, s) for _, d, s in CASES}:
         (root / f"{dtype}-{seed}").mkdir()
@@ -367,11 +367,11 @@ def test_a_merge_is_mergekits(directory: Path, tmp_path: Path, number: int) -> N
         clear = ~_tied(inputs, key, method)
         compared += int(clear.sum())
         _check_equal(merged[key].flatten()[clear], theirs.flatten()[clear])
-    assert compared > 0.8 * sum(each.numel() for each in expected.values())
+    assert compared > 0.8 * sum(tensor.numel() for tensor in expected.values())
 
 
 def _uniform(drawn: str) -> State:
-    """Return the random numbers of a class of ours, by expert and tensor."""
+    """Return the random numbers of one of our classes, by expert and tensor."""
     return {
         f"{expert}/{name}": counter_uniform(
             f"0\0{drawn}\0{expert}\0{name}", 0, torch.Size(shape).numel()
@@ -382,7 +382,7 @@ def _uniform(drawn: str) -> State:
 
 
 def _check_equal(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Agree to one unit in the last place of the stored dtype; in fp32 to 1e-6 of the largest."""
+    """Compare to one unit in the last place of the dtype; in fp32 to 1e-6 of the largest."""
     if theirs.dtype is torch.float32:
         largest = float(theirs.abs().max()) if theirs.numel() else 0.0
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7 * largest)
@@ -391,32 +391,32 @@ def _check_equal(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def _tied(inputs: Path, key: str, method: Method) -> torch.Tensor:
-    """Mark the entries that tie an expert's threshold, where not all that tie are kept."""
+    """Mark entries that tie an expert's threshold, if only some of them are kept."""
     names = EXPERTS[: method.experts]
-    base, *experts = (load_file(inputs / f"{each}.safetensors")[key] for each in ("base", *names))
+    base, *experts = (load_file(inputs / f"{name}.safetensors")[key] for name in ("base", *names))
     tied = torch.zeros(base.numel(), dtype=torch.bool)
     if method.unclear is not None:
         deltas = [(expert.float() - base.float()).flatten() for expert in experts]
         return method.unclear(torch.stack(deltas))
     if method.density == 1:
         return tied
-    kept = max(1, int(method.density * base.numel()))
+    count_kept = max(1, int(method.density * base.numel()))
     for expert in experts:
         magnitudes = (expert.float() - base.float()).abs().flatten()
-        threshold = magnitudes.sort(descending=True).values[kept - 1]
-        if int((magnitudes >= threshold).sum()) > kept:
+        threshold = magnitudes.sort(descending=True).values[count_kept - 1]
+        if int((magnitudes >= threshold).sum()) > count_kept:
             tied |= magnitudes == threshold
     return tied
 
 
-#: Where we differ on purpose: theirs, with its parameters; ours; the task vectors on a base of
-#: zeros; what theirs makes of them, and what ours does.
+#: Intended differences: mergekit's method and parameters; ours; task vectors on a zero base;
+#: mergekit's result; our result.
 DIFFERENCES: list[tuple[str, dict[str, Any], dict[str, Any], list[list[float]], Any, Any]] = [
     # Squares that sum to less than 1e-6 weigh nothing: (1 + 3) / 2. Ours: (1 * 1 + 9 * 3) / 10.
     ("sce", {}, {"name": "sce"}, [[1e-5], [3e-5]], [2e-5], [2.8e-5]),
-    # floor(0.5 * 1) entries are kept: none. Ours: at least one.
+    # floor(0.5 * 1) = 0 entries are kept. Ours: at least one.
     ("breadcrumbs", {"density": 0.5}, {"name": "breadcrumbs", "density": 0.5}, [[1.0]], [0], [1]),
-    # floor(0.4 * 2) positions are selected: none. Ours: at least one, of the largest variance.
+    # floor(0.4 * 2) = 0 positions are selected. Ours: at least the one of largest variance.
     (
         "sce",
         {"select_topk": 0.4},
@@ -465,7 +465,7 @@ def test_where_we_differ_on_purpose(tmp_path: Path) -> None:
         experts = {f"e{n}": {"w": torch.tensor(row)} for n, row in enumerate(rows)}
         pool = {"base": {"w": torch.zeros(len(rows[0]))}, "models": experts}
         scale = {} if ours["name"] == "sce" else {"scale": 1.0}
-        found = run_fusion(algorithm={**ours, **scale}, model_pool=pool).weights.tensor("w")
+        merged = run_fusion(algorithm={**ours, **scale}, model_pool=pool).weights.tensor("w")
         expected = load_file(tmp_path / f"expected-{number}.safetensors")["w"]
         torch.testing.assert_close(expected, torch.tensor(their_result).float(), rtol=1e-6, atol=0)
-        torch.testing.assert_close(found, torch.tensor(our_result).float(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(merged, torch.tensor(our_result).float(), rtol=1e-6, atol=0)

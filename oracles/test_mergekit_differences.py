@@ -1,4 +1,4 @@
-"""Where we differ from mergekit 0.1.5 on purpose: what both make of the same models."""
+"""Intended differences from mergekit 0.1.5: the results of both for the same models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TENSORS = {"same": BASE, "far": FAR, "minus far": -FAR, "small": 1e-5 * MOVED, "
 
 @dataclass(frozen=True)
 class Difference:
-    """The same merge in the words of both, and what comes of it; None where it is refused."""
+    """The same merge in both configurations, with both results; None for a refusal."""
 
     ours: dict[str, Any]
     theirs: str
@@ -37,7 +37,7 @@ class Difference:
 
 
 EQUAL = {"a": 1.0, "b": 1.0, "c": 1.0}
-#: The cosine that mergekit finds between two equal task vectors, and its ratio.
+#: mergekit's cosine between two equal task vectors, and its ratio.
 COSINE = float(TENSORS["small"].square().sum() / 1e-6)
 RATIO = 2 * COSINE / (1 + COSINE)
 DIFFERENCES = {
@@ -92,7 +92,7 @@ DIFFERENCES = {
 
 
 def _models(difference: Difference) -> dict[str, torch.Tensor]:
-    """Return the models by name; the base of what is small is zero."""
+    """Return the models by name; small ones have a zero base."""
     base = torch.zeros(64) if {"small", "tiny"} & {*difference.experts} else BASE
     experts = dict(zip("abc", (TENSORS[expert] for expert in difference.experts), strict=False))
     return {"base": base, **experts}
@@ -100,7 +100,7 @@ def _models(difference: Difference) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Have mergekit merge them."""
+    """Run mergekit on all models."""
     root = tmp_path_factory.mktemp("differences")
     cases: list[dict[str, Any]] = []
     for number, difference in enumerate(DIFFERENCES.values()):
@@ -166,8 +166,8 @@ def test_quantiles_of_a_large_tensor_are_exact_and_theirs_a_samples(directory: P
     assert 0 < differing < 0.001 * ours.numel()
 
 
-def _check(found: torch.Tensor | None, expected: torch.Tensor | None) -> None:
-    assert (found is None) == (expected is None)
-    if found is not None:
+def _check(merged: torch.Tensor | None, expected: torch.Tensor | None) -> None:
+    assert (merged is None) == (expected is None)
+    if merged is not None:
         largest = float(expected.abs().max())
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7 * largest)
+        torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-7 * largest)

@@ -1,4 +1,4 @@
-"""`stack` against `passthrough` with slices, planned and run by mergekit 0.1.5."""
+"""`stack` against `passthrough` with slices in mergekit 0.1.5."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ CASES = [(kind, slices) for kind in KINDS for slices in SLICES]
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write all models in bf16, and have mergekit stack them."""
+    """Write all models in bf16, and run mergekit on them."""
     root = tmp_path_factory.mktemp("slices")
     for number, (kind, _) in enumerate(CASES):
         for seed, name in enumerate("ab"):
@@ -78,16 +78,16 @@ def test_a_stack_is_mergekits(directory: Path, number: int) -> None:
         model_pool={"models": {name: str(folder / name) for name in "ab"}},
         output=folder / "ours",
     )
-    ours, theirs = (tensors_in(folder / each) for each in ("ours", "theirs"))
+    ours, theirs = (tensors_in(folder / side) for side in ("ours", "theirs"))
     assert theirs.keys() == ours.keys()
     for name, tensor in theirs.items():
         assert ours[name].dtype is tensor.dtype
         assert torch.equal(ours[name], tensor), name
-    models = [transformers.AutoModel.from_pretrained(folder / each) for each in ("ours", "theirs")]
+    models = [transformers.AutoModel.from_pretrained(folder / side) for side in ("ours", "theirs")]
     one, other = (model.eval()(input_ids=WORDS)[0] for model in models)
     assert torch.equal(one, other)
 
 
 def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
-    found = (load_file(path) for path in folder.glob("*.safetensors"))
-    return {name: tensor for part in found for name, tensor in part.items()}
+    parts = (load_file(path) for path in folder.glob("*.safetensors"))
+    return {name: tensor for part in parts for name, tensor in part.items()}

@@ -1,7 +1,7 @@
-"""Rows by token against mergekit 0.1.5's `tokenizer`: every token's row, and all other tensors.
+"""Merging by tokens against mergekit 0.1.5's `tokenizer`: rows of tokens, and all other tensors.
 
-What is compared is tokens: mergekit numbers those of a union in another order. It has as many rows
-as tokens, or a multiple; the rest of ours belongs to no token.
+The tests compare rows by token, because mergekit numbers the tokens of a union differently.
+mergekit has as many rows as tokens, or a multiple. Our additional rows belong to no token.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CASES = [
 
 
 def tokenizer(order: int, *added: str) -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer, its numbers permuted unless `order` is 0."""
+    """Return a byte-level tokenizer with permuted token ids, unless `order` is 0."""
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -58,12 +58,12 @@ def tokenizer(order: int, *added: str) -> PreTrainedTokenizerFast:
     if order:
         places = torch.randperm(count, generator=torch.Generator().manual_seed(order))
     data["model"]["vocab"] = {t: int(places[n]) for t, n in data["model"]["vocab"].items()}
-    for each in data["added_tokens"]:
-        each["id"] = int(places[each["id"]])
+    for entry in data["added_tokens"]:
+        entry["id"] = int(places[entry["id"]])
     whole = Tokenizer.from_str(json.dumps(data))
-    found = PreTrainedTokenizerFast(tokenizer_object=whole, **SPECIAL)
-    found.add_tokens(list(added), special_tokens=True)
-    return found
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole, **SPECIAL)
+    tokenizer.add_tokens(list(added), special_tokens=True)
+    return tokenizer
 
 
 TOKENIZERS = {
@@ -85,13 +85,13 @@ def model(kind: str, rows: int) -> Any:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write all models, and have mergekit merge them."""
+    """Write all models, and run mergekit on them."""
     root = tmp_path_factory.mktemp("tokens")
     for kind in KINDS:
-        for seed, (name, own) in enumerate(TOKENIZERS.items()):
+        for seed, (name, tokenizer) in enumerate(TOKENIZERS.items()):
             torch.manual_seed(seed)
-            model(kind, len(own)).save_pretrained(root / kind / name)
-            own.save_pretrained(root / kind / name)
+            model(kind, len(tokenizer)).save_pretrained(root / kind / name)
+            tokenizer.save_pretrained(root / kind / name)
     recipes = {f"theirs/{case}": recipe(root, *case.split()) for case in CASES}
     (root / "cases.json").write_text(json.dumps(recipes))
     subprocess.run([PYTHON, Path(__file__).with_name("mergekit_tokens.py"), root], check=True)

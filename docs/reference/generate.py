@@ -1,6 +1,6 @@
-"""Writes the pages of the reference that come from the source.
+"""Generate the pages of the reference from the source.
 
-Run as `python docs/reference/generate.py`. A test compares what this makes with what is there.
+Run as `python docs/reference/generate.py`. Tests compare the result with the committed pages.
 """
 
 from __future__ import annotations
@@ -26,23 +26,27 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 HOOKSPECS = HERE.parents[1] / "fusion_core" / "hookspecs.py"
 
+#: A default that is a function, class or sentinel; `<lambda>` may be inside.
+_OBJECT = re.compile(r"<(?:function|factory|class '?|object object)(?:[^<>]|<[^<>]*>)*>")
 _SECTION = re.compile(r"^# --- (.+?) -*$")
 _HEAD = """# Hooks
 
-What a plugin can implement, generated from `fusion_core/hookspecs.py`. A hook is a function of the
-plugin's module, marked with `@hookimpl`; it may leave out arguments that it does not need. How to
-write one: [your first method](../tutorials/your-first-method.md).
+This page lists every hook that a plugin can implement. It is generated from
+`fusion_core/hookspecs.py`. A hook is a function of the plugin's module, marked with `@hookimpl`. It
+may omit arguments that it does not need. [Your first method](../tutorials/your-first-method.md)
+shows how to write one.
 
-A misspelled hook, an argument that does not exist and a spec of another type make the plugin
-*broken*: it is left out, and `fuse list-plugins -v` says why. What a hook raises while a run goes
-on is named in a warning, and the run goes on.
+A misspelled hook, an unknown argument and a spec of the wrong type make the plugin *broken*: it is
+not loaded, and `fuse list-plugins -v` gives the reason. If a hook raises during a run, a warning
+names the error and the run continues.
 """
 
 
 _API_HEAD = """# Public names
 
-What plugins and programs may import, generated from the packages. For how long they can rely on it:
-[compatibility](compatibility.md). A name that is not listed may change without notice.
+This page lists the names that plugins and programs may import. It is generated from the packages.
+[Compatibility](compatibility.md) says how long they are stable. Other names may change without
+notice.
 """
 _PUBLIC = (
     "fusion_core",
@@ -52,17 +56,29 @@ _PUBLIC = (
     "fusion_core.hub",
     "fusion_core.errors",
 )
+#: The last line of a page, by its name.
+_NEXT = {
+    "components.md": "[recipes](recipe.md)",
+    "recipe.md": "[commands](commands.md)",
+    "commands.md": "[the files of an output directory](report.md)",
+    "hooks.md": "[public names](api.md)",
+    "api.md": "[results of every method](results.md)",
+}
 
 
 def api() -> str:
     """Return the page of public names: one table per package."""
-    return "\n".join([_API_HEAD, *map(_table_of, _PUBLIC)])
+    return "\n".join([_API_HEAD, *map(_table_of, _PUBLIC), _next("api.md")])
+
+
+def _next(name: str) -> str:
+    return f"Next: {_NEXT[name]}.\n"
 
 
 def _table_of(package: str) -> str:
     module = import_module(package)
-    own = (name for name, value in vars(module).items() if inspect.getmodule(value) is module)
-    names = sorted(getattr(module, "__all__", own), key=str.lower)
+    defined = (name for name, value in vars(module).items() if inspect.getmodule(value) is module)
+    names = sorted(getattr(module, "__all__", defined), key=str.lower)
     about = (module.__doc__ or "").splitlines()[0]
     values = {name: getattr(module, name) for name in names}
     rows = (f"| `{name}` | {_summary(value)} |" for name, value in values.items())
@@ -76,7 +92,7 @@ def _is_documented(value: object) -> bool:
 
 
 def _summary(value: object) -> str:
-    """Return the first sentence of a docstring; an alias of a type has none of its own."""
+    """Return the first paragraph of a docstring; aliases of types have none."""
     if not _is_documented(value):
         return "a type or a value" if not isinstance(value, str) else "text"
     return _first_paragraph(value).replace("|", "\\|")
@@ -87,8 +103,8 @@ def _first_paragraph(value: object) -> str:
 
 
 def _detail(name: str, value: Any) -> str:  # noqa: ANN401 - a class or a function
-    """Return a name's signature, its whole docstring, and its public methods and properties."""
-    parts = [f"### `{name}`\n", f"```py\n{name}{_arguments(value)}\n```\n"]
+    """Return the signature, docstring, and public methods and properties of a name."""
+    parts = [f"### `{name}`\n", f"```text\n{name}{_arguments(value)}\n```\n"]
     parts.append(_escaped(inspect.getdoc(value) or "") + "\n")
     if inspect.isclass(value):
         members = {
@@ -120,16 +136,22 @@ def _arguments(value: Any) -> str:  # noqa: ANN401
         if name not in {"self", "cls"}
     ]
     bare = signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
-    return re.sub(r"<(?:function|factory|class '?)[^>]*>|<object object[^>]*>", "...", str(bare))
+    return _OBJECT.sub("...", str(bare))
 
 
 def _escaped(text: str) -> str:
-    """Return a docstring as Markdown: what looks like a tag outside of code is text."""
-    lines = text.split("\n")
+    """Return a docstring as Markdown.
+
+    Outside of code, `<` is escaped, and `::` before an indented code block becomes `:`.
+    """
     return "\n".join(
-        line if line.startswith("    ") else re.sub(r"(`[^`]*`)|<", _keep_code, line)
-        for line in lines
+        line if line.startswith("    ") else _escaped_line(line) for line in text.split("\n")
     )
+
+
+def _escaped_line(line: str) -> str:
+    line = re.sub(r"::$", ":", line)
+    return re.sub(r"(`[^`]*`)|<", _keep_code, line)
 
 
 def _keep_code(match: re.Match[str]) -> str:
@@ -138,7 +160,7 @@ def _keep_code(match: re.Match[str]) -> str:
 
 def hooks(source: str) -> str:
     """Return the page of hooks: sections, signatures and docstrings in the source's order."""
-    return "\n".join([_HEAD, *_entries(source)]) + "\n"
+    return "\n".join([_HEAD, *_entries(source), _next("hooks.md")])
 
 
 def _entries(source: str) -> Iterator[str]:
@@ -165,7 +187,7 @@ def _entry(function: ast.FunctionDef) -> str:
 
 
 def signature(function: ast.FunctionDef) -> str:
-    """Return a function's head as it is written."""
+    """Return the signature of a function as in the source."""
     returns = ast.unparse(function.returns) if function.returns else "None"
     return f"def {function.name}({ast.unparse(function.args)}) -> {returns}: ..."
 
@@ -174,17 +196,17 @@ def signature(function: ast.FunctionDef) -> str:
 
 _COMPONENTS_HEAD = """# Components
 
-Every algorithm, pool, format and executor of this repository, with its options. Generated from
-`fuse info NAME --json`; `fuse info NAME` prints the same for every plugin that you have installed.
+This page lists every algorithm, pool, format and executor of this repository, with its options.
+It is generated from `fuse info NAME --json`. `fuse info NAME` prints the same for any plugin.
 
 All stages of a pipeline also take [`only`, `skip`, `overrides` and `by_depth`](recipe.md#stages).
-In formulas W_k is expert k of K, tau_k = W_k - base, and tau is the merge less the base.
+In formulas, W_k is expert k of K, tau_k = W_k - base, and tau is the merge minus the base.
 """
 _RECIPE_HEAD = """# Recipes
 
-A recipe is a YAML file that describes one run. Every key can also be set on the command line, as in
-`--set output.dtype=bf16`. Generated from the classes that validate recipes; `fuse schema` prints a
-JSON schema, which editors use to complete keys.
+This page lists every key of a recipe, the YAML file that describes one run. It is generated from
+the classes that validate recipes. Every key can also be set on the command line, as in
+`--set output.dtype=bf16`. `fuse schema` prints a JSON schema, which editors use to complete keys.
 
 ```yaml
 algorithm: {name: ties, density: 0.2}
@@ -195,7 +217,7 @@ seed: 0
 """
 _COMMANDS_HEAD = """# Commands
 
-The help of every command, generated from the program.
+This page shows the help of every command. It is generated from the program.
 """
 _KINDS = {
     "algorithm": "Algorithms",
@@ -230,7 +252,7 @@ def components() -> str:
         for name in names[f"{kind}s"]:
             described = json.loads(_fuse("info", name, "--json"))
             parts += [_component(entry) for entry in described if entry["kind"] == kind]
-    return "\n".join(parts)
+    return "\n".join([*parts, _next("components.md")])
 
 
 def _component(entry: Mapping[str, Any]) -> str:
@@ -266,7 +288,7 @@ def recipe() -> str:
             option["name"] = f"{prefix}.{option['name']}".lstrip(".")
             option["options"] = option["options"] if prefix else []
         parts += [f"## {title}\n", _option_table(options)]
-    return "\n".join(parts)
+    return "\n".join([*parts, _next("recipe.md")])
 
 
 def vars_of(option: Any) -> dict[str, Any]:  # noqa: ANN401 - the core's own class of options
@@ -306,12 +328,13 @@ def _value(value: object) -> str:
 
 
 def commands() -> str:
-    """Return the page of commands: the help of each, as the terminal shows it."""
+    """Return the page of commands: the help of each command, as in a terminal."""
     general = _fuse("--help")
     names = re.findall(r"^  ([a-z][\w-]+)  +[A-Z]", general.split("Commands:")[1], re.MULTILINE)
     parts = [_COMMANDS_HEAD, "## `fuse`\n", f"```text\n{general.strip()}\n```\n"]
     for name in names:
         parts += [f"## `fuse {name}`\n", f"```text\n{_fuse(name, '--help').strip()}\n```\n"]
+    parts.append(_next("commands.md"))
     return "\n".join(line.rstrip() for line in "\n".join(parts).split("\n"))
 
 

@@ -24,10 +24,10 @@ from measuring import headings, row
 
 from fusion_core import Progress, Report, RunOptions
 from fusion_sweep.axes import parse_axis
-from fusion_sweep.evaluator import TrialEvaluator, Examples
+from fusion_sweep.evaluator import Examples, TrialEvaluator
+from fusion_sweep.runner import Sweep
 from fusion_sweep.search import Search
 from fusion_sweep.store import Store
-from fusion_sweep.runner import Sweep
 from fusion_sweep.trial import Trial, digest
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from fusion_adapting._inputs import input_dim, show_inputs
 from fusion_adapting._live import build_live, merged_parameters, names_of, standing_in
 from fusion_adapting._live_merge import Leaf, LiveMerge
 from fusion_adapting._moments import Moments, moments, moments_of
+from fusion_adapting._packed import PackedLayer, PackedWeights, is_packed
 from fusion_adapting._passes import Batches, Objective, Outcome, Passes
 from fusion_adapting._predictions import (
     disagreement,
@@ -36,6 +37,8 @@ __all__ = [
     "Moments",
     "Objective",
     "Outcome",
+    "PackedLayer",
+    "PackedWeights",
     "Passes",
     "Ranks",
     "StateStore",
@@ -45,6 +48,7 @@ __all__ = [
     "entropy",
     "generator_of",
     "input_dim",
+    "is_packed",
     "joined_ranks",
     "keeping_freed_memory",
     "log_probabilities",

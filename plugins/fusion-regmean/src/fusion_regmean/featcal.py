@@ -49,12 +49,13 @@ class FeatCal(ForLayers, Calibration[FeatCalConfig]):
     config_class = FeatCalConfig
     other_tensors = "left as they were merged"
     treats_vectors = True
+    treats_packed = False  # the merge and an expert route other tokens, which have no counterpart
 
     def calibrate(
         self, merged: WeightSource, pool: ModelPool[Any], context: RunContext
     ) -> WeightSource:
         """Solve block by block; all other tensors stay lazy."""
-        live = LiveModel(pool, merged, context, is_layer=has_closed_form)
+        live = LiveModel(pool, merged, context, is_layer=has_closed_form, with_packed=False)
         blocks = blocks_of(live, pool, context)
         solver = _BlockSolver(self.config, live, pool, context)
         solved: dict[str, Tensor] = {}

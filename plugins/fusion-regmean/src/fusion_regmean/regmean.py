@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fusion_adapting import Moments
     from fusion_core import ModelPool
+    from fusion_regmean.sources import LayerTensors
 
 
 class LayerSums:
@@ -27,7 +28,7 @@ class LayerSums:
         self._config = config
         self._layers: dict[str, LeastSquares] = {}
 
-    def add(self, weights: WeightSource, layer_moments: Mapping[str, Moments]) -> None:
+    def add(self, weights: LayerTensors, layer_moments: Mapping[str, Moments]) -> None:
         """Add an expert's weights, and the moments of its layers' inputs."""
         shrinking = {"off_diagonal": self._config.off_diagonal, "ridge": self._config.ridge}
         for name, layer in layer_moments.items():

@@ -33,7 +33,7 @@ class PackedLayer(NamedTuple):
 
 def is_packed(shape: Sequence[int], slots: Sequence[Slot]) -> bool:
     """Return whether a tensor with these matrices is a batch of them, such as packed experts."""
-    if len(shape) != 3 or min(shape[1:]) < 2:  # noqa: PLR2004 - experts, rows, columns
+    if not slots or len(shape) != 3 or min(shape[1:]) < 2:  # noqa: PLR2004 - experts, rows, columns
         return False
     size = shape[1] * shape[2]
     are_matrices = all(len(slot.shape) == 2 for slot in slots)  # noqa: PLR2004
@@ -103,7 +103,8 @@ class PackedWeights:
         index = bisect_right(self._starts, address) - 1
         if index < 0 or address >= self._parameters[index].stop:
             return None
-        return self._parameters[index]
+        owner = self._parameters[index]
+        return owner if owner.parameter.device == operand.device else None
 
 
 class _PackedParameter:

@@ -47,7 +47,8 @@ class RegMean(ForLayers, Algorithm[RegMeanConfig]):
 
     Formula: W = (sum of W_k G_k) (sum of G_k)^-1 for linear layers, the experts' mean for all other
     tensors. G_k = E[x x'] of the inputs of expert k's layer on its own task, with off-diagonal
-    entries multiplied by `off_diagonal`. An expert whose layer is never called does not count.
+    entries multiplied by `off_diagonal`. An expert whose layer is never called does not count. The
+    packed experts of a mixture are layers, too: their inputs are the positions routed to them.
     Options: `samples` (unlabeled examples per task; 256), `off_diagonal` (factor; 0.9, and 0.1 for
     T5 in the paper), `ridge` (fraction of a moment's mean diagonal, added to every G_k; 1e-6).
     Differences: like FusionBench, it takes the mean over positions, not the sum, so a task with

@@ -167,13 +167,14 @@ class AllTexts(TaskPool[ComponentConfig]):
         return self._task(name)
 
 
-def merge(algorithm: Any, pool: Any, tasks: Any = None) -> Any:
+def merge(algorithm: Any, pool: Any, tasks: Any = None, **output: Any) -> Any:
     """Return the result of a run."""
     return run_fusion(
         algorithm=algorithm,
         model_pool=pool,
         task_pool=tasks or AllTexts(),
         options=RunOptions(evaluate=False),
+        **output,
     )
 
 

@@ -43,6 +43,7 @@ PRIVATE = {
     "fusion_core.machine.memory.keeping_freed_memory",
     "fusion_core.machine.products.with_fast_products",
     "fusion_core.contracts.selected_pool.SelectedPool",
+    "fusion_core.weights.matrices.Slot",
     "fusion_core.weights.merging.counters.counter_uniform",
     "fusion_core.weights.merging.execution.on_cores",
 }

@@ -1,8 +1,8 @@
 """The inputs of packed experts, seen in the products of a live model.
 
-No module sees the inputs of a single packed expert. Whatever code a model runs, a product with an
-expert ends in one of a few operations of torch, and these are observed. If any other operation
-reads a packed parameter, not all of its inputs are known.
+No module sees the inputs of a single packed expert. A product with an expert ends in one of a few
+operations of torch, and these are observed. If any other operation reads a packed parameter, not
+all of its inputs are known.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def separate_pool(pool: PackedPool, models: dict[str, Any]) -> CheckpointsPool:
         for module in [*separate[name].modules()]:
             if hasattr(module, "experts"):
                 module.experts = SeparateExperts(module.experts, pool.kind).double()
-        state = pool.layout.unpacked(source).state_dict()
+        state = pool.layout.unpack(source).state_dict()
         separate[name].load_state_dict(state)
         separate[name].to(next(models[name].parameters()).dtype)
     base, experts = separate["base"], {name: separate[name] for name in "abc"}

@@ -44,7 +44,7 @@ class Stage(ABC, Generic[ConfigT]):
     #: the kind of stage, a key of `STAGES`
     kind: ClassVar[str]
     #: whether it reads `context.tasks`; for a class that a plugin registers, the spec says so
-    sees_tasks: ClassVar[bool] = False
+    uses_tasks: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT | None = None, /, **options: Any) -> None:  # noqa: ANN401
         if config is not None and options:
@@ -76,7 +76,7 @@ class Stage(ABC, Generic[ConfigT]):
 
         A method that works on tensors as they are stored returns the tensor itself.
         """
-        return layout.infos_of(info)
+        return layout.describe_matrices(info)
 
     def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
         """Return the tasks to adapt on, on which the result is measured as well."""
@@ -126,7 +126,7 @@ class Transform(Stage[ConfigT], RowsKernel):
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Return the flow with transformed models."""
         weights = weights_of(self, flow.models)
-        return replace(flow, models=context.transformed(flow.models, self, weights=weights))
+        return replace(flow, models=context.transform(flow.models, self, weights=weights))
 
 
 class Coordinates(Transform[ConfigT], CoordinatesKernel):
@@ -156,7 +156,7 @@ class Coordinates(Transform[ConfigT], CoordinatesKernel):
         weights = weights_of(self, flow.models)
 
         def restore(merged: WeightSource) -> WeightSource:
-            return context.restored(merged, flow.models, self, weights=weights)
+            return context.restore(merged, flow.models, self, weights=weights)
 
         return replace(super().apply(flow, context), restores=(*flow.restores, restore))
 
@@ -219,7 +219,7 @@ class TensorwiseCalibration(Calibration[ConfigT], Kernel):
     ) -> WeightSource:
         """Return the lazy calibration; reading it calls `survey` and `merge`."""
         weights = weights_of(self, pool)
-        return context.merged(pool, self, weights=weights, extras={MERGED: merged})
+        return context.merge(pool, self, weights=weights, extras={MERGED: merged})
 
 
 def weights_of(stage: Stage[Any], pool: ModelPool[Any]) -> list[float]:

@@ -47,7 +47,7 @@ METHODS: dict[str, Any] = {
 
 def merge_matrices(algorithm: Any, pool: Any, tasks: Any = None) -> State:
     """Return a merge with every packed matrix as a tensor of its own."""
-    merged: State = pool.layout.unpacked(merge(algorithm, pool, tasks).weights).state_dict()
+    merged: State = pool.layout.unpack(merge(algorithm, pool, tasks).weights).state_dict()
     return merged
 
 
@@ -61,7 +61,7 @@ def assert_near(actual: State, expected: State, tolerance: float) -> None:
 
 def mean_of(pool: Any, name: str) -> Tensor:
     """Return the mean of a matrix over the experts of a pool."""
-    experts = [pool.layout.unpacked(expert).tensor(name) for expert in pool.experts.values()]
+    experts = [pool.layout.unpack(expert).tensor(name) for expert in pool.experts.values()]
     return torch.stack(experts).mean(0)
 
 

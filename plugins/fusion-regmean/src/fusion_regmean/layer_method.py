@@ -32,7 +32,7 @@ class ForLayers:
     def matrices_of(self, info: TensorInfo, layout: Layout) -> Sequence[TensorInfo]:
         """Return the matrices of packed experts, and any other tensor as it is stored."""
         is_batch = is_packed(info.shape, layout.slots.get(info.name, ()))
-        return layout.infos_of(info) if is_batch and self.treats_packed else (info,)
+        return layout.describe_matrices(info) if is_batch and self.treats_packed else (info,)
 
     def fallback(self, info: TensorInfo) -> str | None:
         """Say what happens to a tensor that cannot belong to a layer."""

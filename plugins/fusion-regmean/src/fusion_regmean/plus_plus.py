@@ -47,7 +47,7 @@ class RegMeanPlusPlus(ForLayers, Algorithm[RegMeanConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Solve block by block; all other tensors stay lazy."""
-        merged = context.merged(pool, mean_of(pool))
+        merged = context.merge(pool, mean_of(pool))
         live, mean = LiveModel(pool, merged, context), LayerTensors(merged, pool)
         blocks = blocks_of(live, pool, context)
         solved: dict[str, Tensor] = {}

@@ -68,7 +68,7 @@ class LayerTensors:
 
     @cached_property
     def _matrices(self) -> WeightSource:
-        return self._pool.layout.unpacked(self._stored)
+        return self._pool.layout.unpack(self._stored)
 
 
 def weights_of(pool: ModelPool[Any], model: WeightSource, context: RunContext) -> LayerTensors:
@@ -117,9 +117,9 @@ def merge_solved(
     """
     unsolved = _pack(solved, pool.layout)
     source = StateDictSource(solved, label="the solved tensors")
-    names = frozenset(pool.layout.unpacked(source).infos) - unsolved
+    names = frozenset(pool.layout.unpack(source).infos) - unsolved
     extras = {**(extras or {}), _SOLVED: AlignedSource(source, pool.reference)}
-    return context.merged(pool, Solved(names, rest), extras=extras)
+    return context.merge(pool, Solved(names, rest), extras=extras)
 
 
 def _pack(solved: dict[str, Tensor], layout: Layout) -> set[str]:

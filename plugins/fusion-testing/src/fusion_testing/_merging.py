@@ -174,7 +174,7 @@ def _made(source: WeightSource, name: str) -> torch.Tensor:
     The source has not yet given it its dtype.
     """
     if isinstance(source, PackedSource):
-        return _made(source.matrices, source.layout.infos_of(source.infos[name])[0].name)
+        return _made(source.matrices, source.layout.describe_matrices(source.infos[name])[0].name)
     info = source.infos[name]
     if not isinstance(source, MergedSource) or not info.dtype.is_floating_point:
         return source.tensor(name)

@@ -104,8 +104,8 @@ class ModelPoolSuite(WeightChecks, LiveModelSuite):
         fail(f"an expert without {tensor!r} was accepted.", "Do not override `aligned`.")
 
     def test_what_is_said_of_models_is_by_their_names(self, pool: Pool) -> None:
-        """`licences` and `beside` name the models of the pool."""
-        for method, named in (("licences", pool.licences()), ("beside", pool.beside())):
+        """`licences` and `side_files` name the models of the pool."""
+        for method, named in (("licences", pool.licences()), ("side_files", pool.side_files())):
             if strange := sorted(named.keys() - pool.by_name.keys()):
                 fail(f"`{method}` names {strange[0]!r}.", "Use the names of base and experts.")
 

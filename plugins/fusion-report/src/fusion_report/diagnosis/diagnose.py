@@ -93,8 +93,8 @@ def diagnose(
     raw = {name: each for name, each in raw.items() if name not in dropped}
     with hub.session(options.progress):
         planned = plan({**raw, "algorithm": Mean()}, replace(options, evaluate=questions.tasks))
-        tasks = planned.tasks_to_look_at
-        if tasks is not planned.tasks_read:
+        tasks = planned.trusted_tasks
+        if tasks is not planned.used_tasks:
             _LOG.warning("the tasks need trust, and a diagnosis does not start them: weights alone")
         if questions.tasks:
             planned.check_data(untrusted=True)

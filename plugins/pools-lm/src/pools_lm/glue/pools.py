@@ -56,13 +56,13 @@ class Gpt2Glue(LanguagePool):
             for name, expert in self.experts.items()
         }
 
-    def beside(self) -> Mapping[str, Files]:
+    def side_files(self) -> Mapping[str, Files]:
         """Return each model's side files, without the class of the dropped head."""
 
         def drop_class(config: dict[str, Any]) -> dict[str, Any]:
             return {key: value for key, value in config.items() if key != "architectures"}
 
-        return {name: with_config(files, drop_class) for name, files in super().beside().items()}
+        return {name: with_config(files, drop_class) for name, files in super().side_files().items()}
 
 
 class Gpt2GlueTasks(ClassificationTasks):

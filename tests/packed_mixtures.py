@@ -31,7 +31,7 @@ from fusion_core.weights import Columns, Matrices, Rows, Stacked
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fusion_core import Metrics, Split
+    from fusion_core import MetricValues, Split
 
     State = dict[str, Tensor]
 
@@ -150,7 +150,7 @@ class Texts(AdaptiveTask):
         mask = batch.tensors.get("attention_mask", torch.ones(scores.shape[:2]))
         return scores[torch.arange(len(scores)), mask.sum(1).long() - 1]
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         raise NotImplementedError
 
 

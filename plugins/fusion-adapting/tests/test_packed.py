@@ -10,7 +10,7 @@ from packed_mixtures import Texts, make_models, packed_pool
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fusion_adapting import PackedWeights, is_packed, moments_of
+from fusion_adapting import PackedWeights, compute_moments, is_packed
 from fusion_core import AdaptiveTask, Batch, CheckpointsConfig, CheckpointsPool, Split
 from fusion_core.errors import FusionError
 from fusion_core.weights import Columns, Matrices, Rows, Stacked
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fusion_adapting import Moments
-    from fusion_core import Metrics
+    from fusion_core import MetricValues
 
 EXPERTS, INPUTS, OUTPUTS = 3, 8, 4
 
@@ -128,7 +128,7 @@ class RowTask(AdaptiveTask):
         scores: Tensor = model(batch.inputs)
         return scores
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         raise NotImplementedError
 
 
@@ -144,7 +144,7 @@ def measure(multiply: Any, batches: list[Tensor]) -> dict[str, Moments]:
         model = Mixture(multiply).to(batches[0].dtype).eval()
     layout = Pool(CheckpointsConfig(models={"x": model})).layout
     parameters = dict(model.named_parameters())
-    return moments_of(model, parameters, RowTask(), map(Batch, batches), layout=layout)
+    return compute_moments(model, parameters, RowTask(), map(Batch, batches), layout=layout)
 
 
 @pytest.fixture
@@ -204,9 +204,9 @@ def test_a_model_keeps_its_way_to_multiply_experts() -> None:
             raise FusionError("stop")
 
     parameters = dict(model.named_parameters())
-    result = moments_of(model, parameters, task, [batch], layout=pool.layout)
+    result = compute_moments(model, parameters, task, [batch], layout=pool.layout)
     assert len([name for name in result if ".experts." in name]) > 0
     with pytest.raises(FusionError, match="stop"):
-        moments_of(model, parameters, Watching("a"), [batch], layout=pool.layout)
+        compute_moments(model, parameters, Watching("a"), [batch], layout=pool.layout)
     assert seen == ["eager"]
     assert model.config._experts_implementation == "batched_mm"  # noqa: SLF001

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from fusion_adapting._experts import measure_experts
-from fusion_adapting._inputs import input_dim, show_inputs
-from fusion_adapting._live import names_of
+from fusion_adapting._inputs import input_dim, observe_inputs
+from fusion_adapting._live import group_tied_names
 from fusion_adapting._packed import PackedLayer, PackedWeights
 from fusion_core import note
 
@@ -69,11 +69,11 @@ def moments(  # noqa: PLR0913 - which examples, and where to pass them
     Raises `RecipeError` for an expert without a task, before loading any model.
     """
     where: Any = {"batch_size": batch_size, "seed": seed, "device": device}
-    measure = partial(moments_of, layout=pool.layout)
+    measure = partial(compute_moments, layout=pool.layout)
     return measure_experts(measure, pool, tasks, samples=samples, **where)
 
 
-def moments_of(
+def compute_moments(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     task: AdaptiveTask,
@@ -95,7 +95,7 @@ def moments_of(
     inputs are the positions routed to them. An expert that gets none is absent, like one of a
     parameter that the model uses otherwise than in products with its matrices.
     """
-    names: dict[Any, list[str]] = {**names_of(parameters)}
+    names: dict[Any, list[str]] = {**group_tied_names(parameters)}
     count = 0
     packed = None if layout is None else PackedWeights(parameters, layout)
     linear: list[Any] = [module for module in model.modules() if input_dim(module) is not None]
@@ -112,7 +112,7 @@ def moments_of(
         collected[key].add(inputs)
 
     for batch in batches:
-        show_inputs(model, layers, task, batch, collect, packed=packed)
+        observe_inputs(model, layers, task, batch, collect, packed=packed)
         count += len(batch)
         note(f"{task.name}: {count:,} examples")
     if packed is not None:

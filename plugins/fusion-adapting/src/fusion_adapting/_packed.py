@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fusion_adapting._live import names_of
+from fusion_adapting._live import group_tied_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ class PackedWeights:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], layout: Layout) -> None:
         """`parameters` are those of the model that count, by tensor name."""
-        self._names = names_of(parameters)
+        self._names = group_tied_names(parameters)
         self._layout = layout
         self._parameters = [
             _PackedParameter(parameter, layout.slots[names[0]])

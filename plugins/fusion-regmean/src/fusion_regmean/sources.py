@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from fusion_core import noting
+from fusion_core import show_notes_on
 from fusion_core.errors import FusionError
 from fusion_core.weights import (
     AlignedSource,
@@ -48,7 +48,7 @@ def track_experts(
 ) -> Iterator[tuple[str, ValueT]]:
     """Yield one value per expert and show progress, without keeping a value alive."""
     track = context.progress.track(label, total=len(pool.experts), unit="experts")
-    with track as advance, noting(advance):
+    with track as advance, show_notes_on(advance):
         for expert, value in values:
             yield expert, value
             del value  # else it stays in memory until the next one is computed

@@ -37,7 +37,7 @@ def report(
     Everything is inside the file, to be sent, printed and read anywhere: no network, no scripts.
     Several runs stand side by side. Nothing is measured: that is fuse evaluate.
     """
-    from fusion_core.commands import printable, progress_for
+    from fusion_core.commands import escape_control, progress_for
     from fusion_core.errors import RecipeError
     from fusion_core.files import write_durably
     from fusion_report.page import page
@@ -50,10 +50,10 @@ def report(
         )
     runs, problems = read_runs(directories, outcomes=intervals)
     for problem in problems:
-        print(f"skipped: {printable(problem.message)}", file=sys.stderr)
+        print(f"skipped: {escape_control(problem.message)}", file=sys.stderr)
     blocked: frozenset[str] = context.obj or frozenset()
     progress = progress_for(quiet=quiet)
     text = page(runs, progress=progress, blocked=blocked, with_vectors=vectors, intervals=intervals)
     place = output if output is not None else directories[0] / "report.html"
     write_durably(place, text.encode(), parents=True)
-    typer.echo(f"written: {printable(str(place))}")
+    typer.echo(f"written: {escape_control(str(place))}")

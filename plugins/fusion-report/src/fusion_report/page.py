@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fusion_core.commands import amount, printable
+from fusion_core.commands import escape_control, format_bytes
 from fusion_core.errors import FusionError
 from fusion_report.charts import (
     Chart,
@@ -106,7 +106,7 @@ def _vectors(runs: Sequence[Run], progress: Progress, blocked: frozenset[str]) -
         found = task_vectors(recipe, progress, blocked)
     except FusionError as error:
         why = f"Left out: the models that were merged cannot be read here. {error.message}"
-        return Section("vectors", title, [], printable(why))
+        return Section("vectors", title, [], escape_control(why))
     return None if found is None else Section("vectors", title, [*of_vectors(found)])
 
 
@@ -128,7 +128,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "amount": amount,
+        "amount": format_bytes,
         "again": _again,
         "duration": duration,
         "plain": _plain,
@@ -140,7 +140,7 @@ def _environment() -> Environment:
 
 def _plain(text: object) -> str:
     """Show text from anywhere: nothing in it that no page may hold."""
-    return printable(str(text))
+    return escape_control(str(text))
 
 
 def _breakable(text: object) -> Markup:

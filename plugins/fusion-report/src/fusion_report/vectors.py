@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core import Cut, hub, models_of, noting
+from fusion_core import Cut, hub, load_models, show_notes_on
 from fusion_core.commands import load_plugins
 from fusion_core.weights import Operands, Scan, SerialExecutor, layers_of
 
@@ -85,7 +85,7 @@ def task_vectors(
     Nothing is downloaded. Raises a `FusionError` for models that are not here.
     """
     with _offline(), hub.session(progress):
-        return _read(models_of(recipe, load_plugins(blocked)), progress)
+        return _read(load_models(recipe, load_plugins(blocked)), progress)
 
 
 def _read(pool: ModelPool[Any], progress: Progress) -> TaskVectors | None:
@@ -100,7 +100,7 @@ def read_vectors(operands: Operands, progress: Progress) -> TaskVectors:
     parts = parts_of(by_name)
     products = {}
     track = progress.track("read task vectors", total=len(parts))
-    with track as advance, noting(advance):
+    with track as advance, show_notes_on(advance):
         for part, names in parts.items():
             products[part] = _products(operands, [by_name[name] for name in names])
             advance(1, note=part)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from fusion_core.errors import RecipeError
-from fusion_core.machine.installed import CORE
+from fusion_core.machine.distributions import CORE
 from fusion_core.plugins.components import Component
 from fusion_core.plugins.distributions import Plugin
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.text import dump_yaml, load_yaml
-from fusion_core.recipe.validation import validated
+from fusion_core.recipe.validation import validate
 from fusion_testing._packages import (
     FOR_OPTIONS,
     HEAVY,
@@ -115,7 +115,7 @@ class ComponentSuite(SpecSuite):
     def config(self, component: Component[Any], options: Mapping[str, Any]) -> Any:  # noqa: ANN401
         """Return the validated options; fails if some are required and `options` lacks them."""
         try:
-            return validated(component.load_config(), dict(options), prefix="options")
+            return validate(component.load_config(), dict(options), prefix="options")
         except RecipeError as error:
             fail(
                 f"{component.spec.name!r} cannot be configured: {error}",
@@ -159,7 +159,7 @@ class ComponentSuite(SpecSuite):
         """A misspelled option is an error that names it, never a run with another meaning."""
         strange = {**options, "an_option_of_nobody": 1}
         try:
-            validated(component.load_config(), strange)
+            validate(component.load_config(), strange)
         except RecipeError as error:
             if "an_option_of_nobody" in error.message:
                 return
@@ -188,7 +188,7 @@ class ComponentSuite(SpecSuite):
     def test_options_survive_a_recipe(self, config: ComponentConfig) -> None:
         """Written as YAML and read again, options, defaults included, are the same."""
         text = dump_yaml(config.model_dump(mode="json"))
-        again = validated(type(config), load_yaml(text, origin="the recipe"))
+        again = validate(type(config), load_yaml(text, origin="the recipe"))
         if again != config:
             fail(
                 f"the options {config!r} come out of a recipe as {again!r}.",

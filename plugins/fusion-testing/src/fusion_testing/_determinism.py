@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core.weights import Piece, TensorInfo, WeightSource
-    from fusion_core.weights.merging.applied import Applied
+    from fusion_core.weights.merging.kernels import AppliedKernel
     from fusion_testing._bench import Bench
 
 #: Rows or elements a piece: pieces that do not divide tensors, and whole tensors.
@@ -139,7 +139,7 @@ class DeterminismChecks:
                     fail(f"metric {name!r} is {value} at step {step}.", "Log finite numbers.")
 
 
-def _check_unwritten(applied: Applied[Any], piece: Piece) -> None:
+def _check_unwritten(applied: AppliedKernel[Any], piece: Piece) -> None:
     operands, kernel = applied.operands, applied.kernel
     parts = ["experts", *(["base", "task_vectors"] if operands.base is not None else [])]
     parts += [MERGED] if MERGED in operands.extras else []  # other extras are read anew each time

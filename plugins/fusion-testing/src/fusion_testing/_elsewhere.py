@@ -18,7 +18,7 @@ from pkgutil import resolve_name
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from fusion_core.errors import FusionError
-from fusion_core.recipe.validation import validated
+from fusion_core.recipe.validation import validate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,7 +75,7 @@ def make_pool(
     target: str, config: str, options: Mapping[str, Any], models: str | None = None
 ) -> Any:  # noqa: ANN401 - a pool of either kind
     """Make a pool from its options; bind it to the pickled models if there are some."""
-    pool = resolve_name(target)(validated(resolve_name(config), options))
+    pool = resolve_name(target)(validate(resolve_name(config), options))
     if models is None:
         return pool
     return pool.bind(pickle.loads(Path(models).read_bytes()))  # noqa: S301 - written by the suite

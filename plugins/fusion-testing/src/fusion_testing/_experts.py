@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fusion_core.contracts.batch import Split
-from fusion_core.contracts.measures import FRACTION, Measured, Metric, main
+from fusion_core.contracts.measurements import FRACTION, Measured, Metric, main_value
 from fusion_core.contracts.subject import Subject
 from fusion_core.contracts.task_pool import AdaptiveTask
 from fusion_testing._component import ComponentSuite
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fusion_core.contracts.batch import Batch
-    from fusion_core.contracts.measures import Metrics
+    from fusion_core.contracts.measurements import MetricValues
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import Task, TaskPool
 
@@ -46,7 +46,7 @@ class Figures:
 
     models: Mapping[str, nn.Module]
     #: the figures of each model by its name, and of each task by its own
-    rows: Mapping[str, Mapping[str, Metrics]]
+    rows: Mapping[str, Mapping[str, MetricValues]]
     #: the expert of each task
     owners: Mapping[str, str]
 
@@ -111,8 +111,8 @@ def _check_rivals(pool: TaskPool[Any], task: str, figures: Figures) -> None:
     for rival, row in figures.rows.items():
         if rival != expert and _is_worse(metric, own, row[task]):
             fail(
-                f"{task}: its expert {expert!r} has {metric.name} {main(own):.4g}, {rival!r} has "
-                f"{main(row[task]):.4g}, and {_direction(metric)} is better.",
+                f"{task}: its expert {expert!r} has {metric.name} {main_value(own):.4g}, {rival!r} has "
+                f"{main_value(row[task]):.4g}, and {_direction(metric)} is better.",
                 "Look at the labels of the test examples, at the head and its order of classes, "
                 "at `task_of` and the order of experts, and at higher_is_better of the metric. "
                 f"{_DECLARE}",
@@ -125,7 +125,7 @@ def _check_gains(pool: TaskPool[Any], figures: Figures) -> None:
         return
     gains = []
     for task, expert in figures.owners.items():
-        own, base = (main(figures.rows[name][task]) for name in (expert, "base"))
+        own, base = (main_value(figures.rows[name][task]) for name in (expert, "base"))
         metric = _metric_of(pool, task, figures.rows[expert][task])
         gains.append(own - base if metric.higher_is_better else base - own)
     if max(gains) <= 0:
@@ -148,7 +148,7 @@ def _check_again(pool: TaskPool[Any], task: str, figures: Figures) -> None:
         )
 
 
-def _metric_of(pool: TaskPool[Any], task: str, metrics: Metrics) -> Metric:
+def _metric_of(pool: TaskPool[Any], task: str, metrics: MetricValues) -> Metric:
     name = next(iter(metrics))
     return next((metric for metric in pool[task].metrics if metric.name == name), Metric(name))
 
@@ -157,15 +157,19 @@ def _direction(metric: Metric) -> str:
     return "higher" if metric.higher_is_better else "lower"
 
 
-def _is_worse(metric: Metric, own: Metrics, rival: Metrics) -> bool:
+def _is_worse(metric: Metric, own: MetricValues, rival: MetricValues) -> bool:
     """Tell whether a figure is worse than another by more than examples that are drawn anew."""
     sign = 1 if metric.higher_is_better else -1
     if isinstance(own, Measured) and isinstance(rival, Measured):
         pairs = zip(own.outcomes, rival.outcomes, strict=False)
         lost = [sign * (theirs - mine) for mine, theirs in pairs]
         return sum(lost) > _CERTAIN * math.sqrt(sum(each**2 for each in lost))
-    slack = _SLACK if metric.unit == FRACTION else _SLACK * max(abs(main(own)), abs(main(rival)))
-    return sign * (main(rival) - main(own)) > slack
+    slack = (
+        _SLACK
+        if metric.unit == FRACTION
+        else _SLACK * max(abs(main_value(own)), abs(main_value(rival)))
+    )
+    return sign * (main_value(rival) - main_value(own)) > slack
 
 
 def _check_agreement(task: Task, expert: str, model: nn.Module) -> None:

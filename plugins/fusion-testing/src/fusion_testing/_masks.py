@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.contracts.batch import MASK, Batch
+from fusion_core.contracts.batch import ATTENTION_MASK, Batch
 from fusion_core.contracts.task_pool import TaskPool
 from fusion_testing._component import ComponentSuite
 from fusion_testing._examples import SIZE, adaptive_tasks, every_split, read, read_all
@@ -39,7 +39,7 @@ class MaskChecks(ComponentSuite):
             if _IDS in batch.tensors:
                 _check_padding(f"{task.name}: {split} batches", batch.tensors[_IDS], batch.mask)
         if not looked_at:
-            pytest.skip(f"no batch has an {MASK}")
+            pytest.skip(f"no batch has an {ATTENTION_MASK}")
 
     def test_every_split_ends_texts_alike(self, pool: TaskPool[Any]) -> None:
         """A token that ends the texts of one split ends those of the others, too."""
@@ -85,33 +85,38 @@ class MaskChecks(ComponentSuite):
 def _check_mask(where: str, mask: Tensor, size: int) -> None:
     if mask.dim() != 2 or len(mask) != size:  # noqa: PLR2004 - (examples, length)
         fail(
-            f"{where} have an {MASK} of shape {list(mask.shape)}.",
+            f"{where} have an {ATTENTION_MASK} of shape {list(mask.shape)}.",
             "Its shape is (examples, length).",
         )
     if not ((mask == 0) | (mask == 1)).all():
-        fail(f"{where} have an {MASK} with other values than 0 and 1.", "Use 1 for tokens.")
+        fail(
+            f"{where} have an {ATTENTION_MASK} with other values than 0 and 1.", "Use 1 for tokens."
+        )
     if not mask.bool().any(1).all():
-        fail(f"{where} have an example of which the {MASK} hides everything.", "Leave it out.")
+        fail(
+            f"{where} have an example of which the {ATTENTION_MASK} hides everything.",
+            "Leave it out.",
+        )
 
 
 def _check_padding(where: str, ids: Tensor, mask: Tensor) -> None:
     if ids.shape != mask.shape:
         fail(
-            f"{where} have {_IDS} of shape {list(ids.shape)} and an {MASK} of shape "
+            f"{where} have {_IDS} of shape {list(ids.shape)} and an {ATTENTION_MASK} of shape "
             f"{list(mask.shape)}.",
             "Both have the shape (examples, length).",
         )
     seen, hidden = (set(ids[part].tolist()) for part in (mask.bool(), ~mask.bool()))
     if len(ids) > 1 and len(seen) == 1 and len(hidden) > 1:
-        fail(f"the {MASK} of {where} is inverted.", "It is 1 at tokens and 0 at padding.")
+        fail(f"the {ATTENTION_MASK} of {where} is inverted.", "It is 1 at tokens and 0 at padding.")
     if len(hidden) > 1:
         fail(
-            f"the {MASK} of {where} hides tokens that are not padding: {sorted(hidden)[:4]}.",
+            f"the {ATTENTION_MASK} of {where} hides tokens that are not padding: {sorted(hidden)[:4]}.",
             "It is 1 at every token, the last one included, and 0 at padding only.",
         )
     if not hidden and (token := _padding_in(ids)) is not None:
         fail(
-            f"the {MASK} of {where} is 1 everywhere, and token {token} fills up the shorter texts.",
+            f"the {ATTENTION_MASK} of {where} is 1 everywhere, and token {token} fills up the shorter texts.",
             "Take the mask from the tokenizer: 0 at padding.",
         )
 

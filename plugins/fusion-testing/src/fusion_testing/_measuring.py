@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fusion_core.contracts.batch import Split
-from fusion_core.contracts.measures import FRACTION, Measured, Metric, main
+from fusion_core.contracts.measurements import FRACTION, Measured, Metric, main_value
 from fusion_core.contracts.subject import Subject
 from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask
 from fusion_testing._component import ComponentSuite
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core.contracts.measures import Metrics
+    from fusion_core.contracts.measurements import MetricValues
     from fusion_core.contracts.task_pool import Task, TaskPool
     from fusion_core.recipe.config import ComponentConfig
 
@@ -161,7 +161,7 @@ def _check_value(task: str, metric: Metric, value: float) -> None:
         )
 
 
-def _outcomes(figures: dict[str, Metrics]) -> list[Any]:
+def _outcomes(figures: dict[str, MetricValues]) -> list[Any]:
     return [getattr(metrics, "outcomes", None) for metrics in figures.values()]
 
 
@@ -199,28 +199,28 @@ def _correct(task: AdaptiveTask, model: nn.Module, whole: Examples) -> Tensor:
     return scores.argmax(-1).eq(cast("Tensor", whole.batch.labels).cpu())
 
 
-def _accuracy(metrics: Metrics, correct: Tensor) -> float | None:
+def _accuracy(metrics: MetricValues, correct: Tensor) -> float | None:
     """Return what an accuracy or error rate should be; None for another metric."""
     accuracy = float(correct.double().mean())
     return {"acc": accuracy, "err": 1 - accuracy}.get(next(iter(metrics))[:3].lower())
 
 
-def _is_as_scored(metrics: Metrics, correct: Tensor) -> bool:
+def _is_as_scored(metrics: MetricValues, correct: Tensor) -> bool:
     expected = _accuracy(metrics, correct)
-    return expected is not None and abs(main(metrics) - expected) < 1e-6  # noqa: PLR2004 - rounding
+    return expected is not None and abs(main_value(metrics) - expected) < 1e-6  # noqa: PLR2004 - rounding
 
 
-def _check_accuracy(name: str, metrics: Metrics, correct: Tensor) -> None:
+def _check_accuracy(name: str, metrics: MetricValues, correct: Tensor) -> None:
     if not _is_as_scored(metrics, correct):
         fail(
-            f"{name}: `evaluate` returns {next(iter(metrics))} {main(metrics):.4f}; by `logits`, "
+            f"{name}: `evaluate` returns {next(iter(metrics))} {main_value(metrics):.4f}; by `logits`, "
             f"it is {_accuracy(metrics, correct):.4f} of the {len(correct)} test examples.",
             "Measure every example that `batch` gives as TEST, with its own label, each once; "
             "return a fraction.",
         )
 
 
-def _check_outcomes(name: str, measured: Sequence[Metrics], correct: Sequence[Tensor]) -> None:
+def _check_outcomes(name: str, measured: Sequence[MetricValues], correct: Sequence[Tensor]) -> None:
     """Fail unless figures are of the models, and outcomes of several models of the same examples.
 
     A task may fit a head of its own to a model: other models' figures are then not those of
@@ -228,9 +228,9 @@ def _check_outcomes(name: str, measured: Sequence[Metrics], correct: Sequence[Te
     """
     if len(correct[0]) < ENOUGH:
         return
-    if len({main(each) for each in measured}) == 1 and _outcomes_differ(correct):
+    if len({main_value(each) for each in measured}) == 1 and _outcomes_differ(correct):
         fail(
-            f"{name}: three different models all have {main(measured[0]):.4f}.",
+            f"{name}: three different models all have {main_value(measured[0]):.4f}.",
             "Measure the model that is given; remember no figure in the task.",
         )
     outcomes = [each.outcomes for each in measured if isinstance(each, Measured) and each.is_binary]

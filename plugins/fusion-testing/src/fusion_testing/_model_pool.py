@@ -11,13 +11,13 @@ from pydantic_core import PydanticSerializationError
 
 from fusion_core.contracts.specs import TaskPoolSpec
 from fusion_core.errors import AlignmentError, FusionError, PluginError
-from fusion_core.planning.options import RunOptions
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.config import AlignmentPolicy
-from fusion_core.recipe.validation import validated
+from fusion_core.recipe.validation import validate
 from fusion_core.running.run import run_fusion
 from fusion_core.weights import CheckpointSource
-from fusion_core.weights.writing.target import is_plain
+from fusion_core.weights.writing.output_path import is_side_file_name
 from fusion_testing._bench import with_experts
 from fusion_testing._compare import differing_bytes
 from fusion_testing._elsewhere import ElsewhereError, call_elsewhere, describe_models
@@ -116,7 +116,7 @@ class ModelPoolSuite(WeightChecks, LiveModelSuite):
     def test_side_files_are_plain(self, pool: Pool) -> None:
         """Assets are files beside the weights, a folder at most around them; they exist."""
         for name, content in pool.assets().items():
-            if not is_plain(name):
+            if not is_side_file_name(name):
                 fail(f"the asset {name!r} is not a plain file name.", "Use one folder at most.")
             if not isinstance(content, bytes) and not Path(content).is_file():
                 fail(f"the asset {name!r} is {content}, which is not a file.", "Give what exists.")
@@ -160,7 +160,7 @@ def _options_of(config: ComponentConfig) -> dict[str, Any]:
     """Return options as JSON's data; skips the check for live models, which stay in a process."""
     try:
         options = config.model_dump(mode="json")
-        survive = validated(type(config), options) == config
+        survive = validate(type(config), options) == config
     except (PydanticSerializationError, FusionError):
         survive = False
     if not survive:

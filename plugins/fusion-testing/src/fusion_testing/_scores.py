@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fusion_core.contracts.batch import MASK, Batch, Split
+from fusion_core.contracts.batch import ATTENTION_MASK, Batch, Split
 from fusion_core.contracts.task_pool import FeatureTask, TaskPool
 from fusion_testing._component import ComponentSuite
 from fusion_testing._examples import (
@@ -110,7 +110,7 @@ class ScoreChecks(ComponentSuite):
             looked_at = True
             _check_padding(task, model, batch)
         if not looked_at:
-            pytest.skip(f"no batch has an {MASK}")
+            pytest.skip(f"no batch has an {ATTENTION_MASK}")
 
     def test_features_and_head_are_the_scores(self, pool: TaskPool[Any], model: nn.Module) -> None:
         """A FeatureTask's `logits` is its head on its features."""
@@ -164,6 +164,6 @@ def _check_padding(task: AdaptiveTask, model: nn.Module, batch: Batch) -> None:
     if not all(_are_close(scores, cut) for scores in padded):
         fail(
             f"{task.name}: scores depend on padding.",
-            f"Pad on the right, give the model the {MASK}, and leave out by it what features are "
+            f"Pad on the right, give the model the {ATTENTION_MASK}, and leave out by it what features are "
             "made of.",
         )

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from fusion_core.contracts.batch import MASK, Batch, Split
+from fusion_core.contracts.batch import ATTENTION_MASK, Batch, Split
 from fusion_core.contracts.task_pool import FeatureTask, TaskPool
 from fusion_testing._component import ComponentSuite
 from fusion_testing._examples import (
@@ -147,7 +147,7 @@ def _check_known(name: str, whole: Examples, known: dict[str, Any], batch: Batch
                 f"{name}: a test example in a batch of {size} is not among the {len(whole)} test "
                 "examples as they are in one batch: its content depends on the batch.",
                 "Read and scale each example by itself, and truncate texts before they are "
-                f"padded; the {MASK} is zero at every position of padding.",
+                f"padded; the {ATTENTION_MASK} is zero at every position of padding.",
             )
     labels = [] if batch.labels is None else batch.labels.tolist()
     repeated = repeated_share(whole.keys)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 import pytest
 
 from fusion_core.errors import BrokenPluginError
-from fusion_core.shown import did_you_mean
+from fusion_core.formatting import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -111,7 +111,7 @@ def _ours(suite: type) -> list[type]:
 def _check_expectation(suite: str, name: str, reason: str, checks: set[str]) -> None:
     plain = name.partition("[")[0]
     if plain not in checks:
-        advice = did_you_mean(plain, checks)
+        advice = suggest(plain, checks)
         raise TypeError(
             f"{suite}.expected_failures names no check: {name!r}; {advice}".rstrip("; ")
         )

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from fusion_core.contracts.batch import Batch, Split
-from fusion_core.contracts.measures import Measured
+from fusion_core.contracts.measurements import Measured
 from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, TaskPool
 from fusion_core.errors import RecipeError
+from fusion_core.formatting import suggest
 from fusion_core.recipe.config import ComponentConfig
-from fusion_core.shown import did_you_mean
 from fusion_testing._models import CLASSES, INPUT_SHAPE
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core.contracts.measures import Metrics
+    from fusion_core.contracts.measurements import MetricValues
 
 _TEST_EXAMPLES = 64
 
@@ -47,7 +47,7 @@ class TinyTask(AdaptiveTask):
         scores = _scores(model, cast("Tensor", batch.inputs))
         return scores @ self._head.to(scores)
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         """Measure accuracy on a fixed batch."""
         batch = self.batch(0, size=_TEST_EXAMPLES, split=Split.TEST, seed=0)
         batch = batch.to(next(model.parameters()).device)
@@ -85,7 +85,7 @@ class TinyTasks(TaskPool[ComponentConfig]):
     def __getitem__(self, name: str) -> AdaptiveTask:
         """Return a task by its name."""
         if name not in self._tasks:
-            hint = did_you_mean(name, self.names) or f"The tasks are: {', '.join(self.names)}."
+            hint = suggest(name, self.names) or f"The tasks are: {', '.join(self.names)}."
             raise RecipeError(f"there is no task {name!r}", hint=hint)
         return self._tasks[name]
 

@@ -17,8 +17,8 @@ from fusion_core.contracts.specs import (
     ModelPoolSpec,
     TaskPoolSpec,
 )
+from fusion_core.formatting import escape_control
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.shown import printable
 from fusion_testing.skeleton import Kind, Names, write_plugin
 
 _SPECS: dict[Kind, tuple[type[ComponentSpec], ...]] = {
@@ -53,7 +53,7 @@ def new_plugin(
         if names.component in component.names:
             taken = f"{component.qualified_name} has the name {names.component!r}, too; with both "
             print_warnings([f"{taken}installed, only full names work. Change `name` in plugin.py."])
-    place = printable(str(directory))
+    place = escape_control(str(directory))
     print(f"written: {place}\n\nnext:")
     print(f"  cd {place}")
     print("  pip install -e . fusion-testing")

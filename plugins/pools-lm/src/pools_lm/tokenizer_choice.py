@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.weights import same_tensors, tokenizer_of
+from fusion_core.weights import match_names, select_tokenizer_files
 from pools_lm.config import UNION
 from pools_lm.rows import ModelRows
 from pools_lm.target_tokens import Model, TargetTokens
@@ -58,7 +58,7 @@ class TokenizerChoice:
         return len(set(self._digests.values())) == 1 and all(
             first.infos[name].shape == other.infos[twin].shape
             for other in others
-            for name, twin in same_tensors(first.infos, other.infos).items()
+            for name, twin in match_names(first.infos, other.infos).items()
         )
 
     def resolve(self, architecture: Architecture) -> TargetTokens:
@@ -78,7 +78,7 @@ class TokenizerChoice:
     def _digests(self) -> dict[str, str]:
         """A digest of the token ids of each model that has a tokenizer."""
         return {
-            name: digest_token_ids(tokenizer_of(files))
+            name: digest_token_ids(select_tokenizer_files(files))
             for name, files in self.files.items()
             if has_tokenizer(files)
         }

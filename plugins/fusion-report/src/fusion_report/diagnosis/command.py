@@ -71,13 +71,13 @@ def diagnose(
     """  # noqa: D301 - \b is typer's: lines stay as they are
     from fusion_core import RunOptions
     from fusion_core.commands import (
+        escape_control,
         load_recipe,
         override,
         print_json,
-        printable,
         progress_for,
         sections_from,
-        trusted_by,
+        trusted_names,
     )
     from fusion_report.diagnosis.diagnose import Questions
     from fusion_report.diagnosis.diagnose import diagnose as run
@@ -98,11 +98,11 @@ def diagnose(
             device=device,
             progress=progress_for(quiet=quiet),
             block=context.obj or frozenset(),
-            trust=trusted_by(trust),
+            trust=trusted_names(trust),
         ),
     )
     for warning in found.warnings:
-        print(f"warning: {printable(warning)} Nothing is expected of merges.", file=sys.stderr)
+        print(f"warning: {escape_control(warning)} Nothing is expected of merges.", file=sys.stderr)
     if as_json:
         print_json(found.as_json())
     else:

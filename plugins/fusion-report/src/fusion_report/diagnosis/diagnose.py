@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import AdaptiveTask, RunOptions, hub, merge, models_of, noting, plan
-from fusion_core.commands import below_base_warnings, device_of, evaluate_experts, load_recipe
+from fusion_core import AdaptiveTask, RunOptions, hub, load_models, merge, plan, show_notes_on
+from fusion_core.commands import below_base_warnings, evaluate_experts, load_recipe, resolve_device
 from fusion_core.errors import PluginError, RecipeError
 from fusion_report.diagnosis.advice import advise
 from fusion_report.diagnosis.kinds import counted_as
@@ -98,7 +98,7 @@ def diagnose(
             _LOG.warning("the tasks need trust, and a diagnosis does not start them: weights alone")
         if questions.tasks:
             planned.check_data(untrusted=True)
-        pool = models_of(planned)
+        pool = load_models(planned)
         figures = measure(pool, tasks, questions, options)
         measured = _measured(pool, tasks, questions, options)
     fits = measured is None or not measured.experts_below_base
@@ -117,7 +117,7 @@ def _measured(
     names = [task.name for task in _adaptive(pool, tasks)]
     if not names:
         return None
-    device = device_of(options.device)
+    device = resolve_device(options.device)
     return evaluate_experts(pool, tasks, names, device=device, progress=options.progress)
 
 
@@ -132,7 +132,7 @@ def measure(
     asked = [*_adaptive(pool, tasks)] if questions.tasks and tasks is not None else []
     if not asked:
         return figures
-    asking = Asked(pool, asked, questions.samples, device_of(options.device))
+    asking = Asked(pool, asked, questions.samples, resolve_device(options.device))
     merges = dict(_merges(pool, options, trials=questions.trials))
     answers = _answers(asking, merges, options.progress)
     lines = [*paths(asking, options.progress)] if questions.connectivity else ()
@@ -151,7 +151,7 @@ def _answers(
     """Ask experts, the base and merges."""
     base = asking.pool.base
     models = {**({} if base is None else {"base": base}), **merges}
-    with progress.track("ask models", total=1 + len(models)) as advance, noting(advance):
+    with progress.track("ask models", total=1 + len(models)) as advance, show_notes_on(advance):
         found = {"experts": asking.experts()}
         advance(1)
         for name, weights in models.items():

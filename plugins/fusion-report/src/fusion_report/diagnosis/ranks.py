@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core import Cut, noting
+from fusion_core import Cut, show_notes_on
 from fusion_core.weights import is_matrix
 from fusion_report.vectors import merged_infos, scan_of
 
@@ -60,7 +60,7 @@ def effective_ranks(operands: Operands, progress: Progress) -> Ranks:
     chosen = _affordable(every, len(operands.experts))
     found = [torch.full((3, len(operands.experts)), torch.nan, dtype=torch.float64)]
     track = progress.track("decompose", total=len(chosen))
-    with track as advance, noting(advance):
+    with track as advance, show_notes_on(advance):
         for info in chosen:
             found.append(_of_matrix(operands, info))
             advance(1, note=info.name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fusion_core.commands import print_table, printable
+from fusion_core.commands import escape_control, print_table
 from fusion_report.diagnosis.kinds import counted_as
 from fusion_report.diagnosis.ranks import COLUMNS
 from fusion_report.diagnosis.record import read_record
@@ -39,7 +39,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
             typer.echo()
             print_table(headings, rows)
     if notes := [*diagnosis.warnings, *_notes(figures, advice)]:
-        typer.echo(printable("\n".join(["", *notes])))
+        typer.echo(escape_control("\n".join(["", *notes])))
 
 
 def _experts(figures: Figures) -> tuple[list[str], Rows]:
@@ -163,7 +163,7 @@ def _notes(figures: Figures, advice: Sequence[Advice]) -> Iterator[str]:
 def _kind(figures: Figures, advice: Sequence[Advice]) -> Iterator[str]:
     """Say what kind of models these are, and what follows where rules were not counted on it."""
     names = counted_as(figures.kind)
-    yield f"kind: {printable(str(figures.kind))}: " + (
+    yield f"kind: {escape_control(str(figures.kind))}: " + (
         f"counted as {', '.join(names)}" if names else "no rule was counted on this kind"
     )
     if not all(said.is_counted for said in advice):
@@ -186,7 +186,7 @@ def _missing(figures: Figures) -> Iterator[str]:
     for name, each in figures.experts.items():
         if each.norm == 0:
             other = "the base" if figures.has_base else "the others"
-            yield f"{printable(name)} is no different from {other}"
+            yield f"{escape_control(name)} is no different from {other}"
     if not figures.answers:
         yield "no examples were asked: name tasks that have unlabeled ones with --task-pool"
     elif not figures.tried:

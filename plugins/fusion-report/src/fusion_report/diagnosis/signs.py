@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights import Trim, in_order
+from fusion_core.weights import TrimSurvey, sum_in_order
 from fusion_report.vectors import merged_infos, scan_of
 
 if TYPE_CHECKING:
@@ -41,17 +41,17 @@ def conflicts(operands: Operands) -> Signs:
     A share of nothing is NaN. Trimming is that of TIES (arXiv:2306.01708): over the whole model.
     """
     scan = scan_of(operands, merged_infos(operands))
-    trim = Trim.of(scan, DENSITY, majority=False)
+    trim = TrimSurvey.of(scan, DENSITY, majority=False)
     zero = torch.zeros(4 + len(operands.experts), dtype=torch.float64)
     shared, torn, mass, against, *changed = scan(partial(_tallied, trim=trim), torch.add, zero)
     shares = [float(count / scan.numel) for count in changed]
     return Signs(shares, float(torn / shared), float(against / mass))
 
 
-def _tallied(piece: Piece, trim: Trim) -> Tensor:
+def _tallied(piece: Piece, trim: TrimSurvey) -> Tensor:
     """Count entries that several keep, those pulled both ways, magnitudes, and what changed."""
     kept = trim.kept(piece.task_vectors)
-    up, down = in_order(kept.clamp(min=0)), -in_order(kept.clamp(max=0))
+    up, down = sum_in_order(kept.clamp(min=0)), -sum_in_order(kept.clamp(max=0))
     less = torch.minimum(up, down)
     shared = kept.ne(0).sum(0) > 1
     masses = ((up + down).sum(dtype=torch.float64), less.sum(dtype=torch.float64))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusion_core import Published, choose_tasks
-from fusion_core.weights import RenamedSource, with_config
+from fusion_core.weights import RenamedSource, change_config
 from pools_lm.config import LanguageConfig
 from pools_lm.glue.config import FlanT5Config, FlanT5TasksConfig, Gpt2Config, Gpt2TasksConfig
 from pools_lm.glue.tables import (
@@ -62,7 +62,9 @@ class Gpt2Glue(LanguagePool):
         def drop_class(config: dict[str, Any]) -> dict[str, Any]:
             return {key: value for key, value in config.items() if key != "architectures"}
 
-        return {name: with_config(files, drop_class) for name, files in super().side_files().items()}
+        return {
+            name: change_config(files, drop_class) for name, files in super().side_files().items()
+        }
 
 
 class Gpt2GlueTasks(ClassificationTasks):

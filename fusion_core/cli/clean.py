@@ -74,10 +74,10 @@ def clean(
         raise DiskError("\n".join(error.message for error in errors), hint=errors[0].hint)
 
 
-def _remove(leftovers: Sequence[Leftover]) -> tuple[list[Leftover], list[DiskError]]:
+def _remove(find_leftovers: Sequence[Leftover]) -> tuple[list[Leftover], list[DiskError]]:
     """Remove as many as possible. Returns the removed ones, and the errors of the others."""
     removed, errors = [], []
-    for leftover in leftovers:
+    for leftover in find_leftovers:
         try:
             removed += [leftover] if leftover.remove() else []
         except DiskError as error:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.flow import Flow
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
-    from fusion_core.weights import TensorInfo
+    from fusion_core.weights import Layout, TensorInfo
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
@@ -45,8 +45,6 @@ class Stage(ABC, Generic[ConfigT]):
     kind: ClassVar[str]
     #: whether it reads `context.tasks`; for a class that a plugin registers, the spec says so
     uses_tasks: ClassVar[bool] = False
-    #: whether the method works on tensors as stored, and not on the matrices inside them
-    uses_stored_tensors: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT | None = None, /, **options: Any) -> None:  # noqa: ANN401
         if config is not None and options:
@@ -67,11 +65,18 @@ class Stage(ABC, Generic[ConfigT]):
 
         None, the default, means that the method applies. `fuse check`, the run and the provenance
         report these tensors with their count and share of the parameters. If a tensor holds
-        several matrices (`ModelPool.matrices`), the engine asks for each of them, or for the whole
-        tensor if `uses_stored_tensors`.
+        several matrices (`ModelPool.matrices`), the engine asks for each that `matrices_of`
+        returns.
         """
         del info
         return None
+
+    def matrices_of(self, info: TensorInfo, layout: Layout) -> Sequence[TensorInfo]:
+        """Return what the method treats as one matrix, by default every matrix of a tensor.
+
+        A method that works on tensors as they are stored returns the tensor itself.
+        """
+        return layout.describe_matrices(info)
 
     def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
         """Return the tasks to adapt on, on which the result is measured as well."""

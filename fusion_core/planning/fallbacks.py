@@ -62,9 +62,7 @@ def find_fallbacks(
             stage = part.algorithm
             for name in merged if part.names is None else merged.keys() & part.names:
                 info = merged[name]
-                for matrix in (
-                    (info,) if stage.uses_stored_tensors else layout.describe_matrices(info)
-                ):
+                for matrix in stage.matrices_of(info, layout):
                     if (treatment := stage.fallback(matrix)) is not None:
                         elements[treatment][name] += matrix.numel
         for treatment, by_tensor in sorted(elements.items()):

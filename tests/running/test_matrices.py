@@ -340,7 +340,7 @@ ADAPTIVE: dict[str, dict[str, Any]] = {
     "symerge": _STEPS,
     "fisher": {"samples": 16},
 }
-#: Methods on layer inputs, which are missing for experts that a module multiplies itself.
+#: Methods on layer inputs; all but `featcal` observe the inputs of packed experts.
 OF_LAYERS = {
     "regmean": {"samples": 64},
     "regmean-plus-plus": {"samples": 64},
@@ -372,17 +372,19 @@ def test_adaptive_methods_learn_the_same_from_packed_matrices(name: str) -> None
 
 
 @pytest.mark.parametrize("name", OF_LAYERS)
-def test_fused_layer_is_solved_like_its_parts(name: str) -> None:
+def test_methods_on_inputs_treat_packed_matrices_like_separate_layers(name: str) -> None:
     packed, singly = live_pools()
     actual = apart_module(adapted(name, packed, OF_LAYERS[name]))
     expected = adapted(name, singly, OF_LAYERS[name])
+    assert actual.keys() == expected.keys()
     for key, state in expected.items():
-        if key.startswith(("q.", "k.", "v.")):  # what follows is given other experts' results
-            torch.testing.assert_close(actual[key], state, rtol=1e-6, atol=1e-6)
+        # `featcal` leaves packed experts as they were, which changes the inputs of later layers
+        if name != "featcal" or key.startswith(("q.", "k.", "v.")):
+            torch.testing.assert_close(actual[key], state, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", OF_LAYERS)
-def test_layer_methods_report_skipped_packed_experts(name: str) -> None:
+def test_only_featcal_reports_packed_experts(name: str) -> None:
     packed, _ = live_pools()
     stages = ["task-arithmetic", name] if name == "featcal" else [name]
     planned = plan(
@@ -390,7 +392,8 @@ def test_layer_methods_report_skipped_packed_experts(name: str) -> None:
         RunOptions(),
     )
     fallbacks = [fallback for fallback in planned.fallbacks if fallback.stage == name]
-    assert [fallback.example for fallback in fallbacks] == ["experts.gate_up"]
+    largest = "experts.gate_up" if name == "featcal" else "stem.weight"
+    assert [fallback.example for fallback in fallbacks] == [largest]
 
 
 def test_plan_and_provenance_describe_matrices(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from fusion_adapting._live import (
 )
 from fusion_adapting._live_merge import Leaf, LiveMerge
 from fusion_adapting._moments import Moments, compute_moments, moments
+from fusion_adapting._packed import PackedLayer, PackedWeights, is_packed
 from fusion_adapting._passes import Batches, Objective, Outcome, Passes
 from fusion_adapting._predictions import (
     disagreement,
@@ -41,6 +42,8 @@ __all__ = [
     "Moments",
     "Objective",
     "Outcome",
+    "PackedLayer",
+    "PackedWeights",
     "Passes",
     "Ranks",
     "StateStore",
@@ -55,6 +58,7 @@ __all__ = [
     "find_feature_module",
     "group_tied_names",
     "input_dim",
+    "is_packed",
     "join_ranks",
     "log_probabilities",
     "make_generator",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from fusion_adapting._predictions import widened
+from fusion_adapting._products import ProductObserver, expert_by_expert
 from fusion_core.contracts.batch import ATTENTION_MASK
 from fusion_core.errors import FusionError
 
@@ -17,16 +20,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Self
 
+    from fusion_adapting._packed import PackedLayer, PackedWeights
     from fusion_core import AdaptiveTask, Batch
 
 
 @torch.no_grad()
-def observe_inputs(
+def observe_inputs(  # noqa: PLR0913 - a model and its layers, the examples, and who sees them
     model: nn.Module,
     layers: Mapping[nn.Module, str],
     task: AdaptiveTask,
     batch: Batch,
-    see: Callable[[nn.Module, Tensor], None],
+    see: Callable[[Any, Tensor], None],
+    *,
+    packed: PackedWeights | None = None,
 ) -> None:
     """Pass a batch through a live model and call `see(layer, inputs)` for every call of a layer.
 
@@ -35,10 +41,18 @@ def observe_inputs(
     out: by the `attention_mask` of the call, or by the batch's mask if the call has none. Raises
     `FusionError` if the mask does not fit a layer's inputs, or if the task computes its scores
     without calling the model. The model, in evaluation mode, does not change.
+
+    With `packed`, the layers include the matrices in these parameters, as `PackedLayer`. Their
+    inputs are the rows that the model multiplies by them: the positions routed to an expert. The
+    module of such a parameter is not called for padding, which gets zeros, if its arguments have
+    one row per position and say where each position is routed. With other arguments and padding,
+    the parameter's inputs are unknown (`PackedWeights.not_understood`).
     """
     on_device = batch.to(next(model.parameters()).device)
+    packed = packed or None
+    tracker = _CallTracker(model, on_device.mask, packed)
 
-    with _CallTracker(model, on_device.mask) as tracker, ExitStack() as hooks:
+    with expert_by_expert(model), tracker, ExitStack() as hooks:
 
         def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
             inputs = widened((args or tuple(kwargs.values()))[0].detach())
@@ -47,6 +61,12 @@ def observe_inputs(
         for layer in layers:
             handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
             hooks.callback(handle.remove)
+        if packed is not None:
+
+            def see_rows(layer: PackedLayer, rows: Tensor) -> None:
+                see(layer, widened(rows.detach()))
+
+            hooks.enter_context(ProductObserver(packed, see_rows, lambda: tracker.mask))
         task.logits(model, on_device)
     if not tracker.count:
         raise FusionError(
@@ -60,12 +80,15 @@ def observe_inputs(
 class _CallTracker:
     """Counts the calls of a model's modules, and knows the padding mask of the current call."""
 
-    def __init__(self, model: nn.Module, mask: Tensor | None) -> None:
+    def __init__(self, model: nn.Module, mask: Tensor | None, packed: PackedWeights | None) -> None:
         """`mask` is the batch's, of shape (examples, length)."""
         #: the number of calls
         self.count = 0
         self._model = model
         self._masks = [_simplified(mask)]
+        #: the mask of the call that is not called for padding, one per call
+        self._dropped: list[Tensor | None] = []
+        self._packed = set() if packed is None else set(packed.parameters)
         self._hooks = ExitStack()
 
     @property
@@ -84,13 +107,46 @@ class _CallTracker:
     def __exit__(self, *_: object) -> None:
         self._hooks.close()
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         self.count += 1
         mask = _mask_argument(module, args, kwargs)
-        self._masks.append(self.mask if mask is None else _simplified(mask))
+        mask = self.mask if mask is None else _simplified(mask)
+        is_owner = not self._packed.isdisjoint(module.parameters(recurse=False))
+        values = (*args, *kwargs.values())
+        rows = mask.flatten() if mask is not None and is_owner else None
+        if rows is not None and not any(_routes(value, rows) for value in values):
+            rows = None
+        self._dropped.append(rows)
+        self._masks.append(mask if rows is None else None)
+        return None if rows is None else tree_map(partial(_without_padding, rows), (args, kwargs))
 
-    def _leave(self, *_: object) -> None:
+    def _leave(self, _module: nn.Module, _args: Any, output: Any) -> Any:  # noqa: ANN401
         self._masks.pop()
+        rows = self._dropped.pop()
+        return None if rows is None else tree_map(partial(_with_padding, rows), output)
+
+
+def _fits(value: Any, rows: Tensor) -> bool:  # noqa: ANN401 - any argument
+    return isinstance(value, Tensor) and value.dim() > 1 and len(value) == len(rows)
+
+
+def _routes(value: Any, rows: Tensor) -> bool:  # noqa: ANN401 - any argument
+    """Return whether an argument holds indices per position, so that the rows are positions."""
+    return _fits(value, rows) and not value.is_floating_point()
+
+
+def _without_padding(rows: Tensor, value: Any) -> Any:  # noqa: ANN401 - any argument
+    """Return the rows of an argument with one row per position."""
+    return value[rows] if _fits(value, rows) else value
+
+
+def _with_padding(rows: Tensor, value: Any) -> Any:  # noqa: ANN401 - any output
+    """Return an output with one row per position, zero for padding."""
+    if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != int(rows.sum()):  # noqa: PLR2004
+        return value
+    padded = value.new_zeros((len(rows), *value.shape[1:]))
+    padded[rows] = value
+    return padded
 
 
 def input_dim(module: nn.Module) -> int | None:

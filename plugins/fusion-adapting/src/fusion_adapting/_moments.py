@@ -8,11 +8,13 @@ norm. Accumulating in fp64 would double the memory, and some devices lack it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from fusion_adapting._experts import measure_experts
 from fusion_adapting._inputs import input_dim, observe_inputs
 from fusion_adapting._live import group_tied_names
+from fusion_adapting._packed import PackedLayer, PackedWeights
 from fusion_core import note
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fusion_core import AdaptiveTask, Batch, ModelPool, TaskPool
+    from fusion_core.weights import Layout
 
 
 @dataclass
@@ -30,7 +33,8 @@ class Moments:
 
     #: the sum of x x^T, shape (inputs, inputs)
     total: Tensor
-    #: the input dimension of the weight: 1 in `nn.Linear`, 0 in transformers' `Conv1D`
+    #: the input dimension of the weight: 1 in `nn.Linear`, 0 in transformers' `Conv1D`; of a
+    #: matrix in a packed parameter, as the pool declares it
     dim: int
     #: the number of x
     count: int = 0
@@ -58,13 +62,15 @@ def moments(  # noqa: PLR0913 - which examples, and where to pass them
 ) -> Iterator[tuple[str, dict[str, Moments]]]:
     """Yield every expert's name and the moments of its layers on examples of its own task.
 
-    `moments_of` says which layers have moments, and under which names. One expert is live at a
-    time, and released before its moments are yielded. The iterator keeps no moments, but the loop
-    variable of the caller does while the next ones are collected: `del` it if memory is short.
+    `moments_of` with the pool's layout says which layers have moments, and under which names. One
+    expert is live at a time, and released before its moments are yielded. The iterator keeps no
+    moments, but the loop variable of the caller does while the next ones are collected: `del` it if
+    memory is short.
     Raises `RecipeError` for an expert without a task, before loading any model.
     """
     where: Any = {"batch_size": batch_size, "seed": seed, "device": device}
-    return measure_experts(compute_moments, pool, tasks, samples=samples, **where)
+    measure = partial(compute_moments, layout=pool.layout)
+    return measure_experts(measure, pool, tasks, samples=samples, **where)
 
 
 def compute_moments(
@@ -72,6 +78,8 @@ def compute_moments(
     parameters: Mapping[str, nn.Parameter],
     task: AdaptiveTask,
     batches: Iterable[Batch],
+    *,
+    layout: Layout | None = None,
 ) -> dict[str, Moments]:
     """Return the moments of a live model's linear layers over batches, by tensor name.
 
@@ -82,20 +90,33 @@ def compute_moments(
     absent: a method treats its weight like tensors of other kinds. Padding is left out by the
     batch's mask. Raises `FusionError` if that mask does not fit a layer's inputs. The model, in
     evaluation mode, does not change.
+
+    With a pool's layout, the layers include packed experts, each under its matrix's name. Their
+    inputs are the positions routed to them. An expert that gets none is absent, like one of a
+    parameter that the model uses otherwise than in products with its matrices.
     """
-    names, count = group_tied_names(parameters), 0
+    names: dict[Any, list[str]] = {**group_tied_names(parameters)}
+    count = 0
+    packed = None if layout is None else PackedWeights(parameters, layout)
     linear: list[Any] = [module for module in model.modules() if input_dim(module) is not None]
     layers = {layer: names[layer.weight][0] for layer in linear if layer.weight in names}
-    collected: dict[nn.Parameter, Moments] = {}
+    collected: dict[nn.Parameter | str, Moments] = {}
 
-    def collect(layer: Any, inputs: Tensor) -> None:  # noqa: ANN401 - a linear layer of any class
-        if layer.weight not in collected:
-            total = inputs.new_zeros((inputs.shape[-1],) * 2)
-            collected[layer.weight] = Moments(total, cast("int", input_dim(layer)))
-        collected[layer.weight].add(inputs)
+    def collect(layer: Any, inputs: Tensor) -> None:  # noqa: ANN401 - of any class
+        if isinstance(layer, PackedLayer):
+            key, dim = layer.name, layer.dim
+        else:
+            key, dim = layer.weight, cast("int", input_dim(layer))
+        if key not in collected:
+            collected[key] = Moments(inputs.new_zeros((inputs.shape[-1],) * 2), dim)
+        collected[key].add(inputs)
 
     for batch in batches:
-        observe_inputs(model, layers, task, batch, collect)
+        observe_inputs(model, layers, task, batch, collect, packed=packed)
         count += len(batch)
         note(f"{task.name}: {count:,} examples")
-    return {name: result for weight, result in collected.items() for name in names[weight]}
+    if packed is not None:
+        for name in packed.not_understood:
+            collected.pop(name, None)
+        names |= packed.tied_names
+    return {name: result for key, result in collected.items() for name in names[key]}

@@ -23,7 +23,7 @@ class Block:
     """
 
     name: str
-    #: the first names of its layers' weights, in the order of calls
+    #: the first names of its layers' weights: those called first in the order of calls
     layers: Sequence[str]
     #: its parameters; empty for a single tensor, which does not compute its own inputs
     members: Sequence[str]
@@ -39,8 +39,11 @@ def blocks_of(live: LiveModel, pool: ModelPool[Any], context: RunContext) -> lis
     layers: dict[str, list[str]] = {}
     for name in called:
         layers.setdefault(_block_name(name), []).append(name)
+    for name in (*live.layers.values(), *live.packed.tied_names):
+        if name not in called and _block_name(name) in layers:  # such as experts not chosen yet
+            layers[_block_name(name)].append(name)
     members: dict[str, list[str]] = {}
-    for name in live.parameters:
+    for name in live.tensors:
         block = _block_name(name)
         if name != block:
             members.setdefault(block, []).append(name)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from fusion_core import ModelPool
     from fusion_regmean.layer_statistics import LayerStatistics
+    from fusion_regmean.sources import LayerTensors
 
 
 class Cat(ForLayers, Algorithm[CatConfig]):
@@ -73,7 +74,7 @@ class _Weight(NamedTuple):
     names: tuple[str, ...]
     outputs_last: bool
     #: returns E[(T x) (T x)'] of a task vector T, or E[(T z)^2] of a normalisation's
-    change: Callable[[WeightSource], Tensor]
+    change: Callable[[LayerTensors], Tensor]
 
 
 class Conflicts:
@@ -84,8 +85,7 @@ class Conflicts:
         self._penalty = config.penalty
         self._layout = pool.layout
         self._vectors = {
-            expert: self._layout.unpack(task_vector_of(pool, source, context))
-            for expert, source in pool.experts.items()
+            expert: task_vector_of(pool, source, context) for expert, source in pool.experts.items()
         }
         #: the sum over experts of what their task vectors change on their own tasks, by matrix
         self._losses: dict[str, Tensor] = {}
@@ -126,14 +126,14 @@ class Conflicts:
         return [(slot.name, 1 - dim if slot.is_transposed else dim) for slot in slots]
 
 
-def _linear_change(name: str, moment: Tensor, dim: int, vector: WeightSource) -> Tensor:
+def _linear_change(name: str, moment: Tensor, dim: int, vector: LayerTensors) -> Tensor:
     """Return E[(T x) (T x)'], of shape (outputs, outputs)."""
     values = vector.tensor(name).double()
     turned = values if dim == 1 else values.mT
     return turned @ moment @ turned.mT
 
 
-def _scaled_change(name: str, energy: Tensor, vector: WeightSource) -> Tensor:
+def _scaled_change(name: str, energy: Tensor, vector: LayerTensors) -> Tensor:
     """Return E[(T z)^2] of every feature."""
     return vector.tensor(name).double().square() * energy
 

@@ -39,7 +39,8 @@ class FeatCal(ForLayers, Calibration[FeatCalConfig]):
     `teacher` (share; 0.3). The defaults are the paper's.
     Source: arXiv:2605.13030 and the authors' code. Differences: the code counts positions of the
     last block other than the class token at a hundredth, this method knows no class token. The code
-    calibrates a transformer's layers only, this method every layer that is called.
+    calibrates a transformer's layers only, this method every layer that is called. Packed experts
+    stay as they were merged: the merge and an expert route other positions to them.
 
     Data: `samples` unlabeled examples per task. Memory: two live models, the solved tensors, and
     the sums of one block. Cost: per block and expert, two passes of the examples and one reading of
@@ -49,12 +50,13 @@ class FeatCal(ForLayers, Calibration[FeatCalConfig]):
     config_class = FeatCalConfig
     other_tensors = "left as they were merged"
     treats_vectors = True
+    treats_packed = False
 
     def calibrate(
         self, merged: WeightSource, pool: ModelPool[Any], context: RunContext
     ) -> WeightSource:
         """Solve block by block; all other tensors stay lazy."""
-        live = LiveModel(pool, merged, context, is_layer=has_closed_form)
+        live = LiveModel(pool, merged, context, is_layer=has_closed_form, with_packed=False)
         blocks = blocks_of(live, pool, context)
         solver = _BlockSolver(self.config, live, pool, context)
         solved: dict[str, Tensor] = {}

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fusion_adapting import is_packed
 from fusion_core.weights import is_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from fusion_core import ModelPool, RunContext, TensorInfo
+    from fusion_core.weights import Layout
 
 
 class ForLayers:
     """A method for tensors of called layers, which says what happens to all other tensors.
 
     Headers exclude tensors that are neither matrices nor vectors. Which of the remaining tensors
-    belong to called layers, only the run learns. It then warns of the others.
+    belong to called layers, only the run learns. It then warns of the others. A fused projection is
+    one layer, and every packed expert's matrix is one.
     """
 
-    #: a fused projection is one layer, and a packed mixture has none
-    uses_stored_tensors = True
     #: what happens to other tensors, as the plan and the warnings say it
     other_tensors: ClassVar[str] = "averaged"
     #: whether the method also treats layers whose weights are vectors
     treats_vectors: ClassVar[bool] = False
+    #: whether the method treats packed experts
+    treats_packed: ClassVar[bool] = True
+
+    def matrices_of(self, info: TensorInfo, layout: Layout) -> Sequence[TensorInfo]:
+        """Return the matrices of packed experts, and any other tensor as it is stored."""
+        is_batch = is_packed(info.shape, layout.slots.get(info.name, ()))
+        return layout.describe_matrices(info) if is_batch and self.treats_packed else (info,)
 
     def fallback(self, info: TensorInfo) -> str | None:
         """Say what happens to a tensor that cannot belong to a layer."""
@@ -34,7 +42,13 @@ class ForLayers:
         self, treated: Collection[str], pool: ModelPool[Any], context: RunContext
     ) -> None:
         """Warn of tensors that could belong to a layer, but that no called layer uses."""
-        floating = [info for info in pool.reference.infos.values() if info.dtype.is_floating_point]
+        layout = pool.layout
+        floating = [
+            matrix
+            for info in pool.reference.infos.values()
+            if info.dtype.is_floating_point
+            for matrix in self.matrices_of(info, layout)
+        ]
         untreated = [i for i in floating if i.name not in treated and self._may_treat(i)]
         if not untreated:
             return

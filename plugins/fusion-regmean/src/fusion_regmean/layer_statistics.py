@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn.functional import layer_norm, rms_norm
 
-from fusion_adapting import Moments, input_dim
+from fusion_adapting import Moments, PackedLayer, input_dim
 from fusion_regmean.live_model import LiveModel, examples
 from fusion_regmean.sources import tasks_of, track_experts
 
@@ -50,7 +50,8 @@ class LayerStatistics:
 
     def add(self, layer: Any, name: str, inputs: Tensor) -> None:  # noqa: ANN401 - of either kind
         """Add one call of a layer."""
-        dim, width = input_dim(layer), inputs.shape[-1]
+        width = inputs.shape[-1]
+        dim = layer.dim if isinstance(layer, PackedLayer) else input_dim(layer)
         if dim is None:
             energy = self.energies.setdefault(name, Energy(inputs.new_zeros(width)))
             energy.add(_normalise(layer, inputs))
@@ -75,7 +76,10 @@ def _gather(
     task, statistics = tasks_of(context).adaptive(pool.task_of(expert)), LayerStatistics()
     for batch in examples(task, samples, context):
         live.observe(task, batch, statistics.add)
-    statistics.tied = {name: live.tied_names(name) for name in live.layers.values()}
+    for name in live.packed.not_understood:
+        statistics.moments.pop(name, None)
+    names = {*live.layers.values(), *statistics.moments}
+    statistics.tied = {name: live.tied_names(name) for name in names}
     return statistics
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from fusion_adapting import (
     Batches,
+    PackedLayer,
+    PackedWeights,
     build_live,
     group_tied_names,
     input_dim,
@@ -20,13 +19,14 @@ from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from fusion_core import AdaptiveTask, Batch, ModelPool, RunContext, WeightSource
 
     #: called with a layer, the name of its weight, and its inputs, of shape (positions, width)
-    Observer = Callable[[nn.Module, str, Tensor], None]
+    Observer = Callable[[nn.Module | PackedLayer, str, Tensor], None]
 
 _BATCH_SIZE = 32
 
@@ -46,7 +46,9 @@ class LiveModel:
         context: RunContext,
         *,
         is_layer: Callable[[nn.Module], bool] = is_linear,
+        with_packed: bool = True,
     ) -> None:
+        """Observe the modules that `is_layer` accepts, and packed experts if `with_packed`."""
         self.model = build_live(pool, weights, context.device)
         self.parameters = merged_parameters(pool, self.model)
         self._names = group_tied_names(self.parameters)
@@ -55,10 +57,23 @@ class LiveModel:
         self.layers: dict[nn.Module, str] = {
             layer: self._names[layer.weight][0] for layer in layers if layer.weight in self._names
         }
+        self.packed = PackedWeights(self.parameters if with_packed else {}, pool.layout)
+        self._tied = self.packed.tied_names
+        self._packed_names = {
+            name: [slot.name for slot in pool.layout.slots[name]]
+            for parameter in self.packed.parameters
+            for name in self._names[parameter]
+        }
+        #: what `put` sets: parameters, and views of the matrices in packed ones, by name
+        self.tensors: dict[str, Tensor] = {
+            name: parameter.detach()
+            for name, parameter in self.parameters.items()
+            if name not in self._packed_names
+        } | self.packed.matrices
 
     def tied_names(self, name: str) -> list[str]:
         """Return all names of a tensor's parameter, always in the same order."""
-        return self._names[self.parameters[name]]
+        return self._tied.get(name) or self._names[self.parameters[name]]
 
     def with_tied_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return tensors under all names of their parameters."""
@@ -75,14 +90,26 @@ class LiveModel:
             self.layers,
             task,
             batch,
-            lambda layer, inputs: observer(layer, self.layers[layer], inputs),
+            lambda layer, inputs: observer(layer, self._name_of_layer(layer), inputs),
+            packed=self.packed,
         )
 
-    @torch.no_grad()
+    def _name_of_layer(self, layer: nn.Module | PackedLayer) -> str:
+        return layer.name if isinstance(layer, PackedLayer) else self.layers[layer]
+
     def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set some parameters."""
+        """Set some parameters, or matrices in packed ones."""
         for name, values in tensors.items():
-            self.parameters[name].copy_(values)
+            target = self.tensors[name]
+            target.copy_(values.view(target.shape))
+
+    def parameters_of(self, names: AbstractSet[str]) -> dict[str, nn.Parameter]:
+        """Return the parameters that are, or hold, tensors with these names."""
+        return {
+            name: parameter
+            for name, parameter in self.parameters.items()
+            if not names.isdisjoint(self._packed_names.get(name, [name]))
+        }
 
 
 class ModelPair:

@@ -53,9 +53,10 @@ class Lot(ForLayers, Algorithm[LotConfig]):
                     linear[name] = LeastSquares(vector, moments.dim)
                 linear[name].add(vector, moments.total.cpu().double())
             for name, energy in statistics.energies.items():
-                squares = energy.total.cpu().to(vectors.infos[name].dtype)
+                vector = vectors.tensor(name)
+                squares = energy.total.cpu().to(vector.dtype)
                 above, below = scaled.get(name, (torch.zeros_like(squares),) * 2)
-                scaled[name] = (above + squares * vectors.tensor(name), below + squares)
+                scaled[name] = (above + squares * vector, below + squares)
             tied |= statistics.tied
         solutions = {name: linear.pop(name).solve_smallest() for name in [*linear]}
         solutions |= {

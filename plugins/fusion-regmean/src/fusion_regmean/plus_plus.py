@@ -11,7 +11,7 @@ from fusion_regmean.config import RegMeanConfig
 from fusion_regmean.layer_method import ForLayers
 from fusion_regmean.live_model import LiveModel, examples
 from fusion_regmean.regmean import LayerSums
-from fusion_regmean.sources import mean_of, merge_solved, tasks_of, weights_of
+from fusion_regmean.sources import LayerTensors, mean_of, merge_solved, tasks_of, weights_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,8 +47,8 @@ class RegMeanPlusPlus(ForLayers, Algorithm[RegMeanConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Solve block by block; all other tensors stay lazy."""
-        mean = context.merge(pool, mean_of(pool))
-        live = LiveModel(pool, mean, context)
+        merged = context.merge(pool, mean_of(pool))
+        live, mean = LiveModel(pool, merged, context), LayerTensors(merged, pool)
         blocks = blocks_of(live, pool, context)
         solved: dict[str, Tensor] = {}
         passes = len(blocks) * len(pool.experts)
@@ -59,7 +59,7 @@ class RegMeanPlusPlus(ForLayers, Algorithm[RegMeanConfig]):
                 for expert in pool.experts:
                     weights = weights_of(pool, pool.experts[expert], context)
                     live.put({name: weights.tensor(name) for name in block.members})
-                    sums.add(weights, self._moments(live, block, pool.task_of(expert), context))
+                    sums.add(weights, self._moments(live, block, expert, pool, context))
                     advance(1, note=f"{block.name} of {expert}")
                 tensors = sums.solve()
                 live.put({name: mean.tensor(name) for name in block.members} | tensors)
@@ -68,10 +68,10 @@ class RegMeanPlusPlus(ForLayers, Algorithm[RegMeanConfig]):
         return merge_solved(solved, mean_of(pool), pool, context)
 
     def _moments(
-        self, live: LiveModel, block: Block, name: str, context: RunContext
+        self, live: LiveModel, block: Block, expert: str, pool: ModelPool[Any], context: RunContext
     ) -> dict[str, Moments]:
-        task = tasks_of(context).adaptive(name)
-        layers = {layer: live.parameters[layer] for layer in block.layers}
-        return compute_moments(
-            live.model, layers, task, examples(task, self.config.samples, context)
-        )
+        task = tasks_of(context).adaptive(pool.task_of(expert))
+        names, batches = {*block.layers}, examples(task, self.config.samples, context)
+        parameters = live.parameters_of(names)
+        gathered = compute_moments(live.model, parameters, task, batches, layout=pool.layout)
+        return {name: layer for name, layer in gathered.items() if name in names}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fusion_adapting import Moments
     from fusion_core import ModelPool
+    from fusion_regmean.sources import LayerTensors
 
 
 class LayerSums:
@@ -27,7 +28,7 @@ class LayerSums:
         self._config = config
         self._layers: dict[str, LeastSquares] = {}
 
-    def add(self, weights: WeightSource, layer_moments: Mapping[str, Moments]) -> None:
+    def add(self, weights: LayerTensors, layer_moments: Mapping[str, Moments]) -> None:
         """Add an expert's weights, and the moments of its layers' inputs."""
         shrinking = {"off_diagonal": self._config.off_diagonal, "ridge": self._config.ridge}
         for name, layer in layer_moments.items():
@@ -46,7 +47,8 @@ class RegMean(ForLayers, Algorithm[RegMeanConfig]):
 
     Formula: W = (sum of W_k G_k) (sum of G_k)^-1 for linear layers, the experts' mean for all other
     tensors. G_k = E[x x'] of the inputs of expert k's layer on its own task, with off-diagonal
-    entries multiplied by `off_diagonal`. An expert whose layer is never called does not count.
+    entries multiplied by `off_diagonal`. An expert whose layer is never called does not count. The
+    packed experts of a mixture are layers, too: their inputs are the positions routed to them.
     Options: `samples` (unlabeled examples per task; 256), `off_diagonal` (factor; 0.9, and 0.1 for
     T5 in the paper), `ridge` (fraction of a moment's mean diagonal, added to every G_k; 1e-6).
     Differences: like FusionBench, it takes the mean over positions, not the sum, so a task with

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
 
 from fusion_core import show_notes_on
 from fusion_core.errors import FusionError
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core import ModelPool, Piece, RunContext, TaskPool
+    from fusion_core.weights import Layout
 
 _SOLVED = "solved"
 ValueT = TypeVar("ValueT")
@@ -50,10 +55,26 @@ def track_experts(
             advance(1, note=expert)
 
 
-def weights_of(pool: ModelPool[Any], model: WeightSource, context: RunContext) -> WeightSource:
+class LayerTensors:
+    """The weights of layers: tensors as they are stored, and the matrices in packed ones."""
+
+    def __init__(self, source: WeightSource, pool: ModelPool[Any]) -> None:
+        self._stored, self._pool = source, pool
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a stored tensor or a matrix."""
+        source = self._stored if name in self._stored.infos else self._matrices
+        return source.tensor(name)
+
+    @cached_property
+    def _matrices(self) -> WeightSource:
+        return self._pool.layout.unpack(self._stored)
+
+
+def weights_of(pool: ModelPool[Any], model: WeightSource, context: RunContext) -> LayerTensors:
     """Return a model's weights: fp32 or wider, the base added to differences, NaN refused."""
     operands = Operands(pool.base, {model.describe(): model}, finite=context.finite)
-    return MergedSource(Linear((1.0,), relative=False), operands)
+    return LayerTensors(MergedSource(Linear((1.0,), relative=False), operands), pool)
 
 
 class _TaskVector(Kernel):
@@ -63,10 +84,10 @@ class _TaskVector(Kernel):
         return piece.task_vectors[0]
 
 
-def task_vector_of(pool: ModelPool[Any], model: WeightSource, context: RunContext) -> WeightSource:
+def task_vector_of(pool: ModelPool[Any], model: WeightSource, context: RunContext) -> LayerTensors:
     """Return a model's difference from the base: fp32 or wider, NaN refused."""
     operands = Operands(pool.base, {model.describe(): model}, finite=context.finite)
-    return MergedSource(_TaskVector(), operands)
+    return LayerTensors(MergedSource(_TaskVector(), operands), pool)
 
 
 @dataclass(frozen=True)
@@ -84,17 +105,40 @@ class Solved(Kernel):
 
 
 def merge_solved(
-    solved: Mapping[str, Tensor],
+    solved: dict[str, Tensor],
     rest: Kernel,
     pool: ModelPool[Any],
     context: RunContext,
     extras: Mapping[str, WeightSource] | None = None,
 ) -> WeightSource:
-    """Return the lazy merge with solved tensors, and `rest` for all others."""
+    """Return the lazy merge with solved tensors, and `rest` for all others.
+
+    `solved` maps names of tensors as stored, or of matrices in them, to values, and is consumed.
+    """
+    unsolved = _pack(solved, pool.layout)
     source = StateDictSource(solved, label="the solved tensors")
-    names = frozenset(pool.layout.unpack(source).infos)
+    names = frozenset(pool.layout.unpack(source).infos) - unsolved
     extras = {**(extras or {}), _SOLVED: AlignedSource(source, pool.reference)}
     return context.merge(pool, Solved(names, rest), extras=extras)
+
+
+def _pack(solved: dict[str, Tensor], layout: Layout) -> set[str]:
+    """Put matrices into the tensors that hold them; return the matrices that are not solved."""
+    unsolved: set[str] = set()
+    for name, slots in layout.slots.items():
+        if name in solved or not any(slot.name in solved for slot in slots):
+            continue
+        matrices = {slot: solved.pop(slot.name) for slot in slots if slot.name in solved}
+        shape = layout.shapes[name]
+        tensor = torch.zeros(math.prod(shape), dtype=next(iter(matrices.values())).dtype)
+        for slot in slots:
+            if slot in matrices:
+                view = slot.view(tensor[slot.start : slot.stop])
+                view.copy_(matrices.pop(slot).view(view.shape))
+            else:
+                unsolved.add(slot.name)
+        solved[name] = tensor.view(shape)
+    return unsolved
 
 
 def mean_of(pool: ModelPool[Any]) -> Linear:

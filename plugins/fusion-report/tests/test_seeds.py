@@ -1,4 +1,4 @@
-"""Means over seeds and Student's intervals, held against tables of his distribution."""
+"""Compare means over seeds with tables of Student's distribution."""
 
 from __future__ import annotations
 
@@ -54,4 +54,4 @@ def test_base_and_experts_are_the_first_runs() -> None:
     first = Report({"a": {"x": 0.5}, "b": {"x": 1.0}}, {"a": {"x": 0.1}})
     again = replace(first, base={"a": {"x": 0.9}})
     averaged = average_seeds({"one": first, "two": again})
-    assert averaged == {"one": first, "two": again}  # without recipes, each is of its own
+    assert averaged == {"one": first, "two": again}  # without recipes, runs are not grouped

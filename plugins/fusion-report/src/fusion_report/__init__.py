@@ -1,4 +1,4 @@
-"""Reports of fusion-core's runs: pages, comparisons, pictures; and what to expect of merges.
+"""Report, compare and plot runs of fusion-core, and predict which merges will work.
 
 from fusion_core import run_fusion
 from fusion_report import diagnose, plot
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fusion_report.plots import new_figure, plot
     from fusion_report.reading import read_report
 
-_HOMES = {
+_MODULES = {
     "Diagnosis": "fusion_report.diagnosis.diagnose",
     "Questions": "fusion_report.diagnosis.diagnose",
     "diagnose": "fusion_report.diagnosis.diagnose",
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
-    if name not in _HOMES:
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
+    if name not in _MODULES:
         raise AttributeError(f"module 'fusion_report' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -87,7 +87,7 @@ def advise(figures: Figures) -> list[Advice]:
     )
     if is_degenerate or not figures.has_base:
         return []
-    numbers, record, tried = figures.numbers, read_record(), figures.tried
+    numbers, record, tried = figures.numbers, read_record(), figures.trial_agreement
     best = max(tried, key=lambda name: tried[name], default="")
     kinds = matching_kinds(figures.kind)
     predictions = [

@@ -17,7 +17,7 @@ import torch
 from fusion_core.contracts.batch import Split
 from fusion_core.contracts.task_pool import FeatureTask, TaskPool
 from fusion_testing._component import ComponentSuite
-from fusion_testing._elsewhere import ElsewhereError, call_elsewhere, describe_tasks
+from fusion_testing._elsewhere import call_elsewhere, describe_tasks
 from fusion_testing._examples import SIZE, batch_digest, batch_digests, draw, every_split
 from fusion_testing._guards import untouched_globals
 from fusion_testing._suite import fail
@@ -72,8 +72,7 @@ class BatchChecks(ComponentSuite):
             fail(
                 f"batch {changed} differs on the second call with the same arguments.",
                 "Let `batch` depend on step, size, split and seed alone: seed a torch.Generator "
-                "with "
-                "them, and use neither the clock nor global random numbers.",
+                "with them, and use neither the clock nor global random numbers.",
             )
 
     def test_batches_are_the_same_in_another_process(
@@ -81,13 +80,7 @@ class BatchChecks(ComponentSuite):
     ) -> None:
         """Nothing depends on hash() or on the process: a search can be resumed elsewhere."""
         pool = make()
-        try:
-            remote = call_elsewhere(f"{_CHILD}:tasks_elsewhere", *recipe, names=list(pool.names))
-        except ElsewhereError as error:
-            fail(
-                f"another process cannot make the pool:\n{error}",
-                "Fix the error above. The constructor must work with the options alone.",
-            )
+        remote = call_elsewhere(f"{_CHILD}:tasks_elsewhere", *recipe, names=list(pool.names))
         here = json.loads(json.dumps(describe_tasks(pool)))
         for what, value in here.items():
             if remote[what] != value:
@@ -110,16 +103,9 @@ class BatchChecks(ComponentSuite):
                     features[task.name] = task.features(model, batch.inputs).contiguous()
         if not features:
             pytest.skip("no task is a FeatureTask")
-        torch.save(features, tmp_path / "features.pt")
-        try:
-            remote = call_elsewhere(
-                f"{_CHILD}:heads_on",
-                str(tmp_path / "features.pt"),
-                *recipe,
-                names=list(pool.names),
-            )
-        except ElsewhereError as error:
-            fail(f"`head` fails in another process:\n{error}", "Fix the error above.")
+        file = str(tmp_path / "features.pt")
+        torch.save(features, file)
+        remote = call_elsewhere(f"{_CHILD}:heads_on", file, *recipe, names=list(pool.names))
         for name, values in features.items():
             task = cast("FeatureTask", pool[name])
             with torch.no_grad():
@@ -143,9 +129,8 @@ class BatchChecks(ComponentSuite):
             for step, seed in ((1, 0), (0, 1)):
                 if batch_digest(draw(task, split, SIZE, step=step, seed=seed)) == first:
                     fail(
-                        f"{task.name}: {split} batches of step {step} with seed {seed} and of "
-                        "step 0 "
-                        "with seed 0 are equal.",
+                        f"{task.name}: {split} batches of step {step} with seed {seed} and of step "
+                        "0 with seed 0 are equal.",
                         "Let `batch` draw its examples by step and seed, as "
                         "fusion_core.shuffled_rows does.",
                     )

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 from torch import nn
 
 from fusion_core.contracts.algorithm import Algorithm
@@ -108,6 +109,11 @@ class Bench:
         """Return the outline of the pipeline's merge."""
         merge = next(stage for stage in self.pipeline if isinstance(stage, Algorithm))
         return merge.outline(pool.aligned(AlignmentPolicy()))
+
+    def skip_unless_tensors_match(self, pool: Pool) -> None:
+        """Skip the check if the result has other tensors than the models."""
+        if not self.keeps_tensors(pool):
+            pytest.skip("the result has other tensors than the models")
 
     def keeps_tensors(self, pool: Pool) -> bool:
         """Tell whether the result has the same tensors as the models."""

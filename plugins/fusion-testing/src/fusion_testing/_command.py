@@ -34,9 +34,8 @@ class CommandSuite(SpecSuite):
         done = _call(tmp_path, component.qualified_name, "--help")
         if done.returncode != 0 or not done.stdout.strip():
             fail(
-                f"`fuse {component.spec.name} --help` exited with code {done.returncode}, "
-                "expected 0 "
-                f"and a help text: {done.stderr}",
+                f"`fuse {component.spec.name} --help` exited with code {done.returncode}, expected "
+                f"0 and a help text: {done.stderr}",
                 f"Make {component.spec.target!r} a Typer app, or a function that Typer accepts.",
             )
 
@@ -46,8 +45,7 @@ class CommandSuite(SpecSuite):
         if done.returncode != _USAGE:
             fail(
                 f"`fuse {component.spec.name} --no-such-flag-here` exited with code "
-                f"{done.returncode}, "
-                f"expected {_USAGE}.",
+                f"{done.returncode}, expected {_USAGE}.",
                 "Do not set Typer's ignore_unknown_options.",
             )
 
@@ -56,8 +54,7 @@ class CommandSuite(SpecSuite):
         name = component.spec.name
         if f"command {name!r} is the core's own" in _call(tmp_path, "list-plugins", "-v").stdout:
             fail(
-                f"the core has a command {name!r}, so users must type "
-                f"{component.qualified_name!r}.",
+                f"the core has a command {name!r}; users would type {component.qualified_name!r}.",
                 "Choose another name for the command.",
             )
 

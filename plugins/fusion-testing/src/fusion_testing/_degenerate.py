@@ -75,7 +75,7 @@ class DegenerateChecks:
     def test_degenerate_task_vectors_stay_bounded(self, bench: Bench) -> None:
         """A merge does not explode where experts leave tensors unchanged."""
         pool = _patchwork(bench, bench.pool("mlp"))
-        _skip_unless_kept(bench, pool)
+        bench.skip_unless_tensors_match(pool)
         _check_bounded(bench, pool)
         _check_bounded(bench, _patchwork(bench, bench.pool("mlp"), unchanged="all of the first"))
         if bench.spec.min_experts == 1 and bench.spec.needs_tasks == "none":
@@ -96,8 +96,7 @@ class DegenerateChecks:
         if difference := differing_values(reduced, merged, tolerance=_ROUNDING):
             fail(
                 "expected 2^20 times larger task vectors to give a 2^20 times larger merged one, "
-                "but "
-                f"it differs in {difference}.",
+                f"but it differs in {difference}.",
                 "Bound divisors relative to their dividends, not by a constant. If the method "
                 "depends on the scale by definition, declare this check in expected_failures.",
             )
@@ -171,12 +170,7 @@ def _check_bounded(bench: Bench, pool: ModelPool[Any]) -> None:
             )
 
 
-def _skip_unless_kept(bench: Bench, pool: ModelPool[Any]) -> None:
-    if not bench.keeps_tensors(pool):
-        pytest.skip("the result has other tensors than the models")
-
-
 def _skip_unless_scalable(bench: Bench) -> None:
     if bench.spec.needs_tasks != "none":
         pytest.skip("the method needs tasks, and live models of this scale cannot be measured")
-    _skip_unless_kept(bench, bench.pool("mlp"))
+    bench.skip_unless_tensors_match(bench.pool("mlp"))

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from fusion_core.errors import FusionError
 from fusion_core.recipe.validation import validated
+from fusion_testing._suite import fail
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,14 +32,10 @@ _SERVE = "from fusion_testing._elsewhere import serve; serve()"
 _PRINT_SET = "import sys; print(*set(sys.argv[1:]), sep='\\0')"
 
 
-class ElsewhereError(Exception):
-    """The other process raised an error; the message is its traceback."""
-
-
 def call_elsewhere(function: str, *arguments: object, names: Sequence[str] = ()) -> Any:  # noqa: ANN401
     """Call `"module:function"` in the other process; arguments and result must be JSON data.
 
-    A set of `names` has another order in that process. Raises `ElsewhereError` for any error.
+    A set of `names` has another order in that process. An error there fails the check.
     """
     process = _process(_seed_for(tuple(names)))
     request = {"call": function, "arguments": arguments, "cwd": str(Path.cwd())}
@@ -47,10 +44,14 @@ def call_elsewhere(function: str, *arguments: object, names: Sequence[str] = ())
     line = stdout.readline()
     if not line:
         _process.cache_clear()
-        raise ElsewhereError(f"the process exited with code {process.wait()}")
-    answer = json.loads(line)
+        answer = {"error": f"the process exited with code {process.wait()}"}
+    else:
+        answer = json.loads(line)
     if "error" in answer:
-        raise ElsewhereError(answer["error"])
+        fail(
+            f"the component fails in another process:\n{answer['error']}",
+            "Fix the error above. Making the component must need its options alone.",
+        )
     return answer["result"]
 
 

@@ -187,8 +187,7 @@ def _check_agreement(task: Task, expert: str, model: nn.Module) -> None:
         if agreement <= chance + _STANDARD_ERRORS * error:
             fail(
                 f"{task.name}: expected its expert {expert!r} to beat chance ({chance:.0%}), but "
-                "it "
-                f"classifies {agreement:.0%} of {len(labels)} {split} examples correctly.",
+                f"it classifies {agreement:.0%} of {len(labels)} {split} examples correctly.",
                 "Check the labels of the examples, the head and its order of classes, and "
                 f"`task_of`. {_DECLARE}",
             )

@@ -110,8 +110,7 @@ class DamageChecks(SpecSuite):
             if outcome.how == "read":
                 fail(
                     f"expected an error because {name} links to a file outside the model, but it "
-                    "was "
-                    "read.",
+                    "was read.",
                     "Open files with FileSource.open, and configurations with read_config.",
                 )
 

@@ -74,8 +74,7 @@ def untouched_modules(what: str, modules: Mapping[str, nn.Module]) -> Iterator[N
             fail(
                 f"{what} changed the model {name!r}: {', '.join(changed[:3])}.",
                 "Change only copies. Models that pool.build returns are copies; tensors of a "
-                "source "
-                "may share memory with the user's model.",
+                "source may share memory with the user's model.",
             )
 
 

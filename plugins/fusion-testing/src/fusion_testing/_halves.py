@@ -121,9 +121,8 @@ class HalvesChecks(ComponentSuite):
             expected = pytest.approx(sorted(metrics.outcomes), rel=1e-3, abs=1e-3)
             if counts[0] != sum(counts[1:]) or outcomes != expected:
                 fail(
-                    f"{name}: expected the outcomes of the halves ({counts[1]} and {counts[2]}) "
-                    "to be "
-                    f"those of all {counts[0]} test examples, but they differ.",
+                    f"{name}: expected the outcomes of the halves ({counts[1]} and {counts[2]}) to "
+                    f"be those of all {counts[0]} test examples, but they differ.",
                     "Measure each half on its own test examples in `evaluate`.",
                 )
         if not has_outcomes:

@@ -154,8 +154,8 @@ class MeasureChecks(ComponentSuite):
             expected = pytest.approx(both.outcomes[:limit], rel=_SAME, abs=_SAME)
             if len(metrics.outcomes) != limit or metrics.outcomes != expected:
                 fail(
-                    f"{name}: with limit={limit}, expected the outcomes "
-                    f"{both.outcomes[:limit]}, got {metrics.outcomes}.",
+                    f"{name}: with limit={limit}, expected the outcomes {both.outcomes[:limit]}, "
+                    f"got {metrics.outcomes}.",
                     "Measure the first test examples, and return outcomes in their order.",
                 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -18,7 +18,6 @@ from fusion_testing._suite import fail
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.outline import Outline
     from fusion_core.weights import WeightSource
     from fusion_testing._bench import Bench
@@ -56,7 +55,7 @@ class MergeChecks:
     def test_what_is_not_floating_point_is_copied(self, bench: Bench, model: str) -> None:
         """Integer and boolean tensors are the base's, or the first expert's without a base."""
         pool = bench.pool(model)
-        _skip_unless_kept(bench, pool)
+        bench.skip_unless_tensors_match(pool)
         reference = pool.reference.state_dict()
         integers = {name: t for name, t in reference.items() if not t.is_floating_point()}
         merged = bench.merge(pool)
@@ -97,7 +96,7 @@ class MergeChecks:
     def test_equal_models_give_the_same_model(self, bench: Bench, model: str) -> None:
         """Merging equal models returns that model: all task vectors are zero."""
         pool = bench.pool(model, spread=0.0)
-        _skip_unless_kept(bench, pool)
+        bench.skip_unless_tensors_match(pool)
         reference = pool.reference.state_dict()
         if difference := differing_values(bench.merge(pool), reference, tolerance=_ROUNDING):
             fail(
@@ -154,11 +153,6 @@ class MergeChecks:
                     f"the side file {name!r} is missing in the output directory.",
                     "Use a plain file name without folders.",
                 )
-
-
-def _skip_unless_kept(bench: Bench, pool: ModelPool[Any]) -> None:
-    if not bench.keeps_tensors(pool):
-        pytest.skip("the result has other tensors than the models")
 
 
 def _check_dtypes(source: WeightSource, outline: Outline) -> None:

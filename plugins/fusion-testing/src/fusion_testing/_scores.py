@@ -43,8 +43,7 @@ class ScoreChecks(ComponentSuite):
             if scores.dim() != 2 or len(scores) != SIZE or not scores.isfinite().all():  # noqa: PLR2004
                 fail(
                     f"{task.name}: expected finite scores of shape [{SIZE}, classes] from "
-                    "`logits`, "
-                    f"got shape {list(scores.shape)} or scores that are not finite.",
+                    f"`logits`, got shape {list(scores.shape)} or scores that are not finite.",
                     "Return finite scores of shape (examples, classes).",
                 )
             if batch.labels is not None and int(batch.labels.max()) >= scores.shape[1]:

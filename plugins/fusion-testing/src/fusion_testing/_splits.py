@@ -110,8 +110,7 @@ def _check_transductive(every: dict[str, Splits]) -> None:
         if 0 < share < _NEARLY_ALL:
             fail(
                 f"{name}: {share:.0%} of the UNLABELED examples of the `transductive` pool are "
-                "test "
-                "examples, expected all or none.",
+                "test examples, expected all or none.",
                 "Return exactly the test examples as UNLABELED, or none of them.",
             )
     if shares and not any(shares.values()):
@@ -142,11 +141,9 @@ def _check_known(name: str, whole: Examples, known: dict[str, Any], batch: Batch
         if key not in known and not _is_near(batch.part(number, number + 1), whole.batch):
             fail(
                 f"{name}: the content of a test example in a batch of {size} differs from a batch "
-                "of "
-                f"all {len(whole)} test examples.",
+                f"of all {len(whole)} test examples.",
                 "Read and scale each example independently. Truncate texts before padding them, "
-                "and "
-                f"set the {MASK} to 0 at every padding position.",
+                f"and set the {MASK} to 0 at every padding position.",
             )
     labels = [] if batch.labels is None else batch.labels.tolist()
     repeated = repeated_share(whole.keys)

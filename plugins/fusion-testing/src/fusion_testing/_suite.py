@@ -79,8 +79,8 @@ class Suite:
             if owner not in _suite_bases(cls):
                 raise TypeError(
                     f"{owner.__name__} overrides the check {name!r}, which must be the same for "
-                    "every plugin. If your plugin cannot pass it, declare "
-                    f"expected_failures = {{{name!r}: 'the reason'}}"
+                    "every plugin. If your plugin cannot pass it, declare expected_failures = "
+                    f"{{{name!r}: 'the reason'}}"
                 )
         for name, reason in cls.expected_failures.items():
             _check_expectation(cls.__name__, name, reason, checks)

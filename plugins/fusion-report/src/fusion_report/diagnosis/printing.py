@@ -184,8 +184,7 @@ def _kind_notes(figures: Figures, advice: Sequence[Advice]) -> Iterator[str]:
     if not all(prediction.is_counted for prediction in advice):
         yield (
             "no record on this kind: the confidence is the lower end of Wilson's 95 % interval "
-            "over "
-            "the other kinds, where each kind counts once, by most of its pools"
+            "over the other kinds, where each kind counts once, by most of its pools"
         )
 
 

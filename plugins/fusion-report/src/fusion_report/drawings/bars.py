@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from fusion_report.drawings.svg import Drawing, format_number, is_narrow, set_height, shorten
+from fusion_report.drawings.svg import Plot, format_number, is_narrow, set_height, shorten
 from fusion_report.theme import PAINT, SERIES
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _HATCHES = ("", "///", "...", "xxx")
 
 
 @dataclass(frozen=True)
-class Bars:
+class Bars(Plot):
     """A bar chart of values by series and group; NaN leaves out a bar."""
 
     groups: Sequence[str]
@@ -35,11 +35,8 @@ class Bars:
     line: tuple[str, float] | None = None
     unit: str = ""
 
-    def drawing(self, name: str, title: str, words: str, *, wide: float) -> Drawing:
-        """Return the drawing."""
-        return Drawing(name, title, words, self._draw, wide)
-
-    def _draw(self, figure: Figure, width: float) -> None:
+    def draw(self, figure: Figure, width: float) -> None:
+        """Draw the bars."""
         bar = _SINGLE if len(self.series) == 1 else _BAR
         pitch = bar * len(self.series) + _GROUP
         handles = self._legend_handles()

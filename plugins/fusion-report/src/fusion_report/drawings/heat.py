@@ -11,7 +11,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from fusion_report.drawings.svg import (
-    Drawing,
+    Plot,
     format_number,
     is_narrow,
     remove_frame,
@@ -33,7 +33,7 @@ _LABEL_ANGLE = 50  # degrees
 
 
 @dataclass(frozen=True)
-class Heat:
+class Heat(Plot):
     """A heat map of values by row and column; NaN leaves a cell empty."""
 
     rows: Sequence[str]
@@ -61,11 +61,8 @@ class Heat:
         steps = range(8 if self.from_zero else 0, 17)
         return [(step, f"{named[step]:.3g}" if step in named else "") for step in steps]
 
-    def drawing(self, name: str, title: str, words: str, *, wide: float) -> Drawing:
-        """Return the drawing."""
-        return Drawing(name, title, words, self._draw, wide)
-
-    def _draw(self, figure: Figure, width: float) -> None:
+    def draw(self, figure: Figure, width: float) -> None:
+        """Draw the cells and labels."""
         longest = 16 if is_narrow(width) else 24
         rows = [shorten(row, longest) for row in self.rows]
         character = 6.4 if is_narrow(width) else 7.2

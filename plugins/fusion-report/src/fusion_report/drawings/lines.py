@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion_report.drawings.svg import Drawing, is_narrow, set_height, shorten
+from fusion_report.drawings.svg import Plot, is_narrow, set_height, shorten
 from fusion_report.theme import PAINT, SERIES
 
 if TYPE_CHECKING:
@@ -48,17 +48,14 @@ def smoothing_span(values: Sequence[float]) -> int:
 
 
 @dataclass(frozen=True)
-class Panels:
+class Panels(Plot):
     """One small chart per series, raw and smoothed, all on one scale."""
 
     steps: Sequence[int]
     series: Series
 
-    def drawing(self, name: str, title: str, words: str, *, wide: float) -> Drawing:
-        """Return the drawing."""
-        return Drawing(name, title, words, self._draw, wide)
-
-    def _draw(self, figure: Figure, width: float) -> None:
+    def draw(self, figure: Figure, width: float) -> None:
+        """Draw the panels."""
         columns = min(len(self.series), 2 if is_narrow(width) else 4)
         rows = -(-len(self.series) // columns)
         set_height(figure, (_PANEL if len(self.series) > 1 else 200) * rows + 24)
@@ -82,7 +79,7 @@ class Panels:
 
 
 @dataclass(frozen=True)
-class Paths:
+class Paths(Plot):
     """One line per series in one chart, with its name at its end."""
 
     steps: Sequence[int]
@@ -90,11 +87,8 @@ class Paths:
     #: the common initial value
     neutral: float | None = None
 
-    def drawing(self, name: str, title: str, words: str, *, wide: float) -> Drawing:
-        """Return the drawing."""
-        return Drawing(name, title, words, self._draw, wide)
-
-    def _draw(self, figure: Figure, width: float) -> None:
+    def draw(self, figure: Figure, width: float) -> None:
+        """Draw the lines and their names."""
         height = max(_CHART, _LABEL * len(self.series) + 50)
         set_height(figure, height)
         axes = figure.subplots()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from fusion_report.drawings.lines import spread_out
-from fusion_report.drawings.svg import Drawing, is_narrow, set_height, shorten
+from fusion_report.drawings.svg import Plot, is_narrow, set_height, shorten
 from fusion_report.theme import PAINT, SERIES
 
 if TYPE_CHECKING:
@@ -23,18 +23,15 @@ _MIN_LOG_RATIO = 10  # ratio of the largest to the smallest cost for a logarithm
 
 
 @dataclass(frozen=True)
-class Scatter:
+class Scatter(Plot):
     """A scatter chart of named points: cost and value."""
 
     points: Mapping[str, tuple[float, float]]
     cost: str
     value: str
 
-    def drawing(self, name: str, title: str, words: str, *, wide: float) -> Drawing:
-        """Return the drawing."""
-        return Drawing(name, title, words, self._draw, wide)
-
-    def _draw(self, figure: Figure, width: float) -> None:
+    def draw(self, figure: Figure, width: float) -> None:
+        """Draw the points and their names."""
         set_height(figure, _HEIGHT)
         axes = figure.subplots()
         costs = [cost for cost, _ in self.points.values()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -55,9 +55,6 @@ _VARIABLES = {colour: f"var(--{name})" for name, colour in PAINT.items()}
 _COLOUR = re.compile("|".join(_VARIABLES))
 _DECIMALS = re.compile(r"(\d\.\d\d)\d+")
 
-#: Draws on an empty figure of the given width, and sets its height.
-Draw = Callable[[Figure, float], None]
-
 
 @dataclass(frozen=True)
 class Drawing:
@@ -66,7 +63,7 @@ class Drawing:
     name: str
     title: str
     words: str
-    draw: Draw
+    plot: Plot
     #: width on desktop screens, in units
     wide: float
 
@@ -82,7 +79,7 @@ class Drawing:
             # the page's font shows scripts that the measuring font lacks
             warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
             figure = Figure(figsize=(width / 72, 1), layout="constrained")
-            self.draw(figure, width)
+            self.plot.draw(figure, width)
             stream = StringIO()
             metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             figure.savefig(stream, format="svg", metadata=metadata)
@@ -107,6 +104,18 @@ class Drawing:
             'style="max-width:{:.0f}px" aria-label="{}"><title>{}</title><desc>{}</desc>'
         ).format(size, box[1], width, title, title, words)
         return head + Markup(body.rstrip())  # noqa: S704 - matplotlib escapes text
+
+
+class Plot(ABC):
+    """A chart that can be drawn at any width."""
+
+    @abstractmethod
+    def draw(self, figure: Figure, width: float) -> None:
+        """Draw on an empty figure of a width in units, and set its height."""
+
+    def drawing(self, name: str, title: str, words: str, *, wide: float) -> Drawing:
+        """Return the chart with a title and a description; `name` is unique in the page."""
+        return Drawing(name, title, words, self, wide)
 
 
 def is_narrow(width: float) -> bool:

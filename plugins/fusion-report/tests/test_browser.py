@@ -91,7 +91,7 @@ def shown(request: pytest.FixtureRequest, chromium: Any, address: str) -> Iterat
     context.close()
 
 
-def test_it_asks_for_nothing_and_fits(shown: Any) -> None:
+def test_the_page_requests_nothing_and_fits(shown: Any) -> None:
     width = shown.viewport_size["width"]
     assert shown.evaluate("document.documentElement.scrollWidth") == width
     assert shown.evaluate(MISPLACED) == []
@@ -103,14 +103,14 @@ def test_text_in_pictures_has_the_contrast_of_wcag_aa(shown: Any) -> None:
     assert failures == []
 
 
-def test_axe_finds_nothing(shown: Any) -> None:
+def test_axe_finds_no_violation(shown: Any) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     results = Axe().run(shown)
     assert results.violations_count == 0, results.generate_report()
 
 
-def test_it_prints_on_pages(chromium: Any, address: str) -> None:
+def test_the_page_prints(chromium: Any, address: str) -> None:
     page = chromium.new_page()
     page.goto(address)
     assert page.pdf(format="A4").count(b"/Type /Page\n") > 1

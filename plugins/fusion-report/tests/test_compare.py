@@ -163,7 +163,7 @@ def test_directories_stand_side_by_side(tmp_path: Path) -> None:
     assert call().exit_code == RecipeError.exit_code
 
 
-def test_what_has_no_report_is_skipped_by_name(tmp_path: Path) -> None:
+def test_directories_without_a_report_are_skipped_by_name(tmp_path: Path) -> None:
     good = written(tmp_path / "good", PLAIN)
     damaged = written(tmp_path / "damaged", PLAIN)
     (damaged / "report.json").write_text("{")
@@ -183,12 +183,12 @@ def test_what_has_no_report_is_skipped_by_name(tmp_path: Path) -> None:
     assert f"not a directory: {tmp_path}/notes.txt\n" in str(error)
 
 
-def test_a_path_that_the_system_refuses_is_an_error_of_the_disk(tmp_path: Path) -> None:
+def test_a_path_that_the_system_refuses_is_a_disk_error(tmp_path: Path) -> None:
     error = refused(written(tmp_path / "good", PLAIN), "x" * 300)
     assert (error.exit_code, error.message) == (6, f"{'x' * 300}: File name too long")
 
 
-def test_experts_below_the_base_are_warned_of(tmp_path: Path) -> None:
+def test_experts_below_the_base_get_a_warning(tmp_path: Path) -> None:
     done = call(written(tmp_path / "rotated", ROTATED), "--format", "csv")
     assert done.stderr.startswith("warning: experts and tasks probably do not belong together: ")
     assert "latin (30.0, base 50.0), by the figures alone" in done.stderr
@@ -236,7 +236,7 @@ def test_outcomes_of_another_report_are_named(tmp_path: Path) -> None:
     assert printed(damaged)  # without --intervals
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one(tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_the_seed_are_averaged(tmp_path: Path) -> None:
     recipe = "algorithm: {{name: dare, density: {}}}\nseed: {}\noutput: {{path: {}}}\n"
     for number, right in enumerate((50, 60, 70)):
         written(tmp_path / f"s{number}", report(right), recipe.format(0.5, number, number))

@@ -54,7 +54,7 @@ def printed(*arguments: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("folder")
-def test_algorithm_and_output_of_a_recipe_are_not_looked_at() -> None:
+def test_algorithm_and_output_of_a_recipe_are_ignored() -> None:
     lines = printed("recipe.yaml")
     assert [line.split()[0] for line in lines[1:4]] == ["a", "b", "c"]
     assert any(line.startswith("cosines") for line in lines)
@@ -65,7 +65,7 @@ def test_algorithm_and_output_of_a_recipe_are_not_looked_at() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_json_holds_all_figures_and_what_they_mean() -> None:
+def test_json_has_all_measurements_and_predictions() -> None:
     data = json.loads(call("recipe.yaml", "--json").stdout)
     assert data["schema"] == 2
     assert data["kind"]["counted_as"] == ["toys"]
@@ -82,13 +82,13 @@ def test_json_holds_all_figures_and_what_they_mean() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_one_expert_is_compared_with_nothing() -> None:
+def test_a_single_expert_is_not_compared() -> None:
     lines = printed("recipe.yaml", "--set", "model_pool.models=[a]")
     assert "only one expert: nothing to compare it with" in lines
     assert not any(line.startswith(("cosines", "confidence")) for line in lines)
 
 
-def test_an_expert_that_is_the_base_is_named(folder: Folder) -> None:
+def test_an_expert_that_equals_the_base_is_named(folder: Folder) -> None:
     (folder / "same").mkdir()
     (folder / "same" / "model.safetensors").write_bytes(
         (folder / "base" / "model.safetensors").read_bytes()
@@ -103,7 +103,7 @@ def test_an_expert_that_is_the_base_is_named(folder: Folder) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_without_a_base_it_says_what_is_left() -> None:
+def test_without_a_base_the_remaining_methods_are_named() -> None:
     lines = printed("--pool", "checkpoints", "--set", "model_pool.models=[a, b]")
     assert lines[0].split()[:5] == ["expert", "norm", "relative", "to", "mean"]
     assert any(line.startswith("no base, so no task vectors") for line in lines)
@@ -118,17 +118,17 @@ def test_models_that_do_not_fit_are_refused(folder: Folder) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_model_that_is_not_here_is_named() -> None:
+def test_a_missing_model_is_named() -> None:
     with pytest.raises(FusionError, match="nowhere does not exist"):
         printed("recipe.yaml", "--set", "model_pool.models=[a, nowhere]")
 
 
-def test_a_pool_of_nothing_is_refused() -> None:
+def test_a_pool_without_experts_is_refused() -> None:
     with pytest.raises(RecipeError, match="no experts"):
         diagnose({"model_pool": {"base": {"x": torch.zeros(2)}, "models": {}}})
 
 
-def test_what_was_looked_at_in_part_and_where_lines_sink_is_said(
+def test_samples_and_barriers_are_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = ("a", "\x1b[31mb")

@@ -54,7 +54,7 @@ def flat(tensors: Weights) -> Tensor:
     return torch.cat([values.flatten() for name, values in tensors.items() if name != "steps"])
 
 
-def test_figures_of_weights_are_those_of_dense_ones() -> None:
+def test_norms_and_cosines_equal_dense_computations() -> None:
     base, experts = models()
     figures = diagnose({"model_pool": {"base": base, "models": experts}}, WEIGHTS_ALONE).figures
     vectors = {name: flat(expert) - flat(base) for name, expert in experts.items()}
@@ -74,7 +74,7 @@ def test_figures_of_weights_are_those_of_dense_ones() -> None:
     assert figures.matrices == (2, 2)
 
 
-def test_signs_are_compared_entry_by_entry() -> None:
+def test_sign_conflicts_equal_a_loop_over_entries() -> None:
     base, experts = models()
     figures = diagnose({"model_pool": {"base": base, "models": experts}}, WEIGHTS_ALONE).figures
     trimmed = []
@@ -110,7 +110,7 @@ def test_effective_ranks_are_exponentials_of_entropies() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_merged_adapters_are_told_from_full_fine_tunes(dtype: torch.dtype) -> None:
+def test_merged_adapters_are_recognised_by_their_rank(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     base = {"up": 0.05 * torch.randn(64, 48, generator=generator).to(dtype)}
     factors = [torch.randn(2, size, generator=generator) for size in (64, 48)]
@@ -122,7 +122,7 @@ def test_merged_adapters_are_told_from_full_fine_tunes(dtype: torch.dtype) -> No
         assert figures.kind.is_low_rank == is_low_rank
 
 
-def test_labels_tell_whether_experts_fit_their_tasks() -> None:
+def test_labels_reveal_experts_below_the_base() -> None:
     class Rotated(TinyTasks):
         """Tasks on which every expert scores below the base."""
 
@@ -143,7 +143,7 @@ def test_labels_tell_whether_experts_fit_their_tasks() -> None:
     assert without.advice
 
 
-def test_layers_have_figures_of_their_own() -> None:
+def test_layers_are_measured_separately() -> None:
     base, experts = models()
     figures = diagnose({"model_pool": {"base": base, "models": experts}}, WEIGHTS_ALONE).figures
     name = "layers.0.up"
@@ -157,7 +157,7 @@ def test_layers_have_figures_of_their_own() -> None:
     assert figures.parts["0"].cosine == pytest.approx(sum(cosines) / 3)
 
 
-def test_large_models_are_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_models_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     base, experts = models()
     recipe = {"model_pool": {"base": base, "models": experts}}
     monkeypatch.setattr(ranks, "COLUMNS", 6)
@@ -188,7 +188,7 @@ def measured(**changes: Any) -> Any:
     return diagnose(recipe, Questions(samples=32, **changes)).figures
 
 
-def test_models_are_asked_what_experts_are() -> None:
+def test_predictions_are_compared_with_the_experts() -> None:
     pool, tasks = tiny_pool("mlp"), TinyTasks()
     figures = measured(trials=True)
     assert [*figures.answers] == ["experts", "base", AVERAGE, *tried()]
@@ -206,7 +206,7 @@ def test_models_are_asked_what_experts_are() -> None:
     assert figures.answers["base"]["a"].agreement == float(agrees)
 
 
-def test_models_on_lines_are_asked() -> None:
+def test_models_on_lines_are_measured() -> None:
     figures = measured(connectivity=True)
     lines = {path.ends: path for path in figures.paths}
     assert len(lines) == 3 + 3
@@ -219,7 +219,7 @@ def test_models_on_lines_are_asked() -> None:
     assert min(lines["a", "c"].agreement[0], lines["a", "c"].agreement[-1]) >= 0.5
 
 
-def test_too_few_examples_are_refused_with_a_flag_to_ask_for_fewer(
+def test_too_few_examples_are_refused_with_a_hint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tasks = TinyTasks(["a"])
@@ -239,7 +239,7 @@ def test_too_few_examples_are_refused_with_a_flag_to_ask_for_fewer(
     assert diagnose(recipe, unlabeled).figures.answers.keys() >= {"base", AVERAGE}
 
 
-def test_a_barrier_is_what_a_line_sinks_below_the_straight_one() -> None:
+def test_a_barrier_is_the_largest_drop_below_the_straight_line() -> None:
     assert Path(("a", "b"), ["a"], [0.5, 0.3, 0.8, 0.9, 0.9]).barrier == pytest.approx(0.3)
     assert Path(("a", "b"), ["a"], [0.4, 0.6, 0.7]).barrier == 0
 
@@ -251,14 +251,14 @@ def tried(*blocked: str) -> list[str]:
     return [name for name in TRIED[1:] if name.partition(" ")[0] in here]
 
 
-def test_a_plugin_that_is_not_to_be_used_is_not_tried() -> None:
+def test_blocked_plugins_are_not_tried() -> None:
     recipe = {"model_pool": tiny_pool("mlp"), "task_pool": TinyTasks()}
     options = RunOptions(block=frozenset({"fusion-ties", "fusion-spectral"}))
     figures = diagnose(recipe, Questions(samples=8, trials=True), options).figures
     assert [*figures.answers][3:] == tried("fusion-ties", "fusion-spectral")
 
 
-def test_packed_matrices_are_diagnosed_like_single_ones() -> None:
+def test_packed_matrices_are_measured_like_single_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     packed = {
         name: {"experts.up_proj": torch.randn(3, 6, 5, generator=generator)} for name in "xab"

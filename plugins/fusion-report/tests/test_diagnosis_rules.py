@@ -49,7 +49,7 @@ def claims(pool: Figures) -> set[str]:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_a_rule_needs_every_one_of_its_bounds(rule: Rule) -> None:
+def test_a_rule_applies_only_if_all_bounds_hold(rule: Rule) -> None:
     inside = {bound.figure: _within(bound) for bound in rule.bounds}
     assert rule.applies(inside)
     for bound in rule.bounds:
@@ -65,13 +65,13 @@ def _within(bound: Bound) -> float:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_bounds_are_on_figures_and_claims_on_merges_that_there_are(rule: Rule) -> None:
+def test_bounds_and_claims_name_existing_quantities_and_merges(rule: Rule) -> None:
     assert {bound.figure for bound in rule.bounds} <= figures().numbers.keys()
     for name in (rule.better, rule.worse):
         assert isinstance(name, float) or name in {*MERGES, "base", BEST, TRIED_BEST}
 
 
-def test_a_claim_is_of_measured_shares() -> None:
+def test_a_claim_compares_measured_shares() -> None:
     shares: Mapping[str, float] = {"tsv-m": 0.8, "ties": 0.7, BEST: 0.81}
     assert Rule("", [], "tsv-m", "ties", "").came_true(shares)
     assert not Rule("", [], "ties", "tsv-m", "").came_true(shares)
@@ -99,7 +99,7 @@ def test_pools_get_different_predictions(pool: Figures, expected: set[str]) -> N
         assert claims(pool) == expected
 
 
-def test_a_low_rank_or_a_long_expert_silences_what_is_said_of_full_and_even_ones() -> None:
+def test_spectral_needs_a_high_rank_and_similar_norms() -> None:
     assert "spectral" not in claims(figures(rank=0.05))
     long = figures()
     first, *others = long.experts.items()
@@ -107,19 +107,19 @@ def test_a_low_rank_or_a_long_expert_silences_what_is_said_of_full_and_even_ones
     assert "spectral" not in claims(replace(long, experts=uneven))
 
 
-def test_a_trial_names_the_merge_that_agreed_most() -> None:
+def test_a_trial_names_the_merge_with_the_highest_agreement() -> None:
     pool = with_answers(figures(), **{**dict.fromkeys(TRIED, 0.5), "ties": 0.9})
     (prediction,) = (p for p in advise(pool) if p.rule.name == "trial")
     share = "2 % of the experts' scores"
     assert prediction.claim == f"ties is the best of 10 merges, or less than {share} behind"
 
 
-def test_a_trial_of_fewer_merges_than_were_counted_says_nothing() -> None:
+def test_a_trial_of_fewer_merges_makes_no_prediction() -> None:
     pool = with_answers(figures(), **dict.fromkeys(TRIED[1:], 0.5))
     assert "trial" not in claims(pool)
 
 
-def test_wudi_is_said_to_stay_near_the_sum_only_of_entries_beyond_its_reach() -> None:
+def test_rate_applies_only_to_entries_beyond_the_reach_of_wudi() -> None:
     steps, rate, first, second = 300, 1e-5, 0.9, 0.999
     reach = 0.0
     for step in range(1, steps + 1):
@@ -134,7 +134,7 @@ def test_wudi_is_said_to_stay_near_the_sum_only_of_entries_beyond_its_reach() ->
     assert "rate" in claims(figures(8, norm=1.6))
 
 
-def test_opposed_task_vectors_are_not_at_right_angles() -> None:
+def test_opposed_task_vectors_are_not_orthogonal() -> None:
     names = claims(figures(2, norm=0.5, cosine=-0.9))
     assert names.isdisjoint({"spectral-best", "spectral", "spectral-or-signs", "stock"})
 
@@ -146,7 +146,7 @@ FOREIGN = (
 
 
 @pytest.mark.parametrize("changes", FOREIGN, ids=str)
-def test_on_a_kind_that_was_never_counted_the_lower_end_over_kinds_is_left(
+def test_without_a_record_the_confidence_is_the_lower_end_over_kinds(
     changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     known, foreign = figures(norm=0.5), replace(figures(norm=0.5), **changes)
@@ -164,7 +164,7 @@ def test_on_a_kind_that_was_never_counted_the_lower_end_over_kinds_is_left(
     assert f"{100 * after.probability:.0f} % or more  tsv-m beats simple-average" in printed
 
 
-def test_adapters_are_a_kind_of_their_own() -> None:
+def test_adapters_are_a_separate_kind() -> None:
     low = {
         name: replace(expert, rank_share=0.05, numerical_rank_share=0.05)
         for name, expert in figures().experts.items()
@@ -175,7 +175,7 @@ def test_adapters_are_a_kind_of_their_own() -> None:
     assert not predictions["spectral-best"].is_counted
 
 
-def test_more_experts_than_were_counted_are_another_kind() -> None:
+def test_more_experts_than_counted_are_another_kind() -> None:
     assert matching_kinds(figures(8).kind) == ["toys"]
     assert matching_kinds(figures(9).kind) == []
 
@@ -191,7 +191,7 @@ def test_more_experts_than_were_counted_are_another_kind() -> None:
         (None, ""),
     ],
 )
-def test_the_architecture_is_what_config_json_says(
+def test_the_architecture_is_read_from_config_json(
     config: dict[str, Any] | None, architecture: str
 ) -> None:
     pool = tiny_pool("mlp")
@@ -200,14 +200,14 @@ def test_the_architecture_is_what_config_json_says(
     assert read_architecture(pool) == architecture
 
 
-def test_nothing_is_said_where_nothing_can_be() -> None:
+def test_degenerate_pools_get_no_predictions() -> None:
     assert advise(figures(1)) == []
     assert advise(replace(figures(), has_base=False)) == []
     same = {name: replace(expert, norm=0.0) for name, expert in figures().experts.items()}
     assert advise(replace(figures(), experts=same)) == []
 
 
-def test_what_cannot_tell_comes_last() -> None:
+def test_inconclusive_rules_come_last() -> None:
     pool = replace(figures(norm=0.5), architecture="causal language models")
     shown = [prediction.is_shown for prediction in advise(pool)]
     assert shown == sorted(shown, reverse=True)
@@ -219,7 +219,7 @@ def test_every_rule_has_a_record() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
 
 
-def test_a_count_says_how_sure_it_is() -> None:
+def test_a_count_has_a_probability_and_an_interval() -> None:
     count = Count({"mini8": (12, 12), "toys": (3, 8)})
     assert (count.held, count.of) == (15, 20)
     assert count.probability == pytest.approx(16 / 22)

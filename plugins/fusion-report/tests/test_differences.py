@@ -49,7 +49,7 @@ def test_right_and_wrong_are_compared_by_example() -> None:
     }
 
 
-def test_other_figures_are_bootstrapped_in_pairs() -> None:
+def test_other_scores_are_bootstrapped_in_pairs() -> None:
     sizes = RANDOM.integers(20, 400, size=80).astype(float)
     before = RANDOM.gamma(4.0, 0.25, size=80)
     after = before + RANDOM.normal(-0.01, 0.1, size=80)
@@ -96,7 +96,7 @@ def test_other_examples_are_not_compared() -> None:
     assert compare_reports(Report({"a": {"accuracy": 1.0}}), report) == []
 
 
-def test_what_is_equal_differs_by_nothing() -> None:
+def test_equal_reports_have_no_difference() -> None:
     same = Report({"a": accuracy(RANDOM.random(50) < 0.5), "b": accuracy(RANDOM.random(50) < 0.5)})
     for difference in compare_reports(same, same):
         assert (difference.value, difference.interval, difference.p) == (0.0, (0.0, 0.0), 1.0)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from conftest import World
 
 
-def test_norms_and_cosines_are_those_of_dense_task_vectors(world: World) -> None:
+def test_norms_and_cosines_equal_dense_task_vectors(world: World) -> None:
     recipe = load_recipe(world.run("found") / "recipe.yaml")
     vectors_read = read_task_vectors(recipe, Progress(), frozenset())
     assert vectors_read is not None
@@ -71,7 +71,7 @@ def test_coefficients_are_means_over_a_layer(world: World) -> None:
     assert f"{world.names[2]} from 2.2 to 2.7" in by_tensor.drawing.words
 
 
-def test_smoothing_weighs_what_is_past_by_its_age() -> None:
+def test_smoothing_weights_values_by_age() -> None:
     values = [3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0]
     ages = [0.5 ** (len(values) - index) for index in range(1, len(values) + 1)]
     expected = sum(a * value for a, value in zip(ages, values, strict=True)) / sum(ages)
@@ -80,12 +80,12 @@ def test_smoothing_weighs_what_is_past_by_its_age() -> None:
     assert smooth([7.0] * 50) == pytest.approx([7.0] * 50)
 
 
-def test_labels_are_moved_apart_and_no_farther() -> None:
+def test_labels_are_moved_apart_as_little_as_possible() -> None:
     assert spread_out([0.0, 0.1, 0.2, 5.0], 1.0) == pytest.approx([-0.9, 0.1, 1.1, 5.0])
     assert all(b - a >= 1 - 1e-9 for a, b in pairwise(spread_out([1.0, 1.0, 1.5, 2.6, 2.6], 1.0)))
 
 
-def test_the_scale_of_a_map_reaches_its_farthest_value() -> None:
+def test_the_scale_of_a_heat_map_reaches_its_furthest_value() -> None:
     heat = Heat(["a"], ["x", "y", "z"], [[0.1, 0.9, float("nan")]], neutral=0.2)
     assert heat.reach == pytest.approx(0.7)
     assert [text for _, text in heat.scale if text] == ["-0.5", "0.2", "0.9"]

@@ -61,7 +61,7 @@ def headings(tree: ET.Element) -> list[str]:
     return [text_of(element) for element in tree.iter() if element.tag in {"h2", "h3"}]
 
 
-def test_the_page_is_sound_and_needs_nothing_else(text: str) -> None:
+def test_the_page_is_valid_and_self_contained(text: str) -> None:
     tree = parsed(text)
     assert tree.find("head/meta[@charset='utf-8']") is not None
     ids = Counter(element.get("id") for element in tree.iter() if element.get("id"))
@@ -81,7 +81,7 @@ def test_the_page_is_sound_and_needs_nothing_else(text: str) -> None:
     assert not re.search(r"@import|url\((?!#)", text)
 
 
-def test_every_picture_speaks_and_has_the_pages_colours(text: str) -> None:
+def test_every_chart_has_a_description_and_the_pages_colours(text: str) -> None:
     tree = parsed(text)
     pictures = list(tree.iter(f"{SVG}svg"))
     assert len(pictures) == 2 * len({picture.get("aria-label") for picture in pictures}) == 18
@@ -96,7 +96,7 @@ def test_every_picture_speaks_and_has_the_pages_colours(text: str) -> None:
         assert list(picture.iter(f"{SVG}text"))
 
 
-def test_every_number_is_there(world: World) -> None:
+def test_the_table_has_every_score(world: World) -> None:
     other = world.report((0.7, 0.55, 0.6), transductive=False, needs_task=False)
     first, second = world.run("first", world.report(VALUES)), world.run("second", other)
     rows = rows_of(parsed(written(first, second, vectors=False)))
@@ -120,7 +120,7 @@ def test_every_number_is_there(world: World) -> None:
     assert rows["experts"][3:5] == ["80.0", "100.0"]
 
 
-def test_an_expert_below_the_base_is_warned_of_and_nothing_is_a_share_of_it(world: World) -> None:
+def test_an_expert_below_the_base_gets_a_warning_and_no_share(world: World) -> None:
     low = {**{name: {"accuracy": 0.8} for name in world.names}, world.names[0]: {"accuracy": 0.2}}
     rotated = world.run("rotated", replace(world.report(VALUES), experts=low))
     tree = parsed(written(rotated, vectors=False))
@@ -133,7 +133,7 @@ def test_an_expert_below_the_base_is_warned_of_and_nothing_is_a_share_of_it(worl
     assert "200.0" not in ET.tostring(tree, encoding="unicode")
 
 
-def test_intervals_are_shown_if_they_are_asked_for(world: World) -> None:
+def test_intervals_are_shown_on_request(world: World) -> None:
     outcomes = {name: Measured({"accuracy": 0.5}, [1, 0] * 50) for name in world.names}
     run = world.run("sure", replace(world.report(VALUES), tasks=outcomes))
     sure, plain = (written(run, vectors=False, intervals=shown) for shown in (True, False))
@@ -142,7 +142,7 @@ def test_intervals_are_shown_if_they_are_asked_for(world: World) -> None:
     assert "±" not in plain
 
 
-def test_the_best_of_several_runs_is_said_and_marked(world: World) -> None:
+def test_the_best_of_several_runs_is_named_and_marked(world: World) -> None:
     fair = world.report((0.7, 0.55, 0.6), transductive=False, needs_task=False)
     best = world.report((0.6, 0.7, 0.8))
     tree = parsed(written(world.run("fair", fair), world.run("best", best), vectors=False))
@@ -154,7 +154,7 @@ def test_the_best_of_several_runs_is_said_and_marked(world: World) -> None:
     assert marked == ["70.0", "70.0", "80.0"]
 
 
-def test_names_are_shown_and_obeyed_by_nobody(text: str, world: World) -> None:
+def test_hostile_names_are_shown_literally(text: str, world: World) -> None:
     tree = parsed(text)
     assert "<script" not in text
     assert "\x1b" not in text
@@ -185,7 +185,7 @@ def test_units_and_directions_are_respected(world: World, mixed: Report) -> None
     assert "options chosenby 12 trials on the other half" in said
 
 
-def test_sections_without_anything_to_show_are_left_out(text: str, world: World) -> None:
+def test_empty_sections_are_left_out(text: str, world: World) -> None:
     every = headings(parsed(text))
     assert {"Results", "Against the experts", "Task vectors", "Coefficients", "Objective"} < {
         *every
@@ -201,7 +201,7 @@ def test_cost_is_shown_of_several_runs(world: World) -> None:
     assert "Average against time of the merge in s" in headings(tree)
 
 
-def test_models_that_are_gone_or_differ_are_said_to_be(world: World) -> None:
+def test_missing_or_different_models_are_reported(world: World) -> None:
     first, second = world.run("first"), world.run("second")
     recipe = (second / "recipe.yaml").read_text()
     (second / "recipe.yaml").write_text(recipe.replace("/three", "/two"))
@@ -220,7 +220,7 @@ def test_nothing_is_downloaded(world: World, monkeypatch: pytest.MonkeyPatch) ->
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
-def test_only_what_can_be_made_again_is_said_to_be(world: World) -> None:
+def test_only_repeatable_runs_show_a_command(world: World) -> None:
     path = world.run("a run")  # by an algorithm that is a live object
     assert "This run used live Python objects" in written(path, vectors=False)
     text = (path / "provenance.json").read_text()
@@ -230,7 +230,7 @@ def test_only_what_can_be_made_again_is_said_to_be(world: World) -> None:
     assert command.text == f"fuse run '{path}/recipe.yaml' -o again"
 
 
-def test_a_run_that_is_named_twice_is_shown_once(world: World) -> None:
+def test_a_run_named_twice_is_shown_once(world: World) -> None:
     path = world.run("found")
     runs, _ = read_runs([path, path])
     assert [run.name for run in runs] == ["found"]
@@ -240,7 +240,7 @@ def test_equal_runs_give_equal_pages(text: str, whole: Path) -> None:
     assert written(whole) == text
 
 
-def test_a_long_search_is_no_large_page(world: World) -> None:
+def test_a_long_search_gives_a_small_page(world: World) -> None:
     path = world.searched("found", steps=5000)
     assert len(written(path, vectors=False)) < 1_000_000
 
@@ -258,14 +258,14 @@ def test_a_long_search_is_no_large_page(world: World) -> None:
         ("report.json", "{}"),
     ],
 )
-def test_what_is_damaged_is_named(world: World, name: str, content: str) -> None:
+def test_damaged_files_are_named(world: World, name: str, content: str) -> None:
     path = world.searched("found")
     (path / name).write_text(content)
     with pytest.raises(FusionError, match=re.escape(name.partition(".")[0])):
         read_runs([path])
 
 
-def test_what_is_not_a_run_is_skipped_if_another_is(world: World) -> None:
+def test_directories_without_a_run_are_skipped(world: World) -> None:
     path = world.run("found")
     runs, problems = read_runs([world.root / "base", path])
     assert [run.name for run in runs] == ["found"]
@@ -274,13 +274,13 @@ def test_what_is_not_a_run_is_skipped_if_another_is(world: World) -> None:
         read_runs([world.root / "base"])
 
 
-def test_runs_of_one_name_are_called_by_their_paths(world: World) -> None:
+def test_runs_of_one_name_are_named_by_their_paths(world: World) -> None:
     first, second = world.run("a/x"), world.run("b/x")
     runs, _ = read_runs([first, second])
     assert [run.name for run in runs] == [str(first), str(second)]
 
 
-def test_the_command_writes_into_the_run_or_where_it_is_told(world: World) -> None:
+def test_the_command_writes_into_the_run_or_to_output(world: World) -> None:
     first, second = world.run("first", world.report(VALUES)), world.run("second")
     app = typer.Typer()
     app.command()(report)

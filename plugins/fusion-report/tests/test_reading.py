@@ -77,7 +77,7 @@ def with_outcomes(directory: Path, report: Report, **changes: Any) -> Path:
     return directory
 
 
-def test_outcomes_are_read_if_they_are_asked_for(tmp_path: Path) -> None:
+def test_outcomes_are_read_on_request(tmp_path: Path) -> None:
     directory = with_outcomes(tmp_path / "out", on_examples(60))
     assert not isinstance(read_report(directory).tasks["a"], Measured)
     assert read_report(directory, outcomes=True) == on_examples(60)
@@ -95,6 +95,6 @@ def test_outcomes_tell_whether_an_expert_is_below_the_base(tmp_path: Path) -> No
     assert read_report(chance).experts_below_base == ()
 
 
-def test_what_outcomes_showed_to_be_chance_stays_chance_over_seeds() -> None:
+def test_differences_within_chance_stay_so_over_seeds() -> None:
     (averaged,) = average_seeds({"run": on_examples(48)}).values()
     assert averaged.experts_below_base == ()

@@ -27,7 +27,7 @@ def test_means_over_seeds_have_students_interval(count: int, quantile: float) ->
     assert INTERVALS.of_task(repeated) == student(list(values))
 
 
-def test_without_a_spread_there_is_no_interval() -> None:
+def test_one_value_has_no_interval() -> None:
     assert student([0.5]) is None
     assert student([0.5, math.inf]) is None
     assert student([0.5, 0.5, 0.5]) == (0.5, 0.5)
@@ -50,7 +50,7 @@ def test_averages_and_shares_are_taken_run_by_run() -> None:
     assert INTERVALS.of_normalised([(Metric("accuracy"), {"accuracy": 1.0}, runs)]) is None
 
 
-def test_base_and_experts_are_the_first_runs() -> None:
+def test_base_and_experts_come_from_the_first_run() -> None:
     first = Report({"a": {"x": 0.5}, "b": {"x": 1.0}}, {"a": {"x": 0.1}})
     again = replace(first, base={"a": {"x": 0.9}})
     averaged = average_seeds({"one": first, "two": again})

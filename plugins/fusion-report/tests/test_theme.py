@@ -53,7 +53,7 @@ THEMES = pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 
 
 @THEMES
-def test_text_is_read(theme: Theme) -> None:
+def test_text_has_enough_contrast(theme: Theme) -> None:
     colours = theme.variables
     for ink in ("ink", "muted", "link", "bad"):
         assert min(contrast(colours[ink], colours[on]) for on in ("page", "card")) >= 4.5, ink
@@ -62,20 +62,20 @@ def test_text_is_read(theme: Theme) -> None:
 
 
 @THEMES
-def test_lines_and_bars_are_seen(theme: Theme) -> None:
+def test_lines_and_bars_have_enough_contrast(theme: Theme) -> None:
     assert min(contrast(colour, theme.card) for colour in theme.series) >= 3
 
 
 @THEMES
 @pytest.mark.parametrize("seen", SEEN)
-def test_series_are_told_apart(theme: Theme, seen: str) -> None:
+def test_series_can_be_distinguished(theme: Theme, seen: str) -> None:
     colours = [lab(SEEN[seen] @ linear(colour)) for colour in theme.series]
     assert min(float(np.linalg.norm(a - b)) for a, b in combinations(colours, 2)) > 12
 
 
 @THEMES
 @pytest.mark.parametrize("seen", SEEN)
-def test_both_sides_of_a_scale_are_told_apart(theme: Theme, seen: str) -> None:
+def test_both_sides_of_a_scale_can_be_distinguished(theme: Theme, seen: str) -> None:
     scale = [lab(SEEN[seen] @ linear(theme.variables[f"d{step}"])) for step in range(STEPS)]
     assert all(np.linalg.norm(scale[4 - n] - scale[12 + n]) > 12 for n in range(5))
     from_neutral = [float(np.linalg.norm(step - scale[8])) for step in scale]

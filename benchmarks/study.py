@@ -82,7 +82,7 @@ def _run(case: Case, pool: ClipPool, seed: int) -> dict[str, Any]:
     context = RunContext(tasks=disturbed(tasks, case.noise), seed=seed)
     models = pool.aligned(AlignmentPolicy())
     if case.orthogonal:
-        models = context.transformed(models, Orthogonalise())
+        models = context.transform(models, Orthogonalise())
     started = time.perf_counter()
     merged = algorithm.run(models, context)
     seconds = time.perf_counter() - started

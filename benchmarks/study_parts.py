@@ -33,7 +33,7 @@ class Distilled(Adaptive[AdaMergingConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the weights that a search by Adam ends with."""
-        merged = context.merged_matrices(pool, Linear((self.config.init,) * len(pool.experts)))
+        merged = context.merge_matrices(pool, Linear((self.config.init,) * len(pool.experts)))
         merged.prepare(context.executor)
         live = LiveMerge(pool, merged, context.device)
         weights = Weights({leaf.tensors[0]: leaf.parameter for leaf in live.leaves})
@@ -46,7 +46,7 @@ class Distilled(Adaptive[AdaMergingConfig]):
         context.save(
             "numbers", str(sum(tensor.numel() for tensor in weights.tensors.values())).encode()
         )
-        known = pool.layout.packed(merged).state_dict()
+        known = pool.layout.pack(merged).state_dict()
         return StateDictSource({**known, **weights.tensors}, label="distilled")
 
 

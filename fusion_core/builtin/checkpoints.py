@@ -218,7 +218,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         models = {known.name: known for known in self._all}
         return models[model].assets(*self.more_files)
 
-    def beside(self) -> Mapping[str, Files]:
+    def side_files(self) -> Mapping[str, Files]:
         """Return each model's side files. A nested recipe has those of its result."""
         return {model.name: model.side_files(*self.more_files) for model in self._all}
 

@@ -84,7 +84,7 @@ def _held(source: WeightSource | Applied[Any], info: TensorInfo, elements: int) 
 
 def _held_by_packed(packed: PackedSource, info: TensorInfo, elements: int) -> _Held:
     """Return the memory for matrices, computed in turn, and for the range that gathers them."""
-    largest = max(packed.layout.infos_of(info), key=lambda matrix: matrix.numel)
+    largest = max(packed.layout.describe_matrices(info), key=lambda matrix: matrix.numel)
     ranges = packed.matrices.ranges(largest.name)
     held = _held(packed.matrices, largest, max(stop - start for start, stop in ranges))
     shares_range = elements > largest.numel

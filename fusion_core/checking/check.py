@@ -86,7 +86,7 @@ class Check:
         """Return the check as JSON data."""
         return {"schema": SCHEMA, **asdict(self)}
 
-    def raise_unless_it_fits(self) -> None:
+    def check_disk_space(self) -> None:
         """Raise `DiskError` if the output needs more space than is free."""
         if not self.disk.fits:
             raise DiskError(
@@ -120,7 +120,7 @@ def check(plan: Plan) -> Check:
 
 def _not_checked(plan: Plan, prefix: str = "") -> Iterator[str]:
     """Name the task pools that are not checked because that needs trust."""
-    if plan.tasks_read is not None and plan.tasks_to_look_at is None:
+    if plan.used_tasks is not None and plan.trusted_tasks is None:
         assert plan.resolved.task_pool is not None  # noqa: S101 - it is the one that needs trust
         yield f"{prefix}{plan.resolved.task_pool.name}: whether its tasks and data are there"
     for name, nested in plan.nested.items():

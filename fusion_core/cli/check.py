@@ -109,7 +109,7 @@ def show_check(plan: Plan, *, scan: bool = False, as_json: bool) -> None:
     if bad is not None:
         checking.raise_if_bad(bad, plan)
     plan.check_trust()
-    checked.raise_unless_it_fits()
+    checked.check_disk_space()
 
 
 def _print(checked: Check, bad: list[BadTensor] | None) -> None:

@@ -137,5 +137,5 @@ class TensorwiseAlgorithm(Algorithm[ConfigT], Kernel):
     def run(self, pool: ModelPool[Any] | Mapping[str, Any]) -> WeightSource: ...
     def run(self, pool: Any, context: Any = None) -> WeightSource:
         """Return the lazy merge; reading it calls `survey` and `merge`."""
-        merged: WeightSource = context.merged(pool, self, weights=weights_of(self, pool))
+        merged: WeightSource = context.merge(pool, self, weights=weights_of(self, pool))
         return merged

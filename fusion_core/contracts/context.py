@@ -45,7 +45,7 @@ class RunContext:
     Every field has a default, so tests can call `RunContext()`.
     """
 
-    #: the tasks, for stages that declare `AlgorithmSpec.needs_tasks` or `Stage.sees_tasks`
+    #: the tasks, for stages that declare `AlgorithmSpec.needs_tasks` or `Stage.uses_tasks`
     tasks: TaskPool[Any] | None = None
     #: the seed of the run; derive all random numbers from it
     seed: int = 0
@@ -79,7 +79,7 @@ class RunContext:
     #: the directory of rescued files, for a run that writes nothing
     _rescue_directory: Path | None = field(default=None, init=False)
 
-    def merged(
+    def merge(
         self,
         pool: ModelPool[Any],
         kernel: Kernel,
@@ -95,9 +95,9 @@ class RunContext:
         """
         layout = pool.layout
         operands = self._operands(pool, layout, kernel, weights, extras or {})
-        return layout.packed(MergedSource(kernel, operands))
+        return layout.pack(MergedSource(kernel, operands))
 
-    def merged_matrices(
+    def merge_matrices(
         self,
         pool: ModelPool[Any],
         kernel: Kernel,
@@ -109,7 +109,7 @@ class RunContext:
         layout = pool.layout
         return MergedSource(kernel, self._operands(pool, layout, kernel, weights, extras or {}))
 
-    def transformed(
+    def transform(
         self, pool: ModelPool[Any], kernel: RowsKernel, *, weights: Sequence[float] = ()
     ) -> ModelPool[Any]:
         """Return a pool whose experts have the kernel's task vectors.
@@ -121,14 +121,14 @@ class RunContext:
         operands = self._operands(pool, layout, kernel, weights, {})
         experts = transformed_experts(operands, kernel)
         transformed = pool.transformed(
-            {name: layout.packed(expert) for name, expert in experts.items()}
+            {name: layout.pack(expert) for name, expert in experts.items()}
         )
         if isinstance(kernel, CoordinatesKernel):
-            origin = layout.packed(MergedSource(Origin(), operands))
+            origin = layout.pack(MergedSource(Origin(), operands))
             return transformed.with_sources({"base": origin})
         return transformed
 
-    def restored(
+    def restore(
         self,
         merged: WeightSource,
         pool: ModelPool[Any],
@@ -142,7 +142,7 @@ class RunContext:
         """
         layout = pool.layout
         operands = self._operands(pool, layout, kernel, weights, {MERGED: merged})
-        return layout.packed(MergedSource(Restored(kernel), operands))
+        return layout.pack(MergedSource(Restored(kernel), operands))
 
     def _operands(
         self,

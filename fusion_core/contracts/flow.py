@@ -104,7 +104,7 @@ def _restore_all(restore: Restore, others: WeightSource, merged: WeightSource) -
 def _overlay(part: ModelPool[Any], pool: ModelPool[Any], context: RunContext) -> ModelPool[Any]:
     """Return the pool with the part's tensors in place of its own."""
     if any(part.by_name[name].is_delta != source.is_delta for name, source in pool.by_name.items()):
-        pool = context.transformed(pool, Unchanged())  # task vectors cannot be mixed with weights
+        pool = context.transform(pool, Unchanged())  # task vectors cannot be mixed with weights
     return pool.with_sources(
         {name: AlignedSource(part.by_name[name], source) for name, source in pool.by_name.items()}
     )

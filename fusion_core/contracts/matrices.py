@@ -119,7 +119,7 @@ def layout_of(
             slots[name] = declared
     layout = Layout(slots, {name: infos[name].shape for name in slots})
     if slots:
-        counts = Counter(matrix.name for info in infos.values() for matrix in layout.infos_of(info))
+        counts = Counter(matrix.name for info in infos.values() for matrix in layout.describe_matrices(info))
         name, count = counts.most_common(1)[0]
         if count > 1:
             raise BrokenPluginError(

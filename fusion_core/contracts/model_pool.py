@@ -132,7 +132,7 @@ class ModelPool(ABC, Generic[ConfigT]):
         del dtype
         return {}
 
-    def beside(self) -> Mapping[str, Files]:
+    def side_files(self) -> Mapping[str, Files]:
         """Return the files next to each model's weights that describe it, by the model's name.
 
         `config.json`, tokenizer files and the like: alignment compares the models by them. Default:
@@ -210,7 +210,7 @@ class ModelPool(ABC, Generic[ConfigT]):
                 "an expert is called 'base', a name that is reserved for the base",
                 hint="Rename that expert.",
             )
-        refuse_quantised(self.by_name, self.beside())
+        refuse_quantised(self.by_name, self.side_files())
         differences, warnings = self._agreement.judged(policy)
         clone = copy.copy(self)
         alignment = align(self.base, self.experts, policy, differences)
@@ -227,14 +227,14 @@ class ModelPool(ABC, Generic[ConfigT]):
     def layout(self) -> Layout:
         """The positions of matrices in the tensors that are not merged as stored.
 
-        A method that reads sources itself reads `pool.layout.unpacked(source)`. Raises
+        A method that reads sources itself reads `pool.layout.unpack(source)`. Raises
         `BrokenPluginError` if `matrices` does not fit the tensors.
         """
         return layout_of(self.reference.infos, self.matrices, type(self).__name__)
 
     @cached_property
     def _agreement(self) -> Agreement:
-        return Agreement(self.base, self.by_name, self.beside())
+        return Agreement(self.base, self.by_name, self.side_files())
 
     @property
     def by_name(self) -> Mapping[str, WeightSource]:

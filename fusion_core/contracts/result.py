@@ -55,7 +55,7 @@ def check_result(
     is_known = isinstance(computed, MergedSource) or weights in pool.by_name.values()
     if is_known or not outline.is_like(pool.reference.infos):
         return weights
-    checked = context.merged(pool, Computed(), extras={MERGED: weights})
+    checked = context.merge(pool, Computed(), extras={MERGED: weights})
     floating = {name: name for name, info in weights.infos.items() if is_merged(info)}
     return AlignedSource(RenamedSource(checked, floating), weights)
 

@@ -44,9 +44,9 @@ class Stage(ABC, Generic[ConfigT]):
     #: the kind of stage, a key of `STAGES`
     kind: ClassVar[str]
     #: whether it reads `context.tasks`; for a class that a plugin registers, the spec says so
-    sees_tasks: ClassVar[bool] = False
+    uses_tasks: ClassVar[bool] = False
     #: whether the method works on tensors as stored, and not on the matrices inside them
-    sees_stored_tensors: ClassVar[bool] = False
+    uses_stored_tensors: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT | None = None, /, **options: Any) -> None:  # noqa: ANN401
         if config is not None and options:
@@ -68,7 +68,7 @@ class Stage(ABC, Generic[ConfigT]):
         None, the default, means that the method applies. `fuse check`, the run and the provenance
         report these tensors with their count and share of the parameters. If a tensor holds
         several matrices (`ModelPool.matrices`), the engine asks for each of them, or for the whole
-        tensor if `sees_stored_tensors`.
+        tensor if `uses_stored_tensors`.
         """
         del info
         return None
@@ -121,7 +121,7 @@ class Transform(Stage[ConfigT], RowsKernel):
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Return the flow with transformed models."""
         weights = weights_of(self, flow.models)
-        return replace(flow, models=context.transformed(flow.models, self, weights=weights))
+        return replace(flow, models=context.transform(flow.models, self, weights=weights))
 
 
 class Coordinates(Transform[ConfigT], CoordinatesKernel):
@@ -151,7 +151,7 @@ class Coordinates(Transform[ConfigT], CoordinatesKernel):
         weights = weights_of(self, flow.models)
 
         def restore(merged: WeightSource) -> WeightSource:
-            return context.restored(merged, flow.models, self, weights=weights)
+            return context.restore(merged, flow.models, self, weights=weights)
 
         return replace(super().apply(flow, context), restores=(*flow.restores, restore))
 
@@ -214,7 +214,7 @@ class TensorwiseCalibration(Calibration[ConfigT], Kernel):
     ) -> WeightSource:
         """Return the lazy calibration; reading it calls `survey` and `merge`."""
         weights = weights_of(self, pool)
-        return context.merged(pool, self, weights=weights, extras={MERGED: merged})
+        return context.merge(pool, self, weights=weights, extras={MERGED: merged})
 
 
 def weights_of(stage: Stage[Any], pool: ModelPool[Any]) -> list[float]:

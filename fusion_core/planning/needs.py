@@ -28,12 +28,12 @@ def check_needs(
         )
     option = spec.needs_tasks_unless
     replaces_tasks = option is not None and getattr(algorithm.config, option) is not None
-    if sees_tasks(spec) and tasks is None and not replaces_tasks:
+    if uses_tasks(spec) and tasks is None and not replaces_tasks:
         raise RecipeError(
             f"algorithm {spec.name!r} needs tasks with {spec.needs_tasks} data, and there are none",
             hint="Name a task pool with --task-pool; see: fuse list tasks",
         )
-    if sees_tasks(spec) and tasks and not any(isinstance(task, AdaptiveTask) for task in tasks):
+    if uses_tasks(spec) and tasks and not any(isinstance(task, AdaptiveTask) for task in tasks):
         raise RecipeError(
             f"algorithm {spec.name!r} needs tasks with examples to look at: these can only be "
             "measured",
@@ -51,7 +51,7 @@ def check_needs(
         )
 
 
-def sees_tasks(spec: AlgorithmSpec) -> bool:
+def uses_tasks(spec: AlgorithmSpec) -> bool:
     """Tell whether an algorithm uses the tasks' data."""
     return spec.needs_tasks != "none"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.planning.needs import sees_tasks
+from fusion_core.planning.needs import uses_tasks
 from fusion_core.recipe.patterns import Selection
 from fusion_core.weights.reading.task_files import TASK_FILES
 
@@ -80,7 +80,7 @@ def join_context(context: RunContext, branch: RunContext, *, prefix: str = "") -
 def check_overrides(resolved: Resolved[AlgorithmSpec]) -> None:
     """Raise `RecipeError` for options by tensor of a method that adapts: it searches only once."""
     for option in ("overrides", "by_depth"):
-        if getattr(resolved.selection, option) and sees_tasks(resolved.component.spec):
+        if getattr(resolved.selection, option) and uses_tasks(resolved.component.spec):
             raise RecipeError(
                 f"algorithm.{option}: {resolved.name} searches once for the whole model, with the "
                 "same options",

@@ -11,7 +11,7 @@ from fusion_core.contracts.metrics import MetricsLog
 from fusion_core.contracts.specs import STAGES
 from fusion_core.contracts.stage import Coordinates, Stage
 from fusion_core.errors import RecipeError
-from fusion_core.planning.needs import sees_tasks
+from fusion_core.planning.needs import uses_tasks
 from fusion_core.planning.parts import (
     Part,
     branch_context,
@@ -59,8 +59,8 @@ class PlannedStage:
     def adapts(self) -> bool:
         """Whether the stage uses tasks."""
         if self.resolved is None:
-            return self.stage.sees_tasks
-        return sees_tasks(self.resolved.component.spec)
+            return self.stage.uses_tasks
+        return uses_tasks(self.resolved.component.spec)
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Apply the stage part by part; add its side files and metrics to the context."""

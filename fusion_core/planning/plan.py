@@ -55,7 +55,7 @@ def plan(raw: Mapping[str, Any], options: RunOptions, *, like: Plan | None = Non
     if options.workers is not None:
         raw = assign(raw, ("executor", "workers"), options.workers, origin="workers")
     planned = _plan(raw, options, like=like)
-    if planned.tasks_read is not None:
+    if planned.used_tasks is not None:
         planned.check_builds()
     output = planned.resolved.recipe.output
     if output.path is not None:
@@ -93,12 +93,12 @@ def _plan(
     stages = create_stages(expanded, resolved.stages, plugins)
     with hub.session(options.progress):
         pool = live["model_pool"] if "model_pool" in live else _create_models(resolved, like)
-        every_task = _create_tasks(live.get("task_pool"), resolved, pool, like)
-    tasks = every_task
+        original_tasks = _create_tasks(live.get("task_pool"), resolved, pool, like)
+    tasks = original_tasks
     if tasks is not None:
         for planned in stages:
             tasks = planned.stage.tasks(tasks)
-        if parents is not None and tasks is not every_task:
+        if parents is not None and tasks is not original_tasks:
             raise RecipeError(
                 "its algorithm adapts on a part of the test examples, and the whole is measured",
                 hint="Adapt on one half in a run of its own, and name its output here.",
@@ -109,7 +109,7 @@ def _plan(
         check_tasks(tasks)
     stages = with_parts(stages, pool)
     nested = _name_plans(plans, pool)
-    result = Plan(resolved, plugins, options, stages, pool, tasks, None, device, nested, every_task)
+    result = Plan(resolved, plugins, options, stages, pool, tasks, None, device, nested, original_tasks)
     if has_own_outline(stages):
         check_outline(stages, result.outline, result.aligned)
     return result
@@ -183,7 +183,7 @@ def _create_tasks(
         return None
     is_same = like is not None and _is_same(resolved.task_pool, like.resolved.task_pool)
     if like is not None and like.pool is pool and is_same:  # tasks depend on the models
-        return like.every_task
+        return like.original_tasks
     tasks: TaskPool[Any] = resolved.task_pool.create()
     return tasks.bind(pool)
 

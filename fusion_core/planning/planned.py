@@ -57,7 +57,7 @@ class Plan:
     #: the plans of nested recipes, by the names of the models that they replace
     nested: Mapping[str, Plan]
     #: the tasks before any stage changes them
-    every_task: TaskPool[Any] | None
+    original_tasks: TaskPool[Any] | None
 
     # --- the recipe ----------------------------------------------------------------------------
 
@@ -198,14 +198,14 @@ class Plan:
         return any(answers) if answers else None
 
     @property
-    def tasks_read(self) -> TaskPool[Any] | None:
+    def used_tasks(self) -> TaskPool[Any] | None:
         """The tasks; None if nothing reads them."""
         return self.tasks if self.adapts or self.options.evaluate else None
 
     @property
-    def tasks_to_look_at(self) -> TaskPool[Any] | None:
+    def trusted_tasks(self) -> TaskPool[Any] | None:
         """The tasks that can be read without trust; None if nothing reads them."""
-        return None if needs_of([self.resolved.task_pool]) else self.tasks_read
+        return None if needs_of([self.resolved.task_pool]) else self.used_tasks
 
     def check_builds(self) -> None:
         """Raise a `FusionError` if the pool cannot build the models to evaluate."""
@@ -226,7 +226,7 @@ class Plan:
 
         With `untrusted`, skip tasks that need trust.
         """
-        tasks = self.tasks_to_look_at if untrusted else self.tasks_read
+        tasks = self.trusted_tasks if untrusted else self.used_tasks
         if tasks is not None:
             component = self.resolved.task_pool
             plugin = (
@@ -240,12 +240,12 @@ class Plan:
 
     def downloads(self) -> list[hub.Wanted]:
         """Return the hub files that the run reads."""
-        return downloads_of(self.pool, self.tasks_read)
+        return downloads_of(self.pool, self.used_tasks)
 
     def components_used(self) -> Iterator[Resolved[Any] | None]:
         """Yield the components of this recipe and of nested ones, without executors."""
         yield from (stage.resolved for stage in self.stages)
-        yield self.resolved.task_pool if self.tasks_read is not None else None
+        yield self.resolved.task_pool if self.used_tasks is not None else None
         yield from self.components_of_models()
 
     def components_of_models(self) -> Iterator[Resolved[Any] | None]:

@@ -100,7 +100,7 @@ def resolve(
     def resolve_section(
         kind: type[SpecT], section: str, default: str | None = None
     ) -> Resolved[SpecT] | None:
-        choice: Choice = getattr(recipe, section).or_named(default)
+        choice: Choice = getattr(recipe, section).with_default_name(default)
         if section in live or choice.name is None:
             return None
         return problems.attempt(
@@ -111,7 +111,7 @@ def resolve(
     stages = _resolve_stages(recipe.stages, plugins, problems) if has_algorithm else ()
     default_pool = problems.attempt(_default_model_pool, recipe, plugins, live)
     if "model_pool" not in live:
-        named = recipe.model_pool.or_named(default_pool)
+        named = recipe.model_pool.with_default_name(default_pool)
         recipe = recipe.model_copy(update={"model_pool": named})
     model_pool = resolve_section(ModelPoolSpec, "model_pool")
     if model_pool and "task_pool" not in live:
@@ -202,7 +202,7 @@ def task_pool_of(choice: Choice, models: Resolved[ModelPoolSpec]) -> Choice:
     tasks, unless they are set.
     """
     spec = models.component.spec
-    choice = choice.or_named(spec.default_task_pool)
+    choice = choice.with_default_name(spec.default_task_pool)
     if choice.name is None or choice.name.rpartition("/")[2] != spec.default_task_pool:
         return choice
     options = models.config.model_dump(mode="json", include=set(spec.shared_options))
@@ -232,7 +232,7 @@ def _options_of_sections(raw: Mapping[str, Any], plugins: PluginManager) -> Iter
     for section, kind in _KINDS.items():
         for stage in stages_in(raw.get(section)):
             try:
-                choice = choice_of(stage).or_named(defaults.get(section))
+                choice = choice_of(stage).with_default_name(defaults.get(section))
                 component = plugins.find(kind, choice.name or "")
                 names = [*component.load_config().model_fields, *shared_options(component)]
             except (RecipeError, PluginError):  # phase two reports it

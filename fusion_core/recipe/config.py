@@ -79,7 +79,7 @@ class Choice(BaseModel):
         """Everything but the name."""
         return dict(self.model_extra or {})
 
-    def or_named(self, name: str | None) -> Choice:
+    def with_default_name(self, name: str | None) -> Choice:
         """Return this choice, with `name` as the name if it has none."""
         if self.name is not None or name is None:
             return self

@@ -111,7 +111,7 @@ def validated(  # noqa: PLR0913 - the values to validate, and the wording of err
 ) -> ModelT:
     """Validate values against a model. Raises `RecipeError` with one line per problem.
 
-    `beside` lists further names to suggest for an unknown option. An option of another section has
+    `side_files` lists further names to suggest for an unknown option. An option of another section has
     its section in front: `algorithm.density`. The names are read only after an error.
     """
     try:

@@ -138,7 +138,7 @@ def describe_run(plan: Plan) -> dict[str, Any] | None:
 
 def _describe_inputs(plan: Plan) -> dict[str, Any]:
     """Identify a run's models, and the data of its tasks where that has a name."""
-    tasks = plan.tasks_read
+    tasks = plan.used_tasks
     data = {} if tasks is None else tasks.inputs()
     return {"inputs": plan.pool.inputs(), **({"tasks": data} if data else {})}
 

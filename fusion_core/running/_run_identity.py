@@ -55,7 +55,7 @@ class RunIdentities:
                 for name, source in pool.by_name.items()
                 if name not in plan.nested
             }
-            side_files = {name: identity.file_digests(f) for name, f in pool.beside().items()}
+            side_files = {name: identity.file_digests(f) for name, f in pool.side_files().items()}
             parts = {
                 "weights": None if None in weights.values() else weights,
                 "assets": identity.file_digests(pool.assets()),
@@ -67,7 +67,7 @@ class RunIdentities:
 
     def _identify_tasks(self, plan: Plan) -> identity.Key | None:
         """Identify the tasks that the run adapts to or measures."""
-        tasks = plan.tasks_read
+        tasks = plan.used_tasks
         if tasks is None:
             return {}
         if tasks not in self._tasks:
@@ -82,7 +82,7 @@ def _kinds_in(plan: Plan) -> Iterator[type]:
     yield type(plan.pool)
     for source in plan.pool.by_name.values():
         yield from _kinds_of_source(source)
-    for tasks in (plan.tasks_read, plan.every_task):
+    for tasks in (plan.used_tasks, plan.original_tasks):
         if tasks is not None:
             yield type(tasks)
             yield from (type(tasks[name]) for name in tasks.names)

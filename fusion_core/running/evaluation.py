@@ -15,7 +15,7 @@ from fusion_core.contracts.report import REPORT, Report, how_to_measure
 from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.machine.attribution import forbid_exit
-from fusion_core.planning.needs import check_data, check_tasks, sees_tasks
+from fusion_core.planning.needs import check_data, check_tasks, uses_tasks
 from fusion_core.planning.resolving import resolve_component, task_pool_of
 from fusion_core.planning.trust import check_known, check_trusted, needs_of, trust_in_environment
 from fusion_core.progress import Progress
@@ -135,7 +135,7 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     stages = _recorded_stages(recipe, plugins)
     if not stages and as_recorded:
         _check_not_adapted(directory)
-    adapted = any(sees_tasks(stage.component.spec) for stage in stages)
+    adapted = any(uses_tasks(stage.component.spec) for stage in stages)
     check_trusted(needs_of([resolved_pool, resolved_tasks, *stages]), trust)
     with hub.session(progress):
         pool = resolved_pool.create()

@@ -106,10 +106,10 @@ class Slot:
     @property
     def is_contiguous(self) -> bool:
         """Whether the range is the matrix, row by row."""
-        return not self.is_turned and self.stop - self.start == self.numel
+        return not self.is_transposed and self.stop - self.start == self.numel
 
     @property
-    def is_turned(self) -> bool:
+    def is_transposed(self) -> bool:
         """Whether the tensor stores the matrix transposed."""
         return self.order != tuple(sorted(self.order))
 

@@ -39,21 +39,21 @@ class Layout:
     #: the shapes of these tensors
     shapes: Mapping[str, tuple[int, ...]]
 
-    def infos_of(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
+    def describe_matrices(self, info: TensorInfo) -> tuple[TensorInfo, ...]:
         """Describe the matrices of a tensor, or the tensor itself if it is merged as stored."""
         slots = self.slots.get(info.name)
         if slots is None:
             return (info,)
         return tuple(TensorInfo(slot.name, slot.shape, info.dtype) for slot in slots)
 
-    def unpacked(self, source: WeightSource) -> WeightSource:
+    def unpack(self, source: WeightSource) -> WeightSource:
         """Return a model whose tensors are the matrices, by their names."""
         slots = self.slots_in(source)
         if isinstance(source, PackedSource) and source.layout.slots_in(source) == slots:
             return source.matrices
         return UnpackedSource(source, self) if slots else source
 
-    def packed(self, source: WeightSource) -> WeightSource:
+    def pack(self, source: WeightSource) -> WeightSource:
         """Return a model whose tensors hold the matrices of an unpacked one."""
         return PackedSource(source, self) if self.slots else source
 
@@ -76,7 +76,7 @@ class UnpackedSource(WeightSource):
         self.infos = {
             matrix.name: matrix
             for info in source.infos.values()
-            for matrix in layout.infos_of(info)
+            for matrix in layout.describe_matrices(info)
         }
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:

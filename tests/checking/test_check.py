@@ -180,7 +180,7 @@ def test_an_output_that_does_not_fit_on_the_disk_is_an_error(
         result = checked(pool)
         assert (result.disk.free, result.disk.fits) == (free, fits)
     with pytest.raises(DiskError, match=f"takes {needed:,} bytes, {needed - 1:,} are free"):
-        result.raise_unless_it_fits()
+        result.check_disk_space()
 
 
 def test_the_file_system_of_the_output_is_the_one_that_counts(

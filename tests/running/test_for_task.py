@@ -60,9 +60,9 @@ class Summed(Algorithm[ComponentConfig]):
     config_class = ComponentConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
-        masks = context.transformed(pool, Positive()).experts
+        masks = context.transform(pool, Positive()).experts
         context.save_task_masks(masks, dict.fromkeys(masks, 2.0))
-        return context.merged(pool, Linear((1.0,) * len(masks)))
+        return context.merge(pool, Linear((1.0,) * len(masks)))
 
 
 def expected(base: State, model: State, expert: State) -> State:
@@ -158,7 +158,7 @@ class OwnBias(Algorithm[ComponentConfig]):
                 name: {"3.bias": expert.tensor("3.bias")} for name, expert in pool.experts.items()
             }
             context.save_task_tensors(tensors)
-        return context.merged(pool, Linear((0.5,) * len(pool.experts), relative=False))
+        return context.merge(pool, Linear((0.5,) * len(pool.experts), relative=False))
 
 
 def test_task_tensors_replace_tensors_of_the_model(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class Largest(Algorithm[ComponentConfig]):
     config_class = ComponentConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
-        return context.merged(pool, _Largest())
+        return context.merge(pool, _Largest())
 
 
 class _Largest(Kernel):

@@ -749,7 +749,7 @@ def test_tasks_are_bound_to_models_before_use(
 ) -> None:
     class Looking(Algorithm[ComponentConfig]):
         config_class = ComponentConfig
-        sees_tasks = True
+        uses_tasks = True
 
         def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
             assert list(pool)
@@ -919,7 +919,7 @@ def test_only_algorithms_that_ask_for_tasks_see_them(
 
 class Peek(Algorithm[ComponentConfig]):
     config_class = ComponentConfig
-    sees_tasks = True
+    uses_tasks = True
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         return pool.reference if context.tasks is not None else pool.experts["a"]

@@ -87,7 +87,7 @@ class Chosen(Algorithm[ShrinkConfig]):
         assert_type(context.seed, int)
         context.save("notes.json", {"factor": self.config.factor})
         context.log(0, {"factor": self.config.factor})
-        return context.merged(pool, Linear((self.config.factor,) * len(pool.experts)))
+        return context.merge(pool, Linear((self.config.factor,) * len(pool.experts)))
 
 
 def made_from_a_file(path: Path) -> None:

@@ -93,7 +93,7 @@ def _from_json(model: Model) -> dict[str, Fact]:
         _VOCABULARY.sub(rb"\1[]", rest, count=1),
         path=path,
         constants=True,
-        bytes_a_value=BYTES_PER_VALUE,
+        bytes_per_value=BYTES_PER_VALUE,
     )
     facts: dict[str, Any] = {
         "normalizer": _canonical(parsed.get("normalizer")),

@@ -141,7 +141,7 @@ def _from_json(text: bytes, path: str) -> Tokens:
     if len(rest) > _LARGEST_VOCABULARY:
         expected = f"a vocabulary of at most {_LARGEST_VOCABULARY:,} bytes, got {len(rest):,}"
         raise _invalid(path, expected)
-    parsed = parse_json(rest, path=path, constants=True, bytes_a_value=BYTES_PER_VALUE)
+    parsed = parse_json(rest, path=path, constants=True, bytes_per_value=BYTES_PER_VALUE)
     model = parsed.get("model")
     if not isinstance(model, dict):
         return _invert(parsed, path)

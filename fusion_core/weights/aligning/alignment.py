@@ -98,7 +98,7 @@ def align(
 
     They also get its shapes, except that embeddings may have more rows under the policy
     `vocab: pad`. Raises `AlignmentError` with a table of every difference that the policy does not
-    allow; `beside` adds those of side files.
+    allow; `side_files` adds those of side files.
     """
     reference = base_or_first(base, experts)
     label = "the base" if base is not None else next(iter(experts))

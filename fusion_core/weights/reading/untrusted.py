@@ -31,7 +31,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def parse_json(
-    text: bytes, *, path: str, constants: bool = False, bytes_a_value: int = _BYTES_PER_VALUE
+    text: bytes, *, path: str, constants: bool = False, bytes_per_value: int = _BYTES_PER_VALUE
 ) -> dict[str, Any]:
     """Parse a JSON object; refuse repeated keys, deep nesting and crowded text.
 
@@ -40,10 +40,10 @@ def parse_json(
     again.
     """
     count = sum(text.count(mark) for mark in (b",", b":", b"[", b"{"))
-    if count > largest_header() // bytes_a_value:
+    if count > largest_header() // bytes_per_value:
         raise CheckpointError(
             f"{path}: {count} values in {len(text)} bytes of JSON are refused",
-            hint=f"If you trust the file, set {HEADER_VARIABLE} to {count * bytes_a_value}.",
+            hint=f"If you trust the file, set {HEADER_VARIABLE} to {count * bytes_per_value}.",
         )
     try:
         value = json.loads(

@@ -33,15 +33,15 @@ INIT = 0.3
 def live_merge(pool: CheckpointsPool, *, trim: bool, grain: Grain) -> LiveMerge:
     context = RunContext()
     if trim:
-        pool = context.transformed(context.transformed(pool, Trimming(0.3)), Electing())
-    merged = context.merged_matrices(pool, Linear((INIT,) * len(pool.experts)))
+        pool = context.transform(context.transform(pool, Trimming(0.3)), Electing())
+    merged = context.merge_matrices(pool, Linear((INIT,) * len(pool.experts)))
     return LiveMerge(pool, merged, CPU, dtype=torch.float64, grain=grain)
 
 
 def dense_rows(pool: CheckpointsPool, *, trim: bool) -> dict[str, Tensor]:
     """Task vectors by matrix, shape (experts, ...), trimmed and elected by sorting and masks."""
-    base = pool.layout.unpacked(pool.base).state_dict()
-    experts = [pool.layout.unpacked(expert) for expert in pool.experts.values()]
+    base = pool.layout.unpack(pool.base).state_dict()
+    experts = [pool.layout.unpack(expert) for expert in pool.experts.values()]
     names = [name for name, value in base.items() if value.is_floating_point()]
     rows = {
         name: torch.stack([expert.tensor(name) - base[name] for expert in experts])
@@ -82,7 +82,7 @@ class Merged(torch.nn.Module):
         for module in live.model.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.sparse = False  # autograd cannot sum sparse gradients over a row
-        base, layout = pool.layout.unpacked(pool.base), pool.layout
+        base, layout = pool.layout.unpack(pool.base), pool.layout
         matrices = {
             name: base.tensor(name) + sum(map(scaled, rows[name], factors))
             for leaf, factors in live.by_leaf(coefficients)
@@ -90,10 +90,10 @@ class Merged(torch.nn.Module):
         }
         self.weights = {
             name: torch.cat(
-                [matrices[matrix.name].flatten() for matrix in layout.infos_of(info)]
+                [matrices[matrix.name].flatten() for matrix in layout.describe_matrices(info)]
             ).view(info.shape)
             for name, info in pool.base.infos.items()
-            if layout.infos_of(info)[0].name in matrices
+            if layout.describe_matrices(info)[0].name in matrices
         }
         # Code reads the dtype of a live model from its parameters.
         self.dtype_of = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def test_adapters_are_those_of_a_plain_loop(kind: str, make_pool: Make, turned_tasks: Any) -> None:
     pool = make_pool(kind, experts=3, dtype=torch.float64)
     context = RunContext(tasks=turned_tasks, seed=5)
-    merged = context.merged(pool, Linear((0.3,) * 3))
+    merged = context.merge(pool, Linear((0.3,) * 3))
     options = {"rank": 2, "steps": 30, "batch_size": 8, "examples": 24, "lr": 0.01}
     assert Surgery(**options).calibrate(merged, pool, context) is merged
     saved: Any = context.side_files["task_adapters.safetensors"]

@@ -71,10 +71,10 @@ class Merged(torch.nn.Module):
         }
         self.weights = {
             name: torch.cat(
-                [matrices[matrix.name].flatten() for matrix in pool.layout.infos_of(info)]
+                [matrices[matrix.name].flatten() for matrix in pool.layout.describe_matrices(info)]
             ).view(info.shape)
             for name, info in pool.base.infos.items()
-            if pool.layout.infos_of(info)[0].name in matrices
+            if pool.layout.describe_matrices(info)[0].name in matrices
         }
         # Code reads the dtype of a live model from its parameters.
         self.dtype_of = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))

@@ -39,7 +39,7 @@ class Searching(Algorithm[SearchingConfig]):
         if self.config.fails:
             raise FusionError("it fails")
         shares = (1 / len(pool.experts),) * len(pool.experts)
-        return context.merged(pool, Linear(shares))
+        return context.merge(pool, Linear(shares))
 
 
 def run(output: Path | None, *, fails: bool = False) -> RunResult:

@@ -118,7 +118,7 @@ def test_each_expert_of_a_mixture_has_matrices_of_outputs_and_inputs(
     (name, module), *_ = [
         (name, child) for name, child in model.named_modules() if name.endswith(".experts")
     ]
-    matrices = pool.layout.unpacked(pool.reference)
+    matrices = pool.layout.unpack(pool.reference)
     activate: Callable[[Tensor, Tensor], Tensor] = (
         activate_gpt_oss if kind == "gpt_oss" else lambda gate, up: silu(gate) * up
     )

@@ -69,7 +69,7 @@ class Fraction(Algorithm[ComponentConfig]):
     config_class = ComponentConfig
 
     def run(self, pool: Any, context: Any) -> Any:
-        return context.merged(pool, Linear((0.001, 0.001)))
+        return context.merge(pool, Linear((0.001, 0.001)))
 
 
 def test_a_run_warns_and_records_it(

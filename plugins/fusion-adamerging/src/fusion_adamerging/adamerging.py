@@ -27,6 +27,6 @@ class AdaMerging(CoefficientMerge[AdaMergingConfig, LearnedCoefficients]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Search or load the coefficients, and return the lazy merge."""
         if self.config.trim:
-            pool = context.transformed(pool, Trimming(self.config.density))
-            pool = context.transformed(pool, Electing())
+            pool = context.transform(pool, Trimming(self.config.density))
+            pool = context.transform(pool, Electing())
         return super().run(pool, context)

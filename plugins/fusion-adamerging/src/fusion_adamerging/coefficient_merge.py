@@ -35,7 +35,7 @@ class CoefficientMerge(CoefficientSearch[MergeConfigT, LearnedT]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Search or load the coefficients, and return the lazy merge."""
         experts = list(pool.experts)
-        merged = context.merged_matrices(pool, Linear((self.config.init,) * len(experts)))
+        merged = context.merge_matrices(pool, Linear((self.config.init,) * len(experts)))
         path = self.config.coefficients
         if path is None:
             coefficients, _ = self.search(pool, merged, context)
@@ -46,7 +46,7 @@ class CoefficientMerge(CoefficientSearch[MergeConfigT, LearnedT]):
         _check_resumed(files[COEFFICIENTS], context.state)
         for name, content in files.items():
             context.save(name, content)
-        return context.merged(pool, Linear(coefficients.by_tensor(experts)))
+        return context.merge(pool, Linear(coefficients.by_tensor(experts)))
 
 
 def _check_resumed(content: bytes, state: Path | None) -> None:

@@ -42,12 +42,12 @@ class SyMerge(CoefficientSearch[SyMergeConfig, TaskLayers]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Search, and return the lazy merge."""
         experts = list(pool.experts)
-        merged = context.merged_matrices(pool, Linear((self.config.init,) * len(experts)))
+        merged = context.merge_matrices(pool, Linear((self.config.init,) * len(experts)))
         coefficients, learned = self.search(pool, merged, context)
         for name, content in coefficients.files(COEFFICIENTS).items():
             context.save(name, content)
         context.save_task_tensors(learned.by_task())
-        return context.merged(pool, Linear(coefficients.by_tensor(experts)))
+        return context.merge(pool, Linear(coefficients.by_tensor(experts)))
 
     def make_learned(
         self,

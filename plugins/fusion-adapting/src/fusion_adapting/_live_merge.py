@@ -110,7 +110,7 @@ class LiveMerge:
         grain: Grain = "tensor",
     ) -> None:
         self.dtype = dtype
-        packed = pool.layout.packed(merged)
+        packed = pool.layout.pack(merged)
         self.model = build_live(pool, packed, device, dtype=dtype).requires_grad_(False)
         self._on_disk = storage == "disk"
         self.leaves = list(_make_leaves(pool, merged, self.model, storage, grain))

@@ -46,4 +46,4 @@ class WeightedAverage(Algorithm[WeightedAverageConfig]):
             factors = expert_shares(weights, pool.experts, hint=hint)
         else:
             factors = tuple(expert_weights(weights, list(pool.experts)))
-        return context.merged(pool, Linear(factors, relative=False))
+        return context.merge(pool, Linear(factors, relative=False))

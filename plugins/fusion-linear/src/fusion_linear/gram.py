@@ -90,7 +90,7 @@ def merge_models(
 ) -> WeightSource:
     """Return the lazy merge of some of a pool's models; the base may be one of them."""
     layout = pool.layout
-    base = None if pool.base is None else layout.unpacked(pool.base)
-    experts = {name: layout.unpacked(model) for name, model in models.items()}
+    base = None if pool.base is None else layout.unpack(pool.base)
+    experts = {name: layout.unpack(model) for name, model in models.items()}
     operands = Operands(base, experts, finite=context.finite, device=context.device)
-    return layout.packed(MergedSource(kernel, operands))
+    return layout.pack(MergedSource(kernel, operands))

@@ -42,7 +42,7 @@ class MultiSlerp(Algorithm[MultiSlerpConfig]):
         """Return the lazy mean."""
         shares = expert_shares(self.config.weights, pool.experts)
         factors = partial(spherical_mean, shares=shares, iterations=0, tolerance=_CANCELLED)
-        return context.merged(pool, GramCombination(factors, relative=pool.base is not None))
+        return context.merge(pool, GramCombination(factors, relative=pool.base is not None))
 
 
 class Karcher(Algorithm[KarcherConfig]):
@@ -71,7 +71,7 @@ class Karcher(Algorithm[KarcherConfig]):
             iterations=self.config.iterations,
             tolerance=self.config.tolerance,
         )
-        return context.merged(pool, GramCombination(factors, relative=False))
+        return context.merge(pool, GramCombination(factors, relative=False))
 
 
 def spherical_mean(

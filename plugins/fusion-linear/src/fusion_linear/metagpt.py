@@ -28,7 +28,7 @@ class MetaGpt(Algorithm[MetaGptConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy linear combination."""
-        return context.merged(pool, GramCombination(_factors, relative=True, scope=Scope.MODEL))
+        return context.merge(pool, GramCombination(_factors, relative=True, scope=Scope.MODEL))
 
 
 def _factors(gram: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class ModelStock(Algorithm[ModelStockConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy interpolation."""
         scope = Scope(self.config.scope)
-        return context.merged(pool, GramCombination(_factors, relative=True, scope=scope))
+        return context.merge(pool, GramCombination(_factors, relative=True, scope=scope))
 
 
 def _factors(gram: Tensor) -> Tensor:

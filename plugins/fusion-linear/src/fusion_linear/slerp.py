@@ -79,9 +79,9 @@ class NuSlerp(Algorithm[NuSlerpConfig]):
         relative = pool.base is not None
         if self.config.mode == "flat":
             factors = partial(_flat_factors, t=t, parallel=_NUSLERP_PARALLEL)
-            return context.merged(pool, GramCombination(factors, relative=relative))
+            return context.merge(pool, GramCombination(factors, relative=relative))
         dim = -1 if self.config.mode == "row" else 0
-        return context.merged(pool, _DimensionSlerp(t, dim, relative))
+        return context.merge(pool, _DimensionSlerp(t, dim, relative))
 
 
 @dataclass(frozen=True)

@@ -26,4 +26,4 @@ class TaskArithmetic(Algorithm[TaskArithmeticConfig]):
         """Return the lazy linear combination."""
         weights = expert_weights(self.config.weights, list(pool.experts))
         factors = tuple(self.config.scale * weight for weight in weights)
-        return context.merged(pool, Linear(factors))
+        return context.merge(pool, Linear(factors))

@@ -62,8 +62,8 @@ class Cat(ForLayers, Algorithm[CatConfig]):
             names = (*statistics.moments, *statistics.energies)
             treated.update(*(statistics.tied[name] for name in names))
         self.warn_of_untreated(treated, pool, context)
-        trimmed = context.transformed(pool, conflicts.trimming)
-        return context.merged(trimmed, Linear((self.config.scale,) * len(pool.experts)))
+        trimmed = context.transform(pool, conflicts.trimming)
+        return context.merge(trimmed, Linear((self.config.scale,) * len(pool.experts)))
 
 
 class _Weight(NamedTuple):
@@ -84,7 +84,7 @@ class Conflicts:
         self._penalty = config.penalty
         self._layout = pool.layout
         self._vectors = {
-            expert: self._layout.unpacked(task_vector_of(pool, source, context))
+            expert: self._layout.unpack(task_vector_of(pool, source, context))
             for expert, source in pool.experts.items()
         }
         #: the sum over experts of what their task vectors change on their own tasks, by matrix
@@ -123,7 +123,7 @@ class Conflicts:
         slots = self._layout.slots.get(tensor)
         if slots is None:
             return [(tensor, dim)]
-        return [(slot.name, 1 - dim if slot.is_turned else dim) for slot in slots]
+        return [(slot.name, 1 - dim if slot.is_transposed else dim) for slot in slots]
 
 
 def _linear_change(name: str, moment: Tensor, dim: int, vector: WeightSource) -> Tensor:

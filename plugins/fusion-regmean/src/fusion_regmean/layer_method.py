@@ -20,7 +20,7 @@ class ForLayers:
     """
 
     #: a fused projection is one layer, and a packed mixture has none
-    sees_stored_tensors = True
+    uses_stored_tensors = True
     #: what happens to other tensors, as the plan and the warnings say it
     other_tensors: ClassVar[str] = "averaged"
     #: whether the method also treats layers whose weights are vectors

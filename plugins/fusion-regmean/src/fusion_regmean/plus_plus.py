@@ -47,7 +47,7 @@ class RegMeanPlusPlus(ForLayers, Algorithm[RegMeanConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Solve block by block; all other tensors stay lazy."""
-        mean = context.merged(pool, mean_of(pool))
+        mean = context.merge(pool, mean_of(pool))
         live = LiveModel(pool, mean, context)
         blocks = blocks_of(live, pool, context)
         solved: dict[str, Tensor] = {}

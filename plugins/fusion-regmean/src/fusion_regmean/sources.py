@@ -92,9 +92,9 @@ def merge_solved(
 ) -> WeightSource:
     """Return the lazy merge with solved tensors, and `rest` for all others."""
     source = StateDictSource(solved, label="the solved tensors")
-    names = frozenset(pool.layout.unpacked(source).infos)
+    names = frozenset(pool.layout.unpack(source).infos)
     extras = {**(extras or {}), _SOLVED: AlignedSource(source, pool.reference)}
-    return context.merged(pool, Solved(names, rest), extras=extras)
+    return context.merge(pool, Solved(names, rest), extras=extras)
 
 
 def mean_of(pool: ModelPool[Any]) -> Linear:

@@ -35,7 +35,7 @@ class Cart(ForMatrices, Algorithm[CartConfig]):
         """Return the lazy merge."""
         config = self.config
         kernel = _CartKernel(config.rank_fraction, config.scale, relative=pool.base is not None)
-        return context.merged(pool, kernel)
+        return context.merge(pool, kernel)
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ class Knots(ForMatrices, Algorithm[KnotsConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge: to coordinates, TIES, and back."""
         space = CoreSpace(bases="left")
-        coordinates = context.transformed(pool, space)
+        coordinates = context.transform(pool, space)
         ties = _CoordinateTies(self.config.density, self.config.scale)
-        return context.restored(context.merged(coordinates, ties), pool, space)
+        return context.restore(context.merge(coordinates, ties), pool, space)
 
 
 @dataclass(frozen=True)

@@ -72,5 +72,5 @@ class Star(ForMatrices, Algorithm[StarConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
-        truncated = context.transformed(pool, Truncate(keep=self.config.keep))
-        return context.merged(truncated, Linear((1 / len(pool.experts),) * len(pool.experts)))
+        truncated = context.transform(pool, Truncate(keep=self.config.keep))
+        return context.merge(truncated, Linear((1 / len(pool.experts),) * len(pool.experts)))

@@ -27,5 +27,5 @@ class TsvM(ForMatrices, Algorithm[ScaleConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
-        orthogonal = context.transformed(pool, Orthogonalise())
-        return context.merged(orthogonal, Linear((self.config.scale,) * len(pool.experts)))
+        orthogonal = context.transform(pool, Orthogonalise())
+        return context.merge(orthogonal, Linear((self.config.scale,) * len(pool.experts)))

@@ -78,7 +78,7 @@ class AlgorithmSuite(
     ) -> Bench:
         """Return the algorithm with everything that a run needs."""
         algorithm = component.load_class()(config)
-        algorithm.sees_tasks = spec.needs_tasks != "none"  # the spec may not be installed
+        algorithm.uses_tasks = spec.needs_tasks != "none"  # the spec may not be installed
         return Bench(spec, algorithm, make_pool, tasks, experts)
 
     def test_options_make_a_file_and_back(self, bench: Bench, tmp_path: Path) -> None:

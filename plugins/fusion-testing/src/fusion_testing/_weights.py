@@ -81,7 +81,7 @@ class WeightChecks(ComponentSuite):
                 "Decide by the name, the shape and the models' configuration alone.",
             )
         for source in _sources(aligned):
-            packed = layout.packed(layout.unpacked(source))
+            packed = layout.pack(layout.unpack(source))
             expected = {name: source.tensor(name) for name in [*layout.slots][:3]}
             if differing_bytes({name: packed.tensor(name) for name in expected}, expected):
                 fail(

@@ -61,8 +61,8 @@ def merge_sparse(
 ) -> WeightSource:
     """Return the lazy merge of a pool after a transform that makes its task vectors sparse."""
     weights = expert_weights(config.weights, list(pool.experts))
-    sparse = context.transformed(pool, transform)
+    sparse = context.transform(pool, transform)
     if config.elect == "ties":
-        return context.merged(sparse, DisjointMerge(config.scale, normalize), weights=weights)
+        return context.merge(sparse, DisjointMerge(config.scale, normalize), weights=weights)
     scale = config.scale / (sum(weights) or 1.0) if normalize else config.scale
-    return context.merged(sparse, Linear(tuple(scale * weight for weight in weights)))
+    return context.merge(sparse, Linear(tuple(scale * weight for weight in weights)))

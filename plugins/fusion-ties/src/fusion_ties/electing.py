@@ -64,10 +64,10 @@ class Consensus(Algorithm[ConsensusConfig]):
                 hint=f"Set algorithm.k to at most {count}.",
             )
         if config.task_masks:
-            masks = context.transformed(pool, TallMasks(config.tall_lambda)).experts
+            masks = context.transform(pool, TallMasks(config.tall_lambda)).experts
             context.save_task_masks(masks, dict.fromkeys(masks, 1 / config.scale))
         kernel = ConsensusSum(config.min_masks, config.tall_lambda, config.scale)
-        return context.merged(pool, kernel)
+        return context.merge(pool, kernel)
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,11 @@ class Emr(Algorithm[EmrConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy model; the writer of the model also writes the masks."""
-        unified = context.merged_matrices(pool, Unified())
+        unified = context.merge_matrices(pool, Unified())
         scales = _task_scales(unified, context, by_tensor=self.config.rescale == "authors")
-        masks = context.transformed(pool, SignMasks()).experts
+        masks = context.transform(pool, SignMasks()).experts
         context.save_task_masks(masks, dict(zip(masks, scales, strict=True)))
-        return pool.layout.packed(unified)
+        return pool.layout.pack(unified)
 
 
 class Unified(Kernel):

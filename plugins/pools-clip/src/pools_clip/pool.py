@@ -89,7 +89,7 @@ class ClipPool(ModelPool[ComponentConfig]):
         processor = {"image_processor_type": "CLIPImageProcessor", **settings}
         return {CONFIG: _json(config), PREPROCESSOR: _json(processor)}
 
-    def beside(self) -> Mapping[str, Mapping[str, bytes | Path]]:
+    def side_files(self) -> Mapping[str, Mapping[str, bytes | Path]]:
         """Return each model's preprocessor settings. Architectures were compared on opening."""
         return {
             name: {} if settings is None else {PREPROCESSOR: _json(settings)}

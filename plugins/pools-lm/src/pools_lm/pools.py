@@ -108,9 +108,9 @@ class LanguagePool(CheckpointsPool):
         others = {name: content for name, content in files.items() if name not in tokenizer}
         return {**resize_vocabulary(others, change.old_rows, change.rows), **change.files}
 
-    def beside(self) -> Mapping[str, Files]:
+    def side_files(self) -> Mapping[str, Files]:
         """Return each model's side files, with the shared tokenizer where rows were unified."""
-        files_by_model = super().beside()
+        files_by_model = super().side_files()
         if self._tokenizer_change is not None:
             return {
                 model: {
@@ -192,7 +192,7 @@ class LanguagePool(CheckpointsPool):
 
     @property
     def _configuration(self) -> Mapping[str, Any] | None:
-        return safe_config({**self.beside()[self._first], **self.assets()}, self._first)
+        return safe_config({**self.side_files()[self._first], **self.assets()}, self._first)
 
     @property
     def _architecture(self) -> Architecture:

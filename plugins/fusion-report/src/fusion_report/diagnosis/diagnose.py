@@ -92,8 +92,8 @@ def diagnose(
     raw = {key: value for key, value in raw.items() if key not in dropped}
     with hub.session(options.progress):
         planned = plan({**raw, "algorithm": Mean()}, replace(options, evaluate=questions.tasks))
-        tasks = planned.tasks_to_look_at
-        if tasks is not planned.tasks_read:
+        tasks = planned.trusted_tasks
+        if tasks is not planned.used_tasks:
             _LOG.warning("tasks that need trust are skipped: only weights are measured")
         if questions.tasks:
             planned.check_data(untrusted=True)

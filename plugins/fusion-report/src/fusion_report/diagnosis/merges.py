@@ -39,4 +39,4 @@ class Mean(Algorithm[ComponentConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy mean."""
         count = len(pool.experts)
-        return context.merged(pool, Linear((1 / count,) * count, relative=False))
+        return context.merge(pool, Linear((1 / count,) * count, relative=False))

@@ -56,11 +56,11 @@ class Gpt2Glue(LanguagePool):
             for name, expert in self.experts.items()
         }
 
-    def beside(self) -> Mapping[str, Files]:
+    def side_files(self) -> Mapping[str, Files]:
         """Return each model's side files, without the class of the dropped head."""
         return {
             name: with_config(files, _drop_architectures)
-            for name, files in super().beside().items()
+            for name, files in super().side_files().items()
         }
 
 

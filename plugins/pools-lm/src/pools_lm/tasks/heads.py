@@ -174,7 +174,7 @@ def config_of(pool: ModelPool[Any], task: str | None = None) -> dict[str, Any]:
     The base's is returned for None, and for an expert without one, such as an adapter.
     """
     experts = [name for name in pool.experts if pool.task_of(name) == task]
-    configs = [safe_config(files, name) for name, files in pool.beside().items() if name in experts]
+    configs = [safe_config(files, name) for name, files in pool.side_files().items() if name in experts]
     return next(filter(None, configs), None) or safe_config(pool.assets(), "base") or {}
 
 

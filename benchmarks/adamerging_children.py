@@ -64,9 +64,9 @@ def bare(folder: Path, tasks: int, images: int, steps: int, *, bf16: bool = Fals
 
 def bare_fast(folder: Path, tasks: int, images: int, steps: int) -> list[float]:
     """Do the same with the kernels that ours uses."""
-    from fusion_core.machine.products import with_fast_products
+    from fusion_core.machine.linear_kernels import use_fast_linear_layers
 
-    return _passes(with_fast_products(load(folder / "base")), tasks, images, steps)
+    return _passes(use_fast_linear_layers(load(folder / "base")), tasks, images, steps)
 
 
 def _passes(

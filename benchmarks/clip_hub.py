@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from hub_server import HubServer  # noqa: E402 - a plugin of the tests
 
-from pools_clip.families import families, known, task_sets  # noqa: E402
+from pools_clip.families import families, load_data_set, task_sets  # noqa: E402
 
 FAMILY = families()["clip-vit-b32"]
 METHODS = ("task-arithmetic", "ties", "adamerging")
@@ -88,7 +88,7 @@ def serve(place: Path, tasks: list[str], count: int) -> HubServer:
                 parameter.add_(torch.randn_like(parameter), alpha=1e-3)
         model.vision_model.save_pretrained(place / task)
         hub.add(repository, files_of(place / task))
-        about = known(task)
+        about = load_data_set(task)
         path = f"{about.config or 'data'}/test-00000-of-00001.parquet"
         hub.add(about.dataset, {path: images(count)}, kind="dataset")
     hub.start()

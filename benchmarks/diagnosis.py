@@ -27,7 +27,7 @@ from fusion_report.diagnosis.merges import MERGES
 if TYPE_CHECKING:
     from diagnosis_pools import Case
 
-    from fusion_core import Metric, Metrics, ModelPool, TaskPool, WeightSource
+    from fusion_core import Metric, MetricValues, ModelPool, TaskPool, WeightSource
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -79,7 +79,7 @@ def _row(
     tasks: TaskPool[Any],
     weights: WeightSource,
     names: list[str] | None = None,
-) -> dict[str, Metrics]:
+) -> dict[str, MetricValues]:
     """Measure a model."""
     return tasks.measure(Subject.of(pool.build(weights)), names)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diagnosis_toys import KINDS, make
 
-from fusion_core import RunOptions, models_of, plan
+from fusion_core import RunOptions, load_models, plan
 from fusion_core.weights import (
     Linear,
     MergedSource,
@@ -121,7 +121,7 @@ def _mini8(kind: str, names: Sequence[str], seed: int, experts: Path) -> Pair:
 def _planned(recipe: dict[str, Any]) -> Pair:
     planned = plan({"algorithm": "simple-average", **recipe}, RunOptions())
     assert planned.tasks is not None
-    return models_of(planned), planned.tasks
+    return load_models(planned), planned.tasks
 
 
 def _longer(pool: ModelPool[Any], name: str) -> WeightSource:

@@ -23,7 +23,7 @@ from fusion_core.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion_core import Metrics, Split
+    from fusion_core import MetricValues, Split
 
 INPUTS, WIDTH, FEATURES, CLASSES, CLOUDS = 32, 64, 32, 8, 2
 TRAINED, UNLABELED, TESTED = 512, 64, 400
@@ -86,7 +86,7 @@ class Clouds(AdaptiveTask):
         found: Tensor = TEMPERATURE * normalize(model(inputs), dim=-1) @ self.head.T
         return found
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         """Return the accuracy on the test examples."""
         inputs, labels = self.test
         with torch.inference_mode():

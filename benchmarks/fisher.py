@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import BertConfig, BertModel
 
-from fusion_adapting import squared_gradients_of
+from fusion_adapting import compute_squared_gradients
 from fusion_core import AdaptiveTask, Batch, Split
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core import Metrics
+    from fusion_core import MetricValues
 
 _WIDTH, _LENGTH, _WORDS = 384, 64, 30_000
 
@@ -46,7 +46,7 @@ class RandomTexts(AdaptiveTask):
         states: Tensor = model(**batch.tensors).last_hidden_state
         return states.mean(1) @ self.weight
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         """Measure nothing."""
         raise NotImplementedError
 
@@ -73,7 +73,7 @@ def main() -> None:
             torch.autograd.grad(logs[0, 0], list(parameters.values()), allow_unused=True)
 
     def squares(exact_up_to: int) -> None:
-        squared_gradients_of(model, parameters, task, [batch], exact_up_to=exact_up_to)
+        compute_squared_gradients(model, parameters, task, [batch], exact_up_to=exact_up_to)
 
     works = {
         "one backward pass": passes,

@@ -118,7 +118,7 @@ def _tied(values: dict[str, torch.Tensor], edges: list[float], numel: int) -> to
 
 def plan(directory: str) -> None:
     """Time what happens before the first weight is read, for 20,000 tensors in four models."""
-    from fusion_core.planning.options import RunOptions
+    from fusion_core.planning.run_options import RunOptions
     from fusion_core.running.run import run_fusion
 
     models = {}

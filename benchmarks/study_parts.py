@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 
 from fusion_adamerging.adaptive import Adaptive
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_adamerging.learned import Learned
+from fusion_adamerging.learnable import Learnable
 from fusion_adamerging.search import Search
 from fusion_adapting import LiveMerge
 from fusion_core import Batch, FeatureTask, Split
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core import Metrics, ModelPool, RunContext, TaskPool
+    from fusion_core import MetricValues, ModelPool, RunContext, TaskPool
     from fusion_core.weights import WeightSource
 
 
@@ -50,7 +50,7 @@ class Distilled(Adaptive[AdaMergingConfig]):
         return StateDictSource({**known, **weights.tensors}, label="distilled")
 
 
-class Weights(Learned):
+class Weights(Learnable):
     """The live model's own parameters: they have their gradients already."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -90,7 +90,7 @@ class _Disturbed(FeatureTask):
     def head(self, features: Tensor) -> Tensor:
         return self._task.head(features)
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         return self._task.evaluate(model)
 
 

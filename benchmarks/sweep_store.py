@@ -23,18 +23,18 @@ import psutil
 from measuring import headings, row
 
 from fusion_core import Progress, Report, RunOptions
-from fusion_sweep.axes import axis_of
-from fusion_sweep.bench import Bench, On
+from fusion_sweep.axes import parse_axis
+from fusion_sweep.evaluator import Examples, TrialEvaluator
+from fusion_sweep.runner import Sweep
 from fusion_sweep.search import Search
 from fusion_sweep.store import Store
-from fusion_sweep.sweeping import Sweep
 from fusion_sweep.trial import Trial, digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from fusion_core.commands import Plan
-    from fusion_sweep import Found
+    from fusion_sweep import SweepResult
 
 FoundT = TypeVar("FoundT")
 
@@ -66,7 +66,7 @@ def main() -> None:
     print(f"a plan in earnest: {planned(given.plans):.1f} ms")
 
 
-class Simulated(Bench):
+class Simulated(TrialEvaluator):
     """A bench that plans once, and makes figures up."""
 
     planned: Plan | None = None
@@ -78,7 +78,7 @@ class Simulated(Bench):
         self.planned = self.planned or super().plan(recipe)
         return self.planned
 
-    def name(self, planned: Plan, on: On) -> Trial:
+    def name(self, planned: Plan, on: Examples) -> Trial:
         """Name a trial by its recipe."""
         recipe = planned.recipe_in(Path("/")) | {"seed": self.recipe["seed"]}
         recipe["algorithm"] = self.recipe["algorithm"]
@@ -95,7 +95,7 @@ class Simulated(Bench):
         return replace(trial, report=Report(rows), seconds=0.1, cpu=0.1, finished="2026-01-01")
 
 
-def run(place: Path, trials: int, progress: Progress) -> Found:
+def run(place: Path, trials: int, progress: Progress) -> SweepResult:
     """Sweep over a grid of so many trials."""
     count = trials // SEEDS
     recipe = {
@@ -103,7 +103,7 @@ def run(place: Path, trials: int, progress: Progress) -> Found:
         "model_pool": "mini8",
         "task_pool": {"tasks": list(TASKS)},
     }
-    axes = [axis_of("algorithm.scale", [number / count for number in range(count)])]
+    axes = [parse_axis("algorithm.scale", [number / count for number in range(count)])]
     options = RunOptions(progress=progress)
     bench = Simulated(options=RunOptions())
     with Store(place) as store:
@@ -138,7 +138,7 @@ class Tenths(Progress):
 
 def planned(count: int) -> float:
     """Return the milliseconds that a plan takes, on pools that are open."""
-    bench = Bench(options=RunOptions())
+    bench = TrialEvaluator(options=RunOptions())
     recipe = {"algorithm": {"name": "task-arithmetic"}, "model_pool": "mini8"}
     bench.name(bench.plan(recipe), "half")  # opens them
     scales = [number / count for number in range(count)]

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import merge
-from fusion_core.machine.memory import keeping_freed_memory
-from fusion_core.weights.merging import select
-from fusion_core.weights.merging.piece import in_order, is_finite
-from fusion_core.weights.merging.trimming import agreeing, elected_sign, trimmed
+from fusion_core.machine.memory import retain_freed_memory
+from fusion_core.weights.merging import selection
+from fusion_core.weights.merging.piece import is_finite, sum_in_order
+from fusion_core.weights.merging.trimming import agreeing_magnitudes, elect_sign, trim
 from fusion_core.weights.source import BLOCK
-from fusion_ties.combining import disjoint
+from fusion_ties.combining import disjoint_merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
     base, experts = _operands()
-    with keeping_freed_memory():
+    with retain_freed_memory():
         _print(base, experts, repeats)
 
 
@@ -91,7 +91,7 @@ def _operations(base: torch.Tensor, experts: list[torch.Tensor]) -> Iterator[Ope
 def _guesses(rows: torch.Tensor) -> list[Search]:
     keys = rows.abs().view(torch.int32)
     largest = torch.iinfo(torch.int32).max
-    return [select._guess(row[::32], DENSITY, largest) for row in keys]  # noqa: SLF001
+    return [selection._guess(row[::32], DENSITY, largest) for row in keys]  # noqa: SLF001
 
 
 def _thresholds(rows: torch.Tensor) -> torch.Tensor:
@@ -106,25 +106,25 @@ def _of_survey(rows: torch.Tensor) -> Iterator[Operation]:
     yield "survey: magnitudes", EXPERTS * 2 * _MB, rows.abs
     # two comparisons, their product, a sum, a mask of bytes, and what is picked by it
     count = EXPERTS * (2 + 2 + 3 + 1 + 1.25 + 0.25) * _MB
-    yield "survey: count and pick", count, lambda: list(map(select._count, keys, searches))  # noqa: SLF001
+    yield "survey: count and pick", count, lambda: list(map(selection._count, keys, searches))  # noqa: SLF001
 
 
 def _of_merge(rows: torch.Tensor, base: torch.Tensor) -> Iterator[Operation]:
     thresholds = _thresholds(rows)
     weights = torch.ones(EXPERTS, 1)
-    trimmed_rows = trimmed(rows, thresholds)
-    sign = elected_sign(trimmed_rows, 1.0)
-    agree = agreeing(trimmed_rows, sign)
-    total = in_order(agree)
-    yield "merge: trim", EXPERTS * 2 * _MB, lambda: trimmed(rows, thresholds)
+    trimmed_rows = trim(rows, thresholds)
+    sign = elect_sign(trimmed_rows, 1.0)
+    agree = agreeing_magnitudes(trimmed_rows, sign)
+    total = sum_in_order(agree)
+    yield "merge: trim", EXPERTS * 2 * _MB, lambda: trim(rows, thresholds)
     yield "merge: weights", EXPERTS * 2 * _MB, lambda: trimmed_rows.mul_(weights)
-    yield "merge: sign", (3 * (EXPERTS - 1) + 4) * _MB, lambda: elected_sign(trimmed_rows, 1.0)
+    yield "merge: sign", (3 * (EXPERTS - 1) + 4) * _MB, lambda: elect_sign(trimmed_rows, 1.0)
     # products, what agrees, two sums, who takes part, by which to divide
     mean = (EXPERTS * 3 + EXPERTS * 2 + 6 * (EXPERTS - 1) + EXPERTS * 4 + 3 + 2 + 3 + 3) * _MB
     yield (
         "merge: mean of what agrees",
         mean,
-        lambda: disjoint(trimmed_rows, sign, weights, normalize=True),
+        lambda: disjoint_merge(trimmed_rows, sign, weights, normalize=True),
     )
     yield "merge: scale, add the base", 5 * _MB, lambda: total.mul_(1.0).add_(base)
     yield "merge: finite? to bf16", 3 * _MB, lambda: (is_finite(base), is_finite(base.bfloat16()))
@@ -159,13 +159,13 @@ def _in_turn(base: torch.Tensor, experts: list[torch.Tensor]) -> Callable[[], No
     def survey(span: slice) -> None:
         keys = _task_vectors(_wide(base[span]), [expert[span] for expert in experts]).abs()
         for row, search in zip(keys.view(torch.int32), searches, strict=True):
-            select._count(row, search)  # noqa: SLF001
+            selection._count(row, search)  # noqa: SLF001
 
     def merge_piece(span: slice) -> None:
         wide = _wide(base[span])
-        rows = trimmed(_task_vectors(wide, [expert[span] for expert in experts]), thresholds)
+        rows = trim(_task_vectors(wide, [expert[span] for expert in experts]), thresholds)
         rows.mul_(weights)
-        total = disjoint(rows, elected_sign(rows, 1.0), weights, normalize=True)
+        total = disjoint_merge(rows, elect_sign(rows, 1.0), weights, normalize=True)
         is_finite(total.mul_(1.0).add_(wide))
         merged[span] = total
 

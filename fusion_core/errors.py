@@ -21,7 +21,7 @@ is a bug in the core or in a plugin. `fuse` says in which, and shows the traceba
 
 from typing import ClassVar
 
-from fusion_core.shown import without_secrets
+from fusion_core.formatting import redact_secrets
 
 
 class FusionError(Exception):
@@ -31,8 +31,8 @@ class FusionError(Exception):
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
-        self.message = without_secrets(message)
-        self.hint = None if hint is None else without_secrets(hint)
+        self.message = redact_secrets(message)
+        self.hint = None if hint is None else redact_secrets(hint)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message

@@ -31,7 +31,7 @@ _ADVANCE: ContextVar[Advance] = ContextVar("advance", default=_silent)
 
 
 @contextmanager
-def noting(advance: Advance) -> Iterator[None]:
+def show_notes_on(advance: Advance) -> Iterator[None]:
     """Send the texts of `note` to this bar inside the block.
 
     A silent bar receives none: an outer bar may show them.

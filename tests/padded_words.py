@@ -21,7 +21,7 @@ from fusion_core import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion_core import Metrics
+    from fusion_core import MetricValues
 
 WORDS, CLASSES = 12, 3
 SAMPLES, SIZE = 11, 4  # two batches and a part of one
@@ -66,7 +66,7 @@ class WordTask(AdaptiveTask):
     def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return model(**batch.tensors)
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         raise NotImplementedError
 
 

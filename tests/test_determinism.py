@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from fusion_core import run_fusion
 from fusion_core.contracts.specs import AlgorithmSpec
-from fusion_core.planning.options import RunOptions
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.weights import source
 

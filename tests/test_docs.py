@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fusion_core import run_fusion
-from fusion_core.planning.resolving import resolve
+from fusion_core.planning.resolution import resolve
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.text import load_yaml
 from fusion_testing import Mean

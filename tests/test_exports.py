@@ -25,7 +25,7 @@ LIGHT = [
     "fusion_core.plugins",
     "fusion_core.builtin",
     "fusion_core.progress",
-    "fusion_core.shown",
+    "fusion_core.formatting",
     "fusion_linear.plugin",
     "fusion_regmean.plugin",
     "fusion_report.plugin",
@@ -34,9 +34,9 @@ LIGHT = [
 ]
 WITHOUT_TORCH = [
     "fusion_core.recipe.config",
-    "fusion_core.planning.resolving",
+    "fusion_core.planning.resolution",
     "fusion_core.recipe.text",
-    "fusion_core.planning.described",
+    "fusion_core.planning.option_descriptions",
     "fusion_core.builtin.checkpoints_config",
     "fusion_core.builtin.executors",
     "fusion_linear.config",

@@ -15,11 +15,11 @@ import torch
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_core import models_of, run_fusion
+from fusion_core import load_models, run_fusion
 from fusion_core.commands import Subject, dump_yaml
-from fusion_core.contracts.measures import mean_of
+from fusion_core.contracts.measurements import mean_main_value
 from fusion_core.contracts.specs import TaskPoolSpec
-from fusion_core.planning.options import RunOptions
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.weights import CheckpointSource
 from pools_mini.files import DATA
@@ -234,9 +234,9 @@ def average(
     component = load_plugins().find(TaskPoolSpec, "mini8")
     tasks = component.create(component.load_config()(limit=_IMAGES))
     learned = CheckpointSource(main_job[0] / "mini8-strong-1")
-    pool = models_of({"model_pool": "mini8"}, load_plugins())
+    pool = load_models({"model_pool": "mini8"}, load_plugins())
     live = pool.build(learned, dtype=None)
-    known = {"strong-": 100 * mean_of(tasks.measure(Subject.of(live)))}
+    known = {"strong-": 100 * mean_main_value(tasks.measure(Subject.of(live)))}
 
     def measure(name: str, **options: Any) -> float:
         key = re.sub(r"\W+", "-", f"{name}-{options or ''}")
@@ -247,7 +247,7 @@ def average(
                 output=directory / key,
                 options=RunOptions(evaluate=False),
             )
-            known[key] = 100 * mean_of(tasks.measure(Subject.of(result.model)))
+            known[key] = 100 * mean_main_value(tasks.measure(Subject.of(result.model)))
         return known[key]
 
     return measure
@@ -287,7 +287,9 @@ def test_every_merge_lies_between_base_and_experts(
     main_job: tuple[Path, str, str], average: Callable[..., float]
 ) -> None:
     reference = json.loads((main_job[0] / "mini8-strong-1" / "report.json").read_text())
-    base, experts = (100 * mean_of(reference["reference"][row]) for row in ("base", "experts"))
+    base, experts = (
+        100 * mean_main_value(reference["reference"][row]) for row in ("base", "experts")
+    )
     assert 40 <= base <= 60
     assert experts >= 92
     assert 15 <= experts - average("simple-average") <= 30

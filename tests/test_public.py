@@ -35,16 +35,16 @@ PLUGINS = sorted(
 )
 #: What the library fusion-adapting and its tests import of the core that is not public yet.
 PRIVATE = {
-    "fusion_core.contracts.batch.MASK",
-    "fusion_core.contracts.features.MARKED_FEATURES",
-    "fusion_core.contracts.features.marking_module",
-    "fusion_core.contracts.features.put_adapter",
-    "fusion_core.contracts.features.through_adapter",
-    "fusion_core.machine.memory.keeping_freed_memory",
-    "fusion_core.machine.products.with_fast_products",
+    "fusion_core.contracts.batch.ATTENTION_MASK",
+    "fusion_core.contracts.feature_adapters.MARKED_FEATURES",
+    "fusion_core.contracts.feature_adapters.get_marking_module",
+    "fusion_core.contracts.feature_adapters.attach_adapter",
+    "fusion_core.contracts.feature_adapters.apply_adapter",
+    "fusion_core.machine.memory.retain_freed_memory",
+    "fusion_core.machine.linear_kernels.use_fast_linear_layers",
     "fusion_core.contracts.selected_pool.SelectedPool",
     "fusion_core.weights.merging.counters.counter_uniform",
-    "fusion_core.weights.merging.execution.on_cores",
+    "fusion_core.weights.merging.execution.map_on_cores",
 }
 
 

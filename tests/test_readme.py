@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fusion_core.contracts.specs import AlgorithmSpec
-from fusion_core.planning.resolving import resolve
+from fusion_core.planning.resolution import resolve
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.text import load_yaml
 

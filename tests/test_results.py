@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fusion_core.plugins.known import BROUGHT_BY
+from fusion_core.plugins.ownership import COMPONENTS
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -27,7 +27,7 @@ def test_the_page_is_made_of_the_figures(results_page: Any) -> None:
 
 
 def test_every_method_has_figures_of_every_set_of_experts() -> None:
-    ours = {name for brought in BROUGHT_BY.values() for name in brought.get("algorithm", ())}
+    ours = {name for brought in COMPONENTS.values() for name in brought.get("algorithm", ())}
     assert ours <= set(RUNS)
     assert {tuple(run["seeds"]) for run in RUNS.values()} == {("3", "4", "5")}
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from typer.testing import CliRunner
 
 from fusion_core.cli.app import app
-from fusion_core.planning.described import options_of
+from fusion_core.planning.option_descriptions import describe_options
 from fusion_core.recipe.config import AlignmentPolicy, OutputOptions, Recipe
 from fusion_core.recipe.patterns import Selection
 
@@ -261,7 +261,7 @@ def recipe() -> str:
     """Return the page of a recipe's sections and the options that the core gives them."""
     parts = [_RECIPE_HEAD]
     for prefix, (title, config) in _SECTIONS.items():
-        options = [vars_of(option) for option in options_of(config)]
+        options = [vars_of(option) for option in describe_options(config)]
         for option in options:
             option["name"] = f"{prefix}.{option['name']}".lstrip(".")
             option["options"] = option["options"] if prefix else []

@@ -17,27 +17,27 @@ import torch
 from torch import nn
 
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
-from fusion_core.contracts.building import build_model
+from fusion_core.contracts.live_models import build_model
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.errors import CheckpointError, FusionError
 from fusion_core.planning.nested import RecipeSource
 from fusion_core.plugins.formats import LocatedModel, find_model
 from fusion_core.weights import LoraSource, StateDictSource, WeightSource
-from fusion_core.weights.aligning.vocabulary import vocabulary_of
+from fusion_core.weights.aligning.vocabulary import vocabulary_size
 from fusion_core.weights.reading.assets import (
     CONFIG,
-    assets_of,
-    beside,
-    licence_of,
-    tokenizer_of,
-    with_config,
-    with_vocabulary,
-    without_keys,
+    change_config,
+    collect_side_files,
+    list_side_files,
+    read_licence,
+    remove_keys,
+    resize_vocabulary,
+    select_tokenizer_files,
 )
 from fusion_core.weights.reading.location import ADAPTER_CONFIG, SINGLE
-from fusion_core.weights.reading.lora import base_of
-from fusion_core.weights.reading.quantised import QUANTISERS_FILES
-from fusion_core.weights.source import base_or_first
+from fusion_core.weights.reading.lora import read_base_name
+from fusion_core.weights.reading.quantisation import QUANTISERS_FILES
+from fusion_core.weights.source import reference_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +70,7 @@ class _Model:
             return self.live.assets(dtype)
         if self.location is None or not self.location.path.is_dir():
             return {}
-        return self._without_format(assets_of(self.location.path, *more, dtype=dtype))
+        return self._without_format(collect_side_files(self.location.path, *more, dtype=dtype))
 
     def side_files(self, *more: str) -> Files:
         """Return the files that identify the model, such as configuration and tokenizer.
@@ -80,11 +80,11 @@ class _Model:
         if self.located is not None:
             location = self.located.location
             if self.is_delta:  # trainers may put the base's own configuration there
-                return {**beside(location.directory, ADAPTER_CONFIG, *more), CONFIG: b"{}"}
+                return {**list_side_files(location.directory, ADAPTER_CONFIG, *more), CONFIG: b"{}"}
             if not location.path.is_dir() and location.path.name != SINGLE:
                 return {}
             quantisers = () if self.located.format.spec.config_keys else QUANTISERS_FILES
-            return self._without_format(beside(location.directory, *quantisers, *more))
+            return self._without_format(list_side_files(location.directory, *quantisers, *more))
         if isinstance(self.live, RecipeSource):
             return self.live.assets(None)
         describe = getattr(getattr(self.live, "config", None), "to_dict", None)
@@ -101,14 +101,14 @@ class _Model:
             location = self.located.location
             raise CheckpointError(
                 f"the adapter {location.name} needs its base, and the model pool has none",
-                hint=f"Name the base: --set model_pool.base={base_of(location) or 'PATH'}",
+                hint=f"Name the base: --set model_pool.base={read_base_name(location) or 'PATH'}",
             )
         return self.located.open(base)
 
     def _without_format(self, files: Files) -> Files:
         """Remove a quantised format from the configuration, because merged weights are plain."""
         keys = () if self.located is None else self.located.format.spec.config_keys
-        return with_config(files, partial(without_keys, keys=keys)) if keys else files
+        return change_config(files, partial(remove_keys, keys=keys)) if keys else files
 
 
 class CheckpointsPool(ModelPool[CheckpointsConfig]):
@@ -196,18 +196,18 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         After padding of embeddings, the configuration names the new vocabulary size, and the
         tokenizer is that of a model with all tokens.
         """
-        first = base_or_first(self._base, self._models)
+        first = reference_model(self._base, self._models)
         if isinstance(first.live, RecipeSource):
             dtype = dtype or _stored_dtype(self.reference)
         files = first.assets(*self.more_files, dtype=dtype)
-        size = vocabulary_of(self.reference)
-        original_size = vocabulary_of(next(iter(self._sources.values())))
+        size = vocabulary_size(self.reference)
+        original_size = vocabulary_size(next(iter(self._sources.values())))
         if size == original_size:
             return files
-        files = with_vocabulary(files, original_size, size)
+        files = resize_vocabulary(files, original_size, size)
         for name in self._models:
-            if vocabulary_of(self._sources[name]) == size:
-                return {**files, **tokenizer_of(self.files_of(name))}
+            if vocabulary_size(self._sources[name]) == size:
+                return {**files, **select_tokenizer_files(self.files_of(name))}
         return files
 
     def files_of(self, model: str) -> Files:
@@ -225,7 +225,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     def licences(self) -> Mapping[str, str | None]:
         """Return each model's licence, as its model card states it."""
         return {
-            model.name: None if model.location is None else licence_of(model.location.directory)
+            model.name: None if model.location is None else read_licence(model.location.directory)
             for model in self._all
         }
 

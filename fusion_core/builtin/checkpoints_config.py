@@ -22,16 +22,21 @@ from pydantic import (
     model_serializer,
 )
 
-from fusion_core.contracts.options import RECIPES, as_written, model_path, named_after_paths
+from fusion_core.contracts.options import (
+    RECIPE_SUFFIXES,
+    model_path,
+    name_after_paths,
+    serialise_path,
+)
 from fusion_core.recipe.config import ComponentConfig
-from fusion_core.recipe.paths import input_path
+from fusion_core.recipe.paths import resolve_input_path
 
 
 def _check_source(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a path, or the caller's live model
     if _is_recipe(value):
         if info.context is None:
             raise ValueError("a recipe in the place of a model needs a run to merge it")
-        return info.context(value if isinstance(value, Mapping) else input_path(value))
+        return info.context(value if isinstance(value, Mapping) else resolve_input_path(value))
     if isinstance(value, str | os.PathLike):
         return model_path(value)
     if isinstance(value, Mapping) or callable(getattr(value, "state_dict", None)):
@@ -42,13 +47,13 @@ def _check_source(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a 
 def _is_recipe(value: Any) -> bool:  # noqa: ANN401 - whatever a recipe holds
     """Tell whether a model is given by a recipe: a file, or a mapping."""
     if isinstance(value, str | os.PathLike):
-        return Path(value).suffix in RECIPES
+        return Path(value).suffix in RECIPE_SUFFIXES
     return isinstance(value, Mapping) and not {"algorithm", "model_pool"}.isdisjoint(value)
 
 
 def _describe_source(value: Any, info: SerializationInfo) -> Any:  # noqa: ANN401 - a path, or a recipe in full
     if isinstance(value, str):
-        return as_written(value, info)
+        return serialise_path(value, info)
     if hasattr(value, "recipe_in"):
         return value.recipe_in(info.context)
     return f"<live {type(value).__name__}>"
@@ -79,7 +84,7 @@ class CheckpointsConfig(ComponentConfig):
     """The model that the experts were fine-tuned from: a directory, a .safetensors file,
     org/name@revision on the hub, or a recipe (a .yaml file, or the recipe itself)."""
     models: Annotated[
-        dict[str, Source], BeforeValidator(named_after_paths), WithJsonSchema(_MODELS_SCHEMA)
+        dict[str, Source], BeforeValidator(name_after_paths), WithJsonSchema(_MODELS_SCHEMA)
     ]
     """The experts: a list of models like the base, or a mapping of names to models. LoRA adapters
     are allowed."""

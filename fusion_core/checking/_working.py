@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.weights import WeightSource
-from fusion_core.weights.merging.applied import Applied, Scope
 from fusion_core.weights.merging.execution import AHEAD
+from fusion_core.weights.merging.kernels import AppliedKernel, Scope
 from fusion_core.weights.merging.piece import is_merged, piece_shape
-from fusion_core.weights.merging.transformed import TransformedExpert, TransformedRows
+from fusion_core.weights.merging.transforms import TransformedExpert, TransformedRows
 from fusion_core.weights.packing import PackedSource, UnpackedSource
 
 if TYPE_CHECKING:
@@ -65,15 +65,15 @@ def working_memory(merged: WeightSource) -> Iterator[Working]:
         yield Working(name, longest, int(held.peak), pieces)
 
 
-def _held(source: WeightSource | Applied[Any], info: TensorInfo, elements: int) -> _Held:
+def _held(source: WeightSource | AppliedKernel[Any], info: TensorInfo, elements: int) -> _Held:
     """Return the memory for reading so many elements of a tensor."""
     if isinstance(source, PackedSource):
         return _held_by_packed(source, info, elements)
     if isinstance(source, TransformedExpert):
         source = source.rows
-    if isinstance(source, Applied) and is_merged(info):
+    if isinstance(source, AppliedKernel) and is_merged(info):
         return _held_by_kernel(source, info, elements)
-    if isinstance(source, Applied):
+    if isinstance(source, AppliedKernel):
         source = source.operands.reference
     inner = [child for child in source.sources if info.name in child.infos] or source.sources
     held = _held(inner[0], info, elements) if inner else _Held(elements * info.dtype.itemsize)
@@ -92,7 +92,7 @@ def _held_by_packed(packed: PackedSource, info: TensorInfo, elements: int) -> _H
     return _Held(held.peak + gathered, held.kept)
 
 
-def _held_by_kernel(applied: Applied[Any], info: TensorInfo, elements: int) -> _Held:
+def _held_by_kernel(applied: AppliedKernel[Any], info: TensorInfo, elements: int) -> _Held:
     """Return the memory for a kernel, which computes after its operands are read in turn."""
     computed = applied.infos.get(info.name, info)
     width, experts = computed.dtype.itemsize, len(applied.operands.experts)
@@ -107,7 +107,7 @@ def _held_by_kernel(applied: Applied[Any], info: TensorInfo, elements: int) -> _
     return _Held(max(peak, kept + computing), kept + rows)
 
 
-def _distinct(sources: Iterable[WeightSource]) -> list[WeightSource | Applied[Any]]:
+def _distinct(sources: Iterable[WeightSource]) -> list[WeightSource | AppliedKernel[Any]]:
     """Return the operands, and the transform that several of them share once."""
     shared = [
         source.rows if isinstance(source, TransformedExpert) else source for source in sources
@@ -115,9 +115,9 @@ def _distinct(sources: Iterable[WeightSource]) -> list[WeightSource | Applied[An
     return [*{id(source): source for source in shared}.values()]
 
 
-def survey_memory(source: WeightSource | Applied[Any]) -> int:
+def survey_memory(source: WeightSource | AppliedKernel[Any]) -> int:
     """Return the bytes that the surveys of a merge and of its operands keep."""
-    if isinstance(source, Applied):
+    if isinstance(source, AppliedKernel):
         at_once = {Scope.NONE: 0, Scope.MODEL: 1, Scope.TENSOR: AHEAD}[source.kernel.scope]
         surveys = at_once * len(source.operands.experts) * _SURVEY
         return surveys + sum(map(survey_memory, _distinct(source.operands.sources)))

@@ -14,11 +14,11 @@ import torch
 from fusion_core import hub
 from fusion_core.checking.memory import Memory, estimate
 from fusion_core.errors import DiskError, WeightsError
-from fusion_core.planning.dtypes import dtype_of, stored_infos
-from fusion_core.planning.trust import needs_of
+from fusion_core.planning.dtypes import describe_stored, parse_dtype
+from fusion_core.planning.trust import collect_needs
 from fusion_core.weights import AlignedSource, RenamedSource, WeightSource
 from fusion_core.weights.merging.execution import Threads
-from fusion_core.weights.merging.finite import BadTensor, bad_tensors
+from fusion_core.weights.merging.finite import BadTensor, find_bad_tensors
 from fusion_core.weights.reading.format import build_header
 from fusion_core.weights.writing.disk import free_bytes
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from fusion_core.planning.fallbacks import Fallback
-    from fusion_core.planning.holdings import Holding
-    from fusion_core.planning.planned import Plan
+    from fusion_core.planning.packed_tensors import PackedTensors
+    from fusion_core.planning.run_plan import Plan
 
 SCHEMA = 1
 
@@ -73,7 +73,7 @@ class Check:
     disk: Disk
     memory: Memory
     #: tensors that are merged matrix by matrix
-    matrices: tuple[Holding, ...]
+    matrices: tuple[PackedTensors, ...]
     #: tensors that a stage treats differently from what its name says
     fallbacks: tuple[Fallback, ...]
     warnings: tuple[str, ...]
@@ -133,9 +133,9 @@ def scan(plan: Plan) -> list[BadTensor]:
     The scan uses the run's executor, or threads of this process if that executor needs trust.
     """
     executor = plan.resolved.executor
-    workers = Threads(torch.get_num_threads()) if needs_of([executor]) else executor.create()
+    workers = Threads(torch.get_num_threads()) if collect_needs([executor]) else executor.create()
     with hub.session(plan.options.progress), workers:
-        return bad_tensors(dict(_scanned(plan)), workers, progress=plan.options.progress)
+        return find_bad_tensors(dict(_scanned(plan)), workers, progress=plan.options.progress)
 
 
 def raise_if_bad(bad: list[BadTensor], plan: Plan) -> None:
@@ -193,8 +193,10 @@ class _Zeros(WeightSource):
 
 
 def _disk(plan: Plan) -> Disk:
-    dtype = dtype_of(plan.resolved.recipe.output.dtype)
-    header, data = build_header(list(stored_infos(plan.outline, dtype).values()), {"format": "pt"})
+    dtype = parse_dtype(plan.resolved.recipe.output.dtype)
+    header, data = build_header(
+        list(describe_stored(plan.outline, dtype).values()), {"format": "pt"}
+    )
     side_files = sum(
         asset.stat().st_size if isinstance(asset, Path) else len(asset)
         for asset in plan.assets(dtype).values()

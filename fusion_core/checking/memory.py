@@ -16,10 +16,10 @@ import torch
 
 from fusion_core.checking._working import HeadersOnly, survey_memory, working_memory
 from fusion_core.contracts.context import RunContext
+from fusion_core.formatting import format_bytes
 from fusion_core.machine.memory import peak_memory
-from fusion_core.planning.dtypes import dtype_of, stored_infos
+from fusion_core.planning.dtypes import describe_stored, parse_dtype
 from fusion_core.planning.pipeline import apply_stages
-from fusion_core.shown import amount
 from fusion_core.weights.source import BLOCK
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fusion_core.checking._working import Working
     from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.planning.planned import Plan
+    from fusion_core.planning.run_plan import Plan
     from fusion_core.weights import WeightSource
 
 #: The engine's own memory, in every merge.
@@ -62,8 +62,8 @@ class Memory:
 
 def estimate(plan: Plan) -> Memory:
     """Estimate the peak of a run. GPU memory is not considered."""
-    dtype = dtype_of(plan.resolved.recipe.output.dtype)
-    stored = sum(info.nbytes for info in stored_infos(plan.outline, dtype).values())
+    dtype = parse_dtype(plan.resolved.recipe.output.dtype)
+    stored = sum(info.nbytes for info in describe_stored(plan.outline, dtype).values())
     kept = stored if plan.path is None else 0
     process = peak_memory()
     merged = _lazy_merge(plan)
@@ -100,7 +100,7 @@ def _explain(busy: Sequence[Working]) -> str:
         return "no tensors"
     largest = busy[0]
     count = "1 worker" if len(busy) == 1 else f"{len(busy)} workers"
-    return f"{count}, {amount(largest.bytes)} for {largest.elements:,} elements of {largest.name!r}"
+    return f"{count}, {format_bytes(largest.bytes)} for {largest.elements:,} elements of {largest.name!r}"
 
 
 def _evaluates(plan: Plan) -> bool:

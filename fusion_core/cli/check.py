@@ -31,14 +31,14 @@ from fusion_core.cli.flags import (
 )
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.cli.progress import progress_for
-from fusion_core.shown import amount
+from fusion_core.formatting import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fusion_core.checking.check import Check, Model
     from fusion_core.checking.memory import Memory
-    from fusion_core.planning.planned import Plan
+    from fusion_core.planning.run_plan import Plan
     from fusion_core.weights.merging.finite import BadTensor
 
 
@@ -138,7 +138,7 @@ _COLUMNS: dict[str, Callable[[Model], str]] = {
     "model": lambda model: model.name,
     "source": lambda model: model.source,
     "tensors": lambda model: str(model.tensors),
-    "size": lambda model: amount(model.bytes),
+    "size": lambda model: format_bytes(model.bytes),
     "dtype": lambda model: ", ".join(model.dtypes),
     "licence": lambda model: model.licence or "",
     "differs": _differences,
@@ -147,13 +147,13 @@ _COLUMNS: dict[str, Callable[[Model], str]] = {
 
 def _rows(checked: Check) -> list[list[str]]:
     disk = checked.disk
-    free = "" if disk.free is None else f", {amount(disk.free)} free"
+    free = "" if disk.free is None else f", {format_bytes(disk.free)} free"
     unknown = [model.name for model in checked.models if model.licence is None and not model.nested]
     return [
         ["algorithm", checked.algorithm],
         ["tensors", describe_counts(checked.tensors)],
         ["output", disk.path or "in memory"],
-        *([["disk", f"{amount(disk.needed)}{free}"]] if disk.path else []),
+        *([["disk", f"{format_bytes(disk.needed)}{free}"]] if disk.path else []),
         ["memory", _describe_memory(checked.memory)],
         *([["licences", f"not known: {', '.join(unknown)}"]] if unknown else []),
         *(
@@ -176,9 +176,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 def _describe_memory(memory: Memory) -> str:
     word = "at least" if memory.at_least else "about"
     unknown = f"; {memory.unknown}" if memory.unknown else ""
-    parts = (
-        f"{amount(memory.process)} Python and torch, {amount(memory.merge)} merging ({memory.how})"
-    )
-    live = f", {amount(memory.live)} live models" if memory.live else ""
-    kept = f", {amount(memory.kept)} the merge" if memory.kept else ""
-    return f"{word} {amount(memory.total)}: {parts}{live}{kept}{unknown}"
+    parts = f"{format_bytes(memory.process)} Python and torch, {format_bytes(memory.merge)} merging ({memory.how})"
+    live = f", {format_bytes(memory.live)} live models" if memory.live else ""
+    kept = f", {format_bytes(memory.kept)} the merge" if memory.kept else ""
+    return f"{word} {format_bytes(memory.total)}: {parts}{live}{kept}{unknown}"

@@ -11,7 +11,7 @@ import typer
 from fusion_core.cli.flags import AsJson
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.errors import DiskError, RecipeError
-from fusion_core.shown import amount, printable
+from fusion_core.formatting import escape_control, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,15 +41,15 @@ def clean(
         raise RecipeError(
             f"{directory} is not a directory", hint="Name the directory that holds the outputs."
         )
-    from fusion_core.weights.writing.leftovers import leftovers
+    from fusion_core.weights.writing.leftovers import find_leftovers
 
     outputs = directory or _OUTPUTS
-    found = leftovers(outputs) if outputs.is_dir() else []
+    found = find_leftovers(outputs) if outputs.is_dir() else []
     dead = [leftover for leftover in found if not leftover.in_use]
     if not as_json and found:
         print_table(("left", "size", "age", "finished", "run"), [*map(_row, found)])
     elif not as_json:
-        print(printable(f"nothing to clean in {outputs}"))
+        print(escape_control(f"nothing to clean in {outputs}"))
     asks = not yes and not as_json and _is_interactive()
     agreed = bool(dead) and (yes or (asks and typer.confirm("Remove those that are not in use?")))
     removed, errors = _remove(dead) if agreed else ([], [])
@@ -74,10 +74,10 @@ def clean(
         raise DiskError("\n".join(error.message for error in errors), hint=errors[0].hint)
 
 
-def _remove(leftovers: Sequence[Leftover]) -> tuple[list[Leftover], list[DiskError]]:
+def _remove(find_leftovers: Sequence[Leftover]) -> tuple[list[Leftover], list[DiskError]]:
     """Remove as many as possible. Returns the removed ones, and the errors of the others."""
     removed, errors = [], []
-    for leftover in leftovers:
+    for leftover in find_leftovers:
         try:
             removed += [leftover] if leftover.remove() else []
         except DiskError as error:
@@ -92,7 +92,7 @@ def _is_interactive() -> bool:
 def _row(leftover: Leftover) -> tuple[str, ...]:
     run = "alive" if leftover.in_use else "dead"
     finished = "" if leftover.tensors is None else f"{leftover.tensors} tensors"
-    return str(leftover.path), amount(leftover.size), _format_age(leftover.age), finished, run
+    return str(leftover.path), format_bytes(leftover.size), _format_age(leftover.age), finished, run
 
 
 def _format_age(seconds: float) -> str:

@@ -10,9 +10,9 @@ from typer.core import TyperCommand
 
 from fusion_core.contracts.specs import CommandSpec
 from fusion_core.errors import PluginError, UnknownComponentError
-from fusion_core.machine.installed import cause_of
-from fusion_core.plugins.known import home_of
+from fusion_core.machine.distributions import summarize_error
 from fusion_core.plugins.manager import load_plugins
+from fusion_core.plugins.ownership import distribution_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -67,7 +67,7 @@ def find_command(block: frozenset[str], name: str) -> PluginCommand | None:
     try:
         return PluginCommand(name, load_plugins(block).find(CommandSpec, name))
     except UnknownComponentError:
-        if home_of([CommandSpec.kind], name) is not None:
+        if distribution_of([CommandSpec.kind], name) is not None:
             raise
         return None
 
@@ -93,6 +93,6 @@ def _import_command(component: Component[CommandSpec]) -> Any:  # noqa: ANN401 -
             app.command()(target)
         command = typer.main.get_command(app)
     except Exception as error:
-        raise component.broken(f"cannot be used: {cause_of(error)}") from error
+        raise component.broken(f"cannot be used: {summarize_error(error)}") from error
     command.params = [param for param in command.params if param.name not in _PROGRAM_OPTIONS]
     return command

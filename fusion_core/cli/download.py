@@ -19,8 +19,8 @@ from fusion_core.cli.flags import (
 from fusion_core.cli.output import print_json, warn_of_broken_plugins
 from fusion_core.cli.progress import progress_for
 from fusion_core.errors import RecipeError
+from fusion_core.formatting import escape_control
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.shown import printable
 
 
 def download(
@@ -43,25 +43,25 @@ def download(
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)
     from fusion_core import hub
-    from fusion_core.planning.downloads import downloads_of, pools_of
+    from fusion_core.planning.downloads import create_pools, list_downloads
     from fusion_core.recipe.assignments import override
-    from fusion_core.recipe.text import check_own_kind, load_recipe
+    from fusion_core.recipe.text import check_not_foreign, load_recipe
 
     names = {"model_pool": pool, "task_pool": task_pool}
     raw = {} if recipe is None else load_recipe(recipe)
-    check_own_kind(raw)
+    check_not_foreign(raw)
     sections = override(sections_from(raw, names, tasks), assignments or [])
     if "model_pool" not in sections:
         raise RecipeError(
             "model_pool: required", hint="Choose a pool with --pool NAME; see: fuse list pools"
         )
     with hub.session(progress_for(quiet=quiet), again=True):
-        wanted = downloads_of(*pools_of(sections, plugins))
-        size = hub.size_of(wanted)
-        outlook = hub.check_room(size)
+        wanted = list_downloads(*create_pools(sections, plugins))
+        size = hub.measure_download(wanted)
+        outlook = hub.check_space(size)
         if not quiet:
-            print(printable(outlook), file=sys.stderr)
-        hub.fetch(wanted)
+            print(escape_control(outlook), file=sys.stderr)
+        hub.download_requests(wanted)
     if as_json:
         print_json({"downloaded_bytes": size.missing})
     else:

@@ -23,7 +23,7 @@ from fusion_core.cli.flags import (
     Verbose,
     sections_from,
     set_up_logging,
-    trusted_by,
+    trusted_names,
 )
 from fusion_core.cli.output import print_json, warn_of_broken_plugins, warn_of_experts
 from fusion_core.cli.progress import progress_for
@@ -60,7 +60,7 @@ def evaluate(
     with record_events(events, "evaluate", context.obj) as recorder:
         plugins = load_plugins(context.obj)
         warn_of_broken_plugins(plugins)
-        from fusion_core.machine.devices import device_of
+        from fusion_core.machine.devices import resolve_device
         from fusion_core.recipe.assignments import override
         from fusion_core.running.evaluation import evaluate_directory
 
@@ -71,10 +71,10 @@ def evaluate(
             plugins,
             model_pool=sections.get("model_pool"),
             task_pool=sections.get("task_pool"),
-            device=device_of(device),
+            device=resolve_device(device),
             progress=recorder.record_progress(progress_for(quiet=quiet)),
             fresh=fresh,
-            trust=trusted_by(trust),
+            trust=trusted_names(trust),
         )
         recorder.write("report", report=report.as_json())
     from fusion_core.contracts.intervals import Intervals

@@ -14,13 +14,13 @@ from itertools import count
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.measures import as_json
+from fusion_core.contracts.measurements import as_json
 from fusion_core.errors import DiskError, FusionError, RecipeError
+from fusion_core.formatting import redact_secrets
 from fusion_core.hookspecs import hookimpl
-from fusion_core.machine.ranks import helps
+from fusion_core.machine.ranks import is_helper_process
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.progress import Advance, Progress
-from fusion_core.shown import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 @contextmanager
 def record_events(path: Path | None, command: str, block: frozenset[str]) -> Iterator[Events]:
     """Append the events of a command to a file. Of several processes, only the first one does."""
-    with _open(None if helps() else path) as file:
+    with _open(None if is_helper_process() else path) as file:
         events = Events(file)
         events.write("started", schema=SCHEMA, command=command)
         try:
@@ -49,7 +49,7 @@ def record_events(path: Path | None, command: str, block: frozenset[str]) -> Ite
             finally:
                 plugins.unregister(events)
         except BaseException as error:  # interrupts included
-            message, hint = without_secrets(str(error)), None
+            message, hint = redact_secrets(str(error)), None
             if isinstance(error, FusionError):
                 message, hint = error.message, error.hint
             events.write("failed", **{"class": type(error).__name__}, message=message, hint=hint)

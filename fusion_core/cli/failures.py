@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from fusion_core.errors import DiskError, FusionError, Terminated
-from fusion_core.machine.attribution import plugin_behind
-from fusion_core.machine.installed import cause_of
-from fusion_core.shown import printable, without_secrets
+from fusion_core.formatting import escape_control, redact_secrets
+from fusion_core.machine.attribution import find_responsible_plugin
+from fusion_core.machine.distributions import summarize_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ def report_failure(error: BaseException) -> int:
 
 
 def _print_error(text: str) -> None:
-    print(printable(without_secrets(text)), file=sys.stderr)
+    print(escape_control(redact_secrets(text)), file=sys.stderr)
 
 
 def _explain(error: BaseException) -> tuple[int, list[str]]:
@@ -46,7 +46,7 @@ def _explain(error: BaseException) -> tuple[int, list[str]]:
             return error.exit_code, []
         case MemoryError():
             return 1, ["error: out of memory", "fuse check estimates the memory that a run needs."]
-        case OSError(filename=str(), strerror=str()) if plugin_behind(error) is None:
+        case OSError(filename=str(), strerror=str()) if find_responsible_plugin(error) is None:
             return DiskError.exit_code, [f"error: {error.filename}: {error.strerror}"]
         case _:
             return 1, [*_explain_bug(error)]
@@ -60,6 +60,6 @@ def _explain_interrupt(error: KeyboardInterrupt) -> str:
 
 
 def _explain_bug(error: BaseException) -> Iterator[str]:
-    yield f"error: a bug in {plugin_behind(error) or 'fusion-core'}: {cause_of(error)}"
+    yield f"error: a bug in {find_responsible_plugin(error) or 'fusion-core'}: {summarize_error(error)}"
     command = shlex.join(["fuse", "--traceback", *sys.argv[1:]])
     yield f"Please report it with the output of: {command}"

@@ -13,13 +13,13 @@ import typer
 from fusion_core.cli import completion
 from fusion_core.cli.output import warn_of_broken_plugins
 from fusion_core.errors import RecipeError
+from fusion_core.formatting import escape_control, redact_secrets
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.shown import printable, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fusion_core.planning.planned import Plan
+    from fusion_core.planning.run_plan import Plan
 
 Algo = Annotated[
     Optional[str],  # noqa: UP045 - typer reads these annotations at run time
@@ -156,11 +156,11 @@ def plan_from_flags(
     if output is not None:
         raw = assign(raw, ("output", "path"), output, origin=f"-o {output}")
 
-    from fusion_core.planning.options import RunOptions
     from fusion_core.planning.plan import plan
+    from fusion_core.planning.run_options import RunOptions
 
     gc.freeze()  # imported objects stay: headers of many tensors are parsed twice as fast
-    planned = plan(raw, RunOptions(block=context.obj, trust=trusted_by(trust), **options))
+    planned = plan(raw, RunOptions(block=context.obj, trust=trusted_names(trust), **options))
     if not quiet and (note := _default_pool_note(raw, planned)):
         print(note, file=sys.stderr)
     return planned
@@ -176,7 +176,7 @@ def _default_pool_note(raw: Mapping[str, Any], plan: Plan) -> str | None:
     return f"model pool: {pool.name}, the default; choose another with --pool"
 
 
-def trusted_by(flags: list[str] | None) -> frozenset[str]:
+def trusted_names(flags: list[str] | None) -> frozenset[str]:
     """Return the names that the flags `--trust` and the environment allow."""
     from fusion_core.planning.trust import trust_in_environment
 
@@ -195,7 +195,7 @@ def set_up_logging(*, verbose: bool) -> None:
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = f"{record.levelname.lower()}: {super().format(record)}"
-        return printable(without_secrets(text))
+        return escape_control(redact_secrets(text))
 
 
 def sections_from(

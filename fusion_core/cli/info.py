@@ -22,8 +22,8 @@ from fusion_core.contracts.specs import (
     PipelineSpec,
     TaskPoolSpec,
 )
+from fusion_core.formatting import format_bytes
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.shown import amount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -110,13 +110,13 @@ def options_as_json(component: Component[Any], plugins: PluginManager) -> list[d
     """
     from pydantic_core import to_jsonable_python
 
-    from fusion_core.planning.described import options_of_component
+    from fusion_core.planning.option_descriptions import describe_component_options
 
     if isinstance(component.spec, PipelineSpec):
         stages = component.spec.stages
         return [row for stage, given in stages for row in _stage_options(stage, given, plugins)]
     options: list[dict[str, Any]] = to_jsonable_python(
-        [asdict(option) for option in options_of_component(component)]
+        [asdict(option) for option in describe_component_options(component)]
     )
     return options
 
@@ -171,7 +171,7 @@ def _print(description: dict[str, Any]) -> None:
 
 def _format_field(key: str, value: Any) -> str:  # noqa: ANN401 - any field's
     if key.endswith("_bytes"):
-        return amount(value)
+        return format_bytes(value)
     if key == "formula":
         return f"{value}\n    {_NOTATION}"
     if key == "stages":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fusion_core.shown import printable
+from fusion_core.formatting import escape_control
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -69,14 +69,14 @@ def print_groups(headings: Sequence[str], groups: Mapping[str, Sequence[Sequence
     line = f"{cells}  {text}" if one_line else cells.rstrip()
     print(typer.style(line, underline=True) if is_terminal else line)
     for title, rows in tables.items():
-        heading = printable(title)
+        heading = escape_control(title)
         print(f"\n{typer.style(heading, bold=True) if is_terminal else heading}")
         for cells, text in map(align, rows):
             print(f"{cells}  {text}" if one_line else f"{cells.rstrip()}\n    {text}")
 
 
 def _cells(row: Iterable[str]) -> list[str]:
-    return [printable(" ".join(cell.splitlines())) for cell in row]
+    return [escape_control(" ".join(cell.splitlines())) for cell in row]
 
 
 def warn_of_broken_plugins(plugins: PluginManager) -> None:
@@ -96,4 +96,4 @@ def warn_of_experts(reports: Mapping[str, Report]) -> None:
 def print_warnings(warnings: Iterable[str]) -> None:
     """Print warnings on stderr, one line each."""
     for warning in warnings:
-        print(f"warning: {printable(' '.join(warning.splitlines()))}", file=sys.stderr)
+        print(f"warning: {escape_control(' '.join(warning.splitlines()))}", file=sys.stderr)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING
 
+from fusion_core.formatting import escape_control, format_bytes
 from fusion_core.progress import Advance, Progress
-from fusion_core.shown import amount, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -95,9 +95,9 @@ class BarProgress(Progress):
         started = time.monotonic()
         console = Console(stderr=True)
         with RichProgress(*_columns(), console=console, transient=True) as display:
-            bar = display.add_task(printable(label), total=total, note="")
+            bar = display.add_task(escape_control(label), total=total, note="")
             yield lambda count=1, *, note="": display.update(
-                bar, advance=count, note=printable(note)
+                bar, advance=count, note=escape_control(note)
             )
         _print_line(f"{label}: {_format_count(total, unit)} in {time.monotonic() - started:.1f} s")
 
@@ -122,8 +122,8 @@ def _columns() -> Iterator[ProgressColumn]:
 
 
 def _format_count(count: int, unit: str) -> str:
-    return amount(count) if unit == "B" else f"{count}{unit and ' '}{unit}"
+    return format_bytes(count) if unit == "B" else f"{count}{unit and ' '}{unit}"
 
 
 def _print_line(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
+    print(escape_control(line), file=sys.stderr, flush=True)

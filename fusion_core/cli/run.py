@@ -39,13 +39,13 @@ from fusion_core.cli.info import option_rows, options_as_json
 from fusion_core.cli.output import print_json, print_warnings, warn_of_experts
 from fusion_core.cli.progress import progress_for
 from fusion_core.errors import DiskError, FusionError
-from fusion_core.machine.ranks import helps
+from fusion_core.formatting import escape_control, similar_names
+from fusion_core.machine.ranks import is_helper_process
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.shown import close_to, printable
 
 if TYPE_CHECKING:
     from fusion_core.contracts.run import RunResult
-    from fusion_core.planning.planned import Plan
+    from fusion_core.planning.run_plan import Plan
 
 
 class RunCommand(TyperCommand):
@@ -73,7 +73,7 @@ class RunCommand(TyperCommand):
             try:
                 rows = list(option_rows(options_as_json(plugins.find_stages(stage), plugins)))
             except FusionError as error:
-                formatter.write(printable(f"\n{error}\n"))
+                formatter.write(escape_control(f"\n{error}\n"))
                 continue
             with formatter.section(f"Options of {stage} (--set {section}.OPTION=VALUE)"):
                 formatter.write_dl(
@@ -88,7 +88,7 @@ def _explain_unknown_option(error: Any) -> None:  # noqa: ANN401 - typer's, whic
     """Say where the options of methods belong, unless the option resembles a flag."""
     if not hasattr(error, "possibilities"):
         return
-    if not close_to(error.option_name, error.possibilities or (), cutoff=0.75):
+    if not similar_names(error.option_name, error.possibilities or (), cutoff=0.75):
         error.possibilities = []
         name = error.option_name.lstrip("-").replace("-", "_")
         error.message += f". To set an option of the method: --set algorithm.{name}=VALUE"
@@ -150,7 +150,7 @@ def run(
       fuse run recipe.yaml --set 'algorithm.skip="*norm*"' --dry-run
     """  # noqa: D301 - \b is typer's: lines stay as they are
     set_up_logging(verbose=verbose)
-    quiet = quiet or helps()
+    quiet = quiet or is_helper_process()
     with record_events(events, "run", context.obj) as recorder:
         plan = plan_from_flags(
             context,
@@ -186,22 +186,22 @@ def run(
 def _execute(plan: Plan, *, quiet: bool, as_json: bool, intervals: bool) -> None:
     """Announce the plan, execute it, and print its results."""
     plan.check_trust()
-    if not helps():
+    if not is_helper_process():
         print_warnings(plan.warnings)
     if not quiet:
         print(f"tensors: {describe_counts(plan.counts)}", file=sys.stderr)
         for fallback in plan.fallbacks:
             if not fallback.is_notable:
-                print(printable(str(fallback)), file=sys.stderr)
+                print(escape_control(str(fallback)), file=sys.stderr)
     from fusion_core import hub
     from fusion_core.running.run import execute
 
     with hub.session(plan.options.progress):
         files = plan.downloads()
         if files and not quiet:
-            print(printable(hub.check_room(hub.size_of(files))), file=sys.stderr)
+            print(escape_control(hub.check_space(hub.measure_download(files))), file=sys.stderr)
         result = execute(plan)
-    if not helps():
+    if not is_helper_process():
         _show(plan, result, as_json=as_json, intervals=intervals)
 
 
@@ -212,7 +212,7 @@ def _show(plan: Plan, result: RunResult, *, as_json: bool, intervals: bool) -> N
         if plan.options.evaluate and not as_json:
             where = {"device": plan.device, "progress": plan.options.progress}
             for text in plan.plugins.notify("fusion_run_shown", result=result, **where):
-                print(f"\n{printable(text)}")
+                print(f"\n{escape_control(text)}")
         sys.stdout.flush()
     except (DiskError, KeyboardInterrupt) as error:  # of stdout, or while an observer works
         if result.path is not None:
@@ -235,4 +235,4 @@ def _print(result: RunResult, algorithm: str, *, as_json: bool, intervals: bool)
 
         print_reports(reports, intervals=method)
     if result.path is not None:
-        print(printable(f"written: {result.path}"))
+        print(escape_control(f"written: {result.path}"))

@@ -17,6 +17,6 @@ def schema(context: typer.Context) -> None:
     \b
       # yaml-language-server: $schema=FILE
     """  # noqa: D301 - \b is typer's: lines stay as they are
-    from fusion_core.planning.described import recipe_schema
+    from fusion_core.planning.option_descriptions import recipe_schema
 
     print_json(recipe_schema(load_plugins(context.obj)))

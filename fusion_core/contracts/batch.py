@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
 #: The name of the padding mask in a mapping: 1 for a token, 0 for padding; (examples, length).
-MASK = "attention_mask"
+ATTENTION_MASK = "attention_mask"
 
 
 class Split(StrEnum):
@@ -52,7 +52,7 @@ class Batch:
     @property
     def mask(self) -> torch.Tensor | None:
         """The padding mask of shape (examples, length), 1 or true for tokens; None without one."""
-        return self.tensors.get(MASK)
+        return self.tensors.get(ATTENTION_MASK)
 
     @property
     def form(self) -> Hashable:

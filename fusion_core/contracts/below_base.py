@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.bootstrap import paired_bootstrap
-from fusion_core.contracts.measures import Measured, Metric, Metrics, as_json, main
+from fusion_core.contracts.measurements import Measured, Metric, MetricValues, as_json, main_value
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -56,8 +56,8 @@ class BelowBase:
 
 def find_below_base(
     metrics: Mapping[str, Metric],
-    base: Mapping[str, Metrics],
-    experts: Mapping[str, Metrics],
+    base: Mapping[str, MetricValues],
+    experts: Mapping[str, MetricValues],
     within_chance: Collection[str] = (),
 ) -> Iterator[BelowBase]:
     """Yield the experts that score below the base on their own task, beyond chance.
@@ -73,11 +73,15 @@ def find_below_base(
         evidence = _find_evidence(metric, base_metrics, expert_metrics)
         if evidence is None or (evidence == _FIGURES_ALONE and task in within_chance):
             continue
-        yield BelowBase(task, metric, main(base_metrics), main(expert_metrics), evidence)
+        yield BelowBase(
+            task, metric, main_value(base_metrics), main_value(expert_metrics), evidence
+        )
 
 
 def find_within_chance(
-    metrics: Mapping[str, Metric], base: Mapping[str, Metrics], experts: Mapping[str, Metrics]
+    metrics: Mapping[str, Metric],
+    base: Mapping[str, MetricValues],
+    experts: Mapping[str, MetricValues],
 ) -> Iterator[str]:
     """Yield the tasks whose expert scores below the base, but not significantly."""
     significant = {expert.task for expert in find_below_base(metrics, base, experts)}
@@ -104,9 +108,9 @@ def warn_of_below_base(experts: Sequence[BelowBase]) -> str:
     )
 
 
-def _find_evidence(metric: Metric, base: Metrics, expert: Metrics) -> str | None:
+def _find_evidence(metric: Metric, base: MetricValues, expert: MetricValues) -> str | None:
     """Return what shows that an expert scores below the base; None if nothing does."""
-    base_score, expert_score = main(base), main(expert)
+    base_score, expert_score = main_value(base), main_value(expert)
     is_below = expert_score < base_score if metric.higher_is_better else expert_score > base_score
     if not is_below or math.isclose(expert_score, base_score, rel_tol=_ROUNDING):
         return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.contracts.metrics import MetricsLog
+from fusion_core.contracts.metrics_log import MetricsLog
 from fusion_core.progress import Progress
 from fusion_core.weights import (
     CoordinatesKernel,
@@ -22,8 +22,8 @@ from fusion_core.weights import (
     SerialExecutor,
 )
 from fusion_core.weights.merging.piece import MERGED, Bound
-from fusion_core.weights.merging.transformed import Origin, Restored, transformed_experts
-from fusion_core.weights.reading.task_files import ADAPTED, ADAPTERS, TENSORS, keyed
+from fusion_core.weights.merging.transforms import RestoreKernel, ZeroOrigin, transform_experts
+from fusion_core.weights.reading.task_files import ADAPTED, ADAPTERS, TENSORS, join_tasks
 from fusion_core.weights.reading.task_masks import MASKS, SCALES, PackedMasks
 from fusion_core.weights.writing.disk import write_durably
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.weights import WeightSource
-    from fusion_core.weights.merging.applied import PieceKernel
+    from fusion_core.weights.merging.kernels import PieceKernel
     from fusion_core.weights.packing import Layout
 
 
@@ -119,12 +119,12 @@ class RunContext:
         """
         layout = pool.layout
         operands = self._operands(pool, layout, kernel, weights, {})
-        experts = transformed_experts(operands, kernel)
+        experts = transform_experts(operands, kernel)
         transformed = pool.transformed(
             {name: layout.pack(expert) for name, expert in experts.items()}
         )
         if isinstance(kernel, CoordinatesKernel):
-            origin = layout.pack(MergedSource(Origin(), operands))
+            origin = layout.pack(MergedSource(ZeroOrigin(), operands))
             return transformed.with_sources({"base": origin})
         return transformed
 
@@ -142,7 +142,7 @@ class RunContext:
         """
         layout = pool.layout
         operands = self._operands(pool, layout, kernel, weights, {MERGED: merged})
-        return layout.pack(MergedSource(Restored(kernel), operands))
+        return layout.pack(MergedSource(RestoreKernel(kernel), operands))
 
     def _operands(
         self,
@@ -210,7 +210,7 @@ class RunContext:
         `tensors` maps tasks to tensors by name, each of the shape of the merge's tensor.
         """
         if any(tensors.values()):
-            self.save(TENSORS, keyed(tensors))
+            self.save(TENSORS, join_tasks(tensors))
 
     def save_task_adapters(
         self,
@@ -219,10 +219,10 @@ class RunContext:
     ) -> None:
         """Save adapters of a live model's features; `build_for_task` attaches them.
 
-        `adapters` maps tasks to `down` and `up` of `fusion_adapting.through_adapter`, `modules` to
+        `adapters` maps tasks to `down` and `up` of `fusion_adapting.apply_adapter`, `modules` to
         the name of the module whose output the adapter changes.
         """
-        self.save(ADAPTERS, keyed({t: {"down": d, "up": u} for t, (d, u) in adapters.items()}))
+        self.save(ADAPTERS, join_tasks({t: {"down": d, "up": u} for t, (d, u) in adapters.items()}))
         self.save(ADAPTED, {"schema": 1, "modules": dict(modules)})
 
     def rescue(self, name: str, data: bytes) -> Path:

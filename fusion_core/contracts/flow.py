@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.selected_pool import SelectedPool
 from fusion_core.weights import AlignedSource, RenamedSource, WeightSource
-from fusion_core.weights.merging.transformed import Unchanged
+from fusion_core.weights.merging.transforms import IdentityTransform
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -104,7 +104,9 @@ def _restore_all(restore: Restore, others: WeightSource, merged: WeightSource) -
 def _overlay(part: ModelPool[Any], pool: ModelPool[Any], context: RunContext) -> ModelPool[Any]:
     """Return the pool with the part's tensors in place of its own."""
     if any(part.by_name[name].is_delta != source.is_delta for name, source in pool.by_name.items()):
-        pool = context.transform(pool, Unchanged())  # task vectors cannot be mixed with weights
+        pool = context.transform(
+            pool, IdentityTransform()
+        )  # task vectors cannot be mixed with weights
     return pool.with_sources(
         {name: AlignedSource(part.by_name[name], source) for name, source in pool.by_name.items()}
     )

@@ -11,7 +11,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, ClassVar
 
 from fusion_core.contracts.bootstrap import TAIL, percentiles, resample, resample_quotients
-from fusion_core.contracts.measures import Measured, Metric, Metrics
+from fusion_core.contracts.measurements import Measured, Metric, MetricValues
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -33,7 +33,7 @@ class Intervals:
     #: why a table has no intervals
     missing: ClassVar[str] = "no outcomes of single examples are stored; run fuse evaluate"
 
-    def of_task(self, metrics: Metrics) -> Interval | None:
+    def of_task(self, metrics: MetricValues) -> Interval | None:
         """Return the interval of a task's main metric.
 
         None if the task keeps no outcomes, or too few for an interval.
@@ -42,11 +42,13 @@ class Intervals:
             return wilson(int(sum(metrics.outcomes)), len(metrics.outcomes))
         return _bootstrap([metrics])
 
-    def of_average(self, row: Collection[Metrics]) -> Interval | None:
+    def of_average(self, row: Collection[MetricValues]) -> Interval | None:
         """Return the interval of the mean of the tasks' main metrics; None as in `of_task`."""
         return self.of_task(*row) if len(row) == 1 else _bootstrap(row)
 
-    def of_normalised(self, row: Collection[tuple[Metric, Metrics, Metrics]]) -> Interval | None:
+    def of_normalised(
+        self, row: Collection[tuple[Metric, MetricValues, MetricValues]]
+    ) -> Interval | None:
         """Return the interval of the mean over tasks of score / reference score.
 
         Each entry of the nonempty `row` is one task's main metric, measurement and reference
@@ -71,7 +73,7 @@ def wilson(right: int, count: int) -> Interval:
     return (low if right else 0.0), (high if right < count else 1.0)
 
 
-def _bootstrap(row: Collection[Metrics]) -> Interval | None:
+def _bootstrap(row: Collection[MetricValues]) -> Interval | None:
     measured = [task for task in row if isinstance(task, Measured) and len(task.outcomes) > 1]
     if not measured or len(measured) < len(row):
         return None

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import BrokenPluginError
-from fusion_core.weights.matrices import Columns, Matrices, Rows, Stacked, slots_of
+from fusion_core.weights.matrices import Columns, Matrices, Rows, Stacked, find_slots
 from fusion_core.weights.merging.piece import is_merged
 from fusion_core.weights.packing import Layout
 
@@ -108,7 +108,7 @@ def layout_of(
         if not is_merged(info):
             continue
         try:
-            declared = slots_of(info, declare(name, info.shape))
+            declared = find_slots(info, declare(name, info.shape))
         except ValueError as error:
             raise BrokenPluginError(
                 f"the model pool {pool} declares matrices that do not fit the tensor {name!r} of "
@@ -119,7 +119,9 @@ def layout_of(
             slots[name] = declared
     layout = Layout(slots, {name: infos[name].shape for name in slots})
     if slots:
-        counts = Counter(matrix.name for info in infos.values() for matrix in layout.describe_matrices(info))
+        counts = Counter(
+            matrix.name for info in infos.values() for matrix in layout.describe_matrices(info)
+        )
         name, count = counts.most_common(1)[0]
         if count > 1:
             raise BrokenPluginError(

@@ -15,8 +15,8 @@ from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import WeightSource, align
 from fusion_core.weights.aligning.agreement import Agreement
 from fusion_core.weights.origin import Origin
-from fusion_core.weights.reading.quantised import refuse_quantised
-from fusion_core.weights.source import base_or_first, check_unchanged, origins
+from fusion_core.weights.reading.quantisation import refuse_quantised
+from fusion_core.weights.source import check_unchanged, collect_origins, reference_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_core.hub import Wanted
+    from fusion_core.hub import FileRequest
     from fusion_core.recipe.config import AlignmentPolicy
     from fusion_core.weights.matrices import Matrices
     from fusion_core.weights.packing import Layout
@@ -175,10 +175,10 @@ class ModelPool(ABC, Generic[ConfigT]):
         """Return the licence of every model by name, `base` included; None for an unknown one."""
         return dict.fromkeys(self.by_name)
 
-    def downloads(self) -> Sequence[Wanted]:
+    def downloads(self) -> Sequence[FileRequest]:
         """Return the hub files that the weights are read from, including those in the cache."""
         sources = self.by_name.values()
-        wanted = [origin.wanted for source in sources for origin in origins(source)]
+        wanted = [origin.wanted for source in sources for origin in collect_origins(source)]
         return [file for file in wanted if file is not None]
 
     def with_sources(self, sources: Mapping[str, WeightSource]) -> Self:
@@ -244,7 +244,7 @@ class ModelPool(ABC, Generic[ConfigT]):
     @property
     def reference(self) -> WeightSource:
         """The base, or the first expert without one: the source of names, dtypes and buffers."""
-        return base_or_first(self.base, self.experts)
+        return reference_model(self.base, self.experts)
 
 
 def _identify(source: WeightSource) -> dict[str, Any]:

@@ -11,24 +11,24 @@ from pydantic import BeforeValidator, PlainSerializer, SerializationInfo
 
 from fusion_core.hub.reference import looks_like_id, parse
 from fusion_core.recipe.config import _if_path
-from fusion_core.recipe.paths import input_path, path_of, portable
+from fusion_core.recipe.paths import make_portable, resolve_input_path, resolve_path
 
 #: The suffixes of recipe files, which may be given in place of a model.
-RECIPES = (".yaml", ".yml")
+RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
 def model_path(value: str | os.PathLike[str]) -> str:
     """Return the path of a model, or its hub id if nothing exists at that path."""
-    path = input_path(value)
+    path = resolve_input_path(value)
     return path if os.path.lexists(path) or not looks_like_id(os.fspath(value)) else str(value)
 
 
-def as_written(path: str, info: SerializationInfo) -> str:
+def serialise_path(path: str, info: SerializationInfo) -> str:
     """Return a path, relative to the recipe's folder in `info.context` if possible, or a hub id."""
-    return portable(path, info.context) if os.path.lexists(path) else path
+    return make_portable(path, info.context) if os.path.lexists(path) else path
 
 
-def named_after_paths(value: object) -> object:
+def name_after_paths(value: object) -> object:
     """Turn a list of models into a mapping named after their paths or hub ids, less revisions."""
     if isinstance(value, Mapping):
         return value
@@ -49,19 +49,19 @@ def named_after_paths(value: object) -> object:
 def _name_of(model: str) -> str:
     # `os.path.exists` is False for an unreadable path, where `Path.exists` would raise; the pool
     # reports such a path with the option's name.
-    if looks_like_id(model) and not os.path.exists(path_of(model)):  # noqa: PTH110
+    if looks_like_id(model) and not os.path.exists(resolve_path(model)):  # noqa: PTH110
         model = parse(model).repo
     path = Path(model)
-    return path.stem if path.suffix in {".safetensors", *RECIPES} else path.name
+    return path.stem if path.suffix in {".safetensors", *RECIPE_SUFFIXES} else path.name
 
 
 #: The path of an input file or directory; a relative path in a recipe starts in its folder.
-InputPath = Annotated[str, _if_path(input_path), PlainSerializer(as_written)]
+InputPath = Annotated[str, _if_path(resolve_input_path), PlainSerializer(serialise_path)]
 
 
 #: An input model: a path, or `org/name@revision` on the hub.
-ModelPath = Annotated[str, _if_path(model_path), PlainSerializer(as_written)]
+ModelPath = Annotated[str, _if_path(model_path), PlainSerializer(serialise_path)]
 
 
 #: Input models by name; a list is named after its paths or hub ids.
-ModelPaths = Annotated[dict[str, ModelPath], BeforeValidator(named_after_paths)]
+ModelPaths = Annotated[dict[str, ModelPath], BeforeValidator(name_after_paths)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from fusion_core.contracts.measures import Measured, Metrics, as_json
+from fusion_core.contracts.measurements import Measured, MetricValues, as_json
 
 OUTCOMES = "outcomes.json"
 SCHEMA = 1
@@ -20,21 +20,25 @@ _NUMBERS = TypeAdapter(Sequence[float])
 _MAPPING = TypeAdapter(Mapping[str, Any])
 
 
-def encode_row(row: Mapping[str, Metrics]) -> dict[str, _Stored]:
+def encode_row(row: Mapping[str, MetricValues]) -> dict[str, _Stored]:
     """Return the outcomes by task, without the tasks that keep none."""
-    return {task: encode(metrics) for task, metrics in row.items() if isinstance(metrics, Measured)}
+    return {
+        task: encode_outcomes(metrics)
+        for task, metrics in row.items()
+        if isinstance(metrics, Measured)
+    }
 
 
-def decode_row(row: Mapping[str, Metrics], stored: Any) -> dict[str, Metrics]:  # noqa: ANN401 - from a file
+def decode_row(row: Mapping[str, MetricValues], stored: Any) -> dict[str, MetricValues]:  # noqa: ANN401 - from a file
     """Return a row with its stored outcomes; raises `ValueError` if they do not fit it."""
     outcomes = _MAPPING.validate_python(stored)
     return {
-        task: decode(metrics, outcomes[task]) if task in outcomes else metrics
+        task: decode_outcomes(metrics, outcomes[task]) if task in outcomes else metrics
         for task, metrics in row.items()
     }
 
 
-def encode(measured: Measured) -> _Stored:
+def encode_outcomes(measured: Measured) -> _Stored:
     """Return one task's outcomes as JSON data."""
     if measured.is_binary:
         return {"outcomes": "".join("01"[int(outcome)] for outcome in measured.outcomes)}
@@ -44,7 +48,7 @@ def encode(measured: Measured) -> _Stored:
     return {**outcomes, "weights": [as_json(weight) for weight in measured.weights]}
 
 
-def decode(metrics: Metrics, stored: Any) -> Measured:  # noqa: ANN401 - from a file
+def decode_outcomes(metrics: MetricValues, stored: Any) -> Measured:  # noqa: ANN401 - from a file
     """Return metrics with the outcomes that `encode` returned; raises `ValueError` for others."""
     if not isinstance(stored, dict) or "outcomes" not in stored:
         raise ValueError("missing outcomes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights.reading.assets import with_config
+from fusion_core.weights.reading.assets import change_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,4 +36,4 @@ class Outline:
 
     def files(self, given: Files) -> Files:
         """Return the merge's side files, derived from the models'."""
-        return given if self.configure is None else with_config(given, self.configure)
+        return given if self.configure is None else change_config(given, self.configure)

@@ -17,10 +17,17 @@ from fusion_core.contracts.below_base import (
     find_below_base,
     find_within_chance,
 )
-from fusion_core.contracts.layout import table_of
-from fusion_core.contracts.measures import Metric, Metrics, as_json, main, mean_of, mean_ratio
+from fusion_core.contracts.measurements import (
+    Metric,
+    MetricValues,
+    as_json,
+    main_value,
+    mean_main_value,
+    mean_ratio,
+)
 from fusion_core.contracts.outcomes import SCHEMA as OUTCOMES_SCHEMA
 from fusion_core.contracts.outcomes import decode_row, encode_row
+from fusion_core.contracts.table_layout import build_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,11 +74,11 @@ class Report:
     The first metric of a task is its *main metric*. Averages are over main metrics.
     """
 
-    tasks: Mapping[str, Metrics]
+    tasks: Mapping[str, MetricValues]
     #: the base's metrics by task; empty if the pool has no base
-    base: Mapping[str, Metrics] = field(default_factory=dict)
+    base: Mapping[str, MetricValues] = field(default_factory=dict)
     #: the metrics of each task's own expert, by task
-    experts: Mapping[str, Metrics] = field(default_factory=dict)
+    experts: Mapping[str, MetricValues] = field(default_factory=dict)
     #: whether the algorithm adapted on the (unlabeled) test examples; None if it used no data
     transductive: bool | None = None
     #: the measured test examples, in words; None for all of them
@@ -108,7 +115,7 @@ class Report:
         """The mean of the tasks' main metrics; None unless all have one unit and direction."""
         metrics = list(self.main_metrics.values())
         comparable = metrics and all(metrics[0].agrees(metric) for metric in metrics)
-        return mean_of(self.tasks) if comparable else None
+        return mean_main_value(self.tasks) if comparable else None
 
     @property
     def normalised_average(self) -> float | None:
@@ -118,9 +125,9 @@ class Report:
         """
         if self.experts_below_base:
             return None
-        experts = {task: main(metrics) for task, metrics in self.experts.items()}
+        experts = {task: main_value(metrics) for task, metrics in self.experts.items()}
         return mean_ratio(
-            (metric, main(self.tasks[task]), experts.get(task, math.nan))
+            (metric, main_value(self.tasks[task]), experts.get(task, math.nan))
             for task, metric in self.main_metrics.items()
         )
 
@@ -150,7 +157,7 @@ class Report:
         notes = [describe_below_base(self.experts_below_base)]
         if self.transductive:
             notes.append("transductive: the algorithm saw the test examples, without their labels")
-        return table_of({"merged": self}).as_html("; ".join(filter(None, notes)))
+        return build_table({"merged": self}).as_html("; ".join(filter(None, notes)))
 
     def as_json(self, intervals: Intervals | None = None) -> dict[str, Any]:
         """Return the content of `report.json`, documented in docs/reference/report.md.
@@ -287,7 +294,7 @@ def _numbers_as_json(numbers: Any) -> Any:  # noqa: ANN401 - numbers in mappings
     return None if numbers is None else as_json(numbers)
 
 
-def how_to_measure(directory: Path) -> str:
+def measuring_hint(directory: Path) -> str:
     """Return the hint for a model without recorded tasks, or without a way to build it."""
     return (
         f"If it is of a family that a pool knows, name it: fuse evaluate {directory} --pool NAME; "

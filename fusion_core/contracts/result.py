@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fusion_core.contracts.building import named_tensors
+from fusion_core.contracts.live_models import named_tensors
 from fusion_core.errors import BrokenPluginError
 from fusion_core.weights import (
     AlignedSource,
@@ -17,7 +17,7 @@ from fusion_core.weights import (
     as_weights,
 )
 from fusion_core.weights.merging.piece import MERGED, is_merged
-from fusion_core.weights.merging.transformed import Computed
+from fusion_core.weights.merging.transforms import ComputedWeights
 from fusion_core.weights.packing import PackedSource
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def check_result(
     is_known = isinstance(computed, MergedSource) or weights in pool.by_name.values()
     if is_known or not outline.is_like(pool.reference.infos):
         return weights
-    checked = context.merge(pool, Computed(), extras={MERGED: weights})
+    checked = context.merge(pool, ComputedWeights(), extras={MERGED: weights})
     floating = {name: name for name, info in weights.infos.items() if is_merged(info)}
     return AlignedSource(RenamedSource(checked, floating), weights)
 

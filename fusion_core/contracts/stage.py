@@ -19,7 +19,7 @@ from fusion_core.contracts.result import check_result
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig, ExpertWeights
 from fusion_core.recipe.text import dump_yaml, load_recipe
-from fusion_core.recipe.validation import validated
+from fusion_core.recipe.validation import validate
 from fusion_core.weights import CoordinatesKernel, Kernel, RowsKernel, WeightSource
 from fusion_core.weights.merging.piece import MERGED
 
@@ -52,7 +52,7 @@ class Stage(ABC, Generic[ConfigT]):
         if config is not None and options:
             raise TypeError("give a configuration or its options, not both")
         if config is None:
-            config = cast("ConfigT", validated(self.config_class, options, prefix="algorithm"))
+            config = cast("ConfigT", validate(self.config_class, options, prefix="algorithm"))
         self.config = config
 
     @abstractmethod
@@ -89,7 +89,7 @@ class Stage(ABC, Generic[ConfigT]):
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         """Create a stage from a YAML file of options, as `to_yaml` writes it."""
-        config: Any = validated(cls.config_class, load_recipe(path), prefix=str(path))
+        config: Any = validate(cls.config_class, load_recipe(path), prefix=str(path))
         return cls(config)
 
     def to_yaml(self, path: str | Path) -> None:

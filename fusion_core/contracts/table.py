@@ -7,7 +7,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING
 
-from fusion_core.contracts.measures import FRACTION, Metric
+from fusion_core.contracts.measurements import FRACTION, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

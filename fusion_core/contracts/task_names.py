@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import RecipeError
-from fusion_core.shown import did_you_mean
+from fusion_core.formatting import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ def choose_tasks(wanted: Sequence[str] | None, known: Sequence[str], option: str
 
 def unknown_task(name: str, known: Sequence[str], option: str) -> RecipeError:
     """Return the error for an unknown task, with the closest known names."""
-    guess = did_you_mean(name, known)
+    guess = suggest(name, known)
     return RecipeError(
         f"{option}: unknown task {name!r}{guess and f'; {guess}'}",
         hint=f"Tasks: {', '.join(known)}",

@@ -15,7 +15,7 @@ import torch
 
 from fusion_core.contracts.batch import Batch, Split
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.progress import Progress, noting
+from fusion_core.progress import Progress, show_notes_on
 from fusion_core.recipe.config import ComponentConfig
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_core.contracts.measures import Metric, Metrics
+    from fusion_core.contracts.measurements import Metric, MetricValues
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.report import Published
     from fusion_core.contracts.subject import Subject
-    from fusion_core.hub import Wanted
+    from fusion_core.hub import FileRequest
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
@@ -62,7 +62,7 @@ class Task(ABC):
     conditions: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         """Measure a model on the whole test split; return values by name, the main metric first.
 
         Leave the model as it was. Return `Measured` to add each example's outcome, from which
@@ -226,7 +226,7 @@ class TaskPool(ABC, Generic[ConfigT]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def downloads(self) -> Sequence[Wanted]:
+    def downloads(self) -> Sequence[FileRequest]:
         """Return the hub files that measuring needs, including those in the cache."""
         return ()
 
@@ -291,16 +291,16 @@ class TaskPool(ABC, Generic[ConfigT]):
         *,
         label: str = "evaluate",
         progress: Progress | None = None,
-    ) -> dict[str, Metrics]:
+    ) -> dict[str, MetricValues]:
         """Measure a model on the named tasks, by default on all; return the metrics by task.
 
         Pass `Subject.of(model)` for a live model. A pool that measures in another process overrides
         this and uses `subject.path` or `subject.weights`.
         """
         names = self.names if tasks is None else tasks
-        metrics: dict[str, Metrics] = {}
+        metrics: dict[str, MetricValues] = {}
         track = (progress or Progress()).track(label, total=len(names))
-        with track as advance, noting(advance):
+        with track as advance, show_notes_on(advance):
             for name in names:
                 metrics[name] = self[name].evaluate(subject.model)
                 advance(1, note=name)

@@ -9,29 +9,42 @@ package is cheap. It knows repositories and files, not their contents.
 """
 
 from fusion_core.hub._cache import assets_directory
-from fusion_core.hub._client import beginning, download, files, listing, resolve, session
-from fusion_core.hub._conversions import conversion, split_files
-from fusion_core.hub._downloads import Size, Wanted, check_room, fetch, size_of
-from fusion_core.hub._errors import advising
+from fusion_core.hub._client import (
+    download,
+    download_paths,
+    list_files,
+    read_beginning,
+    resolve,
+    session,
+)
+from fusion_core.hub._conversions import find_conversion, find_split
+from fusion_core.hub._downloads import (
+    DownloadSize,
+    FileRequest,
+    check_space,
+    download_requests,
+    measure_download,
+)
+from fusion_core.hub._errors import add_advice
 from fusion_core.hub.reference import Reference, looks_like_id, parse
 
 __all__ = [
+    "DownloadSize",
+    "FileRequest",
     "Reference",
-    "Size",
-    "Wanted",
-    "advising",
+    "add_advice",
     "assets_directory",
-    "beginning",
-    "check_room",
-    "conversion",
+    "check_space",
     "download",
-    "fetch",
-    "files",
-    "listing",
+    "download_paths",
+    "download_requests",
+    "find_conversion",
+    "find_split",
+    "list_files",
     "looks_like_id",
+    "measure_download",
     "parse",
+    "read_beginning",
     "resolve",
     "session",
-    "size_of",
-    "split_files",
 ]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fusion_core.errors import DiskError, HubError
-from fusion_core.shown import amount
+from fusion_core.formatting import format_bytes
 
 if TYPE_CHECKING:
     from fusion_core.hub.reference import Reference
@@ -50,7 +50,7 @@ def check_free_space(purpose: str, needed: int, directory: Path) -> int:
     free = shutil.disk_usage(_nearest_existing(directory)).free
     if needed > free:
         raise DiskError(
-            f"{purpose} needs {amount(needed)}, and {amount(free)} are free in {directory}",
+            f"{purpose} needs {format_bytes(needed)}, and {format_bytes(free)} are free in {directory}",
             hint="Free some space there, or set HF_HOME to a directory on a larger disk.",
         )
     return free

@@ -92,7 +92,7 @@ def resolve(reference: Reference) -> Reference:
     return reference.at(current.commits[reference])
 
 
-def listing(reference: Reference) -> Mapping[str, int]:
+def list_files(reference: Reference) -> Mapping[str, int]:
     """Return the files of a repository and their sizes in bytes."""
     pinned = resolve(reference)
     listings = _session().listings
@@ -119,20 +119,20 @@ def download(reference: Reference, patterns: Sequence[str]) -> Path:
     pinned = resolve(reference)
     paths = [
         path
-        for path in listing(pinned)
+        for path in list_files(pinned)
         if not path.endswith(_PROGRAMS) and any(_matches(path, pattern) for pattern in patterns)
     ]
     return _download(pinned, paths)
 
 
-def files(reference: Reference, paths: Sequence[str]) -> Path:
+def download_paths(reference: Reference, paths: Sequence[str]) -> Path:
     """Download exactly these files, pickles included, and return their directory.
 
     The caller vouches for the files. Raises the errors of `download`, and `HubError` for a path
     that the repository lacks.
     """
     pinned = resolve(reference)
-    sizes = listing(pinned)
+    sizes = list_files(pinned)
     for path in paths:
         if path not in sizes:
             existing = ", ".join(sorted(sizes)[:20]) or "no files"
@@ -140,7 +140,7 @@ def files(reference: Reference, paths: Sequence[str]) -> Path:
     return _download(pinned, paths)
 
 
-def beginning(reference: Reference, path: str, count: int) -> bytes:
+def read_beginning(reference: Reference, path: str, count: int) -> bytes:
     """Return the first `count` bytes of a file without downloading the rest.
 
     Raises the errors of `download`.
@@ -186,6 +186,6 @@ def _download(pinned: Reference, paths: Sequence[str]) -> Path:
     if missing and is_offline():
         raise not_cached(pinned, cache_directory(), missing[0])
     if missing:
-        sizes = listing(pinned)
+        sizes = list_files(pinned)
         download_files(pinned, {path: sizes[path] for path in missing}, _session().progress)
     return snapshot_directory(pinned)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from fusion_core.errors import HubError
 from fusion_core.hub._cache import cache_commit, cached_commit, is_cached, is_offline
-from fusion_core.hub._client import listing, resolve
-from fusion_core.hub._downloads import Wanted
+from fusion_core.hub._client import list_files, resolve
+from fusion_core.hub._downloads import FileRequest
 from fusion_core.hub._requests import request_commit, request_conversions, request_digests
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _PICKLE = ".bin"
 _PARQUET_BRANCH = "refs/convert/parquet"
 
 
-def conversion(reference: Reference) -> Reference | None:
+def find_conversion(reference: Reference) -> Reference | None:
     """Return the commit at which the hub's own bot offers a repository's pickles as safetensors.
 
     None if there is no conversion of exactly these pickles, or if the cache has pickles of this
@@ -32,7 +32,7 @@ def conversion(reference: Reference) -> Reference | None:
     record = pinned.at(f"conversion-of-{pinned.revision}")
     if cached := cached_commit(record):
         return pinned.at(cached[0])
-    pickles = [path for path in listing(pinned) if path.endswith(_PICKLE)]
+    pickles = [path for path in list_files(pinned) if path.endswith(_PICKLE)]
     if is_offline() or any(is_cached(pinned, path) for path in pickles):
         return None
     revisions = request_conversions(pinned)
@@ -51,7 +51,7 @@ def _pickle_digests(digests: Mapping[str, str]) -> dict[str, str]:
     return {path: digest for path, digest in digests.items() if path.endswith(_PICKLE)}
 
 
-def split_files(dataset: Reference, split: str, config: str | None = None) -> Wanted:
+def find_split(dataset: Reference, split: str, config: str | None = None) -> FileRequest:
     """Return the parquet files of a split, from the hub's conversion if the owner uploaded none.
 
     `config` selects the configuration of a data set that has several. Raises `HubError` if no file
@@ -59,10 +59,10 @@ def split_files(dataset: Reference, split: str, config: str | None = None) -> Wa
     """
     main = resolve(dataset)
     if paths := _split_paths(main, split, config):
-        return Wanted(main, paths)
+        return FileRequest(main, paths)
     converted = resolve(main.at(_PARQUET_BRANCH))
     if paths := _split_paths(converted, split, config):
-        return Wanted(converted, paths)
+        return FileRequest(converted, paths)
     raise HubError(
         f"the data set {main} has no parquet files of the split {split!r}",
         hint="Download it by hand, and name the files in the recipe.",
@@ -72,7 +72,7 @@ def split_files(dataset: Reference, split: str, config: str | None = None) -> Wa
 def _split_paths(pinned: Reference, split: str, config: str | None) -> tuple[str, ...]:
     """Return the files of a split; none if several configurations are possible."""
     by_config: dict[str, list[str]] = {}
-    for path in sorted(listing(pinned)):
+    for path in sorted(list_files(pinned)):
         path_config = _config_of(PurePosixPath(path), split)
         if path_config is not None:
             by_config.setdefault(path_config, []).append(path)

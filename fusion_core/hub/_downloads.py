@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fusion_core.formatting import format_bytes
 from fusion_core.hub._cache import (
     assets_directory,
     cache_directory,
@@ -12,9 +13,8 @@ from fusion_core.hub._cache import (
     is_cached,
     on_one_disk,
 )
-from fusion_core.hub._client import files, listing, oldest_lookup, resolve
-from fusion_core.hub._errors import advising
-from fusion_core.shown import amount
+from fusion_core.hub._client import download_paths, list_files, oldest_lookup, resolve
+from fusion_core.hub._errors import add_advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class FileRequest:
     """Files of one repository that a run will read."""
 
     reference: Reference
@@ -35,7 +35,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class DownloadSize:
     """The size of a download in bytes."""
 
     total: int
@@ -45,20 +45,20 @@ class Size:
     made: int = 0
 
 
-def size_of(wanted: Iterable[Wanted]) -> Size:
+def measure_download(wanted: Iterable[FileRequest]) -> DownloadSize:
     """Return the total and missing bytes of requested files; a repeated file counts once."""
     requests = list(wanted)
     total = missing = 0
     for pinned, path in {
         (resolve(item.reference), path) for item in requests for path in item.paths
     }:
-        size = listing(pinned).get(path, 0)
+        size = list_files(pinned).get(path, 0)
         total += size
         missing += 0 if is_cached(pinned, path) else size
-    return Size(total, missing, sum(item.made for item in requests))
+    return DownloadSize(total, missing, sum(item.made for item in requests))
 
 
-def check_room(size: Size) -> str:
+def check_space(size: DownloadSize) -> str:
     """Return a line with the bytes to download and decode, the free space and the revisions' age.
 
     Raises `DiskError` if the space is too small.
@@ -72,17 +72,17 @@ def check_room(size: Size) -> str:
     since = oldest_lookup()
     age = f"; revisions as of {since} (fuse download updates them)" if since else ""
     needed = {"to download": size.missing, "to store decoded": size.made}
-    parts = [f"{label}: {amount(count)}" for label, count in needed.items() if count]
+    parts = [f"{label}: {format_bytes(count)}" for label, count in needed.items() if count]
     if not parts:
         return f"nothing to download: all files are in the cache{age}"
-    return f"{', '.join(parts)}; {amount(free)} are free{age}"
+    return f"{', '.join(parts)}; {format_bytes(free)} are free{age}"
 
 
-def fetch(wanted: Iterable[Wanted]) -> list[str]:
+def download_requests(wanted: Iterable[FileRequest]) -> list[str]:
     """Download requested files and return their local paths; raise the errors of `download`."""
     local_paths: list[str] = []
     for request in wanted:
-        with advising(request.otherwise):
-            directory = files(request.reference, request.paths)
+        with add_advice(request.otherwise):
+            directory = download_paths(request.reference, request.paths)
         local_paths += [str(directory / path) for path in request.paths]
     return local_paths

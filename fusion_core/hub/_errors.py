@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import DiskError, FusionError, HubError
-from fusion_core.shown import without_secrets
+from fusion_core.formatting import redact_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -105,7 +105,7 @@ def hide_secrets(error: BaseException) -> None:
     """Remove credentials from the texts of an error and its causes, which tracebacks show."""
     for cause in _causes(error):
         cause.args = tuple(
-            without_secrets(part) if isinstance(part, str) else part for part in cause.args
+            redact_secrets(part) if isinstance(part, str) else part for part in cause.args
         )
 
 
@@ -119,7 +119,7 @@ def not_cached(reference: Reference, cache: Path, path: str = "") -> HubError:
 
 
 @contextmanager
-def advising(advice: str) -> Iterator[None]:
+def add_advice(advice: str) -> Iterator[None]:
     """Append advice to the hint of a `HubError` raised inside."""
     try:
         yield

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import HubError
+from fusion_core.formatting import format_bytes
 from fusion_core.hub._cache import cache_directory, check_free_space, endpoint, snapshot_directory
 from fusion_core.hub._errors import hide_secrets, http_library, translate
-from fusion_core.shown import amount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -127,7 +127,7 @@ def download_files(pinned: Reference, sizes: Mapping[str, int], progress: Progre
     total = sum(sizes.values())
     free = check_free_space(str(pinned), total, cache_directory())
     digests = request_digests(pinned)
-    label = f"download {pinned.repo} ({amount(total)}, {amount(free)} are free)"
+    label = f"download {pinned.repo} ({format_bytes(total)}, {format_bytes(free)} are free)"
     with _hub_call(pinned), progress.track(label, total=total, unit="B") as advance:
         from huggingface_hub import hf_hub_download
 

@@ -13,14 +13,14 @@ from traceback import walk_tb
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import BrokenPluginError
-from fusion_core.machine.installed import CORE, cause_of, declared_plugins, normalised
+from fusion_core.machine.distributions import CORE, find_plugins, normalize_name, summarize_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
 
-def plugin_behind(error: BaseException) -> str | None:
+def find_responsible_plugin(error: BaseException) -> str | None:
     """Name the plugin, with its version, whose package is innermost in a traceback.
 
     The error's causes are searched after the error itself. Returns None if no plugin took part.
@@ -52,8 +52,8 @@ def forbid_exit() -> Iterator[None]:
         )
         frame, line = next(calls)
         raise BrokenPluginError(
-            f"{plugin_behind(error) or 'code outside the plugins'} tried to end the program: "
-            f"{cause_of(error)}, in {frame.f_code.co_qualname} "
+            f"{find_responsible_plugin(error) or 'code outside the plugins'} tried to end the program: "
+            f"{summarize_error(error)}, in {frame.f_code.co_qualname} "
             f"({frame.f_code.co_filename}, line {line})",
             hint="Report this to its authors: code that cannot continue must raise an error.",
         ) from error
@@ -62,14 +62,14 @@ def forbid_exit() -> Iterator[None]:
 def _owners_of_packages() -> dict[str, str]:
     """Map the top-level packages of every plugin but the core to its name and version."""
     plugins, owners = {}, {}
-    for entry_point, distribution in declared_plugins():
-        name = normalised(distribution.name)
+    for entry_point, distribution in find_plugins():
+        name = normalize_name(distribution.name)
         if name != CORE:
             plugins[name] = f"plugin {name} {distribution.version}"
             owners[entry_point.value.partition(":")[0].partition(".")[0]] = plugins[name]
     with suppress(Exception):  # the file list of some distribution is damaged
         for package, distributions in packages_distributions().items():
-            for name in map(normalised, distributions):
+            for name in map(normalize_name, distributions):
                 if name in plugins:
                     owners.setdefault(package, plugins[name])
     return owners

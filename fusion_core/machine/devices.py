@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from fusion_core.errors import RecipeError
-from fusion_core.machine.ranks import own_gpu
+from fusion_core.machine.ranks import local_gpu
 
 
-def device_of(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """Return the torch device of a name; raise `RecipeError` if this machine lacks it.
 
     In a process that torchrun started, `cuda` is the GPU that torchrun assigned to it.
@@ -18,8 +18,8 @@ def device_of(name: str) -> torch.device:
     except (RuntimeError, TypeError):
         device = torch.device("meta")
     if device.type == "cuda":
-        if device.index is None and own_gpu() is not None:
-            device = torch.device("cuda", own_gpu())
+        if device.index is None and local_gpu() is not None:
+            device = torch.device("cuda", local_gpu())
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if 0 <= (device.index or 0) < count:  # torch wraps large indices to negative ones
             return device

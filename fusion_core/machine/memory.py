@@ -27,12 +27,12 @@ def peak_memory() -> int:
 
 
 @contextmanager
-def keeping_freed_memory() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """Retain all freed memory, for work that needs the same amount again and again.
 
     By default glibc returns the activations of each pass to the system and faults them in again.
     """
-    keep_freed_pieces()
+    retain_freed_pieces()
     _mallopt(_TRIM_THRESHOLD, -1)
     try:
         yield
@@ -41,7 +41,7 @@ def keeping_freed_memory() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def keep_freed_pieces() -> None:
+def retain_freed_pieces() -> None:
     """Retain as much freed memory as pieces take: faulting it in takes as long as merging."""
     _mallopt(_MMAP_THRESHOLD, _RETAINED_BYTES // 2)
     _mallopt(_TRIM_THRESHOLD, _RETAINED_BYTES)

@@ -10,14 +10,14 @@ import json
 import re
 from typing import TYPE_CHECKING, cast
 
-from fusion_core.machine.confined import Confined, Limits, Overrun, Refused
+from fusion_core.machine.sandbox import LimitExceeded, Limits, SandboxedWorker, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 #: Many times what the adapters of large models need.
 _LIMITS = Limits(seconds=1, memory=128_000_000, answer=16_000_000)
-_CHILD = Confined("fusion_core.machine.patterns:serve")
+_CHILD = SandboxedWorker("fusion_core.machine.patterns:serve")
 
 
 def find_first_matches(patterns: Sequence[str], modules: Sequence[str]) -> list[int | None]:
@@ -30,9 +30,9 @@ def find_first_matches(patterns: Sequence[str], modules: Sequence[str]) -> list[
         return [None] * len(modules)
     try:
         answer = _CHILD.ask([list(patterns), list(modules)], _LIMITS)
-    except Refused as error:
+    except WorkFailed as error:
         raise ValueError(str(error)) from error
-    except Overrun as error:
+    except LimitExceeded as error:
         raise ValueError(f"matching its patterns {error}") from error
     return cast("list[int | None]", json.loads(answer))
 

@@ -7,12 +7,12 @@ evaluates it and prints. The module reads environment variables and needs no tor
 import os
 
 
-def helps() -> bool:
+def is_helper_process() -> bool:
     """Tell whether this process is a helper: one of several, and not the first."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
-def own_gpu() -> int | None:
+def local_gpu() -> int | None:
     """Return the number of the GPU that torchrun assigned to this process, None without one."""
     local_rank = os.environ.get("LOCAL_RANK")
     is_one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.machine.installed import declared_plugins, libraries_of, normalised
+from fusion_core.machine.distributions import find_core_libraries, find_plugins, normalize_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,10 +23,10 @@ def versions() -> Mapping[str, str]:
     device it was built for, because neither changes what a processor computes.
     """
     plugins = {
-        normalised(distribution.metadata["Name"]): distribution.version
-        for _, distribution in declared_plugins()
+        normalize_name(distribution.metadata["Name"]): distribution.version
+        for _, distribution in find_plugins()
     }
-    libraries = {library for plugin in plugins for library in libraries_of(plugin)}
+    libraries = {library for plugin in plugins for library in find_core_libraries(plugin)}
     return {
         **{library: version(library) for library in libraries},
         **plugins,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.specs import ModelPoolSpec, TaskPoolSpec
-from fusion_core.planning.resolving import resolve_component, task_pool_of
+from fusion_core.planning.resolution import choose_task_pool, resolve_component
 from fusion_core.recipe.config import choice_of
 
 if TYPE_CHECKING:
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from fusion_core.plugins.manager import PluginManager
 
 
-def downloads_of(pool: ModelPool[Any], tasks: TaskPool[Any] | None) -> list[hub.Wanted]:
+def list_downloads(pool: ModelPool[Any], tasks: TaskPool[Any] | None) -> list[hub.FileRequest]:
     """Return all hub files that a run with these pools reads."""
     return [*pool.downloads(), *(() if tasks is None else tasks.downloads())]
 
 
-def pools_of(
+def create_pools(
     sections: Mapping[str, Any], plugins: PluginManager
 ) -> tuple[ModelPool[Any], TaskPool[Any] | None]:
     """Create a recipe's pools; the task pool defaults to the model pool's own.
@@ -31,7 +31,7 @@ def pools_of(
     """
     choice = choice_of(sections["model_pool"])
     models = resolve_component(ModelPoolSpec, choice, plugins, section="model_pool")
-    choice = task_pool_of(choice_of(sections.get("task_pool")), models)
+    choice = choose_task_pool(choice_of(sections.get("task_pool")), models)
     if choice.name is None:
         return models.create(), None
     tasks = resolve_component(TaskPoolSpec, choice, plugins, section="task_pool")

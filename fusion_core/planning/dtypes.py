@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fusion_core.weights import TensorInfo
 
 
-def stored_infos(outline: Outline, dtype: torch.dtype | None) -> dict[str, TensorInfo]:
+def describe_stored(outline: Outline, dtype: torch.dtype | None) -> dict[str, TensorInfo]:
     """Describe a merge's tensors as stored: in `dtype`, or by default in the models' dtypes."""
     return {
         name: info if dtype is None else _with_float_dtype(info, dtype)
@@ -44,7 +44,7 @@ def _with_float_dtype(info: TensorInfo, dtype: torch.dtype) -> TensorInfo:
     return replace(info, dtype=dtype) if info.dtype.is_floating_point else info
 
 
-def dtype_of(name: str | None) -> torch.dtype | None:
+def parse_dtype(name: str | None) -> torch.dtype | None:
     """Return the torch dtype of an option's value."""
     dtype: torch.dtype | None = None if name is None else getattr(torch, name)
     return dtype

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.specs import PipelineSpec
 from fusion_core.errors import RecipeError
+from fusion_core.formatting import suggest
 from fusion_core.recipe.config import stages_in
-from fusion_core.recipe.text import from_name, shown
-from fusion_core.shown import did_you_mean
+from fusion_core.recipe.text import format_value, spell_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ def expand_pipelines(algorithm: Any, plugins: PluginManager) -> list[tuple[Any, 
 
 
 def _expand(stage: Any, plugins: PluginManager) -> Iterator[tuple[Any, str | None]]:  # noqa: ANN401
-    section: Any = from_name(stage)
+    section: Any = spell_out(stage)
     name = section.get("name") if isinstance(section, Mapping) else None
     pipelines = plugins.components(PipelineSpec)
     if name is None or not any(name in pipeline.names for pipeline in pipelines):
@@ -45,7 +45,7 @@ def _check_options(spec: PipelineSpec, options: Mapping[str, Any]) -> None:
     names = [name for name, _ in spec.stages]
     for key, value in options.items():
         if key not in names:
-            hint = did_you_mean(key, names) or f"Name a stage first: algorithm.{names[-1]}.{key}"
+            hint = suggest(key, names) or f"Name a stage first: algorithm.{names[-1]}.{key}"
             raise RecipeError(
                 f"unknown option {key!r} of pipeline {spec.name!r}, whose options are those of its "
                 f"stages: {', '.join(names)}",
@@ -53,6 +53,6 @@ def _check_options(spec: PipelineSpec, options: Mapping[str, Any]) -> None:
             )
         if not isinstance(value, Mapping | None):
             raise RecipeError(
-                f"expected the options of stage {key!r}, got {shown(value)}",
-                hint=f"Set one of its options, e.g. algorithm.{key}.OPTION={shown(value)}",
+                f"expected the options of stage {key!r}, got {format_value(value)}",
+                hint=f"Set one of its options, e.g. algorithm.{key}.OPTION={format_value(value)}",
             )

@@ -62,7 +62,9 @@ def find_fallbacks(
             stage = part.algorithm
             for name in merged if part.names is None else merged.keys() & part.names:
                 info = merged[name]
-                for matrix in (info,) if stage.uses_stored_tensors else layout.describe_matrices(info):
+                for matrix in (
+                    (info,) if stage.uses_stored_tensors else layout.describe_matrices(info)
+                ):
                     if (treatment := stage.fallback(matrix)) is not None:
                         elements[treatment][name] += matrix.numel
         for treatment, by_tensor in sorted(elements.items()):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.contracts.task_pool import TaskPool
-    from fusion_core.planning.resolved import Resolved
+    from fusion_core.planning.resolved_recipe import Resolved
 
 
 def check_needs(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import BrokenPluginError, FusionError, RecipeError
-from fusion_core.recipe.text import load_recipe, shown
+from fusion_core.recipe.text import format_value, load_recipe
 from fusion_core.weights import WeightSource
 from fusion_core.weights.origin import Origin
 
@@ -76,7 +76,7 @@ def read_nested(
     `RecipeError` for a file that contains itself.
     """
     if isinstance(given, Mapping):
-        return f"nested recipe (algorithm: {shown(given.get('algorithm'))})", given, parents
+        return f"nested recipe (algorithm: {format_value(given.get('algorithm'))})", given, parents
     recipe, path = load_recipe(given), os.path.realpath(given)
     if path in parents:
         cycle = " -> ".join(map(os.path.relpath, [*parents[parents.index(path) :], path]))

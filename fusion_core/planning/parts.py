@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.flow import Flow
     from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.contracts.stage import Stage
-    from fusion_core.planning.resolved import Resolved
+    from fusion_core.planning.resolved_recipe import Resolved
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.flow import Flow
-from fusion_core.contracts.metrics import FILE as METRICS
-from fusion_core.contracts.metrics import MetricsLog
+from fusion_core.contracts.metrics_log import METRICS_FILE as METRICS
+from fusion_core.contracts.metrics_log import MetricsLog
 from fusion_core.contracts.specs import STAGES
 from fusion_core.contracts.stage import Coordinates, Stage
 from fusion_core.errors import RecipeError
@@ -19,7 +19,7 @@ from fusion_core.planning.parts import (
     join_context,
     split_into_parts,
 )
-from fusion_core.planning.resolving import resolve_object
+from fusion_core.planning.resolution import resolve_object
 from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.specs import AlgorithmSpec
-    from fusion_core.planning.resolved import Resolved
+    from fusion_core.planning.resolved_recipe import Resolved
     from fusion_core.plugins.manager import PluginManager
     from fusion_core.weights import WeightSource
 

@@ -17,27 +17,27 @@ from fusion_core.contracts.specs import ModelPoolSpec
 from fusion_core.contracts.stage import Stage
 from fusion_core.contracts.task_pool import TaskPool
 from fusion_core.errors import RecipeError
-from fusion_core.machine.devices import device_of
-from fusion_core.machine.ranks import helps
+from fusion_core.machine.devices import resolve_device
+from fusion_core.machine.ranks import is_helper_process
 from fusion_core.planning.expansion import expand_pipelines
 from fusion_core.planning.needs import check_needs, check_tasks
 from fusion_core.planning.nested import RecipeSource, name_errors, read_nested
 from fusion_core.planning.outlines import check_outline, has_own_outline
 from fusion_core.planning.pipeline import create_stages, with_parts
-from fusion_core.planning.planned import Plan
-from fusion_core.planning.resolving import resolve, resolve_component
-from fusion_core.planning.trust import check_known, check_trusted, needs_of
+from fusion_core.planning.resolution import resolve, resolve_component
+from fusion_core.planning.run_plan import Plan
+from fusion_core.planning.trust import check_trust_names, check_trusted, collect_needs
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.assignments import assign
 from fusion_core.recipe.config import stages_in
-from fusion_core.weights import held_in_memory
-from fusion_core.weights.writing.target import check_output
+from fusion_core.weights import find_in_memory_source
+from fusion_core.weights.writing.output_path import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fusion_core.planning.options import RunOptions
-    from fusion_core.planning.resolved import Resolved, ResolvedRecipe
+    from fusion_core.planning.resolved_recipe import Resolved, ResolvedRecipe
+    from fusion_core.planning.run_options import RunOptions
     from fusion_core.plugins.manager import PluginManager
     from fusion_core.recipe.config import Choice
 
@@ -60,7 +60,7 @@ def plan(raw: Mapping[str, Any], options: RunOptions, *, like: Plan | None = Non
     output = planned.resolved.recipe.output
     if output.path is not None:
         return replace(planned, path=Path(output.path))
-    in_memory = any(map(held_in_memory, planned.pool.by_name.values()))
+    in_memory = any(map(find_in_memory_source, planned.pool.by_name.values()))
     if output.is_none or in_memory or planned.resolved.model_pool is None:
         return planned
     # The run looks for a free path again when it claims one.
@@ -75,7 +75,7 @@ def _plan(
 ) -> Plan:
     """Plan a run, or a nested recipe if `parents` are given: the recipe files that contain it."""
     plugins = load_plugins(options.block)
-    check_known(options.trust, plugins)
+    check_trust_names(options.trust, plugins)
     live = {name: raw[name] for name, kind in _POOLS.items() if isinstance(raw.get(name), kind)}
     expanded = expand_pipelines(raw.get("algorithm"), plugins)
     described = [stage for stage, _ in expanded if not isinstance(stage, Stage)]
@@ -86,8 +86,8 @@ def _plan(
     nesting = partial(_plan_nested, plans=plans, options=options, parents=parents or ())
     without_objects = {**raw, **{name: {} for name in live}}
     resolved = resolve(without_objects, plugins, live=frozenset(live), nesting=nesting)
-    device = device_of(options.device)
-    output = None if helps() or parents is not None else resolved.recipe.output.path
+    device = resolve_device(options.device)
+    output = None if is_helper_process() or parents is not None else resolved.recipe.output.path
     if output is not None:  # before anything is downloaded
         check_output(Path(output), overwrite=options.overwrite)
     stages = create_stages(expanded, resolved.stages, plugins)
@@ -109,7 +109,9 @@ def _plan(
         check_tasks(tasks)
     stages = with_parts(stages, pool)
     nested = _name_plans(plans, pool)
-    result = Plan(resolved, plugins, options, stages, pool, tasks, None, device, nested, original_tasks)
+    result = Plan(
+        resolved, plugins, options, stages, pool, tasks, None, device, nested, original_tasks
+    )
     if has_own_outline(stages):
         check_outline(stages, result.outline, result.aligned)
     return result
@@ -122,14 +124,14 @@ def plan_models(
 
     Raises `RecipeError` for missing trust, since these plans are meant to be carried out.
     """
-    check_known(options.trust, plugins)
+    check_trust_names(options.trust, plugins)
     plans: dict[RecipeSource, Plan] = {}
     nesting = partial(_plan_nested, plans=plans, options=options, parents=())
     resolved = resolve_component(
         ModelPoolSpec, choice, plugins, section="model_pool", nesting=nesting
     )
     nested = (component for inner in plans.values() for component in inner.components_used())
-    check_trusted(needs_of([resolved, *nested]), options.trust)
+    check_trusted(collect_needs([resolved, *nested]), options.trust)
     pool = resolved.create()
     return pool, _name_plans(plans, pool)
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.specs import ComponentSpec
 from fusion_core.errors import RecipeError
-from fusion_core.shown import did_you_mean
+from fusion_core.formatting import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from fusion_core.planning.resolved import Resolved
+    from fusion_core.planning.resolved_recipe import Resolved
     from fusion_core.plugins.manager import PluginManager
 
     #: actions that need trust, by the name of the trust
@@ -33,7 +33,7 @@ def trust_in_environment() -> frozenset[str]:
     return frozenset(name.strip() for name in names if name.strip())
 
 
-def needs_of(components: Iterable[Resolved[Any] | None]) -> Needs:
+def collect_needs(components: Iterable[Resolved[Any] | None]) -> Needs:
     """Return the actions of components that need trust; None entries are ignored."""
     needs: dict[str, tuple[str, ...]] = {}
     for component in filter(None, components):
@@ -42,7 +42,7 @@ def needs_of(components: Iterable[Resolved[Any] | None]) -> Needs:
     return needs
 
 
-def check_known(trust: Collection[str], plugins: PluginManager) -> None:
+def check_trust_names(trust: Collection[str], plugins: PluginManager) -> None:
     """Raise `RecipeError` for a name that no installed component's spec lists."""
     known = {
         name for component in plugins.components(ComponentSpec) for name in component.spec.trust
@@ -50,7 +50,7 @@ def check_known(trust: Collection[str], plugins: PluginManager) -> None:
     for name in sorted(set(trust) - known):
         raise RecipeError(
             f"unknown name `{name}` for --trust or {TRUST_VARIABLE}",
-            hint=did_you_mean(name, known) or f"Known names: {', '.join(sorted(known)) or 'none'}.",
+            hint=suggest(name, known) or f"Known names: {', '.join(sorted(known)) or 'none'}.",
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fusion_core.contracts.specs import ComponentSpec, load_target
 from fusion_core.errors import BrokenPluginError, FusionError
-from fusion_core.machine.installed import cause_of
+from fusion_core.machine.distributions import summarize_error
 
 if TYPE_CHECKING:
     from fusion_core.plugins.distributions import Plugin
@@ -46,7 +46,7 @@ class Component(Generic[SpecT]):
         except (FusionError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
-            raise self.broken(f"cannot be made: {cause_of(error)}") from error
+            raise self.broken(f"cannot be made: {summarize_error(error)}") from error
         expected = load_target(self.spec.base)
         if not isinstance(created, expected):
             raise self.broken(f"cannot be used: expected {expected.__name__}, got {created!r}")
@@ -65,7 +65,9 @@ class Component(Generic[SpecT]):
         try:
             return load_target(target)
         except (Exception, SystemExit) as error:
-            raise self.broken(f"cannot be imported from {target!r}: {cause_of(error)}") from error
+            raise self.broken(
+                f"cannot be imported from {target!r}: {summarize_error(error)}"
+            ) from error
 
     def _load_class(self, target: str, base: str) -> type[Any]:
         loaded, expected = self.load(target), load_target(base)

@@ -14,8 +14,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Self
 
 from fusion_core.errors import PluginError
-from fusion_core.machine.installed import CORE, header, normalised
-from fusion_core.shown import did_you_mean
+from fusion_core.formatting import suggest
+from fusion_core.machine.distributions import CORE, normalize_name, read_metadata_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,10 +58,10 @@ class Plugin:
         """Return a plugin as its distribution's metadata describes it."""
         headers = by.metadata  # parsed at every access
         return cls(
-            distribution=normalised(headers["Name"]),
+            distribution=normalize_name(headers["Name"]),
             version=headers["Version"],
             module=entry_point.value,
-            summary=header(by, "Summary") or "",
+            summary=read_metadata_field(by, "Summary") or "",
         )
 
 
@@ -100,16 +100,16 @@ def _running_core() -> str:
     return metadata.version(CORE)
 
 
-def blocked_among(installed: set[str], block: Iterable[str]) -> frozenset[str]:
+def blocked_plugins(installed: set[str], block: Iterable[str]) -> frozenset[str]:
     """Return the plugins not to load: those in `block` and in the environment variable.
 
     Raises `PluginError` for a name that blocks nothing, because its user believes that it does.
     """
     listed = os.environ.get(BLOCK_VARIABLE, "").split(",")
     names = [*block, *(name.strip() for name in listed if name.strip())]
-    blocked = frozenset(map(normalised, names))
+    blocked = frozenset(map(normalize_name, names))
     for name in sorted(blocked - installed - {"*"}):
-        guess = did_you_mean(name, installed)
+        guess = suggest(name, installed)
         raise PluginError(
             f"--no-plugin or {BLOCK_VARIABLE}: unknown plugin {name!r}{guess and f'; {guess}'}",
             hint="See: fuse list-plugins",

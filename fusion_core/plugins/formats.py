@@ -11,7 +11,7 @@ from fusion_core.errors import CheckpointError
 from fusion_core.plugins.manager import active_plugins
 from fusion_core.weights.reading.assets import CONFIG, read_config
 from fusion_core.weights.reading.location import Location, locate
-from fusion_core.weights.reading.quantised import key_in
+from fusion_core.weights.reading.quantisation import find_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -120,4 +120,4 @@ def claims(spec: FormatSpec, location: Location) -> bool:
     if not spec.config_keys:
         return True
     path = location.directory / CONFIG
-    return path.is_file() and key_in(read_config(path), frozenset(spec.config_keys)) is not None
+    return path.is_file() and find_key(read_config(path), frozenset(spec.config_keys)) is not None

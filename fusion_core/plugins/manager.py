@@ -34,17 +34,17 @@ from fusion_core.errors import (
     BrokenPluginError,
     UnknownComponentError,
 )
-from fusion_core.machine.installed import CORE, GROUP, cause_of, declared_plugins
+from fusion_core.formatting import suggest
+from fusion_core.machine.distributions import CORE, GROUP, find_plugins, summarize_error
 from fusion_core.plugins.components import Component, SpecT
 from fusion_core.plugins.distributions import (
     BLOCK_VARIABLE,
     Plugin,
     PluginStatus,
-    blocked_among,
+    blocked_plugins,
     unmet_requirement,
 )
-from fusion_core.plugins.known import home_of
-from fusion_core.shown import did_you_mean
+from fusion_core.plugins.ownership import distribution_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -95,9 +95,9 @@ class PluginManager(pluggy.PluginManager):
 
         Raises `PluginError` for a name in `block` that no installed plugin has.
         """
-        entries = declared_plugins()
+        entries = find_plugins()
         declared = [Plugin.declared(*entry) for entry in entries]
-        blocked = blocked_among({plugin.distribution for plugin in declared}, block)
+        blocked = blocked_plugins({plugin.distribution for plugin in declared}, block)
         for plugin, (entry_point, distribution) in zip(declared, entries, strict=True):
             discovered = {earlier.distribution for earlier in self.plugins}
             self.plugins.append(plugin)
@@ -125,7 +125,7 @@ class PluginManager(pluggy.PluginManager):
             raise
         except BaseException as error:  # noqa: BLE001 - SystemExit at import included
             plugin.status = PluginStatus.BROKEN
-            plugin.detail = cause_of(error)
+            plugin.detail = summarize_error(error)
             plugin.error = error
             if module is not None and self.is_registered(module):
                 self.unregister(module)
@@ -183,8 +183,8 @@ class PluginManager(pluggy.PluginManager):
             (AlgorithmSpec, PipelineSpec) if kind is AlgorithmSpec else (kind,)
         )
         known = {known for component in self.components(kinds) for known in component.names}
-        guess = did_you_mean(name, sorted(known))
-        home = home_of([searched.kind for searched in kinds], name)
+        guess = suggest(name, sorted(known))
+        home = distribution_of([searched.kind for searched in kinds], name)
         short = sorted(full for full in known if "/" not in full)
         hint = f"See: {_LISTINGS.get(kind, 'fuse info')}"
         if not guess and len(short) <= _MAX_LISTED:
@@ -232,7 +232,10 @@ class PluginManager(pluggy.PluginManager):
                 raise
             except BaseException as error:  # noqa: BLE001 - SystemExit included
                 logger.warning(
-                    "plugin %s failed in %s: %s", implementation.plugin_name, hook, cause_of(error)
+                    "plugin %s failed in %s: %s",
+                    implementation.plugin_name,
+                    hook,
+                    summarize_error(error),
                 )
         return [answer for answer in answers if answer is not None]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml.error import MarkedYAMLError
 
 from fusion_core.errors import RecipeError
-from fusion_core.recipe.text import from_name, load_yaml, shown
+from fusion_core.recipe.text import format_value, load_yaml, spell_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,12 +52,14 @@ def _parse_value(text: str, dotted: str) -> Any:  # noqa: ANN401 - YAML holds an
             raise
         problem = str(error.__cause__.problem).partition("\n")[0]
         reason = "" if "alias" in problem else f": {problem}"
-        message = f"--set {dotted}: {shown(text)} is invalid YAML{reason}"
+        message = f"--set {dotted}: {format_value(text)} is invalid YAML{reason}"
         raise RecipeError(message, hint=hint) from error
     plain = text.strip()
     is_literal = value == plain if isinstance(value, str) else plain in _YAML_NULLS
     if isinstance(value, str | None) and not is_literal and plain[:1] not in {'"', "'"}:
-        raise RecipeError(f"--set {dotted}: YAML reads {shown(text)} as {shown(value)}", hint=hint)
+        raise RecipeError(
+            f"--set {dotted}: YAML reads {format_value(text)} as {format_value(value)}", hint=hint
+        )
     return value
 
 
@@ -88,9 +90,11 @@ def assign(
 
 def _assign(node: object, path: Sequence[str], value: object) -> dict[str, Any]:
     key, *rest = path
-    branch = from_name(node)  # `algorithm: ties` may be given options too
+    branch = spell_out(node)  # `algorithm: ties` may be given options too
     if not isinstance(branch, Mapping):
-        raise TypeError(f"cannot set option {key!r}: {shown(node)} is not a mapping of options")
+        raise TypeError(
+            f"cannot set option {key!r}: {format_value(node)} is not a mapping of options"
+        )
     branch = dict(branch)
     branch[key] = _assign(branch.get(key), rest, value) if rest else value
     return branch
@@ -98,7 +102,7 @@ def _assign(node: object, path: Sequence[str], value: object) -> dict[str, Any]:
 
 def _assign_to_stage(stages: Sequence[Any], path: Sequence[str], value: object) -> list[Any]:
     """Return a pipeline with an option of one stage set. `TypeError` for an unclear stage."""
-    spelled: list[Any] = [from_name(stage) for stage in stages]
+    spelled: list[Any] = [spell_out(stage) for stage in stages]
     names = [str(stage.get("name")) if isinstance(stage, Mapping) else "?" for stage in spelled]
     name, *rest = path
     if names.count(name) != 1:

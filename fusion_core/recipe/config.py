@@ -22,9 +22,9 @@ from pydantic import (
 )
 
 from fusion_core.errors import RecipeError
-from fusion_core.recipe.paths import path_of
-from fusion_core.recipe.text import from_name
-from fusion_core.recipe.validation import STRICT, Options, validated
+from fusion_core.recipe.paths import resolve_path
+from fusion_core.recipe.text import spell_out
+from fusion_core.recipe.validation import STRICT, Options, validate
 
 #: One factor per expert, by name or in pool order. Missing names count as 1.
 ExpertWeights = Mapping[str, float] | Sequence[float]
@@ -107,7 +107,7 @@ Dtype = Annotated[
 class OutputOptions(Options):
     """The place and form of the merged model."""
 
-    path: Annotated[str, _if_path(path_of)] | None = None
+    path: Annotated[str, _if_path(resolve_path)] | None = None
     """The directory to write; default: outputs/<pool>-<algorithm>-<n>. With null, nothing is
     written and the merge stays in memory."""
     dtype: Dtype | None = None
@@ -143,7 +143,7 @@ class AlignmentPolicy(Options):
     of its task vectors: fail, or allow it."""
 
 
-Component_ = Annotated[Choice, BeforeValidator(from_name)]
+Component_ = Annotated[Choice, BeforeValidator(spell_out)]
 
 
 def _is_pipeline(value: object) -> bool:
@@ -186,7 +186,7 @@ class Recipe(Options):
 
 def choice_of(value: Any) -> Choice:  # noqa: ANN401 - YAML holds anything
     """Read a component's section: a name, or a mapping with `name` and options."""
-    return validated(Choice, from_name(value))
+    return validate(Choice, spell_out(value))
 
 
 def stages_in(value: Any) -> list[Any]:  # noqa: ANN401

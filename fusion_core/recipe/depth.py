@@ -35,14 +35,14 @@ def layers_of(names: Iterable[str]) -> Mapping[str, Mapping[int, Sequence[str]]]
     return stacks
 
 
-def renumbered(name: str, layer: int) -> str:
+def renumber_layer(name: str, layer: int) -> str:
     """Replace the layer number in a tensor's name. The tensor must belong to a layer."""
     match = _NUMBERED.match(name)
     assert match is not None  # noqa: S101 - the caller's promise
     return f"{name[: match.start('layer')]}{layer}{name[match.end('layer') :]}"
 
 
-def along(points: Sequence[float], depth: float) -> float:
+def interpolate(points: Sequence[float], depth: float) -> float:
     """Interpolate linearly between points at even distances from depth 0 to depth 1.
 
     The value is an integer if all points are.

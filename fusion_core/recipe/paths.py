@@ -17,7 +17,7 @@ class RecipeText(str):
     folder: str
 
 
-def placed_in(value: object, folder: str) -> object:
+def mark_folder(value: object, folder: str) -> object:
     """Return the content of a recipe file with every text as a `RecipeText` of its folder."""
     match value:
         case str():
@@ -25,14 +25,14 @@ def placed_in(value: object, folder: str) -> object:
             text.folder = folder
             return text
         case dict():
-            return {key: placed_in(item, folder) for key, item in value.items()}
+            return {key: mark_folder(item, folder) for key, item in value.items()}
         case list():
-            return [placed_in(item, folder) for item in value]
+            return [mark_folder(item, folder) for item in value]
         case _:
             return value
 
 
-def path_of(value: str | os.PathLike[str]) -> str:
+def resolve_path(value: str | os.PathLike[str]) -> str:
     """Return a path from the working directory; `~` is the user's home.
 
     Raises `ValueError` for a text that no file system accepts as a path.
@@ -48,13 +48,13 @@ def path_of(value: str | os.PathLike[str]) -> str:
     return normal if os.path.realpath(normal) == os.path.realpath(path) else path
 
 
-def input_path(value: str | os.PathLike[str]) -> str:
+def resolve_input_path(value: str | os.PathLike[str]) -> str:
     """Return the path of an input file from the working directory.
 
     Raises `ValueError` if the path exists in the working directory but not in the recipe's folder:
     the input must not depend on where `fuse` is started.
     """
-    path, folder = path_of(value), _folder_of(value)
+    path, folder = resolve_path(value), _folder_of(value)
     if folder and not os.path.lexists(path) and os.path.lexists(value):
         raise ValueError(
             f"not found in {folder}, the recipe's folder, where its relative paths start; it "
@@ -63,7 +63,7 @@ def input_path(value: str | os.PathLike[str]) -> str:
     return path
 
 
-def portable(path: str, folder: Path | None) -> str:
+def make_portable(path: str, folder: Path | None) -> str:
     """Return a path as a recipe in `folder` names it, without the name of the user's home.
 
     Without a folder, return the path unchanged. A recipe in the root has absolute paths, so that it
@@ -78,15 +78,15 @@ def portable(path: str, folder: Path | None) -> str:
     return str(real) if start == Path(start.anchor) else os.path.relpath(real, start)
 
 
-def without_folders(value: object) -> object:
+def strip_folders(value: object) -> object:
     """Return data in which every path is reduced to its name, so that it can be published."""
     match value:
         case str() if os.path.isabs(value) or os.path.lexists(value):  # noqa: PTH117 - a text
             return Path(value).name
         case dict():
-            return {key: without_folders(item) for key, item in value.items()}
+            return {key: strip_folders(item) for key, item in value.items()}
         case list() | tuple():
-            return [without_folders(item) for item in value]
+            return [strip_folders(item) for item in value]
         case _:
             return value
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from fusion_core.errors import RecipeError
-from fusion_core.recipe.depth import along, depths
+from fusion_core.formatting import similar_names
+from fusion_core.recipe.depth import depths, interpolate
 from fusion_core.recipe.validation import STRICT, Options
-from fusion_core.shown import close_to
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -69,7 +69,7 @@ class Curve(Override):
 
     def at(self, depth: float) -> dict[str, float]:
         """Return the options' values at a depth between 0 and 1."""
-        return {name: along(points, depth) for name, points in self.options.items()}
+        return {name: interpolate(points, depth) for name, points in self.options.items()}
 
 
 def _is_number(value: object) -> bool:
@@ -103,8 +103,8 @@ class Selection(Options):
 
         Raises `RecipeError` for a pattern that matches none, or if no tensor is left.
         """
-        only = matching(self.only, names, "algorithm.only") if self.only is not None else names
-        skipped = matching(self.skip or (), names, "algorithm.skip")
+        only = select_names(self.only, names, "algorithm.only") if self.only is not None else names
+        skipped = select_names(self.skip or (), names, "algorithm.skip")
         chosen = [name for name in names if name in only and name not in skipped]
         if not chosen:
             raise RecipeError(
@@ -133,7 +133,7 @@ class Selection(Options):
         """Return the number of the first override that matches each tensor."""
         numbers: dict[str, int] = {}
         for number, override in enumerate(self.overrides):
-            for name in matching(override.match, names, f"algorithm.overrides.{number}.match"):
+            for name in select_names(override.match, names, f"algorithm.overrides.{number}.match"):
                 numbers.setdefault(name, number)
         return numbers
 
@@ -143,7 +143,7 @@ class Selection(Options):
         depth_of = depths(names) if self.by_depth else {}
         for number, curve in enumerate(self.by_depth):
             option = f"algorithm.by_depth.{number}.match"
-            layered = depth_of.keys() & matching(curve.match, names, option)
+            layered = depth_of.keys() & select_names(curve.match, names, option)
             if not layered:
                 raise RecipeError(
                     f"{option}: no matching tensor belongs to a numbered layer",
@@ -154,7 +154,7 @@ class Selection(Options):
         return values
 
 
-def matching(patterns: Sequence[str], names: Collection[str], option: str) -> set[str]:
+def select_names(patterns: Sequence[str], names: Collection[str], option: str) -> set[str]:
     """Return the names that any pattern matches. `option` names the patterns in errors.
 
     Raises `RecipeError` with the closest names for a pattern that matches none.
@@ -180,6 +180,6 @@ def _closest(pattern: str, names: Collection[str]) -> str:
         return f"Did you mean {around!r}? `*` matches any characters, dots too."
     examples = {re.sub(r"\d+", "0", name): name for name in reversed([*names])}
     wanted = re.sub(r"\d+", "0", pattern.replace("*", ""))
-    close = close_to(wanted, examples, cutoff=0.4) or sorted(examples)[:3]
+    close = similar_names(wanted, examples, cutoff=0.4) or sorted(examples)[:3]
     listed = ", ".join(examples[kind] for kind in close)
     return f"The closest names: {listed}. `*` matches any characters, dots too."

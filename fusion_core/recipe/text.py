@@ -19,8 +19,8 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import CollectionNode
 
 from fusion_core.errors import RecipeError
-from fusion_core.recipe.paths import placed_in
-from fusion_core.shown import did_you_mean
+from fusion_core.formatting import suggest
+from fusion_core.recipe.paths import mark_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,7 +143,7 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        guess = did_you_mean(str(path), map(str, path.parent.glob("*.y*ml")))
+        guess = suggest(str(path), map(str, path.parent.glob("*.y*ml")))
         raise RecipeError(f"recipe not found: {path}{guess and f'; {guess}'}") from error
     except IsADirectoryError as error:
         raise RecipeError(
@@ -162,11 +162,11 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
             f"recipe {path} is not a mapping of sections to options",
             hint="A recipe begins, for example, with: algorithm: ties",
         )
-    placed: Any = placed_in(recipe, os.path.dirname(path))  # noqa: PTH120 - Path would say `.`
+    placed: Any = mark_folder(recipe, os.path.dirname(path))  # noqa: PTH120 - Path would say `.`
     return cast("dict[str, Any]", placed)
 
 
-def check_own_kind(recipe: Mapping[str, Any]) -> None:
+def check_not_foreign(recipe: Mapping[str, Any]) -> None:
     """Raise `RecipeError` for a configuration of another program: mergekit or FusionBench.
 
     A mapping with the key `algorithm` is a recipe, whatever else is wrong with it.
@@ -182,14 +182,14 @@ def check_own_kind(recipe: Mapping[str, Any]) -> None:
             )
 
 
-def from_name(value: object) -> object:
+def spell_out(value: object) -> object:
     """Spell out the section of a component: a name alone becomes a mapping with that name."""
     if value is None:  # an empty section
         return {}
     return {"name": value} if isinstance(value, str) else value
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Format a value for an error, on one short line."""
     try:
         text = repr(value)

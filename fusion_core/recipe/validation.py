@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationErro
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fusion_core.errors import RecipeError
-from fusion_core.recipe.text import shown
-from fusion_core.shown import close_to
+from fusion_core.formatting import similar_names
+from fusion_core.recipe.text import format_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -100,7 +100,7 @@ class Options(BaseModel, metaclass=_OptionsType):
         return schema
 
 
-def validated(  # noqa: PLR0913 - the values to validate, and the wording of errors
+def validate(  # noqa: PLR0913 - the values to validate, and the wording of errors
     model: type[ModelT],
     values: object,
     *,
@@ -150,7 +150,7 @@ def _describe(
             problem = "expected a size such as 5GB"
         case _:
             problem = _reword(details["msg"])
-    return f"{option} = {shown(details['input'])}: {problem}"
+    return f"{option} = {format_value(details['input'])}: {problem}"
 
 
 def _reword(message: str) -> str:
@@ -163,22 +163,22 @@ def _reword(message: str) -> str:
     return f"expected {wanted}" if message.startswith("Input should be ") else message
 
 
-def models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type
+def option_models(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type
     """Return the classes of options in a type, such as those of a mapping's values."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in get_args(annotation) for model in models_in(part)]
+    return [model for part in get_args(annotation) for model in option_models(part)]
 
 
 def _suggest(location: tuple[int | str, ...], model: type[BaseModel], known: Sequence[str]) -> str:
     """Return the ending of an error about an unknown option: what was meant, or what is known."""
     if len(location) > 1 and location[0] in model.model_fields:
-        nested = models_in(model.model_fields[str(location[0])].annotation)
+        nested = option_models(model.model_fields[str(location[0])].annotation)
         branch = [inner for inner in nested if f"[{inner.__name__}]" in location] or nested
         known = [name for inner in branch for name in inner.model_fields] or known
     name = str(location[-1])
     full_names = {full.rpartition(".")[2]: full for full in reversed(known)}  # the first one wins
-    close = [name] if name in full_names else close_to(name, full_names)
+    close = [name] if name in full_names else similar_names(name, full_names)
     if close:
         return f"; did you mean {full_names[close[0]]}?"
     return f"; known: {', '.join(option for option in known if '.' not in option) or 'none'}"

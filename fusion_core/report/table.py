@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from fusion_core.contracts.layout import (
+from fusion_core.contracts.measurements import FRACTION, main_value
+from fusion_core.contracts.table_layout import (
     NORMALISED,
     are_comparable,
+    build_table,
     lines_of,
     shared_lines,
     shared_tasks,
-    table_of,
 )
-from fusion_core.contracts.measures import FRACTION, main
 from fusion_core.report.below_base import below_base_notes
-from fusion_core.report.drawing import report_tables, text_of
+from fusion_core.report.rich_tables import report_tables, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,10 +40,10 @@ def print_reports(reports: Reports, *, intervals: Intervals | None = None) -> No
     table of their own per family of checkpoints.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    report_table = table_of(reports, intervals)
+    report_table = build_table(reports, intervals)
     for table in report_tables(report_table, console.width):
         console.print(table)
-    for note in [*notes(reports), *_interval_notes(report_table)]:
+    for note in [*report_notes(reports), *_interval_notes(report_table)]:
         console.print(text_of(note), soft_wrap=True)
     published = [report.published for report in reports.values() if report.published is not None]
     for family in {scores.family: scores for scores in published}.values():
@@ -73,7 +73,7 @@ def _print_published(console: Console, reports: Reports, published: Published) -
 def _published_table(reports: Reports, published: Published, tasks: list[str]) -> Table:
     """Draw one row per model or published method, by average, and one column per task."""
     own_rows = {
-        f"{name} (this run)": {task: main(report.tasks[task]) for task in tasks}
+        f"{name} (this run)": {task: main_value(report.tasks[task]) for task in tasks}
         for name, report in reports.items()
     }
     rows = [*own_rows.items(), *published.rows.items()]
@@ -93,7 +93,7 @@ def _published_table(reports: Reports, published: Published, tasks: list[str]) -
     return table
 
 
-def notes(reports: Reports) -> list[str]:
+def report_notes(reports: Reports) -> list[str]:
     """Return notes to print below the table: units, and how models were adapted and measured."""
     lines, shared = lines_of(reports), shared_lines(reports)
     result = [scale] if (scale := _describe_scale(reports)) else []

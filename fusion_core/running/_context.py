@@ -6,10 +6,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.context import RunContext
-from fusion_core.contracts.metrics import FILE as METRICS
-from fusion_core.contracts.metrics import MetricsLog
-from fusion_core.machine.ranks import helps
-from fusion_core.planning.dtypes import dtype_of, stored_infos
+from fusion_core.contracts.metrics_log import METRICS_FILE as METRICS
+from fusion_core.contracts.metrics_log import MetricsLog
+from fusion_core.machine.ranks import is_helper_process
+from fusion_core.planning.dtypes import describe_stored, parse_dtype
 from fusion_core.planning.pipeline import apply_stages
 from fusion_core.weights import CastSource, WeightSource
 from fusion_core.weights.merging.piece import Bound
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.run import RunInfo
-    from fusion_core.planning.planned import Plan
+    from fusion_core.planning.run_plan import Plan
 
 
 def notify(plan: Plan, hook: str, **arguments: Any) -> None:  # noqa: ANN401 - what the hook takes
     """Call a hook of all plugins, in the first of several processes only."""
-    if not helps():
+    if not is_helper_process():
         plan.plugins.notify(hook, **arguments)
 
 
@@ -90,5 +90,5 @@ def run_nested(
 def cast_for_output(plan: Plan, merged: WeightSource, pool: ModelPool[Any]) -> WeightSource:
     """Cast every tensor to its stored dtype: the recipe's, or else the base's."""
     recipe = plan.resolved.recipe
-    infos = stored_infos(plan.outline_of(pool), dtype_of(recipe.output.dtype))
+    infos = describe_stored(plan.outline_of(pool), parse_dtype(recipe.output.dtype))
     return CastSource(merged, infos, finite=recipe.alignment.nan == "error")

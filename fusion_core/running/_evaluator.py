@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.subject import Subject
 from fusion_core.errors import BrokenPluginError
-from fusion_core.machine.products import with_fast_products
-from fusion_core.progress import Progress, noting
+from fusion_core.machine.linear_kernels import use_fast_linear_layers
+from fusion_core.progress import Progress, show_notes_on
 from fusion_core.running import _identity as identity
-from fusion_core.running.remembering import load_metrics, store_metrics
+from fusion_core.running.cache import load_metrics, store_metrics
 from fusion_core.weights import CheckpointSource, WeightSource
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     import torch
 
-    from fusion_core.contracts.measures import Metrics
+    from fusion_core.contracts.measurements import MetricValues
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
-    from fusion_core.running.for_task import TaskOverrides
+    from fusion_core.running.task_overrides import TaskOverrides
 
-    Row = dict[str, Metrics]
+    Row = dict[str, MetricValues]
     Adapt = Callable[[Subject], Subject]
 
 
@@ -67,7 +67,7 @@ class Evaluator:
         """
         path = source.path if isinstance(source, CheckpointSource) else None
         subject = Subject(
-            lambda: with_fast_products(
+            lambda: use_fast_linear_layers(
                 self.pool.build(source, dtype=self.tasks.dtype, device=self.device)
             ),
             source,
@@ -126,7 +126,7 @@ class Evaluator:
     ) -> Iterator[Row]:
         """Measure each task with weights of its own."""
         track = self.progress.track(f"evaluate {subject}", total=len(sources))
-        with track as advance, noting(advance):
+        with track as advance, show_notes_on(advance):
             for name, source in sources.items():
                 yield self.measure(source, [name], adapt=adapts.get(name))
                 advance(1, note=name)

@@ -20,11 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.machine.installed import declared_plugins, header, libraries_of, requirements
+from fusion_core.machine.distributions import (
+    find_core_libraries,
+    find_plugins,
+    read_metadata_field,
+    required_names,
+)
 from fusion_core.weights import AlignedSource, CastSource, RenamedSource
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource
 from fusion_core.weights.origin import Origin
-from fusion_core.weights.source import origins
+from fusion_core.weights.source import collect_origins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -67,7 +72,9 @@ def identify_weights(source: WeightSource) -> Key | None:
         return None
     infos = [[info.name, info.shape, str(info.dtype)] for info in source.infos.values()]
     names = dict(source.names) if isinstance(source, RenamedSource) else {}
-    changed_ns = [] if is_pinned else [ns for part in origins(source) for ns in part.changed_ns]
+    changed_ns = (
+        [] if is_pinned else [ns for part in collect_origins(source) for ns in part.changed_ns]
+    )
     return {
         "kind": type(source).__qualname__,
         "source": source.describe(),
@@ -94,14 +101,14 @@ def identify_code(*kinds: type) -> Key | None:
     names = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
     for package in sorted(names):
         for distribution in _distributions_of(package):
-            libraries = libraries_of(str(header(distribution, "Name")))
+            libraries = find_core_libraries(str(read_metadata_field(distribution, "Name")))
             names |= {library.replace("-", "_") for library in libraries}
-    code = {name: code_of(name) for name in sorted(names)}
+    code = {name: identify_package(name) for name in sorted(names)}
     return None if None in code.values() else code
 
 
 @cache
-def code_of(package: str) -> Key | None:
+def identify_package(package: str) -> Key | None:
     """Identify a package by the content of its modules, because a version misses local changes.
 
     The versions are those of its distributions and of everything that these require.
@@ -114,12 +121,12 @@ def code_of(package: str) -> Key | None:
         digest.update(f"{name}\0{_digest(path)}\0".encode())
     versions: dict[str, str | None] = {}
     for distribution in _distributions_of(package):
-        for name in requirements(distribution):
+        for name in required_names(distribution):
             try:
                 versions[name] = metadata.version(name)
             except metadata.PackageNotFoundError:  # an extra that is not installed
                 versions[name] = None
-        versions[str(header(distribution, "Name"))] = distribution.version
+        versions[str(read_metadata_field(distribution, "Name"))] = distribution.version
     return {"code": digest.hexdigest(), "versions": versions}
 
 
@@ -143,13 +150,13 @@ def _module_files(package: str) -> Iterator[tuple[str, Path]]:
 def _distributions_of(package: str) -> list[metadata.Distribution]:
     """Return the distributions that declare a plugin in a package, or have its name."""
     distributions = {
-        header(distribution, "Name"): distribution
-        for entry_point, distribution in declared_plugins()
+        read_metadata_field(distribution, "Name"): distribution
+        for entry_point, distribution in find_plugins()
         if re.split(r"[.:]", entry_point.value)[0] == package
     }
     with suppress(metadata.PackageNotFoundError):
         distribution = metadata.distribution(package)
-        distributions[header(distribution, "Name")] = distribution
+        distributions[read_metadata_field(distribution, "Name")] = distribution
     return list(distributions.values())
 
 

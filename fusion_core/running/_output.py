@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fusion_core.errors import OutputError, RecipeError
 from fusion_core.machine.memory import peak_memory
-from fusion_core.machine.ranks import helps
-from fusion_core.planning.dtypes import dtype_of
-from fusion_core.planning.numbers import unfinished
-from fusion_core.planning.planned import count_tensors
-from fusion_core.recipe.paths import without_folders
+from fusion_core.machine.ranks import is_helper_process
+from fusion_core.planning.dtypes import parse_dtype
+from fusion_core.planning.output_paths import find_unfinished
+from fusion_core.planning.run_plan import count_tensors
+from fusion_core.recipe.paths import strip_folders
 from fusion_core.recipe.text import RECIPE, dump_yaml
 from fusion_core.running._provenance import (
     build_statement,
@@ -29,22 +29,22 @@ from fusion_core.weights import (
     CheckpointSource,
     Staging,
     WeightSource,
-    held_in_memory,
+    describe_nearness,
+    find_in_memory_source,
     materialise,
-    nearness,
 )
-from fusion_core.weights.reading.containment import reading
-from fusion_core.weights.source import origins
+from fusion_core.weights.reading.containment import report_unreadable
+from fusion_core.weights.source import collect_origins
 from fusion_core.weights.writing.materialise import serialise
+from fusion_core.weights.writing.output_path import PROVENANCE
 from fusion_core.weights.writing.outputs import claim, open_staging
-from fusion_core.weights.writing.target import PROVENANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.planning.planned import Plan
+    from fusion_core.planning.run_plan import Plan
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def claim_output(plan: Plan) -> Iterator[Plan]:
 
     If the recipe names no path, the output is the first numbered path that no other run holds.
     """
-    if plan.path is None or helps():
+    if plan.path is None or is_helper_process():
         yield plan
         return
     with ExitStack() as stack:
@@ -66,7 +66,7 @@ def claim_output(plan: Plan) -> Iterator[Plan]:
             yield plan
             return
         path = next(path for path in plan.free_paths() if _try_claim(path, stack))
-        if not plan.options.resume and (left := unfinished(plan.recipe)):
+        if not plan.options.resume and (left := find_unfinished(plan.recipe)):
             _log.warning(
                 "%s holds work of an identical run: --resume would continue it", left[0].path
             )
@@ -115,7 +115,7 @@ def _check_inputs_survive(plan: Plan) -> None:
     assert plan.path is not None  # noqa: S101 - a run in memory replaces nothing
     output = plan.path.resolve()
     for source in plan.pool.by_name.values():
-        for origin in origins(source):
+        for origin in collect_origins(source):
             for path in origin.stamps:
                 if path.parent.resolve().is_relative_to(output):
                     raise OutputError(
@@ -131,7 +131,7 @@ def describe_run(plan: Plan) -> dict[str, Any] | None:
     The description holds the resolved recipe, and the inputs, versions, machine and device as in
     `provenance.json`. It is None if models in memory take part, which no file identifies.
     """
-    if any(map(held_in_memory, plan.pool.by_name.values())):
+    if any(map(find_in_memory_source, plan.pool.by_name.values())):
         return None
     return {"recipe": plan.recipe, **_describe_inputs(plan), **_describe_environment(plan)}
 
@@ -152,11 +152,11 @@ def read_assets(plan: Plan, pool: ModelPool[Any]) -> Assets:
 
     Raises `CheckpointError` for one that is not.
     """
-    pool_assets = pool.assets(dtype=dtype_of(plan.resolved.recipe.output.dtype))
+    pool_assets = pool.assets(dtype=parse_dtype(plan.resolved.recipe.output.dtype))
     assets = plan.outline_of(pool).files(pool_assets)
     for content in assets.values():
         if isinstance(content, Path):
-            with reading(content):
+            with report_unreadable(content):
                 content.open("rb").close()
     return assets
 
@@ -196,7 +196,7 @@ def write_model(  # noqa: PLR0913, PLR0917 - what is written, where, and since w
     }
     parts = {
         **_describe_environment(plan),
-        **cast("dict[str, Any]", without_folders(_describe_inputs(plan))),
+        **cast("dict[str, Any]", strip_folders(_describe_inputs(plan))),
         "stages": [stage.as_provenance() for stage in plan.stages],
         "tensors": count_tensors(pool, weights, skipped=plan.skipped),
         "matrices": [asdict(holding) for holding in plan.holdings],
@@ -220,4 +220,4 @@ def find_near_models(plan: Plan, pool: ModelPool[Any], merged: WeightSource) -> 
     if "base" in plan.nested:
         return []
     experts = {name: expert for name, expert in pool.experts.items() if name not in plan.nested}
-    return nearness(merged, pool.base, experts)
+    return describe_nearness(merged, pool.base, experts)

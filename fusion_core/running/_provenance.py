@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.machine.installed import CORE, libraries_of
+from fusion_core.machine.distributions import CORE, find_core_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -31,7 +31,7 @@ def describe_environment(
 
     `used` names the plugins of the run. The libraries that they require are listed with them.
     """
-    libraries = {library for name in used for library in libraries_of(name)} - {CORE, *used}
+    libraries = {library for name in used for library in find_core_libraries(name)} - {CORE, *used}
     versions = {plugin.distribution: plugin.version for plugin in plugins}
     return {
         "versions": {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
-    from fusion_core.planning.planned import Plan
+    from fusion_core.planning.run_plan import Plan
     from fusion_core.weights import WeightSource
 
 

@@ -11,20 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
 from fusion_core.contracts.outcomes import OUTCOMES
-from fusion_core.contracts.report import REPORT, Report, how_to_measure
+from fusion_core.contracts.report import REPORT, Report, measuring_hint
 from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.machine.attribution import forbid_exit
 from fusion_core.planning.needs import check_data, check_tasks, uses_tasks
-from fusion_core.planning.resolving import resolve_component, task_pool_of
-from fusion_core.planning.trust import check_known, check_trusted, needs_of, trust_in_environment
+from fusion_core.planning.resolution import choose_task_pool, resolve_component
+from fusion_core.planning.trust import (
+    check_trust_names,
+    check_trusted,
+    collect_needs,
+    trust_in_environment,
+)
 from fusion_core.progress import Progress
 from fusion_core.recipe.config import Choice, choice_of, choices_of
 from fusion_core.recipe.text import RECIPE, load_recipe
 from fusion_core.running._evaluator import Evaluator
-from fusion_core.running.for_task import TaskOverrides, read_recorded_overrides
+from fusion_core.running.task_overrides import TaskOverrides, read_recorded_overrides
 from fusion_core.weights import CheckpointSource, WeightSource
-from fusion_core.weights.merging.shortage import explained
+from fusion_core.weights.merging.memory_errors import report_out_of_memory
 from fusion_core.weights.writing.disk import write_durably
 
 if TYPE_CHECKING:
@@ -33,16 +38,16 @@ if TYPE_CHECKING:
 
     import torch
 
-    from fusion_core.contracts.measures import Metric
+    from fusion_core.contracts.measurements import Metric
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
-    from fusion_core.planning.resolved import Resolved
+    from fusion_core.planning.resolved_recipe import Resolved
     from fusion_core.plugins.manager import PluginManager
 
 _CHECKPOINTS = "checkpoints"
 
 
-@explained()
+@report_out_of_memory()
 @forbid_exit()
 def evaluate(  # noqa: PLR0913 - the models, the tasks, and how to measure
     pool: ModelPool[Any],
@@ -75,7 +80,7 @@ def evaluate(  # noqa: PLR0913 - the models, the tasks, and how to measure
     )
 
 
-@explained()
+@report_out_of_memory()
 @forbid_exit()
 def evaluate_experts(
     pool: ModelPool[Any],
@@ -115,7 +120,7 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     components that need trust that is not given.
     """
     trust = trust_in_environment() if trust is None else trust
-    check_known(trust, plugins)
+    check_trust_names(trust, plugins)
     weights = CheckpointSource(directory)
     recipe = load_recipe(directory / RECIPE) if (directory / RECIPE).is_file() else {}
     as_recorded = bool(recipe) and model_pool is None and task_pool is None
@@ -125,7 +130,7 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
         tasks_name = tasks_choice.name if model_pool is None else None
         pool_choice = _find_pool(tasks_name, plugins, directory)
     resolved_pool = resolve_component(ModelPoolSpec, pool_choice, plugins, section="model_pool")
-    tasks_choice = task_pool_of(tasks_choice, resolved_pool)
+    tasks_choice = choose_task_pool(tasks_choice, resolved_pool)
     if tasks_choice.name is None:
         raise RecipeError(
             "no tasks to evaluate on",
@@ -136,7 +141,7 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     if not stages and as_recorded:
         _check_not_adapted(directory)
     adapted = any(uses_tasks(stage.component.spec) for stage in stages)
-    check_trusted(needs_of([resolved_pool, resolved_tasks, *stages]), trust)
+    check_trusted(collect_needs([resolved_pool, resolved_tasks, *stages]), trust)
     with hub.session(progress):
         pool = resolved_pool.create()
         tasks = resolved_tasks.create().bind(pool)
@@ -195,7 +200,7 @@ def _find_pool(tasks: str | None, plugins: PluginManager, directory: Path) -> Ch
             return Choice(name=component.qualified_name)
     raise RecipeError(
         f"cannot build the model in {directory}: its class is unknown",
-        hint=how_to_measure(directory),
+        hint=measuring_hint(directory),
     )
 
 

@@ -17,10 +17,10 @@ from fusion_core import hub
 from fusion_core.contracts.run import RunInfo, RunResult
 from fusion_core.errors import FusionError
 from fusion_core.machine.attribution import forbid_exit
-from fusion_core.machine.ranks import helps
-from fusion_core.planning.options import RunOptions
+from fusion_core.machine.ranks import is_helper_process
 from fusion_core.planning.pipeline import apply_stages
 from fusion_core.planning.plan import plan
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.recipe.assignments import assign
 from fusion_core.recipe.text import load_recipe
 from fusion_core.report.below_base import below_base_warnings
@@ -33,16 +33,16 @@ from fusion_core.running._output import (
     write_model,
 )
 from fusion_core.running.evaluation import evaluate, write_report
-from fusion_core.running.for_task import overrides_among, read_overrides
+from fusion_core.running.task_overrides import overrides_among, read_overrides
 from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource
-from fusion_core.weights.merging.execution import state_dict_of
-from fusion_core.weights.merging.shortage import explained
+from fusion_core.weights.merging.execution import read_state_dict
+from fusion_core.weights.merging.memory_errors import report_out_of_memory
 
 if TYPE_CHECKING:
     from types import EllipsisType
 
     from fusion_core.contracts.report import Report
-    from fusion_core.planning.planned import Plan
+    from fusion_core.planning.run_plan import Plan
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
     elif output is not ...:
         raw = assign(raw, ("output", "path"), output and str(output), origin="output")
     planned = plan(raw, options or RunOptions())
-    for warning in () if helps() else planned.warnings:
+    for warning in () if is_helper_process() else planned.warnings:
         _LOG.warning("%s", warning)
     result = execute(planned)
     if result.report is not None:
@@ -89,7 +89,7 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
     return result
 
 
-@explained()
+@report_out_of_memory()
 def execute(plan: Plan) -> RunResult:
     """Carry a plan out: claim the output, merge, commit and evaluate. Raises as `run_fusion`.
 
@@ -114,10 +114,10 @@ def _execute(plan: Plan, committed: list[Path]) -> RunResult:
         info = RunInfo(final.recipe, final.path)
         notify(final, "fusion_run_started", run=info)
         _download(final)
-        if not helps():
+        if not is_helper_process():
             final.check_data()
         result = _merge(final, info, committed)
-    if helps():  # the first process does the rest
+    if is_helper_process():  # the first process does the rest
         return result
     if final.tasks is not None and final.options.evaluate:
         result = replace(result, report=_evaluate(final, result))
@@ -129,10 +129,10 @@ def _download(plan: Plan) -> None:
     """Download every input, so that a refusal of the hub comes before any work."""
     with hub.session(plan.options.progress):
         files = plan.downloads()
-        if files and not helps():
+        if files and not is_helper_process():
             _ = plan.aligned  # headers suffice to find models that do not fit
-            hub.check_room(hub.size_of(files))
-            hub.fetch(files)
+            hub.check_space(hub.measure_download(files))
+            hub.download_requests(files)
 
 
 def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
@@ -142,7 +142,7 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
     """
     with (
         hub.session(plan.options.progress),
-        nullcontext() if helps() else open_run_staging(plan) as staging,
+        nullcontext() if is_helper_process() else open_run_staging(plan) as staging,
         forbid_exit(),  # inside the staging directory, which keeps the work of an interrupted run
         plan.resolved.executor.create() as executor,
     ):
@@ -151,10 +151,10 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
         assets = {} if staging is None else read_assets(plan, pool)
         started = time.perf_counter()
         weights = cast_for_output(plan, apply_stages(plan.stages, pool, context), pool)
-        if helps():
+        if is_helper_process():
             return RunResult(pool, weights, None, None, context.side_files)
         if staging is None:
-            tensors = state_dict_of(weights, executor, plan.options.progress)
+            tensors = read_state_dict(weights, executor, plan.options.progress)
             written: WeightSource = StateDictSource(tensors, label="the merge")
             plan.pool.check_unchanged()
             warnings = [*context.warnings, *find_near_models(plan, pool, written)]

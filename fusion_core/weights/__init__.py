@@ -1,56 +1,56 @@
 """Named tensors that can be read one range at a time, and the engine that merges them."""
 
-from fusion_core.recipe.depth import along, depths, layers_of, renumbered
-from fusion_core.recipe.patterns import matching
+from fusion_core.recipe.depth import depths, interpolate, layers_of, renumber_layer
+from fusion_core.recipe.patterns import select_names
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
 from fusion_core.weights.matrices import Columns, Matrices, Rows, Slot, Stacked
-from fusion_core.weights.merging.applied import (
+from fusion_core.weights.merging.execution import SerialExecutor, is_in_process
+from fusion_core.weights.merging.kernels import (
     CoordinatesKernel,
     Kernel,
     PieceKernel,
     RowsKernel,
     Scope,
 )
-from fusion_core.weights.merging.execution import SerialExecutor, is_in_process
 from fusion_core.weights.merging.linear import Linear, as_weights
-from fusion_core.weights.merging.masked import task_weights
-from fusion_core.weights.merging.merged import CastSource, MergedSource
-from fusion_core.weights.merging.nearness import nearness
-from fusion_core.weights.merging.piece import Operands, Piece, in_order, per_expert
+from fusion_core.weights.merging.masking import task_weights
+from fusion_core.weights.merging.merged_source import CastSource, MergedSource
+from fusion_core.weights.merging.nearness import describe_nearness
+from fusion_core.weights.merging.piece import Operands, Piece, broadcast_per_expert, sum_in_order
+from fusion_core.weights.merging.result_cache import ResultCache
 from fusion_core.weights.merging.scan import Scan
-from fusion_core.weights.merging.select import kth_largest_magnitudes
-from fusion_core.weights.merging.shared import Shared
+from fusion_core.weights.merging.selection import kth_largest_magnitudes
 from fusion_core.weights.merging.singular import Components, decompose, is_matrix, joint_rank, polar
 from fusion_core.weights.merging.trimming import (
-    Electing,
-    Trim,
-    Trimming,
-    agreeing,
-    elected_sign,
-    kept_count,
+    ElectKernel,
+    TrimKernel,
+    TrimSurvey,
+    agreeing_magnitudes,
+    count_for_density,
+    elect_sign,
 )
 from fusion_core.weights.origin import Origin, stamp_of
 from fusion_core.weights.packing import Layout
 from fusion_core.weights.reading.assets import (
     Files,
-    content_of,
-    licence_of,
+    change_config,
+    parse_safe_config,
     read_config,
-    safe_config,
-    tokenizer_of,
-    with_config,
+    read_licence,
+    read_side_file,
+    select_tokenizer_files,
 )
 from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.files import FileSource
 from fusion_core.weights.reading.header import StoredTensor
-from fusion_core.weights.reading.layered import with_layers
+from fusion_core.weights.reading.layer_config import replace_layers
 from fusion_core.weights.reading.location import Location
 from fusion_core.weights.reading.lora import LoraSource
-from fusion_core.weights.reading.packaged import PackagedFiles
+from fusion_core.weights.reading.name_matching import match_names
+from fusion_core.weights.reading.package_files import PackagedFiles
 from fusion_core.weights.reading.remote import RemoteSource
-from fusion_core.weights.reading.spelling import same_tensors
 from fusion_core.weights.reading.task_masks import PackedMasks
-from fusion_core.weights.reading.untrusted import parse_json
+from fusion_core.weights.reading.untrusted_json import parse_json
 from fusion_core.weights.source import (
     BLOCK,
     Cut,
@@ -59,11 +59,11 @@ from fusion_core.weights.source import (
     WeightSource,
     assemble,
     check_unchanged,
-    origins,
+    collect_origins,
 )
-from fusion_core.weights.state_dict import StateDictSource, held_in_memory
+from fusion_core.weights.state_dict import StateDictSource, find_in_memory_source
 from fusion_core.weights.writing.materialise import materialise
-from fusion_core.weights.writing.outputs import staged
+from fusion_core.weights.writing.outputs import stage_output
 from fusion_core.weights.writing.writer import Staging
 
 __all__ = [
@@ -76,7 +76,7 @@ __all__ = [
     "Components",
     "CoordinatesKernel",
     "Cut",
-    "Electing",
+    "ElectKernel",
     "FileSource",
     "Files",
     "Kernel",
@@ -94,55 +94,55 @@ __all__ = [
     "PieceKernel",
     "RemoteSource",
     "RenamedSource",
+    "ResultCache",
     "Rows",
     "RowsKernel",
     "Scan",
     "Scope",
     "SerialExecutor",
-    "Shared",
     "Slot",
     "Stacked",
     "Staging",
     "StateDictSource",
     "StoredTensor",
     "TensorInfo",
-    "Trim",
-    "Trimming",
+    "TrimKernel",
+    "TrimSurvey",
     "WeightSource",
-    "agreeing",
+    "agreeing_magnitudes",
     "align",
-    "along",
     "as_weights",
     "assemble",
+    "broadcast_per_expert",
+    "change_config",
     "check_unchanged",
-    "content_of",
+    "collect_origins",
+    "count_for_density",
     "decompose",
     "depths",
-    "elected_sign",
-    "held_in_memory",
-    "in_order",
+    "describe_nearness",
+    "elect_sign",
+    "find_in_memory_source",
+    "interpolate",
     "is_in_process",
     "is_matrix",
     "joint_rank",
-    "kept_count",
     "kth_largest_magnitudes",
     "layers_of",
-    "licence_of",
-    "matching",
+    "match_names",
     "materialise",
-    "nearness",
-    "origins",
     "parse_json",
-    "per_expert",
+    "parse_safe_config",
     "polar",
     "read_config",
-    "renumbered",
-    "safe_config",
-    "same_tensors",
-    "staged",
+    "read_licence",
+    "read_side_file",
+    "renumber_layer",
+    "replace_layers",
+    "select_names",
+    "select_tokenizer_files",
+    "stage_output",
     "stamp_of",
+    "sum_in_order",
     "task_weights",
-    "tokenizer_of",
-    "with_config",
-    "with_layers",
 ]

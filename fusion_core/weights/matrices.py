@@ -123,7 +123,7 @@ class Slot:
         return values.view(self.sizes).narrow(*self.part).permute(self.order)
 
 
-def slots_of(info: TensorInfo, declared: object) -> tuple[Slot, ...]:
+def find_slots(info: TensorInfo, declared: object) -> tuple[Slot, ...]:
     """Return the slots of a tensor's matrices; none if it is merged as it is stored.
 
     Raises `ValueError` for a declaration that does not fit the tensor.

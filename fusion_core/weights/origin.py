@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from fusion_core.hub import Wanted
+    from fusion_core.hub import FileRequest
 
 #: A file's device, inode, size, and the times when its content and its entry changed, in ns.
 Stamp = tuple[int, ...]
@@ -36,7 +36,7 @@ class Origin:
     #: the identity of each model that the values are made of as JSON data, by name
     inputs: Mapping[str, Any] = field(default_factory=dict)
     #: the files on the hub that reading needs, including those in the cache
-    wanted: Wanted | None = None
+    wanted: FileRequest | None = None
     #: the stamps of files here at the time they were opened
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.ranges import join_ranges, read_any
+from fusion_core.weights.ranges import join_ranges, read_range
 from fusion_core.weights.source import Cut, TensorInfo, WeightSource, assemble
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class UnpackedSource(WeightSource):
 
     def _gather(self, tensor: str, start: int, stop: int) -> Values:
         """Return all matrices in a range of a tensor."""
-        values = read_any(self._source, tensor, start, stop)
+        values = read_range(self._source, tensor, start, stop)
         slots = [slot for slot in self._slots[tensor] if slot.start == start]
         return {slot.name: slot.view(values).reshape(-1) for slot in slots}
 

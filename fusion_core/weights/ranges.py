@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fusion_core.weights.source import WeightSource
 
 
-def read_any(source: WeightSource, name: str, start: int, stop: int) -> torch.Tensor:
+def read_range(source: WeightSource, name: str, start: int, stop: int) -> torch.Tensor:
     """Read any range of a tensor, also from a source with coarser ranges."""
     if source.cut is Cut.ELEMENT:
         return source.read(name, start, stop)

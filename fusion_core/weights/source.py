@@ -138,20 +138,20 @@ class WeightSource(ABC):
         return None
 
 
-def origins(source: WeightSource) -> list[Origin]:
+def collect_origins(source: WeightSource) -> list[Origin]:
     """Return the origins of a source and of all sources that it reads from."""
-    inner = [origin for operand in source.sources for origin in origins(operand)]
+    inner = [origin for operand in source.sources for origin in collect_origins(operand)]
     outer = [] if source.origin is None else [source.origin]
     return list({id(origin): origin for origin in (*inner, *outer)}.values())
 
 
 def check_unchanged(source: WeightSource) -> None:
     """Raise `IntegrityError` if a file that a source reads from changed since it was opened."""
-    for origin in origins(source):
+    for origin in collect_origins(source):
         origin.check_unchanged()
 
 
-def base_or_first(base: ModelT | None, experts: Mapping[str, ModelT]) -> ModelT:
+def reference_model(base: ModelT | None, experts: Mapping[str, ModelT]) -> ModelT:
     """Return the model that sets names, shapes and dtypes: the base, or else the first expert."""
     return base if base is not None else next(iter(experts.values()))
 
@@ -176,7 +176,7 @@ def assemble(
     return whole
 
 
-def memory_of(values: torch.Tensor) -> memoryview:
+def view_bytes(values: torch.Tensor) -> memoryview:
     """Return a contiguous tensor's own bytes, without numpy; the view keeps the tensor alive."""
     if not values.nbytes:
         return memoryview(b"")

@@ -36,11 +36,11 @@ class StateDictSource(WeightSource):
         return self._label
 
 
-def held_in_memory(source: WeightSource) -> WeightSource | None:
+def find_in_memory_source(source: WeightSource) -> WeightSource | None:
     """Return the source, or one it reads from, that exists only in this process; None without."""
     if isinstance(source, StateDictSource):
         return source
-    return next(filter(None, map(held_in_memory, source.sources)), None)
+    return next(filter(None, map(find_in_memory_source, source.sources)), None)
 
 
 def _check_mapping(tensors: object, label: str) -> None:

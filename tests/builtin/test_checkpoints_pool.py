@@ -32,7 +32,7 @@ from fusion_core.weights import (
     StateDictSource,
     check_unchanged,
 )
-from fusion_core.weights.reading.assets import licence_of, tokenizer_of
+from fusion_core.weights.reading.assets import read_licence, select_tokenizer_files
 from fusion_core.weights.reading.remote import RemoteSource
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def test_a_card_that_may_not_be_read_is_named(
     (directory / "README.md").write_text("---\nlicense: mit\n---\n")
     _closed(monkeypatch, function, directory / "README.md")
     with pytest.raises(CheckpointError, match=r"README.md cannot be read: Permission denied"):
-        licence_of(directory)
+        read_licence(directory)
 
 
 # --- the files beside the weights ---------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_every_configuration_loses_what_makes_loaders_run_code(directory: Path, 
     assert isinstance(content, bytes)
     assert json.loads(content) == {"kept": 1e-6, "inner": {"é": 1}}
     if name == "tokenizer_config.json":
-        assert tokenizer_of({name: content, "config.json": b"{}"}) == {name: content}
+        assert select_tokenizer_files({name: content, "config.json": b"{}"}) == {name: content}
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

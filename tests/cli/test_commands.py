@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fusion_core.plugins.known import BROUGHT_BY
+from fusion_core.plugins.ownership import COMPONENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +105,7 @@ def test_a_misspelled_command_of_a_plugin_is_recognised(site: Site, fuse: Fuse) 
 def test_a_command_of_a_plugin_that_is_not_installed_names_the_plugin(
     fuse: Fuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BROUGHT_BY, "fusion-elsewhere", {"command": ("elsewhere",)})
+    monkeypatch.setitem(COMPONENTS, "fusion-elsewhere", {"command": ("elsewhere",)})
     done = fuse("elsewhere", "recipe.yaml")
     assert (done.code, "pip install fusion-elsewhere" in done.err) == (3, True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from safetensors.torch import save_file
 
-from fusion_core import models_of
+from fusion_core import load_models
 from fusion_core.commands import load_recipe
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def test_an_interrupt_of_an_observer_names_the_complete_model(
 
 def test_the_models_of_a_recipe_are_found_again(run: Run, models: Any, tmp_path: Path) -> None:
     assert json.loads(run("--json").out)["report"] is None
-    pool = models_of(load_recipe(tmp_path / "out" / "recipe.yaml"))
+    pool = load_models(load_recipe(tmp_path / "out" / "recipe.yaml"))
     sources = pool.by_name
     assert list(sources) == ["base", "a"]
     for name, source in sources.items():

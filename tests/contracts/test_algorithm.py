@@ -14,8 +14,8 @@ from fusion_core.contracts.context import RunContext
 from fusion_core.contracts.stage import expert_weights
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig, ExpertWeights
-from fusion_core.recipe.validation import validated
-from fusion_core.weights import Cut, MergedSource, Piece, Scan, Scope, WeightSource, in_order
+from fusion_core.recipe.validation import validate
+from fusion_core.weights import Cut, MergedSource, Piece, Scan, Scope, WeightSource, sum_in_order
 from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class DropAndAverage(TensorwiseAlgorithm[DropConfig]):
     def merge(self, piece: Piece) -> torch.Tensor:
         deltas = piece.task_vectors * piece.weights
         large = deltas.where(deltas.abs() > self.config.floor, 0)
-        return piece.base + in_order(large) / len(large)
+        return piece.base + sum_in_order(large) / len(large)
 
 
 def pool_of(models: Models) -> CheckpointsPool:
@@ -69,7 +69,7 @@ def test_options_given_as_keywords_are_those_of_a_recipe() -> None:
     with pytest.raises(RecipeError) as error:
         DropAndAverage(**wrong)
     with pytest.raises(RecipeError) as expected:
-        validated(DropConfig, wrong, prefix="algorithm")
+        validate(DropConfig, wrong, prefix="algorithm")
     assert str(error.value) == str(expected.value)
     with pytest.raises(TypeError, match="not both"):
         DropAndAverage(DropConfig(), floor=1)

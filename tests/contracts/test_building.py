@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fusion_core import CheckpointsConfig, CheckpointsPool, WeightSource, build_model
-from fusion_core.contracts.building import tensors_of
+from fusion_core.contracts.live_models import tensors_of
 from fusion_core.contracts.selected_pool import SelectedPool
 from fusion_core.errors import AlignmentError, BrokenPluginError
 from fusion_core.weights import StateDictSource

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from fusion_core.contracts.intervals import Intervals, wilson
-from fusion_core.contracts.measures import Measured, Metric
+from fusion_core.contracts.measurements import Measured, Metric
 
 INTERVALS = Intervals()
 RANDOM = np.random.default_rng(0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fusion_core.contracts.metrics import MetricsLog
+from fusion_core.contracts.metrics_log import MetricsLog
 from fusion_core.errors import DiskError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fusion_core.contracts.measures import Measured
+from fusion_core.contracts.measurements import Measured
 from fusion_core.contracts.report import Report
 
 INFINITE = Measured({"bits": math.inf}, [math.inf, 1.0], [1, 2])

@@ -9,7 +9,7 @@ from torch import nn
 from fusion_core.contracts.batch import Batch
 from fusion_core.contracts.subject import Subject
 from fusion_core.contracts.task_pool import Task, TaskPool
-from fusion_core.progress import Progress, note, noting
+from fusion_core.progress import Progress, note, show_notes_on
 from fusion_core.recipe.config import ComponentConfig
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def test_a_task_reports_progress_on_the_innermost_bar() -> None:
     def advance(count: int = 1, *, note: str = "") -> None:
         seen.append((count, note))
 
-    with noting(advance):
+    with show_notes_on(advance):
         Slows(ComponentConfig()).measure(Subject.of(nn.Identity()), ["one"])
     assert seen == [(0, "one: half")]  # a silent bar inside hides nothing
     note("nobody listens")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fusion_core.errors import BrokenPluginError
-from fusion_core.machine.attribution import forbid_exit, plugin_behind
+from fusion_core.machine.attribution import find_responsible_plugin, forbid_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,16 +47,16 @@ def raised_by(function: Callable[..., object], *arguments: object) -> BaseExcept
 
 
 def test_the_innermost_plugin_is_behind_an_error(plugin: object) -> None:
-    assert plugin_behind(raised_by(plugin.fail)) == "plugin toy-x 2.0"
-    assert plugin_behind(raised_by(plugin.call, lambda: 1 / 0)) == "plugin toy-x 2.0"
+    assert find_responsible_plugin(raised_by(plugin.fail)) == "plugin toy-x 2.0"
+    assert find_responsible_plugin(raised_by(plugin.call, lambda: 1 / 0)) == "plugin toy-x 2.0"
 
 
 def test_the_causes_of_an_error_are_searched_too(plugin: object) -> None:
-    assert plugin_behind(raised_by(list, plugin.again())) == "plugin toy-x 2.0"
+    assert find_responsible_plugin(raised_by(list, plugin.again())) == "plugin toy-x 2.0"
 
 
 def test_an_error_outside_plugins_has_no_owner(plugin: object) -> None:
-    assert plugin_behind(raised_by(lambda: 1 / 0)) is None
+    assert find_responsible_plugin(raised_by(lambda: 1 / 0)) is None
 
 
 @pytest.mark.parametrize("in_thread", [False, True])

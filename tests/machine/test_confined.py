@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.machine.confined import Confined, Limits, Overrun, Refused
+from fusion_core.machine.sandbox import LimitExceeded, Limits, SandboxedWorker, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,25 +33,25 @@ def say(content):
 
 
 @pytest.fixture
-def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Confined]:
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SandboxedWorker]:
     (tmp_path / "work.py").write_text(WORK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    made = Confined("work:serve")
+    made = SandboxedWorker("work:serve")
     yield made
     made.close()
 
 
-def answer(child: Confined, code: str, limits: Limits = LIMITS) -> Any:
+def answer(child: SandboxedWorker, code: str, limits: Limits = LIMITS) -> Any:
     return json.loads(child.ask(code, limits))
 
 
-def process_of(child: Confined) -> subprocess.Popen[bytes]:
+def process_of(child: SandboxedWorker) -> subprocess.Popen[bytes]:
     untyped: Any = child
     process: subprocess.Popen[bytes] = untyped._child._process  # noqa: SLF001
     return process
 
 
-def test_one_child_answers_all_requests(child: Confined) -> None:
+def test_one_child_answers_all_requests(child: SandboxedWorker) -> None:
     assert answer(child, "[1, None, 'ü']") == [1, None, "ü"]
     assert answer(child, "os.getpid()") == answer(child, "os.getpid()") != os.getpid()
     assert answer(child, "len('" + "x" * 3_000_000 + "')") == 3_000_000
@@ -75,33 +75,33 @@ def test_one_child_answers_all_requests(child: Confined) -> None:
     ],
 )
 def test_a_child_that_ends_is_reported_and_replaced(
-    child: Confined, code: str, limits: Limits, message: str
+    child: SandboxedWorker, code: str, limits: Limits, message: str
 ) -> None:
-    with pytest.raises(Overrun, match=message):
+    with pytest.raises(LimitExceeded, match=message):
         child.ask(code, limits)
     assert answer(child, "1 + 1") == 2
 
 
-def test_an_exception_of_the_work_is_passed_on_and_the_child_stays(child: Confined) -> None:
+def test_an_exception_of_the_work_is_passed_on_and_the_child_stays(child: SandboxedWorker) -> None:
     process = answer(child, "os.getpid()")
     for code, message in (("1 / 0", "division by zero"), ("{1}", "not JSON serializable")):
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(WorkFailed, match=message):
             child.ask(code, LIMITS)
     assert answer(child, "os.getpid()") == process
 
 
-def test_memory_is_freed_for_the_next_request(child: Confined) -> None:
+def test_memory_is_freed_for_the_next_request(child: SandboxedWorker) -> None:
     for _ in range(4):
         assert answer(child, "len('x' * 60_000_000)") == 60_000_000
 
 
 def test_a_child_that_cannot_start_gives_the_reason() -> None:
-    with pytest.raises(Overrun, match="did not start: No module named 'no_such_module'"):
-        Confined("no_such_module:serve").ask("1", LIMITS)
+    with pytest.raises(LimitExceeded, match="did not start: No module named 'no_such_module'"):
+        SandboxedWorker("no_such_module:serve").ask("1", LIMITS)
 
 
 def test_the_working_directory_is_not_imported_from(
-    child: Confined, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    child: SandboxedWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "work.py").write_text("raise SystemError('planted')")
@@ -110,7 +110,7 @@ def test_the_working_directory_is_not_imported_from(
     assert answer(child, "1") == 1
 
 
-def test_a_fork_starts_a_child_of_its_own(child: Confined) -> None:
+def test_a_fork_starts_a_child_of_its_own(child: SandboxedWorker) -> None:
     process = answer(child, "os.getpid()")
     forked = os.fork()
     if not forked:
@@ -120,7 +120,7 @@ def test_a_fork_starts_a_child_of_its_own(child: Confined) -> None:
 
 
 def test_an_interrupt_leaves_no_half_answer(
-    child: Confined, monkeypatch: pytest.MonkeyPatch
+    child: SandboxedWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
@@ -132,9 +132,9 @@ def test_an_interrupt_leaves_no_half_answer(
     assert answer(child, "'whole'") == "whole"
 
 
-def test_no_child_outlives_a_program_that_ends(child: Confined) -> None:
+def test_no_child_outlives_a_program_that_ends(child: SandboxedWorker) -> None:
     program = (
-        "from fusion_core.machine.confined import *\n"
+        "from fusion_core.machine.sandbox import *\n"
         "child = Confined('work:serve')\n"
         f"print(child.ask('os.getpid()', {LIMITS}).decode())\n"
     )
@@ -145,7 +145,7 @@ def test_no_child_outlives_a_program_that_ends(child: Confined) -> None:
         os.kill(int(ended.stdout), 0)
 
 
-def test_a_looping_child_ends_without_its_parent(child: Confined) -> None:
+def test_a_looping_child_ends_without_its_parent(child: SandboxedWorker) -> None:
     answer(child, "1")
     process = process_of(child)
     untyped: Any = child

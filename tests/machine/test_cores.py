@@ -11,7 +11,7 @@ import threading
 import pytest
 import torch
 
-from fusion_core.weights.merging.execution import Threads, on_cores
+from fusion_core.weights.merging.execution import Threads, map_on_cores
 
 
 def test_results_come_in_order_from_threads_that_use_one_core() -> None:
@@ -21,13 +21,13 @@ def test_results_come_in_order_from_threads_that_use_one_core() -> None:
         return unit, torch.get_num_threads(), threading.get_ident() != main
 
     before = torch.get_num_threads()
-    assert list(on_cores(work, iter(range(50)))) == [(unit, 1, True) for unit in range(50)]
+    assert list(map_on_cores(work, iter(range(50)))) == [(unit, 1, True) for unit in range(50)]
     assert torch.get_num_threads() == before
 
 
 def test_units_are_taken_only_a_few_ahead() -> None:
     taken = itertools.count()
-    results = on_cores(lambda unit: unit, (next(taken) for _ in range(1000)))
+    results = map_on_cores(lambda unit: unit, (next(taken) for _ in range(1000)))
     assert next(results) == 0
     assert next(taken) < 100
     results.close()
@@ -38,7 +38,7 @@ def test_an_error_is_raised_unchanged() -> None:
         return 1 // (unit - 5)
 
     with pytest.raises(ZeroDivisionError):
-        list(on_cores(work, range(100)))
+        list(map_on_cores(work, range(100)))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives memory back")

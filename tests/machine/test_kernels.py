@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from fusion_core.machine import products as kernels
-from fusion_core.machine.products import OneDnnLinear, is_onednn_faster, with_fast_products
+from fusion_core.machine import linear_kernels as kernels
+from fusion_core.machine.linear_kernels import (
+    OneDnnLinear,
+    is_onednn_faster,
+    use_fast_linear_layers,
+)
 from fusion_core.running.evaluation import evaluate
 from fusion_testing._models import tiny_pool
 from fusion_testing._tasks import TinyTask, TinyTasks
@@ -43,7 +47,7 @@ def cpuinfo(vendor: str, family: int, flags: str = "fpu avx2 avx512f avx512dq") 
 @pytest.fixture
 def layer(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     monkeypatch.setattr(kernels, "_is_outrun_here", lambda: True)
-    return with_fast_products(plain_layer())
+    return use_fast_linear_layers(plain_layer())
 
 
 def plain_layer(*, bias: bool = True) -> nn.Linear:
@@ -82,7 +86,7 @@ def test_layers_are_changed_only_where_that_is_faster(monkeypatch: pytest.Monkey
         monkeypatch.setattr(kernels, "_is_outrun_here", lambda faster=faster: faster)
         model = nn.Sequential(plain_layer(), nn.Tanh(), nn.Sequential(plain_layer()), Other(2, 2))
         before = {name: value.data_ptr() for name, value in model.state_dict().items()}
-        assert with_fast_products(model) is model
+        assert use_fast_linear_layers(model) is model
         kinds = [type(module) for module in model.modules() if isinstance(module, nn.Linear)]
         assert kinds == [*(2 * [OneDnnLinear if faster else nn.Linear]), Other]
         assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
@@ -92,7 +96,7 @@ def test_layers_are_changed_only_where_that_is_faster(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.usefixtures("layer")
 def test_products_and_gradients_are_exact(shape: tuple[int, ...], *, bias: bool) -> None:
-    layer, batch = with_fast_products(plain_layer(bias=bias)), inputs(*shape)
+    layer, batch = use_fast_linear_layers(plain_layer(bias=bias)), inputs(*shape)
     exact, exactly_given = plain_layer(bias=bias).double(), batch.detach().double().requires_grad_()
     result, expected = layer(batch), exact(exactly_given)
     assert made_by(result) == BY_ONE_DNN
@@ -177,7 +181,7 @@ def test_other_products_are_left_to_torch(
 def test_a_single_vector_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_is_outrun_here", lambda: True)
     monkeypatch.setattr(kernels, "_WORTHWHILE", 1)
-    layer = with_fast_products(plain_layer())
+    layer = use_fast_linear_layers(plain_layer())
     assert made_by(layer(inputs())) == BY_ONE_DNN
     assert made_by(layer(inputs()[0])) != BY_ONE_DNN
 

@@ -9,8 +9,8 @@ import torch
 
 from fusion_core import RunContext, run_fusion
 from fusion_core.contracts.algorithm import Algorithm
-from fusion_core.machine.devices import device_of
-from fusion_core.machine.ranks import helps, own_gpu
+from fusion_core.machine.devices import resolve_device
+from fusion_core.machine.ranks import is_helper_process, local_gpu
 from fusion_core.recipe.config import ComponentConfig
 
 if TYPE_CHECKING:
@@ -73,14 +73,14 @@ def test_the_first_of_several_writes(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_single_process_is_no_helper(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert not helps()
-    assert own_gpu() is None
+    assert not is_helper_process()
+    assert local_gpu() is None
 
 
 @pytest.mark.usefixtures("helper")
 def test_each_process_uses_its_local_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert device_of("cuda") == torch.device("cuda", 1)
-    assert device_of("cuda:0") == torch.device("cuda", 0)
-    assert device_of("cpu") == torch.device("cpu")
+    assert resolve_device("cuda") == torch.device("cuda", 1)
+    assert resolve_device("cuda:0") == torch.device("cuda", 0)
+    assert resolve_device("cpu") == torch.device("cpu")

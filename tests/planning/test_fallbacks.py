@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_core import TensorInfo
-from fusion_core.planning.options import RunOptions
 from fusion_core.planning.plan import plan
+from fusion_core.planning.run_options import RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,11 +18,11 @@ from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.batch import Batch, Split
 from fusion_core.contracts.task_pool import AdaptiveTask, Task, TaskPool
 from fusion_core.errors import AlignmentError, BrokenPluginError, CheckpointError, RecipeError
-from fusion_core.planning.options import RunOptions
 from fusion_core.planning.plan import plan
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.text import dump_yaml, load_recipe
-from fusion_core.recipe.validation import validated
+from fusion_core.recipe.validation import validate
 from fusion_core.running.run import execute
 from fusion_core.weights.reading.location import ADAPTER
 from fusion_ties.ties import Ties
@@ -331,7 +331,7 @@ def test_a_nested_method_that_needs_tasks_asks_for_its_own(inner: dict[str, Any]
 def test_other_pools_refuse_nested_recipes(inner: dict[str, Any]) -> None:
     config = {"base": "in/base", "models": {"math": inner}}
     with pytest.raises(RecipeError, match="needs a run to merge it"):
-        validated(CheckpointsConfig, config)
+        validate(CheckpointsConfig, config)
     with pytest.raises(RecipeError, match=r"model_pool\.models\.math = .*valid string"):
         run_fusion({"algorithm": "ties", "model_pool": {"name": "clip", **config}})
 

@@ -22,7 +22,7 @@ from fusion_core.planning.parts import Part
 from fusion_core.planning.pipeline import PlannedStage, apply_stages
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.config import ComponentConfig
-from fusion_core.recipe.patterns import Selection, matching
+from fusion_core.recipe.patterns import Selection, select_names
 from fusion_core.recipe.text import dump_yaml, load_yaml
 from fusion_core.weights import StateDictSource
 
@@ -53,14 +53,14 @@ def merged(models: Models, algorithm: object, *, base: bool = True) -> dict[str,
 
 
 def test_a_star_matches_dots_and_a_name_matches_itself() -> None:
-    assert matching(["*.mlp.*"], NAMES, "") == {"model.0.mlp.up", "model.0.mlp.down"}
-    assert matching(["head", "*.[q]"], NAMES, "") == {"head", "model.0.attn.q"}
-    assert matching([], NAMES, "") == set()
+    assert select_names(["*.mlp.*"], NAMES, "") == {"model.0.mlp.up", "model.0.mlp.down"}
+    assert select_names(["head", "*.[q]"], NAMES, "") == {"head", "model.0.attn.q"}
+    assert select_names([], NAMES, "") == set()
 
 
 def test_case_counts() -> None:
     with pytest.raises(RecipeError, match="'HEAD'"):
-        matching(["HEAD"], NAMES, "algorithm.skip")
+        select_names(["HEAD"], NAMES, "algorithm.skip")
 
 
 def test_skip_takes_away_from_only_and_the_order_stays() -> None:
@@ -324,10 +324,10 @@ def test_a_recipe_without_patterns_omits_them(models: Models, tmp_path: Path) ->
 
 
 def test_every_algorithm_lists_the_shared_options() -> None:
-    from fusion_core.planning.described import options_of_component
+    from fusion_core.planning.option_descriptions import describe_component_options
 
     for component in load_plugins().components(AlgorithmSpec):
-        names = [option.name for option in options_of_component(component)]
+        names = [option.name for option in describe_component_options(component)]
         assert names[-4:] == ["only", "skip", "overrides", "by_depth"], component.qualified_name
 
 

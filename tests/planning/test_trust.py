@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core import ComponentConfig, RunOptions, TaskPoolSpec, models_of, plan, run_fusion
+from fusion_core import ComponentConfig, RunOptions, TaskPoolSpec, load_models, plan, run_fusion
 from fusion_core.commands import load_plugins
 from fusion_core.errors import BrokenPluginError, FusionError, RecipeError
-from fusion_core.planning.resolved import Resolved
+from fusion_core.planning.resolved_recipe import Resolved
 from fusion_core.plugins.components import Component
 from pools_lm.mini.pools import DATA
 
@@ -174,15 +174,15 @@ def test_models_of_a_recipe_are_not_made_without_trust(
     write({"algorithm": "simple-average", "model_pool": pool}, "model/recipe.yaml")
     message = "the recipe needs trust that you have not given:\n  pickles: unpickle the models"
     with pytest.raises(RecipeError, match=message):
-        models_of({"model_pool": pool}, load_plugins())
+        load_models({"model_pool": pool}, load_plugins())
     assert fuse("smoke", "model", "--prompt", "hello", "--tokens", "1").code == 0
     assert f"base and experts are not asked: {message}" in caplog.text
     assert message in fuse("evaluate", "model", "--task-pool", "lm-mini").err
     assert not is_started()
     inner = {"name": "checkpoints", "base": BASE, "models": {"inner": "model/recipe.yaml"}}
     with pytest.raises(RecipeError, match=message):
-        models_of({"model_pool": inner}, load_plugins())
-    models_of({"model_pool": pool}, load_plugins(), trust=frozenset({"pickles"}))
+        load_models({"model_pool": inner}, load_plugins())
+    load_models({"model_pool": pool}, load_plugins(), trust=frozenset({"pickles"}))
     assert is_started()
 
 

@@ -20,10 +20,10 @@ from fusion_core.errors import (
     RecipeError,
     UnknownComponentError,
 )
-from fusion_core.planning.resolving import resolve_component
+from fusion_core.planning.resolution import resolve_component
 from fusion_core.plugins.distributions import Plugin, PluginStatus
-from fusion_core.plugins.known import BROUGHT_BY
 from fusion_core.plugins.manager import PluginManager, load_plugins
+from fusion_core.plugins.ownership import COMPONENTS
 from fusion_core.recipe.config import Choice
 
 if TYPE_CHECKING:
@@ -628,7 +628,7 @@ def test_the_components_of_our_plugins_are_listed() -> None:
                 names = {component.spec.name, *component.spec.aliases}
                 brought.setdefault(component.plugin.distribution, set()).update(names)
         known = {
-            name: set(kinds[kind.kind]) for name, kinds in BROUGHT_BY.items() if kind.kind in kinds
+            name: set(kinds[kind.kind]) for name, kinds in COMPONENTS.items() if kind.kind in kinds
         }
         assert known == brought
 
@@ -638,7 +638,7 @@ def test_the_components_of_our_plugins_are_listed() -> None:
 def test_the_name_of_a_missing_plugins_component_says_what_to_install(
     kind: type[ComponentSpec], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BROUGHT_BY, "fusion-elsewhere", {kind.kind: ("elsewhere",)})
+    monkeypatch.setitem(COMPONENTS, "fusion-elsewhere", {kind.kind: ("elsewhere",)})
     with pytest.raises(UnknownComponentError, match="unknown ") as caught:
         discovered().find(kind, name)
     assert "Install the plugin that provides it: pip install fusion-elsewhere" in str(caught.value)

@@ -16,10 +16,10 @@ from pydantic import Field
 
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AmbiguousComponentError, PluginError, RecipeError
-from fusion_core.planning.described import options_of, recipe_schema
-from fusion_core.planning.resolving import resolve
-from fusion_core.plugins.known import BROUGHT_BY
+from fusion_core.planning.option_descriptions import describe_options, recipe_schema
+from fusion_core.planning.resolution import resolve
 from fusion_core.plugins.manager import PluginManager
+from fusion_core.plugins.ownership import COMPONENTS
 from fusion_core.recipe.assignments import override
 from fusion_core.recipe.config import (
     Choice,
@@ -30,7 +30,7 @@ from fusion_core.recipe.config import (
     choice_of,
 )
 from fusion_core.recipe.text import dump_yaml, load_recipe, load_yaml
-from fusion_core.recipe.validation import validated
+from fusion_core.recipe.validation import validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from conftest import Site
 
 #: The project's own plugins that are installed. Tests of the core alone have none.
-OURS = [name for name in BROUGHT_BY if find_spec(name.replace("-", "_"))]
+OURS = [name for name in COMPONENTS if find_spec(name.replace("-", "_"))]
 
 HUGE = pytest.param(10**5000, id="more digits than Python prints")
 
@@ -539,13 +539,13 @@ def test_keys_that_are_no_strings_are_refused(toys: PluginManager, raw: dict[Any
     [("5GB", 5 * 10**9), ("10MiB", 10 * 2**20), (1000, 1000), ("1.5 kB", 1500)],
 )
 def test_shard_sizes(value: object, expected: int) -> None:
-    assert validated(OutputOptions, {"shard_size": value}).shard_size == expected
+    assert validate(OutputOptions, {"shard_size": value}).shard_size == expected
 
 
 @pytest.mark.parametrize("value", ["5 bananas", -1, 0, HUGE, "many", [], None])
 def test_bad_shard_sizes(value: object) -> None:
     with pytest.raises(RecipeError, match=r"^shard_size = "):
-        validated(OutputOptions, {"shard_size": value})
+        validate(OutputOptions, {"shard_size": value})
 
 
 @pytest.mark.parametrize(
@@ -585,7 +585,7 @@ def test_a_choice_is_a_name_or_a_mapping() -> None:
 )
 def test_bad_checkpoints_are_refused(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(RecipeError, match=problem):
-        validated(CheckpointsConfig, values)
+        validate(CheckpointsConfig, values)
 
 
 class Everything(ComponentConfig):
@@ -596,7 +596,7 @@ class Everything(ComponentConfig):
 
 
 def test_options_are_described() -> None:
-    needed, factors = options_of(Everything)
+    needed, factors = describe_options(Everything)
     assert (needed.name, needed.type, needed.required, needed.default) == (
         "needed",
         "integer",
@@ -611,7 +611,8 @@ def test_literals_are_described_by_their_values(toys: PluginManager) -> None:
     from fusion_core.contracts.specs import AlgorithmSpec
 
     options = {
-        option.name: option for option in options_of(toys.find(AlgorithmSpec, "toy").load_config())
+        option.name: option
+        for option in describe_options(toys.find(AlgorithmSpec, "toy").load_config())
     }
     assert options["mode"].type == "fast | slow"
     assert options["density"].default == 0.2
@@ -624,7 +625,7 @@ def test_not_a_number_is_no_option() -> None:
 
     for value in (float("nan"), float("inf")):
         with pytest.raises(RecipeError, match="finite"):
-            validated(Config, {"scale": value})
+            validate(Config, {"scale": value})
 
 
 class Kinds(StrEnum):
@@ -685,7 +686,7 @@ def test_options_from_python_are_refused_as_those_of_a_recipe_are() -> None:
 )
 def test_text_is_no_number_and_no_truth_value(option: str, value: object) -> None:
     with pytest.raises(RecipeError, match=rf"^section\.{option}.* = .*: expected ") as caught:
-        validated(Strict, {option: value}, prefix="section")
+        validate(Strict, {option: value}, prefix="section")
     assert "before" not in caught.value.message  # pydantic's own words for a union's branches
 
 
@@ -707,7 +708,7 @@ def test_text_is_no_number_and_no_truth_value(option: str, value: object) -> Non
     ],
 )
 def test_everything_else_is_converted(option: str, value: object, expected: object) -> None:
-    assert getattr(validated(Strict, {option: value}), option) == expected
+    assert getattr(validate(Strict, {option: value}), option) == expected
 
 
 def test_a_strict_option_looks_the_same_in_a_schema() -> None:
@@ -723,7 +724,7 @@ def test_a_configuration_made_of_another_is_as_strict() -> None:
 
     for option in ("number", "extra"):
         with pytest.raises(RecipeError, match=option):
-            validated(More, {option: "1"})
+            validate(More, {option: "1"})
 
 
 # --- the JSON schema ----------------------------------------------------------------------------
@@ -787,7 +788,7 @@ def test_the_schema_takes_good_recipes(
     complain: Callable[[object], list[str]], recipe: dict[str, Any]
 ) -> None:
     assert complain(recipe) == []
-    assert validated(Recipe, recipe)
+    assert validate(Recipe, recipe)
 
 
 @pytest.mark.parametrize("recipe", BAD_RECIPES, ids=str)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion_core.errors import RecipeError
-from fusion_core.recipe.depth import along, depths
+from fusion_core.recipe.depth import depths, interpolate
 from fusion_core.recipe.patterns import Selection
 
 NAMES = ["embed", *(f"layers.{n}.{part}" for n in range(5) for part in ("up", "norm")), "head"]
@@ -22,16 +22,16 @@ def test_layers_of_a_stack_lie_between_0_and_1() -> None:
 
 
 def test_values_are_on_straight_lines_between_points() -> None:
-    assert [along([0.2, 0.5, 0.8], depth) for depth in (0, 0.5, 1)] == [0.2, 0.5, 0.8]
-    assert along([0, 1.0], 0.25) == 0.25
-    assert along([2, 8], 0.5) == 5
-    assert isinstance(along([2, 3], 0.4), int)
-    assert along([0.7], 0.3) == 0.7
+    assert [interpolate([0.2, 0.5, 0.8], depth) for depth in (0, 0.5, 1)] == [0.2, 0.5, 0.8]
+    assert interpolate([0, 1.0], 0.25) == 0.25
+    assert interpolate([2, 8], 0.5) == 5
+    assert isinstance(interpolate([2, 3], 0.4), int)
+    assert interpolate([0.7], 0.3) == 0.7
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.floats(0, 1))
 def test_no_value_leaves_the_range_of_the_points(points: list[float], depth: float) -> None:
-    assert min(points) <= along(points, depth) <= max(points)
+    assert min(points) <= interpolate(points, depth) <= max(points)
 
 
 def test_layers_with_the_same_values_are_one_group() -> None:

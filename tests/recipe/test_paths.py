@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from fusion_core import run_fusion
 from fusion_core.commands import load_recipe
 from fusion_core.errors import RecipeError
-from fusion_core.recipe.paths import RecipeText, input_path, path_of, portable
+from fusion_core.recipe.paths import RecipeText, make_portable, resolve_input_path, resolve_path
 from fusion_core.recipe.text import dump_yaml
 
 if TYPE_CHECKING:
@@ -115,16 +115,16 @@ def placed(text: str, folder: str) -> RecipeText:
 
 def test_paths_keep_their_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert path_of("~/x") == f"{tmp_path}/x"
-    assert path_of("./x") == "./x"  # told apart from a name on the hub
-    assert path_of(placed("../models/x", "outputs/run")) == "outputs/models/x"
-    assert path_of(placed("/abs", "outputs")) == "/abs"
+    assert resolve_path("~/x") == f"{tmp_path}/x"
+    assert resolve_path("./x") == "./x"  # told apart from a name on the hub
+    assert resolve_path(placed("../models/x", "outputs/run")) == "outputs/models/x"
+    assert resolve_path(placed("/abs", "outputs")) == "/abs"
     (tmp_path / "far" / "run").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "far" / "run")
-    left = path_of(placed("../x", str(tmp_path / "link")))
+    left = resolve_path(placed("../x", str(tmp_path / "link")))
     assert os.path.realpath(left) == str(tmp_path / "far" / "x")
-    assert input_path(placed("x", "")) == "x"
-    assert portable(str(tmp_path / "m"), None) == str(tmp_path / "m")
-    assert portable("m", Path("/")) == str(Path("m").resolve())
-    assert portable(str(tmp_path / "m"), tmp_path / "out" / "run") == "../../m"
-    assert portable("/elsewhere/m", Path("/out")) == "../elsewhere/m"
+    assert resolve_input_path(placed("x", "")) == "x"
+    assert make_portable(str(tmp_path / "m"), None) == str(tmp_path / "m")
+    assert make_portable("m", Path("/")) == str(Path("m").resolve())
+    assert make_portable(str(tmp_path / "m"), tmp_path / "out" / "run") == "../../m"
+    assert make_portable("/elsewhere/m", Path("/out")) == "../elsewhere/m"

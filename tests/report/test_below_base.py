@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.contracts.layout import table_of
-from fusion_core.contracts.measures import Measured, Metric
+from fusion_core.contracts.measurements import Measured, Metric
 from fusion_core.contracts.report import Report
+from fusion_core.contracts.table_layout import build_table
 from fusion_core.report.below_base import below_base_warnings
 from fusion_core.report.table import print_reports
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion_core.contracts.measures import Metrics
+    from fusion_core.contracts.measurements import MetricValues
 
 BITS = Metric("bits_per_byte", unit="bits per byte", higher_is_better=False)
 CORRELATION = Metric("spearman", unit="")
@@ -32,7 +32,7 @@ def bits(values: Sequence[float]) -> Measured:
     return Measured({"bits_per_byte": sum(values) / len(values)}, values)
 
 
-def below(base: Metrics, expert: Metrics, metric: Metric | None = None) -> dict[str, str]:
+def below(base: MetricValues, expert: MetricValues, metric: Metric | None = None) -> dict[str, str]:
     """Return the evidence by task for one task on which the merge scores like the expert."""
     metrics = {} if metric is None else {"a": {metric.name: metric}}
     report = Report({"a": dict(expert)}, {"a": base}, {"a": expert}, metrics=metrics)
@@ -61,7 +61,7 @@ PLAIN = {"a": "the figures alone"}
     ],
 )
 def test_the_main_metric_and_its_direction_decide(
-    base: Metrics, expert: Metrics, metric: Metric | None, expected: dict[str, str]
+    base: MetricValues, expert: MetricValues, metric: Metric | None, expected: dict[str, str]
 ) -> None:
     assert below(base, expert, metric) == expected
 
@@ -80,7 +80,7 @@ def test_the_main_metric_and_its_direction_decide(
     ],
 )
 def test_outcomes_decide_what_is_significant(
-    base: Metrics, expert: Metrics, metric: Metric | None, expected: dict[str, str]
+    base: MetricValues, expert: MetricValues, metric: Metric | None, expected: dict[str, str]
 ) -> None:
     assert below(base, expert, metric) == expected
 
@@ -101,7 +101,7 @@ def test_no_table_normalises_by_an_expert_below_the_base(
     note = "do not belong together: the expert scores below the base on latin\n"
     assert note in output
     assert note.strip() in ROTATED._repr_html_()
-    labels = [entry.label for entry in table_of({"ties": ROTATED}).entries]
+    labels = [entry.label for entry in build_table({"ties": ROTATED}).entries]
     assert labels == ["latin", "greek", "average", "worst"]
     assert ROTATED.normalised_average is None
     assert ROTATED.over(["greek"]).normalised_average == pytest.approx(0.5 / 0.9)
@@ -111,7 +111,7 @@ def test_no_table_normalises_by_an_expert_below_the_base(
 
 def test_only_reports_without_experts_below_the_base_are_normalised() -> None:
     good = replace(ROTATED, experts={task: {"accuracy": 1.0} for task in ROTATED.tasks})
-    table = table_of({"rotated": ROTATED, "good": good})
+    table = build_table({"rotated": ROTATED, "good": good})
     (entry,) = (entry for entry in table.entries if entry.label == "normalised")
     figures = [figure and round(figure.value, 3) for figure in entry.figures]
     assert dict(zip(table.headings, figures, strict=True)) == {

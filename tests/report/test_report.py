@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from fusion_core.contracts.measures import Metric
+from fusion_core.contracts.measurements import Metric
 from fusion_core.contracts.report import Published, Report
-from fusion_core.report.table import notes, print_reports
+from fusion_core.report.table import print_reports, report_notes
 
 TASKS = {"latin": {"accuracy": 0.5, "loss": 9.0}, "greek": {"accuracy": 0.25}}
 BASE = {"latin": {"accuracy": 0.125}, "greek": {"accuracy": 0.0}}
@@ -47,7 +47,7 @@ def test_a_task_without_an_expert_has_an_empty_cell(capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(("transductive", "count"), [(None, 1), (False, 1), (True, 2)])
 def test_a_transductive_number_is_marked(transductive: bool | None, count: int) -> None:  # noqa: FBT001
-    assert len(notes({"m": Report(TASKS, transductive=transductive)})) == count
+    assert len(report_notes({"m": Report(TASKS, transductive=transductive)})) == count
 
 
 PUBLISHED = Published(
@@ -332,8 +332,8 @@ def test_the_choice_of_options_is_stored_and_noted() -> None:
     report = Report(TASKS, chosen="by a sweep of 30 runs, without labels")
     assert Report.from_json(json.loads(json.dumps(report.as_json()))).chosen == report.chosen
     note = "options chosen by a sweep of 30 runs, without labels"
-    assert note in notes({"ties": report})
-    assert f"{note} (ties)" in notes({"ties": report, "dare": Report(TASKS)})
+    assert note in report_notes({"ties": report})
+    assert f"{note} (ties)" in report_notes({"ties": report, "dare": Report(TASKS)})
     assert "chosen" not in Report(TASKS).as_json()
 
 

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from fusion_core.contracts.intervals import Intervals
-from fusion_core.contracts.layout import table_of
-from fusion_core.contracts.measures import Measured, Metric
+from fusion_core.contracts.measurements import Measured, Metric
 from fusion_core.contracts.report import Report
 from fusion_core.contracts.run import RunResult
 from fusion_core.contracts.table import Entry, Figure
-from fusion_core.report.drawing import report_tables
+from fusion_core.contracts.table_layout import build_table
+from fusion_core.report.rich_tables import report_tables
 from fusion_core.report.table import print_reports
 
 BITS = Metric("bits", unit="", higher_is_better=False)
@@ -57,7 +57,7 @@ def test_a_figure_is_formatted_with_its_interval(
 def draw(reports: dict[str, Report], width: int, *, intervals: bool = False) -> list[str]:
     console = Console(width=width, file=io.StringIO(), highlight=False)
     over = Intervals() if intervals else None
-    for table in report_tables(table_of(reports, over), width):
+    for table in report_tables(build_table(reports, over), width):
         console.print(table)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert max(map(len, lines)) <= width
@@ -101,7 +101,7 @@ def test_mixed_tables_name_the_metrics() -> None:
     mixed = Report(
         {"wiki": {"bits": 1.0}, "latin": {"accuracy": 0.5}}, metrics={"wiki": {"bits": BITS}}
     )
-    assert table_of({"m": mixed}).by_model()[0] == ["model", "wiki (bits)", "latin (accuracy)"]
+    assert build_table({"m": mixed}).by_model()[0] == ["model", "wiki (bits)", "latin (accuracy)"]
 
 
 def test_json_has_both_ends() -> None:

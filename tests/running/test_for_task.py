@@ -19,9 +19,9 @@ from fusion_core import (
 )
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.report.table import notes
+from fusion_core.report.table import report_notes
 from fusion_core.running import evaluation
-from fusion_core.running.for_task import overrides_among
+from fusion_core.running.task_overrides import overrides_among
 from fusion_core.weights import (
     Cut,
     Linear,
@@ -252,5 +252,5 @@ def test_merge_with_masks_is_measured_with_task_weights(tmp_path: Path) -> None:
     for result in (in_memory, written):
         assert result.report.tasks == expected
         assert result.report.needs_task
-        assert "needs the task at inference" in "\n".join(notes({"summed": result.report}))
+        assert "needs the task at inference" in "\n".join(report_notes({"summed": result.report}))
     assert expected != {n: tasks[n].evaluate(pool.build(in_memory.weights)) for n in tasks.names}

@@ -23,7 +23,7 @@ from fusion_core import (
 )
 from fusion_core.errors import BrokenPluginError, RecipeError
 from fusion_core.recipe.text import load_yaml
-from fusion_core.weights import Kernel, Piece, Scope, in_order
+from fusion_core.weights import Kernel, Piece, Scope, sum_in_order
 from fusion_testing import TinyTasks, tiny_pool
 from fusion_ties.transforms import Elect, Trim
 
@@ -301,7 +301,7 @@ class OneRow(Transform[ComponentConfig]):
     config_class = ComponentConfig
 
     def rows(self, piece: Piece) -> torch.Tensor:
-        return in_order(piece.task_vectors)
+        return sum_in_order(piece.task_vectors)
 
 
 def test_transform_with_wrong_result_is_named(models: Models) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
-from fusion_core.planning.planned import count_tensors
+from fusion_core.planning.run_plan import count_tensors
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.running import _provenance as provenance
@@ -20,7 +20,7 @@ from fusion_core.weights import (
     StateDictSource,
     materialise,
     source,
-    staged,
+    stage_output,
 )
 from fusion_core.weights.writing.digest import bytes_digest, tensors_digest
 
@@ -89,7 +89,7 @@ def test_digest_is_independent_of_order_blocks_and_files(
 
 @pytest.mark.parametrize("shard_size", [1, 10**9])
 def test_every_output_file_is_hashed(tmp_path: Path, shard_size: int) -> None:
-    with staged(tmp_path / "out") as staging:
+    with stage_output(tmp_path / "out") as staging:
         materialise(StateDictSource(STATE), staging, shard_size=shard_size)
         staging.add("config.json", b"{}")
         outputs = provenance.describe_outputs(staging)

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from fusion_core import Report, RunOptions, plan, run_fusion
 from fusion_core.commands import RunIdentities
-from fusion_core.report.table import notes
-from fusion_core.running import _identity, remembering
+from fusion_core.report.table import report_notes
+from fusion_core.running import _identity, cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -96,10 +96,10 @@ POOLS = """
 
 @pytest.fixture(autouse=True)
 def _unread_code() -> Iterator[None]:
-    _identity.code_of.cache_clear()
-    remembering.warn_unwritable.cache_clear()
+    _identity.identify_package.cache_clear()
+    cache.warn_unwritable.cache_clear()
     yield
-    _identity.code_of.cache_clear()
+    _identity.identify_package.cache_clear()
 
 
 class World:
@@ -158,7 +158,9 @@ def test_the_second_run_measures_the_merge_alone(world: World) -> None:
     assert json.loads((world.root / "out" / "outcomes.json").read_text()) == outcomes
     stored = json.loads((world.root / "out" / "report.json").read_text())
     assert stored["remembered"] == {"base": ["a", "b", "c"], "experts": ["a", "b"]}
-    assert notes({"m": second})[-1].startswith("base and experts: as an earlier run measured them")
+    assert report_notes({"m": second})[-1].startswith(
+        "base and experts: as an earlier run measured them"
+    )
     assert world.run(fresh=True) == ALL
     assert world.run() == []
 
@@ -182,13 +184,13 @@ def change_dtype_of_models(world: World) -> None:
 
 def change_code(world: World) -> None:
     world.module.write_text(world.module.read_text() + "# another version\n")
-    _identity.code_of.cache_clear()
+    _identity.identify_package.cache_clear()
 
 
 def change_version(world: World) -> None:
     path = world.module.parent / "line_pools-1.0.dist-info" / "METADATA"
     path.write_text(path.read_text().replace("Version: 1.0", "Version: 1.1"))
-    _identity.code_of.cache_clear()
+    _identity.identify_package.cache_clear()
 
 
 CHANGES: dict[str, tuple[Callable[[World], object], list[str]]] = {
@@ -279,7 +281,7 @@ def test_models_in_memory_are_measured_every_time(world: World, site: Site) -> N
         result = run_fusion(algorithm="simple-average", model_pool=pool, task_pool=tasks)
         assert result.report is not None
         assert result.report.remembered == {}
-    assert not remembering.cache_directory().exists()
+    assert not cache.cache_directory().exists()
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -297,7 +299,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_damaged_cache_entry_is_measured_again(world: World, damage: str) -> None:
     world.run()
     first = world.report
-    files = list(remembering.cache_directory().iterdir())
+    files = list(cache.cache_directory().iterdir())
     assert len(files) == 5
     for path in files:
         DAMAGE[damage](path)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from fusion_core import CheckpointsConfig, CheckpointsPool
-from fusion_core.commands import remembered
+from fusion_core.commands import cached_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ class Asked:
 
     def __call__(self, text: str = "who?", *, fresh: bool = False) -> Any:
         source = self.pool.experts["a"]
-        return remembered(
+        return cached_answer(
             self.pool, source, {"text": text}, lambda: self._said(text), device=CPU, fresh=fresh
         )
 

@@ -21,16 +21,22 @@ from fusion_core import run_fusion
 from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.context import RunContext
 from fusion_core.errors import DiskError, FusionError, RecipeError, Terminated
-from fusion_core.planning.options import RunOptions
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.recipe.config import ComponentConfig
-from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource, materialise, staged
+from fusion_core.weights import (
+    CheckpointSource,
+    StateDictSource,
+    WeightSource,
+    materialise,
+    stage_output,
+)
 from fusion_core.weights.writing import _fault as fault
 from fusion_core.weights.writing import _journal as journal_module
-from fusion_core.weights.writing import workplace
+from fusion_core.weights.writing import workspace
 from fusion_core.weights.writing._journal import Journal
 from fusion_core.weights.writing.disk import write_durably
-from fusion_core.weights.writing.leftovers import leftovers
-from fusion_core.weights.writing.workplace import Workplace, workplaces_in
+from fusion_core.weights.writing.leftovers import find_leftovers
+from fusion_core.weights.writing.workspace import Workspace, find_workspaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +79,7 @@ class Stopping(StateDictSource):
 def write(
     source: WeightSource, output: Path, *, resume: bool = False, plan: bytes | None = b"{}"
 ) -> None:
-    with staged(output, plan=plan, resume=resume) as staging:
+    with stage_output(output, plan=plan, resume=resume) as staging:
         materialise(source, staging, shard_size=300)
         staging.commit(overwrite=False)
 
@@ -85,7 +91,7 @@ def stop_with(error: BaseException, output: Path, **options: Any) -> BaseExcepti
 
 
 def unfinished_outputs(directory: Path) -> list[str]:
-    return [workplace.output.name for workplace in workplaces_in(directory)]
+    return [workspace.output.name for workspace in find_workspaces(directory)]
 
 
 # --- what is kept -------------------------------------------------------------------------------
@@ -108,7 +114,7 @@ def unfinished_outputs(directory: Path) -> list[str]:
 def test_error_from_outside_keeps_work(tmp_path: Path, error: BaseException) -> None:
     reported = stop_with(error, tmp_path / "out")
     assert any("--resume" in note for note in reported.__notes__)
-    assert os.listdir(tmp_path) == [workplace.path.name for workplace in workplaces_in(tmp_path)]
+    assert os.listdir(tmp_path) == [workspace.path.name for workspace in find_workspaces(tmp_path)]
     rest = Stopping(None)
     write(rest, tmp_path / "out", resume=True)
     assert rest.reads == 8
@@ -152,13 +158,13 @@ def test_replaced_output_is_not_resumable_work(
             raise KeyboardInterrupt
 
     if not at_once:
-        monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
+        monkeypatch.setattr(workspace, "exchange_atomically", lambda *_: False)
     write(Stopping(None), tmp_path / "out")
     sign(tmp_path / "out")
     monkeypatch.setattr(fault, "listener", interrupt)
     with (
         pytest.raises(KeyboardInterrupt) as caught,
-        staged(tmp_path / "out", plan=b"{}", overwrite=True) as staging,
+        stage_output(tmp_path / "out", plan=b"{}", overwrite=True) as staging,
     ):
         materialise(StateDictSource({"new": torch.ones(3)}), staging, shard_size=300)
         staging.commit(overwrite=True)
@@ -230,7 +236,7 @@ def test_models_in_memory_cannot_be_resumed(models: Models, tmp_path: Path) -> N
 # --- what is planted ---------------------------------------------------------------------------
 
 
-BROKEN: dict[str, Callable[[Workplace, Path], object]] = {
+BROKEN: dict[str, Callable[[Workspace, Path], object]] = {
     "model is a link": lambda left, victim: _replaced_by_link(left.model, victim),
     "state is a link": lambda left, victim: _replaced_by_link(left.state, victim),
     "no model": lambda left, _: shutil.rmtree(left.model),
@@ -269,10 +275,10 @@ def test_planted_work_is_not_resumed_and_can_be_removed(
     victim.mkdir()
     (victim / "precious").write_text("data")
     stop_with(KeyboardInterrupt(), tmp_path / "out")
-    (left,) = workplaces_in(tmp_path)
+    (left,) = find_workspaces(tmp_path)
     BROKEN[how](left, victim)
     if then == "clean":
-        (leftover,) = leftovers(tmp_path)
+        (leftover,) = find_leftovers(tmp_path)
         assert os.path.lexists(left.path)
         assert leftover.remove()
     else:
@@ -288,7 +294,7 @@ def test_planted_work_is_not_resumed_and_can_be_removed(
 @pytest.mark.parametrize("name", ["folder", "model-00001-of-00020.safetensors"])
 def test_folder_among_finished_shards_is_removed(tmp_path: Path, name: str) -> None:
     stop_with(KeyboardInterrupt(), tmp_path / "out")
-    (left,) = workplaces_in(tmp_path)
+    (left,) = find_workspaces(tmp_path)
     (left.model / name).unlink(missing_ok=True)
     (left.model / name).mkdir()
     (left.model / name / "x").write_text("of a side file")
@@ -342,7 +348,7 @@ def test_huge_journal_is_not_read_whole(tmp_path: Path) -> None:
 
 def test_unknown_tensor_in_journal_is_ignored(tmp_path: Path) -> None:
     stop_with(KeyboardInterrupt(), tmp_path / "out")
-    (left,) = workplaces_in(tmp_path)
+    (left,) = find_workspaces(tmp_path)
     with left.journal.open("a") as stream:
         stream.write('{"name": "\\ud800", "digest": "' + "0" * 64 + '"}\n')
     rest = Stopping(None)
@@ -409,11 +415,11 @@ def test_recipe_error_of_algorithm_leaves_nothing(pool: dict[str, Any], tmp_path
 def test_bug_discards_tensors_but_keeps_algorithm_state(tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match="bug"),
-        staged(tmp_path / "out", plan=b"{}") as staging,
+        stage_output(tmp_path / "out", plan=b"{}") as staging,
     ):
         write_durably(staging.state / "step", b"4")
         materialise(Stopping(RuntimeError("bug")), staging, shard_size=300)
-    with staged(tmp_path / "out", plan=b"{}", resume=True) as staging:
+    with stage_output(tmp_path / "out", plan=b"{}", resume=True) as staging:
         assert (staging.state / "step").read_bytes() == b"4"
         whole = Stopping(None)
         materialise(whole, staging, shard_size=300)
@@ -450,7 +456,7 @@ def test_run_in_memory_has_no_state(models: Models) -> None:
 def test_interrupt_does_not_close_files_under_writing_threads(tmp_path: Path) -> None:
     """A second Ctrl-C does not wait for threads, whose descriptors must stay valid."""
     source = StateDictSource(STATE)
-    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "out", plan=b"{}") as staging:
+    with pytest.raises(KeyboardInterrupt), stage_output(tmp_path / "out", plan=b"{}") as staging:
         staging.lay_out(list(source.infos.values()), shard_size=10**9)
         shards = staging.shards
         raise KeyboardInterrupt

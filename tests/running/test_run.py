@@ -17,7 +17,7 @@ from fusion_core import run_fusion
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
-from fusion_core.contracts.measures import Metric
+from fusion_core.contracts.measurements import Metric
 from fusion_core.contracts.report import Report
 from fusion_core.contracts.task_pool import AdaptiveTask, Task, TaskPool
 from fusion_core.errors import (
@@ -29,18 +29,18 @@ from fusion_core.errors import (
     Terminated,
     WeightsError,
 )
-from fusion_core.machine.devices import device_of
-from fusion_core.planning.options import RunOptions
+from fusion_core.machine.devices import resolve_device
 from fusion_core.planning.plan import plan
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.progress import Progress, note
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.text import load_recipe
 from fusion_core.running import run
 from fusion_core.running.run import execute
-from fusion_core.weights import CheckpointSource, Piece, StateDictSource, WeightSource, in_order
+from fusion_core.weights import CheckpointSource, Piece, StateDictSource, WeightSource, sum_in_order
 from fusion_core.weights.writing import _fault as fault
 from fusion_core.weights.writing.disk import write_durably
-from fusion_core.weights.writing.lock import locked
+from fusion_core.weights.writing.lock import lock_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from conftest import Site
     from fusion_core.contracts.batch import Batch, Split
     from fusion_core.contracts.context import RunContext
-    from fusion_core.contracts.measures import Metrics
+    from fusion_core.contracts.measurements import MetricValues
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.subject import Subject
     from fusion_core.progress import Advance
@@ -116,7 +116,7 @@ class DropAndAverage(TensorwiseAlgorithm[DropConfig]):
     def merge(self, piece: Piece) -> torch.Tensor:
         deltas = piece.task_vectors
         deltas_above = deltas.where(deltas.abs() > self.config.floor, 0)
-        return piece.base + in_order(deltas_above) / len(deltas_above)
+        return piece.base + sum_in_order(deltas_above) / len(deltas_above)
 
 
 def files_of(directory: Path, *, but: tuple[str, ...] = ()) -> dict[str, bytes]:
@@ -565,13 +565,13 @@ def test_unknown_device_is_refused(models: Models, device: str) -> None:
 def test_gpu_index_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match="no CUDA device"):
-        device_of("cuda")
+        resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [device_of(name).index for name in ("cuda", "cuda:0", "cuda:1")] == [None, 0, 1]
+    assert [resolve_device(name).index for name in ("cuda", "cuda:0", "cuda:1")] == [None, 0, 1]
     for name in ("cuda:2", "cuda:999"):  # torch wraps 999 to a negative index
         with pytest.raises(RecipeError, match=f"'{name}': torch finds 2 CUDA devices here"):
-            device_of(name)
+            resolve_device(name)
 
 
 def test_seed_reaches_random_methods(models: Models) -> None:
@@ -666,7 +666,7 @@ class Sizes(Norms):
 
     def measure(
         self, subject: Subject, tasks: Sequence[str] | None = None, **options: object
-    ) -> dict[str, Metrics]:
+    ) -> dict[str, MetricValues]:
         del options
         assert subject.weights is not None
         self.measured.append(subject.path)
@@ -1056,7 +1056,7 @@ def test_output_containing_inputs_is_not_overwritten(
 
 def test_locked_output_number_is_skipped(paths: dict[str, Any]) -> None:
     Path("outputs").mkdir()
-    with locked(Path("outputs/checkpoints-ties-1")):
+    with lock_output(Path("outputs/checkpoints-ties-1")):
         result = run_fusion(algorithm="ties", model_pool=paths)
     assert result.path == Path("outputs/checkpoints-ties-2")
 
@@ -1111,7 +1111,7 @@ def test_second_run_fails_before_downloading(
     paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "_download", None)
-    with locked(Path("out")), pytest.raises(OutputError, match="is being written by"):
+    with lock_output(Path("out")), pytest.raises(OutputError, match="is being written by"):
         run_fusion(given(paths), output="out")
 
 

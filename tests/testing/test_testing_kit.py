@@ -15,7 +15,7 @@ import fusion_testing
 from fusion_core import ExecutorSpec, ModelPoolSpec, TaskPoolSpec, builtin
 from fusion_core.commands import Subject
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.weights import StateDictSource, materialise, staged
+from fusion_core.weights import StateDictSource, materialise, stage_output
 from fusion_testing import (
     AlgorithmSuite,
     ExecutorSuite,
@@ -68,7 +68,7 @@ class TestCheckpointsOnDisk(ModelPoolSuite):
     def options(self, tmp_path: Path) -> Mapping[str, Any]:
         for seed, name in enumerate(("base", "x", "y")):
             source = StateDictSource(tiny_model("mlp", seed=seed).state_dict())
-            with staged(tmp_path / name, overwrite=False) as staging:
+            with stage_output(tmp_path / name, overwrite=False) as staging:
                 materialise(source, staging, shard_size=2000)
                 staging.commit(overwrite=False)
         models = {name: str(tmp_path / name) for name in ("x", "y")}

@@ -23,7 +23,7 @@ from fusion_core import (
     WeightSource,
     hookimpl,
 )
-from fusion_core.weights import Linear, Scope, in_order
+from fusion_core.weights import Linear, Scope, sum_in_order
 
 
 class ShrinkConfig(ComponentConfig):
@@ -48,7 +48,7 @@ class Shrink(TensorwiseAlgorithm[ShrinkConfig]):
         assert_type(piece.task_vectors, Tensor)
         assert_type(piece.names, tuple[str, ...])
         assert_type(piece.info.shape, tuple[int, ...])
-        return piece.base + self.config.factor * in_order(piece.task_vectors)
+        return piece.base + self.config.factor * sum_in_order(piece.task_vectors)
 
 
 class Surveyed(Shrink):

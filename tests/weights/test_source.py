@@ -20,7 +20,7 @@ from fusion_core.weights import (
     assemble,
     source,
 )
-from fusion_core.weights.source import memory_of
+from fusion_core.weights.source import view_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,10 +155,10 @@ def test_an_overflow_is_refused_by_name_unless_it_is_allowed() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int8, torch.bool])
 def test_memory_of_returns_the_bytes_of_a_tensor(dtype: torch.dtype) -> None:
     tensor = torch.ones(3, dtype=dtype)
-    view = memory_of(tensor)
+    view = view_bytes(tensor)
     assert len(view) == tensor.nbytes
     assert bytes(view) == bytes(tensor.view(torch.uint8).tolist())
-    assert bytes(memory_of(torch.zeros(0, dtype=dtype))) == b""
+    assert bytes(view_bytes(torch.zeros(0, dtype=dtype))) == b""
 
 
 @pytest.mark.parametrize("key", [0, None, ("a", "b"), b"a"])
@@ -177,7 +177,7 @@ def test_a_state_dict_inside_another_is_named() -> None:
 def test_a_view_of_memory_keeps_its_tensor() -> None:
     tensor = torch.arange(6.0)
     alive, expected = weakref.ref(tensor), tensor.view(torch.uint8).tolist()
-    view = memory_of(tensor)
+    view = view_bytes(tensor)
     del tensor
     assert alive() is not None
     assert list(view) == expected

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fusion_core.weights.reading.assets import LARGEST_TOKENIZER, content_of, parsed
-from fusion_core.weights.reading.containment import reading, size_of
+from fusion_core.weights.reading.assets import LARGEST_TOKENIZER, parse_config, read_side_file
+from fusion_core.weights.reading.containment import file_size, report_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -53,12 +53,12 @@ class Model:
     def config(self, file: str) -> dict[str, Any]:
         """Parse a JSON file; a missing one is empty."""
         if file not in self._configs:
-            self._configs[file] = parsed(self.files, file, self.name) or {}
+            self._configs[file] = parse_config(self.files, file, self.name) or {}
         return self._configs[file]
 
     def content(self, file: str) -> bytes:
         """Read a file of at most the size of a tokenizer."""
-        return content_of(self.files[file])
+        return read_side_file(self.files[file])
 
     @cached_property
     def classifier(self) -> frozenset[tuple[str, tuple[int, ...]]]:
@@ -101,10 +101,10 @@ def is_same_content(one: bytes | Path | None, other: bytes | Path | None) -> boo
     """Tell whether two side files hold the same bytes; too large files never do."""
     if one is None or other is None:
         return one is other
-    sizes = {size_of(file) if isinstance(file, Path) else len(file) for file in (one, other)}
+    sizes = {file_size(file) if isinstance(file, Path) else len(file) for file in (one, other)}
     if len(sizes) > 1 or max(sizes) > LARGEST_TOKENIZER:
         return False
     if isinstance(one, bytes) or isinstance(other, bytes):
-        return content_of(one) == content_of(other)
-    with reading(one):
+        return read_side_file(one) == read_side_file(other)
+    with report_unreadable(one):
         return filecmp.cmp(one, other, shallow=False)

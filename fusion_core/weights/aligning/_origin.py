@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fusion_core import hub
 from fusion_core.weights.aligning._difference import Difference
-from fusion_core.weights.reading.containment import open_named, reading
+from fusion_core.weights.reading.containment import open_named, report_unreadable
 from fusion_core.weights.reading.location import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _cached_repository(path: Path) -> str:
 
 def _differ(one: Path, other: Path) -> bool | None:
     """Tell whether two models differ: None if they do not, False if it cannot be told."""
-    with reading(one):
+    with report_unreadable(one):
         if one.samefile(other):
             return None
         files, other_files = (

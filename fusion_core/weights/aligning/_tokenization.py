@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.aligning._models import Fact
-from fusion_core.weights.reading.untrusted import parse_json
+from fusion_core.weights.reading.untrusted_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

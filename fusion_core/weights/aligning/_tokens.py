@@ -19,8 +19,8 @@ from fusion_core.errors import CheckpointError
 from fusion_core.weights.aligning._difference import Difference
 from fusion_core.weights.aligning._models import is_same_content
 from fusion_core.weights.aligning._tokenization import BYTES_PER_VALUE, IGNORE, split_merges
-from fusion_core.weights.reading.assets import content_of
-from fusion_core.weights.reading.untrusted import parse_json
+from fusion_core.weights.reading.assets import read_side_file
+from fusion_core.weights.reading.untrusted_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,13 +62,13 @@ class _Tokenizer:
         """Whether it is a SentencePiece model, which is not parsed."""
         if self.name not in SENTENCEPIECE:
             return False
-        return not _TIKTOKEN.match(content_of(self.file, hint=IGNORE))
+        return not _TIKTOKEN.match(read_side_file(self.file, hint=IGNORE))
 
     def tokens(self) -> Tokens:
         """Return the tokens by their ids."""
         file = self.file
         path = str(file) if isinstance(file, Path) else f"{self.name} of {self.model.name}"
-        content = content_of(file, hint=IGNORE)
+        content = read_side_file(file, hint=IGNORE)
         read = {".json": _from_json, ".txt": _from_text}.get(Path(self.name).suffix, _from_tiktoken)
         return {**read(content, path), **self.added}
 

@@ -15,8 +15,8 @@ import torch
 
 from fusion_core.weights.aligning._difference import Difference, misfit
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource, differs_in_vocabulary
-from fusion_core.weights.reading.spelling import same_tensors
-from fusion_core.weights.source import Cut, RenamedSource, WeightSource, base_or_first
+from fusion_core.weights.reading.name_matching import match_names
+from fusion_core.weights.source import Cut, RenamedSource, WeightSource, reference_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -100,7 +100,7 @@ def align(
     `vocab: pad`. Raises `AlignmentError` with a table of every difference that the policy does not
     allow; `side_files` adds those of side files.
     """
-    reference = base_or_first(base, experts)
+    reference = reference_model(base, experts)
     label = "the base" if base is not None else next(iter(experts))
     respelled = {
         name: expert if expert is reference else _respell(expert, reference)
@@ -132,7 +132,7 @@ def _respell(expert: WeightSource, reference: WeightSource) -> WeightSource:
     Some savers write tied weights once, others twice. So a tensor that only one of the two models
     has is left out if it copies a tensor that both have.
     """
-    shared = same_tensors(reference.infos, expert.infos)
+    shared = match_names(reference.infos, expert.infos)
     names = dict(shared)
     missing = [key for key in reference.infos if key not in shared]
     if len(missing) <= _MOST_TIED:

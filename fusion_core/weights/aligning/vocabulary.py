@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.ranges import read_any
+from fusion_core.weights.ranges import read_range
 from fusion_core.weights.source import WeightSource
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def differs_in_vocabulary(one: TensorInfo, other: TensorInfo) -> bool:
     )
 
 
-def vocabulary_of(source: WeightSource) -> int:
+def vocabulary_size(source: WeightSource) -> int:
     """Return the number of tokens that a model has embeddings for; 0 if it has none."""
     sizes = [
         info.shape[0]
@@ -69,15 +69,15 @@ class PaddedSource(WeightSource):
         """Read what the source has, then the padding."""
         info = self._source.infos[name]
         if stop <= info.numel:
-            return read_any(self._source, name, start, stop)
+            return read_range(self._source, name, start, stop)
         begin = max(start, info.numel)
         if self._filler is None:
             padding = torch.zeros(stop - begin, dtype=info.dtype)
         else:
-            padding = read_any(self._filler, name, begin, stop).to(info.dtype)
+            padding = read_range(self._filler, name, begin, stop).to(info.dtype)
         if start >= info.numel:
             return padding
-        return torch.cat([read_any(self._source, name, start, info.numel), padding])
+        return torch.cat([read_range(self._source, name, start, info.numel), padding])
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield those of the source, except for padded tensors."""
@@ -116,7 +116,7 @@ class MeanSource(WeightSource):
 
     def _mean(self, name: str, start: int, stop: int) -> torch.Tensor:
         parts = [
-            read_any(model, name, start, stop)
+            read_range(model, name, start, stop)
             for model in self._models
             if name in model.infos and model.infos[name].numel >= stop
         ]

@@ -25,7 +25,7 @@ import torch
 
 from fusion_core.errors import CheckpointError, DiskError, RecipeError, WorkerError
 from fusion_core.machine.attribution import forbid_exit
-from fusion_core.machine.memory import keep_freed_pieces
+from fusion_core.machine.memory import retain_freed_pieces
 from fusion_core.machine.versions import versions
 from fusion_core.weights.source import assemble
 
@@ -110,7 +110,7 @@ def run_all(
     units and results are pickled unless the executor `is_in_process`. `window` units are submitted
     ahead, or twice as many as the executor has `slots`, if it has that attribute and that is more.
     """
-    keep_freed_pieces()
+    retain_freed_pieces()
     function = function if is_in_process(executor) else _Shipped.of(function, executor)
     if isinstance(executor, SerialExecutor):
         window = 1  # a submitted unit is done: running ahead would gain nothing
@@ -133,7 +133,7 @@ def run_all(
         wait(waiting)
 
 
-def on_cores(function: Callable[[Any], PartT], units: Iterable[Any]) -> Iterator[PartT]:
+def map_on_cores(function: Callable[[Any], PartT], units: Iterable[Any]) -> Iterator[PartT]:
     """Run a function on every unit, one unit per thread of torch, and yield the results in order.
 
     This is for batches and tensors that are too small to share among cores. As soon as another
@@ -155,7 +155,7 @@ def is_in_process(executor: Executor) -> bool:
     return bool(getattr(executor, "in_process", known))
 
 
-def in_units(pieces: Sequence[PartT], executor: Executor) -> Iterator[Sequence[PartT]]:
+def group_into_units(pieces: Sequence[PartT], executor: Executor) -> Iterator[Sequence[PartT]]:
     """Group pieces of work into units that are worth submitting to an executor."""
     size = _PIECES_PER_UNIT if is_in_process(executor) else _PIECES_PER_MESSAGE
     return (pieces[start : start + size] for start in range(0, len(pieces), size))
@@ -204,7 +204,7 @@ def _unpickle(shipped: _Shipped) -> Callable[[Any], Any]:
     Raises `WorkerError` if a package has another version here, since it might give other numbers,
     and if the worker lacks a package or a file of the run.
     """
-    keep_freed_pieces()
+    retain_freed_pieces()
     worker = f"a worker on {platform.node()}"
     installed = versions()
     for name, version in shipped.versions.items():
@@ -224,7 +224,7 @@ def _unpickle(shipped: _Shipped) -> Callable[[Any], Any]:
     return function
 
 
-def surveyors(executor: Executor) -> Executor:
+def survey_executor(executor: Executor) -> Executor:
     """Return threads for functions that submit work to an executor and wait for it.
 
     They are separate threads, so that no worker waits for another. A `SerialExecutor` is returned
@@ -235,7 +235,7 @@ def surveyors(executor: Executor) -> Executor:
     return ThreadPoolExecutor(AHEAD, thread_name_prefix="fusion-survey")
 
 
-def state_dict_of(
+def read_state_dict(
     source: WeightSource, executor: Executor, progress: Progress
 ) -> dict[str, torch.Tensor]:
     """Read every tensor of a source, as many at a time as an executor has workers."""

@@ -28,7 +28,7 @@ class BadTensor:
     infinite: int
 
 
-def bad_tensors(
+def find_bad_tensors(
     models: Mapping[str, WeightSource], executor: Executor, *, progress: Progress | None = None
 ) -> list[BadTensor]:
     """Return every tensor with a value that is not finite, in the order of models and tensors."""

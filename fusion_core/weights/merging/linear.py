@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.merging.applied import Kernel
-from fusion_core.weights.merging.merged import MergedSource
+from fusion_core.weights.merging.kernels import Kernel
+from fusion_core.weights.merging.merged_source import MergedSource
 from fusion_core.weights.merging.outliers import LIMIT
-from fusion_core.weights.merging.piece import Operands, Piece, in_order
+from fusion_core.weights.merging.piece import Operands, Piece, sum_in_order
 from fusion_core.weights.merging.singular import scale_components
 from fusion_core.weights.source import Cut
 
@@ -65,7 +65,9 @@ class Linear(Kernel):
         rows = self.rows(piece)
         factors = self._factors(piece, rows)
         scale = scale_components if _are_listed(factors) else torch.mul
-        combined = in_order(scale(row, factor) for row, factor in zip(rows, factors, strict=True))
+        combined = sum_in_order(
+            scale(row, factor) for row, factor in zip(rows, factors, strict=True)
+        )
         return combined.add_(piece.base) if self.relative else combined
 
     def _factors(self, piece: Piece, rows: torch.Tensor) -> Factors:

@@ -22,7 +22,7 @@ _NEAR = 0.05
 _RANGES, _ELEMENTS = 4, 1024
 
 
-def nearness(
+def describe_nearness(
     merged: WeightSource, base: WeightSource | None, experts: Mapping[str, WeightSource]
 ) -> list[str]:
     """Return a warning for each model that a merge can hardly be told from.

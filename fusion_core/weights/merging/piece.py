@@ -16,7 +16,7 @@ import torch
 from fusion_core.errors import WeightsError
 from fusion_core.weights.merging._lazy import lazy
 from fusion_core.weights.merging.counters import counter_uniform
-from fusion_core.weights.source import Cut, base_or_first
+from fusion_core.weights.source import Cut, reference_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -67,7 +67,7 @@ class Operands:
     @property
     def reference(self) -> WeightSource:
         """The source that gives names, order, shapes, and tensors that are not merged."""
-        return base_or_first(self.base, self.experts)
+        return reference_model(self.base, self.experts)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
@@ -218,12 +218,12 @@ class Piece:
         return values.to(self._device, non_blocking=True)
 
 
-def per_expert(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def broadcast_per_expert(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return one value per expert in the dtype and device of `rows`, and broadcasting over them."""
     return values.to(rows).reshape(-1, *[1] * (rows.dim() - 1))
 
 
-def in_order(rows: Iterator[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+def sum_in_order(rows: Iterator[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     """Sum over the first dimension in its order, so that rounding does not depend on cuts."""
     iterator = iter(rows)
     first, second = next(iterator), next(iterator, None)

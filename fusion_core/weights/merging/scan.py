@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from fusion_core.weights.merging.execution import in_units, is_in_process, run_all
+from fusion_core.weights.merging.execution import group_into_units, is_in_process, run_all
 from fusion_core.weights.merging.piece import Operands, Piece
-from fusion_core.weights.merging.shared import shared_pass
+from fusion_core.weights.merging.result_cache import shared_pass
 from fusion_core.weights.source import BLOCK, Cut
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Scan:
         """Do what a call does, but share nothing between merges: for large results."""
         total = initial
         work = _Work(self.operands, kernel, self.cut, joins=not is_in_process(self.executor))
-        for results in run_all(self.executor, work, in_units(self.blocks, self.executor)):
+        for results in run_all(self.executor, work, group_into_units(self.blocks, self.executor)):
             for result in results:
                 total = fold(total, result)
         return total

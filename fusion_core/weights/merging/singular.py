@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from fusion_core.weights.merging.shared import shared_tensors
+from fusion_core.weights.merging.result_cache import shared_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,29 +12,29 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.merging.applied import RowsKernel, Scope
-from fusion_core.weights.merging.piece import in_order
-from fusion_core.weights.merging.select import kth_largest_magnitudes
+from fusion_core.weights.merging.kernels import RowsKernel, Scope
+from fusion_core.weights.merging.piece import sum_in_order
+from fusion_core.weights.merging.selection import kth_largest_magnitudes
 
 if TYPE_CHECKING:
     from fusion_core.weights.merging.piece import Piece
     from fusion_core.weights.merging.scan import Scan
 
 
-def kept_count(density: float, numel: int) -> int:
+def count_for_density(density: float, numel: int) -> int:
     """Return how many of `numel` entries a density keeps: max(1, floor(density * n)), 0 for 0."""
     return 0 if density == 0 else max(1, int(density * numel))
 
 
 def trim_thresholds(scan: Scan, density: float) -> torch.Tensor:
     """Return the smallest magnitude that a density keeps of each expert, of shape (experts,)."""
-    count = kept_count(density, scan.numel)
+    count = count_for_density(density, scan.numel)
     if count == 0 or scan.numel == 0:
         return torch.full((len(scan.operands.experts),), torch.inf)
     return kth_largest_magnitudes(scan, count)
 
 
-def trimmed(task_vectors: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+def trim(task_vectors: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     """Zero every entry whose magnitude is below its expert's threshold; keep equal ones."""
     result = torch.empty_like(task_vectors)
     below = _next_below(thresholds, task_vectors.dtype).tolist()
@@ -51,7 +51,7 @@ def _next_below(thresholds: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Trimming(RowsKernel):
+class TrimKernel(RowsKernel):
     """Keeps the fraction `density` of each task vector's entries with the largest magnitudes.
 
     It also keeps entries that equal the smallest of these.
@@ -66,11 +66,11 @@ class Trimming(RowsKernel):
 
     def rows(self, piece: Piece) -> torch.Tensor:
         """Zero every entry below its expert's threshold."""
-        return trimmed(piece.task_vectors, piece.state)
+        return trim(piece.task_vectors, piece.state)
 
 
 @dataclass(frozen=True)
-class Electing(RowsKernel):
+class ElectKernel(RowsKernel):
     """Zeroes the entries that do not have the sign of their weighted sum over the experts.
 
     Where the sum is exactly zero, the sign is that of the majority in the scope or, without a
@@ -86,12 +86,12 @@ class Electing(RowsKernel):
     def rows(self, piece: Piece) -> torch.Tensor:
         """Zero the entries of the other sign."""
         weighted = piece.task_vectors * piece.weights
-        sign = elected_sign(weighted, 1.0 if piece.state is None else piece.state)
-        return agreeing(weighted, sign).sign_().mul_(piece.task_vectors)
+        sign = elect_sign(weighted, 1.0 if piece.state is None else piece.state)
+        return agreeing_magnitudes(weighted, sign).sign_().mul_(piece.task_vectors)
 
 
 @dataclass(frozen=True)
-class Trim:
+class TrimSurvey:
     """Statistics of all task vectors that trimming and sign election of an entry depend on."""
 
     #: the smallest magnitude kept of each expert, shape (experts,)
@@ -100,7 +100,7 @@ class Trim:
     tie: float
 
     @classmethod
-    def of(cls, scan: Scan, density: float, *, majority: bool = True) -> Trim:
+    def of(cls, scan: Scan, density: float, *, majority: bool = True) -> TrimSurvey:
         """Survey the thresholds and, by default, the sign of the majority.
 
         Without the majority, entries that cancel are positive.
@@ -110,11 +110,11 @@ class Trim:
 
     def kept(self, task_vectors: torch.Tensor) -> torch.Tensor:
         """Zero every entry that is not among the largest of its expert."""
-        return trimmed(task_vectors, self.thresholds)
+        return trim(task_vectors, self.thresholds)
 
     def sign(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the sign that each entry elects, of shape (...)."""
-        return elected_sign(rows, self.tie)
+        return elect_sign(rows, self.tie)
 
 
 def majority_sign(scan: Scan, thresholds: torch.Tensor | None = None) -> float:
@@ -130,16 +130,16 @@ def majority_sign(scan: Scan, thresholds: torch.Tensor | None = None) -> float:
 def _count_votes(thresholds: torch.Tensor | None, piece: Piece) -> torch.Tensor:
     """Count positive minus negative signs of a block's summed entries."""
     rows = piece.task_vectors
-    rows = rows if thresholds is None else trimmed(rows, thresholds)
-    return in_order(rows * piece.weights).sign().to(torch.int64).sum()
+    rows = rows if thresholds is None else trim(rows, thresholds)
+    return sum_in_order(rows * piece.weights).sign().to(torch.int64).sum()
 
 
-def elected_sign(rows: torch.Tensor, tie: float) -> torch.Tensor:
+def elect_sign(rows: torch.Tensor, tie: float) -> torch.Tensor:
     """Return the sign of the sum over experts, 1 or -1; where that is exactly zero, the sign `tie`.
 
     `tie` is 1, -1, or 0; with 0, such entries have no sign and are 0.
     """
-    total = in_order(rows)
+    total = sum_in_order(rows)
     if tie == 0:
         return total.sign_()
     # An exact zero is +0, whose sign is copied; negate it where ties are negative.
@@ -151,6 +151,6 @@ def elected_sign(rows: torch.Tensor, tie: float) -> torch.Tensor:
     return total.view(integers).bitwise_and_(sign_bit).bitwise_xor_(bits).view(total.dtype)
 
 
-def agreeing(rows: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
+def agreeing_magnitudes(rows: torch.Tensor, sign: torch.Tensor) -> torch.Tensor:
     """Return the magnitudes of entries that have the elected sign, and 0 for all others."""
     return (rows * sign).clamp_min_(0)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.text import load_yaml
-from fusion_core.weights.reading.containment import read_whole, reading, resolve_member
+from fusion_core.weights.reading.containment import read_whole, report_unreadable, resolve_member
 from fusion_core.weights.reading.format import LARGEST_INDEX
-from fusion_core.weights.reading.untrusted import parse_json
+from fusion_core.weights.reading.untrusted_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -77,7 +77,7 @@ _DANGEROUS = (
 )
 
 
-def assets_of(
+def collect_side_files(
     directory: Path, *more: str, dtype: torch.dtype | None = None
 ) -> dict[str, bytes | Path]:
     """Return the side files of a model directory by name, configurations without dangerous fields.
@@ -99,19 +99,19 @@ def assets_of(
     return files
 
 
-def beside(directory: Path, *more: str) -> dict[str, bytes | Path]:
+def list_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
     """Return the paths of a model directory's side files by name, and of those matching `more`."""
     return dict(_list_members(directory, (*SIDE_FILES, *more)))
 
 
-def content_of(
+def read_side_file(
     file: bytes | Path, largest: int = LARGEST_TOKENIZER, *, hint: str | None = None
 ) -> bytes:
     """Return the bytes of a side file; raise `CheckpointError` if it exceeds `largest` bytes."""
     return file if isinstance(file, bytes) else read_whole(file, largest, hint=hint)
 
 
-def parsed(files: Files, name: str, model: str) -> dict[str, Any] | None:
+def parse_config(files: Files, name: str, model: str) -> dict[str, Any] | None:
     """Parse a configuration among a model's files; return None if it is missing."""
     file = files.get(name)
     if isinstance(file, bytes):
@@ -119,13 +119,13 @@ def parsed(files: Files, name: str, model: str) -> dict[str, Any] | None:
     return None if file is None else read_config(file)
 
 
-def safe_config(files: Files, model: str) -> dict[str, Any] | None:
+def parse_safe_config(files: Files, model: str) -> dict[str, Any] | None:
     """Parse a model's `config.json`, without dangerous fields; return None if it is missing."""
-    config = parsed(files, CONFIG, model)
+    config = parse_config(files, CONFIG, model)
     return None if config is None else dict(_without_dangerous_fields(config))
 
 
-def with_vocabulary(files: Files, before: int, after: int) -> dict[str, bytes | Path]:
+def resize_vocabulary(files: Files, before: int, after: int) -> dict[str, bytes | Path]:
     """Return side files whose configuration has another vocabulary size, at any depth."""
 
     def resize(value: Any) -> Any:  # noqa: ANN401 - JSON
@@ -136,27 +136,27 @@ def with_vocabulary(files: Files, before: int, after: int) -> dict[str, bytes | 
             for key, inner in value.items()
         }
 
-    return with_config(files, resize)
+    return change_config(files, resize)
 
 
-def with_config(
+def change_config(
     files: Files, change: Callable[[dict[str, Any]], Mapping[str, Any]]
 ) -> dict[str, bytes | Path]:
     """Return side files with a changed configuration, if they have one."""
-    config = parsed(files, CONFIG, "the base")
+    config = parse_config(files, CONFIG, "the base")
     return dict(files) if config is None else {**files, CONFIG: _to_json(change(config))}
 
 
-def without_keys(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+def remove_keys(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
     """Return a configuration without some keys, at any depth."""
     return {
-        key: without_keys(value, keys) if isinstance(value, dict) else value
+        key: remove_keys(value, keys) if isinstance(value, dict) else value
         for key, value in config.items()
         if key not in keys
     }
 
 
-def tokenizer_of(files: Files) -> dict[str, bytes | Path]:
+def select_tokenizer_files(files: Files) -> dict[str, bytes | Path]:
     """Return the side files that make up the tokenizer."""
     return {
         name: content
@@ -165,10 +165,10 @@ def tokenizer_of(files: Files) -> dict[str, bytes | Path]:
     }
 
 
-def licence_of(directory: Path) -> str | None:
+def read_licence(directory: Path) -> str | None:
     """Return the licence that the model card in a directory names, None if it names none."""
     card = directory / CARD
-    with reading(card):
+    with report_unreadable(card):
         if not card.is_file():
             return None
         with card.open(encoding="utf-8", errors="replace") as stream:

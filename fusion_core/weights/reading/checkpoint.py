@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.reading._unsupported import CONVERT, no_model_error, unsupported_kind
-from fusion_core.weights.reading.containment import open_member, reading, unreadable_error
+from fusion_core.weights.reading.containment import open_member, report_unreadable, unreadable_error
 from fusion_core.weights.reading.files import FileSource
 from fusion_core.weights.reading.format import LARGEST_INDEX, parse_header, parse_index
 from fusion_core.weights.reading.location import INDEX, SINGLE, Location
-from fusion_core.weights.reading.untrusted import largest_header
+from fusion_core.weights.reading.untrusted_json import largest_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +90,7 @@ class CheckpointSource(FileSource):
     def _find_single(self) -> Path:
         if self.path.is_dir():
             if not os.path.lexists(self.path / SINGLE):
-                with reading(self.path):
+                with report_unreadable(self.path):
                     names = [path.name for path in self.path.iterdir()]
                 raise no_model_error(
                     str(self.path),

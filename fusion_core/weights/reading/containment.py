@@ -58,7 +58,7 @@ def read_whole(file: Path, largest: int, *, hint: str | None = None) -> bytes:
         return stream.read(largest)
 
 
-def size_of(file: Path) -> int:
+def file_size(file: Path) -> int:
     """Return the size in bytes of a file of a model directory."""
     with os.fdopen(open_member(file), "rb") as stream:
         return os.fstat(stream.fileno()).st_size
@@ -84,7 +84,7 @@ def resolve_member(file: Path) -> Path:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def report_unreadable(path: Path) -> Iterator[None]:
     """Turn an `OSError` into a `CheckpointError` about `path`.
 
     `Path.exists` and similar methods raise one too, for a closed directory or a long name.

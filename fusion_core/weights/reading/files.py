@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.errors import CheckpointError, FusionError
-from fusion_core.machine.installed import cause_of
+from fusion_core.machine.distributions import summarize_error
 from fusion_core.weights.origin import (
     DIFFERS,
     Origin,
@@ -32,7 +32,7 @@ from fusion_core.weights.reading.header import (
     is_valid_name,
     is_valid_shape,
 )
-from fusion_core.weights.source import WeightSource, memory_of
+from fusion_core.weights.source import WeightSource, view_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -77,7 +77,7 @@ class FileSource(WeightSource):
         stored = self._stored[name]
         path = self._headers[stored.file].path
         values = torch.empty(stop - start, dtype=stored.info.dtype)
-        view, offset = memory_of(values), stored.offset + start * values.itemsize
+        view, offset = view_bytes(values), stored.offset + start * values.itemsize
         while view:
             try:
                 count = os.preadv(self._descriptors[stored.file], [view], offset)
@@ -127,7 +127,7 @@ class FileSource(WeightSource):
         except Exception as error:  # whatever a parser raises for unexpected content
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the system's refusal
-            problem = f"{type(self).__name__} met {cause_of(error)}"
+            problem = f"{type(self).__name__} met {summarize_error(error)}"
             raise CheckpointError(
                 f"{self.describe()} is malformed: {problem}", hint=_DAMAGED
             ) from error

@@ -26,7 +26,7 @@ from fusion_core.weights.reading.header import (
     StoredTensor,
     is_valid_name,
 )
-from fusion_core.weights.reading.untrusted import (
+from fusion_core.weights.reading.untrusted_json import (
     HEADER_VARIABLE,
     is_string_map,
     largest_header,

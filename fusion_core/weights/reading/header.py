@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.reading.containment import unreadable_error
-from fusion_core.weights.reading.untrusted import HEADER_VARIABLE, largest_header
+from fusion_core.weights.reading.untrusted_json import HEADER_VARIABLE, largest_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

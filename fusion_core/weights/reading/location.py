@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from fusion_core import hub
 from fusion_core.errors import CheckpointError, HubError
-from fusion_core.shown import close_to
+from fusion_core.formatting import similar_names
 from fusion_core.weights.reading._unsupported import no_model_error
 from fusion_core.weights.reading.assets import CARD, SIDE_FILES
-from fusion_core.weights.reading.containment import reading, resolve_member
+from fusion_core.weights.reading.containment import report_unreadable, resolve_member
 from fusion_core.weights.reading.format import LARGEST_INDEX, parse_index
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class Location:
     def names(self) -> list[str]:
         """Return the names of the model's files, those in its folders as `folder/name`."""
         if self.pinned is not None:
-            return sorted(hub.listing(self.pinned))
-        with reading(self.directory):
+            return sorted(hub.list_files(self.pinned))
+        with report_unreadable(self.directory):
             paths = (*self.directory.glob("*"), *self.directory.glob("*/*"))
             files = (path.relative_to(self.directory) for path in paths if path.is_file())
             return sorted(file.as_posix() for file in files)
@@ -64,8 +64,8 @@ class Location:
         A location that is a file has only that file.
         """
         if self.pinned is not None:
-            return sorted(name for name in hub.listing(self.pinned) if _matches(name, pattern))
-        with reading(self.path):
+            return sorted(name for name in hub.list_files(self.pinned) if _matches(name, pattern))
+        with report_unreadable(self.path):
             if not self.path.is_dir():
                 return [self.path.name] if fnmatchcase(self.path.name, pattern) else []
             files = (path for path in self.path.glob(pattern) if path.is_file())
@@ -80,7 +80,7 @@ class Location:
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts or not relative.parts:
             raise CheckpointError(f"{self.name}: {name!r} is not the name of a file of the model")
-        root = self.directory if self.pinned is None else hub.files(self.pinned, [name])
+        root = self.directory if self.pinned is None else hub.download_paths(self.pinned, [name])
         for folder in relative.parents[:-1]:
             resolve_member(root / folder)  # a folder may be a link, too
         return root / relative
@@ -96,7 +96,7 @@ def locate(name: str, option: str, *more: str, formats: Collection[str] = ()) ->
     `hub.download`.
     """
     path = Path(name)
-    with reading(path):
+    with report_unreadable(path):
         exists = path.exists()
     if exists:
         return Location(path, name)
@@ -129,7 +129,7 @@ def _find_similar(path: Path) -> Path | None:
                 similar /= part
                 continue
             entries = islice(similar.iterdir(), _MOST_NEIGHBOURS)
-            names = close_to(part, [entry.name for entry in entries], cutoff=0.75)
+            names = similar_names(part, [entry.name for entry in entries], cutoff=0.75)
         except OSError:
             return None
         if not names:
@@ -153,9 +153,9 @@ def _locate_on_hub(
 
 def _weight_files(pinned: hub.Reference, formats: Collection[str]) -> list[str]:
     """Return a repository's safetensors files; none if its weights have another format."""
-    listing = hub.listing(pinned)
+    listing = hub.list_files(pinned)
     if INDEX in listing:
-        path = hub.files(pinned, [INDEX]) / INDEX
+        path = hub.download_paths(pinned, [INDEX]) / INDEX
         with path.open("rb") as stream:
             index = parse_index(stream.read(LARGEST_INDEX + 1), path=f"{pinned}: {INDEX}")
         return list(dict.fromkeys(index.values()))

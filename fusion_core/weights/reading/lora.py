@@ -29,10 +29,10 @@ from fusion_core.weights.reading._lora_factors import (
 from fusion_core.weights.reading._unsupported import DEQUANTISE
 from fusion_core.weights.reading.assets import read_config
 from fusion_core.weights.reading.checkpoint import CheckpointSource
-from fusion_core.weights.reading.containment import reading, resolve_member
+from fusion_core.weights.reading.containment import report_unreadable, resolve_member
 from fusion_core.weights.reading.location import ADAPTER, ADAPTER_CONFIG
-from fusion_core.weights.reading.quantised import find_packed_tensor
-from fusion_core.weights.reading.spelling import same_tensors
+from fusion_core.weights.reading.name_matching import match_names
+from fusion_core.weights.reading.quantisation import find_packed_tensor
 from fusion_core.weights.source import Cut, TensorInfo, WeightSource
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class LoraSource(WeightSource):
         self._adapter = CheckpointSource(weights, name=location.name)
         self._base = base
         config_path = location.directory / ADAPTER_CONFIG
-        with reading(config_path):
+        with report_unreadable(config_path):
             stamp = stamp_of(config_path.stat())
         config = read_config(config_path)
         content = json.dumps(config, sort_keys=True).encode()
@@ -172,7 +172,7 @@ class LoraSource(WeightSource):
         """Find every change of the adapter, and return the task vectors' descriptions."""
         factors, whole = sort_tensors(self._adapter)
         weights = [f"{module}.weight" for module in factors]
-        base_names = same_tensors([*weights, *whole], self._base.infos)
+        base_names = match_names([*weights, *whole], self._base.infos)
         scales = read_scales(config, self.describe(), [*factors])
         infos = dict(self._base.infos)
         for module, keys in factors.items():
@@ -228,7 +228,7 @@ class LoraSource(WeightSource):
         return info, Product(a.name, b.name, scale, transposed)
 
 
-def base_of(location: Location) -> str | None:
+def read_base_name(location: Location) -> str | None:
     """Return an adapter's name for the model that it was trained on, None if it has none."""
     if not location.matching(ADAPTER_CONFIG):
         return None

@@ -17,7 +17,7 @@ from fusion_core.errors import CheckpointError
 from fusion_core.weights.origin import Origin
 from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.format import parse_header
-from fusion_core.weights.reading.untrusted import largest_header
+from fusion_core.weights.reading.untrusted_json import largest_header
 from fusion_core.weights.source import WeightSource
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class RemoteSource(WeightSource):
         self._files = list(files)
         self._local: CheckpointSource | None = None
         self._lock = threading.Lock()
-        self._wanted = hub.Wanted(pinned, tuple(files))
+        self._wanted = hub.FileRequest(pinned, tuple(files))
         tensors: dict[str, StoredTensor] = {}
         for file in self._files:
             tensors |= _request_header(pinned, file)
@@ -65,7 +65,7 @@ class RemoteSource(WeightSource):
         """The files in the cache, downloaded on first use."""
         with self._lock:
             if self._local is None:
-                directory = hub.files(self._pinned, self._files)
+                directory = hub.download_paths(self._pinned, self._files)
                 self._local = CheckpointSource(directory, name=str(self._pinned))
             return self._local
 
@@ -112,12 +112,12 @@ def open_checkpoint(location: Location) -> CheckpointSource | RemoteSource:
 
 def _request_header(pinned: hub.Reference, file: str) -> dict[str, StoredTensor]:
     """Parse a file's header without downloading the rest."""
-    label, size = f"{pinned}: {file}", hub.listing(pinned).get(file)
+    label, size = f"{pinned}: {file}", hub.list_files(pinned).get(file)
     if size is None:
         raise CheckpointError(f"{label} does not exist, but the index names it")
-    beginning = hub.beginning(pinned, file, min(_USUAL_HEADER, size)) if size else b""
+    beginning = hub.read_beginning(pinned, file, min(_USUAL_HEADER, size)) if size else b""
     needed = 8 + struct.unpack("<Q", beginning[:8].ljust(8, b"\0"))[0]
     if len(beginning) < needed <= min(8 + largest_header(), size):
-        beginning = hub.beginning(pinned, file, needed)
+        beginning = hub.read_beginning(pinned, file, needed)
     stored, _ = parse_header(io.BytesIO(beginning), size, file, path=label)
     return stored

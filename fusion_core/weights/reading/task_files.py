@@ -25,7 +25,7 @@ ADAPTED = "task_adapters.json"
 TASK_FILES = (MASKS, SCALES, TENSORS, ADAPTERS, ADAPTED)
 
 
-def keyed(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> WeightSource:
+def join_tasks(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> WeightSource:
     """Return tensors by task and name as one source with the keys of the file."""
     return StateDictSource(
         {
@@ -37,12 +37,12 @@ def keyed(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> WeightSource:
     )
 
 
-def tasks_in(stored: WeightSource) -> list[str]:
+def list_tasks(stored: WeightSource) -> list[str]:
     """Return the tasks that have tensors."""
     return [*dict.fromkeys(key.rpartition("/")[0] for key in stored.infos)]
 
 
-def tensors_of(stored: WeightSource, task: str) -> WeightSource:
+def select_task(stored: WeightSource, task: str) -> WeightSource:
     """Return one task's tensors by name."""
     names = {}
     for key in stored.infos:

@@ -16,8 +16,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.weights.writing._fault import fault_point
-from fusion_core.weights.writing.disk import DataFile, write_durably, writing
-from fusion_core.weights.writing.ours import read_ours
+from fusion_core.weights.writing.disk import DataFile, report_disk_errors, write_durably
+from fusion_core.weights.writing.ownership import read_own_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,8 +49,8 @@ class Journal:
         self.tensors: dict[str, str] = {}
         #: the inode of the directory that was about to be renamed to the output
         self.committing: int | None = None
-        with writing(path):
-            content = read_ours(path, _LARGEST) or b""
+        with report_disk_errors(path):
+            content = read_own_file(path, _LARGEST) or b""
         stream = BytesIO(content)
         while (line := stream.readline(_LONGEST_LINE)).endswith(b"\n") and self._apply(line):
             pass

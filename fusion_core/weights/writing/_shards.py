@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from fusion_core.weights.reading.format import build_header
 from fusion_core.weights.reading.location import SINGLE
-from fusion_core.weights.source import memory_of
+from fusion_core.weights.source import view_bytes
 from fusion_core.weights.writing._fault import fault_point
 from fusion_core.weights.writing.digest import bytes_digest
-from fusion_core.weights.writing.disk import DataFile, allocate, free_bytes, writing
+from fusion_core.weights.writing.disk import DataFile, allocate, free_bytes, report_disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -130,7 +130,7 @@ class Shards:
         free = free_bytes(directory)
         for shard in layout.shards:
             file = files[shard.file]
-            with writing(file.path, needed=needed, free=free):
+            with report_disk_errors(file.path, needed=needed, free=free):
                 allocate(file.descriptor, shard.size, fits=needed <= free)
             file.write(memoryview(bytes(len(shard.header))), 0)  # an old file may have a header
             fault_point("file reserved")
@@ -160,7 +160,7 @@ class Shards:
         location = self.layout.locations[info.name]
         values = values.contiguous()
         offset = location.offset + start * info.dtype.itemsize
-        self.files[location.file].write(memory_of(values), offset)
+        self.files[location.file].write(view_bytes(values), offset)
         fault_point("piece written")
 
     def sync(self, infos: Iterable[TensorInfo]) -> None:

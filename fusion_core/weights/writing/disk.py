@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING
 
 from fusion_core.errors import DiskError
 from fusion_core.weights.writing._fault import fault_point
-from fusion_core.weights.writing.ours import ForeignFileError, is_single_file, open_ours, take_flock
+from fusion_core.weights.writing.ownership import (
+    ForeignFileError,
+    is_single_file,
+    open_own_file,
+    take_flock,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -40,12 +45,12 @@ class DataFile:
 
     def __init__(self, path: Path, *, flags: int = os.O_CREAT) -> None:
         self.path = path
-        with writing(path):
-            self.descriptor = open_ours(path, os.O_RDWR | flags)
+        with report_disk_errors(path):
+            self.descriptor = open_own_file(path, os.O_RDWR | flags)
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write all of `data` at an offset."""
-        with writing(self.path):
+        with report_disk_errors(self.path):
             while data:
                 count = os.pwrite(self.descriptor, data, offset)
                 data, offset = data[count:], offset + count
@@ -53,7 +58,7 @@ class DataFile:
     def chunks(self, offset: int, size: int, buffer: memoryview) -> Iterator[memoryview]:
         """Read `size` bytes through a buffer. Each chunk is valid until the next is requested."""
         while size:
-            with writing(self.path):
+            with report_disk_errors(self.path):
                 count = os.preadv(self.descriptor, [buffer[:size]], offset)
                 if not count:
                     raise OSError(errno.EIO, "the file has been truncated")
@@ -62,7 +67,7 @@ class DataFile:
 
     def sync(self) -> None:
         """Make the written data durable."""
-        with writing(self.path):
+        with report_disk_errors(self.path):
             getattr(os, "fdatasync", os.fsync)(self.descriptor)
 
     def __getstate__(self) -> Path:
@@ -92,7 +97,9 @@ def allocate(descriptor: int, size: int, *, fits: bool) -> None:
 
 
 @contextmanager
-def writing(path: Path, *, needed: int | None = None, free: int | None = None) -> Iterator[None]:
+def report_disk_errors(
+    path: Path, *, needed: int | None = None, free: int | None = None
+) -> Iterator[None]:
     """Turn an `OSError` into a `DiskError` about `path`.
 
     `needed` and `free` are bytes to name in the error about a full disk.
@@ -130,7 +137,7 @@ def _nearest_existing(path: Path) -> Path:
 
 def write_new(path: Path, chunks: Iterable[bytes]) -> None:
     """Write a new file. It is durable once its directory is synced."""
-    with writing(path), _create(path) as stream:
+    with report_disk_errors(path), _create(path) as stream:
         _write_and_sync(stream, chunks)
     fault_point("side file written")
 
@@ -141,11 +148,11 @@ def write_durably(path: Path, data: bytes, *, parents: bool = False) -> None:
     `parents` creates the file's directory first. Raises `DiskError` if the file system refuses.
     """
     if parents:
-        with writing(path.parent):
+        with report_disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.fuse-{uuid.uuid4().hex[:8]}")
     try:
-        with writing(path), _create(temporary) as stream:
+        with report_disk_errors(path), _create(temporary) as stream:
             with suppress(OSError):  # the lock only tells `fuse clean` that the file is in use
                 take_flock(stream.fileno())
             _write_and_sync(stream, [data])
@@ -159,7 +166,7 @@ def write_durably(path: Path, data: bytes, *, parents: bool = False) -> None:
 
 
 def _create(path: Path) -> BinaryIO:
-    return os.fdopen(open_ours(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
+    return os.fdopen(open_own_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
 
 
 def _write_and_sync(stream: BinaryIO, chunks: Iterable[bytes]) -> None:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from fusion_core.errors import DiskError, OutputError
 from fusion_core.weights.writing._journal import Journal
-from fusion_core.weights.writing.disk import target_of, writing
-from fusion_core.weights.writing.lock import is_locked, lock_of, locked, locked_outputs
-from fusion_core.weights.writing.ours import is_directory, is_held, is_single_file
-from fusion_core.weights.writing.target import PROVENANCE
-from fusion_core.weights.writing.workplace import Workplace, workplaces_in
+from fusion_core.weights.writing.disk import report_disk_errors, target_of
+from fusion_core.weights.writing.lock import is_locked, lock_of, lock_output, locked_outputs
+from fusion_core.weights.writing.output_path import PROVENANCE
+from fusion_core.weights.writing.ownership import is_directory, is_held, is_single_file
+from fusion_core.weights.writing.workspace import Workspace, find_workspaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ class Leftover:
         Raises `DiskError` if all or part of it cannot be removed.
         """
         try:
-            with writing(self.path):
+            with report_disk_errors(self.path):
                 self.removal()
         except OutputError:
             return False
@@ -61,18 +61,18 @@ class Leftover:
         return True
 
 
-def leftovers(directory: Path) -> list[Leftover]:
+def find_leftovers(directory: Path) -> list[Leftover]:
     """Return the leftovers of all outputs in a directory, stale locks first.
 
     Entries that cannot be read are skipped and logged. They belong to another user, or their run
     has just ended.
     """
-    with writing(directory):
+    with report_disk_errors(directory):
         unlocked = [path for path in sorted(locked_outputs(directory)) if not is_locked(path)]
         stale = [output for output in unlocked if not is_directory(lock_of(output))]
         candidates = [
             *(partial(_describe_lock, output) for output in stale),
-            *(partial(_describe_workplace, workplace) for workplace in workplaces_in(directory)),
+            *(partial(_describe_workplace, workplace) for workplace in find_workspaces(directory)),
             *(partial(_describe_temporary, *pair) for pair in _temporaries(directory)),
         ]
     described = []
@@ -84,14 +84,14 @@ def leftovers(directory: Path) -> list[Leftover]:
     return described
 
 
-def _describe_workplace(workplace: Workplace) -> Leftover:
+def _describe_workplace(workplace: Workspace) -> Leftover:
     def remove() -> None:
-        with locked(workplace.output):
+        with lock_output(workplace.output):
             if workplace.is_own:
                 workplace.restore()
             workplace.remove()
 
-    with writing(workplace.path):
+    with report_disk_errors(workplace.path):
         return Leftover(
             workplace.path,
             workplace.output,
@@ -108,7 +108,7 @@ def _describe_lock(output: Path) -> Leftover:
 
     def remove() -> None:
         if is_single_file(path):
-            with locked(output):  # which removes the lock file when it ends
+            with lock_output(output):  # which removes the lock file when it ends
                 return
         path.unlink(missing_ok=True)  # somebody planted it: no run can lock it
 
@@ -127,7 +127,7 @@ def _describe_temporary(path: Path, target: Path) -> Leftover:
 def _describe_file(
     path: Path, output: Path, *, in_use: bool, removal: Callable[[], None]
 ) -> Leftover:
-    with writing(path):
+    with report_disk_errors(path):
         status = path.lstat()
     return Leftover(path, output, status.st_size, _age(status.st_mtime), None, in_use, removal)
 

@@ -20,10 +20,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError, OutputError
-from fusion_core.weights.reading.untrusted import parse_json
+from fusion_core.weights.reading.untrusted_json import parse_json
 from fusion_core.weights.writing._fault import fault_point
-from fusion_core.weights.writing.disk import writing
-from fusion_core.weights.writing.ours import is_held, open_ours, read_ours, take_flock
+from fusion_core.weights.writing.disk import report_disk_errors
+from fusion_core.weights.writing.ownership import is_held, open_own_file, read_own_file, take_flock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,15 +38,15 @@ _LARGEST_RECORD = 4096
 
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
+def lock_output(output: Path) -> Iterator[None]:
     """Keep every other run from writing `output`, whose parent must exist.
 
     Raises `OutputError` naming the process and host of the run that holds the lock.
     """
-    with writing(output):
+    with report_disk_errors(output):
         path, descriptor = _lock_with_flock(output) or _lock_with_owner_file(output)
     try:
-        with writing(output):
+        with report_disk_errors(output):
             _write_owner(descriptor)
         fault_point("locked")
         yield
@@ -86,7 +86,7 @@ def _lock_with_flock(output: Path) -> tuple[Path, int] | None:
     path = lock_of(output)
     failures = 0
     while failures < 2:  # noqa: PLR2004 - `is_locked` may have held it at the first attempt
-        descriptor = open_ours(path, os.O_RDWR | os.O_CREAT)
+        descriptor = open_own_file(path, os.O_RDWR | os.O_CREAT)
         try:
             is_taken = take_flock(descriptor)
         except OSError as error:
@@ -107,7 +107,7 @@ def _lock_with_flock(output: Path) -> tuple[Path, int] | None:
 def _lock_with_owner_file(output: Path) -> tuple[Path, int]:
     path = _owner_of(output)
     try:
-        return path, open_ours(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        return path, open_own_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     except FileExistsError as error:
         time.sleep(_PATIENCE)
         raise _conflict(output, path, remedy=f" If it has ended, remove {path}.") from error
@@ -130,7 +130,7 @@ def _write_owner(descriptor: int) -> None:
 def _conflict(output: Path, path: Path, *, remedy: str = "") -> OutputError:
     owner = "another run"  # it has just ended, or has not written its record yet
     with suppress(OSError, CheckpointError):
-        match parse_json(read_ours(path, _LARGEST_RECORD) or b"", path=str(path)):
+        match parse_json(read_own_file(path, _LARGEST_RECORD) or b"", path=str(path)):
             case {"pid": int(pid), "host": str(host)}:
                 owner = f"process {pid} on {host}"
     return OutputError(

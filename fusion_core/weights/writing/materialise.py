@@ -24,15 +24,15 @@ from fusion_core.progress import Progress
 from fusion_core.weights.merging.execution import (
     AHEAD,
     SerialExecutor,
-    in_units,
+    group_into_units,
     is_in_process,
     is_on_one_machine,
     run_all,
-    surveyors,
+    survey_executor,
 )
 from fusion_core.weights.reading.format import build_header
-from fusion_core.weights.source import check_values, memory_of
-from fusion_core.weights.state_dict import held_in_memory
+from fusion_core.weights.source import check_values, view_bytes
+from fusion_core.weights.state_dict import find_in_memory_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,7 +66,7 @@ def materialise(
     """
     executor = executor or SerialExecutor()
     is_local = is_in_process(executor)
-    if not is_local and (live := held_in_memory(source)) is not None:
+    if not is_local and (live := find_in_memory_source(source)) is not None:
         raise RecipeError(
             f"{live.describe()} is in this process's memory, and the {type(executor).__name__} "
             "works in other processes",
@@ -132,9 +132,9 @@ def _pieces(
         source.prepare(executor, info.name)
         return info
 
-    with surveyors(executor) as threads:
+    with survey_executor(executor) as threads:
         for info in run_all(threads, prepare, infos, window=AHEAD):
-            yield from map(tuple, in_units(list(_spans(source, info)), executor))
+            yield from map(tuple, group_into_units(list(_spans(source, info)), executor))
 
 
 def _whole_tensors(source: WeightSource, infos: Sequence[TensorInfo]) -> Iterator[Unit]:
@@ -190,4 +190,4 @@ class _Serialisation:
     source: WeightSource
 
     def __call__(self, span: Span) -> bytes:
-        return bytes(memory_of(_read_checked(self.source, *span).contiguous()))
+        return bytes(view_bytes(_read_checked(self.source, *span).contiguous()))

@@ -6,10 +6,10 @@ import logging
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from fusion_core.weights.writing.disk import sync_directory, writing
-from fusion_core.weights.writing.lock import locked
-from fusion_core.weights.writing.target import check_output
-from fusion_core.weights.writing.workplace import Workplace, repair
+from fusion_core.weights.writing.disk import report_disk_errors, sync_directory
+from fusion_core.weights.writing.lock import lock_output
+from fusion_core.weights.writing.output_path import check_output
+from fusion_core.weights.writing.workspace import Workspace, repair
 from fusion_core.weights.writing.writer import Staging
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def staged(
+def stage_output(
     output: Path, *, overwrite: bool = False, plan: bytes | None = None, resume: bool = False
 ) -> Iterator[Staging]:
     """Claim `output` and open a staging directory for it, as `claim` and `open_staging` do."""
@@ -40,14 +40,14 @@ def claim(output: Path, *, overwrite: bool = False) -> Iterator[None]:
     """
     check_output(output, overwrite=overwrite)
     parent = output.absolute().parent
-    with writing(output):
+    with report_disk_errors(output):
         created = [path for path in (parent, *parent.parents) if not path.exists()]
     try:
-        with writing(output):
+        with report_disk_errors(output):
             parent.mkdir(parents=True, exist_ok=True)
             for directory in created:
                 sync_directory(directory.parent)
-        with locked(output):
+        with lock_output(output):
             check_output(output, overwrite=overwrite)  # the last holder may have written it
             yield
     finally:
@@ -81,10 +81,10 @@ def open_staging(
 
 
 def _choose_workplace(
-    output: Path, resumable: Sequence[Workplace], plan: bytes | None, *, resume: bool
-) -> Workplace:
+    output: Path, resumable: Sequence[Workspace], plan: bytes | None, *, resume: bool
+) -> Workspace:
     """Return the latest work of the same plan, or a new staging directory."""
-    with writing(output):
+    with report_disk_errors(output):
         same = [] if plan is None else [work for work in resumable if work.has_plan(plan)]
         latest = max(same, key=lambda work: work.last_change, default=None)
     if resume and latest is not None:
@@ -94,4 +94,4 @@ def _choose_workplace(
         _log.warning("nothing to resume for %s: starting from the beginning", output)
     elif latest is not None:
         _log.warning("%s holds work of an identical run: --resume would continue it", latest.path)
-    return Workplace.unused(output)
+    return Workspace.unused(output)

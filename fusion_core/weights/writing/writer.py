@@ -27,23 +27,23 @@ from fusion_core.errors import (
     OutputError,
     WorkerError,
 )
-from fusion_core.weights.merging.shortage import is_out_of_memory
+from fusion_core.weights.merging.memory_errors import is_out_of_memory
 from fusion_core.weights.reading.checkpoint import CheckpointSource
-from fusion_core.weights.reading.containment import open_named, reading
+from fusion_core.weights.reading.containment import open_named, report_unreadable
 from fusion_core.weights.reading.location import INDEX
 from fusion_core.weights.writing._fault import fault_point
 from fusion_core.weights.writing._journal import Journal, Recorder
 from fusion_core.weights.writing._shards import Layout, Shards
 from fusion_core.weights.writing.digest import tensors_digest
-from fusion_core.weights.writing.disk import sync_directory, write_new, writing
-from fusion_core.weights.writing.ours import is_directory
-from fusion_core.weights.writing.target import check_output, is_plain, output_exists
+from fusion_core.weights.writing.disk import report_disk_errors, sync_directory, write_new
+from fusion_core.weights.writing.output_path import check_output, is_side_file_name, output_exists
+from fusion_core.weights.writing.ownership import is_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from fusion_core.weights.source import TensorInfo
-    from fusion_core.weights.writing.workplace import Workplace
+    from fusion_core.weights.writing.workspace import Workspace
 
 _CHUNK = 2**20
 
@@ -54,7 +54,7 @@ _FROM_OUTSIDE = (DiskError, OutputError, WorkerError)
 class Staging:
     """A model directory in the making. `staged` opens one."""
 
-    def __init__(self, workplace: Workplace) -> None:
+    def __init__(self, workplace: Workspace) -> None:
         self.workplace = workplace
         #: where the files are until they are committed
         self.directory = workplace.model
@@ -79,7 +79,7 @@ class Staging:
         layout = Layout.of(infos, shard_size)
         is_same = self._journal.layout == layout.sha256
         reusable = {shard.file for shard in layout.shards} if is_same else set()
-        with writing(self.directory):
+        with report_disk_errors(self.directory):
             for path in list(self.directory.iterdir()):
                 if is_directory(path):
                     shutil.rmtree(path)
@@ -88,7 +88,7 @@ class Staging:
         self.shards = Shards.reserve(layout, self.directory)
         intact = self.shards.intact_tensors(self._journal.tensors) if is_same else {}
         self._journal.begin(layout.sha256, intact)
-        with writing(self.directory):
+        with report_disk_errors(self.directory):
             sync_directory(self.directory)
             sync_directory(self.workplace.path)
         self._recorder = Recorder(self.shards, self._journal)
@@ -115,9 +115,9 @@ class Staging:
         name, because names come from algorithms and pools.
         """
         path = self.directory / name
-        if not is_plain(name) or path.exists():
+        if not is_side_file_name(name) or path.exists():
             raise BrokenPluginError(f"side file {name!r} has an invalid or duplicate name")
-        with writing(path.parent):
+        with report_disk_errors(path.parent):
             if not is_directory(path.parent):
                 path.parent.mkdir()
         size, digest = 0, hashlib.sha256()
@@ -131,7 +131,7 @@ class Staging:
 
         write_new(path, hashed_chunks())
         if path.parent != self.directory:
-            with writing(path.parent):
+            with report_disk_errors(path.parent):
                 sync_directory(path.parent)
         self.side_files[name] = (size, digest.hexdigest())
 
@@ -151,7 +151,7 @@ class Staging:
         """
         self._verify()
         output = self.workplace.output
-        with writing(output):
+        with report_disk_errors(output):
             sync_directory(self.directory)
             self._journal.commit(self.directory.stat().st_ino)
             fault_point("commit recorded")
@@ -226,7 +226,7 @@ def _chunks_of(content: bytes | Path | Iterable[bytes]) -> Iterator[bytes]:
     if isinstance(content, bytes):
         yield content
     elif isinstance(content, Path):
-        with reading(content), os.fdopen(open_named(content), "rb") as stream:
+        with report_unreadable(content), os.fdopen(open_named(content), "rb") as stream:
             while chunk := stream.read(_CHUNK):
                 yield chunk
     else:

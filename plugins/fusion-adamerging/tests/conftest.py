@@ -23,7 +23,7 @@ from fusion_core import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fusion_core import Metrics
+    from fusion_core import MetricValues
 
 CLASSES = 4
 
@@ -101,7 +101,7 @@ class RandomTask(AdaptiveTask):
         dtype = next(model.parameters()).dtype
         return model(batch.inputs.to(dtype))
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         batch = self.batch(0, size=256, split=Split.TEST, seed=12345)
         assert batch.labels is not None
         with torch.no_grad():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from fusion_core import CheckpointsPool
 
-KERNELS = "fusion_core.machine.products"
+KERNELS = "fusion_core.machine.linear_kernels"
 Make = "Callable[..., CheckpointsPool]"
 
 

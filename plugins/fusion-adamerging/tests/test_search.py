@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from fusion_adamerging.components import LearnedComponents
+from fusion_adamerging.components import LearnableComponents
 from fusion_adamerging.config import AdaMergingConfig, AdaRankConfig
-from fusion_adamerging.learned import LearnedCoefficients
+from fusion_adamerging.learnable import LearnableCoefficients
 from fusion_adamerging.objective import entropy_of
 from fusion_adamerging.search import Search
 from fusion_adapting import Batches, LiveMerge, Passes, StateStore, entropy
 from fusion_core import RunContext, Split
-from fusion_core.weights import Electing, Linear, Trimming
+from fusion_core.weights import ElectKernel, Linear, TrimKernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ INIT = 0.3
 def live_merge(pool: CheckpointsPool, *, trim: bool, grain: Grain) -> LiveMerge:
     context = RunContext()
     if trim:
-        pool = context.transform(context.transform(pool, Trimming(0.3)), Electing())
+        pool = context.transform(context.transform(pool, TrimKernel(0.3)), ElectKernel())
     merged = context.merge_matrices(pool, Linear((INIT,) * len(pool.experts)))
     return LiveMerge(pool, merged, CPU, dtype=torch.float64, grain=grain)
 
@@ -133,7 +133,7 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
         granularity=granularity, lr=0.2, schedule="cosine", init=INIT, steps=6, clamp=clamp
     )
     live = live_merge(pool, trim=trim, grain=config.grain)
-    learned = LearnedCoefficients(live, list(pool.experts), CPU, config)
+    learned = LearnableCoefficients(live, list(pool.experts), CPU, config)
     search = run_search(config, learned, live, tasks)
     ours = learned.coefficients()
 
@@ -192,7 +192,7 @@ def test_a_search_for_components_equals_autograd_through_an_estimator(
     pool = make_pool(kind, experts=2, dtype=torch.float64)
     config = AdaRankConfig(rank=rank, lr=0.07, schedule="cosine", init=INIT, steps=6)
     live = live_merge(pool, trim=False, grain="component")
-    learned = LearnedComponents(live, list(pool.experts), CPU, config)
+    learned = LearnableComponents(live, list(pool.experts), CPU, config)
     first = learned.coefficients()
     search = run_search(config, learned, live, tasks)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fusion_adamerging.surgery import Surgery
-from fusion_adapting import Batches, generator_of, through_adapter
+from fusion_adapting import Batches, apply_adapter, make_generator
 from fusion_core import (
     RunContext,
     Split,
@@ -50,7 +50,7 @@ def test_adapters_are_those_of_a_plain_loop(kind: str, make_pool: Make, turned_t
             wanted = task.features(expert, inputs)
         width = given.shape[1]
         down, up = (nn.Linear(*size, bias=False).double() for size in ((width, 2), (2, width)))
-        draw = generator_of(5, f"surgery\0{task.name}")
+        draw = make_generator(5, f"surgery\0{task.name}")
         start = torch.rand(2, width, generator=draw)
         down.weight.data = ((2 * start - 1) / width**0.5).double()
         nn.init.zeros_(up.weight)
@@ -149,7 +149,7 @@ def test_marked_features_of_several_modules_are_adapted(
         adapted = build_for_task(out, task.name, pool=given["model_pool"])
         adapter = [stored.tensor(f"{task.name}/{name}") for name in ("down", "up")]
         plain = task.features(model, inputs)
-        torch.testing.assert_close(task.features(adapted, inputs), through_adapter(plain, *adapter))
+        torch.testing.assert_close(task.features(adapted, inputs), apply_adapter(plain, *adapter))
         assert result.report.tasks[task.name] == task.evaluate(adapted)
         assert adapted.state_dict().keys() == model.state_dict().keys()
 

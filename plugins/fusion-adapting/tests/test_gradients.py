@@ -9,7 +9,7 @@ import pytest
 import torch
 from padded_words import CLASSES, SAMPLES, SIZE, WordModel, WordTask, WordTasks, examples, word_pool
 
-from fusion_adapting import Batches, squared_gradients, squared_gradients_of
+from fusion_adapting import Batches, compute_squared_gradients, squared_gradients
 from fusion_testing import TinyTasks
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Counting(WordTask):
 def squares_by(task: Counting) -> dict[str, torch.Tensor]:
     model = word_pool(0, torch.float64).config.models["a"]
     batches = Batches(SIZE, 0).first(task, 3 * SIZE)
-    return squared_gradients_of(model, dict(model.named_parameters()), task, batches)
+    return compute_squared_gradients(model, dict(model.named_parameters()), task, batches)
 
 
 def test_a_batch_takes_two_passes_or_one_per_example_if_vmap_fails() -> None:
@@ -124,7 +124,7 @@ def test_sparse_and_recurrent_layers_are_supported(
 def draw_once(model: nn.Module, seed: int, task: WordTask) -> dict[str, torch.Tensor]:
     batches = Batches(SIZE, 0).first(task, SIZE)
     parameters = {"up.weight": model.up.weight}
-    return squared_gradients_of(model, parameters, task, batches, exact_up_to=2, seed=seed)
+    return compute_squared_gradients(model, parameters, task, batches, exact_up_to=2, seed=seed)
 
 
 def test_labels_of_many_classes_are_drawn_without_bias() -> None:
@@ -142,7 +142,7 @@ def test_drawn_labels_do_not_depend_on_batches() -> None:
     parameters = dict(model.named_parameters())
     whole = Batches(3 * SIZE, 0).of(task, 0)
     results = [
-        squared_gradients_of(model, parameters, task, batches, exact_up_to=0, seed=3)
+        compute_squared_gradients(model, parameters, task, batches, exact_up_to=0, seed=3)
         for batches in ([whole], [whole.part(n, n + 1) for n in range(len(whole))])
     ]
     for name, values in results[0].items():

@@ -7,7 +7,7 @@ import torch
 from padded_words import SAMPLES, SIZE, WordTask, examples, word_pool
 from torch import nn
 
-from fusion_adapting import Batches, build_live, moments_of, show_inputs
+from fusion_adapting import Batches, build_live, compute_moments, observe_inputs
 from fusion_core import Batch, Split
 from fusion_core.errors import FusionError
 from fusion_testing import TinyTasks, tiny_pool
@@ -19,7 +19,7 @@ def test_inputs_are_recorded_in_the_order_of_calls() -> None:
     batch = task.batch(0, size=5, split=Split.UNLABELED, seed=0)
     layers = {layer: name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     calls = []
-    show_inputs(model, layers, task, batch, lambda *call: calls.append(call))
+    observe_inputs(model, layers, task, batch, lambda *call: calls.append(call))
     (first, images), (last, states) = calls
     assert [layers[first], layers[last]] == ["1", "3"]
     assert torch.equal(images, batch.inputs.flatten(1))
@@ -60,7 +60,7 @@ def test_each_call_of_a_model_uses_its_own_mask(kind: type[WordTask]) -> None:
         for t in examples(task, 0)
     ]
     parameters = dict(model.named_parameters())
-    together, apart = (moments_of(model, parameters, task, each) for each in (batches, alone))
+    together, apart = (compute_moments(model, parameters, task, each) for each in (batches, alone))
     for name, result in together.items():
         assert result.count == apart[name].count
         torch.testing.assert_close(result.total, apart[name].total)
@@ -79,4 +79,4 @@ def test_a_task_that_caches_its_scores_is_refused_by_name() -> None:
     model = build_live(pool, pool.experts["a"], "cpu")
     batches = Batches(SIZE, 0).first(task, 2 * SIZE)
     with pytest.raises(FusionError, match="task 'a' computed its scores without calling the model"):
-        moments_of(model, dict(model.named_parameters()), task, batches)
+        compute_moments(model, dict(model.named_parameters()), task, batches)

@@ -19,7 +19,7 @@ from padded_words import (
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-from fusion_adapting import Batches, Moments, moments, moments_of
+from fusion_adapting import Batches, Moments, compute_moments, moments
 from fusion_core import Batch, Split
 from fusion_core.errors import FusionError
 from fusion_testing import TinyTasks, tiny_pool
@@ -107,7 +107,7 @@ def test_padding_changes_nothing_for_models_of_transformers(kind: str) -> None:
     batches = [*Batches(SIZE, 0).first(task, SAMPLES)]
     alone = [Batch({"input_ids": text[None]}) for text in examples(task, 0)]
     parameters = dict(model.named_parameters())
-    together, apart = (moments_of(model, parameters, task, each) for each in (batches, alone))
+    together, apart = (compute_moments(model, parameters, task, each) for each in (batches, alone))
     assert together.keys() == apart.keys()
     assert len(together) == (13 if kind == "bert" else 8), "six or four per layer, and a pooler"
     for name, result in together.items():
@@ -150,7 +150,7 @@ class Bent(WordModel):
 
 def test_flattened_positions_are_masked_too() -> None:
     model, task = Bent().eval(), WordTask("a")
-    found = moments_of(
+    found = compute_moments(
         model, dict(model.named_parameters()), task, Batches(SIZE, 0).first(task, SAMPLES)
     )
     assert found["mix.weight"].count == sum(map(len, examples(task, 0)))
@@ -165,10 +165,10 @@ def test_a_mask_that_does_not_fit_the_inputs_is_refused_with_the_layers_name(
     with pytest.raises(
         FusionError, match=r"layer of 'mix.weight': its inputs .* mask has shape"
     ) as caught:
-        moments_of(model, parameters, task, Batches(SIZE, 0).first(task, SIZE))
+        compute_moments(model, parameters, task, Batches(SIZE, 0).first(task, SIZE))
     assert str(caught.value.hint).endswith("algorithm.skip=mix.weight")
     others = {name: value for name, value in parameters.items() if name != "mix.weight"}
-    assert not moments_of(model, others, task, Batches(SIZE, 0).first(task, SIZE))
+    assert not compute_moments(model, others, task, Batches(SIZE, 0).first(task, SIZE))
 
 
 def test_hooks_are_removed_after_an_error() -> None:
@@ -180,7 +180,7 @@ def test_hooks_are_removed_after_an_error() -> None:
 
     model, task = WordModel().eval(), Failing("a")
     with pytest.raises(OSError, match="the data is gone"):
-        moments_of(model, dict(model.named_parameters()), task, Batches(4, 0).first(task, 4))
+        compute_moments(model, dict(model.named_parameters()), task, Batches(4, 0).first(task, 4))
     assert not is_hooked(model)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import distributed
 
-from fusion_adapting import Ranks, joined_ranks
+from fusion_adapting import Ranks, join_ranks
 from fusion_adapting._ranks import Exchange
 from fusion_core.errors import WorkerError
 
@@ -22,7 +22,7 @@ def test_tasks_are_shared_round_robin() -> None:
 
 def test_a_single_process_joins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    ranks = joined_ranks.__wrapped__()
+    ranks = join_ranks.__wrapped__()
     assert ranks == Ranks()
     assert ranks.gather({"a": 1}) == [{"a": 1}]
     values = torch.rand(3)
@@ -36,7 +36,7 @@ def test_several_processes_without_a_rendezvous_are_refused(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(WorkerError, match=r"cannot join the other ranks: .*RANK.*torchrun"):
-        joined_ranks.__wrapped__()
+        join_ranks.__wrapped__()
 
 
 def test_exchanged_items_are_deleted_from_the_store() -> None:
@@ -70,7 +70,7 @@ def test_restarted_ranks_ignore_the_items_of_dead_ranks(
     restarts = []
     for start in ("0", "1"):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
-        ranks = joined_ranks.__wrapped__()
+        ranks = join_ranks.__wrapped__()
         assert ranks.exchange is not None
         ranks.exchange.store.set_timeout(timedelta(seconds=0.1))
         restarts.append(ranks)

@@ -20,7 +20,7 @@ from programs import program, scheduler_in, worker_arguments
 from fusion_core import ExecutorSpec
 from fusion_core.commands import load_plugins
 from fusion_core.errors import RecipeError, WorkerError
-from fusion_core.weights import CheckpointSource, materialise, staged
+from fusion_core.weights import CheckpointSource, materialise, stage_output
 from fusion_dask import cluster
 from fusion_dask.config import DaskConfig
 from fusion_dask.executor import count_slots, make_dask
@@ -50,7 +50,7 @@ def copy_checkpoint(
     source: CheckpointSource, executor: Executor | None, out: Path, **options: Any
 ) -> dict[str, bytes]:
     """Copy a checkpoint shard by shard; return the files' contents."""
-    with staged(out, plan=b"{}", **options) as staging:
+    with stage_output(out, plan=b"{}", **options) as staging:
         materialise(source, staging, shard_size=SHARD, executor=executor)
         staging.commit(overwrite=False)
     return {path.name: path.read_bytes() for path in out.iterdir()}

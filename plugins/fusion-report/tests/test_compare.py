@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from fusion_core import Measured, Metric, Report
-from fusion_core.commands import Intervals, table_of
+from fusion_core.commands import Intervals, build_table
 from fusion_core.errors import FusionError, RecipeError
 from fusion_report.comparison.command import compare
 from fusion_report.comparison.data import reports_as_json
@@ -80,23 +80,23 @@ def written(directory: Path, content: Report, recipe: str = "") -> Path:
 
 def test_formats_have_one_row_per_model() -> None:
     models = {"a_b": report(50, 60), "c|d": report(70, 80)}
-    rows = [*csv.reader(io.StringIO(as_csv(table_of(models, Intervals()))))]
+    rows = [*csv.reader(io.StringIO(as_csv(build_table(models, Intervals()))))]
     first = dict(zip(rows[0], rows[1], strict=True))
     assert [row[0] for row in rows] == ["model", "a_b", "c|d", "experts"]
     assert (first["latin accuracy"], first["average"], first["worst"]) == ("0.5", "0.55", "0.5")
     assert float(first["latin accuracy low"]) == pytest.approx(0.4038, abs=1e-4)
     assert float(first["normalised low"]) < float(first["normalised"])
-    assert as_csv(table_of(models)).splitlines()[0] == (
+    assert as_csv(build_table(models)).splitlines()[0] == (
         "model,latin accuracy,greek accuracy,average,normalised,worst"
     )
-    assert as_markdown(table_of(models)).splitlines() == [
+    assert as_markdown(build_table(models)).splitlines() == [
         "| model | latin | greek | average | normalised | worst |",
         "|---|---:|---:|---:|---:|---:|",
         "| a_b | 50.0 | 60.0 | 55.0 | 55.9 | 50.0 |",
         r"| c\|d | 70.0 | 80.0 | 75.0 | 76.2 | 70.0 |",
         "| experts | 99.0 | 98.0 | 98.5 | 100.0 | 98.0 |",
     ]
-    latex = as_latex(table_of({"a_b": report(50)}, Intervals())).splitlines()
+    latex = as_latex(build_table({"a_b": report(50)}, Intervals())).splitlines()
     assert latex[0] == r"\begin{tabular}{lrrr}"
     assert latex[2:5] == [
         r"model & latin & average & normalised \\",
@@ -107,7 +107,7 @@ def test_formats_have_one_row_per_model() -> None:
 
 def test_no_format_normalises_by_an_expert_below_the_base() -> None:
     for write in (as_csv, as_latex, as_markdown):
-        assert "normalised" not in write(table_of({"ties": ROTATED}))
+        assert "normalised" not in write(build_table({"ties": ROTATED}))
     data = reports_as_json({"rotated": ROTATED, "good": report(50)})
     assert data["rotated"]["normalised_average"] is None
     assert data["good"]["normalised_average"] == pytest.approx(0.5 / 0.99)

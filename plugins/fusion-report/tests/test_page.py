@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from fusion_core import Measured, Progress
-from fusion_core.commands import printable
+from fusion_core.commands import escape_control
 from fusion_core.errors import FusionError, RecipeError
 from fusion_report.command import report
 from fusion_report.page import render_page
@@ -114,7 +114,7 @@ def test_the_table_has_every_score(world: World) -> None:
         "80.0",
         f"{100 * fmean(VALUES):.1f}",
         f"{100 * fmean(VALUES) / 0.8:.1f}",
-        f"40.0{printable(world.names[0])}",
+        f"40.0{escape_control(world.names[0])}",
     ]
     assert rows["second"][:5] == ["70.0", "55.0", "60.0", "61.7", "77.1"]
     assert rows["experts"][3:5] == ["80.0", "100.0"]
@@ -126,7 +126,7 @@ def test_an_expert_below_the_base_gets_a_warning_and_no_share(world: World) -> N
     tree = parsed(written(rotated, vectors=False))
     warning = text_of(tree.find(".//p[@class='card warning']"))
     assert "scores below the base on" in warning
-    assert f"{' '.join(printable(world.names[0]).split())} (20.0, base 50.0)" in warning
+    assert f"{' '.join(escape_control(world.names[0]).split())} (20.0, base 50.0)" in warning
     assert "do not belong together" in text_of(tree.find(".//p[@class='lead']"))
     assert "of the experts" not in [text_of(term) for term in tree.iter("dt")]
     assert all(row[4] == "" for name, row in rows_of(tree).items() if name != "model")
@@ -159,7 +159,7 @@ def test_hostile_names_are_shown_literally(text: str, world: World) -> None:
     assert "<script" not in text
     assert "\x1b" not in text
     heads = [text_of(cell) for cell in tree.iter("th") if cell.get("scope") == "col"]
-    assert heads[1:4] == [" ".join(printable(name).split()) for name in world.names]
+    assert heads[1:4] == [" ".join(escape_control(name).split()) for name in world.names]
     drawn = {"".join(label.itertext()) for label in tree.iter(f"{SVG}text")}
     assert {"a\"b'c&amp;$x^2$", "日本 \\x1b[31m"} <= drawn
 

@@ -9,7 +9,7 @@ import pytest
 
 from fusion_core.errors import RecipeError
 from fusion_sweep import Search, sweep
-from fusion_sweep.axes import algorithm_axis, axis_of
+from fusion_sweep.axes import algorithm_axis, parse_axis
 from fusion_sweep.grids import make_grid
 from fusion_sweep.ranges import Range
 
@@ -60,19 +60,19 @@ def test_too_many_runs_are_refused_before_any_is_planned(
 
 
 def test_large_whole_numbers_stay_distinct() -> None:
-    axis = axis_of(SCALE, "10000000000000000:10000000000000010:1")
+    axis = parse_axis(SCALE, "10000000000000000:10000000000000010:1")
     assert len(set(axis.grid())) == 11
 
 
 def test_options_of_one_algorithm_do_not_multiply_the_others_grids() -> None:
     names = [f"a{n}" for n in range(9)]
     axes = [algorithm_axis(names)]
-    axes += [axis_of(f"algorithm.{name}.x", "0:9:1") for name in names]  # type: ignore[misc]
+    axes += [parse_axis(f"algorithm.{name}.x", "0:9:1") for name in names]  # type: ignore[misc]
     Search().check_size(axes, seeds=1)
     assert len(make_grid(axes)) == 90
 
 
 def test_drawing_from_steps_does_not_make_the_grid() -> None:
-    axis = axis_of(SCALE, "0:1000000000:1")
+    axis = parse_axis(SCALE, "0:1000000000:1")
     assert isinstance(axis, Range)
     assert axis.draw(Random(3)) == Random(3).choice(range(10**9 + 1))

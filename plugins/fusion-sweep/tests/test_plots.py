@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 
 from fusion_core import Report
 from fusion_core.errors import FusionError
-from fusion_sweep import Found, Trial
+from fusion_sweep import SweepResult, Trial
 from fusion_sweep.objectives import Objective
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ def _figures() -> Iterator[None]:
     plt.close("all")
 
 
-def make_result(*trials: tuple[dict[str, Any], float | None], error: str | None = None) -> Found:
+def make_result(
+    *trials: tuple[dict[str, Any], float | None], error: str | None = None
+) -> SweepResult:
     """Return the result of a sweep in which these points had these accuracies."""
     swept = [
         Trial(
@@ -37,7 +39,7 @@ def make_result(*trials: tuple[dict[str, Any], float | None], error: str | None 
         )
         for number, (point, value) in enumerate(trials)
     ]
-    return Found("f" * 32, [Objective("average")], "half", swept)
+    return SweepResult("f" * 32, [Objective("average")], "half", swept)
 
 
 def lines(axes: Any) -> dict[str, list[list[float]]]:

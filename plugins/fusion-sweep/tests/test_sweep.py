@@ -19,17 +19,17 @@ from safetensors.torch import load_file, save_file
 from fusion_core import RunOptions, Split, merge, plan, run_fusion
 from fusion_core.errors import OutputError, RecipeError, WorkerError
 from fusion_sweep import Search, sweep
-from fusion_sweep.bench import Bench
+from fusion_sweep.evaluator import TrialEvaluator
 from fusion_sweep.scheduler import run_in_worker
 from fusion_testing import TinyTasks, tiny_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fusion_sweep import Found
+    from fusion_sweep import SweepResult
 
 #: Cached per process. Here one process stands in for two, before and after an edit.
-_CODE_OF = resolve_name("fusion_core.running._identity:code_of")
+_CODE_OF = resolve_name("fusion_core.running._identity:identify_package")
 SCALES = [0.1, 0.3, 0.6]
 OVER = {"algorithm.scale": SCALES}
 
@@ -43,7 +43,7 @@ def runs(log: Path) -> list[float]:
     return [float(line) for line in log.read_text().splitlines()]
 
 
-def by_scale(result: Found) -> dict[float, float]:
+def by_scale(result: SweepResult) -> dict[float, float]:
     return {
         group.point["algorithm.scale"]: group.mean(result.objectives[0]) for group in result.groups
     }
@@ -436,7 +436,7 @@ def test_objects_in_memory_are_not_sent_to_workers(recipe: dict[str, Any], store
 
 @pytest.mark.usefixtures("_workers_know_toys")
 def test_a_worker_with_other_code_or_files_is_refused(recipe: dict[str, Any], folder: Path) -> None:
-    bench = Bench()
+    bench = TrialEvaluator()
     trial = bench.name(bench.plan(recipe), "half")
     assert run_in_worker(bench.to_bytes(), trial).report is not None
     with pytest.raises(WorkerError, match="has different code, versions or files"):
@@ -445,7 +445,7 @@ def test_a_worker_with_other_code_or_files_is_refused(recipe: dict[str, Any], fo
     with pytest.raises(WorkerError, match=r"a worker on .* cannot run a trial: .*-away"):
         run_in_worker(bench.to_bytes(), replace(trial, recipe=missing))
     with pytest.raises(WorkerError, match="cannot run a trial: device 'cuda:99'"):
-        run_in_worker(Bench(RunOptions(device="cuda:99")).to_bytes(), trial)
+        run_in_worker(TrialEvaluator(RunOptions(device="cuda:99")).to_bytes(), trial)
 
 
 # --- processes ----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from fusion_core import (
     hookimpl,
 )
 from fusion_core.errors import FusionError
-from fusion_core.weights import CheckpointSource, Piece, in_order
+from fusion_core.weights import CheckpointSource, Piece, sum_in_order
 from fusion_testing import TinyTasks, tiny_pool
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core import Metrics, WeightSource
+    from fusion_core import MetricValues, WeightSource
 
 SIZE = 32  # examples per half
 
@@ -67,7 +67,7 @@ class Scaled(TensorwiseAlgorithm[ScaledConfig]):
         return super().run(pool, context)
 
     def merge(self, piece: Piece) -> Tensor:
-        return in_order(piece.task_vectors).mul_(self.config.scale).add_(piece.base)
+        return sum_in_order(piece.task_vectors).mul_(self.config.scale).add_(piece.base)
 
 
 class MeanConfig(ComponentConfig):
@@ -78,7 +78,7 @@ class Mean(TensorwiseAlgorithm[MeanConfig]):
     config_class = MeanConfig
 
     def merge(self, piece: Piece) -> Tensor:
-        return in_order(piece.experts) / len(piece.experts)
+        return sum_in_order(piece.experts) / len(piece.experts)
 
 
 class ModelsConfig(ComponentConfig):
@@ -126,7 +126,7 @@ class Task(AdaptiveTask):
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.tiny.logits(model, batch)
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         batches = [self.batch(n, size=SIZE, split=Split.TEST, seed=0) for n in self.steps]
         with torch.no_grad():
             logits = torch.cat([self.logits(model, batch) for batch in batches])

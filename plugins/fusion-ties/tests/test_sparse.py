@@ -9,7 +9,7 @@ import torch
 
 from fusion_core import CheckpointsConfig, CheckpointsPool, RunContext, merge
 from fusion_core.errors import RecipeError
-from fusion_core.weights import in_order
+from fusion_core.weights import sum_in_order
 from fusion_ties.dropping import Drop, MagPrune
 from fusion_ties.sparse import Breadcrumbs, Dare, Della
 from fusion_ties.transforms import Band
@@ -54,7 +54,7 @@ def sum_after(transform: Any, models: dict[str, Any], seed: int = 0) -> torch.Te
     pool = RunContext(seed=seed).transformed(
         CheckpointsPool(CheckpointsConfig(**models)), transform
     )
-    return in_order(expert.tensor("w") for expert in pool.experts.values())
+    return sum_in_order(expert.tensor("w") for expert in pool.experts.values())
 
 
 # --- at random ----------------------------------------------------------------------------------

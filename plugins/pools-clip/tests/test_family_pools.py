@@ -21,14 +21,14 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fusion_core import RunOptions, Split, noting, run_fusion
+from fusion_core import RunOptions, Split, run_fusion, show_notes_on
 from fusion_core import hub as hub_client
 from fusion_core.commands import Subject
 from fusion_core.errors import CheckpointError, DiskError, HubError, RecipeError
 from fusion_testing import Mean
 from pools_clip import model_origin, stored_images
 from pools_clip.config import ClipConfig, FamilyConfig, FamilyTasksConfig
-from pools_clip.families import all_tasks, families, known, load_published, task_sets
+from pools_clip.families import all_tasks, families, load_data_set, load_published, task_sets
 from pools_clip.family_pools import ClipVitB32, ClipVitB32Tasks
 from pools_clip.pool import ClipPool
 
@@ -57,7 +57,7 @@ def parquet(
 
 def serve_fer2013(server: HubServer, rows: Sequence[tuple[bytes, int]]) -> None:
     """Serve a data set of archives, which the hub has converted to parquet."""
-    repository, data = known("fer2013").dataset, parquet(rows, ("jpg", "cls"))
+    repository, data = load_data_set("fer2013").dataset, parquet(rows, ("jpg", "cls"))
     server.add(repository, {"test/0.tar": b"tar"}, kind="dataset")
     server.add(
         repository,
@@ -98,7 +98,7 @@ def serve(hub: HubServer, base: Path, experts: dict[str, str], rows: Any) -> Hub
     hub.add(BASE, files_of(base) | {"flax_model.msgpack": b"x" * 99, "model.py": b"raise"})
     for number, task in enumerate(TA8):
         hub.add(EXPERT + task, files_of(experts["hub" if number % 2 else "memory"]))
-        data, description = parquet(rows[:10], ("image", "label")), known(task)
+        data, description = parquet(rows[:10], ("image", "label")), load_data_set(task)
         folder = description.config or "data"
         hub.add(
             description.dataset,
@@ -138,11 +138,11 @@ def base_tensors(pool: ClipPool) -> dict[str, torch.Tensor]:
 def test_every_task_has_a_data_set_with_prompts_and_a_source() -> None:
     assert list(map(len, task_sets().values())) == [8, 14, 20]
     assert set(all_tasks()) == {task for tasks in task_sets().values() for task in tasks}
-    counts = {task: len(known(task).classnames) for task in TA8}
+    counts = {task: len(load_data_set(task).classnames) for task in TA8}
     assert list(counts.values()) == [397, 196, 45, 10, 10, 43, 10, 47]
     for task in all_tasks():
-        assert known(task).source
-        assert all(template.format("cat") != template for template in known(task).templates)
+        assert load_data_set(task).source
+        assert all(template.format("cat") != template for template in load_data_set(task).templates)
 
 
 @pytest.mark.parametrize("name", ["clip-vit-b32", "clip-vit-b16", "clip-vit-l14"])
@@ -347,7 +347,7 @@ def test_decoding_and_evaluation_report_progress(serve: HubServer) -> None:
     notes = []
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"], batch_size=8))
-    with noting(lambda count, *, note: notes.append((count, note))):
+    with show_notes_on(lambda count, *, note: notes.append((count, note))):
         tasks.measure(Subject.of(pool.build(pool.base)))
     assert notes == [
         (0, "test-00000-of-00002.parquet: 10 of 10 images decoded"),
@@ -405,7 +405,9 @@ def test_a_data_set_without_parquet_files_is_read_from_the_hubs_conversion(
 def test_boolean_labels_become_numbers(serve: HubServer, rows: Any) -> None:
     binary_rows = [(data, bool(label % 2)) for data, label in rows]
     data = parquet(binary_rows, ("image", "label"), pa.bool_())
-    serve.add(known("pcam").dataset, {"data/test-00000-of-00001.parquet": data}, kind="dataset")
+    serve.add(
+        load_data_set("pcam").dataset, {"data/test-00000-of-00001.parquet": data}, kind="dataset"
+    )
     for _ in range(2):  # decoded, then from the cache
         batch = ClipVitB32Tasks(FamilyTasksConfig(tasks=["pcam"]))["pcam"].batch(
             0, size=20, split=Split.TEST, seed=0
@@ -623,7 +625,7 @@ def required_size(**options: Any) -> hub_client.Size:
 
 
 def test_decoded_images_count_as_disk_space(serve: HubServer) -> None:
-    counts = known("mnist").rows, known("eurosat").rows
+    counts = load_data_set("mnist").rows, load_data_set("eurosat").rows
     assert counts == (10_000, 2_700)
     assert required_size(tasks=["mnist", "eurosat"]).made == 12_700 * IMAGE
     assert required_size(tasks=["mnist", "eurosat"], limit=5).made == 10 * IMAGE

@@ -17,11 +17,11 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fusion_adapting import (
-    module_of_features,
+    apply_adapter,
+    attach_adapter,
+    find_feature_module,
     moments,
-    put_adapter,
     squared_gradients,
-    through_adapter,
 )
 from fusion_core import AlignmentPolicy, FeatureTask, Split
 from fusion_core.commands import Subject
@@ -275,12 +275,12 @@ def test_embeddings_accept_an_adapter(workshop: Workshop, encoders: EncoderPool)
     batch = task.batch(0, size=6, split=Split.UNLABELED, seed=0)
     with torch.no_grad():
         plain = task.features(model, batch.inputs)
-        module = module_of_features(model, task, batch)
+        module = find_feature_module(model, task, batch)
         assert module is not None
         down, up = torch.randn(2, plain.shape[1]), torch.randn(plain.shape[1], 2)
-        put_adapter(model, module, down, up)
+        attach_adapter(model, module, down, up)
         adapted = task.features(model, batch.inputs)
-    torch.testing.assert_close(adapted, through_adapter(plain, down, up))
+    torch.testing.assert_close(adapted, apply_adapter(plain, down, up))
 
 
 MODES = ["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean", ("cls", "mean")]

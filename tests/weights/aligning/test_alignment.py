@@ -8,7 +8,7 @@ import torch
 from fusion_core.errors import AlignmentError
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights import StateDictSource, WeightSource, align
-from fusion_core.weights.reading.spelling import same_tensors
+from fusion_core.weights.reading.name_matching import match_names
 
 Infos = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -167,12 +167,12 @@ def test_a_hint_of_a_strict_dtype_policy() -> None:
 def test_the_prefix_under_which_most_names_meet(
     ours: list[str], theirs: list[str], names: dict[str, str]
 ) -> None:
-    assert same_tensors(ours, theirs) == names
+    assert match_names(ours, theirs) == names
 
 
 def test_twenty_thousand_names_are_matched_quickly_enough_to_be_planned() -> None:
     ours = [f"layers.{n}.weight" for n in range(20_000)]
-    names = same_tensors(ours, [f"model.{name}" for name in ours])
+    names = match_names(ours, [f"model.{name}" for name in ours])
     assert names == {name: f"model.{name}" for name in ours}
 
 

@@ -18,7 +18,7 @@ from fusion_core.errors import AlignmentError, CheckpointError
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights.aligning._models import Model, Models
 from fusion_core.weights.aligning._tokens import conflicts
-from fusion_core.weights.reading.assets import beside
+from fusion_core.weights.reading.assets import list_side_files
 from fusion_core.weights.state_dict import StateDictSource
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ FORMS: dict[str, Any] = {
 
 def messages(*models: str) -> list[str]:
     source = StateDictSource({})
-    by_name = {f"m{n}": Model(f"m{n}", source, beside(Path(p))) for n, p in enumerate(models)}
+    by_name = {
+        f"m{n}": Model(f"m{n}", source, list_side_files(Path(p))) for n, p in enumerate(models)
+    }
     return [str(conflict) for conflict in conflicts(Models(None, by_name))]
 
 

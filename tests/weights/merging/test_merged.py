@@ -30,8 +30,8 @@ from fusion_core.weights import (
     StateDictSource,
     TensorInfo,
     assemble,
-    in_order,
     source,
+    sum_in_order,
 )
 from fusion_core.weights.merging.counters import counter_uniform
 from fusion_core.weights.merging.execution import run_all
@@ -271,7 +271,7 @@ class Busy(Kernel):
         rows = piece.task_vectors * piece.weights
         noise = torch.stack([piece.uniform(k) for k in range(len(rows))])
         norms = piece.state.reshape(-1, *[1] * (rows.ndim - 1)).sqrt()
-        return piece.base + in_order(rows.where(noise < 0.5, 0) / norms)
+        return piece.base + sum_in_order(rows.where(noise < 0.5, 0) / norms)
 
 
 def _squares(piece: Piece) -> torch.Tensor:
@@ -617,11 +617,11 @@ def test_a_missing_coefficient_is_an_error(models: Models) -> None:
 
 def test_sums_in_order_do_not_depend_on_where_they_are_cut() -> None:
     rows = torch.randn(7, 10_000, generator=torch.Generator().manual_seed(0)) * 1e3
-    whole = in_order(rows)
-    parts = [in_order(rows[:, start : start + 13]) for start in range(0, 10_000, 13)]
+    whole = sum_in_order(rows)
+    parts = [sum_in_order(rows[:, start : start + 13]) for start in range(0, 10_000, 13)]
     assert torch.equal(whole, torch.cat(parts))
     one = rows[:1].clone()
-    in_order(one).zero_()
+    sum_in_order(one).zero_()
     assert torch.equal(one, rows[:1])
 
 

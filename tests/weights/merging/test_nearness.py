@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fusion_core import Algorithm, ComponentConfig, run_fusion
-from fusion_core.weights import Linear, StateDictSource, nearness
+from fusion_core.weights import Linear, StateDictSource, describe_nearness
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,9 +34,9 @@ def test_a_merge_near_its_base_is_reported_at_any_scale(vectors: torch.Tensor) -
     for scale in (1.0, 1e-4):
         experts = sources(x=base + scale * first, y=base + scale * second)
         near = source(base + 0.03 * scale * first)
-        (warning,) = nearness(near, source(base), experts)
+        (warning,) = describe_nearness(near, source(base), experts)
         assert warning.startswith("the merge is nearly the base")
-        assert nearness(source(base + 0.1 * scale * first), source(base), experts) == []
+        assert describe_nearness(source(base + 0.1 * scale * first), source(base), experts) == []
 
 
 def test_a_merge_near_one_expert_is_reported_with_and_without_a_base(vectors: torch.Tensor) -> None:
@@ -44,16 +44,16 @@ def test_a_merge_near_one_expert_is_reported_with_and_without_a_base(vectors: to
     experts = sources(x=base + first, y=base + second)
     near = source(base + first + 0.03 * second)
     for reference in (source(base), None):
-        (warning,) = nearness(near, reference, experts)
+        (warning,) = describe_nearness(near, reference, experts)
         assert "nearly the expert 'x'" in warning
-    assert nearness(source(base + (first + second) / 2), source(base), experts) == []
+    assert describe_nearness(source(base + (first + second) / 2), source(base), experts) == []
 
 
 def test_copies_of_one_model_are_not_reported(vectors: torch.Tensor) -> None:
     base, first, _, _ = vectors
     experts = sources(x=base + first, y=base + first)
-    assert nearness(source(base + first), source(base), experts) == []
-    assert nearness(source(first), None, sources(x=first)) == []
+    assert describe_nearness(source(base + first), source(base), experts) == []
+    assert describe_nearness(source(first), None, sources(x=first)) == []
 
 
 def test_experts_that_are_differences_are_added_to_the_base(vectors: torch.Tensor) -> None:
@@ -61,7 +61,7 @@ def test_experts_that_are_differences_are_added_to_the_base(vectors: torch.Tenso
     experts = sources(x=first, y=second)
     for expert in experts.values():
         expert.is_delta = True
-    (warning,) = nearness(source(base + first), source(base), experts)
+    (warning,) = describe_nearness(source(base + first), source(base), experts)
     assert "nearly the expert 'x'" in warning
 
 

@@ -15,8 +15,8 @@ from fusion_core.weights import (
     MergedSource,
     Operands,
     StateDictSource,
-    in_order,
     source,
+    sum_in_order,
 )
 from fusion_core.weights.merging.piece import Bound
 
@@ -37,7 +37,7 @@ class Spike(TensorwiseAlgorithm[Config]):
     config_class = Config
 
     def merge(self, piece: Piece) -> torch.Tensor:
-        total = in_order(piece.task_vectors)
+        total = sum_in_order(piece.task_vectors)
         if piece.start <= self.config.entry < piece.stop:
             total[self.config.entry - piece.start] *= self.config.factor
         return piece.base + total

@@ -11,9 +11,14 @@ from hypothesis import strategies as st
 
 from fusion_core.weights import Cut, Operands, Piece, Scan, SerialExecutor, StateDictSource, source
 from fusion_core.weights.merging import _tally as tally
-from fusion_core.weights.merging import scan, select
-from fusion_core.weights.merging.select import kth_largest_magnitudes
-from fusion_core.weights.merging.trimming import agreeing, elected_sign, kept_count, trimmed
+from fusion_core.weights.merging import scan, selection
+from fusion_core.weights.merging.selection import kth_largest_magnitudes
+from fusion_core.weights.merging.trimming import (
+    agreeing_magnitudes,
+    count_for_density,
+    elect_sign,
+    trim,
+)
 
 FP32 = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=True)
 FP64 = st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=True)
@@ -59,8 +64,8 @@ def test_other_processes_add_up_their_counts(
 ) -> None:
     monkeypatch.setattr(source, "BLOCK", 7)
     monkeypatch.setattr(scan, "_SHORTEST_RUN", 2)
-    monkeypatch.setattr(select, "_WORTH_A_GUESS", guess)
-    monkeypatch.setattr(select, "_UNTALLIED", untallied)
+    monkeypatch.setattr(selection, "_WORTH_A_GUESS", guess)
+    monkeypatch.setattr(selection, "_UNTALLIED", untallied)
     experts = tuple({"w": torch.randn(500).round(decimals=1)} for _ in range(2))
     elsewhere = dataclasses.replace(scan_of(*experts), executor=Elsewhere())
     for k in (1, 60, 250, 500):
@@ -80,10 +85,10 @@ def test_a_wrong_guess_still_gives_the_exact_result(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "BLOCK", data.draw(st.integers(1, 40)))
         patch.setattr(scan, "_SHORTEST_RUN", data.draw(st.integers(1, 3)))
-        patch.setattr(select, "_WORTH_A_GUESS", data.draw(st.sampled_from([2, 2**16])))
-        patch.setattr(select, "_SAMPLED", data.draw(st.integers(1, 8)))
-        patch.setattr(select, "_MARGIN", data.draw(st.sampled_from([0, 0.5, 6])))
-        patch.setattr(select, "_UNTALLIED", data.draw(st.sampled_from([0, 10])))
+        patch.setattr(selection, "_WORTH_A_GUESS", data.draw(st.sampled_from([2, 2**16])))
+        patch.setattr(selection, "_SAMPLED", data.draw(st.integers(1, 8)))
+        patch.setattr(selection, "_MARGIN", data.draw(st.sampled_from([0, 0.5, 6])))
+        patch.setattr(selection, "_UNTALLIED", data.draw(st.sampled_from([0, 10])))
         patch.setattr(tally, "_MANY", data.draw(st.sampled_from([1, 2**15])))
         patch.setattr(tally, "_MOST_LISTED", data.draw(st.sampled_from([0, 10, 2**17])))
         patch.setattr(tally, "_GUESSED_BITS", data.draw(st.sampled_from([1, 12, 20])))
@@ -112,13 +117,13 @@ def test_magnitudes_of_many_kinds(values: tuple[str, Any]) -> None:
 def test_most_magnitudes_are_found_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed guess gives the same result, but costs another pass."""
     passes = []
-    count = select._Count.__call__  # noqa: SLF001
+    count = selection._Count.__call__  # noqa: SLF001
 
     def counted(self: Any, piece: Piece) -> Any:
         passes.append(piece.start)
         return count(self, piece)
 
-    monkeypatch.setattr(select._Count, "__call__", counted)  # noqa: SLF001
+    monkeypatch.setattr(selection._Count, "__call__", counted)  # noqa: SLF001
     generator = torch.Generator().manual_seed(0)
     expert = {"x": torch.randn(2**20, generator=generator)}
     assert_exact(expert, k=2**18)
@@ -214,31 +219,31 @@ def test_the_order_of_workers_does_not_matter(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_the_number_of_entries_that_a_density_keeps(density: float, numel: int, count: int) -> None:
-    assert kept_count(density, numel) == count
+    assert count_for_density(density, numel) == count
 
 
 def test_trimming_keeps_entries_equal_to_the_threshold() -> None:
     rows = torch.tensor([[1.0, -2.0, 3.0, -0.5], [0.0, -0.0, 1.0, -1.0]])
-    rows_left = trimmed(rows, torch.tensor([2.0, 1.0]))
+    rows_left = trim(rows, torch.tensor([2.0, 1.0]))
     assert rows_left.tolist() == [[0, -2, 3, 0], [0, 0, 1, -1]]
-    assert trimmed(rows.reshape(2, 2, 2), torch.tensor([2.0, 1.0])).tolist() == [
+    assert trim(rows.reshape(2, 2, 2), torch.tensor([2.0, 1.0])).tolist() == [
         [[0, -2], [3, 0]],
         [[0, 0], [1, -1]],
     ]
-    assert torch.equal(trimmed(rows, torch.zeros(2)), rows)
+    assert torch.equal(trim(rows, torch.zeros(2)), rows)
 
 
 def test_signs_are_elected_by_mass_not_by_count() -> None:
     rows = torch.tensor([[3.0, -1.0, 1.0, 0.0], [-1.0, -1.0, -1.0, 0.0], [-1.0, 1.0, 0.0, 0.0]])
-    assert elected_sign(rows, 1.0).tolist() == [1, -1, 1, 1]
-    assert elected_sign(rows, -1.0).tolist() == [1, -1, -1, -1]
+    assert elect_sign(rows, 1.0).tolist() == [1, -1, 1, 1]
+    assert elect_sign(rows, -1.0).tolist() == [1, -1, -1, -1]
 
 
 def test_zeros_never_agree() -> None:
     rows = torch.tensor([[2.0, -2.0, 0.0], [-0.0, 3.0, 0.0]])
-    agree = agreeing(rows, torch.tensor([1.0, 1.0, -1.0]))
+    agree = agreeing_magnitudes(rows, torch.tensor([1.0, 1.0, -1.0]))
     assert agree.tolist() == [[2, 0, 0], [0, 3, 0]]
-    assert not agreeing(rows, torch.zeros(3)).any()
+    assert not agreeing_magnitudes(rows, torch.zeros(3)).any()
 
 
 @settings(max_examples=150, deadline=None)
@@ -248,8 +253,8 @@ def test_trimming_is_exact_at_the_threshold(values: list[float], data: st.DataOb
     between = st.sampled_from(row[0].abs().tolist()) | st.floats(0, allow_nan=False)
     threshold = torch.tensor([data.draw(between)], dtype=torch.float64)
     expected = row.where(row.double().abs() >= threshold, 0)
-    assert torch.equal(trimmed(row, threshold), expected)
+    assert torch.equal(trim(row, threshold), expected)
 
 
 def test_an_infinite_threshold_keeps_nothing() -> None:
-    assert not trimmed(torch.tensor([[1.0, 3.4e38, torch.inf]]), torch.tensor([torch.inf])).any()
+    assert not trim(torch.tensor([[1.0, 3.4e38, torch.inf]]), torch.tensor([torch.inf])).any()

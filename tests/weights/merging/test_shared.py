@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from fusion_core.weights import (
     CheckpointSource,
     Operands,
+    ResultCache,
     Scan,
     SerialExecutor,
-    Shared,
     decompose,
     kth_largest_magnitudes,
     polar,
 )
-from fusion_core.weights.merging import select, singular
+from fusion_core.weights.merging import selection, singular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,14 +39,14 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         )
 
     hear(singular, "_spectrum")
-    hear(select, "_kth_largest")
+    hear(selection, "_kth_largest")
     return calls
 
 
 def test_a_matrix_is_decomposed_once_while_it_is_shared(computed: list[str]) -> None:
     matrix, other = torch.randn(2, 5, 7)
     alone = decompose(matrix), polar(matrix)
-    with Shared(_ENOUGH):
+    with ResultCache(_ENOUGH):
         first = decompose(matrix)
         computed.clear()
         again = decompose(matrix.clone())
@@ -63,7 +63,7 @@ def test_a_matrix_is_decomposed_once_while_it_is_shared(computed: list[str]) -> 
 
 def test_results_that_do_not_fit_are_computed_again(computed: list[str]) -> None:
     matrices = torch.randn(2, 4, 4)
-    with Shared(sum(tensor.nbytes for tensor in decompose(matrices[0]))):
+    with ResultCache(sum(tensor.nbytes for tensor in decompose(matrices[0]))):
         for _ in range(2):
             computed.clear()
             for matrix in matrices:
@@ -91,7 +91,7 @@ def test_passes_over_files_are_shared_until_a_file_changes(
 ) -> None:
     save_file({"w": torch.zeros(4)}, tmp_path / "base.safetensors")
     save_file({"w": torch.arange(4.0)}, tmp_path / "expert.safetensors")
-    with Shared(_ENOUGH):
+    with ResultCache(_ENOUGH):
         assert [_second_largest_and_sum(tmp_path) for _ in range(2)] == [(2.0, 6.0)] * 2
         assert computed == ["_kth_largest"]
         assert _second_largest_and_sum(tmp_path, k=1) == (3.0, 6.0)
@@ -103,7 +103,7 @@ def test_passes_by_lambdas_are_not_shared(tmp_path: Path) -> None:
     """Two lambdas look alike, so results of one must not be used for the other."""
     save_file({"w": torch.zeros(4)}, tmp_path / "base.safetensors")
     save_file({"w": torch.arange(4.0)}, tmp_path / "expert.safetensors")
-    with Shared(_ENOUGH):
+    with ResultCache(_ENOUGH):
         scan = _scan(tmp_path)
         sums = [
             float(scan(lambda piece, n=n: n * piece.task_vectors.sum(), torch.add, torch.zeros(())))

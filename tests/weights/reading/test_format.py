@@ -24,8 +24,8 @@ from fusion_core.weights.reading.format import (
     parse_header,
     parse_index,
 )
-from fusion_core.weights.reading.untrusted import LARGEST_HEADER, parse_json
-from fusion_core.weights.source import memory_of
+from fusion_core.weights.reading.untrusted_json import LARGEST_HEADER, parse_json
+from fusion_core.weights.source import view_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -206,7 +206,7 @@ def test_well_formed_files_are_accepted_in_the_order_of_their_data(file: Path, c
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
-    return bytes(memory_of(tensor.contiguous()))
+    return bytes(view_bytes(tensor.contiguous()))
 
 
 @settings(max_examples=200, deadline=None)

@@ -27,7 +27,7 @@ from fusion_core.weights.reading.format import (
     parse_header,
     parse_index,
 )
-from fusion_core.weights.source import memory_of
+from fusion_core.weights.source import view_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -315,7 +315,7 @@ def _check_opened(path: Path, content: bytes) -> None:
         for name in names:
             tensor, ours = opened.get_tensor(name), source.tensor(name)
             assert (tensor.shape, tensor.dtype) == (ours.shape, ours.dtype)
-            assert bytes(memory_of(tensor.contiguous())) == bytes(memory_of(ours))
+            assert bytes(view_bytes(tensor.contiguous())) == bytes(view_bytes(ours))
 
 
 @pytest.mark.parametrize("path", SEEDS, ids=lambda path: path.stem)

@@ -30,8 +30,8 @@ from fusion_core.contracts.report import Published, Report
 from fusion_core.errors import CheckpointError
 from fusion_core.report.table import print_reports
 from fusion_core.weights import CheckpointSource
-from fusion_core.weights.reading.assets import assets_of
-from fusion_core.weights.reading.untrusted import LARGEST_HEADER
+from fusion_core.weights.reading.assets import collect_side_files
+from fusion_core.weights.reading.untrusted_json import LARGEST_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -731,7 +731,7 @@ def test_a_snapshot_in_a_hub_cache_is_read(tmp_path: Path, *, shared: bool, thro
         (tmp_path / "link").symlink_to(snapshot)
         snapshot = tmp_path / "link"
     assert torch.equal(CheckpointSource(snapshot).tensor("a"), GOOD["a"])
-    assert json.loads(assets_of(snapshot)["config.json"]) == {"model_type": "x"}  # type: ignore[arg-type]
+    assert json.loads(collect_side_files(snapshot)["config.json"]) == {"model_type": "x"}  # type: ignore[arg-type]
 
 
 def test_a_folder_of_a_snapshot_is_read(tmp_path: Path) -> None:
@@ -771,7 +771,7 @@ def test_the_named_copy_of_two_is_read(tmp_path: Path) -> None:
 def test_a_pipe_among_the_side_files_is_left_alone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tokenizer.json")
     (tmp_path / "vocab.json").mkdir()
-    assert assets_of(tmp_path) == {}
+    assert collect_side_files(tmp_path) == {}
 
 
 def test_a_report_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import with_layers
+from fusion_core.weights import replace_layers
 
 CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gpt2": ({"n_layer": 3, "n_head": 3}, {"n_layer": 2, "n_head": 3}),
@@ -29,10 +29,10 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_layer_counts_and_lists_are_replaced(kind: str) -> None:
     before, after = CONFIGS[kind]
-    assert with_layers(before, count=3, layers=(2, 0)) == after
+    assert replace_layers(before, count=3, layers=(2, 0)) == after
 
 
 @pytest.mark.parametrize("config", [{}, {"num_hidden_layers": 4}, {"num_layers": "3"}])
 def test_a_configuration_with_another_layer_count_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="3 layers"):
-        with_layers(config, count=3, layers=(0,))
+        replace_layers(config, count=3, layers=(0,))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from fusion_core import run_fusion
 from fusion_core.errors import FusionError, IntegrityError
-from fusion_core.planning.options import RunOptions
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.weights import CheckpointSource
 from fusion_core.weights.reading import checkpoint as checkpoint_module
 from fusion_core.weights.writing.writer import Staging

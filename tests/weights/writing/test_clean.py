@@ -20,30 +20,30 @@ from typer.testing import CliRunner
 from fusion_core.cli import clean as command
 from fusion_core.cli.app import app
 from fusion_core.errors import DiskError, OutputError, RecipeError
-from fusion_core.weights import StateDictSource, materialise, staged
-from fusion_core.weights.writing import workplace
-from fusion_core.weights.writing.leftovers import leftovers
-from fusion_core.weights.writing.lock import locked
-from fusion_core.weights.writing.ours import take_flock
-from fusion_core.weights.writing.workplace import Workplace, workplaces_in
+from fusion_core.weights import StateDictSource, materialise, stage_output
+from fusion_core.weights.writing import workspace
+from fusion_core.weights.writing.leftovers import find_leftovers
+from fusion_core.weights.writing.lock import lock_output
+from fusion_core.weights.writing.ownership import take_flock
+from fusion_core.weights.writing.workspace import Workspace, find_workspaces
 
 
 def write(output: Path, *, value: float = 1.0, overwrite: bool = False) -> None:
     source = StateDictSource({"x": torch.full((30_000,), value)})
-    with staged(output, overwrite=overwrite, plan=b"{}") as staging:
+    with stage_output(output, overwrite=overwrite, plan=b"{}") as staging:
         materialise(source, staging, shard_size=10**9)
         staging.commit(overwrite=overwrite)
     sign(output)
 
 
-def interrupt(output: Path) -> Workplace:
+def interrupt(output: Path) -> Workspace:
     """Interrupt a run and return its staging directory."""
     source = StateDictSource({"x": torch.ones(30_000)})
-    with pytest.raises(KeyboardInterrupt), staged(output, plan=b"{}") as staging:
+    with pytest.raises(KeyboardInterrupt), stage_output(output, plan=b"{}") as staging:
         materialise(source, staging, shard_size=10**9)
         raise KeyboardInterrupt
     (left,) = (
-        workplace for workplace in workplaces_in(output.parent) if workplace.output == output
+        workspace for workspace in find_workspaces(output.parent) if workspace.output == output
     )
     return left
 
@@ -99,7 +99,7 @@ def test_yes_removes_only_leftovers_of_dead_runs(tmp_path: Path) -> None:
     for name in (".hidden", ".note.fuse-xyz", "three.fuse-0123456789ab"):
         (tmp_path / name).mkdir()
     (tmp_path / ".file.fuse-0123456789ab").touch()
-    with locked(tmp_path / "two"):
+    with lock_output(tmp_path / "two"):
         rows = {row["output"]: row for row in list_leftovers(tmp_path, "--yes")}
         assert rows[str(tmp_path / "one")]["removed"]
         assert rows[str(tmp_path / "two")]["in_use"]
@@ -135,8 +135,8 @@ def test_terminal_asks_before_removal(
 
 def test_leftover_of_newly_started_run_is_not_removed(tmp_path: Path) -> None:
     interrupt(tmp_path / "out")
-    (leftover,) = leftovers(tmp_path)
-    with locked(tmp_path / "out"):
+    (leftover,) = find_leftovers(tmp_path)
+    with lock_output(tmp_path / "out"):
         assert not leftover.remove()
     assert leftover.path.exists()
 
@@ -146,30 +146,30 @@ def test_unreadable_leftover_is_skipped_and_logged(
 ) -> None:
     """A leftover of another user, or one whose run has just ended."""
     closed, other = interrupt(tmp_path / "closed"), interrupt(tmp_path / "other")
-    real = Workplace.last_change.fget  # type: ignore[attr-defined]
+    real = Workspace.last_change.fget  # type: ignore[attr-defined]
 
-    def last_change(workplace: Workplace) -> float:
-        if workplace.path == closed.path:
+    def last_change(workspace: Workspace) -> float:
+        if workspace.path == closed.path:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return float(real(workplace))
+        return float(real(workspace))
 
-    monkeypatch.setattr(Workplace, "last_change", property(last_change))
-    assert [leftover.path for leftover in leftovers(tmp_path)] == [other.path]
+    monkeypatch.setattr(Workspace, "last_change", property(last_change))
+    assert [leftover.path for leftover in find_leftovers(tmp_path)] == [other.path]
     assert f"skipping a leftover: {closed.path} cannot be written: Permission denied" in caplog.text
 
 
 def test_failed_removal_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt(tmp_path / "out")
-    (leftover,) = leftovers(tmp_path)
+    (leftover,) = find_leftovers(tmp_path)
 
-    def refused(_: Workplace) -> None:
+    def refused(_: Workspace) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Workplace, "remove", refused)
+        patch.setattr(Workspace, "remove", refused)
         with pytest.raises(DiskError, match="cannot be written: Permission denied"):
             leftover.remove()
-        patch.setattr(Workplace, "remove", lambda _: None)  # as if the file system refused
+        patch.setattr(Workspace, "remove", lambda _: None)  # as if the file system refused
         with pytest.raises(DiskError, match="cannot be removed"):
             leftover.remove()
     assert leftover.remove()
@@ -179,7 +179,7 @@ def test_stale_locks_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".out.fuse-lock").write_text("{}")
     (row,) = list_leftovers(tmp_path)
     assert (row["output"], row["tensors"]) == (str(tmp_path / "out"), None)
-    with locked(tmp_path / "other"):
+    with lock_output(tmp_path / "other"):
         assert run(tmp_path, "--yes").endswith("removed: 1\n")
         assert os.listdir(tmp_path) == [".other.fuse-lock"]
 
@@ -203,7 +203,7 @@ def test_directory_named_like_lock_does_not_hide_other_leftovers(tmp_path: Path)
     (tmp_path / ".one.fuse-lock").mkdir()
     with pytest.raises(DiskError, match=r"\.one\.fuse-lock is not a regular file"):
         run(tmp_path, "--yes")
-    assert [workplace.output.name for workplace in workplaces_in(tmp_path)] == ["one"]
+    assert [workspace.output.name for workspace in find_workspaces(tmp_path)] == ["one"]
 
 
 @pytest.mark.parametrize("below", ["", "out"])
@@ -226,18 +226,18 @@ def test_temporary_files_are_removed(tmp_path: Path, below: str) -> None:
 
 
 @pytest.fixture
-def between_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+def between_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """Crash between the two renames that replace an output."""
     write(tmp_path / "out", value=1.0)
-    made: list[Workplace] = []
+    made: list[Workspace] = []
 
-    def crash(crashed: Workplace) -> None:
+    def crash(crashed: Workspace) -> None:
         crashed.output.rename(crashed.old)
         made.append(crashed)
         raise MemoryError
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(Workplace, "exchange", crash)
+        patch.setattr(Workspace, "exchange", crash)
         write(tmp_path / "out", value=2.0, overwrite=True)
     assert not (tmp_path / "out").exists()
     return made[0]
@@ -250,7 +250,7 @@ def value_of(output: Path) -> float:
 
 
 def test_clean_restores_output_that_was_moved_aside(
-    tmp_path: Path, between_renames: Workplace
+    tmp_path: Path, between_renames: Workspace
 ) -> None:
     (row,) = list_leftovers(tmp_path)
     assert not (tmp_path / "out").exists()  # listing changes nothing
@@ -261,7 +261,7 @@ def test_clean_restores_output_that_was_moved_aside(
 
 
 def test_next_run_restores_output_that_was_moved_aside(
-    tmp_path: Path, between_renames: Workplace
+    tmp_path: Path, between_renames: Workspace
 ) -> None:
     with pytest.raises(OutputError, match="already exists"):
         write(tmp_path / "out", value=3.0)
@@ -272,10 +272,10 @@ def test_next_run_restores_output_that_was_moved_aside(
 
 def test_deleted_output_is_not_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run was committed, and killed before it removed the replaced output."""
-    monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
+    monkeypatch.setattr(workspace, "exchange_atomically", lambda *_: False)
     write(tmp_path / "out", value=1.0)
     with monkeypatch.context() as patch:
-        patch.setattr(Workplace, "remove", lambda _: None)
+        patch.setattr(Workspace, "remove", lambda _: None)
         write(tmp_path / "out", value=2.0, overwrite=True)
     shutil.rmtree(tmp_path / "out")
     assert run(tmp_path, "--yes").endswith("removed: 1\n")

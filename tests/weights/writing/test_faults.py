@@ -32,13 +32,13 @@ from signed import sign, statement_of
 
 from fusion_core import run_fusion
 from fusion_core.errors import DiskError, OutputError
-from fusion_core.planning.options import RunOptions
-from fusion_core.weights import CheckpointSource, StateDictSource, materialise, staged
+from fusion_core.planning.run_options import RunOptions
+from fusion_core.weights import CheckpointSource, StateDictSource, materialise, stage_output
 from fusion_core.weights.writing import _fault as fault
 from fusion_core.weights.writing import _journal as journal_module
-from fusion_core.weights.writing import workplace
+from fusion_core.weights.writing import workspace
 from fusion_core.weights.writing._journal import Journal
-from fusion_core.weights.writing.workplace import workplaces_in
+from fusion_core.weights.writing.workspace import find_workspaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -196,9 +196,9 @@ class Case:
 
 
 def clean(workspace: Path) -> None:
-    from fusion_core.weights.writing.leftovers import leftovers
+    from fusion_core.weights.writing.leftovers import find_leftovers
 
-    assert all(leftover.remove() for leftover in leftovers(workspace))
+    assert all(leftover.remove() for leftover in find_leftovers(workspace))
 
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -227,7 +227,7 @@ def case(
 ) -> Case:
     algorithm, shards, output = request.param
     if output == "replaced in two steps":
-        monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
+        monkeypatch.setattr(workspace, "exchange_atomically", lambda *_: False)
     recipe = {
         "algorithm": ALGORITHMS[algorithm],
         "model_pool": {"name": "checkpoints", **inputs},
@@ -271,7 +271,7 @@ def test_torn_journal_and_changed_tensors_are_written_again(case: Case) -> None:
     """The journal is cut at many lengths, and the recorded tensors have changed."""
     case.reset()
     assert kill_at(30, lambda: case.run(resume=False))
-    (left,) = workplaces_in(case.workspace)
+    (left,) = find_workspaces(case.workspace)
     assert len(Journal(left.journal).tensors) >= 3
     content = left.journal.read_bytes()
     copy = case.workspace / "in" / "kept"
@@ -339,7 +339,7 @@ STATE = {
 
 
 def write(output: Path, *, resume: bool, overwrite: bool = False) -> None:
-    with staged(output, overwrite=overwrite, plan=b"{}", resume=resume) as staging:
+    with stage_output(output, overwrite=overwrite, plan=b"{}", resume=resume) as staging:
         materialise(StateDictSource(STATE), staging, shard_size=700)
         staging.add("config.json", b"{}")
         files = sorted(os.listdir(staging.directory))
@@ -419,7 +419,7 @@ def test_disk_failure_is_reported_and_run_resumes(
 ) -> None:
     """Every call of every function fails, with every errno."""
     if output == "replaced in two steps":
-        monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
+        monkeypatch.setattr(workspace, "exchange_atomically", lambda *_: False)
     target = Target(workspace, overwrite=output != "new")
     cases = 0
     for function, code in itertools.product(FUNCTIONS, CODES):
@@ -546,7 +546,7 @@ def test_only_one_of_several_runs_writes_an_output(workspace: Path, count: int) 
         def child(number: int, output: Path = output, told: int = told, go: int = go) -> None:
             os.read(go, 1)
             state = {"x": torch.full((5,), float(number))}
-            with staged(output, plan=str(number).encode()) as staging:
+            with stage_output(output, plan=str(number).encode()) as staging:
                 materialise(StateDictSource(state), staging, shard_size=10**9)
                 for _ in range(count - 1):
                     os.read(told, 1)

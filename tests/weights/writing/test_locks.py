@@ -16,10 +16,10 @@ import torch
 from planted import plant
 
 from fusion_core.errors import DiskError, OutputError
-from fusion_core.weights import CheckpointSource, StateDictSource, materialise, staged
-from fusion_core.weights.writing import lock, ours
+from fusion_core.weights import CheckpointSource, StateDictSource, materialise, stage_output
+from fusion_core.weights.writing import lock, ownership
 from fusion_core.weights.writing.disk import write_durably
-from fusion_core.weights.writing.lock import locked
+from fusion_core.weights.writing.lock import lock_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ STATE = {"x": torch.arange(1000.0)}
 
 
 def write(output: Path, *, overwrite: bool = False) -> None:
-    with staged(output, overwrite=overwrite) as staging:
+    with stage_output(output, overwrite=overwrite) as staging:
         materialise(StateDictSource(STATE), staging, shard_size=10**9)
         staging.commit(overwrite=overwrite)
 
@@ -51,7 +51,7 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 def test_second_run_fails_and_names_lock_owner(tmp_path: Path, system: str) -> None:
     output = tmp_path / "out"
-    with locked(output):
+    with lock_output(output):
         before = sorted(os.listdir(tmp_path))
         for overwrite in (False, True):
             with pytest.raises(OutputError, match=f"by process {os.getpid()} on ") as caught:
@@ -96,7 +96,7 @@ def test_lock_check_does_not_fail_starting_run(
     path = tmp_path / ".out.fuse-lock"
     path.touch()
     looking = [os.open(path, os.O_RDONLY)]
-    assert ours.take_flock(looking[0], shared=True)
+    assert ownership.take_flock(looking[0], shared=True)
     monkeypatch.setattr(time, "sleep", lambda _: os.close(looking.pop()))
     write(tmp_path / "out")
     assert os.listdir(tmp_path) == ["out"]
@@ -106,7 +106,7 @@ def test_lock_check_does_not_fail_starting_run(
 def test_invalid_owner_record_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    with locked(tmp_path / "out"):
+    with lock_output(tmp_path / "out"):
         (tmp_path / ".out.fuse-lock").write_text(name, encoding="latin-1")
         with pytest.raises(OutputError, match="by another run"):
             write(tmp_path / "out")
@@ -130,7 +130,7 @@ def test_owner_without_record_is_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "_write_owner", lambda _: None)
-    with locked(tmp_path / "out"), pytest.raises(OutputError, match="by another run"):
+    with lock_output(tmp_path / "out"), pytest.raises(OutputError, match="by another run"):
         write(tmp_path / "out")
 
 
@@ -148,7 +148,7 @@ def test_lock_file_removed_before_locking_is_created_again(
         return descriptor
 
     monkeypatch.setattr(os, "open", late)
-    with locked(tmp_path / "out"):
+    with lock_output(tmp_path / "out"):
         assert removed
         assert (tmp_path / ".out.fuse-lock").exists()
 
@@ -166,7 +166,7 @@ def test_failed_cleanup_keeps_first_error(
     def refused(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    with pytest.raises(DiskError, match="Read-only"), locked(tmp_path / "out"):
+    with pytest.raises(DiskError, match="Read-only"), lock_output(tmp_path / "out"):
         monkeypatch.setattr(os, "unlink", refused)
         monkeypatch.setattr(os, "fsync", refused)
         write_durably(tmp_path / "x", b"")

@@ -23,19 +23,19 @@ from fusion_core.errors import (
     RecipeError,
     WorkerError,
 )
-from fusion_core.planning.options import RunOptions
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.weights import (
     CheckpointSource,
     RenamedSource,
     StateDictSource,
     WeightSource,
     materialise,
-    staged,
+    stage_output,
 )
 from fusion_core.weights.merging.execution import _Shipped, is_in_process, run_all
-from fusion_core.weights.state_dict import held_in_memory
+from fusion_core.weights.state_dict import find_in_memory_source
 from fusion_core.weights.writing import _journal as journal_module
-from fusion_core.weights.writing.workplace import workplaces_in
+from fusion_core.weights.writing.workspace import find_workspaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,7 +147,7 @@ def test_unpicklable_source_is_refused(
 ) -> None:
     with (
         pytest.raises(RecipeError, match=r"cannot be sent .* cannot pickle a lock"),
-        staged(tmp_path / "out") as staging,
+        stage_output(tmp_path / "out") as staging,
     ):
         source = Unpicklable("base.safetensors")
         materialise(source, staging, shard_size=10**9, executor=processes)
@@ -172,12 +172,12 @@ def test_dead_worker_ends_run_and_keeps_work(
     with (
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes,
         pytest.raises(WorkerError, match="worker of the ProcessPoolExecutor died") as caught,
-        staged(tmp_path / "out", plan=b"{}") as staging,
+        stage_output(tmp_path / "out", plan=b"{}") as staging,
     ):
         source = Killed("base.safetensors")
         materialise(source, staging, shard_size=10**9, executor=processes)
     assert any("--resume" in note for note in caught.value.__notes__)
-    (left,) = workplaces_in(tmp_path)
+    (left,) = find_workspaces(tmp_path)
     assert left.can_be_resumed
 
 
@@ -196,7 +196,7 @@ def test_disk_failure_in_worker_raises_disk_error(pool: dict[str, Any], tmp_path
     with (
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes,
         pytest.raises(DiskError, match="cannot be written: File too large") as caught,
-        staged(tmp_path / "out") as staging,
+        stage_output(tmp_path / "out") as staging,
     ):
         source = Full("base.safetensors")
         materialise(source, staging, shard_size=10**9, executor=processes)
@@ -226,11 +226,11 @@ def test_source_in_memory_is_found_at_any_depth(models: Models, depth: int) -> N
     source: WeightSource = live
     for _ in range(depth):
         source = RenamedSource(source, {name: name for name in source.infos})
-    assert held_in_memory(source) is live
+    assert find_in_memory_source(source) is live
 
 
 def test_source_on_disk_is_not_held_in_memory(pool: dict[str, Any]) -> None:
-    assert held_in_memory(CheckpointSource("base.safetensors")) is None
+    assert find_in_memory_source(CheckpointSource("base.safetensors")) is None
 
 
 class Elsewhere(ThreadPoolExecutor):
@@ -251,7 +251,7 @@ def test_on_other_machines_each_shard_has_one_writer(tmp_path: Path) -> None:
     tensors = {str(n): torch.full((200 if n == 5 else 100,), float(n)) for n in range(6)}
     save_file(tensors, tmp_path / "model.safetensors")
     source = CheckpointSource(tmp_path / "model.safetensors")
-    with Elsewhere() as executor, staged(tmp_path / "out") as staging:
+    with Elsewhere() as executor, stage_output(tmp_path / "out") as staging:
         materialise(source, staging, shard_size=800, executor=executor)
         shards = [[info.name for info in shard.infos] for shard in staging.shards.layout.shards]
     units = [[info.name for info, *_ in unit] for unit in executor.units]

@@ -25,11 +25,17 @@ from fusion_core.errors import (
     RecipeError,
 )
 from fusion_core.progress import Progress
-from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource, materialise, staged
+from fusion_core.weights import (
+    CheckpointSource,
+    StateDictSource,
+    WeightSource,
+    materialise,
+    stage_output,
+)
 from fusion_core.weights.writing import _fault as fault
-from fusion_core.weights.writing import ours, workplace, writer
+from fusion_core.weights.writing import ownership, workspace, writer
 from fusion_core.weights.writing.disk import exchange_atomically, write_durably
-from fusion_core.weights.writing.target import check_output
+from fusion_core.weights.writing.output_path import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +62,7 @@ def write(
     state: State | WeightSource, output: Path, *, shard_size: int = 10**9, overwrite: bool = False
 ) -> None:
     source = state if isinstance(state, WeightSource) else StateDictSource(state)
-    with staged(output, overwrite=overwrite) as staging:
+    with stage_output(output, overwrite=overwrite) as staging:
         materialise(source, staging, shard_size=shard_size)
         staging.add("config.json", b"{}")
         staging.commit(overwrite=overwrite)
@@ -121,7 +127,7 @@ def test_sharding_changes_no_tensor(state: State, tmp_path: Path, shard_size: in
 
 def test_pieces_may_be_written_in_any_order(state: State, tmp_path: Path) -> None:
     source = StateDictSource(state)
-    with staged(tmp_path / "out") as staging:
+    with stage_output(tmp_path / "out") as staging:
         staging.lay_out(list(source.infos.values()), shard_size=500)
         pieces = [
             (info, start, min(start + 13, info.numel))
@@ -145,7 +151,7 @@ def test_pieces_may_be_written_in_any_order(state: State, tmp_path: Path) -> Non
 def test_non_contiguous_view_is_written_in_order(tmp_path: Path) -> None:
     turned = torch.arange(12.0).reshape(3, 4).T
     source = StateDictSource({"x": turned})
-    with staged(tmp_path / "out") as staging:
+    with stage_output(tmp_path / "out") as staging:
         staging.lay_out(list(source.infos.values()), shard_size=10**9)
         staging.shards.write(source.infos["x"], 0, turned)
         staging.finish_shards()
@@ -163,7 +169,7 @@ def test_progress_counts_every_byte(state: State, tmp_path: Path) -> None:
             seen.append(total)
             yield lambda count, **_: seen.append(-count)
 
-    with staged(tmp_path / "out") as staging:
+    with stage_output(tmp_path / "out") as staging:
         materialise(StateDictSource(state), staging, shard_size=10**9, progress=Counting())
     assert sum(seen) == 0
     assert seen[0] == sum(tensor.nbytes for tensor in state.values())
@@ -188,7 +194,7 @@ def test_missing_parents_are_created(state: State, tmp_path: Path) -> None:
 
 def test_unfinished_shard_is_not_readable(state: State, tmp_path: Path) -> None:
     source = StateDictSource(state)
-    with staged(tmp_path / "out") as staging:
+    with stage_output(tmp_path / "out") as staging:
         staging.lay_out(list(source.infos.values()), shard_size=10**9)
         for info in source.infos.values():
             staging.shards.write(info, 0, source.read(info.name, 0, info.numel))
@@ -301,7 +307,7 @@ def test_empty_directory_is_a_valid_output(state: State, tmp_path: Path) -> None
 
 def test_directory_filled_during_run_is_not_touched(state: State, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with pytest.raises(OutputError, match="already exists"), staged(output) as staging:
+    with pytest.raises(OutputError, match="already exists"), stage_output(output) as staging:
         materialise(StateDictSource(state), staging, shard_size=10**9)
         output.mkdir()
         (output / "precious").write_text("data")
@@ -312,7 +318,7 @@ def test_directory_filled_during_run_is_not_touched(state: State, tmp_path: Path
 @pytest.fixture(params=["at once", "by a third name"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "at once":
-        monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
+        monkeypatch.setattr(workspace, "exchange_atomically", lambda *_: False)
     return str(request.param)
 
 
@@ -345,7 +351,10 @@ def test_exchange_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     "name", ["../x", "/tmp/x", "a/b/c", "a/../../b", "a//b", "", ".", "..", "model.safetensors"]
 )
 def test_invalid_side_file_name_raises(state: State, tmp_path: Path, name: str) -> None:
-    with pytest.raises(BrokenPluginError, match="side file"), staged(tmp_path / "out") as staging:
+    with (
+        pytest.raises(BrokenPluginError, match="side file"),
+        stage_output(tmp_path / "out") as staging,
+    ):
         materialise(StateDictSource(state), staging, shard_size=10**9)
         staging.add(name, b"x")
     assert everything_below(tmp_path) == {}
@@ -353,7 +362,7 @@ def test_invalid_side_file_name_raises(state: State, tmp_path: Path, name: str) 
 
 def test_side_file_may_be_in_folder(state: State, tmp_path: Path) -> None:
     def write(*, stop: bool = False, **options: Any) -> None:
-        with staged(tmp_path / "out", plan=b"{}", **options) as staging:
+        with stage_output(tmp_path / "out", plan=b"{}", **options) as staging:
             materialise(StateDictSource(state), staging, shard_size=10**9)
             staging.add("folder/x", b"x")
             staging.add("folder/y", b"y")
@@ -371,7 +380,7 @@ def test_large_side_file_is_copied_in_bounded_memory(state: State, tmp_path: Pat
     size = 64 * 2**20
     with (tmp_path / "tokenizer.model").open("wb") as stream:
         stream.truncate(size)
-    with staged(tmp_path / "out") as staging:
+    with stage_output(tmp_path / "out") as staging:
         materialise(StateDictSource(state), staging, shard_size=10**9)
         tracemalloc.start()
         staging.add("tokenizer.model", tmp_path / "tokenizer.model")
@@ -387,7 +396,7 @@ def test_large_side_file_is_copied_in_bounded_memory(state: State, tmp_path: Pat
 def test_unreadable_side_file_raises_checkpoint_error(tmp_path: Path) -> None:
     with (
         pytest.raises(CheckpointError, match=r"vocab\.txt cannot be read"),
-        staged(tmp_path / "out") as staging,
+        stage_output(tmp_path / "out") as staging,
     ):
         staging.add("vocab.txt", tmp_path / "vocab.txt")
 
@@ -458,7 +467,7 @@ def test_file_added_to_output_during_run_is_not_deleted(state: State, tmp_path: 
     sign(output)
     with (
         pytest.raises(OutputError, match="fuse did not write: notes"),
-        staged(output, overwrite=True) as staging,
+        stage_output(output, overwrite=True) as staging,
     ):
         materialise(StateDictSource({"new": torch.ones(2)}), staging, shard_size=10**9)
         (output / "notes").write_text("data")
@@ -513,7 +522,7 @@ def test_everything_is_synced_before_rename(
     overwrite: bool,  # noqa: FBT001
 ) -> None:
     """The order is: data, the journal of that data, headers, directories, the rename."""
-    monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
+    monkeypatch.setattr(workspace, "exchange_atomically", lambda *_: False)
     if overwrite:
         write(state, tmp_path / "new" / "out")
         sign(tmp_path / "new" / "out")
@@ -565,7 +574,7 @@ def test_exception_during_merge_leaves_nothing(
 def test_descriptors_are_closed_after_errors(state: State, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        with pytest.raises(RuntimeError, match="half"), staged(tmp_path / "out") as staging:
+        with pytest.raises(RuntimeError, match="half"), stage_output(tmp_path / "out") as staging:
             staging.lay_out(list(StateDictSource(state).infos.values()), shard_size=1)
             raise RuntimeError("half way")
     write(state, tmp_path / "out")
@@ -579,7 +588,7 @@ def test_interrupt_after_rename_loses_nothing(
     """The interrupt follows the rename, on a system without an atomic exchange."""
     write({"old": torch.ones(2)}, tmp_path / "out")
     sign(tmp_path / "out")
-    monkeypatch.setattr(workplace, "exchange_atomically", lambda *_: False)
+    monkeypatch.setattr(workspace, "exchange_atomically", lambda *_: False)
     calls = 0
     rename = Path.rename
 
@@ -652,7 +661,7 @@ def test_temporary_file_is_locked_while_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(point: str) -> None:
-        seen.append((point, [ours.is_held(path) for path in tmp_path.iterdir()]))
+        seen.append((point, [ownership.is_held(path) for path in tmp_path.iterdir()]))
 
     seen: list[tuple[str, list[bool]]] = []
     monkeypatch.setattr(fault, "listener", look)

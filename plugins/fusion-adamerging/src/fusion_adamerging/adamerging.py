@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_adamerging.coefficient_merge import CoefficientMerge
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_adamerging.learned import LearnedCoefficients
-from fusion_core.weights import Electing, Trimming
+from fusion_adamerging.learnable import LearnableCoefficients
+from fusion_core.weights import ElectKernel, TrimKernel
 
 if TYPE_CHECKING:
     from fusion_core import ModelPool, RunContext
     from fusion_core.weights import WeightSource
 
 
-class AdaMerging(CoefficientMerge[AdaMergingConfig, LearnedCoefficients]):
+class AdaMerging(CoefficientMerge[AdaMergingConfig, LearnableCoefficients]):
     """base + sum over experts of lambda_kl * task vector, with lambda learned from unlabeled data.
 
     A *layer* l is one parameter tensor, identified by its canonical name. Coefficients can be
@@ -22,11 +22,11 @@ class AdaMerging(CoefficientMerge[AdaMergingConfig, LearnedCoefficients]):
     """
 
     config_class = AdaMergingConfig
-    learns = LearnedCoefficients
+    learns = LearnableCoefficients
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Search or load the coefficients, and return the lazy merge."""
         if self.config.trim:
-            pool = context.transform(pool, Trimming(self.config.density))
-            pool = context.transform(pool, Electing())
+            pool = context.transform(pool, TrimKernel(self.config.density))
+            pool = context.transform(pool, ElectKernel())
         return super().run(pool, context)

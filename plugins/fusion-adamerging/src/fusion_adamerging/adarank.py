@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from fusion_adamerging.coefficient_merge import CoefficientMerge
-from fusion_adamerging.components import LearnedComponents
+from fusion_adamerging.components import LearnableComponents
 from fusion_adamerging.config import AdaRankConfig
 
 
-class AdaRank(CoefficientMerge[AdaRankConfig, LearnedComponents]):
+class AdaRank(CoefficientMerge[AdaRankConfig, LearnableComponents]):
     """base + sum over experts of lambda_kl * U diag(B * S) V', with a learned B of zeros and ones.
 
     U diag(S) V' is the singular value decomposition of expert k's task vector of matrix l. A tensor
@@ -16,4 +16,4 @@ class AdaRank(CoefficientMerge[AdaRankConfig, LearnedComponents]):
     """
 
     config_class = AdaRankConfig
-    learns = LearnedComponents
+    learns = LearnableComponents

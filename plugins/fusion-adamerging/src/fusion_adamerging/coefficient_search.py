@@ -14,7 +14,7 @@ from fusion_adamerging.config import CoefficientSearchConfig
 from fusion_adamerging.monitor import SearchStoppedError
 from fusion_adamerging.picture import draw_search
 from fusion_adamerging.search import Search
-from fusion_adapting import LiveMerge, joined_ranks
+from fusion_adapting import LiveMerge, join_ranks
 from fusion_core.weights import is_matrix
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fusion_adamerging.learned import LearnedMerge
+    from fusion_adamerging.learnable import LearnableMerge
     from fusion_core import AdaptiveTask, ModelPool, RunContext, TensorInfo
     from fusion_core.weights import MergedSource
 
@@ -80,7 +80,7 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
         coefficients.
         """
         merged.prepare(context.executor)
-        ranks = joined_ranks()
+        ranks = join_ranks()
         tasks = self.adapted(pool, context)
         names = [task.name for task in tasks]
         live = self._live_merge(pool, merged, context)
@@ -129,7 +129,7 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
         self,
         live: LiveMerge,
         merged: MergedSource,
-        learned: LearnedMerge,
+        learned: LearnableMerge,
         options: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
     ) -> Coefficients:

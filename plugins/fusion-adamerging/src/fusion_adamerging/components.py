@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_adamerging.learned import LearnedMerge
+from fusion_adamerging.learnable import LearnableMerge
 from fusion_adamerging.monitor import check_size
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FIRST, TEMPERATURE = 0.1, 10.0
 
 
-class LearnedComponents(LearnedMerge):
+class LearnableComponents(LearnableMerge):
     """Logits of shape (experts, components of all leaves), and coefficients (experts, leaves).
 
     A component is on if sigmoid(logit / 10) exceeds 0.5. It then has the coefficient of its leaf.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_adamerging.monitor import SearchMonitor, TaskSummary
-from fusion_adapting import Ranks, keeping_freed_memory
-from fusion_core import noting
+from fusion_adapting import Ranks, retain_freed_memory
+from fusion_core import show_notes_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_adamerging.config import SearchConfig
-    from fusion_adamerging.learned import Learned
+    from fusion_adamerging.learnable import Learnable
     from fusion_adapting import Objective, Passes, StateStore
     from fusion_core import RunContext
 
@@ -33,7 +33,7 @@ class Search:
     """Minimises the sum of all tasks' objectives with Adam (betas 0.9, 0.999)."""
 
     config: SearchConfig
-    learned: Learned
+    learned: Learnable
     passes: Passes
     #: the names of the tasks of all ranks, in order
     tasks: Sequence[str]
@@ -62,7 +62,7 @@ class Search:
         steps = range(self._resume(), self.config.steps)
         objective = objective_of(steps)
         track = self.context.progress.track("adapt", total=self.config.steps, unit="steps")
-        with track as advance, noting(advance), keeping_freed_memory():
+        with track as advance, show_notes_on(advance), retain_freed_memory():
             advance(steps.start)
             for step in steps:
                 note = self._take_step(step, objective)

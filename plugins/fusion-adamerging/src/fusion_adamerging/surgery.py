@@ -11,7 +11,7 @@ from torch.nn.functional import l1_loss
 
 from fusion_adamerging.adaptive import UnlabeledMixin
 from fusion_adamerging.config import SurgeryConfig
-from fusion_adapting import build_live, generator_of, module_of_features, through_adapter
+from fusion_adapting import apply_adapter, build_live, find_feature_module, make_generator
 from fusion_core import Calibration, FeatureTask
 from fusion_core.errors import RecipeError
 
@@ -81,7 +81,7 @@ class Surgery(UnlabeledMixin[SurgeryConfig], Calibration[SurgeryConfig]):
 
     def _find_module(self, model: nn.Module, task: FeatureTask, context: RunContext) -> str:
         batch = self.batches(context).of(task, 0).to(context.device)
-        name = module_of_features(model, task, batch)
+        name = find_feature_module(model, task, batch)
         if name is None:
             raise RecipeError(
                 f"no module of the model returns the features of task {task.name!r}, so there is "
@@ -109,16 +109,16 @@ class Surgery(UnlabeledMixin[SurgeryConfig], Calibration[SurgeryConfig]):
         for step in range(self.config.steps):
             rows = batches.rows(task, step, len(features)).to(features.device)
             optimiser.zero_grad()
-            objective = l1_loss(through_adapter(features[rows], down, up), target[rows])
+            objective = l1_loss(apply_adapter(features[rows], down, up), target[rows])
             objective.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
         down, up = down.detach(), up.detach()
-        after = l1_loss(through_adapter(features, down, up), target)
+        after = l1_loss(apply_adapter(features, down, up), target)
         distances = l1_loss(features, target).item(), after.item()
         return TrainedAdapter((down.cpu(), up.cpu()), distances)
 
     def _initial_adapter(self, task: str, features: Tensor, context: RunContext) -> Adapter:
-        width, generator = features.shape[-1], generator_of(context.seed, f"surgery\0{task}")
+        width, generator = features.shape[-1], make_generator(context.seed, f"surgery\0{task}")
         bound = width**-0.5
         down = torch.empty(self.config.rank, width).uniform_(-bound, bound, generator=generator)
         up = features.new_zeros(width, self.config.rank)

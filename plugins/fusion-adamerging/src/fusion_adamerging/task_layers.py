@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fusion_adamerging.learned import LearnedCoefficients
-from fusion_adapting import moments_of
+from fusion_adamerging.learnable import LearnableCoefficients
+from fusion_adapting import compute_moments
 from fusion_core.errors import RecipeError
-from fusion_core.weights import matching
+from fusion_core.weights import select_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fusion_core.weights import WeightSource
 
 
-class TaskLayers(LearnedCoefficients):
+class TaskLayers(LearnableCoefficients):
     """Coefficients, and tensors of each task that replace some of the merge's."""
 
     def __init__(  # noqa: PLR0913 - the arguments of coefficients, and two more
@@ -100,7 +100,7 @@ def choose_leaves(
         by_parameter.setdefault(leaf.parameter, leaf)
     leaves = {name: leaf for leaf in by_parameter.values() for name in leaf.tensors}
     if patterns is not None:
-        names = matching(patterns, leaves, "algorithm.own")
+        names = select_names(patterns, leaves, "algorithm.own")
     else:
         parameters = {name: leaf.parameter for name, leaf in leaves.items()}
         names = _last_linear_layer(live.model, parameters, task, batch)
@@ -110,7 +110,7 @@ def choose_leaves(
 def _last_linear_layer(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], task: AdaptiveTask, batch: Batch
 ) -> set[str]:
-    called = list(moments_of(model, parameters, task, [batch]))
+    called = list(compute_moments(model, parameters, task, [batch]))
     if not called:
         raise RecipeError(
             f"no linear layer that experts changed takes part in task {task.name!r}, so there is "

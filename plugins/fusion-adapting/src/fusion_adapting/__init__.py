@@ -5,28 +5,33 @@ experts as teachers, processes that share the tasks, resumable state, and statis
 The library knows pools and tasks, but no method.
 """
 
-from fusion_adapting._adapters import module_of_features
-from fusion_adapting._gradients import squared_gradients, squared_gradients_of
-from fusion_adapting._inputs import input_dim, show_inputs
-from fusion_adapting._live import build_live, merged_parameters, names_of, standing_in
+from fusion_adapting._adapters import find_feature_module
+from fusion_adapting._gradients import compute_squared_gradients, squared_gradients
+from fusion_adapting._inputs import input_dim, observe_inputs
+from fusion_adapting._live import (
+    build_live,
+    group_tied_names,
+    merged_parameters,
+    replace_parameters,
+)
 from fusion_adapting._live_merge import Leaf, LiveMerge
-from fusion_adapting._moments import Moments, moments, moments_of
+from fusion_adapting._moments import Moments, compute_moments, moments
 from fusion_adapting._passes import Batches, Objective, Outcome, Passes
 from fusion_adapting._predictions import (
     disagreement,
     entropy,
-    generator_of,
     log_probabilities,
+    make_generator,
     predict_unlabeled,
 )
-from fusion_adapting._ranks import Ranks, joined_ranks
+from fusion_adapting._ranks import Ranks, join_ranks
 from fusion_adapting._sharing import Grain
 from fusion_adapting._state import StateStore
 from fusion_adapting._teachers import ask_teachers
-from fusion_core.contracts.features import put_adapter, through_adapter
-from fusion_core.machine.memory import keeping_freed_memory
-from fusion_core.machine.products import with_fast_products
-from fusion_core.weights.merging.execution import on_cores
+from fusion_core.contracts.feature_adapters import apply_adapter, attach_adapter
+from fusion_core.machine.linear_kernels import use_fast_linear_layers
+from fusion_core.machine.memory import retain_freed_memory
+from fusion_core.weights.merging.execution import map_on_cores
 
 __all__ = [
     "Batches",
@@ -39,27 +44,27 @@ __all__ = [
     "Passes",
     "Ranks",
     "StateStore",
+    "apply_adapter",
     "ask_teachers",
+    "attach_adapter",
     "build_live",
+    "compute_moments",
+    "compute_squared_gradients",
     "disagreement",
     "entropy",
-    "generator_of",
+    "find_feature_module",
+    "group_tied_names",
     "input_dim",
-    "joined_ranks",
-    "keeping_freed_memory",
+    "join_ranks",
     "log_probabilities",
+    "make_generator",
+    "map_on_cores",
     "merged_parameters",
-    "module_of_features",
     "moments",
-    "moments_of",
-    "names_of",
-    "on_cores",
+    "observe_inputs",
     "predict_unlabeled",
-    "put_adapter",
-    "show_inputs",
+    "replace_parameters",
+    "retain_freed_memory",
     "squared_gradients",
-    "squared_gradients_of",
-    "standing_in",
-    "through_adapter",
-    "with_fast_products",
+    "use_fast_linear_layers",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.contracts.features import MARKED_FEATURES, marking_module
+from fusion_core.contracts.feature_adapters import MARKED_FEATURES, get_marking_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def module_of_features(model: nn.Module, task: FeatureTask, batch: Batch) -> str | None:
+def find_feature_module(model: nn.Module, task: FeatureTask, batch: Batch) -> str | None:
     """Return the name of the module that returns a task's features, or None if there is none.
 
     The features must be the module's unchanged output, and the module must be called once per
@@ -29,7 +29,7 @@ def module_of_features(model: nn.Module, task: FeatureTask, batch: Batch) -> str
         calls[name] += 1
         outputs[name] = output
 
-    modules = {**dict(model.named_modules()), MARKED_FEATURES: marking_module(model)}
+    modules = {**dict(model.named_modules()), MARKED_FEATURES: get_marking_module(model)}
     handles = [
         module.register_forward_hook(lambda _, __, output, name=name: record(name, output))
         for name, module in modules.items()

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from fusion_adapting._experts import measure_experts
-from fusion_adapting._live import names_of
+from fusion_adapting._live import group_tied_names
 from fusion_adapting._squares import LogProbabilities, SquareSums
 from fusion_core import note
 from fusion_core.weights.merging.counters import counter_uniform
@@ -43,12 +43,12 @@ def squared_gradients(  # noqa: PLR0913 - which examples, and where to pass them
     expert is live at a time, and released before its gradients are yielded. The iterator keeps
     none. Raises `RecipeError` for an expert without a task, before loading any model.
     """
-    measure = partial(squared_gradients_of, exact_up_to=exact_up_to, seed=seed)
+    measure = partial(compute_squared_gradients, exact_up_to=exact_up_to, seed=seed)
     where: Any = {"batch_size": batch_size, "seed": seed, "device": device}
     return measure_experts(measure, pool, tasks, samples=samples, **where)
 
 
-def squared_gradients_of(  # noqa: PLR0913 - a model and its parameters, the examples, and how exactly
+def compute_squared_gradients(  # noqa: PLR0913 - a model and its parameters, the examples, and how exactly
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     task: AdaptiveTask,
@@ -71,7 +71,7 @@ def squared_gradients_of(  # noqa: PLR0913 - a model and its parameters, the exa
     (2 GiB on an accelerator). In models that vmap cannot handle, with a recurrence or branches that
     depend on values, they are computed one by one.
     """
-    names = names_of(parameters)
+    names = group_tied_names(parameters)
     squares = SquareSums(LogProbabilities(model, task), list(names))
     label_key = f"{seed}\0labels\0{task.name}"
     device, count = next(model.parameters()).device, 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_adapting._predictions import widened
-from fusion_core.contracts.batch import MASK
+from fusion_core.contracts.batch import ATTENTION_MASK
 from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def show_inputs(
+def observe_inputs(
     model: nn.Module,
     layers: Mapping[nn.Module, str],
     task: AdaptiveTask,
@@ -113,12 +113,14 @@ def _mask_argument(
     argument too. A mask of which positions attend to which others has another shape.
     """
     signature = inspect.signature(module.forward)
-    if MASK not in signature.parameters and MASK not in kwargs:
+    if ATTENTION_MASK not in signature.parameters and ATTENTION_MASK not in kwargs:
         return None
     arguments = {**signature.bind_partial(*args, **kwargs).arguments, **kwargs}
-    mask = arguments.get(MASK)
+    mask = arguments.get(ATTENTION_MASK)
     others = [
-        value for name, value in arguments.items() if name != MASK and isinstance(value, Tensor)
+        value
+        for name, value in arguments.items()
+        if name != ATTENTION_MASK and isinstance(value, Tensor)
     ]
     fits = isinstance(mask, Tensor) and any(mask.shape == other.shape[:2] for other in others)
     return mask if fits else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.machine.products import with_fast_products
+from fusion_core.machine.linear_kernels import use_fast_linear_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,10 +28,10 @@ def build_live(
     """Return a live model with these weights; by default in fp32, or fp64 if the weights are."""
     wide = any(info.dtype is torch.float64 for info in weights.infos.values())
     dtype = dtype or (torch.float64 if wide else torch.float32)
-    return with_fast_products(pool.build(weights, dtype=dtype, device=device))
+    return use_fast_linear_layers(pool.build(weights, dtype=dtype, device=device))
 
 
-def names_of(parameters: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, list[str]]:
+def group_tied_names(parameters: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, list[str]]:
     """Return the names of each floating-point parameter; tied parameters have several."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in parameters.items():
@@ -47,7 +47,7 @@ def merged_parameters(pool: ModelPool[Any], model: nn.Module) -> dict[str, nn.Pa
 
 
 @contextmanager
-def standing_in(model: nn.Module, own: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def replace_parameters(model: nn.Module, own: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Replace parameters of a model for a while; `own` has each name of a tied parameter."""
     before = {name: model.get_parameter(name) for name in own}
     try:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from fusion_adapting._live import build_live, merged_parameters, names_of
+from fusion_adapting._live import build_live, group_tied_names, merged_parameters
 from fusion_adapting._sharing import Grain, choose_sharing
 from fusion_adapting._task_vectors import OnDisk, Resident, TaskVectors, pieces_of, rows_of
 from fusion_core.weights import Cut
-from fusion_core.weights.merging.execution import on_cores
+from fusion_core.weights.merging.execution import map_on_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -147,7 +147,7 @@ class LiveMerge:
 
     def _map(self, work: Callable[[Any], Any], units: Iterable[Any]) -> Iterator[Any]:
         """Process leaves one after the other on all cores, or concurrently if read from disk."""
-        run = on_cores if self._on_disk else map
+        run = map_on_cores if self._on_disk else map
         yield from run(torch.no_grad()(work), units)
 
 
@@ -176,7 +176,7 @@ def _make_leaves(
             vectors = Resident.read(merged, kernel, sharing, like=parameter, dtype=dtype)
         return Leaf(candidate.names, parameter, vectors, candidate.tensors, candidate.slot)
 
-    leaves = on_cores(make, _candidates(pool, model))
+    leaves = map_on_cores(make, _candidates(pool, model))
     yield from (leaf for leaf in leaves if leaf is not None)
 
 
@@ -193,7 +193,7 @@ class _Candidate:
 def _candidates(pool: ModelPool[Any], model: nn.Module) -> Iterator[_Candidate]:
     """Yield the merged parameters, or the matrices of those that hold several."""
     slots = pool.layout.slots
-    for parameter, tied in names_of(merged_parameters(pool, model)).items():
+    for parameter, tied in group_tied_names(merged_parameters(pool, model)).items():
         parameter.data = parameter.detach().contiguous()
         tensors = tuple(tied)
         if tied[0] not in slots:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from fusion_adapting._experts import measure_experts
-from fusion_adapting._inputs import input_dim, show_inputs
-from fusion_adapting._live import names_of
+from fusion_adapting._inputs import input_dim, observe_inputs
+from fusion_adapting._live import group_tied_names
 from fusion_core import note
 
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ def moments(  # noqa: PLR0913 - which examples, and where to pass them
     Raises `RecipeError` for an expert without a task, before loading any model.
     """
     where: Any = {"batch_size": batch_size, "seed": seed, "device": device}
-    return measure_experts(moments_of, pool, tasks, samples=samples, **where)
+    return measure_experts(compute_moments, pool, tasks, samples=samples, **where)
 
 
-def moments_of(
+def compute_moments(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     task: AdaptiveTask,
@@ -83,7 +83,7 @@ def moments_of(
     batch's mask. Raises `FusionError` if that mask does not fit a layer's inputs. The model, in
     evaluation mode, does not change.
     """
-    names, count = names_of(parameters), 0
+    names, count = group_tied_names(parameters), 0
     linear: list[Any] = [module for module in model.modules() if input_dim(module) is not None]
     layers = {layer: names[layer.weight][0] for layer in linear if layer.weight in names}
     collected: dict[nn.Parameter, Moments] = {}
@@ -95,7 +95,7 @@ def moments_of(
         collected[layer.weight].add(inputs)
 
     for batch in batches:
-        show_inputs(model, layers, task, batch, collect)
+        observe_inputs(model, layers, task, batch, collect)
         count += len(batch)
         note(f"{task.name}: {count:,} examples")
     return {name: result for weight, result in collected.items() for name in names[weight]}

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fusion_adapting._live import standing_in
-from fusion_adapting._predictions import generator_of, widened
+from fusion_adapting._live import replace_parameters
+from fusion_adapting._predictions import make_generator, widened
 from fusion_core import Batch, FeatureTask, Split
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Batches:
         """Return the indices of a step's examples; a round consists of whole batches."""
         size = min(self.size, examples)
         number, index = divmod(step, examples // size)
-        generator = generator_of(self.seed, f"{task}\0{number}")
+        generator = make_generator(self.seed, f"{task}\0{number}")
         return torch.randperm(examples, generator=generator)[index * size : (index + 1) * size]
 
     def first(self, task: AdaptiveTask, samples: int) -> Iterator[Batch]:
@@ -162,7 +162,7 @@ class Passes:
 
     def _logits(self, group: Sequence[Pair]) -> list[Tensor]:
         task: Any = group[0][0]
-        with standing_in(self.model, self.task_parameters.get(task.name, {})):
+        with replace_parameters(self.model, self.task_parameters.get(task.name, {})):
             if not isinstance(task, FeatureTask):
                 with self._autocast():
                     return [widened(task.logits(self.model, group[0][1]))]

@@ -63,7 +63,7 @@ def disagreement(logits: Tensor, teacher: Tensor) -> Tensor:
     return (target.exp() * (target - log_probabilities(logits))).sum(dim=-1).mean()
 
 
-def generator_of(seed: int, key: str) -> torch.Generator:
+def make_generator(seed: int, key: str) -> torch.Generator:
     """Return a random generator for a seed and a key, the same in every process."""
     digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest))

@@ -101,7 +101,7 @@ class Ranks:
 
 
 @cache
-def joined_ranks() -> Ranks:
+def join_ranks() -> Ranks:
     """Join the processes that torchrun started, if any; call it once per process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Algorithm, RunContext, TensorwiseAlgorithm, expert_weights
-from fusion_core.weights import Linear, Piece, WeightSource, in_order
+from fusion_core.weights import Linear, Piece, WeightSource, sum_in_order
 from fusion_linear.config import SimpleAverageConfig, WeightedAverageConfig
 from fusion_linear.shares import expert_shares
 
@@ -25,7 +25,7 @@ class SimpleAverage(TensorwiseAlgorithm[SimpleAverageConfig]):
 
     def merge(self, piece: Piece) -> Tensor:
         """Return the mean over the experts."""
-        return in_order(piece.experts).div_(len(piece.experts))
+        return sum_in_order(piece.experts).div_(len(piece.experts))
 
 
 class WeightedAverage(Algorithm[WeightedAverageConfig]):

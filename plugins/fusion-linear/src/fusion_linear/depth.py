@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, Scan, TensorwiseCalibration, Transform
-from fusion_core.weights import Scope, along, depths, in_order
+from fusion_core.weights import Scope, depths, interpolate, sum_in_order
 from fusion_linear.config import DepthScaleConfig, LinesConfig
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class DepthScale(Transform[DepthScaleConfig]):
     def _factor(self, depth: float) -> float:
         scales = self.config.scales
         if self.config.mode == "curve":
-            return along(scales, depth)
+            return interpolate(scales, depth)
         return scales[min(int(depth * len(scales)), len(scales) - 1)]
 
     def rows(self, piece: Piece) -> Tensor:
@@ -98,5 +98,5 @@ def _mean_share(scan: Scan) -> float:
 
 def _magnitudes(piece: Piece) -> Tensor:
     """Return the L1 norms of the summed task vectors and of the merged one."""
-    vectors = (in_order(piece.task_vectors), piece.merged - piece.base)
+    vectors = (sum_in_order(piece.task_vectors), piece.merged - piece.base)
     return torch.stack([vector.abs().sum(dtype=torch.float64) for vector in vectors]).cpu()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, Scan, TensorwiseCalibration, Transform
-from fusion_core.weights import Scope, per_expert
+from fusion_core.weights import Scope, broadcast_per_expert
 from fusion_linear.config import NormaliseConfig, RescaleNormConfig
 from fusion_linear.gram import get_task_vectors, gram_matrix
 
@@ -39,7 +39,7 @@ class Normalise(Transform[NormaliseConfig]):
 
     def rows(self, piece: Piece) -> Tensor:
         """Scale the task vectors of one piece."""
-        return piece.task_vectors * per_expert(piece.state, piece.task_vectors)
+        return piece.task_vectors * broadcast_per_expert(piece.state, piece.task_vectors)
 
 
 class RescaleNorm(TensorwiseCalibration[RescaleNormConfig]):

@@ -11,7 +11,7 @@ import torch
 
 from fusion_core import Algorithm, Cut, Outline, RunContext
 from fusion_core.errors import RecipeError
-from fusion_core.weights import WeightSource, as_weights, layers_of, renumbered, with_layers
+from fusion_core.weights import WeightSource, as_weights, layers_of, renumber_layer, replace_layers
 from fusion_linear.config import StackConfig
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Stack(Algorithm[StackConfig]):
         layout, infos = self._layout(pool), pool.reference.infos
         return Outline(
             {name: replace(infos[there], name=name) for name, (_, there) in layout.origins.items()},
-            partial(with_layers, count=layout.count, layers=layout.layers),
+            partial(replace_layers, count=layout.count, layers=layout.layers),
         )
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
@@ -104,7 +104,7 @@ class Stack(Algorithm[StackConfig]):
         return _Layout(
             {name: (first, name) for name, before in is_before.items() if before},
             {
-                renumbered(name, position): (model, name)
+                renumber_layer(name, position): (model, name)
                 for position, (model, number) in enumerate(chosen)
                 for name in layers[number]
             },

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from fusion_core import Algorithm, Cut, Piece, RunContext, WeightSource
-from fusion_core.weights import Linear, RowsKernel, in_order
+from fusion_core.weights import Linear, RowsKernel, sum_in_order
 from fusion_regmean.config import CatConfig
 from fusion_regmean.layer_method import ForLayers
 from fusion_regmean.layer_statistics import expert_statistics
@@ -182,7 +182,7 @@ class ConflictTrimming(RowsKernel):
             return self.features.get(piece.info.name, {})
         squares = piece.task_vectors.square()
         return {
-            expert: _largest(in_order(squares[_others(expert, squares)]), self.count)
+            expert: _largest(sum_in_order(squares[_others(expert, squares)]), self.count)
             for expert in range(len(squares))
             if len(squares) > 1
         }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_adapting import build_live
-from fusion_core import Calibration, Piece, RunContext, WeightSource, noting
+from fusion_core import Calibration, Piece, RunContext, WeightSource, show_notes_on
 from fusion_core.weights import Kernel
 from fusion_regmean.blocks import blocks_of
 from fusion_regmean.closed_forms import Layer, Means, has_closed_form, layers_of
@@ -60,7 +60,7 @@ class FeatCal(ForLayers, Calibration[FeatCalConfig]):
         solved: dict[str, Tensor] = {}
         passes = len(blocks) * len(pool.experts)
         track = context.progress.track("calibrate in forward order", total=passes, unit="passes")
-        with track as advance, noting(advance):
+        with track as advance, show_notes_on(advance):
             for block in blocks:
                 tensors = solver.solve(layers_of(live, block.layers), advance)
                 live.put(tensors)

@@ -11,10 +11,10 @@ from torch import nn
 from fusion_adapting import (
     Batches,
     build_live,
+    group_tied_names,
     input_dim,
     merged_parameters,
-    names_of,
-    show_inputs,
+    observe_inputs,
 )
 from fusion_core.errors import FusionError
 
@@ -49,7 +49,7 @@ class LiveModel:
     ) -> None:
         self.model = build_live(pool, weights, context.device)
         self.parameters = merged_parameters(pool, self.model)
-        self._names = names_of(self.parameters)
+        self._names = group_tied_names(self.parameters)
         layers: list[Any] = [module for module in self.model.modules() if is_layer(module)]
         #: the first name of each layer's weight; without layers whose weight is not merged
         self.layers: dict[nn.Module, str] = {
@@ -70,7 +70,7 @@ class LiveModel:
 
     def observe(self, task: AdaptiveTask, batch: Batch, observer: Observer) -> None:
         """Pass a batch through the model, and call `observer` for every call of a layer."""
-        show_inputs(
+        observe_inputs(
             self.model,
             self.layers,
             task,
@@ -105,7 +105,7 @@ class ModelPair:
         """Pass a batch through both; call `observer(name, inputs, expert's inputs)` per call."""
         live, expert = self._models
         calls: deque[tuple[str, Tensor]] = deque()
-        show_inputs(
+        observe_inputs(
             expert,
             self._expert,
             task,
@@ -120,7 +120,7 @@ class ModelPair:
                 raise _call_mismatch(task, name)
             observer(name, inputs, expert_inputs)
 
-        show_inputs(live, self._merged, task, batch, compare)
+        observe_inputs(live, self._merged, task, batch, compare)
         if calls:
             raise _call_mismatch(task, calls[0][0])
 

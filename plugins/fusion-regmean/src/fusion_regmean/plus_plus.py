@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_adapting import moments_of
-from fusion_core import Algorithm, RunContext, WeightSource, noting
+from fusion_adapting import compute_moments
+from fusion_core import Algorithm, RunContext, WeightSource, show_notes_on
 from fusion_regmean.blocks import blocks_of
 from fusion_regmean.config import RegMeanConfig
 from fusion_regmean.layer_method import ForLayers
@@ -53,7 +53,7 @@ class RegMeanPlusPlus(ForLayers, Algorithm[RegMeanConfig]):
         solved: dict[str, Tensor] = {}
         passes = len(blocks) * len(pool.experts)
         track = context.progress.track("solve in forward order", total=passes, unit="passes")
-        with track as advance, noting(advance):
+        with track as advance, show_notes_on(advance):
             for block in blocks:
                 sums = LayerSums(self.config)
                 for expert in pool.experts:
@@ -72,4 +72,6 @@ class RegMeanPlusPlus(ForLayers, Algorithm[RegMeanConfig]):
     ) -> dict[str, Moments]:
         task = tasks_of(context).adaptive(name)
         layers = {layer: live.parameters[layer] for layer in block.layers}
-        return moments_of(live.model, layers, task, examples(task, self.config.samples, context))
+        return compute_moments(
+            live.model, layers, task, examples(task, self.config.samples, context)
+        )

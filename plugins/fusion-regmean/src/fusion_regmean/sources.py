@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fusion_core import noting
+from fusion_core import show_notes_on
 from fusion_core.errors import FusionError
 from fusion_core.weights import (
     AlignedSource,
@@ -43,7 +43,7 @@ def track_experts(
 ) -> Iterator[tuple[str, ValueT]]:
     """Yield one value per expert and show progress, without keeping a value alive."""
     track = context.progress.track(label, total=len(pool.experts), unit="experts")
-    with track as advance, noting(advance):
+    with track as advance, show_notes_on(advance):
         for expert, value in values:
             yield expert, value
             del value  # else it stays in memory until the next one is computed

@@ -42,7 +42,7 @@ def report(
     The page is one file without scripts that needs no network. It shows several runs side by side.
     The command measures nothing: see fuse evaluate.
     """
-    from fusion_core.commands import printable, progress_for
+    from fusion_core.commands import escape_control, progress_for
     from fusion_core.errors import RecipeError
     from fusion_core.files import write_durably
     from fusion_report.page import render_page
@@ -55,7 +55,7 @@ def report(
         )
     runs, problems = read_runs(directories, outcomes=intervals)
     for problem in problems:
-        print(f"skipped: {printable(problem.message)}", file=sys.stderr)
+        print(f"skipped: {escape_control(problem.message)}", file=sys.stderr)
     blocked: frozenset[str] = context.obj or frozenset()
     progress = progress_for(quiet=quiet)
     text = render_page(
@@ -63,4 +63,4 @@ def report(
     )
     path = output if output is not None else directories[0] / "report.html"
     write_durably(path, text.encode(), parents=True)
-    typer.echo(f"written: {printable(str(path))}")
+    typer.echo(f"written: {escape_control(str(path))}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.commands import Intervals, import_optional, table_of
+from fusion_core.commands import Intervals, build_table, import_optional
 
 if TYPE_CHECKING:
     from fusion_core import Report
@@ -18,7 +18,7 @@ def to_dataframe(report: Report) -> Any:  # noqa: ANN401 - pandas' DataFrame
     missing.
     """
     pandas = import_optional("pandas", "to_dataframe", "fusion-report[pandas]")
-    table = table_of({"merged": report}, Intervals())
+    table = build_table({"merged": report}, Intervals())
     entries = [entry for entry in table.entries if entry.is_task]
     columns: dict[str, list[str | float | None]] = {
         "task": [entry.label for entry in entries],

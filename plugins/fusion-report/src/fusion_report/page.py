@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fusion_core.commands import amount, printable
+from fusion_core.commands import escape_control, format_bytes
 from fusion_core.errors import FusionError
 from fusion_report.charts import (
     Chart,
@@ -108,7 +108,7 @@ def _vector_section(
         vectors = read_task_vectors(recipe, progress, blocked)
     except FusionError as error:
         note = f"Not shown: the merged models cannot be read here. {error.message}"
-        return Section("vectors", title, [], printable(note))
+        return Section("vectors", title, [], escape_control(note))
     return None if vectors is None else Section("vectors", title, [*chart_vectors(vectors)])
 
 
@@ -130,7 +130,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "amount": amount,
+        "amount": format_bytes,
         "rerun": _rerun_command,
         "duration": format_duration,
         "plain": _escape_controls,
@@ -142,7 +142,7 @@ def _environment() -> Environment:
 
 def _escape_controls(text: object) -> str:
     """Return untrusted text without control characters."""
-    return printable(str(text))
+    return escape_control(str(text))
 
 
 def _allow_breaks(text: object) -> Markup:

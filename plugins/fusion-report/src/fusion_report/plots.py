@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib import pyplot as plt
 
 from fusion_core import Report
-from fusion_core.commands import Intervals, printable, table_of
+from fusion_core.commands import Intervals, build_table, escape_control
 from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def plot(result: RunResult | Report) -> Figure:
     report = result if isinstance(result, Report) else result.report
     log = None if isinstance(result, Report) else result.side_files.get("metrics.jsonl")
     curves = _curves(log) if isinstance(log, bytes) else {}
-    table = None if report is None else table_of({"merged": report}, Intervals())
+    table = None if report is None else build_table({"merged": report}, Intervals())
     groups = [] if table is None else list(_by_metric(table))
     heights = [_FRAME + _ROW * len(entries) for entries in groups] + [_CURVE] * len(curves)
     if not heights:
@@ -112,7 +112,7 @@ def _draw_tasks(axes: Axes, table: Table, entries: Sequence[Entry]) -> None:
             style = {**_MERGED, "xerr": [*zip(*ends, strict=True)]}
         values = [math.nan if figure is None else scale * figure.value for figure in figures]
         axes.errorbar(values, rows, linestyle="none", label=heading, **style)
-    axes.set_yticks(rows, [printable(entry.label) for entry in entries], parse_math=False)
+    axes.set_yticks(rows, [escape_control(entry.label) for entry in entries], parse_math=False)
     axes.set(xlabel=_metric_name(entries[0]), ylim=(len(entries) - 0.5, -0.5))
     axes.grid(axis="x", alpha=0.4)
 

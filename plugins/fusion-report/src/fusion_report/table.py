@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fusion_core import Report
-from fusion_core.commands import Intervals, below_base_warnings, table_of
+from fusion_core.commands import Intervals, below_base_warnings, build_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fusion_core import Metric, Metrics, Published
+    from fusion_core import Metric, MetricValues, Published
     from fusion_core.commands import Entry, Figure
 
-    Figures = Mapping[str, Metrics]
+    Figures = Mapping[str, MetricValues]
 
 _FRACTION = "fraction"
 
@@ -52,7 +52,7 @@ class Table:
 
     def __init__(self, reports: Mapping[str, Report], *, intervals: bool = False) -> None:
         self.reports = reports
-        self._all = table_of(reports, Intervals() if intervals else None)
+        self._all = build_table(reports, Intervals() if intervals else None)
         #: tasks on which all runs were measured by the same main metric
         self.shared = self._all.shared
         lines = [entry for entry in self._all.entries if entry.is_task]
@@ -232,7 +232,7 @@ def _marks(report: Report) -> list[str]:
     return [name for name, applies in marks.items() if applies]
 
 
-def _main(metrics: Metrics) -> float:
+def _main(metrics: MetricValues) -> float:
     return next(iter(metrics.values()))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core import Cut, hub, models_of, noting
+from fusion_core import Cut, hub, load_models, show_notes_on
 from fusion_core.commands import load_plugins
 from fusion_core.weights import Operands, Scan, SerialExecutor, layers_of
 
@@ -85,7 +85,7 @@ def read_task_vectors(
     Downloads nothing. Raises a `FusionError` for missing models.
     """
     with _offline(), hub.session(progress):
-        pool: ModelPool[Any] = models_of(recipe, load_plugins(blocked))
+        pool: ModelPool[Any] = load_models(recipe, load_plugins(blocked))
         if pool.base is None or len(pool.experts) < 2:  # noqa: PLR2004 - nothing to compare
             return None
         return read_vectors(Operands(pool.base, pool.experts), progress)
@@ -97,7 +97,7 @@ def read_vectors(operands: Operands, progress: Progress) -> TaskVectors:
     parts = group_by_part(by_name)
     products = {}
     track = progress.track("read task vectors", total=len(parts))
-    with track as advance, noting(advance):
+    with track as advance, show_notes_on(advance):
         for part, names in parts.items():
             products[part] = _products(operands, [by_name[name] for name in names])
             advance(1, note=part)

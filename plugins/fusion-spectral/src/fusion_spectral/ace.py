@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights import decompose, in_order
+from fusion_core.weights import decompose, sum_in_order
 from fusion_spectral.config import AceConfig
 from fusion_spectral.matrixwise import MatrixwiseMerge, mean
 
@@ -67,7 +67,7 @@ class Ace(MatrixwiseMerge[AceConfig]):
         common = common / squares.mean() if normalise else common
         merged = _solve(sums, common)
         if normalise:
-            rest = sums.products - in_order(rows).double() @ sums.ridged / len(rows)
+            rest = sums.products - sum_in_order(rows).double() @ sums.ridged / len(rows)
             merged = merged + _flatten(merged + rest, self.config.rank_fraction)
         return merged.to(rows.dtype)
 

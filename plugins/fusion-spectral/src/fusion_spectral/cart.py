@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Algorithm, Piece
-from fusion_core.weights import Kernel, decompose, in_order, is_matrix
+from fusion_core.weights import Kernel, decompose, is_matrix, sum_in_order
 from fusion_spectral.config import CartConfig
 from fusion_spectral.matrixwise import ForMatrices, Matrixwise, mean
 
@@ -53,7 +53,7 @@ class _CartKernel(Matrixwise, Kernel):
         rows = piece.task_vectors if self.relative else piece.experts
         merged = centre = mean(rows)
         if is_matrix(piece.shape):
-            merged = in_order(self._low_rank(row - centre) for row in rows)
+            merged = sum_in_order(self._low_rank(row - centre) for row in rows)
             merged = merged.mul_(self.scale).add_(centre)
         return merged.add_(piece.base) if self.relative else merged
 

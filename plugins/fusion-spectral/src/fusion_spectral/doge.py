@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, TensorwiseAlgorithm
-from fusion_core.weights import Scope, Trim, decompose, in_order, is_matrix, joint_rank
+from fusion_core.weights import Scope, TrimSurvey, decompose, is_matrix, joint_rank, sum_in_order
 from fusion_spectral.config import DogeConfig
 from fusion_spectral.descent import descend
 from fusion_spectral.matrixwise import Matrixwise, mean
@@ -51,10 +51,10 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
         """Survey the whole model: thresholds are over all matrices."""
         return Scope.MODEL
 
-    def survey(self, scan: Scan) -> Trim:
+    def survey(self, scan: Scan) -> TrimSurvey:
         """Return the thresholds over all matrices."""
         matrices = replace(scan, infos=[info for info in scan.infos if is_matrix(info.shape)])
-        return Trim.of(matrices, self.config.density, majority=False)
+        return TrimSurvey.of(matrices, self.config.density, majority=False)
 
     def merge(self, piece: Piece) -> Tensor:
         """Learn the correction, mask and sum."""
@@ -66,9 +66,9 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
         gradient = _conflict_gradient(rows, shares, self._shared_subspace(rows))
         start = torch.zeros_like(piece.base)
         correction = descend(start, gradient, steps=self.config.steps, lr=self.config.lr)
-        state: Trim = piece.state
+        state: TrimSurvey = piece.state
         masks = state.kept(rows).ne_(0)
-        return in_order((rows + correction) * masks * shares).add_(piece.base)
+        return sum_in_order((rows + correction) * masks * shares).add_(piece.base)
 
     def _shared_subspace(self, rows: Tensor) -> Tensor:
         """Return orthonormal directions of the outputs, (m, rank / subspace)."""
@@ -80,12 +80,12 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
 
 def _conflict_gradient(rows: Tensor, shares: Tensor, shared: Tensor) -> Callable[[Tensor], Tensor]:
     """Return the conflict's gradient by the correction, without its part in `shared`."""
-    share = in_order(shares)
-    fixed = (rows * (rows - in_order(rows * shares))).sum(dim=2)
+    share = sum_in_order(shares)
+    fixed = (rows * (rows - sum_in_order(rows * shares))).sum(dim=2)
 
     def gradient(correction: Tensor) -> Tensor:
         conflicts = fixed - share.squeeze(1) * (rows * correction).sum(dim=2)
-        slope = in_order(conflicts[:, :, None] * rows).mul_(-2 * share)
+        slope = sum_in_order(conflicts[:, :, None] * rows).mul_(-2 * share)
         return slope - shared @ (shared.mT @ slope)
 
     return gradient

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights import Components, decompose, in_order, joint_rank, polar
+from fusion_core.weights import Components, decompose, joint_rank, polar, sum_in_order
 from fusion_spectral.config import IsoCtsConfig, ScaleConfig
 from fusion_spectral.matrixwise import MatrixwiseMerge
 from fusion_spectral.orthogonalise import orthogonalise_bases
@@ -44,7 +44,7 @@ class IsoC(MatrixwiseMerge[ScaleConfig]):
 
     def combine(self, rows: Tensor) -> Tensor:
         """Flatten the sum's spectrum."""
-        total = in_order(rows)
+        total = sum_in_order(rows)
         factor = polar(total)
         rank = factor.square().sum().round().clamp_min(1)
         return factor * ((factor * total).sum() / rank)
@@ -80,7 +80,7 @@ class IsoCts(MatrixwiseMerge[IsoCtsConfig]):
         rest = rank - int(rank * self.config.common_fraction)
         per_expert = min(round(rest / experts), rank // experts)
         bounds = torch.linalg.matrix_norm(rows) * _ROUNDING
-        total = decompose(in_order(rows))
+        total = decompose(sum_in_order(rows))
         common = _drop_rounding(total.largest(rank - per_expert * experts), bounds.max())
         outside = (decompose(row - common.left @ (common.left.mT @ row)) for row in rows)
         parts = [

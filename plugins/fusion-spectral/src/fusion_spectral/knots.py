@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Algorithm, Piece
-from fusion_core.weights import Kernel, Scope, Trim, agreeing, in_order, is_matrix
+from fusion_core.weights import (
+    Kernel,
+    Scope,
+    TrimSurvey,
+    agreeing_magnitudes,
+    is_matrix,
+    sum_in_order,
+)
 from fusion_spectral.config import KnotsConfig
 from fusion_spectral.core_space import CoreSpace
 from fusion_spectral.matrixwise import ForMatrices, mean
@@ -54,22 +61,22 @@ class _CoordinateTies(Kernel):
         """Survey the whole model: thresholds are over all matrices."""
         return Scope.MODEL
 
-    def survey(self, scan: Scan) -> Trim:
+    def survey(self, scan: Scan) -> TrimSurvey:
         """Return the thresholds over the entries in the bases."""
         matrices = replace(scan, infos=[info for info in scan.infos if is_matrix(info.shape)])
         entries = matrices(_count_entries, int.__add__, 0)
         count = int(self.density * entries) + 0.5  # halfway between integers: safe from rounding
-        return Trim.of(matrices, count / max(matrices.numel, 1) if self.density else 0.0)
+        return TrimSurvey.of(matrices, count / max(matrices.numel, 1) if self.density else 0.0)
 
     def merge(self, piece: Piece) -> Tensor:
         if not is_matrix(piece.shape):
             return mean(piece.task_vectors).mul_(self.scale)
-        state: Trim = piece.state
+        state: TrimSurvey = piece.state
         rows = state.kept(piece.task_vectors)
         sign = state.sign(rows)
-        agree = agreeing(rows, sign)
-        total = in_order(agree).mul_(sign)
-        return total.div_(in_order(agree.sign_()).clamp_min_(1)).mul_(self.scale)
+        agree = agreeing_magnitudes(rows, sign)
+        total = sum_in_order(agree).mul_(sign)
+        return total.div_(sum_in_order(agree.sign_()).clamp_min_(1)).mul_(self.scale)
 
 
 def _count_entries(piece: Piece) -> int:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from fusion_core import ComponentConfig, Cut, Piece, TensorwiseAlgorithm
-from fusion_core.weights import PieceKernel, in_order, is_matrix
+from fusion_core.weights import PieceKernel, is_matrix, sum_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,4 +78,4 @@ class MatrixwiseMerge(Matrixwise, TensorwiseAlgorithm[ConfigT]):
 
 def mean(rows: Tensor) -> Tensor:
     """Return the mean over the first dimension, summed in its order."""
-    return in_order(rows) / len(rows)
+    return sum_in_order(rows) / len(rows)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, TensorwiseAlgorithm
-from fusion_core.weights import in_order, is_matrix
+from fusion_core.weights import is_matrix, sum_in_order
 from fusion_spectral.config import OrthomergeConfig
 from fusion_spectral.matrixwise import Matrixwise
 
@@ -44,7 +44,7 @@ class Orthomerge(Matrixwise, TensorwiseAlgorithm[OrthomergeConfig]):
         scale = self.config.residual_scale
         scale = 1 / len(piece.names) if scale is None else scale
         if not is_matrix(piece.shape):
-            return in_order(piece.task_vectors).mul_(scale).add_(piece.base)
+            return sum_in_order(piece.task_vectors).mul_(scale).add_(piece.base)
         base, experts = piece.base.double(), piece.experts.double()
         if base.shape[0] < base.shape[1]:
             merged = _merge_tall(base.mT, experts.mT, scale).mT
@@ -56,7 +56,7 @@ class Orthomerge(Matrixwise, TensorwiseAlgorithm[OrthomergeConfig]):
 def _merge_tall(base: Tensor, experts: Tensor, scale: float) -> Tensor:
     """Merge matrices (m, n) and (experts, m, n) with m >= n."""
     generators = [_generator(_nearest_rotation(base, expert)) for expert in experts]
-    residuals = in_order(
+    residuals = sum_in_order(
         expert - base @ _cayley(generator)
         for expert, generator in zip(experts, generators, strict=True)
     )
@@ -87,7 +87,7 @@ def _cayley(generator: Tensor) -> Tensor:
 
 def _combine(generators: Tensor) -> Tensor:
     """Return the sum, scaled to the mean norm; zero where the generators cancel."""
-    total = in_order(generators)
+    total = sum_in_order(generators)
     norm = torch.linalg.matrix_norm(total)
     level = torch.linalg.matrix_norm(generators).mean()
     return total * (level / norm) if norm > _ZERO * level else torch.zeros_like(total)

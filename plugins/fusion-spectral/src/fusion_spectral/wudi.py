@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights import in_order
+from fusion_core.weights import sum_in_order
 from fusion_spectral.config import WudiConfig
 from fusion_spectral.descent import descend
 from fusion_spectral.matrixwise import MatrixwiseMerge
@@ -50,7 +50,7 @@ class Wudi(MatrixwiseMerge[WudiConfig]):
         """Descend from the sum."""
         squares = rows.square().sum(dim=(1, 2))
         shares = torch.where(squares > 0, 1 / squares, 0)
-        total = in_order(rows)
+        total = sum_in_order(rows)
         gram, slope = rows.new_zeros(rows.shape[2], rows.shape[2]), torch.zeros_like(total)
         terms = rows.new_zeros(rows.shape[1], 1)
         for row, share in zip(rows, shares, strict=True):

@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusion_sweep.results import Found
+    from fusion_sweep.results import SweepResult
+    from fusion_sweep.runner import sweep
     from fusion_sweep.search import Search
     from fusion_sweep.store import Store
-    from fusion_sweep.sweeping import sweep
     from fusion_sweep.trial import Trial
 
 _MODULES = {
@@ -24,7 +24,7 @@ _MODULES = {
     "sweep": "sweeping",
 }
 
-__all__ = ["Found", "Search", "Store", "Trial", "sweep"]
+__all__ = ["Search", "Store", "SweepResult", "Trial", "sweep"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object

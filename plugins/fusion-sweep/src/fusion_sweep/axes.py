@@ -57,7 +57,7 @@ class ValueList:
 Axis = ValueList | Range
 
 
-def axis_of(name: str, given: Any) -> Axis:  # noqa: ANN401 - text of a flag, or values from Python
+def parse_axis(name: str, given: Any) -> Axis:  # noqa: ANN401 - text of a flag, or values from Python
     """Make the axis of an option from text, as `--over` takes it, or from a sequence of values.
 
     Raises `RecipeError` for other types, empty ranges, too long lists and NaN.

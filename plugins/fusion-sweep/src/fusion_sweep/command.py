@@ -141,12 +141,12 @@ def sweep(
         print_json,
         progress_for,
         sections_from,
-        trusted_by,
+        trusted_names,
     )
     from fusion_core.errors import RecipeError
     from fusion_sweep.axes import parse_over_flags
     from fusion_sweep.formatting import print_result
-    from fusion_sweep.sweeping import sweep as run_sweep
+    from fusion_sweep.runner import sweep as run_sweep
 
     logging.basicConfig(format="warning: %(message)s")
     names = {"model_pool": pool, "task_pool": task_pool, "executor": executor}
@@ -175,7 +175,7 @@ def sweep(
                 workers=workers,
                 progress=progress,
                 block=context.obj or frozenset(),
-                trust=trusted_by(trust),
+                trust=trusted_names(trust),
             ),
         )
     if as_json:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.commands import below_base_warnings, html_table, print_table, printable
+from fusion_core.commands import below_base_warnings, escape_control, html_table, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from fusion_sweep.objectives import Objective
-    from fusion_sweep.results import Found, Group
+    from fusion_sweep.results import Group, SweepResult
 
 _BARS = "▁▂▃▄▅▆▇█"
 _FEWEST = 3  # values of a curve
@@ -23,21 +23,21 @@ _CHOSEN_ON = {
 }
 
 
-def print_result(result: Found, top: int) -> None:
+def print_result(result: SweepResult, top: int) -> None:
     """Print the best points, the best one's score on unused examples, and curves."""
     if result.groups:
         print_table(*_format_table(result, top))
     for line in _notes(result, top):
-        print(printable(line))  # noqa: T201 - a result
+        print(escape_control(line))  # noqa: T201 - a result
 
 
-def format_html(result: Found, top: int) -> str:
+def format_html(result: SweepResult, top: int) -> str:
     """Return the output of `print_result` as HTML for a notebook."""
     table = html_table(*_format_table(result, top)) if result.groups else ""
     return f"{table}<p>{'<br>'.join(map(escape, _notes(result, top)))}</p>"
 
 
-def _format_table(result: Found, top: int) -> tuple[list[str], list[list[str]]]:
+def _format_table(result: SweepResult, top: int) -> tuple[list[str], list[list[str]]]:
     axes = list(dict.fromkeys(name for group in result.groups for name in group.point))
     objectives = [format_heading(result.groups[0], objective) for objective in result.objectives]
     has_marks = len(result.objectives) > 1
@@ -68,7 +68,7 @@ def _format_mean(group: Group, objective: Objective) -> str:
     return mean if deviation is None else f"{mean} ± {metric.shown(deviation)}"
 
 
-def _notes(result: Found, top: int) -> Iterator[str]:
+def _notes(result: SweepResult, top: int) -> Iterator[str]:
     """Yield the lines below the table."""
     if result.groups:
         if top < len(result.groups):
@@ -89,7 +89,7 @@ def _notes(result: Found, top: int) -> Iterator[str]:
         yield f"failed: {point}: {trial.error}"
 
 
-def _tested_note(result: Found) -> Iterator[str]:
+def _tested_note(result: SweepResult) -> Iterator[str]:
     report = None if result.tested is None else result.tested.report
     if report is not None and report.average is not None:
         examples = "the other half" if result.on == "half" else "the test examples"
@@ -98,7 +98,7 @@ def _tested_note(result: Found) -> Iterator[str]:
         yield f"the best on {examples}, which were not used to choose: average {average}"
 
 
-def describe_curves(result: Found) -> Iterator[str]:
+def describe_curves(result: SweepResult) -> Iterator[str]:
     """Yield one line per numeric option: the best first objective at each of its values."""
     groups_by_algorithm: dict[str, list[Group]] = {}
     for group in result.groups:

@@ -6,7 +6,7 @@ from itertools import product
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.commands import import_optional, printable
+from fusion_core.commands import escape_control, import_optional
 from fusion_sweep.formatting import describe_point, format_heading
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def plot(groups: Sequence[Group]) -> Figure:
     kinds: dict[str, list[Group]] = {}
     for group in groups:
         rest = {name: value for name, value in group.point.items() if name not in options}
-        kinds.setdefault(printable(describe_point(rest)) or "all", []).append(group)
+        kinds.setdefault(escape_control(describe_point(rest)) or "all", []).append(group)
     if not options:
         return _draw_rows(kinds)
     complete = all(_is_complete(members, options) for members in kinds.values())

@@ -73,7 +73,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Found:
+class SweepResult:
     """The finished and failed trials of a sweep so far; a notebook displays it as a table."""
 
     id: str

@@ -12,10 +12,10 @@ from functools import lru_cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
-from fusion_core.commands import describe_run, device_of
+from fusion_core.commands import describe_run, resolve_device
 from fusion_core.errors import FusionError, RecipeError, WorkerError
 from fusion_core.weights import SerialExecutor, is_in_process
-from fusion_sweep.bench import Bench
+from fusion_sweep.evaluator import TrialEvaluator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -115,7 +115,9 @@ class TrialScheduler:
 
 
 @contextmanager
-def open_scheduler(planned: Plan, bench: Bench, store: Store, run: Run) -> Iterator[TrialScheduler]:
+def open_scheduler(
+    planned: Plan, bench: TrialEvaluator, store: Store, run: Run
+) -> Iterator[TrialScheduler]:
     """Make a scheduler on a plan's executor.
 
     Only executors of other processes run trials. With others, `run` runs trials in this process,
@@ -125,7 +127,7 @@ def open_scheduler(planned: Plan, bench: Bench, store: Store, run: Run) -> Itera
     executor: Executor = planned.resolved.executor.create()
     try:
         if is_in_process(executor):
-            device_of(bench.options.device)
+            resolve_device(bench.options.device)
             scheduler = TrialScheduler(store, SerialExecutor(), run)
         else:
             _check_described(planned, executor)
@@ -148,7 +150,7 @@ def run_in_worker(pickled_bench: bytes, trial: Trial) -> Trial:
         worker = f"a worker on {platform.node()}"
         try:
             bench = _cached_bench(pickled_bench)
-            device_of(bench.options.device)
+            resolve_device(bench.options.device)
             planned = bench.plan(trial.recipe)
             is_same = bench.name(planned, trial.measured["on"]).id == trial.id
         except (FusionError, ImportError, AttributeError) as error:
@@ -159,7 +161,7 @@ def run_in_worker(pickled_bench: bytes, trial: Trial) -> Trial:
         return bench.run(planned, trial)
 
 
-_cached_bench = lru_cache(maxsize=1)(Bench.from_bytes)
+_cached_bench = lru_cache(maxsize=1)(TrialEvaluator.from_bytes)
 
 
 def _check_described(planned: Plan, executor: Executor) -> None:

@@ -109,13 +109,13 @@ class Store:
     @contextmanager
     def claim(self, trial: Trial) -> Iterator[bool]:
         """Claim a trial for this process; yields whether that succeeded."""
-        from fusion_core.files import locked  # heavy, and readers do not need it
+        from fusion_core.files import lock_output  # heavy, and readers do not need it
 
         directory = self.path.with_name(f"{self.path.name}.claims")
         directory.mkdir(exist_ok=True)
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(directory / trial.id))
+                stack.enter_context(lock_output(directory / trial.id))
                 succeeded = True
             except OutputError:
                 succeeded = False

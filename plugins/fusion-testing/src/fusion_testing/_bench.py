@@ -14,9 +14,9 @@ from fusion_core.contracts.batch import Split
 from fusion_core.contracts.context import RunContext
 from fusion_core.contracts.flow import Flow
 from fusion_core.contracts.stage import Coordinates, Transform
-from fusion_core.planning.options import RunOptions
 from fusion_core.planning.parts import Part
 from fusion_core.planning.pipeline import PlannedStage, apply_stages
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.running.run import run_fusion
 from fusion_core.weights import MergedSource, SerialExecutor, WeightSource
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.contracts.stage import Stage
     from fusion_core.contracts.task_pool import AdaptiveTask, TaskPool
-    from fusion_core.weights.merging.applied import Applied
-    from fusion_core.weights.merging.transformed import TransformedExpert
+    from fusion_core.weights.merging.kernels import AppliedKernel
+    from fusion_core.weights.merging.transforms import TransformedExpert
 
     Pool = ModelPool[Any]
     State = dict[str, Tensor]
@@ -125,7 +125,7 @@ class Bench:
         models = self.algorithm.apply(flow, RunContext(seed=3)).models
         return {name: expert.state_dict() for name, expert in models.experts.items()}
 
-    def kernels_on(self, pool: Pool) -> list[Applied[Any]]:
+    def kernels_on(self, pool: Pool) -> list[AppliedKernel[Any]]:
         """Return the algorithm as the engine applies it; empty if it has no kernel."""
         lazy = self.lazy(pool)
         merged = lazy.matrices if isinstance(lazy, PackedSource) else lazy

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from fusion_core.errors import RecipeError
-from fusion_core.machine.installed import CORE
+from fusion_core.machine.distributions import CORE
 from fusion_core.plugins.components import Component
 from fusion_core.plugins.distributions import Plugin
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.text import dump_yaml, load_yaml
-from fusion_core.recipe.validation import validated
+from fusion_core.recipe.validation import validate
 from fusion_testing._packages import (
     FOR_OPTIONS,
     HEAVY,
@@ -118,7 +118,7 @@ class ComponentSuite(SpecSuite):
     def config(self, component: Component[Any], options: Mapping[str, Any]) -> Any:  # noqa: ANN401
         """Return the validated options; fail if `options` lacks required ones."""
         try:
-            return validated(component.load_config(), dict(options), prefix="options")
+            return validate(component.load_config(), dict(options), prefix="options")
         except RecipeError as error:
             fail(
                 f"the options of {component.spec.name!r} are invalid: {error}",
@@ -161,7 +161,7 @@ class ComponentSuite(SpecSuite):
     ) -> None:
         """A misspelled option is an error that names the option."""
         try:
-            validated(component.load_config(), {**options, "no_such_option": 1})
+            validate(component.load_config(), {**options, "no_such_option": 1})
         except RecipeError as error:
             if "no_such_option" in error.message:
                 return
@@ -190,7 +190,7 @@ class ComponentSuite(SpecSuite):
     def test_options_survive_a_recipe(self, config: ComponentConfig) -> None:
         """Options are the same after they are written to YAML and read again."""
         text = dump_yaml(config.model_dump(mode="json"))
-        again = validated(type(config), load_yaml(text, origin="the recipe"))
+        again = validate(type(config), load_yaml(text, origin="the recipe"))
         if again != config:
             fail(
                 f"a recipe changes the options: expected {config!r}, got {again!r}.",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core.weights import Piece, TensorInfo, WeightSource
-    from fusion_core.weights.merging.applied import Applied
+    from fusion_core.weights.merging.kernels import AppliedKernel
     from fusion_testing._bench import Bench
 
 #: Rows or elements per piece: a size that does not divide the tensors, and whole tensors.
@@ -143,7 +143,7 @@ class DeterminismChecks:
                     )
 
 
-def _check_unwritten(applied: Applied[Any], piece: Piece) -> None:
+def _check_unwritten(applied: AppliedKernel[Any], piece: Piece) -> None:
     operands, kernel = applied.operands, applied.kernel
     parts = ["experts", *(["base", "task_vectors"] if operands.base is not None else [])]
     parts += [MERGED] if MERGED in operands.extras else []  # every access reads other extras again

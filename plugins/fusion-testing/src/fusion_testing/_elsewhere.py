@@ -18,7 +18,7 @@ from pkgutil import resolve_name
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from fusion_core.errors import FusionError
-from fusion_core.recipe.validation import validated
+from fusion_core.recipe.validation import validate
 from fusion_testing._suite import fail
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def make_pool(
     target: str, config: str, options: Mapping[str, Any], models: str | None = None
 ) -> Any:  # noqa: ANN401 - a pool of either kind
     """Make a model or task pool from its options; bind it to pickled models if given."""
-    pool = resolve_name(target)(validated(resolve_name(config), options))
+    pool = resolve_name(target)(validate(resolve_name(config), options))
     if models is None:
         return pool
     return pool.bind(pickle.loads(Path(models).read_bytes()))  # noqa: S301 - the suite wrote it

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import pytest
 
-from fusion_core.planning.options import RunOptions
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.running.run import run_fusion
 from fusion_testing._component import ComponentSuite
 from fusion_testing._models import tiny_pool

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fusion_core.contracts.batch import Split
-from fusion_core.contracts.measures import FRACTION, Measured, Metric, main
+from fusion_core.contracts.measurements import FRACTION, Measured, Metric, main_value
 from fusion_core.contracts.subject import Subject
 from fusion_core.contracts.task_pool import AdaptiveTask
 from fusion_testing._component import ComponentSuite
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fusion_core.contracts.batch import Batch
-    from fusion_core.contracts.measures import Metrics
+    from fusion_core.contracts.measurements import MetricValues
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import Task, TaskPool
 
@@ -46,7 +46,7 @@ class Scores:
 
     models: Mapping[str, nn.Module]
     #: model name -> task name -> metrics
-    rows: Mapping[str, Mapping[str, Metrics]]
+    rows: Mapping[str, Mapping[str, MetricValues]]
     #: task name -> name of its expert
     owners: Mapping[str, str]
 
@@ -113,7 +113,7 @@ def _check_rivals(pool: TaskPool[Any], task: str, scores: Scores) -> None:
         if rival != expert and _is_worse(metric, metrics, row[task]):
             fail(
                 f"{task}: expected its expert {expert!r} to be best, but {rival!r} is better: "
-                f"{metric.name} {main(row[task]):.4g} instead of {main(metrics):.4g} "
+                f"{metric.name} {main_value(row[task]):.4g} instead of {main_value(metrics):.4g} "
                 f"({direction} is better).",
                 "Check the labels of the test examples, the head and its order of classes, "
                 "`task_of`, the order of experts, and the metric's higher_is_better. "
@@ -127,7 +127,7 @@ def _check_gains(pool: TaskPool[Any], scores: Scores) -> None:
         return
     gains = []
     for task, expert in scores.owners.items():
-        score, base = (main(scores.rows[name][task]) for name in (expert, "base"))
+        score, base = (main_value(scores.rows[name][task]) for name in (expert, "base"))
         metric = _metric_of(pool, task, scores.rows[expert][task])
         gains.append(score - base if metric.higher_is_better else base - score)
     if max(gains) <= 0:
@@ -151,19 +151,19 @@ def _check_repeatable(pool: TaskPool[Any], task: str, scores: Scores) -> None:
         )
 
 
-def _metric_of(pool: TaskPool[Any], task: str, metrics: Metrics) -> Metric:
+def _metric_of(pool: TaskPool[Any], task: str, metrics: MetricValues) -> Metric:
     name = next(iter(metrics))
     return next((metric for metric in pool[task].metrics if metric.name == name), Metric(name))
 
 
-def _is_worse(metric: Metric, metrics: Metrics, rival: Metrics) -> bool:
+def _is_worse(metric: Metric, metrics: MetricValues, rival: MetricValues) -> bool:
     """Tell whether a score is worse than a rival's by more than sampling noise."""
     sign = 1 if metric.higher_is_better else -1
     if isinstance(metrics, Measured) and isinstance(rival, Measured):
         pairs = zip(metrics.outcomes, rival.outcomes, strict=False)
         lost = [sign * (theirs - mine) for mine, theirs in pairs]
         return sum(lost) > _STANDARD_ERRORS * math.sqrt(sum(loss**2 for loss in lost))
-    score, other = main(metrics), main(rival)
+    score, other = main_value(metrics), main_value(rival)
     slack = _SLACK if metric.unit == FRACTION else _SLACK * max(abs(score), abs(other))
     return sign * (other - score) > slack
 

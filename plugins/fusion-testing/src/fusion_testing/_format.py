@@ -17,7 +17,7 @@ import torch
 
 from fusion_core.errors import IntegrityError
 from fusion_core.plugins.formats import LocatedModel, claims
-from fusion_core.weights import Cut, Origin, WeightSource, check_unchanged, origins
+from fusion_core.weights import Cut, Origin, WeightSource, check_unchanged, collect_origins
 from fusion_core.weights.reading.location import Location
 from fusion_testing._compare import differing_bytes
 from fusion_testing._format_damage import DamageChecks
@@ -263,7 +263,7 @@ def _bytes_read(counter: Path) -> int:
 
 
 def _origin_of(source: WeightSource) -> Origin:
-    if source.origin is None or not any(origin.stamps for origin in origins(source)):
+    if source.origin is None or not any(origin.stamps for origin in collect_origins(source)):
         fail(
             "a source of the format has no origin with files and stamps.",
             "Derive the class from FileSource, or override `origin`.",

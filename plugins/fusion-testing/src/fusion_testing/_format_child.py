@@ -18,7 +18,7 @@ from fusion_core.plugins.components import Component
 from fusion_core.plugins.distributions import Plugin
 from fusion_core.plugins.formats import LocatedModel
 from fusion_core.weights.reading.location import Location
-from fusion_core.weights.source import memory_of
+from fusion_core.weights.source import view_bytes
 
 if TYPE_CHECKING:
     from fusion_core.weights import WeightSource
@@ -63,7 +63,7 @@ def _digest(source: WeightSource) -> str:
     digest = hashlib.sha256()
     for name, info in source.infos.items():
         digest.update(f"{name} {info.shape} {info.dtype}".encode())
-        digest.update(memory_of(source.tensor(name).reshape(-1).contiguous()))
+        digest.update(view_bytes(source.tensor(name).reshape(-1).contiguous()))
     return digest.hexdigest()
 
 

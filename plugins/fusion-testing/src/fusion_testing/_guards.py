@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fusion_core.weights.source import memory_of
+from fusion_core.weights.source import view_bytes
 from fusion_testing._suite import fail
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def digest(*tensors: Tensor) -> str:
     state = hashlib.sha256()
     for tensor in tensors:
         state.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        state.update(memory_of(tensor.detach().cpu().contiguous().reshape(-1)))
+        state.update(view_bytes(tensor.detach().cpu().contiguous().reshape(-1)))
     return state.hexdigest()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from fusion_core.contracts.batch import Split
-from fusion_core.contracts.measures import Measured
+from fusion_core.contracts.measurements import Measured
 from fusion_core.contracts.subject import Subject
 from fusion_core.errors import RecipeError
 from fusion_testing._component import ComponentSuite

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import torch
 
-from fusion_core.contracts.building import named_tensors, tensors_of
+from fusion_core.contracts.live_models import named_tensors, tensors_of
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.errors import FusionError
 from fusion_core.weights import WeightSource, as_weights

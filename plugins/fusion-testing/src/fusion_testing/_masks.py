@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.contracts.batch import MASK, Batch
+from fusion_core.contracts.batch import ATTENTION_MASK, Batch
 from fusion_core.contracts.task_pool import TaskPool
 from fusion_testing._component import ComponentSuite
 from fusion_testing._examples import SIZE, adaptive_tasks, every_split, read, read_all
@@ -39,7 +39,7 @@ class MaskChecks(ComponentSuite):
             if _IDS in batch.tensors:
                 _check_padding(f"{task.name}: {split} batches", batch.tensors[_IDS], batch.mask)
         if not has_masks:
-            pytest.skip(f"no batch has an {MASK}")
+            pytest.skip(f"no batch has an {ATTENTION_MASK}")
 
     def test_every_split_ends_texts_alike(self, pool: TaskPool[Any]) -> None:
         """A token that ends the texts of one split ends those of all other splits."""
@@ -85,17 +85,17 @@ class MaskChecks(ComponentSuite):
 def _check_mask(where: str, mask: Tensor, size: int) -> None:
     if mask.dim() != 2 or len(mask) != size:  # noqa: PLR2004 - (examples, length)
         fail(
-            f"{where} have an {MASK} of shape {list(mask.shape)}, expected [{size}, length].",
-            f"Return an {MASK} of shape (examples, length).",
+            f"{where} have an {ATTENTION_MASK} of shape {list(mask.shape)}, expected [{size}, length].",
+            f"Return an {ATTENTION_MASK} of shape (examples, length).",
         )
     if not ((mask == 0) | (mask == 1)).all():
         fail(
-            f"{where} have an {MASK} with values other than 0 and 1.",
+            f"{where} have an {ATTENTION_MASK} with values other than 0 and 1.",
             "Use 1 for tokens and 0 for padding.",
         )
     if not mask.bool().any(1).all():
         fail(
-            f"{where} have an example whose {MASK} is 0 everywhere.",
+            f"{where} have an example whose {ATTENTION_MASK} is 0 everywhere.",
             "Leave out empty examples.",
         )
 
@@ -103,21 +103,21 @@ def _check_mask(where: str, mask: Tensor, size: int) -> None:
 def _check_padding(where: str, ids: Tensor, mask: Tensor) -> None:
     if ids.shape != mask.shape:
         fail(
-            f"{where} have {_IDS} of shape {list(ids.shape)} and an {MASK} of shape "
+            f"{where} have {_IDS} of shape {list(ids.shape)} and an {ATTENTION_MASK} of shape "
             f"{list(mask.shape)}, expected equal shapes.",
             "Return both with the shape (examples, length).",
         )
     visible, hidden = (set(ids[part].tolist()) for part in (mask.bool(), ~mask.bool()))
     if len(ids) > 1 and len(visible) == 1 and len(hidden) > 1:
-        fail(f"the {MASK} of {where} is inverted.", "Use 1 for tokens and 0 for padding.")
+        fail(f"the {ATTENTION_MASK} of {where} is inverted.", "Use 1 for tokens and 0 for padding.")
     if len(hidden) > 1:
         fail(
-            f"the {MASK} of {where} hides tokens that are not padding: {sorted(hidden)[:4]}.",
+            f"the {ATTENTION_MASK} of {where} hides tokens that are not padding: {sorted(hidden)[:4]}.",
             "Use 1 for every token, including the last one, and 0 for padding only.",
         )
     if not hidden and (token := _padding_in(ids)) is not None:
         fail(
-            f"the {MASK} of {where} is 1 everywhere, but token {token} pads the shorter texts.",
+            f"the {ATTENTION_MASK} of {where} is 1 everywhere, but token {token} pads the shorter texts.",
             "Use the mask that the tokenizer returns: 0 for padding.",
         )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fusion_core.contracts.batch import Split
-from fusion_core.contracts.measures import FRACTION, Measured, Metric, main
+from fusion_core.contracts.measurements import FRACTION, Measured, Metric, main_value
 from fusion_core.contracts.subject import Subject
 from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask
 from fusion_testing._component import ComponentSuite
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core.contracts.measures import Metrics
+    from fusion_core.contracts.measurements import MetricValues
     from fusion_core.contracts.task_pool import Task, TaskPool
     from fusion_core.recipe.config import ComponentConfig
 
@@ -178,7 +178,7 @@ def _check_value(task: str, metric: Metric, value: float) -> None:
         )
 
 
-def _outcomes(scores: dict[str, Metrics]) -> list[Any]:
+def _outcomes(scores: dict[str, MetricValues]) -> list[Any]:
     return [getattr(metrics, "outcomes", None) for metrics in scores.values()]
 
 
@@ -216,28 +216,28 @@ def _correct(task: AdaptiveTask, model: nn.Module, whole: Examples) -> Tensor:
     return scores.argmax(-1).eq(cast("Tensor", whole.batch.labels).cpu())
 
 
-def _accuracy(metrics: Metrics, correct: Tensor) -> float | None:
+def _accuracy(metrics: MetricValues, correct: Tensor) -> float | None:
     """Return the expected accuracy or error rate; None for other metrics."""
     accuracy = float(correct.double().mean())
     return {"acc": accuracy, "err": 1 - accuracy}.get(next(iter(metrics))[:3].lower())
 
 
-def _is_as_scored(metrics: Metrics, correct: Tensor) -> bool:
+def _is_as_scored(metrics: MetricValues, correct: Tensor) -> bool:
     expected = _accuracy(metrics, correct)
-    return expected is not None and abs(main(metrics) - expected) < 1e-6  # noqa: PLR2004 - rounding
+    return expected is not None and abs(main_value(metrics) - expected) < 1e-6  # noqa: PLR2004 - rounding
 
 
-def _check_accuracy(name: str, metrics: Metrics, correct: Tensor) -> None:
+def _check_accuracy(name: str, metrics: MetricValues, correct: Tensor) -> None:
     if not _is_as_scored(metrics, correct):
         fail(
             f"{name}: expected {next(iter(metrics))} {_accuracy(metrics, correct):.4f} from the "
-            f"`logits` of the {len(correct)} test examples, got {main(metrics):.4f} from "
+            f"`logits` of the {len(correct)} test examples, got {main_value(metrics):.4f} from "
             "`evaluate`.",
             "Measure every TEST example once, with its label, and return a fraction.",
         )
 
 
-def _check_outcomes(name: str, measured: Sequence[Metrics], correct: Sequence[Tensor]) -> None:
+def _check_outcomes(name: str, measured: Sequence[MetricValues], correct: Sequence[Tensor]) -> None:
     """Fail if scores do not depend on the model, or outcomes not on the same examples.
 
     The second check is skipped if a task fits a head to each model: its scores are then not those
@@ -246,9 +246,9 @@ def _check_outcomes(name: str, measured: Sequence[Metrics], correct: Sequence[Te
     if len(correct[0]) < ENOUGH:
         return
     counts = {int(part.sum()) for part in correct}
-    if len({main(metrics) for metrics in measured}) == 1 and len(counts) > 1:
+    if len({main_value(metrics) for metrics in measured}) == 1 and len(counts) > 1:
         fail(
-            f"{name}: three different models all score {main(measured[0]):.4f}.",
+            f"{name}: three different models all score {main_value(measured[0]):.4f}.",
             "Measure the given model, and do not store scores in the task.",
         )
     outcomes = [row.outcomes for row in measured if isinstance(row, Measured) and row.is_binary]

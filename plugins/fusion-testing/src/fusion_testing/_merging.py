@@ -177,7 +177,9 @@ def _compute(source: WeightSource, name: str) -> torch.Tensor:
     Of a tensor with several matrices, return the first one.
     """
     if isinstance(source, PackedSource):
-        return _compute(source.matrices, source.layout.describe_matrices(source.infos[name])[0].name)
+        return _compute(
+            source.matrices, source.layout.describe_matrices(source.infos[name])[0].name
+        )
     info = source.infos[name]
     if not isinstance(source, MergedSource) or not info.dtype.is_floating_point:
         return source.tensor(name)

@@ -11,13 +11,13 @@ from pydantic_core import PydanticSerializationError
 
 from fusion_core.contracts.specs import TaskPoolSpec
 from fusion_core.errors import AlignmentError, FusionError, PluginError
-from fusion_core.planning.options import RunOptions
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.config import AlignmentPolicy
-from fusion_core.recipe.validation import validated
+from fusion_core.recipe.validation import validate
 from fusion_core.running.run import run_fusion
 from fusion_core.weights import CheckpointSource
-from fusion_core.weights.writing.target import is_plain
+from fusion_core.weights.writing.output_path import is_side_file_name
 from fusion_testing._bench import with_experts
 from fusion_testing._compare import differing_bytes
 from fusion_testing._elsewhere import call_elsewhere, describe_models
@@ -122,7 +122,7 @@ class ModelPoolSuite(WeightChecks, LiveModelSuite):
     def test_side_files_are_plain(self, pool: Pool) -> None:
         """Assets are existing files, with at most one folder in their names."""
         for name, content in pool.assets().items():
-            if not is_plain(name):
+            if not is_side_file_name(name):
                 fail(
                     f"the asset name {name!r} is not a plain file name.",
                     "Use a file name with at most one folder.",
@@ -175,7 +175,7 @@ def _options_of(config: ComponentConfig) -> dict[str, Any]:
     """Return options as JSON data; skip the check if they hold live models."""
     try:
         options = config.model_dump(mode="json")
-        is_serialisable = validated(type(config), options) == config
+        is_serialisable = validate(type(config), options) == config
     except (PydanticSerializationError, FusionError):
         is_serialisable = False
     if not is_serialisable:

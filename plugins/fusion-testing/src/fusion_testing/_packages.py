@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import PluginError
-from fusion_core.machine.installed import CORE
+from fusion_core.machine.distributions import CORE
 from fusion_core.plugins.distributions import PluginStatus
 from fusion_core.plugins.manager import load_plugins
 from fusion_testing._suite import fail

@@ -8,8 +8,8 @@ from zlib import crc32
 
 from fusion_core.contracts.specs import STAGES, AlgorithmSpec
 from fusion_core.errors import RecipeError
-from fusion_core.plugins.known import home_of
 from fusion_core.plugins.manager import load_plugins
+from fusion_core.plugins.ownership import distribution_of
 from fusion_core.weights import Cut
 from fusion_testing._bench import reverse_experts, with_sources
 from fusion_testing._compare import differing_bytes, differing_values
@@ -120,4 +120,4 @@ def _order(one: AlgorithmSpec, other: AlgorithmSpec) -> int:
 
 
 def _is_known(spec: AlgorithmSpec) -> bool:
-    return home_of([spec.kind], spec.name) is not None
+    return distribution_of([spec.kind], spec.name) is not None

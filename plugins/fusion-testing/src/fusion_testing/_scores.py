@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fusion_core.contracts.batch import MASK, Batch, Split
+from fusion_core.contracts.batch import ATTENTION_MASK, Batch, Split
 from fusion_core.contracts.task_pool import FeatureTask, TaskPool
 from fusion_testing._component import ComponentSuite
 from fusion_testing._examples import (
@@ -113,7 +113,7 @@ class ScoreChecks(ComponentSuite):
             has_masks = True
             _check_padding(task, model, batch)
         if not has_masks:
-            pytest.skip(f"no batch has an {MASK}")
+            pytest.skip(f"no batch has an {ATTENTION_MASK}")
 
     def test_features_and_head_are_the_scores(self, pool: TaskPool[Any], model: nn.Module) -> None:
         """The `logits` of a FeatureTask equal `head(features)`."""
@@ -170,6 +170,6 @@ def _check_padding(task: AdaptiveTask, model: nn.Module, batch: Batch) -> None:
     if not all(_are_close(scores, expected) for scores in padded):
         fail(
             f"{task.name}: the scores of an example depend on its padding.",
-            f"Pad on the right, pass the {MASK} to the model, and mask padding when computing "
+            f"Pad on the right, pass the {ATTENTION_MASK} to the model, and mask padding when computing "
             "features.",
         )

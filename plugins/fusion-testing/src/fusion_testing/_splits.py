@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fusion_core.contracts.batch import MASK, Batch, Split
+from fusion_core.contracts.batch import ATTENTION_MASK, Batch, Split
 from fusion_core.contracts.task_pool import FeatureTask, TaskPool
 from fusion_testing._component import ComponentSuite
 from fusion_testing._examples import (
@@ -143,7 +143,7 @@ def _check_known(name: str, whole: Examples, known: dict[str, Any], batch: Batch
                 f"{name}: the content of a test example in a batch of {size} differs from a batch "
                 f"of all {len(whole)} test examples.",
                 "Read and scale each example independently. Truncate texts before padding them, "
-                f"and set the {MASK} to 0 at every padding position.",
+                f"and set the {ATTENTION_MASK} to 0 at every padding position.",
             )
     labels = [] if batch.labels is None else batch.labels.tolist()
     repeated = repeated_share(whole.keys)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 import pytest
 
 from fusion_core.errors import BrokenPluginError
-from fusion_core.shown import did_you_mean
+from fusion_core.formatting import suggest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -114,7 +114,7 @@ def _suite_bases(suite: type) -> list[type]:
 def _check_expectation(suite: str, name: str, reason: str, checks: set[str]) -> None:
     plain = name.partition("[")[0]
     if plain not in checks:
-        guess = did_you_mean(plain, checks)
+        guess = suggest(plain, checks)
         raise TypeError(
             f"unknown check in {suite}.expected_failures: {name!r}{guess and f'; {guess}'}"
         )

@@ -14,7 +14,7 @@ from fusion_core.contracts.specs import ModelPoolSpec
 from fusion_core.contracts.task_pool import TaskPool
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.recipe.validation import validated
+from fusion_core.recipe.validation import validate
 from fusion_testing._batches import BatchChecks
 from fusion_testing._examples import batch_digests
 from fusion_testing._experts import ExpertChecks
@@ -100,7 +100,7 @@ class TaskPoolSuite(
         pool_class = component.load_class()
 
         def remake(**changes: Any) -> Any:  # noqa: ANN401 - options of a pool
-            pool = pool_class(validated(component.load_config(), {**options, **changes}))
+            pool = pool_class(validate(component.load_config(), {**options, **changes}))
             if pool_class.bind is TaskPool.bind:
                 return pool
             return pool.bind(request.getfixturevalue("models"))
@@ -154,7 +154,7 @@ class TaskPoolSuite(
                 )
             return
         for name in spec.tasks:
-            config = validated(component.load_config(), {**options, "tasks": [name]})
+            config = validate(component.load_config(), {**options, "tasks": [name]})
             try:
                 names = list(component.load_class()(config).names)
             except RecipeError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from fusion_core.contracts.batch import Batch, Split
-from fusion_core.contracts.measures import Measured
+from fusion_core.contracts.measurements import Measured
 from fusion_core.contracts.task_names import unknown_task
 from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, TaskPool
 from fusion_core.recipe.config import ComponentConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core.contracts.measures import Metrics
+    from fusion_core.contracts.measurements import MetricValues
 
 _TEST_EXAMPLES = 64
 
@@ -46,7 +46,7 @@ class TinyTask(AdaptiveTask):
         scores = _scores(model, cast("Tensor", batch.inputs))
         return scores @ self._head.to(scores)
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         """Measure the accuracy on a fixed batch."""
         batch = self.batch(0, size=_TEST_EXAMPLES, split=Split.TEST, seed=0)
         batch = batch.to(next(model.parameters()).device)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fusion_core.contracts.algorithm import TensorwiseAlgorithm
 from fusion_core.recipe.config import ComponentConfig
-from fusion_core.weights import Piece, in_order
+from fusion_core.weights import Piece, sum_in_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ class Sum(TensorwiseAlgorithm[ComponentConfig]):
 
     def merge(self, piece: Piece) -> Tensor:
         """Return the base plus the sum over experts."""
-        return in_order(piece.task_vectors).add_(piece.base)
+        return sum_in_order(piece.task_vectors).add_(piece.base)
 
 
 class Mean(TensorwiseAlgorithm[ComponentConfig]):
@@ -29,4 +29,4 @@ class Mean(TensorwiseAlgorithm[ComponentConfig]):
 
     def merge(self, piece: Piece) -> Tensor:
         """Return the mean over experts."""
-        return in_order(piece.experts) / len(piece.experts)
+        return sum_in_order(piece.experts) / len(piece.experts)

@@ -17,8 +17,8 @@ from fusion_core.contracts.specs import (
     ModelPoolSpec,
     TaskPoolSpec,
 )
+from fusion_core.formatting import escape_control
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.shown import printable
 from fusion_testing.skeleton import Kind, Names, write_plugin
 
 _SPECS: dict[Kind, tuple[type[ComponentSpec], ...]] = {
@@ -58,7 +58,7 @@ def new_plugin(
                 "installed, users must type full names. Change `name` in plugin.py."
             )
             print_warnings([warning])
-    path = printable(str(directory))
+    path = escape_control(str(directory))
     print(f"written: {path}\n\nnext:")
     print(f"  cd {path}")
     print("  pip install -e . fusion-testing")

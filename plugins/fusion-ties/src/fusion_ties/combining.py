@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import expert_weights
-from fusion_core.weights import Kernel, Linear, Piece, agreeing, elected_sign, in_order
+from fusion_core.weights import Kernel, Linear, Piece, agreeing_magnitudes, elect_sign, sum_in_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,20 +32,20 @@ class DisjointMerge(Kernel):
     def merge(self, piece: Piece) -> Tensor:
         """Elect signs and merge one piece."""
         rows = piece.task_vectors * piece.weights
-        sign = elected_sign(rows, 1.0)
-        total = disjoint(rows, sign, piece.weights, normalize=self.normalize)
+        sign = elect_sign(rows, 1.0)
+        total = disjoint_merge(rows, sign, piece.weights, normalize=self.normalize)
         return total.mul_(self.scale).add_(piece.base)
 
 
-def disjoint(rows: Tensor, sign: Tensor, weights: Tensor, *, normalize: bool) -> Tensor:
+def disjoint_merge(rows: Tensor, sign: Tensor, weights: Tensor, *, normalize: bool) -> Tensor:
     """Sum the entries that have the elected sign; divide by the sum of their weights if asked.
 
     `rows`, of shape (experts, ...), are already multiplied by the weights.
     """
-    agree = agreeing(rows, sign)
-    total = in_order(agree).mul_(sign)
+    agree = agreeing_magnitudes(rows, sign)
+    total = sum_in_order(agree).mul_(sign)
     if normalize:
-        share = in_order(torch.gt(agree, 0, out=agree).mul_(weights))
+        share = sum_in_order(torch.gt(agree, 0, out=agree).mul_(weights))
         is_empty = torch.eq(share, 0, out=torch.empty_like(share))
         total /= share.add_(is_empty)  # divides by one where no expert agrees
     return total

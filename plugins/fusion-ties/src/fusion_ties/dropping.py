@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Cut, Transform
-from fusion_core.weights import Piece, Scan, Scope, per_expert
+from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert
 from fusion_ties.config import DropConfig, MagPruneConfig
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Drop(Transform[DropConfig]):
         """Drop entries of one piece, and rescale the others."""
         rows = self._drop(piece)
         if self.config.rescale == "l1":
-            return rows.mul_(per_expert(piece.state, rows))
+            return rows.mul_(broadcast_per_expert(piece.state, rows))
         return rows.div_(self.config.density or 1)
 
     def _drop(self, piece: Piece) -> Tensor:
@@ -93,7 +93,7 @@ class MagPrune(Transform[MagPruneConfig]):
         probabilities = self._probabilities(piece.task_vectors)
         rows = _keep_at_random(piece, probabilities)
         if self.config.rescale == "l1":
-            return rows.mul_(per_expert(piece.state, rows))
+            return rows.mul_(broadcast_per_expert(piece.state, rows))
         return rows.div_(probabilities.where(probabilities > 0, 1))
 
     def _drop(self, piece: Piece) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import Algorithm, TensorwiseAlgorithm
 from fusion_core.errors import RecipeError
-from fusion_core.weights import Kernel, Piece, RowsKernel, in_order
+from fusion_core.weights import Kernel, Piece, RowsKernel, sum_in_order
 from fusion_ties.config import ConsensusConfig, MagMaxConfig
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class ConsensusSum(Kernel):
 
     def merge(self, piece: Piece) -> Tensor:
         """Sum and mask one piece."""
-        total = in_order(piece.task_vectors)
+        total = sum_in_order(piece.task_vectors)
         masks = _tall_masks(piece.task_vectors, total, self.tall_lambda)
         return total.where(masks.sum(0) >= self.k, 0).mul_(self.scale).add_(piece.base)
 
@@ -96,7 +96,7 @@ class TallMasks(RowsKernel):
     def rows(self, piece: Piece) -> Tensor:
         """Return the masks of one piece."""
         rows = piece.task_vectors
-        return _tall_masks(rows, in_order(rows), self.tall_lambda).to(rows)
+        return _tall_masks(rows, sum_in_order(rows), self.tall_lambda).to(rows)
 
 
 def _tall_masks(rows: Tensor, total: Tensor, tall_lambda: float) -> Tensor:

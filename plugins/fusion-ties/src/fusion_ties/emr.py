@@ -14,8 +14,8 @@ from fusion_core.weights import (
     Piece,
     RowsKernel,
     Scan,
-    agreeing,
-    elected_sign,
+    agreeing_magnitudes,
+    elect_sign,
 )
 from fusion_ties.config import EmrConfig
 
@@ -73,8 +73,8 @@ class SignMasks(RowsKernel):
 
 def _elect(piece: Piece) -> tuple[Tensor, Tensor]:
     """Return each entry's elected sign, and the experts' magnitudes that have it (0 elsewhere)."""
-    sign = elected_sign(piece.task_vectors, 0.0)
-    return sign, agreeing(piece.task_vectors, sign)
+    sign = elect_sign(piece.task_vectors, 0.0)
+    return sign, agreeing_magnitudes(piece.task_vectors, sign)
 
 
 def _task_scales(unified: MergedSource, context: RunContext, *, by_tensor: bool) -> list[float]:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import TensorwiseAlgorithm
-from fusion_core.weights import Piece, Scan, Scope, in_order, kth_largest_magnitudes, per_expert
+from fusion_core.weights import (
+    Piece,
+    Scan,
+    Scope,
+    broadcast_per_expert,
+    kth_largest_magnitudes,
+    sum_in_order,
+)
 from fusion_ties.config import PcbConfig
 
 if TYPE_CHECKING:
@@ -57,8 +64,8 @@ class Pcb(TensorwiseAlgorithm[PcbConfig]):
         """Weigh and merge one piece."""
         state: Balance = piece.state
         shares = state.shares(piece)
-        total = in_order(state.clip(piece.task_vectors) * shares * piece.weights)
-        total /= in_order(shares).clamp_min_(1e-12)
+        total = sum_in_order(state.clip(piece.task_vectors) * shares * piece.weights)
+        total /= sum_in_order(shares).clamp_min_(1e-12)
         return total.mul_(self.config.scale).add_(piece.base)
 
 
@@ -80,19 +87,24 @@ class Balance:
     def balances(self, piece: Piece) -> Tensor:
         """Return the balance of every entry, of the shape of `piece.task_vectors`."""
         rows = piece.task_vectors
-        low, high = per_expert(self.low, rows), per_expert(self.high, rows)
+        low, high = broadcast_per_expert(self.low, rows), broadcast_per_expert(self.high, rows)
         unit = (self._magnitudes(rows) - low) / (high - low).where(high > low, 1)
-        return (len(rows) * unit.square_()).exp_() * (rows * in_order(rows)).tanh_()
+        return (len(rows) * unit.square_()).exp_() * (rows * sum_in_order(rows)).tanh_()
 
     def shares(self, piece: Piece) -> Tensor:
         """Return the weight of every entry, from 0 to 1."""
         balances = self.balances(piece)
-        threshold, top = per_expert(self.threshold, balances), per_expert(self.top, balances)
+        threshold, top = (
+            broadcast_per_expert(self.threshold, balances),
+            broadcast_per_expert(self.top, balances),
+        )
         above = (balances - threshold).clamp_min_(0)
         return above / (top - threshold).where(top > threshold, 1)
 
     def _magnitudes(self, rows: Tensor) -> Tensor:
-        return rows.abs().clamp(per_expert(self.low, rows), per_expert(self.high, rows))
+        return rows.abs().clamp(
+            broadcast_per_expert(self.low, rows), broadcast_per_expert(self.high, rows)
+        )
 
 
 def _threshold(scan: Scan, k: int, balance: Balance) -> Tensor:

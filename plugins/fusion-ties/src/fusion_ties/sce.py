@@ -13,12 +13,12 @@ from fusion_core.weights import (
     Piece,
     Scan,
     Scope,
-    agreeing,
-    elected_sign,
-    in_order,
-    kept_count,
+    agreeing_magnitudes,
+    broadcast_per_expert,
+    count_for_density,
+    elect_sign,
     kth_largest_magnitudes,
-    per_expert,
+    sum_in_order,
 )
 from fusion_ties.config import SceConfig
 
@@ -71,11 +71,11 @@ class Sce(TensorwiseAlgorithm[SceConfig]):
     def merge(self, piece: Piece) -> Tensor:
         """Select, elect and merge one piece."""
         rows = _select(piece.task_vectors, piece.state.threshold)
-        sign = elected_sign(rows, 1.0)
-        agree = agreeing(rows, sign).double()
-        shares = per_expert(piece.state.shares, agree) * piece.weights
-        total = in_order(agree * shares).mul_(sign)
-        share = in_order(agree.sign_().mul_(shares))
+        sign = elect_sign(rows, 1.0)
+        agree = agreeing_magnitudes(rows, sign).double()
+        shares = broadcast_per_expert(piece.state.shares, agree) * piece.weights
+        total = sum_in_order(agree * shares).mul_(sign)
+        share = sum_in_order(agree.sign_().mul_(shares))
         return (total / share.where(share != 0, 1)).to(rows).add_(piece.base)
 
 
@@ -84,7 +84,7 @@ def _deviations(rows: Tensor) -> Tensor:
     largest, smallest = rows.amax(0), rows.amin(0)
     unit = torch.maximum(largest, -smallest)
     scaled = rows / unit.where(unit > 0, 1)
-    squares = in_order((scaled - in_order(scaled) / len(rows)).square_())
+    squares = sum_in_order((scaled - sum_in_order(scaled) / len(rows)).square_())
     return squares.div_(len(rows)).sqrt_().mul_(unit).where(largest > smallest, 0)
 
 
@@ -98,7 +98,7 @@ def _threshold(scan: Scan, density: float) -> float:
     if density == 1:
         return 0.0
     varying = int(scan(_count_varying, torch.add, torch.zeros((), dtype=torch.int64)))
-    count = kept_count(density, varying) if varying else 0
+    count = count_for_density(density, varying) if varying else 0
     return float(kth_largest_magnitudes(scan, count, _deviation_row, count=1)) if count else inf
 
 

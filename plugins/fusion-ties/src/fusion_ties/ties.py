@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fusion_core import TensorwiseAlgorithm
-from fusion_core.weights import Piece, Scan, Scope, Trim
-from fusion_ties.combining import disjoint
+from fusion_core.weights import Piece, Scan, Scope, TrimSurvey
+from fusion_ties.combining import disjoint_merge
 from fusion_ties.config import TiesConfig
 
 if TYPE_CHECKING:
@@ -33,14 +33,16 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
         """Survey the model or every tensor, as the option says."""
         return Scope(self.config.scope)
 
-    def survey(self, scan: Scan) -> Trim:
+    def survey(self, scan: Scan) -> TrimSurvey:
         """Return the thresholds, and the majority sign if the option asks for it."""
-        return Trim.of(scan, self.config.density, majority=self.config.zero_sign == "majority")
+        return TrimSurvey.of(
+            scan, self.config.density, majority=self.config.zero_sign == "majority"
+        )
 
     def merge(self, piece: Piece) -> Tensor:
         """Trim, elect and merge one piece."""
-        state: Trim = piece.state
+        state: TrimSurvey = piece.state
         rows = state.kept(piece.task_vectors).mul_(piece.weights)
         sign = state.sign(rows)
-        total = disjoint(rows, sign, piece.weights, normalize=self.config.normalize)
+        total = disjoint_merge(rows, sign, piece.weights, normalize=self.config.normalize)
         return total.mul_(self.config.scale).add_(piece.base)

@@ -8,14 +8,14 @@ import torch
 
 from fusion_core import Transform
 from fusion_core.weights import (
-    Electing,
+    ElectKernel,
     Piece,
     Scan,
     Scope,
-    Trimming,
-    kept_count,
+    TrimKernel,
+    broadcast_per_expert,
+    count_for_density,
     kth_largest_magnitudes,
-    per_expert,
 )
 from fusion_ties.config import BandConfig, ElectConfig, TrimConfig
 
@@ -42,11 +42,11 @@ class Trim(Transform[TrimConfig]):
 
     def survey(self, scan: Scan) -> Tensor:
         """Return one threshold per expert."""
-        return Trimming(self.config.density).survey(scan)
+        return TrimKernel(self.config.density).survey(scan)
 
     def rows(self, piece: Piece) -> Tensor:
         """Trim one piece."""
-        return Trimming(self.config.density).rows(piece)
+        return TrimKernel(self.config.density).rows(piece)
 
 
 class Elect(Transform[ElectConfig]):
@@ -69,11 +69,11 @@ class Elect(Transform[ElectConfig]):
 
     def survey(self, scan: Scan) -> Any:  # noqa: ANN401 - the kernel's own
         """Return the majority sign."""
-        return Electing().survey(scan)
+        return ElectKernel().survey(scan)
 
     def rows(self, piece: Piece) -> Tensor:
         """Keep the entries of one piece that have the elected sign."""
-        return Electing().rows(piece)
+        return ElectKernel().rows(piece)
 
 
 class Band(Transform[BandConfig]):
@@ -98,7 +98,7 @@ class Band(Transform[BandConfig]):
 
     def survey(self, scan: Scan) -> Tensor:
         """Return the smallest and the largest kept magnitude, of shape (2, experts)."""
-        count = kept_count(self.config.density, scan.numel)
+        count = count_for_density(self.config.density, scan.numel)
         if not count or not scan.numel:
             return torch.full((2, len(scan.operands.experts)), torch.inf)
         dropped = min(int(self.config.gamma * scan.numel), scan.numel - count)
@@ -107,6 +107,6 @@ class Band(Transform[BandConfig]):
     def rows(self, piece: Piece) -> Tensor:
         """Keep the entries of one piece between the thresholds."""
         magnitudes = piece.task_vectors.abs()
-        low, high = (per_expert(bounds, magnitudes) for bounds in piece.state)
+        low, high = (broadcast_per_expert(bounds, magnitudes) for bounds in piece.state)
         inside = (magnitudes >= low) & (magnitudes <= high)
         return piece.task_vectors.where(inside, 0)

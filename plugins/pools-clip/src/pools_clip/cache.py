@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
 from fusion_core.errors import DiskError, OutputError
-from fusion_core.files import locked
+from fusion_core.files import lock_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ def cached_directory(kind: str, key: Mapping[str, Any], fill: Callable[[Path], N
         parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(parent)
         staging = directory.with_name(f"{directory.name}-{secrets.token_hex(4)}")
-        with locked(staging):
+        with lock_output(staging):
             try:
                 _fill(staging, _dump(key), fill)
                 _publish(staging, directory)
@@ -70,7 +70,7 @@ def _remove_stale(parent: Path) -> None:
     A live run holds the lock of its directory. The lock of another user cannot be opened.
     """
     for staging in parent.glob("[!.]*-*"):
-        with suppress(OutputError, DiskError), locked(staging):
+        with suppress(OutputError, DiskError), lock_output(staging):
             shutil.rmtree(staging, ignore_errors=True)
 
 

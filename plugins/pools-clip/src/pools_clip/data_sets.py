@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import Split, hub
 from fusion_core.errors import RecipeError
-from pools_clip.families import all_tasks, known
+from pools_clip.families import all_tasks, load_data_set
 from pools_clip.images import count_rows
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class DataSet(ABC):
         """Return the number of images in a split; None if it is unknown before a download."""
         return count_rows(self.files(split))
 
-    def downloads(self, limit: int | None = None) -> Iterator[hub.Wanted]:
+    def downloads(self, limit: int | None = None) -> Iterator[hub.FileRequest]:
         """Yield the files on the hub that hold the first `limit` test images."""
         del limit
         yield from ()
@@ -110,10 +110,10 @@ class HubDataSet(DataSet):
 
         If the first files hold fewer images than expected, return all files.
         """
-        files = hub.fetch([self._wanted(split, limit)])
+        files = hub.download_requests([self._wanted(split, limit)])
         if limit is None or count_rows(files) >= limit:
             return files
-        return hub.fetch([self._wanted(split)])
+        return hub.download_requests([self._wanted(split)])
 
     def identity(self, split: Split) -> Mapping[str, Any]:
         """Return the commit and the files of a split."""
@@ -122,17 +122,17 @@ class HubDataSet(DataSet):
 
     def count(self, split: Split) -> int | None:
         """Count the images in downloaded files; otherwise use the known size of the test split."""
-        if hub.size_of([self._wanted(split)]).missing == 0:
+        if hub.measure_download([self._wanted(split)]).missing == 0:
             return super().count(split)
         return self._description.rows if split is Split.TEST else None
 
-    def downloads(self, limit: int | None = None) -> Iterator[hub.Wanted]:
+    def downloads(self, limit: int | None = None) -> Iterator[hub.FileRequest]:
         """Yield the files with the test split's first images."""
         yield self._wanted(Split.TEST, limit)
 
-    def _wanted(self, split: Split, limit: int | None = None) -> hub.Wanted:
+    def _wanted(self, split: Split, limit: int | None = None) -> hub.FileRequest:
         name = self._description.train if split is Split.TRAIN else self._description.test
-        wanted = hub.split_files(self._pinned, name, self._description.config)
+        wanted = hub.find_split(self._pinned, name, self._description.config)
         rows = None if split is Split.TRAIN else self._description.rows
         if limit is None or rows is None:
             return wanted
@@ -152,11 +152,11 @@ def open_data_set(name: str, config: ClipClassificationConfig) -> DataSet:
     """
     if name in config.datasets:
         return LocalDataSet(config.datasets[name], config.templates)
-    description = known(name)
+    description = load_data_set(name)
     if config.corruption is None:
         return HubDataSet(description)
     if not description.corrupted:
-        corrupted = [task for task in all_tasks() if known(task).corrupted]
+        corrupted = [task for task in all_tasks() if load_data_set(task).corrupted]
         raise RecipeError(
             f"task_pool.corruption: task {name!r} has no corrupted images",
             hint=f"Choose tasks that have them: --tasks {','.join(corrupted)}",

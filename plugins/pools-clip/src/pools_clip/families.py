@@ -98,7 +98,7 @@ def data_citations() -> str:
     """Return the citations of all data sets, with their tasks."""
     tasks_by_citation: dict[str, list[str]] = {}
     for task in all_tasks():
-        tasks_by_citation.setdefault(known(task).citation, []).append(task)
+        tasks_by_citation.setdefault(load_data_set(task).citation, []).append(task)
     return "; ".join(
         f"{citation} ({', '.join(tasks)})" for citation, tasks in tasks_by_citation.items()
     )
@@ -115,7 +115,7 @@ def data_licence() -> str:
 
 
 @cache
-def known(task: str) -> KnownDataSet:
+def load_data_set(task: str) -> KnownDataSet:
     """Return a task's data set."""
     return KnownDataSet(**_read(f"tasks/{task}.json"))
 

@@ -36,11 +36,11 @@ class FamilyPool(ClipPool):
     def __init__(self, config: FamilyConfig) -> None:
         family = families()[self.family]
         tasks = choose_tasks(expand_sets(config.tasks), all_tasks(), "model_pool.tasks")
-        with hub.advising(_WITHOUT_NETWORK):
+        with hub.add_advice(_WITHOUT_NETWORK):
             super().__init__(ClipConfig(base=family.base, models=family.experts(tasks)))
         self.config = config
 
-    def downloads(self) -> Sequence[hub.Wanted]:
+    def downloads(self) -> Sequence[hub.FileRequest]:
         """Return the weights of the base and the experts."""
         return [replace(download, otherwise=_WITHOUT_NETWORK) for download in super().downloads()]
 
@@ -56,14 +56,14 @@ class FamilyTasks(ClipClassification):
 
     def __init__(self, config: FamilyTasksConfig) -> None:
         base = families()[self.family].base
-        with hub.advising(_WITHOUT_NETWORK):
+        with hub.add_advice(_WITHOUT_NETWORK):
             super().__init__(ClipClassificationConfig(clip=base, **config.model_dump()))
         self.config = config
         self.published = None if config.corruption else _read_published(self.family)
 
-    def downloads(self) -> Sequence[hub.Wanted]:
+    def downloads(self) -> Sequence[hub.FileRequest]:
         """Return the base and the test images."""
-        with hub.advising(_WITHOUT_NETWORK):
+        with hub.add_advice(_WITHOUT_NETWORK):
             return [
                 replace(download, otherwise=_WITHOUT_NETWORK) for download in super().downloads()
             ]

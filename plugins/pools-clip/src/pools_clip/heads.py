@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from fusion_adapting import on_cores, with_fast_products
+from fusion_adapting import map_on_cores, use_fast_linear_layers
 from fusion_core.errors import CheckpointError
 from fusion_core.files import file_stamps
-from fusion_core.weights import Origin, origins
+from fusion_core.weights import Origin, collect_origins
 from pools_clip.cache import cached_directory, write_file
 from pools_clip.preprocessor import Preprocessor
 from pools_clip.tokens import tokenize
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core import WeightSource
-    from fusion_core.hub import Wanted
+    from fusion_core.hub import FileRequest
     from pools_clip.directory import ClipDirectory
 
 #: Texts per batch of the text tower.
@@ -109,11 +109,11 @@ class FrozenClip:
             "preprocessor": self.preprocessor.identity,
         }
 
-    def downloads(self) -> Iterator[Wanted]:
+    def downloads(self) -> Iterator[FileRequest]:
         """Yield the files that are read from the hub."""
         if self._directory.origin.pinned is None:
             return
-        for origin in origins(self._directory.weights()):
+        for origin in collect_origins(self._directory.weights()):
             if origin.wanted is not None:
                 yield origin.wanted
 
@@ -140,7 +140,7 @@ class FrozenClip:
     def _encode(self, encoder: _TextEncoder, prompts: Mapping[str, Prompts]) -> dict[str, Tensor]:
         # one child process tokenizes all prompts, ahead of the text tower
         tokens = ((encoder.tokens(prompt), list(map(len, prompt))) for prompt in prompts.values())
-        embeddings = on_cores(lambda task: _class_embeddings(encoder(task[0]), task[1]), tokens)
+        embeddings = map_on_cores(lambda task: _class_embeddings(encoder(task[0]), task[1]), tokens)
         return dict(zip(prompts, embeddings, strict=True))
 
 
@@ -149,7 +149,7 @@ class _TextEncoder:
 
     def __init__(self, directory: ClipDirectory, checkpoint: WeightSource) -> None:
         self._path = str(directory.path)
-        self._tower = with_fast_products(build_text(directory.text, checkpoint))
+        self._tower = use_fast_linear_layers(build_text(directory.text, checkpoint))
         self._projection = _read_tensor(checkpoint, "text_projection.weight")
 
     def tokens(self, prompts: Prompts) -> Tokens:

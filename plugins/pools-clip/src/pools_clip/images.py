@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageOps
 
-from fusion_adapting import on_cores
+from fusion_adapting import map_on_cores
 from fusion_core import note
 from fusion_core.errors import FusionError
 
@@ -86,7 +86,7 @@ def read_images(  # noqa: PLR0913 - the file, its columns, and the destination
         shape = (count, *preprocessor.shape)
         pixels = torch.empty(shape, dtype=torch.uint8) if into is None else into
         labels: list[torch.Tensor] = []
-        for row, part in on_cores(decode, _batches(file, path, wanted, count)):
+        for row, part in map_on_cores(decode, _batches(file, path, wanted, count)):
             pixels[row : row + len(part)] = part.pixels
             labels += [] if part.labels is None else [part.labels]
             note(f"{Path(path).name}: {row + len(part):,} of {count:,} images decoded")

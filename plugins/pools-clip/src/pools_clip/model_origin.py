@@ -77,11 +77,11 @@ def _find_base(reference: hub.Reference, option: str) -> ModelOrigin:
     """Find a family's base, whose weights may be a pickle."""
     try:
         pinned = hub.resolve(reference)
-        if {_SINGLE, _INDEX} & hub.listing(pinned).keys():
+        if {_SINGLE, _INDEX} & hub.list_files(pinned).keys():
             model = find_model(str(pinned), option)
             return ModelOrigin(model.location.path, model.location.name, model.open, pinned)
         directory = hub.download(pinned, _SIDE_FILES)
-        converted = hub.conversion(pinned)
+        converted = hub.find_conversion(pinned)
     except HubError as error:
         raise HubError(f"{option}: {error.message}", hint=error.hint) from error
     if converted is not None:

@@ -28,12 +28,12 @@ class PickleSource(WeightSource):
     """The tensors of a commit's `pytorch_model.bin`, which is downloaded at once.
 
     Raises `CheckpointError` for a file with anything but tensors, or with tensors larger than the
-    file, and the errors of `hub.files`.
+    file, and the errors of `hub.download_paths`.
     """
 
     def __init__(self, pinned: hub.Reference) -> None:
         self._pinned = pinned
-        path = hub.files(pinned, [PICKLE]) / PICKLE
+        path = hub.download_paths(pinned, [PICKLE]) / PICKLE
         status = path.stat()
         how = "torch.load(weights_only=True, mmap=True)"
         self._origin = Origin(

@@ -8,7 +8,7 @@ from pools_clip.families import (
     data_citations,
     data_licence,
     families,
-    known,
+    load_data_set,
     model_citation,
     model_licence,
     task_sets,
@@ -60,7 +60,7 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
         config="pools_clip.config:ClipClassificationConfig",
         offline=True,
     )
-    rows = sum(known(task).rows or 0 for task in task_sets()["ta8"])
+    rows = sum(load_data_set(task).rows or 0 for task in task_sets()["ta8"])
     for name, family in families().items():
         yield TaskPoolSpec(
             name=name,

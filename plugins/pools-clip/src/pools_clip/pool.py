@@ -10,7 +10,7 @@ import torch
 
 from fusion_core import ComponentConfig, ModelPool, build_model
 from fusion_core.errors import AlignmentError
-from fusion_core.weights import layers_of, licence_of
+from fusion_core.weights import layers_of, read_licence
 from pools_clip.config import ClipConfig
 from pools_clip.directory import CONFIG, PREPROCESSOR, ClipDirectory
 from pools_clip.vision import PREFIX, VisionTower, canonical_name, vision_config
@@ -45,7 +45,7 @@ class ClipPool(ModelPool[ComponentConfig]):
     def __init__(self, config: ClipConfig) -> None:
         super().__init__(config)
         self._directory = ClipDirectory.open(config.base, "model_pool.base")
-        self._licences = {"base": licence_of(self._directory.path)}
+        self._licences = {"base": read_licence(self._directory.path)}
         self._processors = {"base": self._directory.preprocessor}
         self.base: WeightSource = VisionTower(self._directory.weights())
         self.experts = {name: self._open_expert(name, path) for name, path in config.models.items()}
@@ -127,7 +127,7 @@ class ClipPool(ModelPool[ComponentConfig]):
                     f"the base has {base_value!r}",
                     hint="Merge only models that were fine-tuned from the base.",
                 )
-        self._licences[name] = licence_of(directory.path)
+        self._licences[name] = read_licence(directory.path)
         self._processors[name] = directory.preprocessor
         return VisionTower(directory.weights())
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 
-from fusion_adapting import on_cores
+from fusion_adapting import map_on_cores
 from fusion_core import (
     Batch,
     ComponentConfig,
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core import Metrics
-    from fusion_core.hub import Wanted
+    from fusion_core import MetricValues
+    from fusion_core.hub import FileRequest
 
 #: Titles of the half that options are chosen on, and of the half that measures them.
 _HALVES = ("a half", "the other half")
@@ -91,7 +91,7 @@ class ClipClassification(TaskPool[ComponentConfig]):
             raise unknown_task(name, self.names, "tasks")
         return self._tasks[name]
 
-    def downloads(self) -> Sequence[Wanted]:
+    def downloads(self) -> Sequence[FileRequest]:
         """Return the base, for the heads, and the test images of data sets on the hub."""
         images = [download for task in self._tasks.values() for download in task.downloads()]
         return [*self._clip.downloads(), *images]
@@ -185,7 +185,7 @@ class ClipTask(FeatureTask):
         if isinstance(self._data, LocalDataSet):
             self._data.check()
 
-    def downloads(self) -> Iterator[Wanted]:
+    def downloads(self) -> Iterator[FileRequest]:
         """Yield the files of the test images, with the disk space for decoded images."""
         limit = self._config.limit
         for download in self._data.downloads(limit):
@@ -216,7 +216,7 @@ class ClipTask(FeatureTask):
         """Return exp(logit_scale) * cosine similarity, shape (images, classes)."""
         return self._clip.heads.logits(features, self.name)
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         """Return {"accuracy": fraction of the test images}, measured on the model's device."""
         images = self._images(Split.TEST)
         labels = cast("Tensor", images.labels)  # the test split always has labels
@@ -238,7 +238,9 @@ class ClipTask(FeatureTask):
 
         starts, predictions = range(0, len(images), size), []
         with evaluation_mode(model):
-            batches = on_cores(predict, starts) if device.type == "cpu" else map(predict, starts)
+            batches = (
+                map_on_cores(predict, starts) if device.type == "cpu" else map(predict, starts)
+            )
             for start, classes in zip(starts, batches, strict=True):
                 predictions.append(classes)
                 note(f"{self.name}: {start + len(classes):,} of {len(images):,} images")

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from fusion_core.errors import CheckpointError
-from fusion_core.files import Confined, Limits, Overrun, Refused
+from fusion_core.files import LimitExceeded, Limits, SandboxedWorker, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 #: Limits for the prompts of one task, which are some thousand short texts.
 _LIMITS = Limits(seconds=120, memory=2_000_000_000, answer=256_000_000)
-_CHILD = Confined("pools_clip.tokens:serve")
+_CHILD = SandboxedWorker("pools_clip.tokens:serve")
 
 
 class Tokens(BaseModel):
@@ -36,13 +36,13 @@ def tokenize(directory: str, texts: Sequence[str], length: int) -> Tokens:
     """
     try:
         return Tokens.model_validate_json(_CHILD.ask([directory, list(texts), length], _LIMITS))
-    except Refused as error:
+    except WorkFailed as error:
         raise CheckpointError(
             f"{directory}: its tokenizer cannot be loaded: {error}",
             hint="Save the model's tokenizer there too.",
         ) from error
-    except (Overrun, ValidationError) as error:
-        problem = error if isinstance(error, Overrun) else "gave an invalid answer"
+    except (LimitExceeded, ValidationError) as error:
+        problem = error if isinstance(error, LimitExceeded) else "gave an invalid answer"
         raise CheckpointError(
             f"{directory}: tokenizing prompts {problem}",
             hint="tokenizer.json came with the model, and may be damaged or hostile: look at it.",

@@ -15,7 +15,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import RenamedSource, same_tensors
+from fusion_core.weights import RenamedSource, match_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -113,7 +113,7 @@ class Architecture:
         Names in old files are converted as transformers does on loading.
         """
         stored = {self.modernize_name(name): name for name in source.infos}
-        live = {name: live_name for live_name, name in same_tensors(self.tensors, stored).items()}
+        live = {name: live_name for live_name, name in match_names(self.tensors, stored).items()}
         names = [name for name in stored if name in live or not self._is_ignored(name)]
         return RenamedSource(source, {live.get(name, name): stored[name] for name in names})
 

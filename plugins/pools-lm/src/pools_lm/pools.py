@@ -10,7 +10,13 @@ import torch
 
 from fusion_core import CheckpointsPool, build_model
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.weights import RenamedSource, as_weights, safe_config, same_tensors, tokenizer_of
+from fusion_core.weights import (
+    RenamedSource,
+    as_weights,
+    match_names,
+    parse_safe_config,
+    select_tokenizer_files,
+)
 from pools_lm.config import LanguageConfig
 from pools_lm.packing import Packing
 from pools_lm.side_files import ENCODER_FILES, drop_foreign_modules, files_not_copied
@@ -104,7 +110,7 @@ class LanguagePool(CheckpointsPool):
         change = self._tokenizer_change
         if change is None:
             return files
-        tokenizer = tokenizer_of(files)
+        tokenizer = select_tokenizer_files(files)
         others = {name: content for name, content in files.items() if name not in tokenizer}
         return {**resize_vocabulary(others, change.old_rows, change.rows), **change.files}
 
@@ -114,7 +120,7 @@ class LanguagePool(CheckpointsPool):
         if self._tokenizer_change is not None:
             return {
                 model: {
-                    **{n: f for n, f in files.items() if n not in tokenizer_of(files)},
+                    **{n: f for n, f in files.items() if n not in select_tokenizer_files(files)},
                     **self._tokenizer_change.files,
                 }
                 for model, files in files_by_model.items()
@@ -148,7 +154,7 @@ class LanguagePool(CheckpointsPool):
         if not target.changes_models:
             return
         self._tokenizer_change = TokenizerChange(
-            files=add_tokens(tokenizer_of(self.files_of(target.chosen.name)), target),
+            files=add_tokens(select_tokenizer_files(self.files_of(target.chosen.name)), target),
             old_rows=target.models[0].rows.count,
             rows=target.count,
             warnings=tuple(target.describe_changes()),
@@ -192,7 +198,7 @@ class LanguagePool(CheckpointsPool):
 
     @property
     def _configuration(self) -> Mapping[str, Any] | None:
-        return safe_config({**self.side_files()[self._first], **self.assets()}, self._first)
+        return parse_safe_config({**self.side_files()[self._first], **self.assets()}, self._first)
 
     @property
     def _architecture(self) -> Architecture:
@@ -220,13 +226,13 @@ class LanguagePool(CheckpointsPool):
             return
         if lost := files_not_copied(first.location.names(), assets):
             yield f"files of {first.name} not copied (code never is): {', '.join(lost)}"
-        if not any(map(tokenizer_of, (assets, *map(self.files_of, self.experts)))):
+        if not any(map(select_tokenizer_files, (assets, *map(self.files_of, self.experts)))):
             yield f"{first.name} has no tokenizer, so the output has none"
 
 
 def _has_names_of(source: WeightSource, first: WeightSource) -> bool:
     """Tell whether a model has the first model's names up to a prefix. Deltas always do."""
-    shared = len(same_tensors(first.infos, source.infos))
+    shared = len(match_names(first.infos, source.infos))
     return shared == len(first.infos) == len(source.infos) or source.is_delta
 
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import content_of
+from fusion_core.weights import read_side_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -70,8 +70,8 @@ def has_chat_template(files: Files) -> bool:
 def read_content(files: Files, name: str) -> bytes:
     """Return a file's bytes. A module's weights may be larger than other side files."""
     if name.endswith(".safetensors"):
-        return content_of(files[name], _MAX_MODULE_BYTES)
-    return content_of(files[name])
+        return read_side_file(files[name], _MAX_MODULE_BYTES)
+    return read_side_file(files[name])
 
 
 def list_modules(files: Files) -> list[tuple[str, str]]:

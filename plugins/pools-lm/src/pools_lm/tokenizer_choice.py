@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.weights import same_tensors, tokenizer_of
+from fusion_core.weights import match_names, select_tokenizer_files
 from pools_lm.config import UNION
 from pools_lm.rows import ModelRows
 from pools_lm.target_tokens import Model, TargetTokens
@@ -76,7 +76,7 @@ class TokenizerChoice:
     def _digests(self) -> dict[str, str]:
         """A digest of the token ids of each model that has a tokenizer."""
         return {
-            name: digest_token_ids(tokenizer_of(files))
+            name: digest_token_ids(select_tokenizer_files(files))
             for name, files in self.files.items()
             if has_tokenizer(files)
         }
@@ -125,5 +125,5 @@ class TokenizerChoice:
 
 
 def _has_same_shapes(one: WeightSource, other: WeightSource) -> bool:
-    names = same_tensors(one.infos, other.infos)
+    names = match_names(one.infos, other.infos)
     return all(one.infos[name].shape == other.infos[twin].shape for name, twin in names.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights import tokenizer_of
+from fusion_core.weights import select_tokenizer_files
 from pools_lm.confined.client import SETTINGS, TOKENIZER
 from pools_lm.vocabularies import FILES_WITHOUT_IDS, read_json
 
@@ -27,7 +27,7 @@ _SCORE_GAP = 10.0
 
 def has_tokenizer(files: Files) -> bool:
     """Tell whether a model's files include a tokenizer, not just settings and templates."""
-    names = tokenizer_of(files)
+    names = select_tokenizer_files(files)
     return any(not name.startswith((*FILES_WITHOUT_IDS, _ADDED_TOKENS)) for name in names)
 
 
@@ -36,13 +36,13 @@ def replace_tokenizer(files: Files, other: Files) -> dict[str, bytes | Path]:
 
     The token ids in `config.json` and `generation_config.json` become the other model's.
     """
-    old_tokenizer = tokenizer_of(files)
+    old_tokenizer = select_tokenizer_files(files)
     replaced = {
         name: content
         for name, content in files.items()
         if name not in old_tokenizer and name != GENERATION
     }
-    replaced |= tokenizer_of(other)
+    replaced |= select_tokenizer_files(other)
     if GENERATION in other:
         replaced[GENERATION] = other[GENERATION]
     if CONFIG in files:

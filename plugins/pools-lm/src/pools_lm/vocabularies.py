@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, TypeAdapter
 
 from fusion_core.errors import CheckpointError
-from fusion_core.files import Refused
-from fusion_core.weights import content_of, read_config
+from fusion_core.files import WorkFailed
+from fusion_core.weights import read_config, read_side_file
 from pools_lm.confined.client import READING, SETTINGS, TOKENIZER, TokenizerClient, split_batches
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def digest_token_ids(files: Files) -> str:
     digest = hashlib.sha256(json.dumps(_added_by_settings(files), sort_keys=True).encode())
     for name in sorted(files):
         if not name.startswith(FILES_WITHOUT_IDS):
-            digest.update(f"\0{name}\0".encode() + content_of(files[name]))
+            digest.update(f"\0{name}\0".encode() + read_side_file(files[name]))
     return digest.hexdigest()
 
 
@@ -109,7 +109,7 @@ def read_vocabulary(files: Files, model: str) -> Vocabulary:
     client = TokenizerClient.of(files, model, "read_vocabulary")
     try:
         contents = client.read(_CONTENTS)
-    except Refused as error:
+    except WorkFailed as error:
         raise CheckpointError(
             f"{model}: unreadable tokenizer: {error}",
             hint=f"Save it with transformers as {TOKENIZER}.",

@@ -72,7 +72,7 @@ def compare(
       fuse compare outputs/* --seeds --format latex
       fuse compare outputs/* --paired outputs/mini8-ties-1 outputs/mini8-dare-1
     """  # noqa: D301 - \b tells typer to keep the line breaks
-    from fusion_core.commands import below_base_warnings, printable
+    from fusion_core.commands import below_base_warnings, escape_control
     from fusion_core.errors import RecipeError
     from fusion_report.comparison.sorting import sort_reports
     from fusion_report.reading import read_report, read_reports
@@ -80,7 +80,7 @@ def compare(
     are_two = len(directories) == 2 and not seeds  # noqa: PLR2004 - a pair
     reports, problems = read_reports(directories, outcomes=intervals or are_two)
     for problem in problems:
-        print(f"skipped: {printable(problem.message)}", file=sys.stderr)
+        print(f"skipped: {escape_control(problem.message)}", file=sys.stderr)
     pair = {str(path): read_report(path, outcomes=True) for path in paired or ()}
     if not pair and are_two and len(reports) == len(directories):
         pair = reports
@@ -89,7 +89,7 @@ def compare(
     if sort is not None:
         reports = sort_reports(reports, sort)
     for warning in below_base_warnings(_shorten(reports)):
-        print(f"warning: {printable(' '.join(warning.splitlines()))}", file=sys.stderr)
+        print(f"warning: {escape_control(' '.join(warning.splitlines()))}", file=sys.stderr)
     if as_json or form is Format.JSON:
         _print_json(reports, over, pair, differences)
     elif form is Format.TABLE:
@@ -159,7 +159,7 @@ def _print_tables(
 
 
 def _print_text(reports: Reports, over: Intervals | None, form: Format) -> None:
-    from fusion_core.commands import printable, table_of
+    from fusion_core.commands import build_table, escape_control
     from fusion_report.comparison import formats
 
     write = {
@@ -167,7 +167,7 @@ def _print_text(reports: Reports, over: Intervals | None, form: Format) -> None:
         Format.LATEX: formats.as_latex,
         Format.MARKDOWN: formats.as_markdown,
     }
-    print(printable(write[form](table_of(_shorten(reports), over))))
+    print(escape_control(write[form](build_table(_shorten(reports), over))))
 
 
 def _shorten(reports: Reports) -> Reports:

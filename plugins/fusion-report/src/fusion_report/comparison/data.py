@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.commands import table_of
+from fusion_core.commands import build_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def reports_as_json(
     reports: Mapping[str, Report], intervals: Intervals | None = None
 ) -> dict[str, dict[str, Any]]:
     """Return reports as JSON data with averages over their common tasks."""
-    shared = list(table_of(reports).shared)
+    shared = list(build_table(reports).shared)
     data = {}
     for name, report in reports.items():
         content = report.as_json(intervals)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from fusion_core import Measured
-from fusion_core.commands import paired_bootstrap, table_of
+from fusion_core.commands import build_table, paired_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def compare_reports(first: Report, second: Report) -> list[Difference]:
         return []
     outcomes: dict[str, Outcomes] = {}
     differences = []
-    for task in table_of({"first": first, "second": second}).shared:
+    for task in build_table({"first": first, "second": second}).shared:
         before, after = first.tasks[task], second.tasks[task]
         if isinstance(before, Measured) and before.pairs_with(after):
             outcomes[task] = before.differences(after), before.weights

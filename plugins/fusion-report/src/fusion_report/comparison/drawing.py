@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fusion_core.commands import printable
+from fusion_core.commands import escape_control
 from fusion_report.comparison.differences import BOOTSTRAP
 
 if TYPE_CHECKING:
@@ -42,4 +42,4 @@ def print_differences(first: str, second: str, differences: Sequence[Difference]
 
 def _text(value: str) -> Text:
     """Return a text on one line, without control characters."""
-    return Text(printable(" ".join(value.splitlines())))
+    return Text(escape_control(" ".join(value.splitlines())))

@@ -16,7 +16,7 @@ from fusion_core.commands import Intervals, load_recipe
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from fusion_core import Metric, Metrics, Report
+    from fusion_core import Metric, MetricValues, Report
 
 #: Keys of a recipe in which runs of one group may differ.
 _VARIABLE = ("seed", "output")
@@ -26,7 +26,7 @@ _UPPER_TAIL = 0.975  # of a 95 % interval
 class Repeated(dict[str, float]):
     """Means of metrics over several runs of one recipe, with the main metric of each run."""
 
-    def __init__(self, runs: Sequence[Metrics]) -> None:
+    def __init__(self, runs: Sequence[MetricValues]) -> None:
         """Average the metrics that all runs have."""
         names = [name for name in runs[0] if all(name in run for run in runs)]
         super().__init__({name: sum(run[name] for run in runs) / len(runs) for name in names})
@@ -40,11 +40,11 @@ class SeedIntervals(Intervals):
     over = "seeds"
     missing = "no two runs differ only in the seed"
 
-    def of_task(self, metrics: Metrics) -> tuple[float, float] | None:
+    def of_task(self, metrics: MetricValues) -> tuple[float, float] | None:
         """Return the interval of a task's main metric; None if it is not a mean over runs."""
         return student(metrics.by_run) if isinstance(metrics, Repeated) else None
 
-    def of_average(self, row: Collection[Metrics]) -> tuple[float, float] | None:
+    def of_average(self, row: Collection[MetricValues]) -> tuple[float, float] | None:
         """Return the interval of the mean over tasks; None if a task is not a mean over runs."""
         by_task = [metrics.by_run for metrics in row if isinstance(metrics, Repeated)]
         if not by_task or len(by_task) < len(row):
@@ -52,7 +52,7 @@ class SeedIntervals(Intervals):
         return student([sum(run) / len(run) for run in zip(*by_task, strict=True)])
 
     def of_normalised(
-        self, row: Collection[tuple[Metric, Metrics, Metrics]]
+        self, row: Collection[tuple[Metric, MetricValues, MetricValues]]
     ) -> tuple[float, float] | None:
         """Return the interval of the mean of score / reference; None as in `of_average`."""
         ratios = []

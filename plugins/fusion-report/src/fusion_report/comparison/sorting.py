@@ -6,7 +6,7 @@ import math
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from fusion_core.commands import table_of
+from fusion_core.commands import build_table
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def sort_reports(reports: Mapping[str, Report], label: str) -> dict[str, Report]:
     """Sort reports by a task or an average, best first; raise `RecipeError` for other columns."""
-    table = table_of(reports)
+    table = build_table(reports)
     entry = next((entry for entry in table.entries if entry.label == label), None)
     if entry is None:
         raise _unknown_column(reports, label, [entry.label for entry in table.entries])

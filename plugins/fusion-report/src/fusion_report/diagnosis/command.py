@@ -78,13 +78,13 @@ def diagnose(
     """  # noqa: D301 - \b tells typer to keep the line breaks
     from fusion_core import RunOptions
     from fusion_core.commands import (
+        escape_control,
         load_recipe,
         override,
         print_json,
-        printable,
         progress_for,
         sections_from,
-        trusted_by,
+        trusted_names,
     )
     from fusion_report.diagnosis.diagnose import Questions
     from fusion_report.diagnosis.diagnose import diagnose as run_diagnosis
@@ -105,11 +105,11 @@ def diagnose(
             device=device,
             progress=progress_for(quiet=quiet),
             block=context.obj or frozenset(),
-            trust=trusted_by(trust),
+            trust=trusted_names(trust),
         ),
     )
     for warning in diagnosis.warnings:
-        print(f"warning: {printable(warning)} No predictions are made.", file=sys.stderr)
+        print(f"warning: {escape_control(warning)} No predictions are made.", file=sys.stderr)
     if as_json:
         print_json(diagnosis.as_json())
     else:

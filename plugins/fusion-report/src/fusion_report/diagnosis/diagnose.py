@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import AdaptiveTask, RunOptions, hub, merge, models_of, noting, plan
-from fusion_core.commands import below_base_warnings, device_of, evaluate_experts, load_recipe
+from fusion_core import AdaptiveTask, RunOptions, hub, load_models, merge, plan, show_notes_on
+from fusion_core.commands import below_base_warnings, evaluate_experts, load_recipe, resolve_device
 from fusion_core.errors import PluginError, RecipeError
 from fusion_report.diagnosis.advice import advise
 from fusion_report.diagnosis.kinds import matching_kinds
@@ -97,7 +97,7 @@ def diagnose(
             _LOG.warning("tasks that need trust are skipped: only weights are measured")
         if questions.tasks:
             planned.check_data(untrusted=True)
-        pool = models_of(planned)
+        pool = load_models(planned)
         figures = measure(pool, tasks, questions, options)
         measured = _measure_experts(pool, tasks, questions, options)
     is_plausible = measured is None or not measured.experts_below_base
@@ -116,7 +116,7 @@ def _measure_experts(
     names = [task.name for task in _expert_tasks(pool, tasks)]
     if not names:
         return None
-    device = device_of(options.device)
+    device = resolve_device(options.device)
     return evaluate_experts(pool, tasks, names, device=device, progress=options.progress)
 
 
@@ -131,7 +131,7 @@ def measure(
     adaptive = [*_expert_tasks(pool, tasks)] if questions.tasks and tasks is not None else []
     if not adaptive:
         return figures
-    survey = Survey(pool, adaptive, questions.samples, device_of(options.device))
+    survey = Survey(pool, adaptive, questions.samples, resolve_device(options.device))
     merges = dict(_merges(pool, options, trials=questions.trials))
     answers = _measure_models(survey, merges, options.progress)
     paths = [*survey.measure_paths(options.progress)] if questions.connectivity else ()
@@ -150,7 +150,7 @@ def _measure_models(
     """Measure the predictions of the experts, the base and the merges."""
     base = survey.pool.base
     models = {**({} if base is None else {"base": base}), **merges}
-    with progress.track("measure models", total=1 + len(models)) as advance, noting(advance):
+    with progress.track("measure models", total=1 + len(models)) as advance, show_notes_on(advance):
         answers = {"experts": survey.measure_experts()}
         advance(1)
         for name, weights in models.items():

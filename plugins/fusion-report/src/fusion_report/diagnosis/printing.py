@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fusion_core.commands import print_table, printable
+from fusion_core.commands import escape_control, print_table
 from fusion_report.diagnosis.kinds import matching_kinds
 from fusion_report.diagnosis.ranks import COLUMNS
 from fusion_report.diagnosis.record import read_record
@@ -47,7 +47,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         if rows:
             print_table(headings, rows)
     if notes := [*diagnosis.warnings, *_notes(figures, advice)]:
-        typer.echo(printable("\n".join(["", *notes])))
+        typer.echo(escape_control("\n".join(["", *notes])))
 
 
 def _expert_table(figures: Figures) -> Layout:
@@ -180,7 +180,7 @@ def _kind_notes(figures: Figures, advice: Sequence[Advice]) -> Iterator[str]:
     """Name the kind of models, and explain the confidence if it has no record."""
     names = matching_kinds(figures.kind)
     record = f"counted as {', '.join(names)}" if names else "no record on this kind"
-    yield f"kind: {printable(str(figures.kind))}: {record}"
+    yield f"kind: {escape_control(str(figures.kind))}: {record}"
     if not all(prediction.is_counted for prediction in advice):
         yield (
             "no record on this kind: the confidence is the lower end of Wilson's 95 % interval "
@@ -199,7 +199,7 @@ def _missing_notes(figures: Figures) -> Iterator[str]:
         yield "only one expert: nothing to compare it with"
     for name, expert in figures.experts.items():
         if expert.norm == 0:
-            yield f"{printable(name)} equals {'the base' if figures.has_base else 'the others'}"
+            yield f"{escape_control(name)} equals {'the base' if figures.has_base else 'the others'}"
     if not figures.answers:
         yield "no predictions measured: name tasks with unlabeled examples with --task-pool"
     elif not figures.trial_agreement:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core import Cut, noting
+from fusion_core import Cut, show_notes_on
 from fusion_core.weights import is_matrix
 from fusion_report.vectors import make_scan, merged_infos
 
@@ -60,7 +60,7 @@ def measure_ranks(operands: Operands, progress: Progress) -> Ranks:
     chosen = _sample_matrices(matrices, len(operands.experts))
     rows = [torch.full((3, len(operands.experts)), torch.nan, dtype=torch.float64)]
     track = progress.track("decompose", total=len(chosen))
-    with track as advance, noting(advance):
+    with track as advance, show_notes_on(advance):
         for info in chosen:
             rows.append(_measure_matrix(operands, info))
             advance(1, note=info.name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights import Trim, in_order
+from fusion_core.weights import TrimSurvey, sum_in_order
 from fusion_report.vectors import make_scan, merged_infos
 
 if TYPE_CHECKING:
@@ -41,17 +41,17 @@ def measure_signs(operands: Operands) -> Signs:
     Trimming is that of TIES (arXiv:2306.01708), over the whole model. Shares of nothing are NaN.
     """
     scan = make_scan(operands, merged_infos(operands))
-    trim = Trim.of(scan, DENSITY, majority=False)
+    trim = TrimSurvey.of(scan, DENSITY, majority=False)
     zero = torch.zeros(4 + len(operands.experts), dtype=torch.float64)
     shared, conflicting, mass, against, *changed = scan(partial(_tally, trim=trim), torch.add, zero)
     shares = [float(count / scan.numel) for count in changed]
     return Signs(shares, float(conflicting / shared), float(against / mass))
 
 
-def _tally(piece: Piece, trim: Trim) -> Tensor:
+def _tally(piece: Piece, trim: TrimSurvey) -> Tensor:
     """Sum over a piece: shared and conflicting entries, all and opposed magnitude, changes."""
     trimmed = trim.kept(piece.task_vectors)
-    up, down = in_order(trimmed.clamp(min=0)), -in_order(trimmed.clamp(max=0))
+    up, down = sum_in_order(trimmed.clamp(min=0)), -sum_in_order(trimmed.clamp(max=0))
     minority = torch.minimum(up, down)
     shared = trimmed.ne(0).sum(0) > 1
     masses = ((up + down).sum(dtype=torch.float64), minority.sum(dtype=torch.float64))

@@ -16,7 +16,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from fusion_core.commands import printable
+from fusion_core.commands import escape_control
 from fusion_report.theme import PAINT
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Drawing:
         body = re.sub(r' d="[^"]*"', lambda path: _DECIMALS.sub(r"\1", path[0]), body)
         body = _COLOUR.sub(lambda match: _VARIABLES[match[0]], body)
         width = float(box[1].split()[2]) * (1.4 if size == "narrow" else 1)
-        title, words = printable(self.title), printable(self.words)
+        title, words = escape_control(self.title), escape_control(self.words)
         head = Markup(
             '<svg xmlns="http://www.w3.org/2000/svg" class="{}" viewBox="{}" role="img" '
             'style="max-width:{:.0f}px" aria-label="{}"><title>{}</title><desc>{}</desc>'
@@ -130,7 +130,7 @@ def set_height(figure: Figure, height: float) -> None:
 
 def shorten(name: str, longest: int = 24) -> str:
     """Return a name on one line, with an ellipsis in the middle if it is too long."""
-    line = printable(" ".join(name.split()))
+    line = escape_control(" ".join(name.split()))
     half = longest // 2
     return (
         line if len(line) <= longest else f"{line[: half - 1]}\N{HORIZONTAL ELLIPSIS}{line[-half:]}"

@@ -40,7 +40,7 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List sweeps, or the runs of one sweep."""
-    from fusion_core.commands import print_json, print_table, printable
+    from fusion_core.commands import escape_control, print_json, print_table
     from fusion_sweep.runs import listing
     from fusion_sweep.store import Store as SweepStore
 
@@ -55,13 +55,15 @@ def ls(
     elif rows:
         print_table(*listing.format_table(rows))
     else:
-        print(printable(f"no {'runs' if sweep else 'sweeps'} in {opened.path}"), file=sys.stderr)
+        print(
+            escape_control(f"no {'runs' if sweep else 'sweeps'} in {opened.path}"), file=sys.stderr
+        )
 
 
 @app.command()
 def show(name: Name, store: Store = None, as_json: AsJson = False) -> None:
     """Show a run: its results, its recipe, and the command that writes the model."""
-    from fusion_core.commands import dump_yaml, print_json, printable
+    from fusion_core.commands import dump_yaml, escape_control, print_json
     from fusion_sweep.runs import listing
     from fusion_sweep.store import Store as SweepStore
 
@@ -74,7 +76,7 @@ def show(name: Name, store: Store = None, as_json: AsJson = False) -> None:
         print_json(listing.trial_as_json(trial))
         return
     for line in listing.describe_trial(trial):
-        print(f"# {printable(line)}")
+        print(f"# {escape_control(line)}")
     print(dump_yaml(trial.recipe), end="")
 
 

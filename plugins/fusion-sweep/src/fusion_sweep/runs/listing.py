@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
 from fusion_sweep.objectives import Objective
-from fusion_sweep.results import Found
+from fusion_sweep.results import SweepResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ def sweep_rows(store: Store) -> list[Row]:
     return rows
 
 
-def load_result(store: Store, name: str) -> Found:
+def load_result(store: Store, name: str) -> SweepResult:
     """Return the result of a sweep so far."""
     sweep = store.sweep(name)
     objectives = [Objective(objective) for objective in sweep.about["objectives"]]
@@ -49,7 +49,7 @@ def load_result(store: Store, name: str) -> Found:
     trials = store.trials_of(sweep.id)
     for trial in trials:
         store.check_measured(trial, objectives)
-    return Found(sweep.id, objectives, sweep.about["on"], trials, tested)
+    return SweepResult(sweep.id, objectives, sweep.about["on"], trials, tested)
 
 
 def filter_rows(rows: list[Row], where: Sequence[str]) -> list[Row]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from fusion_core.errors import CheckpointError
-from fusion_core.files import Confined, Limits, Overrun, Refused
+from fusion_core.files import LimitExceeded, Limits, SandboxedWorker, WorkFailed
 from pools_lm.side_files import read_content
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _INSPECT = (
 )
 
 #: One child for all tokenizers of this process.
-_CHILD = Confined("pools_lm.confined.worker:serve")
+_CHILD = SandboxedWorker("pools_lm.confined.worker:serve")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class TokenizerClient:
         """
         try:
             answers: list[T] = self.ask(do, options, answer, TOKENIZING)
-        except Refused as error:
+        except WorkFailed as error:
             raise CheckpointError(
                 f"{self.model}: {self.label} fails on a text: {error}",
                 hint="Save it with transformers again, or use another model's tokenizer.",
@@ -141,7 +141,7 @@ class TokenizerClient:
         key = f"{self.reader} {self.digest}"
         try:
             return answer.validate_json(_CHILD.ask({"key": key, **request}, limits))
-        except Overrun as error:
+        except LimitExceeded as error:
             raise CheckpointError(f"{self.model}: {action} {error}", hint=hint) from error
         except ValidationError as error:
             _CHILD.close()

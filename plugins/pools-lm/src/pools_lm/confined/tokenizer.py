@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, TypeAdapter
 
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.files import Refused
+from fusion_core.files import WorkFailed
 from pools_lm.confined.client import RENDERING, SETTINGS, TokenizerClient, split_batches
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class ConfinedTokenizer:
         client = TokenizerClient.of(files, model, "read_tokenizer")
         try:
             return cls(client, client.read(_FACTS))
-        except Refused as error:
+        except WorkFailed as error:
             raise CheckpointError(
                 f"unreadable tokenizer or configuration of the models: {error}",
                 hint="Save both with transformers next to the base's weights.",
@@ -77,7 +77,7 @@ class ConfinedTokenizer:
                 texts = self.client.ask(
                     "render", options, _TEXTS, RENDERING, action=action, hint=hint
                 )
-            except Refused as error:
+            except WorkFailed as error:
                 raise RecipeError(
                     f"{self.client.model}: its chat template ({file}) refuses the conversation: "
                     f"{error}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusion_core import Published, choose_tasks
-from fusion_core.weights import RenamedSource, with_config
+from fusion_core.weights import RenamedSource, change_config
 from pools_lm.config import LanguageConfig
 from pools_lm.glue.config import FlanT5Config, FlanT5TasksConfig, Gpt2Config, Gpt2TasksConfig
 from pools_lm.glue.tables import (
@@ -59,7 +59,7 @@ class Gpt2Glue(LanguagePool):
     def side_files(self) -> Mapping[str, Files]:
         """Return each model's side files, without the class of the dropped head."""
         return {
-            name: with_config(files, _drop_architectures)
+            name: change_config(files, _drop_architectures)
             for name, files in super().side_files().items()
         }
 

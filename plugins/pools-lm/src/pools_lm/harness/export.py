@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
-from fusion_core.weights import as_weights, materialise, staged
+from fusion_core.weights import as_weights, materialise, stage_output
 from pools_lm.tokenizer_files import has_tokenizer
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _export_weights(subject: Subject, base: WeightSource | None, directory: Path
         for name, path in _list_files(subject.path).items():
             (directory / name).symlink_to(path.resolve())
     elif subject.weights is not None:
-        with ThreadPoolExecutor() as threads, staged(directory) as staging:
+        with ThreadPoolExecutor() as threads, stage_output(directory) as staging:
             weights = as_weights(subject.weights, base)
             materialise(weights, staging, shard_size=_SHARD_SIZE, executor=threads)
             staging.commit(overwrite=False)

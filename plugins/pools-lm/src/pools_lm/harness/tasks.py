@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from fusion_core import Metric, Progress, Task, TaskPool, noting, unknown_task
+from fusion_core import Metric, Progress, Task, TaskPool, show_notes_on, unknown_task
 from fusion_core.commands import Subject
 from fusion_core.errors import RecipeError
 from pools_lm.config import HarnessConfig
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_core import Metrics, ModelPool
+    from fusion_core import MetricValues, ModelPool
     from fusion_core.weights import Files
 
     Json = Mapping[str, Any]
@@ -115,14 +115,14 @@ class HarnessTasks(TaskPool[HarnessConfig]):
         *,
         label: str = "evaluate",
         progress: Progress | None = None,
-    ) -> dict[str, Metrics]:
+    ) -> dict[str, MetricValues]:
         """Evaluate a model's directory; a model without one is exported to a temporary one."""
         names = self.names if tasks is None else list(tasks)
         track = (progress or Progress()).track(label, total=len(names))
         base = None if self._models is None else self._models.base
         with (
             track as advance,
-            noting(advance),
+            show_notes_on(advance),
             model_directory(subject, base, self._assets) as directory,
         ):
             request = self._request(subject, names, directory)
@@ -203,7 +203,7 @@ class HarnessTask(Task):
             "versions": result["versions"],
         }
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         """Evaluate a live model, which is exported first."""
         return self._pool.measure(Subject.of(model), [self.name])[self.name]
 

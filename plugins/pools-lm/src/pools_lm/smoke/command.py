@@ -53,14 +53,14 @@ def smoke(
     answer of the model is empty, repeats itself, or is not finite.
     """
     from fusion_core import hub
-    from fusion_core.commands import device_of, progress_for, trusted_by
+    from fusion_core.commands import progress_for, resolve_device, trusted_names
     from pools_lm.smoke.directory import source_models
     from pools_lm.smoke.smoke_test import PROMPTS, SmokeTest
 
     logging.basicConfig(format="warning: %(message)s")
     progress = progress_for(quiet=quiet)
     smoke_test = SmokeTest(
-        device=device_of(device),
+        device=resolve_device(device),
         prompts=prompt or PROMPTS,
         max_tokens=tokens,
         is_plain=plain,
@@ -69,7 +69,7 @@ def smoke(
     )
     blocked: frozenset[str] = context.obj or frozenset()
     with hub.session(progress):
-        others = [] if alone else source_models(directory, blocked, trusted_by(trust))
+        others = [] if alone else source_models(directory, blocked, trusted_names(trust))
         findings = smoke_test.run(directory, others)
     typer.echo(findings.as_json() if as_json else findings.as_text())
     if findings.problems:

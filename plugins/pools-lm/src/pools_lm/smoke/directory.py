@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import models_of
+from fusion_core import load_models
 from fusion_core.commands import load_plugins, load_recipe
 from fusion_core.errors import CheckpointError, FusionError
 from fusion_core.weights import read_config
@@ -60,7 +60,7 @@ def source_models(
         if isinstance(pool, dict) and pool.get("name") == "checkpoints":
             # this pool cannot build models, so use the pool for the merged model
             recipe = {**recipe, "model_pool": {**pool, "name": _pool_name(directory)}}
-        return models_of_pool(models_of(recipe, load_plugins(blocked), trust=trust), directory)
+        return models_of_pool(load_models(recipe, load_plugins(blocked), trust=trust), directory)
     except FusionError as error:
         _LOG.warning("the base and experts are not asked: %s", error.message)
         return []

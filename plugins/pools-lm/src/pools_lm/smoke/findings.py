@@ -10,7 +10,7 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from fusion_core.commands import printable
+from fusion_core.commands import escape_control
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,7 +106,7 @@ class Findings:
 
 
 def _one_line(text: str) -> str:
-    return printable(text.replace("\n", "\\n"))
+    return escape_control(text.replace("\n", "\\n"))
 
 
 def _wrap(prefix: str, text: str) -> list[str]:

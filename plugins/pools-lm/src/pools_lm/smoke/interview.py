@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.commands import remembered
+from fusion_core.commands import cached_answer
 from fusion_core.errors import CheckpointError, RecipeError
 from pools_lm.smoke.answers import Answer
 from pools_lm.tasks.generation import TextGenerator
@@ -52,7 +52,7 @@ class NamedModel:
 class Interview:
     """The prompts as tokens, and the live model that was asked last.
 
-    Answers and their likelihoods are cached (`fusion_core.commands.remembered`).
+    Answers and their likelihoods are cached (`fusion_core.commands.cached_answer`).
     """
 
     prompts: Prompts
@@ -115,7 +115,7 @@ class Interview:
         self, model: NamedModel, question: dict[str, Any], compute: Callable[[], Any]
     ) -> Any:  # noqa: ANN401 - JSON
         key = {"smoke test": 1, **question}
-        return remembered(
+        return cached_answer(
             model.pool, model.weights, key, compute, device=self.device, fresh=self.fresh
         )
 

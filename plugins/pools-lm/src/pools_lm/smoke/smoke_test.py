@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from logging import ERROR, getLogger
 from typing import TYPE_CHECKING
 
-from fusion_core import Progress, noting
+from fusion_core import Progress, show_notes_on
 from fusion_core.errors import FusionError
-from fusion_core.weights import nearness
+from fusion_core.weights import describe_nearness
 from pools_lm.smoke.directory import load_model
 from pools_lm.smoke.findings import Findings
 from pools_lm.smoke.interview import Interview
@@ -59,7 +59,7 @@ class SmokeTest:
             answers: dict[NamedModel, list[Answer]] = {}
             bits: dict[str, dict[str, float | None]] = {}
             total = 2 * len(models) if others else 1
-            with self.progress.track("smoke test", total=total) as advance, noting(advance):
+            with self.progress.track("smoke test", total=total) as advance, show_notes_on(advance):
                 for model in models:
                     try:
                         answers[model] = interview.answers(model)
@@ -95,7 +95,9 @@ def _compare_weights(models: Sequence[NamedModel]) -> list[str]:
     base = others[0].pool.base
     experts = {other.name: other.weights for other in others if other.weights is not base}
     is_base_readable = len(experts) < len(others)
-    return nearness(tested.weights, base, experts) if is_base_readable or base is None else []
+    return (
+        describe_nearness(tested.weights, base, experts) if is_base_readable or base is None else []
+    )
 
 
 @contextmanager

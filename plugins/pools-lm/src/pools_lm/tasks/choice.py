@@ -14,7 +14,7 @@ from pools_lm.tasks.scoring import log_likelihoods
 if TYPE_CHECKING:
     from torch import nn
 
-    from fusion_core import Metrics
+    from fusion_core import MetricValues
     from pools_lm.tasks.lines import Line
     from pools_lm.tasks.prompts import Pair
 
@@ -26,7 +26,7 @@ class ChoiceTask(QuestionTask[ChoiceLines]):
         """Return the text of the right choice."""
         return self._choices(line)[self._right_index(line)]
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         """Return {"accuracy": fraction of the test questions}."""
         lines = self.lines(Split.TEST)
         choices_by_line = [self._choices(line) for line in lines]

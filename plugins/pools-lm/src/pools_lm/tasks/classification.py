@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core import Metrics
+    from fusion_core import MetricValues
     from pools_lm.tasks.sentence_config import ClassificationConfig
 
     #: from a batch's inputs to scores, shape (examples, classes)
@@ -66,7 +66,7 @@ class ClassTask(AdaptiveLinesTask[ClassLines]):
         labels = None if split is Split.UNLABELED else _labels(examples)
         return Batch(stack_examples(examples), labels)
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         """Return {"accuracy": fraction of the test texts}."""
         examples, scorer = self.load_examples(Split.TEST), self.scorer(model)
         device = next(model.parameters()).device

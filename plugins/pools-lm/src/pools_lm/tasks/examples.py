@@ -13,7 +13,7 @@ from pools_lm.tasks.lines import find_on_hub, identify_data, read_lines
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fusion_core.hub import Wanted
+    from fusion_core.hub import FileRequest
     from pools_lm.tasks.lines import Line
 
 DataT = TypeVar("DataT", bound=Any)
@@ -42,7 +42,7 @@ class LinesTask(Task, Generic[DataT]):
         if find_on_hub(self.data.test) is None:
             self.check_line(*read_lines(self.data.test, 1))
 
-    def downloads(self) -> list[Wanted]:
+    def downloads(self) -> list[FileRequest]:
         """Return the files on the hub that evaluation reads."""
         splits = map(find_on_hub, self.evaluation_data())
         return [wanted for wanted in splits if wanted is not None]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_core import Metrics
+    from fusion_core import MetricValues
     from pools_lm.tasks.lines import Line
 
 
@@ -40,7 +40,7 @@ class GenerateTask(QuestionTask[GenerateLines]):
         """Return the right answer, the first if there are several."""
         return self._right_answers(line)[0]
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         """Return the metric of the test questions, and the fraction of invalid answers."""
         lines = self.lines(Split.TEST)
         texts = self._generate(model, self.questions(lines))

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fusion_core import FeatureTask
 from fusion_core.errors import RecipeError
-from fusion_core.weights import origins
+from fusion_core.weights import collect_origins
 from pools_lm.tasks.classification import ClassTask
 from pools_lm.tasks.encoder import Example, run_module
 from pools_lm.tasks.examples import unbound_error
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fusion_core import Batch, Split
-    from fusion_core.hub import Wanted
+    from fusion_core.hub import FileRequest
     from pools_lm.tasks.classification import Scorer
     from pools_lm.tasks.lines import Line
 
@@ -69,9 +69,9 @@ class ExpertTask(HeadTask):
         super().check()
         _ = self.expert_head
 
-    def downloads(self) -> list[Wanted]:
+    def downloads(self) -> list[FileRequest]:
         """Return the files on the hub that evaluation reads, including those of the head."""
-        head_files = (origin.wanted for origin in origins(self.expert_head.weights))
+        head_files = (origin.wanted for origin in collect_origins(self.expert_head.weights))
         return [*super().downloads(), *filter(None, head_files)]
 
     def identity(self) -> Mapping[str, Any]:

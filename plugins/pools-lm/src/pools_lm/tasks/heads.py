@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fusion_core import find_model
 from fusion_core.errors import RecipeError
-from fusion_core.weights import as_weights, assemble, read_config, safe_config
+from fusion_core.weights import as_weights, assemble, parse_safe_config, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -174,8 +174,12 @@ def config_of(pool: ModelPool[Any], task: str | None = None) -> dict[str, Any]:
     The base's is returned for None, and for an expert without one, such as an adapter.
     """
     experts = [name for name in pool.experts if pool.task_of(name) == task]
-    configs = [safe_config(files, name) for name, files in pool.side_files().items() if name in experts]
-    return next(filter(None, configs), None) or safe_config(pool.assets(), "base") or {}
+    configs = [
+        parse_safe_config(files, name)
+        for name, files in pool.side_files().items()
+        if name in experts
+    ]
+    return next(filter(None, configs), None) or parse_safe_config(pool.assets(), "base") or {}
 
 
 def _open_classifier(path: str, task: str) -> tuple[WeightSource, dict[str, Any]]:

@@ -73,7 +73,7 @@ class _Fields(dict[str, Any]):
         return self._line[name]
 
 
-def find_on_hub(path: str) -> hub.Wanted | None:
+def find_on_hub(path: str) -> hub.FileRequest | None:
     """Return the files of a split on the hub, at its commit; None for a local file.
 
     Raises `RecipeError` for an invalid name, `HubError` if the hub refuses access.
@@ -87,7 +87,7 @@ def find_on_hub(path: str) -> hub.Wanted | None:
             hint=f"Write {HUB}org/name/split, or {HUB}org/name/configuration/split.",
         )
     data_set = hub.parse(match["name"], kind="dataset")
-    return hub.split_files(data_set, match["split"], match["config"])
+    return hub.find_split(data_set, match["split"], match["config"])
 
 
 def identify_data(paths: Iterable[str]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def read_lines(path: str, limit: int | None = None) -> list[Line]:
     `HubError` if the hub refuses access.
     """
     wanted = find_on_hub(path)
-    files = [path] if wanted is None else hub.fetch([wanted])
+    files = [path] if wanted is None else hub.download_requests([wanted])
     try:
         lines = list(islice(chain.from_iterable(map(_read_file, files)), limit))
     except UnicodeDecodeError as error:

@@ -14,7 +14,7 @@ from pools_lm.tasks.lines import find_on_hub, identify_data
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from fusion_core.hub import Wanted
+    from fusion_core.hub import FileRequest
     from pools_lm.tasks.config import LinesTasksConfig
     from pools_lm.tasks.examples import LinesTask
 
@@ -54,7 +54,7 @@ class LinesTasks(TaskPool[ComponentConfig]):
         """Identify a task by its files, its options, and how the models read texts."""
         return self[name].identity()
 
-    def downloads(self) -> Sequence[Wanted]:
+    def downloads(self) -> Sequence[FileRequest]:
         """Return the examples and heads on the hub that evaluation reads."""
         return [wanted for task in self._tasks.values() for wanted in task.downloads()]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_core import Metrics
+    from fusion_core import MetricValues
     from pools_lm.tasks.lines import Line
     from pools_lm.tasks.prompts import Pair
 
@@ -40,7 +40,7 @@ class PerplexityTask(LanguageTask[TextLines]):
         del split  # a text is not a label of its own
         return [window for line in lines for window in self.bound_prompts.windows(self._text(line))]
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         """Return {"bits_per_byte": ...} over all test texts, in bytes of UTF-8."""
         lines = self.lines(Split.TEST)
         windows_by_line = [self.pairs([line], Split.TEST) for line in lines]

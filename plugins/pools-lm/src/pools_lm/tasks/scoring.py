@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from fusion_adapting import on_cores
+from fusion_adapting import map_on_cores
 from fusion_core import evaluation_mode, note
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def map_by_length(
 
     results = dict[int, Any]()
     with evaluation_mode(model):
-        outputs = on_cores(apply, batches) if on_cpu else map(apply, batches)
+        outputs = map_on_cores(apply, batches) if on_cpu else map(apply, batches)
         for rows, values in zip(batches, outputs, strict=True):
             results.update(zip(rows, values, strict=True))
             note(f"{label}: {len(results):,} of {len(items):,} texts")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_core import Metrics
+    from fusion_core import MetricValues
     from pools_lm.tasks.lines import Line
 
 
@@ -43,7 +43,7 @@ class SimilarityTask(LinesTask[SimilarityLines]):
         """Return everything that the correlation depends on."""
         return {**super().identity(), **self._bound_encoder.identity()}
 
-    def evaluate(self, model: nn.Module) -> Metrics:
+    def evaluate(self, model: nn.Module) -> MetricValues:
         """Return {"spearman": rank correlation of cosine similarities with the scores}."""
         lines = self.lines(Split.TEST)
         scores = [self._score(line) for line in lines]

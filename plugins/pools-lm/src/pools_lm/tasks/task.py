@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_adapting import generator_of
+from fusion_adapting import make_generator
 from fusion_core import Batch, Split
 from pools_lm.tasks.examples import AdaptiveLinesTask, DataT, unbound_error
 from pools_lm.tasks.scoring import next_token_scores, pad_rows
@@ -60,7 +60,7 @@ class LanguageTask(AdaptiveLinesTask[DataT]):
         key = f"{seed}\0{self.name}\0{split}"
         pairs = self.draw(step, size=size, split=split, key=key)
         is_seq2seq = self.bound_prompts.is_seq2seq
-        fractions = torch.rand(len(pairs), generator=generator_of(0, f"{key}\0{step}")).tolist()
+        fractions = torch.rand(len(pairs), generator=make_generator(0, f"{key}\0{step}")).tolist()
         rows: list[list[int]] = []
         labels: list[int] = []
         for pair, fraction in zip(pairs, fractions, strict=True):

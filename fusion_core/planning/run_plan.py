@@ -1,0 +1,287 @@
+"""The plan of a run, and what headers tell of its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.contracts.matrices import layout_of
+from fusion_core.errors import RecipeError
+from fusion_core.planning.downloads import list_downloads
+from fusion_core.planning.dtypes import infos_of_merge, parse_dtype
+from fusion_core.planning.fallbacks import Fallback, find_fallbacks
+from fusion_core.planning.needs import check_data
+from fusion_core.planning.outlines import has_own_outline, outline_of
+from fusion_core.planning.output_paths import free_paths
+from fusion_core.planning.packed_tensors import PackedTensors, find_holdings
+from fusion_core.planning.pipeline import PlannedStage, merge_of, section_of
+from fusion_core.planning.trust import check_trusted, collect_needs
+from fusion_core.plugins.formats import distributions_of_formats
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
+
+    import torch
+
+    from fusion_core import hub
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.outline import Outline
+    from fusion_core.contracts.task_pool import TaskPool
+    from fusion_core.planning.resolved_recipe import Resolved, ResolvedRecipe
+    from fusion_core.planning.run_options import RunOptions
+    from fusion_core.planning.trust import Needs
+    from fusion_core.plugins.manager import PluginManager
+    from fusion_core.weights.packing import Layout
+    from fusion_core.weights.reading.assets import Files
+    from fusion_core.weights.source import TensorInfo, WeightSource
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated run with created components; nothing is computed yet."""
+
+    resolved: ResolvedRecipe
+    plugins: PluginManager
+    options: RunOptions
+    stages: tuple[PlannedStage, ...]
+    pool: ModelPool[Any]
+    #: the tasks as the stages see them
+    tasks: TaskPool[Any] | None
+    #: the output directory; None if the run writes nothing
+    path: Path | None
+    device: torch.device
+    #: the plans of nested recipes, by the names of the models that they replace
+    nested: Mapping[str, Plan]
+    #: the tasks before any stage changes them
+    original_tasks: TaskPool[Any] | None
+
+    # --- the recipe ----------------------------------------------------------------------------
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe, with all defaults written out and without the output path."""
+        return self.recipe_in(None)
+
+    def recipe_in(self, folder: Path | None) -> dict[str, Any]:
+        """Return the resolved recipe with paths relative to `folder`, or unchanged for None."""
+        stages = [stage.as_recipe(folder) for stage in self.stages]
+        sections: dict[str, Any] = {
+            "algorithm": stages if len(stages) > 1 else stages[0],
+            "model_pool": section_of(self.resolved.model_pool, self.pool, folder),
+        }
+        if self.tasks is not None:
+            sections["task_pool"] = section_of(self.resolved.task_pool, self.tasks, folder)
+        rest = self.resolved.recipe.model_dump(
+            mode="json", include={"seed", "output", "alignment"}, exclude={"output": {"path"}}
+        )
+        return {**sections, **rest}
+
+    @property
+    def algorithm_name(self) -> str:
+        """The names of the stages, or of their pipelines, joined by hyphens."""
+        groups = groupby(self.stages, key=attrgetter("pipeline"))
+        return "-".join(
+            pipeline or "-".join(stage.name for stage in stages) for pipeline, stages in groups
+        )
+
+    def free_paths(self) -> Iterator[Path]:
+        """Yield output paths for a run that names none."""
+        assert self.resolved.model_pool is not None  # noqa: S101 - runs of live models need a path
+        stem = f"{self.resolved.model_pool.name}-{self.algorithm_name}"
+        return free_paths(stem, self.recipe if self.options.resume else None)
+
+    # --- the result ----------------------------------------------------------------------------
+
+    @cached_property
+    def aligned(self) -> ModelPool[Any]:
+        """The aligned pool; raises `AlignmentError` if the models do not fit together.
+
+        For headers only: a run replaces nested recipes by their merges before it aligns the pool.
+        """
+        return self.pool.aligned(self.resolved.recipe.alignment)
+
+    @cached_property
+    def outline(self) -> Outline:
+        """The outline of the merge; raises as `aligned` does."""
+        return self.outline_of(self.aligned)
+
+    def outline_of(self, pool: ModelPool[Any]) -> Outline:
+        """Return the outline of the merge of an aligned pool."""
+        return outline_of(self.stages, pool)
+
+    def infos_of_merge(self, pool: ModelPool[Any]) -> Mapping[str, TensorInfo]:
+        """Describe the merge of an aligned pool as computed, for use as a model."""
+        dtype = parse_dtype(self.resolved.recipe.output.dtype)
+        return infos_of_merge(self.outline_of(pool), pool, dtype)
+
+    def assets(self, dtype: torch.dtype | None) -> Files:
+        """Return the side files of the merge, given the dtype of its weights."""
+        return self.outline.files(self.aligned.assets(dtype=dtype))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The positions of matrices in tensors; raises `BrokenPluginError` for invalid ones."""
+        component, pool = self.resolved.model_pool, self.aligned
+        label = type(pool).__name__ if component is None else repr(component.name)
+        return layout_of(pool.reference.infos, pool.matrices, label)
+
+    @cached_property
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """The tensors that a stage's method does not apply to."""
+        return tuple(find_fallbacks(self.stages, self.aligned.reference.infos, self.layout))
+
+    @property
+    def holdings(self) -> tuple[PackedTensors, ...]:
+        """The tensors that are merged matrix by matrix."""
+        return tuple(find_holdings(self.layout))
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        """The tensors that the merge leaves to the base."""
+        names = self.pool.reference.infos
+        parts = merge_of(self.stages).parts
+        merged = (names if part.names is None else part.names for part in parts)
+        return frozenset(names).difference(*merged)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The numbers of merged, copied and dropped tensors."""
+        return count_tensors(self.aligned, self.outline, skipped=self.skipped)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Differences that alignment accepted, and notable fallbacks; of nested recipes, too.
+
+        Each warning appears once and names the nested recipes that it concerns.
+        """
+        recipes: dict[str, list[str]] = {}
+        for recipe, warning in self._list_warnings():
+            recipes.setdefault(warning, []).append(recipe)
+        warnings = []
+        for warning, (first, *others) in recipes.items():
+            also = f" (also in {', '.join(recipe.rstrip('/') for recipe in others)})"
+            warnings.append(f"{first}{warning}{also if others else ''}")
+        return warnings
+
+    def _list_warnings(self) -> Iterator[tuple[str, str]]:
+        """Yield the path of a nested recipe, such as `outer/inner/`, with each of its warnings."""
+        yield from (("", warning) for warning in self.aligned.warnings)
+        yield from (("", str(fallback)) for fallback in self.fallbacks if fallback.is_notable)
+        for name, plan in self.nested.items():
+            inner = plan._list_warnings()  # noqa: SLF001 - of this class
+            yield from ((f"{name}/{path}", warning) for path, warning in inner)
+
+    @property
+    def licence(self) -> str | None:
+        """The licence of the pool's models, if its spec names one instead of describing it."""
+        pool = self.resolved.model_pool
+        licence = None if pool is None else pool.component.spec.licence
+        return None if licence is None or " " in licence else licence
+
+    # --- the tasks -----------------------------------------------------------------------------
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a stage uses tasks."""
+        return any(stage.adapts for stage in self.stages)
+
+    @property
+    def transductive(self) -> bool | None:
+        """Whether a stage adapts on the measured examples; None if no stage adapts."""
+        stages = [self.tasks.transductive] if self.adapts and self.tasks is not None else []
+        nested = [plan.transductive for plan in self.nested.values()]
+        answers = [answer for answer in (*stages, *nested) if answer is not None]
+        return any(answers) if answers else None
+
+    @property
+    def used_tasks(self) -> TaskPool[Any] | None:
+        """The tasks; None if nothing reads them."""
+        return self.tasks if self.adapts or self.options.evaluate else None
+
+    @property
+    def trusted_tasks(self) -> TaskPool[Any] | None:
+        """The tasks that can be read without trust; None if nothing reads them."""
+        return None if collect_needs([self.resolved.task_pool]) else self.used_tasks
+
+    def check_builds(self) -> None:
+        """Raise a `FusionError` if the pool cannot build the models to evaluate."""
+        self.pool.check_builds()
+        if self.pool.builds_any_depth or not has_own_outline(self.stages):
+            return
+        if self.outline.is_like(self.aligned.reference.infos):
+            return
+        kind = section_of(self.resolved.model_pool, self.pool, None)["name"]
+        raise RecipeError(
+            f"the pool {kind!r} builds models with the tensors of its own, and the result of "
+            f"{self.algorithm_name} has others: it cannot be evaluated",
+            hint="Leave the tasks out.",
+        )
+
+    def check_data(self, *, untrusted: bool = False) -> None:
+        """Raise a `FusionError` that names plugin and task for missing task data.
+
+        With `untrusted`, skip tasks that need trust.
+        """
+        tasks = self.trusted_tasks if untrusted else self.used_tasks
+        if tasks is not None:
+            component = self.resolved.task_pool
+            plugin = (
+                component.component.plugin.distribution if component else type(self.tasks).__name__
+            )
+            check_data(tasks, plugin)
+        for plan in self.nested.values():
+            plan.check_data(untrusted=untrusted)
+
+    # --- the components ------------------------------------------------------------------------
+
+    def downloads(self) -> list[hub.FileRequest]:
+        """Return the hub files that the run reads."""
+        return list_downloads(self.pool, self.used_tasks)
+
+    def components_used(self) -> Iterator[Resolved[Any] | None]:
+        """Yield the components of this recipe and of nested ones, without executors."""
+        yield from (stage.resolved for stage in self.stages)
+        yield self.resolved.task_pool if self.used_tasks is not None else None
+        yield from self.components_of_models()
+
+    def components_of_models(self) -> Iterator[Resolved[Any] | None]:
+        """Yield the model pool and the components of nested recipes."""
+        yield self.resolved.model_pool
+        for plan in self.nested.values():
+            yield from plan.components_used()
+
+    @property
+    def needs_trust(self) -> Needs:
+        """The actions that need trust, by name, nested recipes included."""
+        return collect_needs([self.resolved.executor, *self.components_used()])
+
+    def check_trust(self) -> None:
+        """Raise `RecipeError` for missing trust; call it before carrying out the plan."""
+        check_trusted(self.needs_trust, self.options.trust)
+
+    @property
+    def distributions(self) -> set[str]:
+        """The distributions of the plugins that the run uses."""
+        stages = (stage.resolved for stage in self.stages)
+        components = (*stages, self.resolved.model_pool, self.resolved.task_pool)
+        plugins = {used.component.plugin.distribution for used in components if used is not None}
+        formats = distributions_of_formats(self.pool.by_name.values(), self.plugins)
+        return plugins.union(formats, *(plan.distributions for plan in self.nested.values()))
+
+
+def count_tensors(
+    pool: ModelPool[Any], merged: WeightSource | Outline, *, skipped: Collection[str] = ()
+) -> dict[str, int]:
+    """Count the tensors of an aligned pool by treatment.
+
+    They are merged, copied (integers and `skipped`), or dropped by the alignment policy.
+    """
+    floating = sum(
+        info.dtype.is_floating_point and name not in skipped for name, info in merged.infos.items()
+    )
+    copied = len(merged.infos) - floating
+    return {"merged": floating, "copied": copied, "dropped": len(pool.dropped)}

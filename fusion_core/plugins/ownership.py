@@ -1,0 +1,70 @@
+"""The project's own distributions by component, to name the one that a user lacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: The components of each distribution by kind: names and aliases.
+# fmt: off
+COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "fusion-adamerging": {
+        "algorithm": ("adamerging", "adarank", "surgery", "symerge"),
+        "pipeline": ("strong",),
+    },
+    "fusion-dask": {"executor": ("dask",)},
+    "fusion-linear": {
+        "algorithm": (
+            "arcee-fusion", "depth-scale", "karcher", "lines", "metagpt", "model-stock",
+            "multi-slerp", "nearswap", "normalise", "nuslerp", "passthrough", "rescale-norm",
+            "simple-average", "slerp", "stack", "task-arithmetic", "weighted-average",
+        ),
+    },
+    "fusion-regmean": {
+        "algorithm": ("cat", "featcal", "fisher", "lot", "regmean", "regmean-plus-plus"),
+    },
+    "fusion-report": {"command": ("compare", "diagnose", "report")},
+    "fusion-spectral": {
+        "algorithm": (
+            "ace", "cart", "core-space", "doge", "iso-c", "iso-cts", "knots", "orthogonalise",
+            "orthomerge", "star", "svc", "truncate", "tsv-m", "wudi",
+        ),
+    },
+    "fusion-sweep": {"command": ("sweep", "runs")},
+    "fusion-testing": {"command": ("new-plugin",)},
+    "fusion-ties": {
+        "algorithm": (
+            "band", "breadcrumbs", "consensus", "dare", "della", "drop", "elect", "emr", "magmax",
+            "magprune", "pcb", "sce", "ties", "trim",
+        ),
+    },
+    "pools-clip": {
+        "model pool": ("clip", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
+        "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
+    },
+    "pools-lm": {
+        "command": ("smoke",),
+        "model pool": (
+            "causal-lm", "flan-t5-glue", "gpt2-glue", "lm-mini", "sentence-encoder", "seq2seq-lm",
+            "sequence-classification",
+        ),
+        "task pool": (
+            "flan-t5-glue", "gpt2-glue", "lm-choice", "lm-eval", "lm-generate", "lm-mini",
+            "lm-perplexity", "lm-tasks", "sentence-classification", "sts",
+        ),
+    },
+    "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},
+}
+# fmt: on
+
+
+def distribution_of(kinds: Iterable[str], name: str) -> str | None:
+    """Return our distribution that has a component of this name or qualified name, or None."""
+    kinds = list(kinds)
+    for distribution, components in COMPONENTS.items():
+        names = [component for kind in kinds for component in components.get(kind, ())]
+        if name in names or name in {f"{distribution}/{component}" for component in names}:
+            return distribution
+    return None

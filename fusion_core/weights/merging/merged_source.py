@@ -1,0 +1,90 @@
+"""Merges as lazy sources: nothing is computed before it is read.
+
+A `MergedSource` applies a `Kernel` to aligned operands, piece by piece; the kernel is the whole
+method. Merges are sources, so they can be operands of further merges.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fusion_core.weights.merging.kernels import AppliedKernel, Kernel
+from fusion_core.weights.merging.piece import check_finite, is_merged
+from fusion_core.weights.source import WeightSource, check_values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from concurrent.futures import Executor
+
+    import torch
+
+    from fusion_core.weights.source import TensorInfo
+
+
+class MergedSource(AppliedKernel[Kernel], WeightSource):
+    """A kernel applied to operands; computed when it is read.
+
+    Its floating-point tensors are fp32, or fp64 where an operand is. A merge of merges therefore
+    rounds once, at the end, where a `CastSource` gives it the output's dtype. Tensors that are not
+    floating-point are the reference's (the base's, or the first expert's).
+    """
+
+    infos: Mapping[str, TensorInfo]
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Merge a range of a tensor, which must be one that `cut` gives."""
+        info = self.infos[name]
+        if not is_merged(info):
+            return self.operands.reference.read(name, start, stop)
+        merged = self.compute(self.kernel.merge, (name, start, stop))
+        return merged.reshape(-1).to(info.dtype).cpu()
+
+    @property
+    def sources(self) -> tuple[WeightSource, ...]:
+        """The operands."""
+        return self.operands.sources
+
+    def prepare(self, executor: Executor, name: str | None = None) -> None:
+        """Prepare the operands, then make the survey that the kernel's scope asks for."""
+        super().prepare(executor, name)
+        self.make_surveys(executor, name)
+
+    def describe(self) -> str:
+        """Name the method."""
+        return f"merge by {self.method}"
+
+
+class CastSource(WeightSource):
+    """A source with other dtypes: it rounds a merge to the dtypes in which it is stored."""
+
+    def __init__(
+        self, source: WeightSource, infos: Mapping[str, TensorInfo], *, finite: bool
+    ) -> None:
+        """Give the tensors the dtypes of `infos`; `finite` refuses overflow."""
+        self._source = source
+        self._finite = finite
+        self.infos = infos
+        self.cut = source.cut
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Read and round."""
+        info = self.infos[name]
+        values = self._source.read(name, start, stop)
+        check_values(values, info, (start, stop), self._source)
+        values = values.to(info.dtype)
+        if self._finite and info.dtype.is_floating_point:
+            check_finite(values, name, f"{self.describe()} in {info.dtype}")
+        return values
+
+    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield those of the source."""
+        return self._source.ranges(name)
+
+    @property
+    def sources(self) -> tuple[WeightSource, ...]:
+        """The source before rounding."""
+        return (self._source,)
+
+    def describe(self) -> str:
+        """Name the source."""
+        return self._source.describe()

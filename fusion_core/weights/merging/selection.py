@@ -1,0 +1,169 @@
+"""Exact selection by magnitude, without sorting.
+
+The bits of a non-negative float, read as an integer, order as the floats do, so the k-th largest
+magnitude can be found by counting. A sample says between which two values it should lie. One pass
+over the weights counts the values above that window and tallies the values inside it. The counts
+prove the guess right, or say on which side to go on. The result is exact, and memory does not grow
+with the model.
+
+Counting is written as arithmetic, because masks are slow: comparing into booleans costs five times
+as much as adding, or as comparing into the operands' own dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+import torch
+
+from fusion_core.weights.merging._tally import (
+    BlockTally,
+    Search,
+    Tally,
+    kth_largest,
+    select_by_mask,
+)
+from fusion_core.weights.merging.result_cache import shared_pass
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fusion_core.weights.merging.piece import Piece
+    from fusion_core.weights.merging.scan import Scan
+
+    Rows = Callable[[Piece], torch.Tensor]
+
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+#: A guess is made from this many elements per expert, or from one in so many if these are fewer.
+_SAMPLE, _SAMPLED = 2**19, 32
+#: Fewer elements than this are tallied without a guess.
+_WORTH_A_GUESS = 2**16
+#: Half the width of a guess, in standard deviations of the sample's quantile.
+_MARGIN = 4
+#: Fewer values of a block than this are cheaper to pass on than to tally.
+_UNTALLIED = 2**15
+
+
+def task_vectors_of(piece: Piece) -> torch.Tensor:
+    """Return a piece's task vectors: a function that can be pickled for workers."""
+    return piece.task_vectors
+
+
+def kth_largest_magnitudes(
+    scan: Scan, k: int | Sequence[int], rows: Rows = task_vectors_of, *, count: int | None = None
+) -> torch.Tensor:
+    """Return each row's k-th largest magnitude over everything a scan sees.
+
+    `rows(piece)`, by default the task vectors, returns fp32 or fp64 values of shape (count, ...),
+    the same on every pass; `count` is by default the number of experts. 1 <= k <= `scan.numel`.
+    The exact result has shape (count,) and the rows' dtype; for several k, shape (number of k,
+    count). However many k there are, it takes one pass besides the sample, and more passes where
+    the sample misled or the magnitudes lie far apart.
+    """
+    count = len(scan.operands.experts) if count is None else count
+    key = (kth_largest_magnitudes, k, rows, count, scan.cut, scan.infos)
+    return shared_pass(scan.operands, key, lambda: _kth_largest(scan, k, rows, count))
+
+
+def _kth_largest(scan: Scan, k: int | Sequence[int], rows: Rows, count: int) -> torch.Tensor:
+    dtypes = {scan.operands.dtype(info.name) for info in scan.infos}
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    ranks = [rank for rank in ([k] if isinstance(k, int) else k) for _ in range(count)]
+    searches = _guesses(scan, ranks, rows, dtype)
+    while any(search.bottom < search.top for search in searches):
+        tallies = [Tally(search) for search in searches]
+        tallies = scan.fold(_Count(rows, dtype, tuple(searches)), _add_block, tallies)
+        searches = [
+            search.narrow(rank, tally)
+            for search, rank, tally in zip(searches, ranks, tallies, strict=True)
+        ]
+    keys = torch.tensor([search.bottom for search in searches], dtype=_INTEGERS[dtype])
+    return keys.view(dtype).reshape((count,) if isinstance(k, int) else (-1, count))
+
+
+def _add_block(tallies: list[Tally], blocks: list[BlockTally]) -> list[Tally]:
+    for tally, block in zip(tallies, blocks, strict=True):
+        tally.add(block)
+    return tallies
+
+
+@dataclass(frozen=True)
+class _Count:
+    """Counts one block, every row in its own window; for several k, all rows once per k."""
+
+    rows: Rows
+    dtype: torch.dtype
+    searches: tuple[Search, ...]
+
+    def __call__(self, piece: Piece) -> list[BlockTally]:
+        keys = _Magnitudes(self.rows, self.dtype)(piece)
+        pairs = zip(cycle(keys), self.searches, strict=False)
+        return [_count(row, search) for row, search in pairs]
+
+    def join(self, blocks: Sequence[list[BlockTally]]) -> list[BlockTally]:
+        """Add up what several blocks hold."""
+        return [BlockTally.join(row) for row in zip(*blocks, strict=True)]
+
+
+def _count(keys: torch.Tensor, search: Search) -> BlockTally:
+    from_low = torch.ge(keys, search.low, out=torch.empty_like(keys))
+    inside = torch.le(keys, search.high, out=torch.empty_like(keys)).mul_(from_low)
+    above = _count_ones(from_low)
+    if search.low == search.high:
+        count = _count_ones(inside)
+        bins = torch.zeros(1, dtype=torch.int64)
+        return BlockTally(above - count, count, bins, torch.tensor([count]))
+    bins = (select_by_mask(keys, inside.bool()) - search.low) >> search.shift
+    count = len(bins)
+    if count < _UNTALLIED:
+        return BlockTally(above - count, count, bins)
+    counts = torch.bincount(bins)
+    occupied = counts.nonzero().squeeze(1)
+    return BlockTally(above - count, count, occupied, counts[occupied])
+
+
+def _count_ones(ones: torch.Tensor) -> int:
+    """Count ones among zeros, in their own dtype: a block's length fits into it."""
+    return int(ones.sum(dtype=ones.dtype))
+
+
+def _guesses(scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dtype) -> list[Search]:
+    """Guess the windows from a sample; of few elements, search the whole range."""
+    top = int(torch.iinfo(_INTEGERS[dtype]).max)
+    if scan.numel < _WORTH_A_GUESS:
+        return [Search(0, top, 0, top)] * len(ranks)
+    sample = scan.sample(min(_SAMPLE, scan.numel // _SAMPLED))
+    empty: list[torch.Tensor] = []
+    blocks = sample.fold(_Magnitudes(rows, dtype), lambda blocks, block: [*blocks, block], empty)
+    pairs = zip(cycle(torch.cat(blocks, dim=1)), ranks, strict=False)
+    return [_guess(row, rank / scan.numel, top) for row, rank in pairs]
+
+
+@dataclass(frozen=True)
+class _Magnitudes:
+    """The magnitudes of a block, as integers of shape (count, elements)."""
+
+    rows: Rows
+    dtype: torch.dtype
+
+    def __call__(self, piece: Piece) -> torch.Tensor:
+        # Counting is done on the CPU: copy the values of a GPU back once.
+        magnitudes = self.rows(piece).to(self.dtype).cpu().abs().unsqueeze(-1).flatten(1)
+        return magnitudes.view(_INTEGERS[self.dtype])
+
+    def join(self, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Put blocks side by side."""
+        return torch.cat(list(blocks), dim=1)
+
+
+def _guess(sample: torch.Tensor, fraction: float, top: int) -> Search:
+    """Return a window around a sample's quantile, `fraction` of the way down from the largest."""
+    rank = fraction * len(sample)
+    margin = _MARGIN * math.sqrt(rank * (1 - fraction)) + _MARGIN
+    above, below = int(rank - margin), math.ceil(rank + margin)
+    high = top if above < 1 else kth_largest(sample, above, top)
+    low = 0 if below > len(sample) else kth_largest(sample, below, top)
+    return Search(0, top, low, high)

@@ -1,0 +1,111 @@
+"""Refusal of quantised checkpoints, whose packed integers no merge unpacks.
+
+They are recognised by their configuration, by the names that common formats give to their tensors,
+and, in any format, by integers in place of weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.errors import CheckpointError
+from fusion_core.weights.reading._unsupported import QUANTISED
+from fusion_core.weights.reading.assets import CONFIG, parse_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fusion_core.weights.reading.assets import Files
+    from fusion_core.weights.source import TensorInfo, WeightSource
+
+#: Files that only quantised models have.
+QUANTISERS_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_KEYS = frozenset({"quantization_config", "compression_config"})
+#: Parts of tensor names, and the format that uses them.
+_PARTS = {
+    **dict.fromkeys(("qweight", "qzeros", "g_idx"), "GPTQ or AWQ"),
+    **dict.fromkeys(("absmax", "quant_map", "quant_state", "SCB", "weight_format"), "bitsandbytes"),
+    **dict.fromkeys(("nested_absmax", "nested_quant_map"), "bitsandbytes"),
+    **dict.fromkeys(("weight_packed", "weight_zero_point"), "compressed-tensors"),
+    **dict.fromkeys(("weight_scale", "weight_scale_inv", "weight_global_scale"), "scaled weights"),
+}
+#: Words in the names of integer buffers that full-precision models have.
+_BUFFERS = frozenset(
+    (
+        *("id", "ids", "idx", "index", "indices", "position", "positions", "mask", "masks"),
+        *("masked", "bias", "tracked", "count", "counts", "step", "steps", "length", "lengths"),
+        "buckets",
+    )
+)
+#: Integer matrices of other names are weights if they take more than this share of the bytes.
+_SMALL_SHARE = 0.1
+
+
+def refuse_quantised(models: Mapping[str, WeightSource], side_files: Mapping[str, Files]) -> None:
+    """Raise `CheckpointError` naming every quantised model and the evidence.
+
+    `side_files` holds the side files of each model.
+    """
+    messages: list[str] = []
+    originals: dict[str, None] = {}
+    for name, source in models.items():
+        files = side_files.get(name, {})
+        config = parse_config(files, CONFIG, name) or {}
+        reason = _find_declaration(files, config)
+        if reason is None and not source.is_delta:
+            reason = find_packed_tensor(source.infos)
+        if reason is not None:
+            label = f"{name} ({source.describe()})"
+            messages.append(f"{label} is quantised, and cannot be merged: {reason}")
+            if isinstance(original := config.get("_name_or_path"), str):
+                originals[original] = None
+    if messages:
+        advice = f" Their {CONFIG} names: {', '.join(originals)}." if any(originals) else ""
+        raise CheckpointError("\n".join(messages), hint=QUANTISED + advice)
+
+
+def find_packed_tensor(infos: Mapping[str, TensorInfo]) -> str | None:
+    """Describe a tensor that shows that weights are packed; return None if there is none."""
+    for name, info in infos.items():
+        parts = name.split(".")
+        kind = next((_PARTS[part] for part in parts if part in _PARTS), None)
+        if name.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in infos:
+            kind = "MXFP4"
+        if kind is not None:
+            return f"tensor {name!r} ({kind})"
+        has_eight_bits = info.dtype.is_floating_point and info.dtype.itemsize == 1
+        if has_eight_bits or (parts[-1] == "weight" and _is_integer(info)):
+            return f"tensor {name!r} is {str(info.dtype).removeprefix('torch.')}"
+    suspects = [info for info in infos.values() if _is_integer(info) and not _is_buffer(info)]
+    total = sum(info.nbytes for info in infos.values())
+    if sum(info.nbytes for info in suspects) <= _SMALL_SHARE * total:
+        return None
+    largest = max(suspects, key=lambda info: info.nbytes)
+    return f"integers such as {largest.name!r} are a large part of it"
+
+
+def find_key(config: Any, keys: frozenset[str]) -> str | None:  # noqa: ANN401 - JSON
+    """Return the first key among `keys` with a value in a configuration, at any depth."""
+    if not isinstance(config, dict):
+        return None
+    key = next((key for key in sorted(keys & config.keys()) if config[key]), None)
+    return key or next(filter(None, (find_key(value, keys) for value in config.values())), None)
+
+
+def _find_declaration(files: Files, config: Mapping[str, Any]) -> str | None:
+    """Return how a configuration or another side file declares a quantisation."""
+    if (key := find_key(config, _KEYS)) is not None:
+        return f"its {CONFIG} has a {key}"
+    name = next((name for name in QUANTISERS_FILES if name in files), None)
+    return None if name is None else f"it comes with {name}"
+
+
+def _is_integer(info: TensorInfo) -> bool:
+    # Integers of eight bytes are indices: nobody packs weights into those.
+    is_number = info.dtype.is_floating_point or info.dtype.is_complex
+    return not is_number and str(info.dtype) != "torch.bool" and info.dtype.itemsize <= 4  # noqa: PLR2004
+
+
+def _is_buffer(info: TensorInfo) -> bool:
+    words = info.name.rpartition(".")[2].lower().split("_")
+    return len(info.shape) < 2 or not _BUFFERS.isdisjoint(words)  # noqa: PLR2004 - a matrix

@@ -1,0 +1,134 @@
+"""Where a model may be written: a free path, or a directory that `fuse` wrote itself.
+
+`--overwrite` deletes what it replaces, so it relies on the provenance that every run leaves in its
+output. A directory without one, or with files that it does not list, belongs to somebody else.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusion_core.errors import CheckpointError, OutputError, RecipeError
+from fusion_core.weights.reading.untrusted_json import LARGEST_HEADER, parse_json
+from fusion_core.weights.writing.disk import report_disk_errors, target_of
+from fusion_core.weights.writing.ownership import is_directory, read_own_file
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+PROVENANCE = "provenance.json"
+#: Files that an evaluation and `fuse report` add to an output.
+_ADDED = ("report.json", "outcomes.json", "report.html")
+#: The most parts of a side file's name: a folder, and the file in it.
+_MOST_PARTS = 2
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Raise `OutputError` if a run must not write to a path, `DiskError` if it cannot be read.
+
+    Raises `RecipeError` for a path that cannot be a directory's.
+    """
+    try:
+        with suppress(OSError):  # reported below
+            output.lstat()
+    except ValueError as error:  # a NUL, or a lone surrogate
+        raise RecipeError(f"invalid output path {str(output)!r}: {error}") from error
+    if output.suffix.lower() in _WEIGHTS:
+        raise RecipeError(
+            f"output {output} looks like a file, but an output is a directory of weights, "
+            "configuration and tokenizer",
+            hint=f"Leave out {output.suffix}: the weights go to model.safetensors in it.",
+        )
+    with report_disk_errors(output):
+        _check_kind(output)
+        if output.exists() and any(output.iterdir()):
+            if not overwrite:
+                raise output_exists(output)
+            _check_written_by_fuse(output)
+
+
+def is_side_file_name(name: str) -> bool:
+    """Tell whether a side file may have this name: a plain name, or one inside a folder."""
+    parts = name.split("/")
+    return len(parts) <= _MOST_PARTS and all(
+        part not in {"", ".."} and Path(part).name == part for part in parts
+    )
+
+
+def output_exists(output: Path) -> OutputError:
+    """Return the error for an existing output that the run must not replace."""
+    return OutputError(
+        f"output {output} already exists",
+        hint="Choose another with -o, or replace it with --overwrite.",
+    )
+
+
+def _check_kind(output: Path) -> None:
+    """Raise `OutputError` for a path to which no directory can be renamed."""
+    if output.is_symlink():
+        raise OutputError(
+            f"output {output} is a symbolic link", hint="Name the directory itself with -o."
+        )
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"output {output} is a file", hint="Name another directory with -o.")
+    if os.path.ismount(output):
+        raise OutputError(f"output {output} is a mount point", hint="Name a directory in it.")
+    if Path.cwd().is_relative_to(output.resolve()):
+        raise OutputError(
+            f"output {output} is the working directory, or contains it",
+            hint="Name a directory in it.",
+        )
+
+
+def _check_written_by_fuse(output: Path) -> None:
+    """Raise `OutputError` for a directory with anything that no run wrote."""
+    written = _written_files(output / PROVENANCE)
+    if written is None:
+        raise OutputError(
+            f"output {output} was not written by fuse: it has no valid {PROVENANCE}",
+            hint="--overwrite only replaces outputs of fuse. Choose another output with -o, or "
+            "move this directory away.",
+        )
+    foreign = sorted(_foreign_files(output, written))
+    if foreign:
+        names = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if foreign[3:] else "")
+        raise OutputError(
+            f"output {output} holds files that fuse did not write: {names}",
+            hint="--overwrite would delete them. Move them away, or choose another output with -o.",
+        )
+
+
+def _foreign_files(output: Path, written: Collection[str]) -> Iterator[str]:
+    """Yield the entries of an output, and of its folders, that its run did not write."""
+    folders = {name.partition("/")[0] for name in written if "/" in name}
+    for path in output.iterdir():
+        if not is_directory(path):
+            if path.name not in written and target_of(path) is None:
+                yield path.name
+        elif path.name not in folders:
+            yield path.name
+        else:
+            for member in path.iterdir():
+                name = f"{path.name}/{member.name}"
+                if name not in written or is_directory(member):
+                    yield name
+
+
+def _written_files(provenance: Path) -> set[str] | None:
+    """Return the names of an output's files, or None for a provenance that `fuse` did not write."""
+    try:
+        content = parse_json(read_own_file(provenance, LARGEST_HEADER) or b"", path=str(provenance))
+    except CheckpointError:
+        return None
+    match content:
+        case {
+            "schema": int(),
+            "versions": {"fusion-core": str()},
+            "outputs": {"files": dict(files)},
+        }:
+            return {*files, PROVENANCE, *_ADDED}
+    return None

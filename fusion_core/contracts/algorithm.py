@@ -107,7 +107,7 @@ class TensorwiseAlgorithm(Algorithm[ConfigT], Kernel):
     therefore be a pure function of the piece. Example::
 
         from fusion_core import ComponentConfig, TensorwiseAlgorithm
-        from fusion_core.weights import in_order
+        from fusion_core.weights import sum_in_order
 
         class DropConfig(ComponentConfig):
             floor: float = 0.01
@@ -119,7 +119,7 @@ class TensorwiseAlgorithm(Algorithm[ConfigT], Kernel):
             def merge(self, piece):
                 deltas = piece.task_vectors  # (experts, *shape of the piece)
                 large = deltas.where(deltas.abs() > self.config.floor, 0)
-                return piece.base + in_order(large) / len(large)
+                return piece.base + sum_in_order(large) / len(large)
 
     Two properties, which may depend on the options, tell the engine what the method needs:
 

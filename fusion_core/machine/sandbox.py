@@ -68,7 +68,7 @@ class SandboxedWorker:
     def ask(self, request: object, limits: Limits) -> bytes:
         """Return the child's answer to a request, as JSON; the request is JSON data.
 
-        Raises `Overrun` for an exceeded limit or a dead child, `Refused` for an exception in the
+        Raises `LimitExceeded` for an exceeded limit or a dead child, `WorkFailed` for an exception in the
         work.
         """
         with self._lock:
@@ -123,7 +123,7 @@ class _Child:
             )
 
     def exchange(self, request: object, limits: Limits) -> tuple[Status, bytes]:
-        """Send a request and receive the answer; raise `Overrun` if that fails."""
+        """Send a request and receive the answer; raise `LimitExceeded` if that fails."""
         if not self._is_ready:
             self._wait_for_start()
         message = {"request": request, "seconds": limits.seconds, "memory": limits.memory}

@@ -251,14 +251,14 @@ def test_everything_is_called_after_the_distribution(
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("", "not a name of a distribution"),
-        ("-x", "not a name of a distribution"),
-        ("a b", "not a name of a distribution"),
-        ("../x", "not a name of a distribution"),
+        ("", "invalid name for a distribution"),
+        ("-x", "invalid name for a distribution"),
+        ("a b", "invalid name for a distribution"),
+        ("../x", "invalid name for a distribution"),
         ("2bit", "cannot be imported"),
         ("class", "cannot be imported"),
-        ("torch", "there is one already"),
-        ("fusion-core", "there is one already"),
+        ("torch", "already exists"),
+        ("fusion-core", "already exists"),
     ],
 )
 def test_names_that_cannot_work_are_refused(tmp_path: Path, name: str, problem: str) -> None:
@@ -270,7 +270,7 @@ def test_names_that_cannot_work_are_refused(tmp_path: Path, name: str, problem: 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     home = write_plugin("fusion-x", Kind.ALGORITHM, tmp_path / "deep" / "x")
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
-    with pytest.raises(OutputError, match="there already"):
+    with pytest.raises(OutputError, match="already exists"):
         write_plugin("fusion-y", Kind.TASK_POOL, home)
     assert before == {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     assert [path.name for path in home.parent.iterdir()] == ["x"]
@@ -285,9 +285,9 @@ def test_the_command_says_what_comes_next(
     assert "pip install -e ." in out
     assert (tmp_path / "fusion-median" / "src" / "fusion_median" / "method.py").is_file()
     again = fuse("new-plugin", "fusion-median")
-    assert (again.code, again.out, "is there already" in again.err) == (7, "", True)
+    assert (again.code, again.out, "already exists" in again.err) == (7, "", True)
     said = fuse("new-plugin", "fusion-checkpoints", "--kind", "model-pool").err
-    assert "warning: fusion-core/checkpoints has the name 'checkpoints', too" in said
+    assert "warning: fusion-core/checkpoints also has the name 'checkpoints'" in said
     assert fuse("new-plugin", "pools-checkpoints").err == ""  # another kind
 
 

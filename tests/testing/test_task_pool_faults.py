@@ -218,7 +218,7 @@ def test_a_planted_fault_is_caught_by_the_check_that_is_about_it(
     planted: dict[str, dict[str, str]], fault: str
 ) -> None:
     assert CAUGHT_BY[fault] in planted[fault], planted[fault]
-    assert re.search(r"\n\nTo mend it: \w", planted[fault][CAUGHT_BY[fault]])
+    assert re.search(r"\n\nTo fix it: \w", planted[fault][CAUGHT_BY[fault]])
 
 
 @pytest.mark.thorough

@@ -571,7 +571,7 @@ def test_what_is_sound_passes(planted: dict[str, dict[str, str]], kind: str) -> 
 def test_a_failure_says_what_to_do(planted: dict[str, dict[str, str]]) -> None:
     for failures in planted.values():
         for text in failures.values():
-            assert re.search(r"\n\nTo mend it: \w", text), text
+            assert re.search(r"\n\nTo fix it: \w", text), text
             assert "Traceback" not in text
 
 
@@ -596,9 +596,11 @@ def test_not_even_from_the_side() -> None:
 
 
 def test_an_expected_failure_names_a_check_and_a_reason() -> None:
-    with pytest.raises(TypeError, match=r"names no check: 'test_tied_tensors_stay'; did you mean"):
+    with pytest.raises(
+        TypeError, match=r"expected_failures: 'test_tied_tensors_stay'; did you mean"
+    ):
         type("Odd", (AlgorithmSuite,), {"expected_failures": {"test_tied_tensors_stay": "why"}})
-    with pytest.raises(TypeError, match="must say why"):
+    with pytest.raises(TypeError, match="lacks the reason"):
         type("Odd", (TaskPoolSuite,), {"expected_failures": {"test_metrics_keep_their_unit": " "}})
 
 

@@ -119,7 +119,7 @@ def test_what_is_measured_is_what_transformers_computes_text_by_text(texts: Text
     task = texts.tasks().bind(pool)["food"]
     model = AutoModel.from_pretrained(texts.base)
     tokenizer = AutoTokenizer.from_pretrained(texts.base)
-    strings, labels = task._texts(Split.TEST)  # noqa: SLF001 - where an author's data is read
+    strings, labels = task._read_texts(Split.TEST)  # noqa: SLF001 - where an author's data is read
     with torch.no_grad():
         features = [
             model(**tokenizer(string, return_tensors="pt")).last_hidden_state.mean(dim=1)

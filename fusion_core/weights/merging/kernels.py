@@ -102,7 +102,7 @@ class Kernel(PieceKernel):
         """Merge one piece: pure, and the same for the same piece on any thread, in any order.
 
         Returns a tensor of the shape of one row of `piece.experts`. Sum over experts with
-        `in_order`, not with `sum(dim=0)`: its rounding depends on where the piece was cut.
+        `sum_in_order`, not with `sum(dim=0)`: its rounding depends on where the piece was cut.
         """
 
 

@@ -52,7 +52,7 @@ _FROM_OUTSIDE = (DiskError, OutputError, WorkerError)
 
 
 class Staging:
-    """A model directory in the making. `staged` opens one."""
+    """A model directory in the making. `stage_output` opens one."""
 
     def __init__(self, workplace: Workspace) -> None:
         self.workplace = workplace

@@ -1,4 +1,4 @@
-"""A run of three tiny experts with hostile names, and what it might have measured and learned."""
+"""Runs of three tiny experts with hostile names, with reports and logs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fusion_testing import Mean
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: What a page must show as it is, and nothing of it obey.
+#: Names that a page must show literally and never interpret.
 NAMES = ("<script>alert(1)</script>", "a\"b'c&amp;$x^2$", "日本 \x1b[31m\n")
 SHAPES = {
     "body.embed.weight": (5, 4),
@@ -30,20 +30,20 @@ SHAPES = {
 
 @dataclass
 class World:
-    """A directory of runs."""
+    """A directory with runs."""
 
     root: Path
-    #: the experts' names, which are the tasks', too
+    #: names of the experts and of the tasks
     names: tuple[str, ...] = NAMES
 
     def weights(self, seed: int) -> dict[str, torch.Tensor]:
-        """Return the base's weights, of seed 0, or an expert's."""
+        """Return the weights of the base (seed 0) or an expert."""
         generator = torch.Generator().manual_seed(seed)
         return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
 
     def report(self, values: tuple[float, ...], **changes: Any) -> Report:
-        """Return a report on a task an expert: a base of 0.5 everywhere, experts of 0.8."""
-        given: dict[str, Any] = {
+        """Return a report on one task per expert; the base scores 0.5, experts score 0.8."""
+        fields: dict[str, Any] = {
             "tasks": {name: {"accuracy": value} for name, value in zip(NAMES, values, strict=True)},
             "base": {name: {"accuracy": 0.5} for name in NAMES},
             "experts": {name: {"accuracy": 0.8} for name in NAMES},
@@ -51,7 +51,7 @@ class World:
             "needs_task": True,
             "remembered": {"base": NAMES},
         }
-        return Report(**{**given, **changes})
+        return Report(**{**fields, **changes})
 
     def run(self, name: str, report: Report | None = None) -> Path:
         """Merge the experts into a directory, and add a report."""
@@ -60,7 +60,7 @@ class World:
                 (self.root / model).mkdir()
                 save_file(self.weights(seed), self.root / model / "model.safetensors")
         models = dict(
-            zip(NAMES, (str(self.root / each) for each in ("one", "two", "three")), strict=True)
+            zip(NAMES, (str(self.root / name) for name in ("one", "two", "three")), strict=True)
         )
         pool = {"name": "checkpoints", "base": str(self.root / "base"), "models": models}
         path = self.root / name
@@ -73,17 +73,19 @@ class World:
         return path
 
     def searched(self, name: str, report: Report | None = None, steps: int = 30) -> Path:
-        """Return a run with coefficients, and what was logged on the way to them."""
+        """Write a run with coefficients and a log of their search."""
         path = self.run(name, report)
-        found = {
-            expert: {tensor: 0.2 + place + number / 10 for number, tensor in enumerate(SHAPES)}
-            for place, expert in enumerate(NAMES)
+        coefficients = {
+            expert: {tensor: 0.2 + index + number / 10 for number, tensor in enumerate(SHAPES)}
+            for index, expert in enumerate(NAMES)
         }
-        (path / "coefficients.json").write_text(json.dumps({"schema": 1, "coefficients": found}))
+        (path / "coefficients.json").write_text(
+            json.dumps({"schema": 1, "coefficients": coefficients})
+        )
         lines = [
             {"step": step, "entropy": 3.0 / (step + 1)}
-            | {f"entropy/{each}": 1.0 / (step + 1) for each in NAMES}
-            | {f"coefficient/{each}": 0.2 + step * place / 100 for place, each in enumerate(NAMES)}
+            | {f"entropy/{name}": 1.0 / (step + 1) for name in NAMES}
+            | {f"coefficient/{name}": 0.2 + step * index / 100 for index, name in enumerate(NAMES)}
             for step in range(steps)
         ]
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -97,7 +99,7 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture
 def mixed() -> Report:
-    """A report in two units, one of them better when it is lower."""
+    """A report with two metrics, one of them better if lower."""
     perplexity = Metric("perplexity", unit="", higher_is_better=False)
     refused = Metric("refused", is_noted=True)
     return Report(
@@ -114,6 +116,6 @@ def mixed() -> Report:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has all that a page shows of one."""
+    """A run with everything that a page can show."""
     world = World(tmp_path_factory.mktemp("whole"))
     return world.searched("found", world.report((0.4, 0.6, 0.8)))

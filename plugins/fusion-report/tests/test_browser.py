@@ -1,4 +1,4 @@
-"""The page in Chromium, at a desk and on a phone, by day and by night: `nox -s browser`."""
+"""Open the page in Chromium at two widths and in both themes: `nox -s browser`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fusion_core import Progress
-from fusion_report.page import page
+from fusion_report.page import render_page
 from fusion_report.runs import read_runs
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 WIDTHS, SCHEMES = (1280, 390), ("light", "dark")
-#: Counts the texts of pictures, and lists those that what lies behind them hides.
+#: Counts the texts in charts, and lists those with too little contrast.
 SVG_TEXT = """() => {
   const lum = c => { const [r, g, b] = c.map(x => (x /= 255) <= 0.04045 ? x / 12.92
       : ((x + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
@@ -42,7 +42,7 @@ SVG_TEXT = """() => {
   }
   return [count, failures];
 }"""
-#: The texts of pictures that leave their picture, or whose letters are under 8 px.
+#: Lists the texts that leave their chart or are smaller than 8 px.
 MISPLACED = """() => [...document.querySelectorAll('figure svg text')]
   .filter(t => t.getClientRects().length).filter(t => {
     const box = t.getBoundingClientRect(), own = t.closest('svg').getBoundingClientRect();
@@ -57,41 +57,41 @@ def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
+    executable = next(filter(None, map(shutil.which, names)), None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="module")
 def address(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The page of one run; FUSION_REPORT names another, to be looked at."""
+    """The page of one run, or the page that FUSION_REPORT names."""
     path = tmp_path_factory.mktemp("page") / "report.html"
     runs, _ = read_runs([whole])
-    path.write_text(page(runs, progress=Progress()), encoding="utf-8")
+    path.write_text(render_page(runs, progress=Progress()), encoding="utf-8")
     return Path(os.environ.get("FUSION_REPORT", path)).resolve().as_uri()
 
 
 @pytest.fixture(params=[(w, s) for w in WIDTHS for s in SCHEMES], ids=lambda p: f"{p[0]}-{p[1]}")
 def shown(request: pytest.FixtureRequest, chromium: Any, address: str) -> Iterator[Any]:
-    """The page as somebody sees it; it must ask for nothing and complain of nothing."""
+    """The page in a browser; it must request nothing and log nothing."""
     width, scheme = request.param
     size = {"width": width, "height": 900}
-    # axe's script is one that the page's policy would refuse
+    # the page's policy would refuse the script of axe
     context = chromium.new_context(viewport=size, color_scheme=scheme, bypass_csp=True)
-    found, said, asked = context.new_page(), [], []
-    found.on("console", lambda message: said.append(message.text))
-    found.on("pageerror", lambda error: said.append(str(error)))
-    found.on("request", lambda each: asked.append(each.url))
-    found.goto(address)
-    yield found
-    assert said == []
-    assert asked == [address]
+    page, messages, requests = context.new_page(), [], []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(address)
+    yield page
+    assert messages == []
+    assert requests == [address]
     context.close()
 
 
-def test_it_asks_for_nothing_and_fits(shown: Any) -> None:
+def test_the_page_requests_nothing_and_fits(shown: Any) -> None:
     width = shown.viewport_size["width"]
     assert shown.evaluate("document.documentElement.scrollWidth") == width
     assert shown.evaluate(MISPLACED) == []
@@ -103,14 +103,14 @@ def test_text_in_pictures_has_the_contrast_of_wcag_aa(shown: Any) -> None:
     assert failures == []
 
 
-def test_axe_finds_nothing(shown: Any) -> None:
+def test_axe_finds_no_violation(shown: Any) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(shown)
-    assert found.violations_count == 0, found.generate_report()
+    results = Axe().run(shown)
+    assert results.violations_count == 0, results.generate_report()
 
 
-def test_it_prints_on_pages(chromium: Any, address: str) -> None:
-    found = chromium.new_page()
-    found.goto(address)
-    assert found.pdf(format="A4").count(b"/Type /Page\n") > 1
+def test_the_page_prints(chromium: Any, address: str) -> None:
+    page = chromium.new_page()
+    page.goto(address)
+    assert page.pdf(format="A4").count(b"/Type /Page\n") > 1

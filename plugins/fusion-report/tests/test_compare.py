@@ -1,4 +1,4 @@
-"""`fuse compare` as users call it, and what it prints for people, papers and programs."""
+"""Call `fuse compare` as users do, in all formats."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def accuracy(right: int) -> Measured:
 
 
 def report(*right: int, **options: Any) -> Report:
-    """Return a report on up to three tasks of 100 examples, of which so many are right."""
+    """Return a report on up to three tasks of 100 examples; `right` counts the correct ones."""
     names = ("latin", "greek", "shapes")
     return Report(
         {name: accuracy(count) for name, count in zip(names, right, strict=False)},
@@ -124,9 +124,9 @@ def test_the_best_comes_first() -> None:
         for name, bits in (("x", 2.0), ("y", 1.0))
     }
     assert list(sort_reports(texts, "wiki")) == ["y", "x"]
-    with pytest.raises(RecipeError, match="nothing is called 'avrage' here\ndid you mean average"):
+    with pytest.raises(RecipeError, match="unknown column 'avrage'\ndid you mean average"):
         sort_reports(models, "avrage")
-    with pytest.raises(RecipeError, match=r"normalised.*below the base on latin\nSort by latin, "):
+    with pytest.raises(RecipeError, match=r"normalised.*below the base on latin\nColumns: latin, "):
         sort_reports({"rotated": ROTATED}, "normalised")
 
 
@@ -163,7 +163,7 @@ def test_directories_stand_side_by_side(tmp_path: Path) -> None:
     assert call().exit_code == RecipeError.exit_code
 
 
-def test_what_has_no_report_is_skipped_by_name(tmp_path: Path) -> None:
+def test_directories_without_a_report_are_skipped_by_name(tmp_path: Path) -> None:
     good = written(tmp_path / "good", PLAIN)
     damaged = written(tmp_path / "damaged", PLAIN)
     (damaged / "report.json").write_text("{")
@@ -171,20 +171,24 @@ def test_what_has_no_report_is_skipped_by_name(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     done = call(*sorted(tmp_path.iterdir()), "--json")
     assert list(json.loads(done.stdout)) == [str(good)]
-    skipped = [line.split(":")[1].split()[0] for line in done.stderr.splitlines()]
-    assert skipped == [f"{damaged}/report.json", f"{tmp_path}/empty", f"{tmp_path}/notes.txt"]
+    lines = done.stderr.splitlines()
+    names = (f"{damaged}/report.json", f"{tmp_path}/empty", f"{tmp_path}/notes.txt")
+    assert len(lines) == len(names)
+    for line, name in zip(lines, names, strict=True):
+        assert line.startswith("skipped: ")
+        assert name in line
     error = refused(tmp_path / "empty", tmp_path / "notes.txt")
     assert error.exit_code == 2
     assert "empty has no report.json\n" in str(error)
-    assert "notes.txt is not a directory\n" in str(error)
+    assert f"not a directory: {tmp_path}/notes.txt\n" in str(error)
 
 
-def test_a_path_that_the_system_refuses_is_an_error_of_the_disk(tmp_path: Path) -> None:
+def test_a_path_that_the_system_refuses_is_a_disk_error(tmp_path: Path) -> None:
     error = refused(written(tmp_path / "good", PLAIN), "x" * 300)
     assert (error.exit_code, error.message) == (6, f"{'x' * 300}: File name too long")
 
 
-def test_experts_below_the_base_are_warned_of(tmp_path: Path) -> None:
+def test_experts_below_the_base_get_a_warning(tmp_path: Path) -> None:
     done = call(written(tmp_path / "rotated", ROTATED), "--format", "csv")
     assert done.stderr.startswith("warning: experts and tasks probably do not belong together: ")
     assert "latin (30.0, base 50.0), by the figures alone" in done.stderr
@@ -198,7 +202,7 @@ def test_two_runs_are_compared_on_the_same_examples(tmp_path: Path) -> None:
     start = lines.index("b - a, on the same examples")
     assert lines[start + 1].split() == ["task", "difference", "95", "%", "interval", "p"]
     assert lines[start + 2].split() == ["latin", "+10.0", "+5.0", "to", "+16.0", "0.002"]
-    assert lines[start + 3] == "exact McNemar; each p by itself, not corrected for many"
+    assert lines[start + 3] == "exact McNemar; p-values are not corrected for multiple tests"
     data = json.loads(printed(first, second, "--json"))
     assert "paired" not in data[str(first)]
     paired = data[str(second)]["paired"]
@@ -210,17 +214,17 @@ def test_two_runs_are_compared_on_the_same_examples(tmp_path: Path) -> None:
     fourth = written(tmp_path / "d", report(60, 90))
     average = printed(third, fourth).splitlines()
     assert average[-2].split()[:2] == ["average", "+10.0"]
-    assert average[-1].startswith("tasks: exact McNemar; average: paired bootstrap; each p ")
+    assert average[-1].startswith("tasks: exact McNemar; average: paired bootstrap; p-values ")
 
 
 def test_a_pair_that_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     first, second = written(tmp_path / "a", report(50)), written(tmp_path / "b", report(60))
     other = written(tmp_path / "other", Report({"latin": {"accuracy": 0.5}}))
     error = refused(first, "--paired", first, other)
-    assert (error.exit_code, "no test examples in common" in str(error)) == (2, True)
+    assert (error.exit_code, "no outcomes of the same test examples" in str(error)) == (2, True)
     assert "a twice\n" in str(refused(first, "--paired", first, first))
     error = refused(first, "--paired", first, second, "--format", "csv")
-    assert (error.exit_code, "--paired has no --format csv" in str(error)) == (2, True)
+    assert (error.exit_code, "--paired does not support --format csv" in str(error)) == (2, True)
 
 
 def test_outcomes_of_another_report_are_named(tmp_path: Path) -> None:
@@ -228,11 +232,11 @@ def test_outcomes_of_another_report_are_named(tmp_path: Path) -> None:
     (damaged / "outcomes.json").write_text((good / "outcomes.json").read_text())
     error = refused(damaged, "--intervals")
     assert error.exit_code == FusionError.exit_code
-    assert "a/outcomes.json does not go with the report.json beside it" in str(error)
-    assert printed(damaged)  # which needs none
+    assert "a/outcomes.json does not match the report.json in the same directory" in str(error)
+    assert printed(damaged)  # without --intervals
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one(tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_the_seed_are_averaged(tmp_path: Path) -> None:
     recipe = "algorithm: {{name: dare, density: {}}}\nseed: {}\noutput: {{path: {}}}\n"
     for number, right in enumerate((50, 60, 70)):
         written(tmp_path / f"s{number}", report(right), recipe.format(0.5, number, number))
@@ -250,7 +254,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one(tmp_path: Path) -> None:
     assert list(rows) == ["s0", "again (3 seeds)", "no-recipe", "other", "experts"]
     assert "±: 95 % intervals over seeds; " in printed(*directories, "--seeds")
     alone = printed(tmp_path / "other", "--seeds")
-    assert "no intervals: no two of these runs differ in the seed alone\n" in alone
+    assert "no intervals: no two runs differ only in the seed\n" in alone
 
 
 @pytest.mark.parametrize("form", ["csv", "markdown", "latex", "json", "table"])

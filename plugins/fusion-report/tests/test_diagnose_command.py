@@ -1,4 +1,4 @@
-"""`fuse diagnose`, as users call it."""
+"""Call `fuse diagnose` as users do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusion_core.errors import FusionError, RecipeError
 from fusion_report import Diagnosis, diagnose
 from fusion_report.diagnosis.command import diagnose as command
 from fusion_report.diagnosis.figures import Answers, Expert, Figures, Path
-from fusion_report.diagnosis.shown import print_diagnosis
+from fusion_report.diagnosis.printing import print_diagnosis
 from fusion_testing import tiny_pool
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ APP.command()(command)
 
 @pytest.fixture
 def folder(tmp_path: Folder, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """A base, three experts, and a recipe that merges them."""
+    """Write a base, three experts and a recipe that merges them."""
     for name, source in tiny_pool("mlp").by_name.items():
         (tmp_path / name).mkdir()
         save_file(source.state_dict(), tmp_path / name / "model.safetensors")
@@ -54,59 +54,60 @@ def printed(*arguments: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("folder")
-def test_algorithm_and_output_of_a_recipe_are_not_looked_at() -> None:
+def test_algorithm_and_output_of_a_recipe_are_ignored() -> None:
     lines = printed("recipe.yaml")
     assert [line.split()[0] for line in lines[1:4]] == ["a", "b", "c"]
     assert any(line.startswith("cosines") for line in lines)
     assert (
-        lines[-1] == "no examples were asked: name tasks that have unlabeled ones with --task-pool"
+        lines[-1] == "no predictions measured: name tasks with unlabeled examples with --task-pool"
     )
     assert printed("recipe.yaml") == lines
 
 
 @pytest.mark.usefixtures("folder")
-def test_json_holds_all_figures_and_what_they_mean() -> None:
-    found = json.loads(call("recipe.yaml", "--json").stdout)
-    assert found["schema"] == 2
-    assert found["kind"]["counted_as"] == ["toys"]
-    assert found["experts_below_base"] is None  # nothing was asked
-    assert found["figures"]["experts"].keys() == {"a", "b", "c"}
-    assert len(found["figures"]["cosines"]) == 3
-    for each in found["advice"]:
-        assert each["held"] <= each["of"]
-        assert each["interval"][0] <= each["probability"] <= each["interval"][1]
-    (only,) = found["advice"]  # they were made of other random numbers than the base
+def test_json_has_all_measurements_and_predictions() -> None:
+    data = json.loads(call("recipe.yaml", "--json").stdout)
+    assert data["schema"] == 2
+    assert data["kind"]["counted_as"] == ["toys"]
+    assert data["experts_below_base"] is None  # no tasks were measured
+    assert data["figures"]["experts"].keys() == {"a", "b", "c"}
+    assert len(data["figures"]["cosines"]) == 3
+    for prediction in data["advice"]:
+        assert prediction["held"] <= prediction["of"]
+        low, high = prediction["interval"]
+        assert low <= prediction["probability"] <= high
+    (only,) = data["advice"]  # the experts were not trained from the base
     assert only["rule"] == "strangers"
     assert only["figures"]["relative norm"] > 0.9
 
 
 @pytest.mark.usefixtures("folder")
-def test_one_expert_is_compared_with_nothing() -> None:
+def test_a_single_expert_is_not_compared() -> None:
     lines = printed("recipe.yaml", "--set", "model_pool.models=[a]")
-    assert "one expert: there is nothing to compare it with" in lines
-    assert not any(line.startswith(("cosines", "sure")) for line in lines)
+    assert "only one expert: nothing to compare it with" in lines
+    assert not any(line.startswith(("cosines", "confidence")) for line in lines)
 
 
-def test_an_expert_that_is_the_base_is_named(folder: Folder) -> None:
+def test_an_expert_that_equals_the_base_is_named(folder: Folder) -> None:
     (folder / "same").mkdir()
     (folder / "same" / "model.safetensors").write_bytes(
         (folder / "base" / "model.safetensors").read_bytes()
     )
     lines = printed("recipe.yaml", "--set", "model_pool.models=[a, same]")
-    assert "same is no different from the base" in lines
+    assert "same equals the base" in lines
     assert not any("nan" in line for line in lines)
-    asked = ("--json", "--set", "model_pool.models=[a, same]")
-    found = json.loads(call("recipe.yaml", *asked).stdout)
-    assert found["figures"]["cosines"][0] == [pytest.approx(1), None]
-    assert not any(line.startswith("sure") for line in lines)
+    flags = ("--json", "--set", "model_pool.models=[a, same]")
+    data = json.loads(call("recipe.yaml", *flags).stdout)
+    assert data["figures"]["cosines"][0] == [pytest.approx(1), None]
+    assert not any(line.startswith("confidence") for line in lines)
 
 
 @pytest.mark.usefixtures("folder")
-def test_without_a_base_it_says_what_is_left() -> None:
+def test_without_a_base_the_remaining_methods_are_named() -> None:
     lines = printed("--pool", "checkpoints", "--set", "model_pool.models=[a, b]")
-    assert lines[0].split()[:5] == ["expert", "norm", "of", "their", "mean's"]
+    assert lines[0].split()[:5] == ["expert", "norm", "relative", "to", "mean"]
     assert any(line.startswith("no base, so no task vectors") for line in lines)
-    assert not any(line.startswith(("cosines", "sign conflict", "sure")) for line in lines)
+    assert not any(line.startswith(("cosines", "sign conflict", "confidence")) for line in lines)
 
 
 def test_models_that_do_not_fit_are_refused(folder: Folder) -> None:
@@ -117,17 +118,17 @@ def test_models_that_do_not_fit_are_refused(folder: Folder) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_model_that_is_not_here_is_named() -> None:
+def test_a_missing_model_is_named() -> None:
     with pytest.raises(FusionError, match="nowhere does not exist"):
         printed("recipe.yaml", "--set", "model_pool.models=[a, nowhere]")
 
 
-def test_a_pool_of_nothing_is_refused() -> None:
+def test_a_pool_without_experts_is_refused() -> None:
     with pytest.raises(RecipeError, match="no experts"):
         diagnose({"model_pool": {"base": {"x": torch.zeros(2)}, "models": {}}})
 
 
-def test_what_was_looked_at_in_part_and_where_lines_sink_is_said(
+def test_samples_and_barriers_are_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = ("a", "\x1b[31mb")
@@ -138,10 +139,10 @@ def test_what_was_looked_at_in_part_and_where_lines_sink_is_said(
     )
     answers = {"base": {"a": Answers(1.5, 0.25)}, "experts": {"a": Answers(0.125, 1.0)}}
     cosines = [[1.0, -0.001], [-0.001, 1.0]]
-    found = Figures(
+    figures = Figures(
         *(experts, True, 9, cosines, 1.4, 0.5, 0.2, {}, (3, 10), True, answers, (flat, deep))
     )
-    print_diagnosis(Diagnosis(found, []))
+    print_diagnosis(Diagnosis(figures, []))
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     lines = printed.splitlines()
@@ -153,5 +154,5 @@ def test_what_was_looked_at_in_part_and_where_lines_sink_is_said(
     (worst,) = (n for n, line in enumerate(lines) if line.startswith("line between"))
     assert lines[worst + 1].split()[-8:] == ["60", "%,", "10", "%,", "60", "%", "50", "%"]
     assert "effective ranks are means over 3 of 10 matrices, evenly spread" in lines
-    assert "of wide matrices, 1024 columns were decomposed, evenly spread" in lines
-    assert any(line.startswith("--try makes some merges") for line in lines)
+    assert "effective ranks use 1024 columns of wide matrices, evenly spread" in lines
+    assert any(line.startswith("--try also measures some merges") for line in lines)

@@ -1,4 +1,4 @@
-"""Two models on the same examples, held against formulas and a bootstrap of scipy."""
+"""Compare differences of two models with formulas and with scipy's bootstrap."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ def test_mcnemar_is_a_binomial_test(first: int, second: int) -> None:
 
 def test_right_and_wrong_are_compared_by_example() -> None:
     first, second = RANDOM.random(400) < 0.6, RANDOM.random(400) < 0.7
-    (found,) = compare_reports(Report({"a": accuracy(first)}), Report({"a": accuracy(second)}))
+    (difference,) = compare_reports(Report({"a": accuracy(first)}), Report({"a": accuracy(second)}))
     only = int((first & ~second).sum()), int((~first & second).sum())
-    assert found.value == pytest.approx((only[1] - only[0]) / 400)
-    assert found.p == mcnemar(*only)
+    assert difference.value == pytest.approx((only[1] - only[0]) / 400)
+    assert difference.p == mcnemar(*only)
     error = np.std(second.astype(float) - first) / 20
-    ends = found.value - 1.96 * error, found.value + 1.96 * error
-    assert found.interval == pytest.approx(ends, abs=0.006)
-    low, high = found.interval or (math.nan, math.nan)
-    assert found.as_json() == {
-        "difference": found.value,
+    ends = difference.value - 1.96 * error, difference.value + 1.96 * error
+    assert difference.interval == pytest.approx(ends, abs=0.006)
+    low, high = difference.interval or (math.nan, math.nan)
+    assert difference.as_json() == {
+        "difference": difference.value,
         "low": low,
         "high": high,
-        "p": found.p,
+        "p": difference.p,
         "test": "exact McNemar",
     }
 
 
-def test_other_figures_are_bootstrapped_in_pairs() -> None:
+def test_other_scores_are_bootstrapped_in_pairs() -> None:
     sizes = RANDOM.integers(20, 400, size=80).astype(float)
     before = RANDOM.gamma(4.0, 0.25, size=80)
     after = before + RANDOM.normal(-0.01, 0.1, size=80)
     lower = {"wiki": {"bits": Metric("bits", unit="", higher_is_better=False)}}
-    reports = [Report({"wiki": bits(each, sizes)}, metrics=lower) for each in (before, after)]
-    (found,) = compare_reports(*reports)
+    reports = [Report({"wiki": bits(values, sizes)}, metrics=lower) for values in (before, after)]
+    (difference,) = compare_reports(*reports)
 
     def mean(picked: np.ndarray, axis: int = -1) -> np.ndarray:
         index = picked.astype(int)
@@ -64,33 +64,31 @@ def test_other_figures_are_bootstrapped_in_pairs() -> None:
     known = stats.bootstrap((np.arange(80),), mean, n_resamples=20_000, method="percentile", rng=1)
     ends = known.confidence_interval
     room = 0.06 * (ends.high - ends.low)
-    assert found.interval == pytest.approx((ends.low, ends.high), abs=room)
+    assert difference.interval == pytest.approx((ends.low, ends.high), abs=room)
     share = 2 * (known.bootstrap_distribution >= 0).mean()
     assert 0.02 < share < 0.9
-    assert found.p == pytest.approx(share, abs=0.04)
-    assert found.test == "paired bootstrap"
+    assert difference.p == pytest.approx(share, abs=0.04)
+    assert difference.test == "paired bootstrap"
 
 
 def test_the_average_is_over_the_tasks_that_both_keep() -> None:
     right = [RANDOM.random(100) < share for share in (0.5, 0.6, 0.6, 0.9)]
     tasks = [{"a": accuracy(right[0]), "b": accuracy(right[1]), "plain": {"accuracy": 0.5}}]
     tasks += [{"a": accuracy(right[2]), "b": accuracy(right[3]), "plain": {"accuracy": 0.9}}]
-    found = compare_reports(*map(Report, tasks))
-    assert [each.label for each in found] == ["a", "b", "average"]
-    assert found[2].value == pytest.approx((found[0].value + found[1].value) / 2)
-    assert [each.is_task for each in found] == [True, True, False]
-    assert found[2].cells[0] == "average"
-    assert found[2].cells[1].startswith("+")
+    differences = compare_reports(*map(Report, tasks))
+    assert [difference.label for difference in differences] == ["a", "b", "average"]
+    values = [difference.value for difference in differences]
+    assert values[2] == pytest.approx((values[0] + values[1]) / 2)
+    assert [difference.is_task for difference in differences] == [True, True, False]
+    assert differences[2].cells[0] == "average"
+    assert differences[2].cells[1].startswith("+")
 
 
 def test_other_examples_are_not_compared() -> None:
     right, sizes = RANDOM.random(10) < 0.5, np.arange(1.0, 11.0)
     report = Report({"a": accuracy(right), "b": bits(sizes, sizes)})
-    assert [compare_report.label for compare_report in compare_reports(report, report)] == [
-        "a",
-        "b",
-        "average",
-    ]
+    labels = [difference.label for difference in compare_reports(report, report)]
+    assert labels == ["a", "b", "average"]
     fewer = Report({"a": accuracy(right[:9]), "b": bits(sizes, sizes + 1)})
     assert compare_reports(report, fewer) == []
     half = Report(report.tasks, measured_on="a half")
@@ -98,7 +96,7 @@ def test_other_examples_are_not_compared() -> None:
     assert compare_reports(Report({"a": {"accuracy": 1.0}}), report) == []
 
 
-def test_what_is_equal_differs_by_nothing() -> None:
+def test_equal_reports_have_no_difference() -> None:
     same = Report({"a": accuracy(RANDOM.random(50) < 0.5), "b": accuracy(RANDOM.random(50) < 0.5)})
     for difference in compare_reports(same, same):
         assert (difference.value, difference.interval, difference.p) == (0.0, (0.0, 0.0), 1.0)

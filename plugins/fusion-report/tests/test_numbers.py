@@ -1,4 +1,4 @@
-"""What pictures are made of, against what dense tensors and plain sums say."""
+"""Compare the numbers in charts with dense tensors and plain sums."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ import torch
 
 from fusion_core import Progress
 from fusion_core.commands import load_recipe
-from fusion_report.charts import of_coefficients
+from fusion_report.charts import chart_coefficients
 from fusion_report.drawings.heat import Heat
-from fusion_report.drawings.lines import smoothed, spread
-from fusion_report.drawings.svg import number, shown
+from fusion_report.drawings.lines import smooth, spread_out
+from fusion_report.drawings.svg import format_number, shorten
 from fusion_report.runs import read_run
-from fusion_report.vectors import parts_of, task_vectors
+from fusion_report.vectors import group_by_part, read_task_vectors
 
 if TYPE_CHECKING:
     from conftest import World
 
 
-def test_norms_and_cosines_are_those_of_dense_task_vectors(world: World) -> None:
+def test_norms_and_cosines_equal_dense_task_vectors(world: World) -> None:
     recipe = load_recipe(world.run("found") / "recipe.yaml")
-    found = task_vectors(recipe, Progress(), frozenset())
-    assert found is not None
+    vectors_read = read_task_vectors(recipe, Progress(), frozenset())
+    assert vectors_read is not None
     base, *experts = (world.weights(seed) for seed in range(4))
     vectors = [{name: expert[name] - base[name] for name in base} for expert in experts]
     flat = torch.stack(
         [torch.cat([row.flatten() for row in vector.values()]) for vector in vectors]
     )
-    assert found.experts == list(world.names)
-    assert found.norms == pytest.approx(flat.norm(dim=1).tolist(), rel=1e-6)
+    assert vectors_read.experts == list(world.names)
+    assert vectors_read.norms == pytest.approx(flat.norm(dim=1).tolist(), rel=1e-6)
     cosines = torch.cosine_similarity(flat[:, None], flat[None], dim=-1)
-    assert torch.allclose(torch.tensor(found.cosines), cosines, atol=1e-6)
+    assert torch.allclose(torch.tensor(vectors_read.cosines), cosines, atol=1e-6)
     layer = [
         torch.cat([vector["body.layers.0.up.weight"].flatten(), vector["body.layers.0.up.bias"]])
         for vector in vectors
     ]
-    assert found.norms_by_part["layers.0"] == pytest.approx([float(each.norm()) for each in layer])
-    assert [*found.norms_by_part] == ["embed", "layers.0", "layers.2", "layers.10", "norm"]
+    norms = [float(vector.norm()) for vector in layer]
+    assert vectors_read.norms_by_part["layers.0"] == pytest.approx(norms)
+    assert [*vectors_read.norms_by_part] == ["embed", "layers.0", "layers.2", "layers.10", "norm"]
 
 
 @pytest.mark.parametrize(
@@ -58,34 +59,33 @@ def test_norms_and_cosines_are_those_of_dense_task_vectors(world: World) -> None
     ],
 )
 def test_tensors_are_grouped_by_layer(names: list[str], parts: list[str]) -> None:
-    found = parts_of(names)
-    assert [*found] == parts
-    assert sorted(name for each in found.values() for name in each) == sorted(names)
+    groups = group_by_part(names)
+    assert [*groups] == parts
+    assert sorted(name for members in groups.values() for name in members) == sorted(names)
 
 
 def test_coefficients_are_means_over_a_layer(world: World) -> None:
-    first, by_tensor, _ = of_coefficients(read_run(world.searched("found"), "found"), "c")
+    first, by_tensor, _ = chart_coefficients(read_run(world.searched("found"), "found"), "c")
     # layers.0 has the tensors 1 and 2 of the first expert's 0.2, 0.3, 0.4, ...
     assert f"layers.0: {world.names[0]} 0.35" in first.drawing.words
     assert f"{world.names[2]} from 2.2 to 2.7" in by_tensor.drawing.words
 
 
-def test_smoothing_weighs_what_is_past_by_its_age() -> None:
+def test_smoothing_weights_values_by_age() -> None:
     values = [3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0]
-    ages = [0.5 ** (len(values) - place) for place in range(1, len(values) + 1)]
+    ages = [0.5 ** (len(values) - index) for index in range(1, len(values) + 1)]
     expected = sum(a * value for a, value in zip(ages, values, strict=True)) / sum(ages)
-    assert smoothed(values)[-1] == pytest.approx(expected)
-    assert smoothed([math.nan, 3.0, math.inf, 3.0])[1:] == [3.0, 3.0, 3.0]
-    assert smoothed([7.0] * 50) == pytest.approx([7.0] * 50)
+    assert smooth(values)[-1] == pytest.approx(expected)
+    assert smooth([math.nan, 3.0, math.inf, 3.0])[1:] == [3.0, 3.0, 3.0]
+    assert smooth([7.0] * 50) == pytest.approx([7.0] * 50)
 
 
-def test_labels_are_moved_apart_and_no_farther() -> None:
-    found = spread([0.0, 0.1, 0.2, 5.0], 1.0)
-    assert found == pytest.approx([-0.9, 0.1, 1.1, 5.0])
-    assert all(b - a >= 1 - 1e-9 for a, b in pairwise(spread([1.0, 1.0, 1.5, 2.6, 2.6], 1.0)))
+def test_labels_are_moved_apart_as_little_as_possible() -> None:
+    assert spread_out([0.0, 0.1, 0.2, 5.0], 1.0) == pytest.approx([-0.9, 0.1, 1.1, 5.0])
+    assert all(b - a >= 1 - 1e-9 for a, b in pairwise(spread_out([1.0, 1.0, 1.5, 2.6, 2.6], 1.0)))
 
 
-def test_the_scale_of_a_map_reaches_its_farthest_value() -> None:
+def test_the_scale_of_a_heat_map_reaches_its_furthest_value() -> None:
     heat = Heat(["a"], ["x", "y", "z"], [[0.1, 0.9, float("nan")]], neutral=0.2)
     assert heat.reach == pytest.approx(0.7)
     assert [text for _, text in heat.scale if text] == ["-0.5", "0.2", "0.9"]
@@ -93,11 +93,11 @@ def test_the_scale_of_a_map_reaches_its_farthest_value() -> None:
 
 
 def test_numbers_and_names_are_short() -> None:
-    assert [number(value) for value in (0.456, -0.001, 12.34, 1234.5, -1.0)] == [
+    assert [format_number(value) for value in (0.456, -0.001, 12.34, 1234.5, -1.0)] == [
         "0.46",
         "0.00",
         "12.3",
         "1234",
         "-1.00",
     ]
-    assert shown("abcdefghijkl", 8) == "abc…ijkl"
+    assert shorten("abcdefghijkl", 8) == "abc…ijkl"

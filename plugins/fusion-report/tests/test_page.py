@@ -1,4 +1,4 @@
-"""The page as a program reads it: sound, self-contained, and with every number in it."""
+"""Parse the page: it is valid, self-contained and complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fusion_core import Measured, Progress
 from fusion_core.commands import escape_control
 from fusion_core.errors import FusionError, RecipeError
 from fusion_report.command import report
-from fusion_report.page import page
+from fusion_report.page import render_page
 from fusion_report.runs import read_runs
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ VALUES = (0.4, 0.6, 0.8)
 def written(*directories: Path, vectors: bool = True, intervals: bool = False) -> str:
     runs, problems = read_runs(directories, outcomes=intervals)
     assert problems == []
-    return page(runs, progress=Progress(), with_vectors=vectors, intervals=intervals)
+    return render_page(runs, progress=Progress(), with_vectors=vectors, intervals=intervals)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def text(whole: Path) -> str:
 
 
 def parsed(text: str) -> ET.Element:
-    """Parse a page, which is well-formed XML, too: the strictest reader there is."""
+    """Parse a page as XML, the strictest reader."""
     return ET.fromstring(text.removeprefix("<!DOCTYPE html>"))
 
 
@@ -52,19 +52,19 @@ def text_of(element: ET.Element) -> str:
 
 
 def rows_of(tree: ET.Element) -> dict[str, list[str]]:
-    (table,) = (each for each in tree.iter("table") if each.get("class") == "results")
-    found = [[text_of(cell) for cell in row] for row in table.iter("tr")]
-    return {row[0]: row[1:] for row in found}
+    (table,) = (table for table in tree.iter("table") if table.get("class") == "results")
+    rows = [[text_of(cell) for cell in row] for row in table.iter("tr")]
+    return {row[0]: row[1:] for row in rows}
 
 
 def headings(tree: ET.Element) -> list[str]:
-    return [text_of(each) for each in tree.iter() if each.tag in {"h2", "h3"}]
+    return [text_of(element) for element in tree.iter() if element.tag in {"h2", "h3"}]
 
 
-def test_the_page_is_sound_and_needs_nothing_else(text: str) -> None:
+def test_the_page_is_valid_and_self_contained(text: str) -> None:
     tree = parsed(text)
     assert tree.find("head/meta[@charset='utf-8']") is not None
-    ids = Counter(each.get("id") for each in tree.iter() if each.get("id"))
+    ids = Counter(element.get("id") for element in tree.iter() if element.get("id"))
     assert [name for name, count in ids.items() if count > 1] == []
     for element in tree.iter():
         assert element.tag not in {"script", "link", "img", "iframe", f"{SVG}script"}
@@ -81,10 +81,10 @@ def test_the_page_is_sound_and_needs_nothing_else(text: str) -> None:
     assert not re.search(r"@import|url\((?!#)", text)
 
 
-def test_every_picture_speaks_and_has_the_pages_colours(text: str) -> None:
+def test_every_chart_has_a_description_and_the_pages_colours(text: str) -> None:
     tree = parsed(text)
     pictures = list(tree.iter(f"{SVG}svg"))
-    assert len(pictures) == 2 * len({each.get("aria-label") for each in pictures}) == 18
+    assert len(pictures) == 2 * len({picture.get("aria-label") for picture in pictures}) == 18
     for picture in pictures:
         first, second, *_ = picture
         assert (first.tag, second.tag) == (f"{SVG}title", f"{SVG}desc")
@@ -96,7 +96,7 @@ def test_every_picture_speaks_and_has_the_pages_colours(text: str) -> None:
         assert list(picture.iter(f"{SVG}text"))
 
 
-def test_every_number_is_there(world: World) -> None:
+def test_the_table_has_every_score(world: World) -> None:
     other = world.report((0.7, 0.55, 0.6), transductive=False, needs_task=False)
     first, second = world.run("first", world.report(VALUES)), world.run("second", other)
     rows = rows_of(parsed(written(first, second, vectors=False)))
@@ -120,7 +120,7 @@ def test_every_number_is_there(world: World) -> None:
     assert rows["experts"][3:5] == ["80.0", "100.0"]
 
 
-def test_an_expert_below_the_base_is_warned_of_and_nothing_is_a_share_of_it(world: World) -> None:
+def test_an_expert_below_the_base_gets_a_warning_and_no_share(world: World) -> None:
     low = {**{name: {"accuracy": 0.8} for name in world.names}, world.names[0]: {"accuracy": 0.2}}
     rotated = world.run("rotated", replace(world.report(VALUES), experts=low))
     tree = parsed(written(rotated, vectors=False))
@@ -128,21 +128,21 @@ def test_an_expert_below_the_base_is_warned_of_and_nothing_is_a_share_of_it(worl
     assert "scores below the base on" in warning
     assert f"{' '.join(escape_control(world.names[0]).split())} (20.0, base 50.0)" in warning
     assert "do not belong together" in text_of(tree.find(".//p[@class='lead']"))
-    assert "of the experts" not in [text_of(each) for each in tree.iter("dt")]
+    assert "of the experts" not in [text_of(term) for term in tree.iter("dt")]
     assert all(row[4] == "" for name, row in rows_of(tree).items() if name != "model")
     assert "200.0" not in ET.tostring(tree, encoding="unicode")
 
 
-def test_intervals_are_shown_if_they_are_asked_for(world: World) -> None:
+def test_intervals_are_shown_on_request(world: World) -> None:
     outcomes = {name: Measured({"accuracy": 0.5}, [1, 0] * 50) for name in world.names}
     run = world.run("sure", replace(world.report(VALUES), tasks=outcomes))
-    sure, plain = (written(run, vectors=False, intervals=each) for each in (True, False))
+    sure, plain = (written(run, vectors=False, intervals=shown) for shown in (True, False))
     assert rows_of(parsed(sure))["sure transductive needs the task"][1] == "50.0 ±9.6"
     assert "95 % intervals over test examples" in sure
     assert "±" not in plain
 
 
-def test_the_best_of_several_runs_is_said_and_marked(world: World) -> None:
+def test_the_best_of_several_runs_is_named_and_marked(world: World) -> None:
     fair = world.report((0.7, 0.55, 0.6), transductive=False, needs_task=False)
     best = world.report((0.6, 0.7, 0.8))
     tree = parsed(written(world.run("fair", fair), world.run("best", best), vectors=False))
@@ -150,17 +150,17 @@ def test_the_best_of_several_runs_is_said_and_marked(world: World) -> None:
         "Of 2 measured runs, best is best: accuracy 70.0 % on average over 3 tasks, 87.5 % of the "
         "experts'; it needs to know the task, and the best that does not is fair with 61.7 %."
     )
-    marked = [each.text for each in tree.iter("span") if "best" in (each.get("class") or "")]
+    marked = [span.text for span in tree.iter("span") if "best" in (span.get("class") or "")]
     assert marked == ["70.0", "70.0", "80.0"]
 
 
-def test_names_are_shown_and_obeyed_by_nobody(text: str, world: World) -> None:
+def test_hostile_names_are_shown_literally(text: str, world: World) -> None:
     tree = parsed(text)
     assert "<script" not in text
     assert "\x1b" not in text
-    heads = [text_of(each) for each in tree.iter("th") if each.get("scope") == "col"]
+    heads = [text_of(cell) for cell in tree.iter("th") if cell.get("scope") == "col"]
     assert heads[1:4] == [" ".join(escape_control(name).split()) for name in world.names]
-    drawn = {"".join(each.itertext()) for each in tree.iter(f"{SVG}text")}
+    drawn = {"".join(label.itertext()) for label in tree.iter(f"{SVG}text")}
     assert {"a\"b'c&amp;$x^2$", "日本 \\x1b[31m"} <= drawn
 
 
@@ -177,7 +177,7 @@ def test_units_and_directions_are_respected(world: World, mixed: Report) -> None
     ]  # (4 / 8 + 0.7 / 0.8) / 2
     assert rows["their method"] == ["", "75.0", "", "", ""]
     lead = text_of(tree.find(".//p[@class='lead']"))
-    assert "measured on 2 tasks by different metrics, and behind the base on quiz." in lead
+    assert "measured on 2 tasks by different metrics; below the base on quiz." in lead
     said = text_of(tree)
     assert "Published for Tiny 1B: a paper" in said
     assert "measured on the first 100 examples of each task" in said
@@ -185,16 +185,14 @@ def test_units_and_directions_are_respected(world: World, mixed: Report) -> None
     assert "options chosenby 12 trials on the other half" in said
 
 
-def test_sections_without_anything_to_show_are_left_out(text: str, world: World) -> None:
+def test_empty_sections_are_left_out(text: str, world: World) -> None:
     every = headings(parsed(text))
     assert {"Results", "Against the experts", "Task vectors", "Coefficients", "Objective"} < {
         *every
     }
     tree = parsed(written(world.run("plain"), vectors=False))
-    assert headings(tree) == ["Provenance", "Make it again"]
-    assert text_of(tree.find(".//p[@class='lead']")) == (
-        "fused of 3 experts; nothing of it has been measured."
-    )
+    assert headings(tree) == ["Provenance", "Repeat this run"]
+    assert text_of(tree.find(".//p[@class='lead']")) == ("fused of 3 experts; not measured.")
 
 
 def test_cost_is_shown_of_several_runs(world: World) -> None:
@@ -203,14 +201,14 @@ def test_cost_is_shown_of_several_runs(world: World) -> None:
     assert "Average against time of the merge in s" in headings(tree)
 
 
-def test_models_that_are_gone_or_differ_are_said_to_be(world: World) -> None:
+def test_missing_or_different_models_are_reported(world: World) -> None:
     first, second = world.run("first"), world.run("second")
     recipe = (second / "recipe.yaml").read_text()
     (second / "recipe.yaml").write_text(recipe.replace("/three", "/two"))
-    assert "the runs do not merge the same models" in written(first, second)
+    assert "the runs merge different models" in written(first, second)
     (world.root / "one" / "model.safetensors").unlink()
     said = text_of(parsed(written(first)))
-    assert "Left out: the models that were merged cannot be read here." in said
+    assert "Not shown: the merged models cannot be read here." in said
 
 
 def test_nothing_is_downloaded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,9 +220,9 @@ def test_nothing_is_downloaded(world: World, monkeypatch: pytest.MonkeyPatch) ->
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
-def test_only_what_can_be_made_again_is_said_to_be(world: World) -> None:
+def test_only_repeatable_runs_show_a_command(world: World) -> None:
     path = world.run("a run")  # by an algorithm that is a live object
-    assert "Parts of this run were live objects" in written(path, vectors=False)
+    assert "This run used live Python objects" in written(path, vectors=False)
     text = (path / "provenance.json").read_text()
     (path / "provenance.json").write_text(text.replace('"plugin": null', '"plugin": "one"'))
     command = parsed(written(path, vectors=False)).find(".//pre/code")
@@ -232,17 +230,17 @@ def test_only_what_can_be_made_again_is_said_to_be(world: World) -> None:
     assert command.text == f"fuse run '{path}/recipe.yaml' -o again"
 
 
-def test_a_run_that_is_named_twice_is_shown_once(world: World) -> None:
+def test_a_run_named_twice_is_shown_once(world: World) -> None:
     path = world.run("found")
     runs, _ = read_runs([path, path])
-    assert [each.name for each in runs] == ["found"]
+    assert [run.name for run in runs] == ["found"]
 
 
 def test_equal_runs_give_equal_pages(text: str, whole: Path) -> None:
     assert written(whole) == text
 
 
-def test_a_long_search_is_no_large_page(world: World) -> None:
+def test_a_long_search_gives_a_small_page(world: World) -> None:
     path = world.searched("found", steps=5000)
     assert len(written(path, vectors=False)) < 1_000_000
 
@@ -260,29 +258,29 @@ def test_a_long_search_is_no_large_page(world: World) -> None:
         ("report.json", "{}"),
     ],
 )
-def test_what_is_damaged_is_named(world: World, name: str, content: str) -> None:
+def test_damaged_files_are_named(world: World, name: str, content: str) -> None:
     path = world.searched("found")
     (path / name).write_text(content)
     with pytest.raises(FusionError, match=re.escape(name.partition(".")[0])):
         read_runs([path])
 
 
-def test_what_is_not_a_run_is_skipped_if_another_is(world: World) -> None:
+def test_directories_without_a_run_are_skipped(world: World) -> None:
     path = world.run("found")
     runs, problems = read_runs([world.root / "base", path])
-    assert [each.name for each in runs] == ["found"]
-    assert [problem.message for problem in problems] == [f"{world.root / 'base'} holds no run"]
-    with pytest.raises(RecipeError, match="holds no run"):
+    assert [run.name for run in runs] == ["found"]
+    assert [problem.message for problem in problems] == [f"no run in {world.root / 'base'}"]
+    with pytest.raises(RecipeError, match="no run in"):
         read_runs([world.root / "base"])
 
 
-def test_runs_of_one_name_are_called_by_their_paths(world: World) -> None:
+def test_runs_of_one_name_are_named_by_their_paths(world: World) -> None:
     first, second = world.run("a/x"), world.run("b/x")
     runs, _ = read_runs([first, second])
-    assert [each.name for each in runs] == [str(first), str(second)]
+    assert [run.name for run in runs] == [str(first), str(second)]
 
 
-def test_the_command_writes_into_the_run_or_where_it_is_told(world: World) -> None:
+def test_the_command_writes_into_the_run_or_to_output(world: World) -> None:
     first, second = world.run("first", world.report(VALUES)), world.run("second")
     app = typer.Typer()
     app.command()(report)
@@ -291,9 +289,9 @@ def test_the_command_writes_into_the_run_or_where_it_is_told(world: World) -> No
     assert parsed((first / "report.html").read_text()) is not None
     both = [str(first), str(second), str(world.root / "base")]
     done = CliRunner().invoke(app, [*both, "-q", "--no-vectors", "-o", str(world.root / "x.html")])
-    assert f"skipped: {world.root / 'base'} holds no run" in done.stderr
+    assert f"skipped: no run in {world.root / 'base'}" in done.stderr
     assert "2 runs" not in done.stdout
     assert (world.root / "x.html").is_file()
     done = CliRunner().invoke(app, both)
     assert isinstance(done.exception, RecipeError)
-    assert "belongs to none of them" in str(done.exception)
+    assert "--output is required for a page about 3 runs" in str(done.exception)

@@ -1,4 +1,4 @@
-"""Pictures of results: what is drawn is what was measured and logged."""
+"""Plots show what was measured and logged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def drawn(axes: Axes) -> dict[str, list[list[float]]]:
     }
 
 
-def test_tasks_are_drawn_a_panel_a_metric() -> None:
+def test_tasks_are_drawn_in_one_panel_per_metric() -> None:
     bits = Metric("bits", unit="", higher_is_better=False)
     report = Report(
         {"$a_1$": Measured({"accuracy": 0.5}, [1, 0]), "text": {"bits": 1.5}},
@@ -58,7 +58,7 @@ def test_tasks_are_drawn_a_panel_a_metric() -> None:
     assert (low, high) == pytest.approx((9.45, 90.55), abs=0.01)  # Wilson's, of one in two
 
 
-def test_what_was_logged_of_all_tasks_stands_below() -> None:
+def test_values_logged_over_all_tasks_get_panels() -> None:
     figure = plot(result(Report({"a": {"accuracy": 0.5}}), metrics=LOG))
     _, curve = figure.axes
     assert curve.get_ylabel() == "loss"
@@ -67,5 +67,5 @@ def test_what_was_logged_of_all_tasks_stands_below() -> None:
 
 
 def test_nothing_to_draw_is_an_error() -> None:
-    with pytest.raises(FusionError, match="nothing to draw"):
+    with pytest.raises(FusionError, match="nothing to plot"):
         plot(result(None))

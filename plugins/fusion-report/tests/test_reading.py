@@ -1,4 +1,4 @@
-"""Reports read from directories: as they were written, or refused by name."""
+"""Read reports from directories, and name damaged ones."""
 
 from __future__ import annotations
 
@@ -40,22 +40,28 @@ def written(directory: Path, content: Any) -> Path:
     ids=lambda damage: str(damage)[:20],
 )
 def test_a_damaged_report_is_named(tmp_path: Path, damage: Any) -> None:
-    with pytest.raises(FusionError, match=r"report\.json is not a report: .*\n.*fuse evaluate"):
+    with pytest.raises(
+        FusionError, match=r"report\.json is not a valid report: .*\n.*fuse evaluate"
+    ):
         read_report(written(tmp_path / "out", damage))
 
 
 def test_a_directory_without_a_report_says_how_to_measure(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"has no report\.json\nIf it is of a family .* --pool"):
+    with pytest.raises(
+        RecipeError, match=r"has no report\.json\nMeasure the model with a pool .* --pool"
+    ):
         read_report(tmp_path)
     (tmp_path / "recipe.yaml").write_text("task_pool: mini8")
-    with pytest.raises(RecipeError, match=r"has no report\.json\nMeasure it first: fuse evaluate"):
+    with pytest.raises(
+        RecipeError, match=r"has no report\.json\nMeasure the model first: fuse evaluate"
+    ):
         read_report(tmp_path)
-    with pytest.raises(RecipeError, match="nowhere is not a directory"):
+    with pytest.raises(RecipeError, match=r"not a directory: .*nowhere"):
         read_report(tmp_path / "nowhere")
 
 
 def on_examples(expert: int) -> Report:
-    """Return a report on 100 examples, of which the base gets 50 right."""
+    """Return a report on 100 examples; the base gets 50 right."""
 
     def accuracy(right: int) -> Measured:
         return Measured({"accuracy": right / 100}, [1.0] * right + [0.0] * (100 - right))
@@ -65,13 +71,13 @@ def on_examples(expert: int) -> Report:
 
 
 def with_outcomes(directory: Path, report: Report, **changes: Any) -> Path:
-    """Write a report, whose content has changed, and its outcomes."""
+    """Write a report with changed content, and its outcomes."""
     written(directory, report.as_json() | changes)
     (directory / "outcomes.json").write_text(json.dumps(report.outcomes_as_json()))
     return directory
 
 
-def test_outcomes_are_read_if_they_are_asked_for(tmp_path: Path) -> None:
+def test_outcomes_are_read_on_request(tmp_path: Path) -> None:
     directory = with_outcomes(tmp_path / "out", on_examples(60))
     assert not isinstance(read_report(directory).tasks["a"], Measured)
     assert read_report(directory, outcomes=True) == on_examples(60)
@@ -80,15 +86,15 @@ def test_outcomes_are_read_if_they_are_asked_for(tmp_path: Path) -> None:
 
 def test_outcomes_tell_whether_an_expert_is_below_the_base(tmp_path: Path) -> None:
     rotated = with_outcomes(tmp_path / "rotated", on_examples(30), experts_below_base={})
-    (found,) = read_report(rotated).experts_below_base
-    assert (found.task, found.evidence) == ("a", "exact McNemar")
+    (expert,) = read_report(rotated).experts_below_base
+    assert (expert.task, expert.evidence) == ("a", "exact McNemar")
     (rotated / "outcomes.json").write_text("{")
-    (found,) = read_report(rotated).experts_below_base
-    assert found.evidence == "the figures alone"
+    (expert,) = read_report(rotated).experts_below_base
+    assert expert.evidence == "the figures alone"
     chance = with_outcomes(tmp_path / "chance", on_examples(48), within_chance=[])
     assert read_report(chance).experts_below_base == ()
 
 
-def test_what_outcomes_showed_to_be_chance_stays_chance_over_seeds() -> None:
+def test_differences_within_chance_stay_so_over_seeds() -> None:
     (averaged,) = average_seeds({"run": on_examples(48)}).values()
     assert averaged.experts_below_base == ()

@@ -1,4 +1,4 @@
-"""Means over seeds and Student's intervals, held against tables of his distribution."""
+"""Compare means over seeds with tables of Student's distribution."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_means_over_seeds_have_students_interval(count: int, quantile: float) ->
     assert INTERVALS.of_task(repeated) == student(list(values))
 
 
-def test_without_a_spread_there_is_no_interval() -> None:
+def test_one_value_has_no_interval() -> None:
     assert student([0.5]) is None
     assert student([0.5, math.inf]) is None
     assert student([0.5, 0.5, 0.5]) == (0.5, 0.5)
@@ -50,8 +50,8 @@ def test_averages_and_shares_are_taken_run_by_run() -> None:
     assert INTERVALS.of_normalised([(Metric("accuracy"), {"accuracy": 1.0}, runs)]) is None
 
 
-def test_base_and_experts_are_the_first_runs() -> None:
+def test_base_and_experts_come_from_the_first_run() -> None:
     first = Report({"a": {"x": 0.5}, "b": {"x": 1.0}}, {"a": {"x": 0.1}})
     again = replace(first, base={"a": {"x": 0.9}})
     averaged = average_seeds({"one": first, "two": again})
-    assert averaged == {"one": first, "two": again}  # without recipes, each is of its own
+    assert averaged == {"one": first, "two": again}  # without recipes, runs are not grouped

@@ -1,4 +1,4 @@
-"""The colours: read, seen and told apart, computed by the definitions."""
+"""Compute contrasts and differences of the colours by their definitions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from fusion_report.theme import DARK, LIGHT, STEPS, Theme, level
 
-#: Machado et al. 2009, severity 1: linear RGB as people without red, green or blue cones see it.
+#: Machado et al. 2009, severity 1: linear RGB as seen without red, green or blue cones.
 SEEN = {
     "all": np.eye(3),
     "protanopia": [
@@ -32,12 +32,14 @@ TO_XYZ = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0
 
 
 def linear(colour: str) -> np.ndarray:
-    parts = np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    parts = np.array([int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)])
     return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
 
 
 def contrast(one: str, other: str) -> float:
-    dark, light = sorted(float(linear(each) @ [0.2126, 0.7152, 0.0722]) for each in (one, other))
+    dark, light = sorted(
+        float(linear(colour) @ [0.2126, 0.7152, 0.0722]) for colour in (one, other)
+    )
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -51,7 +53,7 @@ THEMES = pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 
 
 @THEMES
-def test_text_is_read(theme: Theme) -> None:
+def test_text_has_enough_contrast(theme: Theme) -> None:
     colours = theme.variables
     for ink in ("ink", "muted", "link", "bad"):
         assert min(contrast(colours[ink], colours[on]) for on in ("page", "card")) >= 4.5, ink
@@ -60,23 +62,23 @@ def test_text_is_read(theme: Theme) -> None:
 
 
 @THEMES
-def test_lines_and_bars_are_seen(theme: Theme) -> None:
-    assert min(contrast(each, theme.card) for each in theme.series) >= 3
+def test_lines_and_bars_have_enough_contrast(theme: Theme) -> None:
+    assert min(contrast(colour, theme.card) for colour in theme.series) >= 3
 
 
 @THEMES
 @pytest.mark.parametrize("seen", SEEN)
-def test_series_are_told_apart(theme: Theme, seen: str) -> None:
-    colours = [lab(SEEN[seen] @ linear(each)) for each in theme.series]
+def test_series_can_be_distinguished(theme: Theme, seen: str) -> None:
+    colours = [lab(SEEN[seen] @ linear(colour)) for colour in theme.series]
     assert min(float(np.linalg.norm(a - b)) for a, b in combinations(colours, 2)) > 12
 
 
 @THEMES
 @pytest.mark.parametrize("seen", SEEN)
-def test_both_sides_of_a_scale_are_told_apart(theme: Theme, seen: str) -> None:
+def test_both_sides_of_a_scale_can_be_distinguished(theme: Theme, seen: str) -> None:
     scale = [lab(SEEN[seen] @ linear(theme.variables[f"d{step}"])) for step in range(STEPS)]
     assert all(np.linalg.norm(scale[4 - n] - scale[12 + n]) > 12 for n in range(5))
-    from_neutral = [float(np.linalg.norm(each - scale[8])) for each in scale]
+    from_neutral = [float(np.linalg.norm(step - scale[8])) for step in scale]
     assert from_neutral[8:] == sorted(from_neutral[8:])
     assert from_neutral[8::-1] == sorted(from_neutral[8::-1])
 

@@ -1,4 +1,4 @@
-"""Faults planted into sound pools: each world differs from a sound one in a method or two."""
+"""Faults planted into sound pools: each world replaces a method or two of a sound one."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ from fusion_core.weights import Columns, Matrices, Rows, StateDictSource
 
 @dataclass(frozen=True)
 class World:
-    """A task pool, and the pool of models that it is for."""
+    """A task pool with its model pool."""
 
     tasks: type[Images]
     models: type[Models]
 
 
 IMAGES, TEXTS = World(Images, Models), World(Texts, TextModels)
-#: what a process sees of the pools by the name of a fault
+#: name of a fault -> world
 WORLDS: dict[str, World] = {"images": IMAGES, "texts": TEXTS}
 
 
 def plant(
     name: str, world: World, kind: str, methods: dict[str, Any], task: type[Any] | None = None
 ) -> None:
-    """Add a world in which the methods of its tasks, task pool or model pool are others."""
+    """Add a world with replaced methods of its tasks, task pool or model pool."""
     tasks, models = world.tasks, world.models
     methods = {**methods, "__module__": __name__}
     if kind == "task":
-        own = task or type(f"{name}_task", (tasks.task,), methods)
-        tasks = type(f"{name}_tasks", (tasks,), {"task": own, "__module__": __name__})
+        task_class = task or type(f"{name}_task", (tasks.task,), methods)
+        tasks = type(f"{name}_tasks", (tasks,), {"task": task_class, "__module__": __name__})
     elif kind == "pool":
         tasks = type(f"{name}_tasks", (tasks,), methods)
     else:
         models = type(f"{name}_models", (models,), methods)
-    globals().update({each.__name__: each for each in (tasks, models)})
+    globals().update({pool.__name__: pool for pool in (tasks, models)})
     WORLDS[name] = World(tasks, models)
 
 
 class LayoutTask(ImageTask):
-    """Sound, and made on the fly: bf16 that is not contiguous, views, bool and empty tensors."""
+    """Sound inputs of unusual layouts: strided bf16, views, bool and empty tensors."""
 
     def stack(self, examples: list[torch.Tensor]) -> Any:
         pixels = torch.stack(examples)
@@ -83,7 +83,7 @@ plant("layouts", IMAGES, "task", {}, LayoutTask)
 
 
 def changed_batch(change: Any, world: type[Any] = ImageTask) -> dict[str, Any]:
-    """Return a `batch` that changes what a sound one returns: change(task, batch, split, step)."""
+    """Return a `batch` that changes a sound batch by change(task, batch, split, step)."""
 
     def batch(self: Any, step: int, *, size: int, split: Split, seed: int) -> Batch:
         sound = world.batch(self, step, size=size, split=split, seed=seed)
@@ -94,7 +94,7 @@ def changed_batch(change: Any, world: type[Any] = ImageTask) -> dict[str, Any]:
 
 
 def changed_data(change: Any, world: type[Any] = ImageTask) -> dict[str, Any]:
-    """Return a `drawn_data` that changes examples and labels: change(task, split, x, y)."""
+    """Return a `drawn_data` that changes sound data by change(task, split, x, y)."""
 
     def drawn_data(self: Any, split: Split) -> Any:
         return change(self, split, *world.drawn_data(self, split))
@@ -107,7 +107,7 @@ def in_test(change: Any) -> Any:
 
 
 def scored(change: Any) -> dict[str, Any]:
-    """Return an `evaluate` that makes other figures of what is right."""
+    """Return an `evaluate` that computes scores from outcomes by change(task, right)."""
     return {"evaluate": lambda self, model: change(self, self.right(model))}
 
 
@@ -151,7 +151,7 @@ def permuted(labels: torch.Tensor) -> torch.Tensor:
 
 
 class Counting(ImageTask):
-    """Its head turns by a class with each call."""
+    """The head rotates the classes with every call."""
 
     calls = 0
 
@@ -161,7 +161,7 @@ class Counting(ImageTask):
 
 
 def part_of_test(self: Any, split: Split) -> Any:
-    """Return UNLABELED of which one in four is a test example."""
+    """Return UNLABELED examples, one in four of them a test example."""
     x, y = ImageTask.drawn_data(self, split)
     if split is Split.UNLABELED:
         few = len(x) // 4
@@ -178,20 +178,20 @@ def marked(task: Any, batch: Batch, split: Split, step: int) -> Batch:
 
 def marked_unlabeled(self: Any, step: int, *, size: int, split: Split, seed: int) -> Batch:
     examples, labels = self.data(split)
-    found = ImageTask.batch(self, step, size=size, split=split, seed=seed)
+    batch = ImageTask.batch(self, step, size=size, split=split, seed=seed)
     rows = self.rows(step, size, len(examples), f"{seed}{self.name}{split}")
     if split is Split.UNLABELED:
-        found.inputs[:, 3] = labels[rows].float()  # type: ignore[index, call-overload]
-    return found
+        batch.inputs[:, 3] = labels[rows].float()  # type: ignore[index, call-overload]
+    return batch
 
 
-def kept_batch(self: Any, step: int, *, size: int, split: Split, seed: int) -> Batch:
-    kept = self.__dict__.setdefault("kept", {})
+def cached_batch(self: Any, step: int, *, size: int, split: Split, seed: int) -> Batch:
+    cache = self.__dict__.setdefault("cache", {})
     key = (step, size, split, seed)
-    if key not in kept:
-        kept[key] = ImageTask.batch(self, step, size=size, split=split, seed=seed)
-    found: Batch = kept[key]
-    return found
+    if key not in cache:
+        cache[key] = ImageTask.batch(self, step, size=size, split=split, seed=seed)
+    batch: Batch = cache[key]
+    return batch
 
 
 def normalised(task: Any, batch: Batch, split: Split, step: int) -> Batch:
@@ -255,10 +255,10 @@ TASK_FAULTS: dict[str, dict[str, Any]] = {
     "test_doubled": changed_data(
         in_test(lambda x, y: ([*x[: len(x) // 2]] * 2, torch.cat([y[: len(y) // 2]] * 2)))
     ),
-    "test_scaled": changed_data(in_test(lambda x, y: ([255 * each for each in x], y))),
-    "test_in_double": changed_data(in_test(lambda x, y: ([each.double() for each in x], y))),
+    "test_scaled": changed_data(in_test(lambda x, y: ([255 * pixels for pixels in x], y))),
+    "test_in_double": changed_data(in_test(lambda x, y: ([pixels.double() for pixels in x], y))),
     "inputs_not_finite": changed_data(
-        lambda task, split, x, y: ([each / (each > -1.5) for each in x], y)
+        lambda task, split, x, y: ([pixels / (pixels > -1.5) for pixels in x], y)
     ),
     "noise_at_test": changed_batch(
         lambda task, batch, split, step: Batch(
@@ -269,7 +269,7 @@ TASK_FAULTS: dict[str, dict[str, Any]] = {
     "normalised_by_batch": changed_batch(normalised),
     "answers_in_inputs": changed_batch(marked),
     "labels_in_unlabeled": {"batch": marked_unlabeled},
-    "shared_batches": {"batch": kept_batch},
+    "shared_batches": {"batch": cached_batch},
     "fewer_than_asked": {"batch": shorter},
     "size_ignored": {
         "batch": lambda self, step, *, size, split, seed: ImageTask.batch(
@@ -315,7 +315,7 @@ plant("head_turns", IMAGES, "task", {}, Counting)
 
 
 def stacked(change: Any) -> dict[str, Any]:
-    """Return a `stack` that changes what a sound one returns: change(ids, mask)."""
+    """Return a `stack` that changes a sound result by change(ids, mask)."""
 
     def stack(self: Any, examples: list[torch.Tensor]) -> Any:
         inputs = TextTask.stack(self, examples)
@@ -473,7 +473,7 @@ def built(change: Any) -> dict[str, Any]:
 
 
 def with_experts(change: Any) -> dict[str, Any]:
-    """Return a constructor with other experts: change(experts, base)."""
+    """Return a constructor that changes the experts by change(experts, base)."""
 
     def made(self: Any, config: ComponentConfig) -> None:
         Models.__init__(self, config)
@@ -492,7 +492,7 @@ def rotated(experts: dict[str, Any], base: Any) -> dict[str, Any]:
 
 
 class Noisy(StateDictSource):
-    """Weights with noise that is drawn when they are read."""
+    """Weights with random noise on every read."""
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         values = super().read(name, start, stop)
@@ -508,7 +508,7 @@ def dropping() -> nn.Module:
 
 
 def matrices(sizes: Any) -> dict[str, Any]:
-    """Declare axes of rows, and of columns."""
+    """Declare axes of rows and of columns."""
 
     def declared(self: Any, name: str, shape: tuple[int, ...]) -> Matrices:
         del name

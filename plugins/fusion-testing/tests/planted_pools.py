@@ -1,6 +1,6 @@
-"""A sound task pool and model pool of images, and the same of texts.
+"""Sound task and model pools of images and of texts.
 
-Experts are solved for, not trained: each puts the classes of its task where its head looks.
+Experts are solved for, not trained: each maps the classes of its task to what its head expects.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def class_words(name: str) -> torch.Tensor:
 
 
 class ImageTask(FeatureTask):
-    """Tell class means from each other through noise."""
+    """Classify noise around class means."""
 
     def __init__(self, name: str, options: Options, half: int | None = None) -> None:
         self.name, self.options, self.half = name, options, half
@@ -130,7 +130,7 @@ class ImageTask(FeatureTask):
 
 
 class TextTask(ImageTask):
-    """Tell texts by the words of a class, among others; each ends with a token of its own."""
+    """Classify texts by words of a class among others; every text ends with a special token."""
 
     def drawn_data(self, split: Split) -> tuple[list[torch.Tensor], torch.Tensor]:
         generator = drawn(self.name, split)
@@ -140,8 +140,8 @@ class TextTask(ImageTask):
             length = 3 + int(torch.randint(5, (), generator=generator))
             words = torch.randint(2, WORDS, (length,), generator=generator)
             picked = torch.randint(4, (3,), generator=generator)
-            own = class_words(self.name)[label][picked]
-            texts.append(torch.cat([words, own, torch.tensor([END])]))
+            telling = class_words(self.name)[label][picked]
+            texts.append(torch.cat([words, telling, torch.tensor([END])]))
         return texts, labels
 
     def stack(self, examples: list[torch.Tensor]) -> Any:
@@ -187,12 +187,12 @@ class Images(TaskPool[Options]):
         options = self.config.model_dump(mode="json", exclude={"batch_size"})
         return {**options, "half": task.half, "held_out": task.is_held_out}
 
-    def on_half(self, number: int, said: str) -> Any:
+    def on_half(self, number: int, name: str) -> Any:
         clone = copy.copy(self)
         clone.tasks = {name: copy.copy(task) for name, task in self.tasks.items()}
         for task in clone.tasks.values():
             task.half, task.is_held_out = number, True
-        clone.measured_on = f"{said} of the test examples"
+        clone.measured_on = f"{name} of the test examples"
         return clone
 
     def holdout(self) -> Any:
@@ -240,7 +240,7 @@ def base_of(shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class Models(ModelPool[ComponentConfig]):
-    """The base and an expert per task."""
+    """The base and one expert per task."""
 
     config_class = ComponentConfig
     construct: Any = staticmethod(lambda: nn.Linear(PIXELS, WIDTH))
@@ -257,7 +257,7 @@ class Models(ModelPool[ComponentConfig]):
 
 
 class TextModels(Models):
-    """The same on texts, with a tokenizer that ends every text."""
+    """Text models with a tokenizer that ends every text with a special token."""
 
     construct: Any = Bag
     solve: Any = staticmethod(text_expert)

@@ -1,4 +1,4 @@
-"""The checks that every command must pass, run on `fuse new-plugin`."""
+"""Run the checks of commands on `fuse new-plugin`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults planted into a sound format: a check of the suite catches each, and says what to do."""
+"""A check of the format suite catches each fault planted into a sound format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from suites import run_suites
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: A format of its own, that reads all by hand: the header's length, a JSON header, the numbers.
+#: A format of one file: the length of the header, a JSON header, the values.
 FORMATS = '''
     import hashlib, json, os, pickle, struct
     import torch
@@ -21,7 +21,7 @@ FORMATS = '''
     from fusion_core.weights import FileSource, Origin, StoredTensor, WeightSource, parse_json
     from fusion_core.weights import stamp_of
 
-    DTYPES = {str(each): each for each in (torch.float32, torch.float16, torch.int64)}
+    DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.int64)}
 
     def numbers(data, dtype):
         return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
@@ -36,7 +36,7 @@ FORMATS = '''
                 yield StoredTensor("m.bin", info, 8 + length + at)
 
     class ByHand(WeightSource):
-        """The same without FileSource; sound as long as files are."""
+        """The same without FileSource; works only on sound files."""
         def __init__(self, location):
             self.location = location
             self.path = location.path / "m.bin"
@@ -54,11 +54,11 @@ FORMATS = '''
                 for name, (dtype, shape, _) in self.described.items()
             }
             digest = hashlib.sha256(text).hexdigest()
-            self.own = Origin(files={"m.bin": {"header": digest}}, stamps={self.path: stamp})
+            self.own_origin = Origin(files={"m.bin": {"header": digest}}, stamps={self.path: stamp})
 
         @property
         def origin(self):
-            return self.own
+            return self.own_origin
 
         def read(self, name, start, stop):
             info = self.infos[name]
@@ -82,9 +82,9 @@ FORMATS = '''
 
     class InItsShape(Sound):
         def read(self, name, start, stop):
-            found = super().read(name, start, stop)
+            values = super().read(name, start, stop)
             whole = stop - start == self.infos[name].numel
-            return found.reshape(self.infos[name].shape) if whole else found
+            return values.reshape(self.infos[name].shape) if whole else values
 
     class LostTensor(Sound):
         def find_tensors(self):
@@ -92,14 +92,14 @@ FORMATS = '''
 
     class FlatShapes(Sound):
         def find_tensors(self):
-            for each in super().find_tensors():
-                info = TensorInfo(each.info.name, (each.info.numel,), each.info.dtype)
-                yield StoredTensor(each.file, info, each.offset)
+            for stored in super().find_tensors():
+                info = TensorInfo(stored.info.name, (stored.info.numel,), stored.info.dtype)
+                yield StoredTensor(stored.file, info, stored.offset)
 
     class Swapped(Sound):
         def read(self, name, start, stop):
-            found = super().read(name, start, stop)
-            return found.flip(0) if len(found) == self.infos[name].numel else found
+            values = super().read(name, start, stop)
+            return values.flip(0) if len(values) == self.infos[name].numel else values
 
     class EagerReader(Sound):
         def __init__(self, location):
@@ -111,8 +111,8 @@ FORMATS = '''
             super().__init__(location)
             self.stream = open(self.path, "rb")
 
-    class SharedPlace(ByHand):
-        """One place in the file for all threads."""
+    class SharedPosition(ByHand):
+        """All threads share one position in the file."""
         def __getstate__(self):
             return {**self.__dict__, "stream": None}
         def __setstate__(self, state):
@@ -137,20 +137,20 @@ FORMATS = '''
     class NoDigest(ByHand):
         @property
         def origin(self):
-            return Origin(files={"m.bin": {"bytes": self.size}}, stamps=self.own.stamps)
+            return Origin(files={"m.bin": {"bytes": self.size}}, stamps=self.own_origin.stamps)
 
     class SameDigest(ByHand):
         @property
         def origin(self):
-            return Origin(files={"m.bin": {"header": "0" * 64}}, stamps=self.own.stamps)
+            return Origin(files={"m.bin": {"header": "0" * 64}}, stamps=self.own_origin.stamps)
 
     class NoStamps(ByHand):
         @property
         def origin(self):
-            return Origin(files=self.own.files)
+            return Origin(files=self.own_origin.files)
 
     class SizeAsStamp(ByHand):
-        """Only another size is a change."""
+        """Notice only changes of the size."""
         @property
         def origin(self):
             size = self.size
@@ -160,15 +160,15 @@ FORMATS = '''
                     for path in self.stamps:
                         if path.stat().st_size != size:
                             raise IntegrityError(f"{path} changed")
-            return Sized(files=self.own.files, stamps=self.own.stamps)
+            return Sized(files=self.own_origin.files, stamps=self.own_origin.stamps)
 
     class Hanging(Sound):
         def find_tensors(self):
-            found = list(super().find_tensors())
-            if {each.info.name for each in found} != NAMES:
+            stored = list(super().find_tensors())
+            if {tensor.info.name for tensor in stored} != NAMES:
                 while True:
                     pass
-            return found
+            return stored
 
     class Slow(ByHand):
         def __init__(self, location):
@@ -185,7 +185,7 @@ FORMATS = '''
             try:
                 return list(super().find_tensors())
             except Exception:
-                self.kept = bytearray(b"1") * (300 * 2**20)
+                self.memory = bytearray(b"1") * (300 * 2**20)
                 raise
 
     class Unnamed(ByHand):
@@ -196,7 +196,7 @@ FORMATS = '''
                 raise CheckpointError("the file is malformed") from error
 
     class Padding(ByHand):
-        """What is missing at the end is read as zeros."""
+        """Read missing values at the end as zeros."""
         def __init__(self, location):
             try:
                 super().__init__(location)
@@ -212,10 +212,10 @@ FORMATS = '''
 
     class Dying(Sound):
         def find_tensors(self):
-            found = list(super().find_tensors())
-            if {each.info.name for each in found} != NAMES:
+            stored = list(super().find_tensors())
+            if {tensor.info.name for tensor in stored} != NAMES:
                 os._exit(3)
-            return found
+            return stored
 
     NAMES = {"layer.weight", "layer.bias", "layer.scale", "layer.half", "steps"}
 '''
@@ -257,31 +257,31 @@ TRUNCATED = "test_a_truncated_file_is_refused"
 RANGE = "test_a_range_is_that_part_of_the_tensor"
 DESCRIBED = "test_names_shapes_and_dtypes_are_those_of_the_model"
 ORIGIN = "test_its_origin_names_files_by_digests"
-#: The check that catches each fault, and what it says.
+#: fault -> the check that catches it, and a part of the message
 CAUGHT_BY: Mapping[str, tuple[str, str]] = {
-    "ForgottenOffset": (RANGE, "the elements from 1 to"),
-    "WholeTensor": (RANGE, "not those of the whole tensor"),
+    "ForgottenOffset": (RANGE, "expected `read"),
+    "WholeTensor": (RANGE, "that range of the whole tensor"),
     "OtherDtype": (RANGE, "layer.half"),
-    "InItsShape": (RANGE, "not those of the whole tensor"),
-    "Swapped": ("test_tensors_have_their_values", "not read as it was written"),
-    "LostTensor": (DESCRIBED, "and `infos` says"),
+    "InItsShape": (RANGE, "that range of the whole tensor"),
+    "Swapped": ("test_tensors_have_their_values", "differ from those written"),
+    "LostTensor": (DESCRIBED, "expected `infos` to be"),
     "FlatShapes": (DESCRIBED, r"\(35,\)"),
     "EagerReader": ("test_opening_reads_headers_alone", "opening a model with"),
-    "OneHandle": ("test_a_copy_in_another_process_reads_the_same", "cannot be sent"),
-    "SharedPlace": ("test_several_threads_may_read", "SharedPlace|other values"),
-    "NoOrigin": (ORIGIN, "no origin with files"),
+    "OneHandle": ("test_a_copy_in_another_process_reads_the_same", "cannot be pickled"),
+    "SharedPosition": ("test_several_threads_may_read", "SharedPosition|wrong values"),
+    "NoOrigin": (ORIGIN, "no origin with files and stamps"),
     "NoDigest": (ORIGIN, "no digest of"),
     "SameDigest": (ORIGIN, "the same digests"),
-    "NoStamps": (ORIGIN, "no origin with files"),
-    "SizeAsStamp": ("test_a_file_that_changes_is_noticed", "nobody notices"),
-    "ByHand": (DAMAGED, "raises (BrokenPluginError|MemoryError)"),
-    "Hanging": (DAMAGED, "takes more than 20 seconds"),
-    "Slow": (DAMAGED, "takes [0-9.]+ seconds"),
+    "NoStamps": (ORIGIN, "no origin with files and stamps"),
+    "SizeAsStamp": ("test_a_file_that_changes_is_noticed", "expected an IntegrityError"),
+    "ByHand": (DAMAGED, "got (BrokenPluginError|MemoryError)"),
+    "Hanging": (DAMAGED, "took more than 20 seconds"),
+    "Slow": (DAMAGED, "took [0-9.]+ seconds"),
     "Allocating": (DAMAGED, "MB of memory"),
-    "Dying": (DAMAGED, r"ended the process \(3\)"),
+    "Dying": (DAMAGED, "ended the process with code 3"),
     "Unnamed": (TRUNCATED, "does not name the file"),
-    "Padding": (TRUNCATED, "with other values"),
-    "OtherName": ("test_its_models_are_known_by_their_files", "a model with m.bin is one"),
+    "Padding": (TRUNCATED, "wrong values were read"),
+    "OtherName": ("test_its_models_are_known_by_their_files", "a model with the files m.bin"),
 }
 NOT_INSTALLED = {
     "test_the_plugin_is_installed",
@@ -293,7 +293,7 @@ NOT_INSTALLED = {
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """Run on each fault the check that should catch it, and all checks on what is sound."""
+    """Run the check that should catch each fault, and all checks on the sound format."""
     root = tmp_path_factory.mktemp("planted")
     (root / "site").mkdir()
     (root / "site" / "faulty_formats.py").write_text(dedent(FORMATS))
@@ -303,18 +303,18 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("fault", CAUGHT_BY)
-def test_a_planted_fault_is_caught(planted: dict[str, dict[str, str]], fault: str) -> None:
-    check, said = CAUGHT_BY[fault]
-    assert re.search(said, planted[fault].get(check, "not caught")), planted[fault]
+def test_planted_fault_is_caught(planted: dict[str, dict[str, str]], fault: str) -> None:
+    check, message = CAUGHT_BY[fault]
+    assert re.search(message, planted[fault].get(check, "not caught")), planted[fault]
 
 
 @pytest.mark.thorough
-def test_what_is_sound_passes(planted: dict[str, dict[str, str]]) -> None:
+def test_sound_format_passes(planted: dict[str, dict[str, str]]) -> None:
     assert planted["Sound"].keys() == NOT_INSTALLED
 
 
 @pytest.mark.thorough
-def test_a_failure_says_what_to_do(planted: dict[str, dict[str, str]]) -> None:
+def test_failure_says_what_to_do(planted: dict[str, dict[str, str]]) -> None:
     for fault in CAUGHT_BY:
         for text in planted[fault].values():
-            assert re.search(r"\n\nTo mend it: \w", text), text
+            assert re.search(r"\n\nTo fix it: \w", text), text

@@ -1,4 +1,4 @@
-"""Faults planted into sound pools of images and of texts: a check catches each, and says what."""
+"""A check of the pool suites catches each fault planted into sound pools."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ CAUGHT_BY: Mapping[str, str] = {
     "matrices_by_turns": "test_matrices_fit_the_tensors",
 }
 
-#: Checks of packages and options, which a module beside the tests is not made for.
-_OF_PACKAGES = ("plugin", "package", "listing", "options", "option")
+#: Parts of the names of checks that need an installed package.
+_PACKAGING = ("plugin", "package", "listing", "options", "option")
 
 
 @pytest.fixture(scope="module")
@@ -134,18 +134,18 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
     for module in ("planted_pools.py", "planted_faults.py"):
         shutil.copy(Path(__file__).parent / module, root / "site")
     faults = [f"(Test_{fault} and {check})" for fault, check in CAUGHT_BY.items()]
-    packaging = " or ".join(_OF_PACKAGES)
+    packaging = " or ".join(_PACKAGING)
     sound = f"((Test_images or Test_texts or Test_layouts) and not ({packaging}))"
     return run_suites(root, TESTS, [sound, *faults])
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("fault", CAUGHT_BY)
-def test_a_planted_fault_is_caught_by_the_check_that_is_about_it(
+def test_planted_fault_is_caught_by_its_check(
     planted: dict[str, dict[str, str]], fault: str
 ) -> None:
-    found = {**planted.get(fault, {}), **planted.get(f"{fault}_models", {})}
-    assert "To mend it: " in found.get(CAUGHT_BY[fault], ""), found
+    failures = {**planted.get(fault, {}), **planted.get(f"{fault}_models", {})}
+    assert "To fix it: " in failures.get(CAUGHT_BY[fault], ""), failures
 
 
 @pytest.mark.thorough

@@ -39,7 +39,7 @@ def squared_gradients(  # noqa: PLR0913 - which examples, and where to pass them
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield every expert's name and its squared gradients on examples of its own task.
 
-    The examples are those of `moments`, and the result is that of `squared_gradients_of`. One
+    The examples are those of `moments`, and the result is that of `compute_squared_gradients`. One
     expert is live at a time, and released before its gradients are yielded. The iterator keeps
     none. Raises `RecipeError` for an expert without a task, before loading any model.
     """

@@ -1,4 +1,4 @@
-"""Which pictures a page has: made of runs, reports and task vectors, where there is something."""
+"""Make the charts of a page from runs, reports and task vectors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from fusion_report.drawings.bars import Bars
 from fusion_report.drawings.heat import Heat
-from fusion_report.drawings.lines import Panels, Paths, span
+from fusion_report.drawings.lines import Panels, Paths, smoothing_span
 from fusion_report.drawings.scatter import Scatter
 from fusion_report.table import ratios
-from fusion_report.vectors import parts_of
+from fusion_report.vectors import group_by_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from fusion_report.table import Table
     from fusion_report.vectors import TaskVectors
 
-_MOST_COLUMNS = 24
-_MOST_TENSORS = 1000
-_WHOLE, _HALF = 1110, 534  # units: a desk's width
-#: What methods log beside their objectives.
+_MAX_EXPERTS = 24
+_MAX_TENSORS = 1000
+_WIDE, _HALF = 1110, 534  # widths in units, on a desktop screen
+#: Prefixes of logged values that are not objectives.
 _COEFFICIENT, _ON = "coefficient", "on"
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture with what is said below it, and the steps of its scale."""
+    """A drawing with its caption and the steps of its scale."""
 
     drawing: Drawing
     caption: str = ""
@@ -38,38 +38,40 @@ class Chart:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it takes the whole width."""
+        """Whether the chart takes the whole width of the page."""
         return self.drawing.wide > _HALF
 
 
-def against_experts(table: Table) -> Iterator[Chart]:
-    """Yield how near runs come to the experts, by task."""
+def chart_experts(table: Table) -> Iterator[Chart]:
+    """Yield a bar chart of every run's share of the experts' scores per task."""
     reports = table.reports
-    shares = {name: ratios(each, each.tasks) for name, each in reports.items()}
+    shares = {name: ratios(report, report.tasks) for name, report in reports.items()}
     tasks = [task for task in table.tasks if any(task in share for share in shares.values())]
     if not tasks:
         return
     base: dict[str, float] = {}
-    for each in reports.values():
-        base = {**ratios(each, each.base), **base}
+    for report in reports.values():
+        base = {**ratios(report, report.base), **base}
     bars = Bars(
         tasks,
-        {name: [100 * each.get(task, math.nan) for task in tasks] for name, each in shares.items()},
+        {name: [100 * row.get(task, math.nan) for task in tasks] for name, row in shares.items()},
         ("base", [100 * base.get(task, math.nan) for task in tasks]) if base else None,
         ("each task's expert", 100),
-        "% of the expert's",
+        "% of the expert's score",
     )
     words = "; ".join(
-        f"{name}: " + ", ".join(f"{task} {100 * each[task]:.1f}" for task in tasks if task in each)
-        for name, each in shares.items()
+        f"{name}: " + ", ".join(f"{task} {100 * row[task]:.1f}" for task in tasks if task in row)
+        for name, row in shares.items()
     )
-    title = "How near each task comes to its own expert"
-    yield Chart(bars.drawing("experts", title, f"In percent of the expert's. {words}", wide=_WHOLE))
+    title = "Score per task relative to the task's expert"
+    yield Chart(
+        bars.drawing("experts", title, f"In percent of the expert's score. {words}", wide=_WIDE)
+    )
 
 
-def against_cost(runs: Sequence[Run], table: Table) -> Iterator[Chart]:
-    """Yield accuracy against time and against memory, where two runs or more have both."""
-    averages = {name: table.of(each).average for name, each in table.reports.items()}
+def chart_costs(runs: Sequence[Run], table: Table) -> Iterator[Chart]:
+    """Yield the average score against time and against memory, if two or more runs have both."""
+    averages = {name: table.over_shared(report).average for name, report in table.reports.items()}
     costs = {
         "seconds": (
             "time of the merge in s",
@@ -80,25 +82,25 @@ def against_cost(runs: Sequence[Run], table: Table) -> Iterator[Chart]:
             {run.name: _gigabytes(run.provenance.timings.peak_memory) for run in runs},
         ),
     }
-    found = {
+    plots = {
         name: (label, points)
         for name, (label, known) in costs.items()
         if len(points := _points(averages, known)) > 1
     }
     percent = table.metrics[table.shared[0]].unit == "fraction"
-    for name, (label, points) in found.items():
-        shown = {run: (x, 100 * y if percent else y) for run, (x, y) in points.items()}
-        words = "; ".join(f"{run}: {x:.3g}, {y:.1f}" for run, (x, y) in shown.items())
-        scatter = Scatter(shown, label, f"average {table.unit}".rstrip())
+    for name, (label, points) in plots.items():
+        scaled = {run: (x, 100 * y if percent else y) for run, (x, y) in points.items()}
+        words = "; ".join(f"{run}: {x:.3g}, {y:.1f}" for run, (x, y) in scaled.items())
+        scatter = Scatter(scaled, label, f"average {table.unit}".rstrip())
         title = f"Average against {label}"
-        wide = _HALF if len(found) > 1 else _WHOLE
+        wide = _HALF if len(plots) > 1 else _WIDE
         yield Chart(scatter.drawing(f"cost-{name}", title, words, wide=wide))
 
 
 def _points(
     averages: Mapping[str, float | None], costs: Mapping[str, float | None]
 ) -> dict[str, tuple[float, float]]:
-    """Return cost and average of the runs that have both."""
+    """Return the cost and average of every run that has both."""
     return {
         run: (cost, average)
         for run, average in averages.items()
@@ -106,95 +108,94 @@ def _points(
     }
 
 
-def of_vectors(vectors: TaskVectors) -> Iterator[Chart]:
-    """Yield lengths and angles of task vectors."""
+def chart_vectors(vectors: TaskVectors) -> Iterator[Chart]:
+    """Yield norms and cosines of task vectors."""
     experts = vectors.experts
     norms = Bars(experts, {"norm": vectors.norms})
     words = ", ".join(f"{name} {value:.3g}" for name, value in _zip(experts, vectors.norms))
-    many = len(experts) > _MOST_COLUMNS
-    said = f"Cosines are left out of more than {_MOST_COLUMNS} experts." if many else ""
-    yield Chart(norms.drawing("norms", "Norms of the task vectors", words, wide=_HALF), said)
-    if many:
+    too_many = len(experts) > _MAX_EXPERTS
+    caption = f"Cosines are omitted for more than {_MAX_EXPERTS} experts." if too_many else ""
+    yield Chart(norms.drawing("norms", "Norms of the task vectors", words, wide=_HALF), caption)
+    if too_many:
         return
-    apart = [
+    off_diagonal = [
         [math.nan if x == y else value for x, value in enumerate(row)]
         for y, row in enumerate(vectors.cosines)
     ]
-    cosines = Heat(experts, experts, apart, least=0.2)
+    cosines = Heat(experts, experts, off_diagonal, least=0.2)
     words = "; ".join(
         f"{experts[x]} and {experts[y]} {value:.2f}"
-        for y, row in enumerate(apart)
+        for y, row in enumerate(off_diagonal)
         for x, value in enumerate(row[:y])
     )
     yield Chart(
         cosines.drawing("cosines", "Cosines between task vectors", words, wide=_HALF),
-        "Near 0 they hardly disturb each other; below it they pull apart.",
+        "Near 0, experts hardly interfere. Below 0, they pull in opposite directions.",
         cosines.scale,
     )
     parts = vectors.norms_by_part
     by_part = Heat([*parts], experts, [*parts.values()], from_zero=True)
-    said = "Where in the model fine-tuning has changed most."
-    yield _of_parts(by_part, "norms-by-part", "Norms by part of the model", said)
+    caption = "Shows where fine-tuning changed the model most."
+    yield _chart_parts(by_part, "norms-by-part", "Norms by part of the model", caption)
 
 
-def of_coefficients(run: Run, name: str) -> Iterator[Chart]:
-    """Yield a run's coefficients by layer, how far they spread, and how they got there."""
-    given = run.option("init")
-    is_known = isinstance(given, int | float)
-    neutral, began = (float(given), ", where they began") if is_known else (0.0, "")
-    experts = [*run.coefficients][:_MOST_COLUMNS]
-    some = f" The first {len(experts)} of {len(run.coefficients)} experts."
-    some = some if len(experts) < len(run.coefficients) else ""
+def chart_coefficients(run: Run, name: str) -> Iterator[Chart]:
+    """Yield a run's coefficients by layer and tensor, their spread, and their path."""
+    init = run.option("init")
+    is_known = isinstance(init, int | float)
+    neutral, note = (float(init), ", the initial value") if is_known else (0.0, "")
+    experts = [*run.coefficients][:_MAX_EXPERTS]
+    total = len(run.coefficients)
+    limit = f" Only the first {len(experts)} of {total} experts." if len(experts) < total else ""
     if experts:
-        said = f"Means over the tensors of a layer; no colour at {neutral:g}{began}.{some}"
-        parts = _by_part(run.coefficients, experts)
+        caption = f"Means over the tensors of a layer. No colour at {neutral:g}{note}.{limit}"
+        parts = _mean_by_part(run.coefficients, experts)
         heat = Heat([*parts], experts, [*parts.values()], neutral)
-        yield _of_parts(heat, f"{name}-layers", "Coefficients by layer and expert", said)
+        yield _chart_parts(heat, f"{name}-layers", "Coefficients by layer and expert", caption)
         yield from _by_tensor(run.coefficients, experts, name, neutral)
     if run.spreads:
-        said = (
-            f"Standard deviations of those that share a tensor, and their means over a layer.{some}"
-        )
-        parts = _by_part(run.spreads, experts)
+        caption = f"Mean over a layer of the standard deviation within each tensor.{limit}"
+        parts = _mean_by_part(run.spreads, experts)
         heat = Heat([*parts], experts, [*parts.values()], from_zero=True)
-        yield _of_parts(heat, f"{name}-spread", "How far coefficients spread within tensors", said)
+        yield _chart_parts(heat, f"{name}-spread", "Spread of coefficients within tensors", caption)
     yield from _paths(run.log, name, neutral)
 
 
-def _of_parts(heat: Heat, name: str, title: str, said: str) -> Chart:
-    """Return a map of the parts of a model, a column an expert."""
+def _chart_parts(heat: Heat, name: str, title: str, caption: str) -> Chart:
+    """Return a heat map with one row per part of the model and one column per expert."""
     rows = zip(heat.rows, heat.values, strict=True)
     words = "; ".join(f"{part}: {_spoken(heat.columns, row)}" for part, row in rows)
-    return Chart(heat.drawing(name, title, words, wide=_WHOLE), said, heat.scale)
+    return Chart(heat.drawing(name, title, words, wide=_WIDE), caption, heat.scale)
 
 
-def of_objective(run: Run, name: str) -> Iterator[Chart]:
-    """Yield what the search minimised, raw and smoothed."""
-    for number, (kind, series) in enumerate(_logged(run.log).items()):
+def chart_objective(run: Run, name: str) -> Iterator[Chart]:
+    """Yield the objectives of a search, raw and smoothed."""
+    for number, (kind, series) in enumerate(_group_log(run.log).items()):
         if kind in {_COEFFICIENT, _ON}:
             continue
         steps = sorted(run.log)
         first = next(iter(series.values()))
-        ends = {each: (values[0], values[-1]) for each, values in series.items()}
-        words = "; ".join(f"{each}: from {a:.3g} to {b:.3g}" for each, (a, b) in ends.items())
+        words = "; ".join(
+            f"{key}: from {values[0]:.3g} to {values[-1]:.3g}" for key, values in series.items()
+        )
         panels = Panels(steps, series)
-        what = kind.rstrip("/").capitalize()
-        title = f"{what} by task" if kind.endswith("/") else f"{what} over all tasks"
+        objective = kind.rstrip("/").capitalize()
+        title = f"{objective} by task" if kind.endswith("/") else f"{objective} over all tasks"
         yield Chart(
-            panels.drawing(f"{name}-log{number}", title, words, wide=_WHOLE),
-            f"Thin: every step. Bold: its mean over about {span(first)} steps.",
+            panels.drawing(f"{name}-log{number}", title, words, wide=_WIDE),
+            f"Thin: every step. Bold: running mean over about {smoothing_span(first)} steps.",
         )
 
 
 def _by_tensor(
     values: Coefficients, experts: Sequence[str], name: str, neutral: float
 ) -> Iterator[Chart]:
-    """Yield all coefficients, a thin column a tensor."""
-    parts = parts_of(values[experts[0]])
+    """Yield all coefficients, one thin column per tensor."""
+    parts = group_by_part(values[experts[0]])
     tensors = [tensor for names in parts.values() for tensor in names]
-    if not len(parts) < len(tensors) <= _MOST_TENSORS:
+    if not len(parts) < len(tensors) <= _MAX_TENSORS:
         return
-    rows = [[values[each][tensor] for tensor in tensors] for each in experts]
+    rows = [[values[expert][tensor] for tensor in tensors] for expert in experts]
     sizes = {part: len(names) for part, names in parts.items()}
     heat = Heat(experts, tensors, rows, neutral, groups=sizes)
     words = "; ".join(
@@ -202,38 +203,43 @@ def _by_tensor(
         for expert, row in zip(experts, rows, strict=True)
     )
     title = "Coefficients by tensor and expert"
-    drawing = heat.drawing(f"{name}-tensors", title, words, wide=_WHOLE)
-    yield Chart(drawing, f"A column a tensor, by layer; no colour at {neutral:g}.", heat.scale)
+    drawing = heat.drawing(f"{name}-tensors", title, words, wide=_WIDE)
+    yield Chart(
+        drawing, f"One column per tensor, grouped by layer. No colour at {neutral:g}.", heat.scale
+    )
 
 
 def _paths(log: Log, name: str, neutral: float) -> Iterator[Chart]:
     titles = {
-        _COEFFICIENT: "How the experts' mean coefficients moved",
-        _ON: "Share of components that are on",
+        _COEFFICIENT: "Mean coefficient of each expert during the search",
+        _ON: "Share of components in use",
     }
-    found = _logged(log)
+    series_by_kind = _group_log(log)
     for kind, title in titles.items():
-        known = {n: row for n, row in found.get(kind, {}).items() if math.isfinite(row[-1])}
-        if series := dict([*known.items()][:_MOST_COLUMNS]):
-            ends = ", ".join(f"{each} {values[-1]:.3g}" for each, values in series.items())
+        known = {
+            n: row for n, row in series_by_kind.get(kind, {}).items() if math.isfinite(row[-1])
+        }
+        if series := dict([*known.items()][:_MAX_EXPERTS]):
+            ends = ", ".join(f"{key} {values[-1]:.3g}" for key, values in series.items())
             paths = Paths(sorted(log), series, neutral if kind == _COEFFICIENT else None)
-            yield Chart(paths.drawing(f"{name}-{kind}", title, f"At the end: {ends}", wide=_WHOLE))
+            yield Chart(paths.drawing(f"{name}-{kind}", title, f"At the end: {ends}", wide=_WIDE))
 
 
-def _logged(log: Log) -> dict[str, dict[str, list[float]]]:
-    """Return what was logged in two steps or more, by kind: "entropy" alone, "entropy/" by task."""
+def _group_log(log: Log) -> dict[str, dict[str, list[float]]]:
+    """Return values logged in two or more steps, by kind: "entropy", or "entropy/" per task."""
     steps = [log[step] for step in sorted(log)]
-    found: dict[str, dict[str, list[float]]] = {}
-    for key in dict.fromkeys(key for each in steps for key in each) if len(steps) > 1 else ():
+    series: dict[str, dict[str, list[float]]] = {}
+    for key in dict.fromkeys(key for values in steps for key in values) if len(steps) > 1 else ():
         kind, slash, member = key.partition("/")
         kind = kind if kind in {_COEFFICIENT, _ON} else kind + slash
-        found.setdefault(kind, {})[member or kind] = [each.get(key, math.nan) for each in steps]
-    return found
+        column = [values.get(key, math.nan) for values in steps]
+        series.setdefault(kind, {})[member or kind] = column
+    return series
 
 
-def _by_part(values: Coefficients, experts: Sequence[str]) -> dict[str, list[float]]:
-    """Return means over the tensors of each part of the model, in the order of experts."""
-    parts = parts_of(values[experts[0]])
+def _mean_by_part(values: Coefficients, experts: Sequence[str]) -> dict[str, list[float]]:
+    """Return one mean per expert over the tensors of each part of the model."""
+    parts = group_by_part(values[experts[0]])
     return {
         part: [math.fsum(values[expert][n] for n in names) / len(names) for expert in experts]
         for part, names in parts.items()

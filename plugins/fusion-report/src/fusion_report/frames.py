@@ -1,4 +1,4 @@
-"""Reports as data frames of pandas, which is not required."""
+"""Reports as pandas data frames; pandas is optional."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def to_dataframe(report: Report) -> Any:  # noqa: ANN401 - pandas' DataFrame
-    """Return the main metrics with one row per task, fractions between 0 and 1.
+    """Return a data frame of the main metrics with one row per task; fractions are 0 to 1.
 
-    Columns are `metric`, `base`, `merged` and `experts`, where there are any, and where tasks keep
-    outcomes `low` and `high`, the ends of the merge's 95 % intervals. Raises `FusionError` without
-    pandas.
+    Columns are `metric`, `merged` and, if measured, `base` and `experts`. If tasks store outcomes,
+    `low` and `high` are the ends of the merge's 95 % intervals. Raises `FusionError` if pandas is
+    missing.
     """
     pandas = import_optional("pandas", "to_dataframe", "fusion-report[pandas]")
     table = build_table({"merged": report}, Intervals())

@@ -1,4 +1,4 @@
-"""The page: what runs left, as one file of HTML that needs nothing else."""
+"""Render the page about runs as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fusion_core.commands import escape_control, format_bytes
 from fusion_core.errors import FusionError
 from fusion_report.charts import (
     Chart,
-    against_cost,
-    against_experts,
-    of_coefficients,
-    of_objective,
-    of_vectors,
+    chart_coefficients,
+    chart_costs,
+    chart_experts,
+    chart_objective,
+    chart_vectors,
 )
-from fusion_report.summary import duration, sentence, tiles
+from fusion_report.summary import format_duration, summarise, tiles
 from fusion_report.table import Table
 from fusion_report.theme import DARK, LIGHT
-from fusion_report.vectors import task_vectors
+from fusion_report.vectors import read_task_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from fusion_core import Progress
     from fusion_report.runs import Run
 
-_NAMED = 3  # runs in a title
+_MAX_NAMES = 3  # runs named in the title
 
 
 @dataclass(frozen=True)
 class Section:
-    """Pictures under a heading."""
+    """A heading with charts and an optional note."""
 
     anchor: str
     title: str
@@ -45,7 +45,7 @@ class Section:
     note: str = ""
 
 
-def page(
+def render_page(
     runs: Sequence[Run],
     *,
     progress: Progress,
@@ -53,15 +53,15 @@ def page(
     with_vectors: bool = True,
     intervals: bool = False,
 ) -> str:
-    """Return the page about some runs; equal runs give equal pages.
+    """Return the page about runs as HTML; equal runs give equal pages.
 
-    `intervals` says how sure figures are, where test examples were kept. `with_vectors` reads the
-    models that were merged; where they are not here, the page says so.
+    `intervals` adds 95 % intervals for tasks with outcomes. `with_vectors` reads the merged models;
+    if they are missing, the page says so.
     """
     reports = {run.name: run.report for run in runs if run.report is not None}
     table = Table(reports, intervals=intervals) if reports else None
-    shared = list(_of_results(runs, table))
-    if with_vectors and (vectors := _vectors(runs, progress, blocked)):
+    shared = _result_sections(runs, table)
+    if with_vectors and (vectors := _vector_section(runs, progress, blocked)):
         shared.append(vectors)
     return (
         _environment()
@@ -69,14 +69,14 @@ def page(
         .render(
             runs=runs,
             title=", ".join(run.name for run in runs)
-            if len(runs) <= _NAMED
+            if len(runs) <= _MAX_NAMES
             else f"{len(runs)} runs",
             table=table,
             intervals=intervals,
-            sentence=sentence(runs, table),
+            sentence=summarise(runs, table),
             tiles=[*tiles(runs[0], table)] if len(runs) == 1 else [],
             shared=shared,
-            searches={run.name: _of_search(run, number) for number, run in enumerate(runs)},
+            searches={run.name: _search_sections(run, number) for number, run in enumerate(runs)},
             light=LIGHT.variables,
             dark=DARK.variables,
             version=version("fusion-report"),
@@ -84,39 +84,41 @@ def page(
     )
 
 
-def _of_results(runs: Sequence[Run], table: Table | None) -> list[Section]:
+def _result_sections(runs: Sequence[Run], table: Table | None) -> list[Section]:
     if table is None:
         return []
-    found = [
-        Section("experts", "Against the experts", [*against_experts(table)]),
-        Section("cost", "Against cost", [*against_cost(runs, table)] if table.shared else []),
+    sections = [
+        Section("experts", "Against the experts", [*chart_experts(table)]),
+        Section("cost", "Against cost", [*chart_costs(runs, table)] if table.shared else []),
     ]
-    return [each for each in found if each.charts]
+    return [section for section in sections if section.charts]
 
 
-def _vectors(runs: Sequence[Run], progress: Progress, blocked: frozenset[str]) -> Section | None:
-    """Return what is said of the models that were merged: all runs' own, or nothing."""
+def _vector_section(
+    runs: Sequence[Run], progress: Progress, blocked: frozenset[str]
+) -> Section | None:
+    """Return the section about task vectors; a note instead if runs merge different models."""
     recipe = runs[0].recipe
     if not recipe.get("model_pool"):
         return None
     title = "Task vectors"
     if any(run.recipe.get("model_pool") != recipe["model_pool"] for run in runs):
-        return Section("vectors", title, [], "Left out: the runs do not merge the same models.")
+        return Section("vectors", title, [], "Not shown: the runs merge different models.")
     try:
-        found = task_vectors(recipe, progress, blocked)
+        vectors = read_task_vectors(recipe, progress, blocked)
     except FusionError as error:
-        why = f"Left out: the models that were merged cannot be read here. {error.message}"
-        return Section("vectors", title, [], escape_control(why))
-    return None if found is None else Section("vectors", title, [*of_vectors(found)])
+        note = f"Not shown: the merged models cannot be read here. {error.message}"
+        return Section("vectors", title, [], escape_control(note))
+    return None if vectors is None else Section("vectors", title, [*chart_vectors(vectors)])
 
 
-def _of_search(run: Run, number: int) -> list[Section]:
+def _search_sections(run: Run, number: int) -> list[Section]:
     name = f"run{number}"
-    found = [
-        Section(f"{name}-coefficients", "Coefficients", [*of_coefficients(run, f"c{number}")]),
-        Section(f"{name}-objective", "Objective", [*of_objective(run, f"o{number}")]),
+    sections = [
+        Section(f"{name}-coefficients", "Coefficients", [*chart_coefficients(run, f"c{number}")]),
+        Section(f"{name}-objective", "Objective", [*chart_objective(run, f"o{number}")]),
     ]
-    return [each for each in found if each.charts]
+    return [section for section in sections if section.charts]
 
 
 def _environment() -> Environment:
@@ -129,30 +131,31 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "amount": format_bytes,
-        "again": _again,
-        "duration": duration,
-        "plain": _plain,
-        "breakable": _breakable,
-        "recipe": _recipe,
+        "rerun": _rerun_command,
+        "duration": format_duration,
+        "plain": _escape_controls,
+        "breakable": _allow_breaks,
+        "recipe": _read_recipe,
     }
     return environment
 
 
-def _plain(text: object) -> str:
-    """Show text from anywhere: nothing in it that no page may hold."""
+def _escape_controls(text: object) -> str:
+    """Return untrusted text without control characters."""
     return escape_control(str(text))
 
 
-def _breakable(text: object) -> Markup:
-    """Show text that may be broken after the signs that join words."""
-    return Markup(re.sub("([_/.])", r"\1<wbr />", str(escape(_plain(text)))))  # noqa: S704 - escaped
+def _allow_breaks(text: object) -> Markup:
+    """Return text with possible line breaks after `_`, `/` and `.`."""
+    escaped = str(escape(_escape_controls(text)))
+    return Markup(re.sub("([_/.])", r"\1<wbr />", escaped))  # noqa: S704 - escaped
 
 
-def _again(run: Run) -> str:
-    """Return the command that makes a run again."""
+def _rerun_command(run: Run) -> str:
+    """Return the command that repeats a run."""
     return f"fuse run {shlex.quote(str(run.directory / 'recipe.yaml'))} -o again"
 
 
-def _recipe(run: Run) -> str:
+def _read_recipe(run: Run) -> str:
     path = run.directory / "recipe.yaml"
     return path.read_text(encoding="utf-8") if path.is_file() else ""

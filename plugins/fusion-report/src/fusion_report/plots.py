@@ -1,4 +1,4 @@
-"""Pictures of what was measured and logged, for a glance in a notebook."""
+"""Plots of scores and logged values for notebooks."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from fusion_core.commands import Entry, Table
     from fusion_core.commands import Figure as Number
 
-    #: values by step
+    #: step -> value
     Curve = dict[int, float]
 
 _WIDTH, _ROW, _FRAME, _CURVE = 6.4, 0.3, 0.9, 2.0  # inches
-#: How the models are drawn: the base, the merge, the experts.
+#: Styles of the base, the merge and the experts.
 _BASE = {"marker": "|", "markersize": 13, "markeredgewidth": 2, "color": "0.45"}
 _MERGED = {"marker": "o", "color": "C0", "capsize": 3}
 _EXPERTS = {"marker": "D", "fillstyle": "none", "color": "C2"}
 
 
 def plot(result: RunResult | Report) -> Figure:
-    """Draw the main metrics of base, merge and experts by task, with one panel per metric.
+    """Plot the main metrics of base, merge and experts per task, with one panel per metric.
 
-    The merge has its 95 % intervals, where tasks keep outcomes. Below a run's result stands what
-    its algorithm logged of all tasks together, step by step, with one panel per curve. Raises
-    `FusionError` where there is nothing to draw.
+    The merge has 95 % intervals if tasks store outcomes. For a run's result, further panels show
+    the values that its algorithm logged over all tasks, one panel per value. Raises `FusionError`
+    if there is nothing to plot.
     """
     report = result if isinstance(result, Report) else result.report
     log = None if isinstance(result, Report) else result.side_files.get("metrics.jsonl")
@@ -48,8 +48,8 @@ def plot(result: RunResult | Report) -> Figure:
     heights = [_FRAME + _ROW * len(entries) for entries in groups] + [_CURVE] * len(curves)
     if not heights:
         raise FusionError(
-            "there is nothing to draw: no tasks were measured, and nothing was logged",
-            hint="Merge with tasks: name a task pool.",
+            "nothing to plot: no tasks were measured, and no values were logged",
+            hint="Run the merge with a task pool.",
         )
     figure = new_figure(_WIDTH, sum(heights))
     panels = figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0]
@@ -66,21 +66,21 @@ def plot(result: RunResult | Report) -> Figure:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of a size in inches.
+    """Return an empty figure; width and height are in inches.
 
-    A notebook shows it as the value of a cell; elsewhere `matplotlib.pyplot.show()` does, and
-    `figure.savefig` writes it.
+    A notebook shows the figure as the value of a cell. Elsewhere, `matplotlib.pyplot.show()` shows
+    it and `figure.savefig` writes it.
     """
     figure = plt.figure(figsize=(width, height), layout="constrained")
     if "inline" in plt.get_backend():
-        plt.close(figure)  # else the end of the cell shows it a second time
+        plt.close(figure)  # otherwise the end of the cell shows it again
     return figure
 
 
 def _curves(log: bytes) -> dict[str, Curve]:
-    """Return what a run logged of all tasks together, by name and step.
+    """Return the logged values over all tasks by name and step.
 
-    A value of one task has the task's name behind a slash: `entropy/latin`.
+    Values of a single task are left out; their names have a slash: `entropy/latin`.
     """
     curves: dict[str, Curve] = {}
     for line in map(json.loads, log.splitlines()):
@@ -93,11 +93,11 @@ def _curves(log: bytes) -> dict[str, Curve]:
 
 def _by_metric(table: Table) -> Iterator[list[Entry]]:
     tasks = [entry for entry in table.entries if entry.is_task]
-    for _, entries in groupby(sorted(tasks, key=_metric), key=_metric):
+    for _, entries in groupby(sorted(tasks, key=_metric_name), key=_metric_name):
         yield list(entries)
 
 
-def _metric(entry: Entry) -> str:
+def _metric_name(entry: Entry) -> str:
     return str(entry.metric)
 
 
@@ -106,19 +106,19 @@ def _draw_tasks(axes: Axes, table: Table, entries: Sequence[Entry]) -> None:
     rows = range(len(entries))
     for number, heading in enumerate(table.headings):
         figures = [entry.figures[number] for entry in entries]
-        look: dict[str, Any] = _BASE if number < table.first else _EXPERTS
+        style: dict[str, Any] = _BASE if number < table.first else _EXPERTS
         if number == table.first:
-            ends = [_ends(figure, scale) for figure in figures]
-            look = {**_MERGED, "xerr": [*zip(*ends, strict=True)]}
+            ends = [_error_bar(figure, scale) for figure in figures]
+            style = {**_MERGED, "xerr": [*zip(*ends, strict=True)]}
         values = [math.nan if figure is None else scale * figure.value for figure in figures]
-        axes.errorbar(values, rows, linestyle="none", label=heading, **look)
+        axes.errorbar(values, rows, linestyle="none", label=heading, **style)
     axes.set_yticks(rows, [escape_control(entry.label) for entry in entries], parse_math=False)
-    axes.set(xlabel=_metric(entries[0]), ylim=(len(entries) - 0.5, -0.5))
+    axes.set(xlabel=_metric_name(entries[0]), ylim=(len(entries) - 0.5, -0.5))
     axes.grid(axis="x", alpha=0.4)
 
 
-def _ends(figure: Number | None, scale: float) -> tuple[float, float]:
-    """Return how far an interval reaches below a figure and above it."""
+def _error_bar(figure: Number | None, scale: float) -> tuple[float, float]:
+    """Return the distances of an interval's ends below and above a value."""
     if figure is None or figure.interval is None:
         return 0.0, 0.0
     low, high = figure.interval

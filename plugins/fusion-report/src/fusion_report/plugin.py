@@ -1,4 +1,4 @@
-"""Registers the commands `compare`, `diagnose` and `report`; imports nothing heavy."""
+"""Register the commands `compare`, `diagnose` and `report`; this module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 @hookimpl
 def fusion_register_commands() -> Iterator[CommandSpec]:
-    """Register the commands that show runs, and the one that predicts them."""
+    """Register the commands that compare, report and predict merges."""
     yield CommandSpec(
         name="compare",
-        summary="Show what was measured of several models, side by side.",
+        summary="Compare the scores of several models in one table.",
         target="fusion_report.comparison.command:compare",
     )
     yield CommandSpec(
         name="report",
-        summary="Write report.html: what one or several runs made, in tables and pictures.",
+        summary="Write report.html, a page about one or several runs with tables and charts.",
         target="fusion_report.command:report",
     )
     yield CommandSpec(
         name="diagnose",
-        summary="Say what to expect of merges before any is made, why, and how sure that is.",
+        summary="Predict which merge methods will work for a pool, with reasons and confidence.",
         target="fusion_report.diagnosis.command:diagnose",
     )

@@ -1,4 +1,4 @@
-"""Reports, read from the directories that they were written to."""
+"""Read the reports in model directories."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _REPORT, _OUTCOMES, _RECIPE = "report.json", "outcomes.json", "recipe.yaml"
 def read_reports(
     directories: Iterable[Path], *, outcomes: bool = False
 ) -> tuple[dict[str, Report], list[FusionError]]:
-    """Return the reports of model directories by name, and what is wrong with the others.
+    """Return reports by directory, and the errors of directories without a readable report.
 
-    Raises `FusionError` if none has a report, `DiskError` for a path that the system refuses.
+    Raises `FusionError` if no directory has a report, `DiskError` if the system refuses a path.
     """
     reports: dict[str, Report] = {}
     problems: list[FusionError] = []
@@ -43,14 +43,14 @@ def read_reports(
 
 
 def read_report(directory: Path, *, outcomes: bool = False) -> Report:
-    """Return what `fuse run` or `fuse evaluate` measured of a model directory.
+    """Return the report that `fuse run` or `fuse evaluate` wrote to a model directory.
 
-    With `outcomes`, each test example's outcome is read too. Where an expert seems to score below
-    the base, its outcomes and the base's are read in any case: they tell whether that is chance.
-    If they are damaged, the figures alone decide.
+    With `outcomes`, also read the outcome of every test example. If an expert seems to score below
+    the base, the outcomes of both are read in any case, to tell whether that is chance. If they are
+    damaged, the scores alone decide.
 
-    Raises `RecipeError` for a directory without a report, `FusionError` for damaged files, or for
-    the outcomes of another report, and `DiskError` for a path that the system refuses.
+    Raises `RecipeError` for a missing report, `FusionError` for damaged files and for outcomes of
+    another report, and `DiskError` if the system refuses a path.
     """
     try:
         return _read_report(directory, outcomes=outcomes)
@@ -61,11 +61,11 @@ def read_report(directory: Path, *, outcomes: bool = False) -> Report:
 def _read_report(directory: Path, *, outcomes: bool) -> Report:
     if not directory.is_dir():
         hint = "Name directories that fuse run wrote."
-        raise RecipeError(f"{directory} is not a directory", hint=hint)
+        raise RecipeError(f"not a directory: {directory}", hint=hint)
     path = directory / _REPORT
     if not path.is_file():
-        raise RecipeError(f"{directory} has no {_REPORT}", hint=_how_to_measure(directory))
-    with _naming(path, "is not a report"):
+        raise RecipeError(f"{directory} has no {_REPORT}", hint=_measure_hint(directory))
+    with _report_damage(path, "is not a valid report"):
         report = Report.from_json(json.loads(path.read_bytes()))
     path = directory / _OUTCOMES
     if outcomes and path.is_file():
@@ -77,28 +77,28 @@ def _read_report(directory: Path, *, outcomes: bool) -> Report:
 
 
 def _add_outcomes(report: Report, path: Path) -> Report:
-    with _naming(path, f"does not go with the {_REPORT} beside it"):
+    with _report_damage(path, f"does not match the {_REPORT} in the same directory"):
         return report.with_outcomes(json.loads(path.read_bytes()))
 
 
 @contextmanager
-def _naming(path: Path, problem: str) -> Iterator[None]:
-    """Raise a `FusionError` that names a damaged file and what is wrong with it."""
+def _report_damage(path: Path, problem: str) -> Iterator[None]:
+    """Turn errors of a damaged file into a `FusionError` that names it."""
     try:
         yield
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FusionError(
-            f"{path} {problem}: {reason}", hint=f"Make it anew: fuse evaluate {path.parent}"
+            f"{path} {problem}: {reason}", hint=f"Write it again with fuse evaluate {path.parent}"
         ) from error
 
 
-def _how_to_measure(directory: Path) -> str:
-    """Say how to measure a model that has no report: its recipe may name the tasks."""
+def _measure_hint(directory: Path) -> str:
+    """Say how to measure a model without a report."""
     path = directory / _RECIPE
     if path.is_file() and "task_pool" in load_recipe(path):
-        return f"Measure it first: fuse evaluate {directory}"
+        return f"Measure the model first: fuse evaluate {directory}"
     return (
-        f"If it is of a family that a pool knows, name it: fuse evaluate {directory} --pool NAME; "
-        "see: fuse list pools\nAny other model is measured with its own library."
+        f"Measure the model with a pool of its family: fuse evaluate {directory} --pool NAME "
+        "(fuse list pools shows them)\nMeasure any other model with its own library."
     )

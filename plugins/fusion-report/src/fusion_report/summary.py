@@ -1,11 +1,11 @@
-"""What a page says first, in one sentence, and in a few large numbers."""
+"""The summary of a page: one sentence and a few large numbers."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from fusion_report.table import Table, below_base, worst_of
+from fusion_report.table import Table, tasks_below_base, worst_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Sized
@@ -14,22 +14,23 @@ if TYPE_CHECKING:
     from fusion_report.runs import Run
 
 
-def sentence(runs: Sequence[Run], table: Table | None) -> str:
-    """Say what came out."""
+def summarise(runs: Sequence[Run], table: Table | None) -> str:
+    """Return the results of runs in one sentence."""
     if table is None:
-        said = ", ".join(_made(run) for run in runs)
-        return f"{said}; nothing of it has been measured."
+        return f"{', '.join(_describe(run) for run in runs)}; not measured."
     ranked = _ranked(table)
     if len(runs) == 1 or not ranked:
-        return _of_one(runs[0], table) if len(runs) == 1 else f"{len(runs)} runs, side by side."
-    return _of_several(ranked, table)
+        return (
+            _summarise_run(runs[0], table) if len(runs) == 1 else f"{len(runs)} runs side by side."
+        )
+    return _summarise_best(ranked, table)
 
 
 def tiles(run: Run, table: Table | None) -> Iterator[tuple[str, str, str]]:
-    """Yield what a run's largest numbers are, the numbers, and what is said below them."""
+    """Yield the name, value and explanation of a run's main numbers."""
     if table is not None:
         (report,) = table.reports.values()
-        average, share, worst = report.average, report.normalised_average, worst_of(report)
+        average, share, worst = report.average, report.normalised_average, worst_task(report)
         if average is not None:
             metric = next(iter(report.main_metrics.values()))
             yield "average", metric.shown(average), f"{metric}, {_count(report.tasks, 'task')}"
@@ -38,88 +39,88 @@ def tiles(run: Run, table: Table | None) -> Iterator[tuple[str, str, str]]:
         if worst is not None:
             yield "worst task", worst[1], worst[0]
     if (seconds := run.provenance.timings.seconds) is not None:
-        yield "merged in", duration(seconds), run.provenance.device
+        yield "merged in", format_duration(seconds), run.provenance.device
 
 
-def duration(seconds: float) -> str:
-    """Show a time."""
-    if seconds < 60:  # noqa: PLR2004 - seconds of a minute
+def format_duration(seconds: float) -> str:
+    """Format a time in seconds, minutes or hours."""
+    if seconds < 60:  # noqa: PLR2004 - one minute
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _of_one(run: Run, table: Table) -> str:
+def _summarise_run(run: Run, table: Table) -> str:
     (report,) = table.reports.values()
-    average = report.average
+    average, count = report.average, _count(report.tasks, "task")
     if average is None:
-        count = _count(report.tasks, "task")
-        said = f"{_made(run)}, measured on {count} by different metrics"
-        return f"{said}{_falls(report)}{_suspicion(report)}."
-    metric = next(iter(report.main_metrics.values()))
-    unit = _unit(metric)
-    said = f"{_made(run)}: {metric.name} {metric.shown(average)}{unit} on average over "
-    said += _count(report.tasks, "task")
-    share, worst = report.normalised_average, worst_of(report)
-    if share is not None:
-        said += f", {100 * share:.1f} % of what each task's expert reaches"
-    if worst is not None and len(report.tasks) > 1:
-        said += f"; worst on {worst[0]} with {worst[1]}{unit}"
-    return f"{said}{_falls(report)}{_suspicion(report)}."
+        text = f"{_describe(run)}, measured on {count} by different metrics"
+    else:
+        metric = next(iter(report.main_metrics.values()))
+        unit = _unit(metric)
+        text = (
+            f"{_describe(run)}: {metric.name} {metric.shown(average)}{unit} on average over {count}"
+        )
+        share, worst = report.normalised_average, worst_task(report)
+        if share is not None:
+            text += f", {100 * share:.1f} % of the experts'"
+        if worst is not None and len(report.tasks) > 1:
+            text += f"; worst on {worst[0]} with {worst[1]}{unit}"
+    if below := tasks_below_base(report):
+        *others, last = below
+        names = f"{', '.join(others)} and {last}" if others else last
+        text += f"; below the base on {names}"
+    return f"{text}{_suspicion(report)}."
 
 
 def _unit(metric: Metric) -> str:
-    """Return what stands behind a figure."""
+    """Return the unit to write after a number, with a space."""
     return " %" if metric.unit == "fraction" else f" {metric.unit}".rstrip()
 
 
-def _falls(report: Report) -> str:
-    below = below_base(report)
-    return f", and behind the base on {_listed(below)}" if below else ""
-
-
 def _suspicion(report: Report) -> str:
-    """Say that an expert scores below the base: the page's warning has the tasks."""
-    suspicious = report.experts_below_base
-    return "; experts and tasks probably do not belong together" if suspicious else ""
+    """Mention experts below the base; the warning on the page names the tasks."""
+    if not report.experts_below_base:
+        return ""
+    return "; experts and tasks probably do not belong together"
 
 
-def _of_several(ranked: Sequence[tuple[str, Report]], table: Table) -> str:
+def _summarise_best(ranked: Sequence[tuple[str, Report]], table: Table) -> str:
     (name, best), *others = ranked
     metric = next(iter(best.main_metrics.values()))
     unit = _unit(metric)
     average = best.average
-    assert average is not None  # noqa: S101 - it is ranked by it
+    assert average is not None  # noqa: S101 - reports are ranked by it
     share = best.normalised_average
     of_experts = "" if share is None else f", {100 * share:.1f} % of the experts'"
-    said = (
+    text = (
         f"Of {len(table.reports)} measured runs, {name} is best: {metric.name} "
         f"{metric.shown(average)}{unit} on average over {_count(table.shared, 'task')}{of_experts}"
     )
-    fair = next((each for each in others if not each[1].needs_task), None)
-    if best.needs_task and fair is not None:
-        (other, report) = fair
-        said += (
+    without_task = next(((n, report) for n, report in others if not report.needs_task), None)
+    if best.needs_task and without_task is not None:
+        other, report = without_task
+        text += (
             f"; it needs to know the task, and the best that does not is {other} with "
             f"{metric.shown(report.average or 0)}{unit}"
         )
-    return f"{said}{_suspicion(best)}."
+    return f"{text}{_suspicion(best)}."
 
 
 def _ranked(table: Table) -> list[tuple[str, Report]]:
-    """Return the reports on the tasks that all have, the best first; none without an average."""
+    """Return the reports on the common tasks, best first; leave out those without an average."""
     if not table.shared:
         return []
-    reports = {name: table.of(each) for name, each in table.reports.items()}
-    averages = {name: each.average for name, each in reports.items()}
-    known = {name: mean for name, mean in averages.items() if mean is not None}
-    higher = table.metrics[table.shared[0]].higher_is_better
-    order = sorted(filter(lambda name: math.isfinite(known[name]), known), key=known.__getitem__)
-    return [(name, reports[name]) for name in (reversed(order) if higher else order)]
+    reports = {name: table.over_shared(report) for name, report in table.reports.items()}
+    averages = {name: report.average for name, report in reports.items()}
+    known = {n: mean for n, mean in averages.items() if mean is not None and math.isfinite(mean)}
+    higher_is_better = table.metrics[table.shared[0]].higher_is_better
+    order = sorted(known, key=known.__getitem__, reverse=higher_is_better)
+    return [(name, reports[name]) for name in order]
 
 
-def _made(run: Run) -> str:
+def _describe(run: Run) -> str:
     method = run.method or run.name
     return f"{method} of {_count(run.experts, 'expert')}" if run.experts else method
 
@@ -127,8 +128,3 @@ def _made(run: Run) -> str:
 def _count(things: Sized, noun: str) -> str:
     count = len(things)
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _listed(names: Sequence[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last

@@ -1,7 +1,7 @@
-"""The page's colours: every one is a CSS variable with a value for light and one for dark.
+"""The colours of the page: CSS variables with one value for the light and one for the dark theme.
 
-Six colours for series can be told apart by people who see red, green or blue weakly, and stand out
-from the page; text keeps the contrast that WCAG's level AA asks for. A test computes all that.
+People with colour vision deficiencies can distinguish the six colours of series, which also stand
+out from the page. Text has the contrast of WCAG level AA. Tests compute all of this.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Rgb = tuple[float, float, float]
 
-#: Steps of a scale from far below a neutral value over it to far above.
+#: Number of steps of a colour scale, from far below to far above the neutral value.
 STEPS = 17
 SERIES = 6
 _BLACK, _WHITE = "#000000", "#ffffff"
@@ -22,7 +22,7 @@ _BLACK, _WHITE = "#000000", "#ffffff"
 
 @dataclass(frozen=True)
 class Theme:
-    """A theme's colours, as #rrggbb."""
+    """The colours of a theme as #rrggbb."""
 
     page: str
     card: str
@@ -32,23 +32,23 @@ class Theme:
     link: str
     bad: str
     series: Sequence[str]
-    #: the ends and the middle of scales
+    #: both ends and the middle of colour scales
     low: str
     neutral: str
     high: str
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """All colours by the names of their variables.
+        """All colours by the names of their CSS variables.
 
-        `d0` to `d16` are the scale's, and `i0` to `i16` those of text on it.
+        `d0` to `d16` are the colour scale, `i0` to `i16` the colours of text on it.
         """
         plain = {
             name: getattr(self, name)
             for name in ("page", "card", "ink", "muted", "line", "link", "bad")
         }
         series = {f"s{number}": colour for number, colour in enumerate(self.series)}
-        scale = [self._at(2 * step / (STEPS - 1) - 1) for step in range(STEPS)]
+        scale = [self._interpolate(2 * step / (STEPS - 1) - 1) for step in range(STEPS)]
         return (
             plain
             | series
@@ -56,32 +56,32 @@ class Theme:
             | {f"i{step}": ink_on(colour) for step, colour in enumerate(scale)}
         )
 
-    def _at(self, place: float) -> str:
-        """Return the scale's colour at a place from -1 to 1."""
-        end = self.low if place < 0 else self.high
+    def _interpolate(self, position: float) -> str:
+        """Return the colour of the scale at a position from -1 to 1."""
+        end = self.low if position < 0 else self.high
         parts = zip(rgb(self.neutral), rgb(end), strict=True)
-        return "#" + "".join(f"{round(255 * (a + abs(place) * (b - a))):02x}" for a, b in parts)
+        return "#" + "".join(f"{round(255 * (a + abs(position) * (b - a))):02x}" for a, b in parts)
 
 
 def level(value: float, neutral: float, reach: float) -> int:
-    """Return the step of the scale for a value; `reach` is how far its ends are from neutral."""
-    place = (value - neutral) / reach if reach else 0.0
-    return round((min(max(place, -1), 1) + 1) / 2 * (STEPS - 1))
+    """Return the step of the scale for a value; its ends are `reach` away from neutral."""
+    position = (value - neutral) / reach if reach else 0.0
+    return round((min(max(position, -1), 1) + 1) / 2 * (STEPS - 1))
 
 
 def ink_on(colour: str) -> str:
-    """Return black or white, whichever is read more easily on a colour."""
+    """Return black or white, whichever contrasts more with a colour."""
     return max(_BLACK, _WHITE, key=lambda ink: contrast(ink, colour))
 
 
 def contrast(one: str, other: str) -> float:
-    """Return the contrast of two colours, from 1 to 21, as WCAG 2 defines it."""
+    """Return the WCAG 2 contrast of two colours, from 1 to 21."""
     darker, lighter = sorted((_luminance(one), _luminance(other)))
     return (lighter + 0.05) / (darker + 0.05)
 
 
 def rgb(colour: str) -> Rgb:
-    """Return the parts of #rrggbb, from 0 to 1."""
+    """Return the channels of #rrggbb, from 0 to 1."""
     red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
     return red, green, blue
 
@@ -121,7 +121,7 @@ DARK = Theme(
     high="#f0894a",
 )
 
-#: What pictures are drawn with: a colour for each variable that nothing else has.
+#: Placeholder colours of charts, one per CSS variable, which replaces it in the SVG.
 PAINT: Mapping[str, str] = {
     name: f"#0{number:05x}" for number, name in enumerate(LIGHT.variables, start=1)
 }

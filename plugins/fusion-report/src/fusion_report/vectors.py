@@ -1,6 +1,6 @@
-"""Lengths and angles of task vectors, read from models.
+"""Norms and cosines of task vectors.
 
-One pass over the weights in blocks; memory does not grow with the models.
+Weights are read once in blocks, so memory does not grow with the models.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _OFFLINE = "HF_HUB_OFFLINE"
 
 @dataclass(frozen=True)
 class TaskVectors:
-    """Inner products of the base and the experts' task vectors, by part of the model."""
+    """Inner products of the base and the task vectors, by part of the model."""
 
     experts: Sequence[str]
-    #: part -> float64 of shape (1 + experts, 1 + experts), the base's row first
+    #: part -> fp64 of shape (1 + experts, 1 + experts), with the base in the first row
     products: Mapping[str, Tensor]
 
     @cached_property
@@ -42,62 +42,59 @@ class TaskVectors:
 
     @property
     def base_norm(self) -> float:
-        """The length of the base."""
+        """The norm of the base."""
         return float(_norms(self._whole)[0])
 
     @property
     def norms(self) -> list[float]:
-        """The length of every task vector."""
+        """The norm of every task vector."""
         return _norms(self._whole)[1:].tolist()
 
     @property
     def norm_of_sum(self) -> float:
-        """The length of all task vectors' sum."""
+        """The norm of the sum of all task vectors."""
         return float(self._whole[1:, 1:].sum().clamp(min=0).sqrt())
 
     @property
     def cosines(self) -> list[list[float]]:
-        """The cosine of every two task vectors; not a number where one of them is zero."""
-        found: list[list[float]] = _cosines(self._whole[1:, 1:]).tolist()
-        return found
+        """The cosine of every pair of task vectors; NaN if one of them is zero."""
+        cosines: list[list[float]] = _cosines(self._whole[1:, 1:]).tolist()
+        return cosines
 
     def mean_cosine(self, part: str) -> float:
-        """Return the mean cosine of two task vectors within a part of the model."""
+        """Return the mean cosine between two task vectors within a part of the model."""
         cosines = _cosines(self.products[part][1:, 1:])
         return float(cosines[torch.ones_like(cosines).triu(1).bool()].nanmean())
 
     @property
     def norms_by_part(self) -> Mapping[str, list[float]]:
-        """The lengths of task vectors within each part of the model."""
+        """The norms of task vectors within each part of the model."""
         return {part: _norms(product)[1:].tolist() for part, product in self.products.items()}
 
     @property
     def base_norm_by_part(self) -> Mapping[str, float]:
-        """The length of the base within each part of the model."""
+        """The norm of the base within each part of the model."""
         return {part: float(_norms(product)[0]) for part, product in self.products.items()}
 
 
-def task_vectors(
+def read_task_vectors(
     recipe: Mapping[str, Any], progress: Progress, blocked: frozenset[str]
 ) -> TaskVectors | None:
-    """Read what a recipe merges; None without a base, or with less than two experts.
+    """Read the task vectors of a recipe's models; None without a base or with a single expert.
 
-    Nothing is downloaded. Raises a `FusionError` for models that are not here.
+    Downloads nothing. Raises a `FusionError` for missing models.
     """
     with _offline(), hub.session(progress):
-        return _read(load_models(recipe, load_plugins(blocked)), progress)
-
-
-def _read(pool: ModelPool[Any], progress: Progress) -> TaskVectors | None:
-    if pool.base is None or len(pool.experts) < 2:  # noqa: PLR2004 - nothing to compare
-        return None
-    return read_vectors(Operands(pool.base, pool.experts), progress)
+        pool: ModelPool[Any] = load_models(recipe, load_plugins(blocked))
+        if pool.base is None or len(pool.experts) < 2:  # noqa: PLR2004 - nothing to compare
+            return None
+        return read_vectors(Operands(pool.base, pool.experts), progress)
 
 
 def read_vectors(operands: Operands, progress: Progress) -> TaskVectors:
-    """Read the task vectors of experts beside a base."""
+    """Compute the inner products of the base and the task vectors."""
     by_name = {info.name: info for info in merged_infos(operands)}
-    parts = parts_of(by_name)
+    parts = group_by_part(by_name)
     products = {}
     track = progress.track("read task vectors", total=len(parts))
     with track as advance, show_notes_on(advance):
@@ -108,20 +105,20 @@ def read_vectors(operands: Operands, progress: Progress) -> TaskVectors:
 
 
 def merged_infos(operands: Operands) -> list[TensorInfo]:
-    """Return the tensors that are merged: those of numbers with a fraction."""
+    """Return the merged tensors: all floating-point ones."""
     infos = operands.reference.infos.values()
     return [info for info in infos if info.dtype.is_floating_point]
 
 
-def scan_of(operands: Operands, infos: Sequence[TensorInfo], cut: Cut = Cut.ELEMENT) -> Scan:
-    """Return a pass over some tensors, in pieces no finer than they, or `cut`, allow."""
+def make_scan(operands: Operands, infos: Sequence[TensorInfo], cut: Cut = Cut.ELEMENT) -> Scan:
+    """Return a pass over some tensors in pieces that `cut` and the sources allow."""
     coarsest = reduce(Cut.coarser, (source.cut for source in operands.sources), cut)
     return Scan(operands, infos, SerialExecutor(), coarsest)
 
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Have the hub's cache serve what is asked of the hub, and nothing else."""
+    """Allow only the hub's cache, not downloads."""
     before = os.environ.get(_OFFLINE)
     os.environ[_OFFLINE] = "1"
     try:
@@ -131,50 +128,50 @@ def _offline() -> Iterator[None]:
         os.environ |= {} if before is None else {_OFFLINE: before}
 
 
-def parts_of(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return names of tensors by layer and, of what belongs to none, by the part of the model.
+def group_by_part(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group tensor names by layer, or by the part of the model if they are outside all layers.
 
-    Layers come in the order of their numbers, where the first of their stack stands. What all names
-    begin with is left out.
+    Layers are in numeric order, at the position of their stack's first tensor. Labels leave out the
+    common prefix of all names.
     """
     names = list(names)
-    start = len(".".join(_shared(names)))
-    places = {
+    start = len(".".join(_common_prefix(names)))
+    layers = {
         name: (stack[start:].strip("."), number)
-        for stack, layers in layers_of(names).items()
-        for number, each in layers.items()
-        for name in each
+        for stack, numbered in layers_of(names).items()
+        for number, members in numbered.items()
+        for name in members
     }
-    roots = {stack.partition(".")[0] for stack, _ in places.values()}
-    keys = [places.get(name) or (_part(name[start:].lstrip("."), roots), -1) for name in names]
-    order = {stack: place for place, (stack, _) in reversed([*enumerate(keys)])}
-    found: dict[str, list[str]] = {}
-    for (stack, layer), name in sorted(
-        zip(keys, names, strict=True), key=lambda each: (order[each[0][0]], each[0][1])
-    ):
+    roots = {stack.partition(".")[0] for stack, _ in layers.values()}
+    keys = [layers.get(name) or (_part(name[start:].lstrip("."), roots), -1) for name in names]
+    first = {stack: index for index, (stack, _) in reversed([*enumerate(keys)])}
+    order = sorted(range(len(names)), key=lambda index: (first[keys[index][0]], keys[index][1]))
+    parts: dict[str, list[str]] = {}
+    for index in order:
+        stack, layer = keys[index]
         label = f"{stack}.{layer}".lstrip(".") if layer >= 0 else stack
-        found.setdefault(label, []).append(name)
-    return found
+        parts.setdefault(label, []).append(names[index])
+    return parts
 
 
 def _part(name: str, roots: set[str]) -> str:
-    """Return what a tensor outside all layers is part of: not what layers are in, too."""
-    first, *others = name.split(".")
-    return f"{first}.{others[0]}" if first in roots and others else first
+    """Return the part of a tensor outside all layers; never a part that contains layers."""
+    first, *rest = name.split(".")
+    return f"{first}.{rest[0]}" if first in roots and rest else first
 
 
-def _shared(names: Sequence[str]) -> list[str]:
-    """Return the parts that all names begin with, but for a name's last."""
+def _common_prefix(names: Sequence[str]) -> list[str]:
+    """Return the leading components of all names, without their last components."""
     split = [name.split(".")[:-1] for name in names]
     pairs = zip(min(split), max(split), strict=False)
     return [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
 def _products(operands: Operands, infos: Sequence[TensorInfo]) -> Tensor:
-    """Return the inner products over some tensors, in float64."""
+    """Return the inner products over some tensors in fp64."""
     count = 1 + len(operands.experts)
     zero = torch.zeros(count, count, dtype=torch.float64)
-    return scan_of(operands, infos)(_gram, torch.add, zero)
+    return make_scan(operands, infos)(_gram, torch.add, zero)
 
 
 def _gram(piece: Piece) -> Tensor:

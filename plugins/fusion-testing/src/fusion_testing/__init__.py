@@ -1,4 +1,4 @@
-"""What authors of plugins test with: conformance suites, tiny models and tasks, pytest fixtures.
+"""Conformance suites, tiny models and tasks, and pytest fixtures for authors of plugins.
 
     from fusion_core import AlgorithmSpec
     from fusion_testing import AlgorithmSuite
@@ -6,12 +6,12 @@
     class TestMedian(AlgorithmSuite):
         @pytest.fixture
         def spec(self) -> AlgorithmSpec:
-            (found,) = plugin.fusion_register_algorithms()
-            return found
+            (spec,) = plugin.fusion_register_algorithms()
+            return spec
 
-Everything is imported when it is used: pytest loads the fixtures of this package in every session
-of an environment in which fusion-testing is installed, and those sessions must not pay for torch.
-The stub `__init__.pyi` lists the names and their homes.
+pytest loads the fixtures of this package in every session, also in sessions that never use them.
+So names are imported on first use, and such sessions do not wait for torch. The stub `__init__.pyi`
+lists the names and the modules that define them.
 """
 
 from fusion_core._exports import lazy_exports

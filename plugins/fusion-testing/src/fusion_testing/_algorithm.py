@@ -1,8 +1,8 @@
-"""The suite of algorithms: run on tiny models as a user would run them, on every kind of model.
+"""The suite of algorithms, run on tiny models of every kind through the pipeline that users run.
 
-An algorithm is a function of models, options and seed. So the checks run it twice, in other
-orders, on other threads and cut in other places, and compare bytes; and they give it what it must
-refuse. Nothing here knows a method.
+An algorithm must be a function of models, options and seed. The checks therefore run it twice, with
+experts in another order, on several threads and on tensors cut elsewhere, and compare the bytes.
+Further checks pass inputs that it must refuse. No check knows a particular method.
 """
 
 from __future__ import annotations
@@ -33,61 +33,62 @@ if TYPE_CHECKING:
 
 MakePool = Callable[..., ModelPool[Any]]
 
-#: Most experts that are merged here: from five on, torch's own sums depend on where they are cut.
+#: Number of experts to merge. From five on, torch's own sums depend on where pieces are cut.
 _EXPERTS = 5
 
 
 class AlgorithmSuite(
     MergeChecks, DegenerateChecks, DeterminismChecks, PairChecks, RefusalChecks, ComponentSuite
 ):
-    """What every algorithm keeps.
+    """Checks that every algorithm must pass.
 
-    Fixtures that an author may override beside `spec` and `options`: `make_pool`, a function with
-    the arguments of `tiny_pool`, for algorithms that need models of their own, and `tasks`.
+    Besides `spec` and `options`, authors may override two fixtures: `tasks`, and `make_pool`, a
+    function with the arguments of `tiny_pool`, for algorithms that need particular models.
     """
 
     kind: ClassVar[type[Any]] = Algorithm
 
     @pytest.fixture
     def make_pool(self) -> MakePool:
-        """Return what makes pools of tiny models."""
+        """Return the function that makes pools of tiny models."""
         return tiny_pool
 
     @pytest.fixture
     def experts(self, spec: AlgorithmSpec) -> int:
-        """Return how many experts are merged."""
+        """Return the number of experts to merge."""
         return max(spec.min_experts, min(_EXPERTS, spec.max_experts or _EXPERTS))
 
     @pytest.fixture
     def tasks(self, spec: AlgorithmSpec, experts: int) -> TaskPool[Any] | None:
-        """Return a tiny task an expert, for algorithms that look at tasks."""
+        """Return one tiny task per expert for algorithms that need tasks."""
         if spec.needs_tasks == "none":
             return None
         names = [chr(ord("a") + number) for number in range(experts)]
         return WatchedTasks(names, labels=spec.needs_tasks == "labeled")
 
     @pytest.fixture
-    def bench(  # noqa: PLR0913, PLR0917 - the fixtures that it gathers
+    def bench(  # noqa: PLR0913, PLR0917 - one per fixture
         self,
         spec: AlgorithmSpec,
         component: Component[Any],
-        config: Any,  # noqa: ANN401 - the algorithm's own
+        config: Any,  # noqa: ANN401 - any configuration
         make_pool: MakePool,
         tasks: TaskPool[Any] | None,
         experts: int,
     ) -> Bench:
-        """Return the algorithm with everything that a run of it needs."""
+        """Return the algorithm with everything that a run needs."""
         algorithm = component.load_class()(config)
         algorithm.uses_tasks = spec.needs_tasks != "none"  # the spec may not be installed
         return Bench(spec, algorithm, make_pool, tasks, experts)
 
     def test_options_make_a_file_and_back(self, bench: Bench, tmp_path: Path) -> None:
-        """`to_yaml` and `from_yaml` are each other's inverse."""
+        """`from_yaml` reads the options that `to_yaml` wrote."""
         path = tmp_path / "algorithm.yaml"
         bench.algorithm.to_yaml(path)
         again = type(bench.algorithm).from_yaml(path)
         if again.config != bench.algorithm.config:
             fail(
-                f"{again.config!r} came back for {bench.algorithm.config!r}.",
-                "Use types for options that YAML can hold.",
+                f"a YAML file changes the options: expected {bench.algorithm.config!r}, got "
+                f"{again.config!r}.",
+                "Use option types that YAML can store.",
             )

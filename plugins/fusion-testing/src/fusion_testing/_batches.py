@@ -1,7 +1,6 @@
 """Checks of batches: pure functions of step, size, split and seed, in any process.
 
-Examples are whatever a task's `logits` takes: a tensor, or a mapping of tensors. Tasks that are
-only measured are passed over.
+The inputs of a batch are a tensor or a mapping of tensors. Tasks without batches are skipped.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import json
 import pickle
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ import torch
 from fusion_core.contracts.batch import Split
 from fusion_core.contracts.task_pool import FeatureTask, TaskPool
 from fusion_testing._component import ComponentSuite
-from fusion_testing._elsewhere import ElsewhereError, call_elsewhere, describe_tasks
+from fusion_testing._elsewhere import call_elsewhere, describe_tasks
 from fusion_testing._examples import SIZE, batch_digest, batch_digests, draw, every_split
 from fusion_testing._guards import untouched_globals
 from fusion_testing._suite import fail
@@ -31,12 +30,12 @@ if TYPE_CHECKING:
     from fusion_core.plugins.components import Component
     from fusion_core.recipe.config import ComponentConfig
 
-_HERE = "fusion_testing._elsewhere"
+_CHILD = "fusion_testing._elsewhere"
 _SIZES = (1, 2, 5, SIZE)
 
 
 class BatchChecks(ComponentSuite):
-    """What the batches of every task keep; a part of `TaskPoolSuite`."""
+    """Checks of every task's batches; part of `TaskPoolSuite`."""
 
     @pytest.fixture
     def recipe(
@@ -45,7 +44,7 @@ class BatchChecks(ComponentSuite):
         config: ComponentConfig,
         request: pytest.FixtureRequest,
     ) -> list[Any]:
-        """Return what another process makes the pool from: target, options and pickled models."""
+        """Return what another process needs to make the pool: target, options, pickled models."""
         models = None
         if component.load_class().bind is not TaskPool.bind:
             models = str(request.getfixturevalue("tmp_path") / "models")
@@ -60,7 +59,7 @@ class BatchChecks(ComponentSuite):
     def test_batches_are_a_pure_function(
         self, make: Callable[[], TaskPool[Any]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The same arguments give the same examples, whatever was asked for before, and when."""
+        """The same arguments give the same examples at any time, in any order of calls."""
         first = batch_digests(make())
         now = time.time
         monkeypatch.setattr(time, "time", lambda: now() + 100_001.5)
@@ -71,33 +70,31 @@ class BatchChecks(ComponentSuite):
         if first != second:
             changed = next(name for name, value in first.items() if second[name] != value)
             fail(
-                f"batch {changed} differs when asked for again.",
-                "Let it depend on step, size, split and seed alone: they seed a torch.Generator.",
+                f"batch {changed} differs on the second call with the same arguments.",
+                "Let `batch` depend on step, size, split and seed alone: seed a torch.Generator "
+                "with them, and use neither the clock nor global random numbers.",
             )
 
     def test_batches_are_the_same_in_another_process(
         self, make: Callable[[], TaskPool[Any]], recipe: list[Any]
     ) -> None:
-        """A search can be resumed elsewhere: nothing depends on hash() or on the process."""
+        """Nothing depends on hash() or on the process: a search can be resumed elsewhere."""
         pool = make()
-        try:
-            there = call_elsewhere(f"{_HERE}:tasks_elsewhere", *recipe, names=list(pool.names))
-        except ElsewhereError as error:
-            fail(f"the pool cannot be made in another process:\n{error}", "See above.")
+        remote = call_elsewhere(f"{_CHILD}:tasks_elsewhere", *recipe, names=list(pool.names))
         here = json.loads(json.dumps(describe_tasks(pool)))
         for what, value in here.items():
-            if there[what] != value:
+            if remote[what] != value:
                 fail(
-                    f"{what} differs in another process: {_shorten(value)} here, "
-                    f"{_shorten(there[what])} there.",
-                    "Use hashlib, not hash(), to make seeds; keep names in a tuple or list, never "
+                    f"{what} differs in another process: expected {_shorten(value)}, got "
+                    f"{_shorten(remote[what])}.",
+                    "Make seeds with hashlib, not with hash(). Keep names in a tuple or list, not "
                     "in a set.",
                 )
 
     def test_heads_are_the_same_in_another_process(
         self, pool: TaskPool[Any], model: nn.Module, recipe: list[Any], tmp_path: Path
     ) -> None:
-        """A head's scores depend on the features and the task alone."""
+        """The scores of a head depend on the features and the task alone."""
         features = {}
         for task in pool:
             if isinstance(task, FeatureTask):
@@ -105,53 +102,57 @@ class BatchChecks(ComponentSuite):
                 with torch.no_grad():
                     features[task.name] = task.features(model, batch.inputs).contiguous()
         if not features:
-            pytest.skip("no task has a head of its own that reads features")
-        torch.save(features, tmp_path / "features.pt")
-        try:
-            there = call_elsewhere(
-                f"{_HERE}:heads_on",
-                str(tmp_path / "features.pt"),
-                *recipe,
-                names=list(pool.names),
-            )
-        except ElsewhereError as error:
-            fail(f"`head` fails in another process:\n{error}", "See above.")
+            pytest.skip("no task is a FeatureTask")
+        file = str(tmp_path / "features.pt")
+        torch.save(features, file)
+        remote = call_elsewhere(f"{_CHILD}:heads_on", file, *recipe, names=list(pool.names))
         for name, values in features.items():
-            task = pool[name]
+            task = cast("FeatureTask", pool[name])
             with torch.no_grad():
-                here = task.head(values) if isinstance(task, FeatureTask) else values
-            if not torch.allclose(torch.tensor(there[name]).to(here), here, rtol=1e-3, atol=1e-3):
+                scores = task.head(values)
+            if not torch.allclose(
+                torch.tensor(remote[name]).to(scores), scores, rtol=1e-3, atol=1e-3
+            ):
                 fail(
-                    f"{name}: `head` gives other scores of the same features in another process.",
-                    "Keep its weights in a file, or seed them by hashlib, not by hash().",
+                    f"{name}: `head` returns different scores for the same features in another "
+                    "process.",
+                    "Keep the head's weights in a file, or seed them with hashlib, not with "
+                    "hash().",
                 )
 
     def test_steps_and_seeds_give_other_batches(self, pool: TaskPool[Any]) -> None:
-        """An adaptive search sees more than one batch, and another seed shows another order."""
+        """Different steps give different batches; so do different seeds."""
         for task, split in every_split(pool):
             if split is Split.TEST:
                 continue
-            one = batch_digest(draw(task, split, SIZE))
+            first = batch_digest(draw(task, split, SIZE))
             for step, seed in ((1, 0), (0, 1)):
-                if batch_digest(draw(task, split, SIZE, step=step, seed=seed)) == one:
+                if batch_digest(draw(task, split, SIZE, step=step, seed=seed)) == first:
                     fail(
-                        f"{task.name}: step {step} with seed {seed} gives the {split} examples of "
-                        "step 0 with seed 0.",
-                        "Let batches depend on step and seed.",
+                        f"{task.name}: {split} batches of step {step} with seed {seed} and of step "
+                        "0 with seed 0 are equal.",
+                        "Let `batch` draw its examples by step and seed, as "
+                        "fusion_core.shuffled_rows does.",
                     )
 
     def test_batches_have_their_size_and_their_labels(self, pool: TaskPool[Any]) -> None:
-        """Labels are on every split but UNLABELED, where nobody may see them."""
+        """Batches have the requested size. All splits but UNLABELED have labels."""
         for task, split in every_split(pool):
             for size in _SIZES:
                 batch = draw(task, split, size)
                 if split is Split.UNLABELED and batch.labels is not None:
-                    fail(f"{task.name}: UNLABELED batches have labels.", "Leave them out.")
+                    fail(
+                        f"{task.name}: UNLABELED batches have labels.",
+                        "Return Batch(inputs, None) for Split.UNLABELED.",
+                    )
                 if split is not Split.UNLABELED and batch.labels is None:
-                    fail(f"{task.name}: {split} batches have no labels.", "Bring them along.")
+                    fail(
+                        f"{task.name}: {split} batches have no labels.",
+                        "Return Batch(inputs, labels) for every split but UNLABELED.",
+                    )
 
     def test_global_state_is_not_changed(self, make: Callable[[], TaskPool[Any]]) -> None:
-        """Making a pool and drawing batches leaves the process's random numbers alone."""
+        """Making a pool and drawing batches leaves global random numbers unchanged."""
         batch_digests(make())
         with untouched_globals("drawing batches"):
             batch_digests(make())

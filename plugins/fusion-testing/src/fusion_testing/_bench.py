@@ -1,11 +1,12 @@
-"""An algorithm on the bench: run by the pipeline that users run, on pools made to measure."""
+"""Run an algorithm through the pipeline that users run, on tiny pools."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 from torch import nn
 
 from fusion_core.contracts.algorithm import Algorithm
@@ -47,22 +48,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bench:
-    """An algorithm, and what a run of it needs."""
+    """An algorithm with everything that a run needs."""
 
     spec: AlgorithmSpec
     algorithm: Stage[Any]
     make_pool: Callable[..., Pool]
     tasks: TaskPool[Any] | None
-    #: how many experts are merged, unless a check says otherwise
+    #: number of experts to merge, unless a check asks for another
     experts: int
-    #: the other stage of a pipeline of two
+    #: the second stage of a pipeline of two
     partner: Stage[Any] | None = None
-    #: what the algorithm logged in the last run
-    logged: list[tuple[int, Mapping[str, float]]] = field(default_factory=list)
 
     @property
     def pipeline(self) -> list[Stage[Any]]:
-        """Return the algorithm, with its partner or the merge that it needs to be a pipeline."""
+        """Return the stages to run: the algorithm with its partner or the merge that it needs."""
         if self.spec.stage == "transform":
             return [self.algorithm, self.partner or Sum()]
         if self.spec.stage == "calibrate":
@@ -99,30 +98,35 @@ class Bench:
         return self.run(pool, **options).weights.state_dict()
 
     def lazy(self, pool: Pool, *, on_metrics: Any = None) -> WeightSource:  # noqa: ANN401
-        """Return what the algorithm makes of a pool, as far as can be without computing it."""
+        """Return the result of the pipeline without reading it."""
         context = RunContext(tasks=self.tasks, seed=3, on_metrics=on_metrics)
-        stages = [PlannedStage(each, None, (Part(each),)) for each in self.pipeline]
-        made = apply_stages(stages, pool.aligned(AlignmentPolicy()), context)
-        made.prepare(SerialExecutor())
-        return made
+        stages = [PlannedStage(stage, None, (Part(stage),)) for stage in self.pipeline]
+        merged = apply_stages(stages, pool.aligned(AlignmentPolicy()), context)
+        merged.prepare(SerialExecutor())
+        return merged
 
     def outline(self, pool: Pool) -> Outline:
-        """Return what the pipeline's merge says of its result."""
-        merge = next(each for each in self.pipeline if isinstance(each, Algorithm))
+        """Return the outline of the pipeline's merge."""
+        merge = next(stage for stage in self.pipeline if isinstance(stage, Algorithm))
         return merge.outline(pool.aligned(AlignmentPolicy()))
 
+    def skip_unless_tensors_match(self, pool: Pool) -> None:
+        """Skip the check if the result has other tensors than the models."""
+        if not self.keeps_tensors(pool):
+            pytest.skip("the result has other tensors than the models")
+
     def keeps_tensors(self, pool: Pool) -> bool:
-        """Tell whether the result has the tensors that the models have."""
+        """Tell whether the result has the same tensors as the models."""
         return self.outline(pool).is_like(pool.reference.infos)
 
     def task_vectors(self, pool: Pool) -> dict[str, State]:
-        """Return every expert's task vectors after a transform."""
+        """Return the task vectors of every expert after the transform."""
         flow = Flow.of(pool.aligned(AlignmentPolicy()))
-        after = self.algorithm.apply(flow, RunContext(seed=3)).models
-        return {name: expert.state_dict() for name, expert in after.experts.items()}
+        models = self.algorithm.apply(flow, RunContext(seed=3)).models
+        return {name: expert.state_dict() for name, expert in models.experts.items()}
 
     def kernels_on(self, pool: Pool) -> list[AppliedKernel[Any]]:
-        """Return the algorithm as the engine applies it to a pool's models, if it does."""
+        """Return the algorithm as the engine applies it; empty if it has no kernel."""
         lazy = self.lazy(pool)
         merged = lazy.matrices if isinstance(lazy, PackedSource) else lazy
         if not isinstance(merged, MergedSource):
@@ -135,10 +139,10 @@ class Bench:
         return [cast("TransformedExpert", first).rows, *back]
 
     def modules(self, pool: Pool) -> dict[str, nn.Module]:
-        """Return the live models that a pool was made of."""
+        """Return the live models that a pool was made from."""
         config = pool.config
         named = {"base": getattr(config, "base", None), **getattr(config, "models", {})}
-        return {name: each for name, each in named.items() if isinstance(each, nn.Module)}
+        return {name: model for name, model in named.items() if isinstance(model, nn.Module)}
 
 
 def with_base(pool: Pool, base: WeightSource | None) -> Pool:
@@ -155,40 +159,40 @@ def with_experts(pool: Pool, experts: Mapping[str, WeightSource]) -> Pool:
     return clone
 
 
-def turned(pool: Pool) -> Pool:
+def reverse_experts(pool: Pool) -> Pool:
     """Return a pool with its experts in the opposite order."""
     return with_experts(pool, {name: pool.experts[name] for name in reversed(list(pool.experts))})
 
 
 def with_sources(pool: Pool, change: Callable[[WeightSource], WeightSource]) -> Pool:
-    """Return a pool with every source seen through a function."""
-    changed = with_experts(pool, {name: change(each) for name, each in pool.experts.items()})
+    """Return a pool with a function applied to every source."""
+    changed = with_experts(pool, {name: change(expert) for name, expert in pool.experts.items()})
     return changed if pool.base is None else with_base(changed, change(pool.base))
 
 
 class WatchedTasks(TinyTasks):
-    """Tiny tasks that an algorithm may look at only as far as its spec declares."""
+    """Tiny tasks that fail a check if an algorithm reads a split that its spec does not allow."""
 
     def __init__(self, names: Sequence[str], *, labels: bool) -> None:
         super().__init__(names)
         self._labels = labels
 
     def check(self) -> None:
-        """Look at nothing: what the core asks of tasks before a run, algorithms are not told of."""
+        """Accept everything: the core calls this before a run, and may read test examples."""
 
     def __getitem__(self, name: str) -> AdaptiveTask:
-        """Return a task that is watched."""
+        """Return a task that watches `batch`."""
         task = copy.copy(super().__getitem__(name))
         batch, labels = task.batch, self._labels
 
-        def watched(step: int, *, size: int, split: Split, seed: int) -> Batch:
+        def watched_batch(step: int, *, size: int, split: Split, seed: int) -> Batch:
             if split is Split.TEST or (split is Split.TRAIN and not labels):
                 fail(
-                    f"the algorithm asked task {name!r} for its {split} examples.",
-                    "Use Split.UNLABELED, or declare needs_tasks='labeled' and use Split.TRAIN; "
-                    "what results are measured on is never for algorithms.",
+                    f"the algorithm read {split} examples of task {name!r}.",
+                    "Use Split.UNLABELED, or declare needs_tasks='labeled' and use Split.TRAIN. "
+                    "Algorithms must never read TEST: results are measured on it.",
                 )
             return batch(step, size=size, split=split, seed=seed)
 
-        task.batch = watched  # type: ignore[method-assign]
+        task.batch = watched_batch  # type: ignore[method-assign]
         return task

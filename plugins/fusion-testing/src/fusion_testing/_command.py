@@ -1,4 +1,4 @@
-"""The suite of commands: called as users call them, in processes of their own."""
+"""The suite of commands, each called as users call it, in a separate process."""
 
 from __future__ import annotations
 
@@ -20,44 +20,46 @@ _USAGE = 2
 
 
 class CommandSuite(SpecSuite):
-    """What every command keeps; what it does is for its author's own tests."""
+    """Checks that every command must pass. Test the command's effects yourself."""
 
     def test_its_help_imports_nothing_heavy(self, spec: CommandSpec) -> None:
         """`fuse NAME --help` and the completion of its flags import the command's module."""
         module = spec.target.partition(":")[0]
         fail_if_heavy(
-            module, f"`fuse {spec.name} --help`", "Import it inside the function, where it is used."
+            module, f"`fuse {spec.name} --help`", "Import it inside the function that uses it."
         )
 
     def test_it_shows_its_help(self, component: Component[Any], tmp_path: Path) -> None:
-        """`fuse NAME --help` works by itself."""
-        done = _called(tmp_path, component.qualified_name, "--help")
+        """`fuse NAME --help` exits with 0 and prints something."""
+        done = _call(tmp_path, component.qualified_name, "--help")
         if done.returncode != 0 or not done.stdout.strip():
             fail(
-                f"`fuse {component.spec.name} --help` ended with {done.returncode}: {done.stderr}",
-                f"Let {component.spec.target!r} be a function as Typer takes it, or a Typer app.",
+                f"`fuse {component.spec.name} --help` exited with code {done.returncode}, expected "
+                f"0 and a help text: {done.stderr}",
+                f"Make {component.spec.target!r} a Typer app, or a function that Typer accepts.",
             )
 
     def test_an_unknown_flag_is_refused(self, component: Component[Any], tmp_path: Path) -> None:
-        """A misspelled flag is an error of usage, never a run with another meaning."""
-        done = _called(tmp_path, component.qualified_name, "--a-flag-of-nobody")
+        """A misspelled flag is a usage error, and never ignored."""
+        done = _call(tmp_path, component.qualified_name, "--no-such-flag-here")
         if done.returncode != _USAGE:
             fail(
-                f"`fuse {component.spec.name} --a-flag-of-nobody` ended with {done.returncode}.",
-                "Leave typer's ignore_unknown_options off.",
+                f"`fuse {component.spec.name} --no-such-flag-here` exited with code "
+                f"{done.returncode}, expected {_USAGE}.",
+                "Do not set Typer's ignore_unknown_options.",
             )
 
     def test_its_name_is_not_the_cores(self, component: Component[Any], tmp_path: Path) -> None:
-        """A name of the core's is always the core's command."""
+        """Commands of the core take precedence over a plugin's."""
         name = component.spec.name
-        if f"command {name!r} is the core's own" in _called(tmp_path, "list-plugins", "-v").stdout:
+        if f"command {name!r} is the core's own" in _call(tmp_path, "list-plugins", "-v").stdout:
             fail(
-                f"{name!r} is a command of the core, so yours is {component.qualified_name!r}.",
-                "Choose another name.",
+                f"the core has a command {name!r}; users would type {component.qualified_name!r}.",
+                "Choose another name for the command.",
             )
 
 
-def _called(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _call(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = "from fusion_core.cli.app import main; main()"
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Compare two models tensor by tensor, and say where they differ."""
+"""Compare two models tensor by tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def differing_bytes(one: State, other: State) -> str | None:
-    """Describe the first tensor whose bytes differ; None if there is none."""
+    """Describe the first tensor whose bytes differ; return None if all are equal."""
     if one.keys() != other.keys():
         return f"tensors {sorted(one.keys() ^ other.keys())}"
     for name, ours in one.items():
@@ -29,8 +29,11 @@ def differing_bytes(one: State, other: State) -> str | None:
 
 
 def differing_values(one: State, other: State, *, tolerance: float) -> str | None:
-    """Describe the tensor that differs most beyond a tolerance, relative to its largest entry."""
-    worst, found = tolerance, None
+    """Describe the tensor that differs most; return None if all are within the tolerance.
+
+    Differences are relative to the tensor's largest entry, or to 1 if that is larger.
+    """
+    worst, description = tolerance, None
     for name, ours in one.items():
         if not ours.numel():
             continue
@@ -38,8 +41,9 @@ def differing_values(one: State, other: State, *, tolerance: float) -> str | Non
         size = max(float(theirs.abs().max()), 1.0)
         distance = float((ours_wide - theirs).abs().max()) / size
         if not distance <= worst:  # NaN is beyond any tolerance
-            worst, found = distance, f"tensor {name!r}, by {distance:.2g} of its largest entry"
-    return found
+            worst = distance
+            description = f"tensor {name!r}, by {distance:.2g} of its largest entry"
+    return description
 
 
 def _bits(tensor: Tensor) -> Tensor:

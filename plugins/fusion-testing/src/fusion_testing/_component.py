@@ -1,7 +1,7 @@
-"""What every component must keep, whatever it is: packaging, lightness, options.
+"""Checks of every component, whatever its kind: packaging, lightness and options.
 
-The base of the suites. A suite needs one fixture, `spec`; `options` is for components that
-cannot be made from their defaults.
+All suites derive from the classes here. A suite needs one fixture, `spec`. Components with required
+options need `options` too.
 """
 
 from __future__ import annotations
@@ -34,167 +34,169 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.specs import ComponentSpec
 
-_LONGEST_SUMMARY = 90
+_MAX_SUMMARY = 90
 
 
 class SpecSuite(Suite):
-    """Checks of whatever a hook registers: packaging and lightness."""
+    """Checks of everything that a hook can register: packaging and lightness."""
 
     @pytest.fixture
     def spec(self) -> ComponentSpec:
-        """Return what the plugin's hook registers: the one fixture that an author must supply."""
+        """Return the spec that the plugin's hook registers. Authors must supply this fixture."""
         return fail(
             f"{type(self).__name__} has no fixture `spec`.",
-            "Add one to the class that returns the spec which your hook registers.",
+            "Add a fixture `spec` to the class. Return the spec that your hook registers.",
         )
 
     @pytest.fixture
     def component(self, spec: ComponentSpec) -> Component[Any]:
-        """Return the component as the installed plugin provides it."""
+        """Return the component of the installed plugin."""
         return find_component(spec) or Component(spec, Plugin("(not installed)", "", spec.target))
 
     # --- packaging ------------------------------------------------------------------------------
 
     def test_the_plugin_is_installed(self, spec: ComponentSpec) -> None:
-        """The distribution is in the entry-point group, and registers this very spec."""
+        """The distribution has an entry point, and its module registers exactly this spec."""
         require_component(spec)
 
     def test_the_plugin_says_which_core_it_needs(self, spec: ComponentSpec) -> None:
-        """It requires fusion-core within bounds, so a later core refuses it instead of failing."""
+        """The distribution requires fusion-core within bounds: a later core refuses to load it."""
         distribution = require_component(spec).plugin.distribution
         if distribution == CORE:
-            pytest.skip("the core needs no core")
+            pytest.skip("the component belongs to the core itself")
         if not needs_core_within_bounds(distribution):
             fail(
                 f"{distribution} does not require fusion-core with a lower and an upper bound.",
-                'Write it into pyproject.toml: dependencies = ["fusion-core>=0.1,<0.2"].',
+                'Add both to pyproject.toml: dependencies = ["fusion-core>=0.1,<0.2"].',
             )
 
     def test_the_package_is_typed(self, spec: ComponentSpec) -> None:
-        """Type checkers of its users read its annotations."""
+        """The package has a `py.typed`, so type checkers read its annotations."""
         package = spec.target.partition(".")[0].partition(":")[0]
-        found = find_spec(package)
-        places = (found and found.submodule_search_locations) or ()
-        if not any((Path(place) / "py.typed").is_file() for place in places):
-            fail(f"the package {package!r} has no py.typed.", "Add an empty file of that name.")
+        module_spec = find_spec(package)
+        folders = (module_spec and module_spec.submodule_search_locations) or ()
+        if not any((Path(folder) / "py.typed").is_file() for folder in folders):
+            fail(
+                f"the package {package!r} has no py.typed.",
+                f"Add an empty file src/{package}/py.typed.",
+            )
 
     def test_the_summary_is_one_line(self, spec: ComponentSpec) -> None:
-        """Listings show it in a table."""
-        if not spec.summary.strip() or "\n" in spec.summary or len(spec.summary) > _LONGEST_SUMMARY:
+        """The summary fits into the table of a listing."""
+        if not spec.summary.strip() or "\n" in spec.summary or len(spec.summary) > _MAX_SUMMARY:
             fail(
-                f"the summary of {spec.name!r} is {spec.summary!r}.",
-                f"Say what it does in one line of at most {_LONGEST_SUMMARY} characters.",
+                f"the summary of {spec.name!r} does not fit into one line: {spec.summary!r}.",
+                f"Describe the component in one line of at most {_MAX_SUMMARY} characters.",
             )
 
     # --- lightness ------------------------------------------------------------------------------
 
     def test_listing_it_imports_nothing_heavy(self, spec: ComponentSpec) -> None:
-        """The module with the hooks imports no library that a listing does not need."""
+        """The module with the hooks imports no heavy library."""
         module = require_component(spec).plugin.module.partition(":")[0]
         fail_if_heavy(
             module,
             "every `fuse --help` and every completion",
-            "Import it in the module of the component's class, which specs name as a string; "
-            "look into the package's __init__.py, too.",
+            "Import it in the module of the component's class instead; the spec names that module "
+            "as a string. Check the package's __init__.py too.",
             heavy=HEAVY | FOR_OPTIONS,
         )
 
 
 class ComponentSuite(SpecSuite):
-    """Checks of any component; authors use the suite of their component's kind."""
+    """Checks of every component with options. Authors use the suite of their component's kind."""
 
     #: the class that the component must derive from
     kind: ClassVar[type[Any]] = object
 
     @pytest.fixture
     def options(self) -> Mapping[str, Any]:
-        """Return the options to test the component with; override it if some are required."""
+        """Return the options for the checks; override this if some options are required."""
         return {}
 
     @pytest.fixture
     def config(self, component: Component[Any], options: Mapping[str, Any]) -> Any:  # noqa: ANN401
-        """Return the validated options; fails if some are required and `options` lacks them."""
+        """Return the validated options; fail if `options` lacks required ones."""
         try:
             return validate(component.load_config(), dict(options), prefix="options")
         except RecipeError as error:
             fail(
-                f"{component.spec.name!r} cannot be configured: {error}",
+                f"the options of {component.spec.name!r} are invalid: {error}",
                 "Add a fixture `options` to this class that returns valid options.",
             )
 
     def test_its_options_import_nothing_heavy(self, spec: ComponentSpec) -> None:
-        """The module of the configuration serves `fuse info`, which must not wait for torch."""
+        """The module of the configuration imports no heavy library, so `fuse info` stays fast."""
         module = spec.config.partition(":")[0]
         fail_if_heavy(
             module,
             f"`fuse info {spec.name}`",
-            "Keep the configuration class in a module of its own that imports nothing heavy.",
+            "Move the configuration class to a separate module without heavy imports.",
         )
 
     def test_the_class_is_what_its_spec_says(self, component: Component[Any]) -> None:
-        """The target is a concrete class of the right kind, and takes this configuration."""
+        """The target is a concrete class of the right kind and has this configuration."""
         spec, expected = component.spec, component.load_config()
         if not issubclass(expected, ComponentConfig):
-            fail(f"{spec.config} is not a ComponentConfig.", "Derive the class from it.")
-        if spec.takes_functions:  # what it makes is looked at when it is made
+            fail(f"{spec.config} is not a ComponentConfig.", "Derive it from ComponentConfig.")
+        if spec.takes_functions:  # a function's result is checked when a run calls it
             return
-        found = component.load_class()
-        if not issubclass(found, self.kind):
+        target = component.load_class()
+        if not issubclass(target, self.kind):
             fail(
-                f"{spec.target} is not of the kind {self.kind.__name__}.",
-                "Derive the class from it.",
+                f"{spec.target} is not a subclass of {self.kind.__name__}.",
+                f"Derive it from {self.kind.__name__}.",
             )
-        if unwritten := sorted(getattr(found, "__abstractmethods__", ())):
-            fail(f"{spec.target} lacks {', '.join(unwritten)}.", "Write what is missing.")
-        if found.config_class is not expected:
+        if missing := sorted(getattr(target, "__abstractmethods__", ())):
+            fail(f"{spec.target} lacks {', '.join(missing)}.", "Implement the missing methods.")
+        if target.config_class is not expected:
             fail(
-                f"{spec.target} has config_class {found.config_class.__name__}, its spec names "
-                f"{spec.config}.",
-                "Name the same class in both places.",
+                f"{spec.target} has config_class {target.config_class.__name__}, but its spec "
+                f"names {spec.config}.",
+                "Name the same class in the spec and in `config_class`.",
             )
 
     def test_an_unknown_option_is_refused(
         self, component: Component[Any], options: Mapping[str, Any]
     ) -> None:
-        """A misspelled option is an error that names it, never a run with another meaning."""
-        strange = {**options, "an_option_of_nobody": 1}
+        """A misspelled option is an error that names the option."""
         try:
-            validate(component.load_config(), strange)
+            validate(component.load_config(), {**options, "no_such_option": 1})
         except RecipeError as error:
-            if "an_option_of_nobody" in error.message:
+            if "no_such_option" in error.message:
                 return
         fail(
-            f"{component.spec.config} accepts an option that it does not have.",
-            'Derive it from ComponentConfig and leave model_config\'s `extra="forbid"` as it is.',
+            f"{component.spec.config} accepts an unknown option.",
+            'Derive it from ComponentConfig, and keep `extra="forbid"` in model_config.',
         )
 
     def test_every_option_is_described(self, component: Component[Any]) -> None:
-        """`fuse info` and the JSON schema show each option's docstring."""
+        """Every option has a docstring: `fuse info` and the JSON schema show it."""
         for name, field in component.load_config().model_fields.items():
             if not (field.description or "").strip():
                 fail(
                     f"the option {name!r} of {component.spec.name!r} has no description.",
-                    'Put a docstring below the field: """What it does.""".',
+                    'Put a docstring below the field: """Factor of the mean task vector.""".',
                 )
 
     def test_options_cannot_be_changed(self, config: ComponentConfig) -> None:
-        """A recipe says what a run does, so nothing changes its options on the way."""
+        """Options are frozen, so a run does what its recipe says."""
         if not type(config).model_config.get("frozen"):
             fail(
                 f"{type(config).__name__} is not frozen.",
-                "Leave model_config's `frozen=True` as ComponentConfig sets it.",
+                "Keep `frozen=True` in model_config, as ComponentConfig sets it.",
             )
 
     def test_options_survive_a_recipe(self, config: ComponentConfig) -> None:
-        """Written as YAML and read again, options, defaults included, are the same."""
+        """Options are the same after they are written to YAML and read again."""
         text = dump_yaml(config.model_dump(mode="json"))
         again = validate(type(config), load_yaml(text, origin="the recipe"))
         if again != config:
             fail(
-                f"the options {config!r} come out of a recipe as {again!r}.",
-                "Use types that JSON can hold, or give the field a serialiser.",
+                f"a recipe changes the options: expected {config!r}, got {again!r}.",
+                "Use types that JSON can store, or add a serialiser to the field.",
             )
 
     def test_options_have_a_schema(self, component: Component[Any]) -> None:
-        """Editors complete recipes by it."""
+        """The configuration has a JSON schema, which editors use to complete recipes."""
         component.load_config().model_json_schema()

@@ -1,7 +1,7 @@
-"""Checks on degenerate task vectors: zero, of rank one, opposite to each other, tiny, huge.
+"""Checks on degenerate task vectors: zero, of rank one, opposite to each other, tiny or huge.
 
-Adapters make most of these every day: an adapter leaves the matrices alone that it does not know,
-and has a low rank in all others.
+Most of these are common in practice: an adapter leaves some matrices unchanged and changes the
+others with a low rank.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_testing._bench import Bench, State
 
-    #: an expert's task vectors of one tensor, (experts, ...) -> degenerate ones
+    #: task vectors of one tensor, shape (experts, ...) -> degenerate ones of the same shape
     Pattern = Callable[[Tensor], Tensor]
 
-#: A merge this many times further from the base than any expert is an explosion.
-_EXPLOSION = 1000
-#: Of a tensor's largest entry: what summing in another order may change.
+#: A merged tensor may be this many times further from the base than the furthest expert.
+_MAX_DISTANCE = 1000
+#: Largest change by another order of summation, relative to a tensor's largest entry.
 _ROUNDING = 2e-5
-_SIZE = 2.0**20
+_FACTOR = 2.0**20
 _MATRIX = 2
 
 
@@ -42,7 +42,7 @@ def _unchanged_first(rows: Tensor) -> Tensor:
 def _changed_by_the_last(rows: Tensor) -> Tensor:
     last = rows[-1]
     if last.dim() == _MATRIX:
-        last = last[:, :2] @ last[:2]  # as an adapter of rank 2
+        last = last[:, :2] @ last[:2]  # the rank of an adapter
     return torch.cat([torch.zeros_like(rows[:-1]), last[None]])
 
 
@@ -51,10 +51,10 @@ def _opposite(rows: Tensor) -> Tensor:
     return torch.cat([pair, torch.zeros_like(rows[2:])])
 
 
-def _of_one_entry(rows: Tensor) -> Tensor:
-    first = torch.zeros_like(rows)
-    first.flatten(1)[:, 0] = 1
-    return rows * first
+def _changed_in_one_entry(rows: Tensor) -> Tensor:
+    mask = torch.zeros_like(rows)
+    mask.flatten(1)[:, 0] = 1
+    return rows * mask
 
 
 _PATTERNS: Mapping[str, Pattern] = {
@@ -63,19 +63,19 @@ _PATTERNS: Mapping[str, Pattern] = {
     "changed by nobody": torch.zeros_like,
     "changed alike by all": lambda rows: rows[:1].expand_as(rows),
     "changed by opposite amounts": _opposite,
-    "changed in one entry": _of_one_entry,
+    "changed in one entry": _changed_in_one_entry,
     "of rank one": lambda rows: rows[:, :, :1] * rows[:, :1, :],
 }
 _SHAPES = {"of one entry": (1, 1), "of one row": (1, 8), "of one column": (8, 1)}
 
 
 class DegenerateChecks:
-    """Part of the `AlgorithmSuite`."""
+    """Checks on degenerate task vectors; part of `AlgorithmSuite`."""
 
     def test_degenerate_task_vectors_stay_bounded(self, bench: Bench) -> None:
-        """Whatever experts leave unchanged, a merge moves no further than they allow."""
+        """A merge does not explode where experts leave tensors unchanged."""
         pool = _patchwork(bench, bench.pool("mlp"))
-        _skip_unless_kept(bench, pool)
+        bench.skip_unless_tensors_match(pool)
         _check_bounded(bench, pool)
         _check_bounded(bench, _patchwork(bench, bench.pool("mlp"), unchanged="all of the first"))
         if bench.spec.min_experts == 1 and bench.spec.needs_tasks == "none":
@@ -83,26 +83,31 @@ class DegenerateChecks:
 
     @pytest.mark.parametrize("size", [2.0**-40, 2.0**40], ids=["tiny", "huge"])
     def test_task_vectors_of_any_size_stay_bounded(self, bench: Bench, size: float) -> None:
-        """Tiny task vectors make tiny changes; huge ones do not overflow."""
+        """Tiny task vectors cause tiny changes; huge ones do not overflow."""
         _skip_unless_scalable(bench)
         _check_bounded(bench, _from_zero(bench, size))
 
     def test_larger_task_vectors_give_the_same_merge_enlarged(self, bench: Bench) -> None:
-        """No constant is absolute: all task vectors times 2^20 are the merged one times 2^20."""
+        """Task vectors times 2^20 give the merged task vector times 2^20."""
         _skip_unless_scalable(bench)
         merged = bench.merge(_from_zero(bench, 1.0))
-        enlarged = bench.merge(_from_zero(bench, _SIZE))
-        reduced = {name: values / _SIZE for name, values in enlarged.items()}
-        if found := differing_values(reduced, merged, tolerance=_ROUNDING):
+        enlarged = bench.merge(_from_zero(bench, _FACTOR))
+        reduced = {name: values / _FACTOR for name, values in enlarged.items()}
+        if difference := differing_values(reduced, merged, tolerance=_ROUNDING):
             fail(
-                f"task vectors that are 2^20 times larger give another merge: {found}.",
-                "Bound divisors relative to what they divide, and not by a constant; what depends "
-                "on the scale by its definition is declared in expected_failures.",
+                "expected 2^20 times larger task vectors to give a 2^20 times larger merged one, "
+                f"but it differs in {difference}.",
+                "Bound divisors relative to their dividends, not by a constant. If the method "
+                "depends on the scale by definition, declare this check in expected_failures.",
             )
 
 
 def _patchwork(bench: Bench, pool: ModelPool[Any], *, unchanged: str = "") -> ModelPool[Any]:
-    """Return a pool with a tensor for every pattern and shape; a live model's own, with tasks."""
+    """Return a pool with degenerate task vectors.
+
+    It has one more tensor per pattern and shape. With tasks, which need a live model, its own
+    tensors take the patterns instead.
+    """
     base, experts = _states(pool)
     if bench.spec.needs_tasks == "none":
         draw = torch.Generator().manual_seed(11)
@@ -123,14 +128,14 @@ def _patchwork(bench: Bench, pool: ModelPool[Any], *, unchanged: str = "") -> Mo
 
 
 def _from_zero(bench: Bench, size: float) -> ModelPool[Any]:
-    """Return a pool whose base is zero, so that experts of any size are exact."""
+    """Return a pool whose base is zero, so that scaling task vectors is exact."""
     pool = bench.pool("mlp")
     base, experts = _states(pool)
     moved = {
         expert: {name: (values - base[name]) * size for name, values in state.items()}
         for expert, state in experts.items()
     }
-    return _with_states(pool, {name: each * 0 for name, each in base.items()}, moved)
+    return _with_states(pool, {name: values * 0 for name, values in base.items()}, moved)
 
 
 def _states(pool: ModelPool[Any]) -> tuple[State, dict[str, State]]:
@@ -149,27 +154,23 @@ def _check_bounded(bench: Bench, pool: ModelPool[Any]) -> None:
         if not merged.is_floating_point() or not merged.numel():
             continue
         start = base[name].double()
-        moved = max(
+        largest = max(
             float((expert[name].double() - start).abs().max()) for expert in experts.values()
         )
         distance = float((merged.double() - start).abs().max())
         rounding = _ROUNDING * float(start.abs().max())
-        if not distance <= _EXPLOSION * moved + rounding:  # NaN is beyond any bound
+        if not distance <= _MAX_DISTANCE * largest + rounding:  # also true for NaN
             fail(
-                f"tensor {name!r} of the merge is {distance:.2g} away from the base, and no expert "
-                f"more than {moved:.2g}.",
-                "Let an expert without a task vector contribute nothing, and bound divisors such "
-                "as norms and traces relative to what they divide; what goes further by its "
-                "definition is declared in expected_failures.",
+                f"the merge moves tensor {name!r} by {distance:.2g} from the base; the furthest "
+                f"expert is {largest:.2g} away, so at most {_MAX_DISTANCE * largest:.2g} is "
+                "expected.",
+                "Let a task vector of zero contribute nothing. Bound divisors such as norms and "
+                "traces relative to their dividends. If the method moves that far by definition, "
+                "declare this check in expected_failures.",
             )
-
-
-def _skip_unless_kept(bench: Bench, pool: ModelPool[Any]) -> None:
-    if not bench.keeps_tensors(pool):
-        pytest.skip("its result has other tensors than the models")
 
 
 def _skip_unless_scalable(bench: Bench) -> None:
     if bench.spec.needs_tasks != "none":
-        pytest.skip("live models of this size have no meaning")
-    _skip_unless_kept(bench, bench.pool("mlp"))
+        pytest.skip("the method needs tasks, and live models of this scale cannot be measured")
+    bench.skip_unless_tensors_match(bench.pool("mlp"))

@@ -1,6 +1,6 @@
-"""A second process in which strings have other hashes: pools are made there again and compared.
+"""A second process with another hash seed, in which checks make pools again and compare them.
 
-One process per hash seed serves a whole session, since importing torch takes seconds.
+One process per hash seed serves the whole session, because importing torch takes seconds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from fusion_core.errors import FusionError
 from fusion_core.recipe.validation import validate
+from fusion_testing._suite import fail
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,19 +27,15 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
 
-_SEEDS = tuple(range(1, 9))
-_SERVER = "from fusion_testing._elsewhere import serve; serve()"
-_ORDER = "import sys; print(*set(sys.argv[1:]), sep='\\0')"
-
-
-class ElsewhereError(Exception):
-    """What the other process raised, as a traceback."""
+_HASH_SEEDS = tuple(range(1, 9))
+_SERVE = "from fusion_testing._elsewhere import serve; serve()"
+_PRINT_SET = "import sys; print(*set(sys.argv[1:]), sep='\\0')"
 
 
 def call_elsewhere(function: str, *arguments: object, names: Sequence[str] = ()) -> Any:  # noqa: ANN401
-    """Call `"module:function"` in the other process and return its result, JSON's data.
+    """Call `"module:function"` in the other process; arguments and result must be JSON data.
 
-    A set of `names` has another order there. Raises `ElsewhereError`.
+    A set of `names` has another order in that process. An error there fails the check.
     """
     process = _process(_seed_for(tuple(names)))
     request = {"call": function, "arguments": arguments, "cwd": str(Path.cwd())}
@@ -47,15 +44,19 @@ def call_elsewhere(function: str, *arguments: object, names: Sequence[str] = ())
     line = stdout.readline()
     if not line:
         _process.cache_clear()
-        raise ElsewhereError(f"the process ended with exit code {process.wait()}")
-    answer = json.loads(line)
+        answer = {"error": f"the process exited with code {process.wait()}"}
+    else:
+        answer = json.loads(line)
     if "error" in answer:
-        raise ElsewhereError(answer["error"])
+        fail(
+            f"the component fails in another process:\n{answer['error']}",
+            "Fix the error above. Making the component must need its options alone.",
+        )
     return answer["result"]
 
 
 def serve() -> None:
-    """Answer calls until standard input ends; whatever else is printed goes to standard error."""
+    """Answer calls until standard input ends; redirect all other output to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     seed = os.environ["PYTHONHASHSEED"]
@@ -66,7 +67,7 @@ def serve() -> None:
         os.chdir(request["cwd"])
         try:
             answer = json.dumps({"result": resolve_name(request["call"])(*request["arguments"])})
-        except Exception:  # noqa: BLE001 - whatever a plugin raises is reported
+        except Exception:  # noqa: BLE001 - report every error of a plugin
             answer = json.dumps({"error": traceback.format_exc()})
         print(answer, file=answers, flush=True)
 
@@ -74,11 +75,11 @@ def serve() -> None:
 def make_pool(
     target: str, config: str, options: Mapping[str, Any], models: str | None = None
 ) -> Any:  # noqa: ANN401 - a pool of either kind
-    """Make a pool from its options; bind it to the pickled models if there are some."""
+    """Make a model or task pool from its options; bind it to pickled models if given."""
     pool = resolve_name(target)(validate(resolve_name(config), options))
     if models is None:
         return pool
-    return pool.bind(pickle.loads(Path(models).read_bytes()))  # noqa: S301 - written by the suite
+    return pool.bind(pickle.loads(Path(models).read_bytes()))  # noqa: S301 - the suite wrote it
 
 
 def tasks_elsewhere(*recipe: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -87,11 +88,11 @@ def tasks_elsewhere(*recipe: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def describe_tasks(tasks: TaskPool[Any]) -> dict[str, Any]:
-    """Return what must be the same in every process of a task pool."""
+    """Return everything about a task pool that must be the same in every process."""
     from fusion_testing._examples import batch_digests
 
     names = list(tasks.names)
-    about: dict[str, Any] = {
+    description: dict[str, Any] = {
         "`names`": names,
         "`measured_on`": tasks.measured_on,
         "`transductive`": tasks.transductive,
@@ -100,10 +101,10 @@ def describe_tasks(tasks: TaskPool[Any]) -> dict[str, Any]:
         "a batch": batch_digests(tasks),
     }
     try:
-        about["a batch of `holdout`"] = batch_digests(tasks.holdout(), size=1)
+        description["a batch of `holdout`"] = batch_digests(tasks.holdout(), size=1)
     except FusionError:
-        about["a batch of `holdout`"] = None
-    return about
+        description["a batch of `holdout`"] = None
+    return description
 
 
 def models_elsewhere(*recipe: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -112,7 +113,7 @@ def models_elsewhere(*recipe: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def describe_models(models: ModelPool[Any]) -> dict[str, Any]:
-    """Return what must be the same in every process of a model pool."""
+    """Return everything about a model pool that must be the same in every process."""
     experts = list(models.experts)
     return {
         "`experts`": experts,
@@ -123,7 +124,7 @@ def describe_models(models: ModelPool[Any]) -> dict[str, Any]:
 
 
 def heads_on(file: str, *pool: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return each task's scores of saved features."""
+    """Return the scores of saved features by each task's head."""
     import torch
 
     tasks = make_pool(*pool)
@@ -135,7 +136,7 @@ def heads_on(file: str, *pool: Any) -> dict[str, Any]:  # noqa: ANN401
 @lru_cache
 def _process(seed: int) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", _SERVER],
+        [sys.executable, "-c", _SERVE],
         env={**os.environ, "PYTHONHASHSEED": str(seed)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -155,15 +156,15 @@ def _end(process: subprocess.Popen[str]) -> None:
 @lru_cache
 def _seed_for(names: tuple[str, ...]) -> int:
     """Return a hash seed under which a set of names has another order than in this process."""
-    own = list(set(names))
-    for seed in _SEEDS:
+    own_order = list(set(names))
+    for seed in _HASH_SEEDS:
         order = subprocess.run(
-            [sys.executable, "-S", "-c", _ORDER, *names],
+            [sys.executable, "-S", "-c", _PRINT_SET, *names],
             env={**os.environ, "PYTHONHASHSEED": str(seed)},
             capture_output=True,
             text=True,
             check=True,
         ).stdout.rstrip("\n")
-        if len(own) < 2 or order.split("\0") != own:  # noqa: PLR2004 - one name has one order
+        if len(own_order) < 2 or order.split("\0") != own_order:  # noqa: PLR2004 - one name has one order
             return seed
-    return _SEEDS[0]
+    return _HASH_SEEDS[0]

@@ -1,4 +1,4 @@
-"""The suite of executors: a merge has the same bytes on each, and what goes wrong is heard of."""
+"""The suite of executors: merges have the bytes of a serial merge, and errors are reported."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 
 class ExecutorSuite(ComponentSuite):
-    """What every executor keeps; `options` are those of one that this machine can start."""
+    """Checks that every executor must pass; `options` must work on this machine."""
 
     kind: ClassVar[type[Any]] = Executor
 
     @pytest.fixture
     def make(self, component: Component[Any], config: Any) -> Callable[[], Executor]:  # noqa: ANN401
-        """Return what makes the executor."""
+        """Return the function that makes the executor."""
         return lambda: component.create(config)
 
     def test_a_merge_has_the_bytes_of_a_serial_one(
         self, component: Component[Any], options: Mapping[str, Any], tmp_path: Path
     ) -> None:
-        """Files are merged to the same files."""
-        models = [_written(tmp_path / name, seed) for seed, name in enumerate(("a", "b"))]
+        """A merge of files writes the same files as a serial merge."""
+        models = [_write_merge(tmp_path / name, seed) for seed, name in enumerate(("a", "b"))]
         chosen = {"name": component.qualified_name, **options}
-        written = [
-            _written(
+        outputs = [
+            _write_merge(
                 tmp_path / f"out-{number}",
                 models=models,
                 executor=executor,
@@ -46,39 +46,39 @@ class ExecutorSuite(ComponentSuite):
             )
             for number, executor in enumerate((chosen, "serial"))
         ]
-        found, expected = ((path / "model.safetensors").read_bytes() for path in written)
-        if found != expected:
+        merged, expected = ((path / "model.safetensors").read_bytes() for path in outputs)
+        if merged != expected:
             fail(
-                f"a merge on {component.spec.name!r} has other bytes than a serial one.",
-                "Call what is submitted exactly once, with what it was submitted with.",
+                f"the bytes of a merge by {component.spec.name!r} differ from a serial merge.",
+                "Call each submitted function exactly once, with exactly its arguments.",
             )
 
     def test_what_work_raises_comes_back(self, make: Callable[[], Executor]) -> None:
-        """An error in a worker is the error of its future, type and text included."""
+        """An error in a worker becomes the error of its future, with the same type and text."""
         with make() as executor:
             error = executor.submit(_refuse, "no such tensor").exception()
         if not isinstance(error, LookupError) or "no such tensor" not in str(error):
             fail(
-                f"LookupError('no such tensor') in a worker came back as {error!r}.",
-                "Give the future what the work raised: future.set_exception(error).",
+                f"expected LookupError('no such tensor') from a worker, got {error!r}.",
+                "Pass the worker's error on: future.set_exception(error).",
             )
 
     def test_it_can_be_made_again(self, make: Callable[[], Executor]) -> None:
-        """A process merges more than once, and leaves each executor when it is done."""
+        """A process can make, use and close the executor more than once."""
         for _ in range(2):
             with make() as executor:
                 try:
-                    answer: object = executor.submit(abs, -1).result()
+                    result: object = executor.submit(abs, -1).result()
                 except RuntimeError as error:
-                    answer = error
-            if answer != 1:
+                    result = error
+            if result != 1:
                 fail(
-                    f"asked for abs(-1), it answered {answer!r}.",
-                    "Make a new executor each time, or let `shutdown` leave a shared one open.",
+                    f"expected abs(-1) to return 1 on a second executor, got {result!r}.",
+                    "Return a new executor each time, or do not close a shared one in `shutdown`.",
                 )
 
 
-def _written(
+def _write_merge(
     path: Path,
     seed: int = 0,
     *,
@@ -86,7 +86,7 @@ def _written(
     executor: Any = "serial",  # noqa: ANN401
     trust: frozenset[str] = frozenset(),
 ) -> Path:
-    """Write a merge: of tiny models, or of directories."""
+    """Write a merge of tiny models, or of the given directories, to a directory."""
     run_fusion(
         algorithm=Mean(Mean.config_class()),
         model_pool=tiny_pool("mlp", seed=seed) if models is None else {"models": models},

@@ -1,7 +1,7 @@
-"""Checks of experts and tasks together: each expert is good at its own task.
+"""Checks of experts and tasks together: each expert is the best model on its own task.
 
-What no other check can see shows here: labels that are permuted, heads and experts that are
-exchanged, metrics whose direction is wrong.
+Only these checks reveal permuted labels, exchanged heads or experts, and metrics with the wrong
+direction.
 """
 
 from __future__ import annotations
@@ -31,120 +31,123 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import Task, TaskPool
 
-#: Experts that are measured: all of a pool for a suite, the first of a larger one.
-_MOST_EXPERTS = 4
+#: Measure at most this many experts of a pool.
+_MAX_EXPERTS = 4
 _CHUNK = 64
-#: Standard errors that a difference must exceed.
-_CERTAIN = 2.0
-#: What figures may differ by whose examples are not known, of a fraction or of the larger figure.
+#: A difference counts if it exceeds this many standard errors.
+_STANDARD_ERRORS = 2.0
+#: Tolerance for scores without outcomes per example: absolute for fractions, else relative.
 _SLACK = 0.1
 
 
 @dataclass(frozen=True)
-class Figures:
-    """The base and the experts on the experts' tasks."""
+class Scores:
+    """The scores of the base and the experts on the experts' tasks."""
 
     models: Mapping[str, nn.Module]
-    #: the figures of each model by its name, and of each task by its own
+    #: model name -> task name -> metrics
     rows: Mapping[str, Mapping[str, MetricValues]]
-    #: the expert of each task
+    #: task name -> name of its expert
     owners: Mapping[str, str]
 
 
 class ExpertChecks(ComponentSuite):
-    """What experts and tasks keep together; a part of `TaskPoolSuite`.
+    """Checks of experts on their own tasks; part of `TaskPoolSuite`.
 
-    `untrained_experts = "the experts are random"` is the reason why a pool for tests does not keep
-    it; the checks are then skipped with this reason.
+    If the experts of a test pool are untrained, set `untrained_experts` to the reason. The checks
+    are then skipped with that reason.
     """
 
-    #: why the experts of `models` know nothing of their tasks; empty for experts that do
+    #: why the experts of `models` are untrained; empty for trained experts
     untrained_experts: ClassVar[str] = ""
 
     def test_experts_are_good_at_their_own_tasks(
         self, pool: TaskPool[Any], request: pytest.FixtureRequest
     ) -> None:
-        """An expert beats chance and the base on its task, and no other expert beats it there."""
+        """Every expert beats chance, the base and all other experts on its own task."""
         if self.untrained_experts:
             pytest.skip(f"untrained_experts: {self.untrained_experts}")
-        figures = _measure(pool, _models_of(request))
-        for task in figures.owners:
-            _check_rivals(pool, task, figures)
-        _check_gains(pool, figures)
-        for task, expert in figures.owners.items():
-            _check_agreement(pool[task], expert, figures.models[expert])
-            _check_again(pool, task, figures)
+        scores = _measure(pool, _models_of(request))
+        for task in scores.owners:
+            _check_rivals(pool, task, scores)
+        _check_gains(pool, scores)
+        for task, expert in scores.owners.items():
+            _check_agreement(pool[task], expert, scores.models[expert])
+            _check_repeatable(pool, task, scores)
 
 
-_DECLARE = "If the experts are untrained, say so: untrained_experts = 'the reason'."
+_DECLARE = "If the experts are untrained, set untrained_experts = 'the reason' on the suite."
 
 
 def _models_of(request: pytest.FixtureRequest) -> ModelPool[Any]:
-    """Return the pool of models; skips the check where none is known."""
+    """Return the pool of models; skip the check if there is none."""
     try:
         models: ModelPool[Any] = request.getfixturevalue("models")
     except pytest.fail.Exception:
-        pytest.skip("the suite has no fixture `models`, so there are no experts to measure")
+        pytest.skip("no experts to measure: the suite has no fixture `models`")
     return models
 
 
-def _measure(pool: TaskPool[Any], models: ModelPool[Any]) -> Figures:
+def _measure(pool: TaskPool[Any], models: ModelPool[Any]) -> Scores:
     """Measure the base and the first experts on the experts' tasks."""
     owners: dict[str, str] = {}
     for expert in models.experts:
         if models.task_of(expert) in pool.names:
             owners.setdefault(models.task_of(expert), expert)
-    owners = dict(list(owners.items())[:_MOST_EXPERTS])
+    owners = dict(list(owners.items())[:_MAX_EXPERTS])
     if not owners:
-        pytest.skip("no expert of the models was fine-tuned for one of these tasks")
+        pytest.skip("no expert belongs to one of these tasks")
     names = [*(["base"] if models.base is not None else []), *owners.values()]
     live = {name: models.build(models.by_name[name]) for name in names}
     rows = {name: pool.measure(Subject.of(model), list(owners)) for name, model in live.items()}
-    return Figures(live, rows, owners)
+    return Scores(live, rows, owners)
 
 
-def _check_rivals(pool: TaskPool[Any], task: str, figures: Figures) -> None:
+def _check_rivals(pool: TaskPool[Any], task: str, scores: Scores) -> None:
     """Fail if the base or another expert is better on a task than its own expert."""
-    expert = figures.owners[task]
-    own = figures.rows[expert][task]
-    metric = _metric_of(pool, task, own)
-    for rival, row in figures.rows.items():
-        if rival != expert and _is_worse(metric, own, row[task]):
+    expert = scores.owners[task]
+    metrics = scores.rows[expert][task]
+    metric = _metric_of(pool, task, metrics)
+    direction = "higher" if metric.higher_is_better else "lower"
+    for rival, row in scores.rows.items():
+        if rival != expert and _is_worse(metric, metrics, row[task]):
             fail(
-                f"{task}: its expert {expert!r} has {metric.name} {main_value(own):.4g}, "
-                f"{rival!r} has {main_value(row[task]):.4g}, and {_direction(metric)} is better.",
-                "Look at the labels of the test examples, at the head and its order of classes, "
-                "at `task_of` and the order of experts, and at higher_is_better of the metric. "
+                f"{task}: expected its expert {expert!r} to be best, but {rival!r} is better: "
+                f"{metric.name} {main_value(row[task]):.4g} instead of {main_value(metrics):.4g} "
+                f"({direction} is better).",
+                "Check the labels of the test examples, the head and its order of classes, "
+                "`task_of`, the order of experts, and the metric's higher_is_better. "
                 f"{_DECLARE}",
             )
 
 
-def _check_gains(pool: TaskPool[Any], figures: Figures) -> None:
+def _check_gains(pool: TaskPool[Any], scores: Scores) -> None:
     """Fail if no expert is better than the base on its own task."""
-    if "base" not in figures.rows:
+    if "base" not in scores.rows:
         return
     gains = []
-    for task, expert in figures.owners.items():
-        own, base = (main_value(figures.rows[name][task]) for name in (expert, "base"))
-        metric = _metric_of(pool, task, figures.rows[expert][task])
-        gains.append(own - base if metric.higher_is_better else base - own)
+    for task, expert in scores.owners.items():
+        score, base = (main_value(scores.rows[name][task]) for name in (expert, "base"))
+        metric = _metric_of(pool, task, scores.rows[expert][task])
+        gains.append(score - base if metric.higher_is_better else base - score)
     if max(gains) <= 0:
         fail(
-            f"no expert of {', '.join(figures.owners.values())} is better than the base on its "
-            "own task.",
-            f"See that `build` makes the expert from its own weights. {_DECLARE}",
+            f"none of the experts {', '.join(scores.owners.values())} beats the base on its own "
+            "task.",
+            f"Check that `build` uses the weights that it is given. {_DECLARE}",
         )
 
 
-def _check_again(pool: TaskPool[Any], task: str, figures: Figures) -> None:
-    """Fail if an expert is measured differently a second time."""
-    expert = figures.owners[task]
-    before = dict(figures.rows[expert][task])
-    again = dict(pool.measure(Subject.of(figures.models[expert]), [task])[task])
-    if again != before:
+def _check_repeatable(pool: TaskPool[Any], task: str, scores: Scores) -> None:
+    """Fail if measuring an expert twice gives different scores."""
+    expert = scores.owners[task]
+    first = dict(scores.rows[expert][task])
+    second = dict(pool.measure(Subject.of(scores.models[expert]), [task])[task])
+    if second != first:
         fail(
-            f"{task}: measuring {expert!r} twice gives {before} and {again}.",
-            "Return models from `build` in evaluation mode, without random numbers.",
+            f"{task}: measuring {expert!r} twice gives {first} and then {second}.",
+            "Return models from `build` in evaluation mode, and draw no random numbers in "
+            "`forward`.",
         )
 
 
@@ -153,29 +156,24 @@ def _metric_of(pool: TaskPool[Any], task: str, metrics: MetricValues) -> Metric:
     return next((metric for metric in pool[task].metrics if metric.name == name), Metric(name))
 
 
-def _direction(metric: Metric) -> str:
-    return "higher" if metric.higher_is_better else "lower"
-
-
-def _is_worse(metric: Metric, own: MetricValues, rival: MetricValues) -> bool:
-    """Tell whether a figure is worse than another by more than examples that are drawn anew."""
+def _is_worse(metric: Metric, metrics: MetricValues, rival: MetricValues) -> bool:
+    """Tell whether a score is worse than a rival's by more than sampling noise."""
     sign = 1 if metric.higher_is_better else -1
-    if isinstance(own, Measured) and isinstance(rival, Measured):
-        pairs = zip(own.outcomes, rival.outcomes, strict=False)
+    if isinstance(metrics, Measured) and isinstance(rival, Measured):
+        pairs = zip(metrics.outcomes, rival.outcomes, strict=False)
         lost = [sign * (theirs - mine) for mine, theirs in pairs]
-        return sum(lost) > _CERTAIN * math.sqrt(sum(each**2 for each in lost))
-    slack = (
-        _SLACK
-        if metric.unit == FRACTION
-        else _SLACK * max(abs(main_value(own)), abs(main_value(rival)))
-    )
-    return sign * (main_value(rival) - main_value(own)) > slack
+        return sum(lost) > _STANDARD_ERRORS * math.sqrt(sum(loss**2 for loss in lost))
+    score, other = main_value(metrics), main_value(rival)
+    slack = _SLACK if metric.unit == FRACTION else _SLACK * max(abs(score), abs(other))
+    return sign * (other - score) > slack
 
 
 def _check_agreement(task: Task, expert: str, model: nn.Module) -> None:
-    """Fail if an expert's predictions and the labels of a split agree no more than by chance."""
+    """Fail if an expert's predictions agree with the labels of a split no better than chance."""
     splits = splits_of(task) if isinstance(task, AdaptiveTask) else ()
-    for split in (each for each in splits if each is not Split.UNLABELED):
+    for split in splits:
+        if split is Split.UNLABELED:
+            continue
         examples = read(cast("AdaptiveTask", task), split)
         labels = examples.batch.labels
         if labels is None or labels.is_floating_point() or labels.dim() != 1:
@@ -186,11 +184,11 @@ def _check_agreement(task: Task, expert: str, model: nn.Module) -> None:
         agreement = float(predicted.eq(labels.cpu()).double().mean())
         chance = _chance(predicted, labels.cpu())
         error = math.sqrt(max(chance * (1 - chance), 1e-9) / len(labels))
-        if agreement <= chance + _CERTAIN * error:
+        if agreement <= chance + _STANDARD_ERRORS * error:
             fail(
-                f"{task.name}: its expert {expert!r} is right about {agreement:.0%} of "
-                f"{len(labels)} {split} examples, and by chance it would be about {chance:.0%}.",
-                "Look at the labels of the examples, at the head and its order of classes, and at "
+                f"{task.name}: expected its expert {expert!r} to beat chance ({chance:.0%}), but "
+                f"it classifies {agreement:.0%} of {len(labels)} {split} examples correctly.",
+                "Check the labels of the examples, the head and its order of classes, and "
                 f"`task_of`. {_DECLARE}",
             )
 
@@ -203,7 +201,7 @@ def _predict(task: AdaptiveTask, model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _chance(predicted: Tensor, labels: Tensor) -> float:
-    """Return the share of agreements that predictions have with labels in a random order."""
+    """Return the expected agreement of predictions with labels in random order."""
     classes = int(max(predicted.max(), labels.max())) + 1
-    counts = [torch.bincount(each, minlength=classes).double() for each in (predicted, labels)]
+    counts = [torch.bincount(part, minlength=classes).double() for part in (predicted, labels)]
     return float((counts[0] * counts[1]).sum()) / len(labels) ** 2

@@ -1,6 +1,6 @@
-"""The suite of formats: values, ranges and names of models that were written on purpose.
+"""The suite of formats: checks on models with known tensors.
 
-Checks on damaged files are in `_format_damage.py`.
+`_format_damage.py` has the checks on damaged files.
 """
 
 from __future__ import annotations
@@ -30,61 +30,63 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.specs import FormatSpec
 
-    #: Writes tensors as a model of the format into an empty directory.
+    #: Writes tensors by name as a model of the format into an empty directory.
     Write = Callable[[Path, Mapping[str, Tensor]], None]
     Open = Callable[[Path], WeightSource]
 
 _DIGEST = re.compile(r"[0-9a-f]{32,}")
-#: Bytes that may be read to open a model, in addition to those of its smaller files.
-_HEADERS = 2**18
+#: Bytes that opening a model may read.
+_MAX_HEADER = 2**18
 _MANY_ROWS = 2**17
 
 
 class FormatSuite(DamageChecks):
-    """What every format keeps.
+    """Checks that every format must pass.
 
-    Needs two fixtures: `spec`, and `write`, which returns a function that writes tensors by name as
-    a model of the format into a directory. Override `tensors` if a format holds others than the
-    usual ones. For differences from a base, `base` is that base, and `tensors` are the differences.
+    Supply two fixtures: `spec`, and `write`, a function that writes tensors by name as a model of
+    the format into a directory. Override `tensors` if the format cannot store the default ones. If
+    it stores differences from a base, `base` is that base and `tensors` are the differences.
     """
 
     def test_its_models_are_known_by_their_files(self, spec: FormatSpec, model: Path) -> None:
-        """The names, and keys of `config.json`, in the spec are those of a model of the format."""
+        """The spec recognises a model of the format by its file names and `config.json`."""
         if not claims(spec, Location(model, str(model))):
             files = ", ".join(sorted(path.name for path in model.iterdir()))
             fail(
-                f"the spec of {spec.name!r} does not say that a model with {files} is one.",
-                "Name one of these in `files`, and in `config_keys` only keys of config.json.",
+                f"the spec of {spec.name!r} does not recognise a model with the files {files}.",
+                "Name one of these files in `files`, and only keys of config.json in "
+                "`config_keys`.",
             )
 
     def test_names_shapes_and_dtypes_are_those_of_the_model(
         self, open_model: Open, model: Path, tensors: Mapping[str, Tensor]
     ) -> None:
-        """Every tensor is there, as it was written."""
-        found = {name: (i.shape, i.dtype) for name, i in open_model(model).infos.items()}
-        expected = {name: (tuple(each.shape), each.dtype) for name, each in tensors.items()}
-        if found != expected:
+        """`infos` has the name, shape and dtype of every tensor."""
+        infos = open_model(model).infos
+        actual = {name: (info.shape, info.dtype) for name, info in infos.items()}
+        expected = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+        if actual != expected:
             fail(
-                f"the model has {expected}, and `infos` says {found}.",
-                "Describe every tensor by its own name, shape and dtype.",
+                f"expected `infos` to be {expected}, got {actual}.",
+                "Describe every tensor of the model by its name, shape and dtype.",
             )
 
     def test_tensors_have_their_values(
         self, open_model: Open, model: Path, tensors: Mapping[str, Tensor]
     ) -> None:
-        """A whole tensor is read to the bit, also after others."""
+        """Whole tensors are read bit by bit, in any order."""
         source = open_model(model)
         for name in [*tensors, *reversed([*tensors])]:
             if differing_bytes({"": source.tensor(name)}, {"": tensors[name]}):
                 fail(
-                    f"{name!r} is not read as it was written.",
+                    f"the values of {name!r} differ from those written.",
                     "Return the elements [start, stop) in row-major order.",
                 )
 
     def test_a_range_is_that_part_of_the_tensor(
         self, open_model: Open, model: Path, tensors: Mapping[str, Tensor]
     ) -> None:
-        """Ranges at any offset, empty ones too, are flat, in the tensor's dtype, and that part."""
+        """A range at any offset is flat, in the tensor's dtype, and has the right values."""
         source = open_model(model)
         for name, tensor in tensors.items():
             for start, stop in _spans(tensor, source.cut):
@@ -92,32 +94,33 @@ class FormatSuite(DamageChecks):
                 expected = tensor.reshape(-1)[start:stop]
                 if part.shape != expected.shape or differing_bytes({"": part}, {"": expected}):
                     fail(
-                        f"the elements from {start} to {stop} of {name!r} are not those of the "
-                        "whole tensor.",
-                        "Return the elements [start, stop), flat, in the tensor's own dtype.",
+                        f"expected `read({name!r}, {start}, {stop})` to return that range of the "
+                        f"whole tensor as {expected.dtype} of shape {list(expected.shape)}, got "
+                        f"{part.dtype} of shape {list(part.shape)} or other values.",
+                        "Return the elements [start, stop), flat, in the tensor's dtype.",
                     )
 
     def test_several_threads_may_read(
         self, open_model: Open, model: Path, tensors: Mapping[str, Tensor]
     ) -> None:
-        """Merges read the same source from all cores."""
+        """Several threads can read the same source at the same time."""
         source, names = open_model(model), [*tensors] * 20
         with ThreadPoolExecutor(4) as executor:
-            found = list(executor.map(source.tensor, names))
-        for name, tensor in zip(names, found, strict=True):
+            results = list(executor.map(source.tensor, names))
+        for name, tensor in zip(names, results, strict=True):
             if differing_bytes({"": tensor}, {"": tensors[name]}):
                 fail(
-                    f"{name!r} has other values when several threads read.",
-                    "Read with os.pread or os.preadv, which share no place in the file.",
+                    f"{name!r} has wrong values when several threads read.",
+                    "Read with os.pread or os.preadv: threads share the position of an open file.",
                 )
 
     def test_opening_reads_headers_alone(
         self, open_model: Open, write: Write, tensors: Mapping[str, Tensor], tmp_path: Path
     ) -> None:
-        """Planning a run reads no more than headers, however large the tensors are."""
+        """Opening a model reads headers only, however large the tensors are."""
         counter = Path("/proc/self/io")
         if not counter.is_file():
-            pytest.skip("this system does not count what a process reads")
+            pytest.skip("this system does not count the bytes that a process reads")
         name = next(name for name, tensor in tensors.items() if tensor.dim() > 0)
         rows, *rest = tensors[name].shape
         enlarged = torch.ones(rows * _MANY_ROWS, *rest, dtype=tensors[name].dtype)
@@ -126,52 +129,66 @@ class FormatSuite(DamageChecks):
         before = _bytes_read(counter)
         source = open_model(tmp_path / "large")
         count = _bytes_read(counter) - before
-        if count > _HEADERS:
+        if count > _MAX_HEADER:
             fail(
-                f"opening a model with {enlarged.nbytes} bytes of {name!r} read {count} bytes.",
-                "Read what describes the tensors, and the numbers in `read` alone.",
+                f"opening a model with {enlarged.nbytes} bytes of {name!r} read {count} bytes, "
+                f"expected at most {_MAX_HEADER}.",
+                "Read only headers in the constructor, and values in `read`.",
             )
         if source.infos[name].shape != enlarged.shape:
-            fail(f"{name!r} is {source.infos[name].shape}.", "Take shapes from the header.")
+            fail(
+                f"expected {name!r} to have shape {tuple(enlarged.shape)}, got "
+                f"{source.infos[name].shape}.",
+                "Read shapes from the header.",
+            )
 
     def test_a_copy_in_another_process_reads_the_same(
         self, open_model: Open, model: Path, tensors: Mapping[str, Tensor]
     ) -> None:
-        """Executors send sources to workers, which open the files themselves."""
+        """A pickled source reads the same values: executors send sources to other processes."""
         try:
-            copy: WeightSource = pickle.loads(pickle.dumps(open_model(model)))  # noqa: S301 - its own
-        except Exception as error:  # noqa: BLE001 - whatever objects raise that cannot be pickled
+            copy: WeightSource = pickle.loads(pickle.dumps(open_model(model)))  # noqa: S301
+        except Exception as error:  # noqa: BLE001 - pickling can raise any error
             fail(
-                f"its sources cannot be sent to other processes: {error}",
-                "Derive the class from FileSource, or leave open files out by __getstate__.",
+                f"a source of the format cannot be pickled: {error}",
+                "Derive the class from FileSource, or leave open files out in __getstate__.",
             )
         if differing_bytes({n: copy.tensor(n) for n in tensors}, dict(tensors)):
-            fail("a copy reads other values.", "Open the same files in __setstate__.")
+            fail(
+                "a pickled copy of a source reads different values.",
+                "Open the same files in __setstate__.",
+            )
 
     def test_its_origin_names_files_by_digests(
         self, open_model: Open, write: Write, model: Path, tensors: Mapping[str, Tensor]
     ) -> None:
-        """The provenance of a merge tells from which files it was made."""
-        files = _own_origin(open_model(model)).files
-        json.dumps({name: dict(about) for name, about in files.items()})
+        """The origin names the model's files with digests, for the provenance of merges."""
+        files = _origin_of(open_model(model)).files
+        json.dumps({name: dict(details) for name, details in files.items()})
         missing = [name for name in files if not (model / name).is_file()]
         if missing or not files:
-            fail(f"its origin names {list(files)}.", "Name the files by their names in the model.")
-        for name, about in files.items():
-            if not any(_DIGEST.fullmatch(str(value)) for value in about.values()):
+            fail(
+                f"the origin names {list(files)}, expected file names inside the model.",
+                "Name every file by its path relative to the model.",
+            )
+        for name, details in files.items():
+            if not any(_DIGEST.fullmatch(str(value)) for value in details.values()):
                 fail(
-                    f"its origin has no digest of {name!r}: {dict(about)}.",
-                    "Give the SHA-256 of its header, as FileSource does.",
+                    f"the origin has no digest of {name!r}: {dict(details)}.",
+                    "Add the SHA-256 of the file's header, as FileSource does.",
                 )
         other = model.parent / "other"
         other.mkdir()
-        write(other, {name: each for name, each in tensors.items() if name != min(tensors)})
-        if _digests(files) == _digests(_own_origin(open_model(other)).files):
-            fail("a model with other tensors has the same digests.", "Hash the whole header.")
+        write(other, {name: tensor for name, tensor in tensors.items() if name != min(tensors)})
+        if _digests(files) == _digests(_origin_of(open_model(other)).files):
+            fail(
+                "two models with different tensors have the same digests.",
+                "Hash the whole header.",
+            )
 
     def test_a_file_that_changes_is_noticed(self, open_model: Open, model: Path) -> None:
-        """A run whose inputs changed between its plan and its end is not committed."""
-        names = list(_own_origin(open_model(model)).files)
+        """The origin notices a file that is written again while a run reads it."""
+        names = list(_origin_of(open_model(model)).files)
         for name in names:
             source, content = open_model(model), (model / name).read_bytes()
             check_unchanged(source)
@@ -182,23 +199,24 @@ class FormatSuite(DamageChecks):
             except IntegrityError:
                 continue
             fail(
-                f"nobody notices that {name!r} was written again.",
-                "Give the origin a stamp of every file when it is opened, as FileSource does.",
+                f"expected an IntegrityError after {name!r} was written again, got none.",
+                "Store a stamp of every file in the origin when it is opened, as FileSource does.",
             )
 
     # --- fixtures -------------------------------------------------------------------------------
 
     @pytest.fixture
     def write(self) -> Write:
-        """Return what writes tensors as a model of the format: an author must supply it."""
+        """Return the function that writes a model of the format. Authors must supply it."""
         return fail(
             f"{type(self).__name__} has no fixture `write`.",
-            "Add one that returns a function: it writes tensors by name into a directory.",
+            "Add a fixture that returns a function write(directory, tensors), which writes tensors "
+            "by name as a model of the format.",
         )
 
     @pytest.fixture
     def tensors(self) -> Mapping[str, Tensor]:
-        """Return the tensors that the model is written with, at least one of them a matrix."""
+        """Return the tensors of the model; at least one must be a matrix."""
         random = torch.Generator().manual_seed(0)
         return {
             "layer.weight": torch.randn(7, 5, generator=random),
@@ -210,7 +228,7 @@ class FormatSuite(DamageChecks):
 
     @pytest.fixture
     def base(self) -> WeightSource | None:
-        """Return the base of a format of differences."""
+        """Return the base, for a format that stores differences from one."""
         return None
 
     @pytest.fixture
@@ -222,37 +240,37 @@ class FormatSuite(DamageChecks):
 
     @pytest.fixture
     def open_model(self, component: Any, base: WeightSource | None) -> Open:  # noqa: ANN401
-        """Return what opens a model of the format, as a pool does."""
+        """Return the function that opens a model of the format, as a pool does."""
         return lambda path: LocatedModel(Location(path, str(path)), component).open(base)
 
 
 def _spans(tensor: Tensor, cut: Cut) -> list[tuple[int, int]]:
-    """Return ranges of elements that a cut allows, at odd offsets where it allows them."""
+    """Return ranges of elements that a cut allows, at odd offsets if possible."""
     count = tensor.numel()
     if cut is Cut.TENSOR:
         return [(0, count)]
     step = 1 if cut is Cut.ELEMENT else count // tensor.shape[0] if tensor.dim() > 1 else count
     parts = count // max(step, 1)
     edges = {0, 1, parts // 3, parts // 2 + 1, parts - 1, parts}
-    places = sorted(edge * step for edge in edges if 0 <= edge <= parts)
-    return [(start, stop) for start in places for stop in places if start <= stop]
+    offsets = sorted(edge * step for edge in edges if 0 <= edge <= parts)
+    return [(start, stop) for start in offsets for stop in offsets if start <= stop]
 
 
 def _bytes_read(counter: Path) -> int:
-    counted = re.search(r"^rchar: (\d+)$", counter.read_text(encoding="ascii"), re.MULTILINE)
-    assert counted is not None  # noqa: S101 - the kernel's own format
-    return int(counted[1])
+    match = re.search(r"^rchar: (\d+)$", counter.read_text(encoding="ascii"), re.MULTILINE)
+    assert match is not None  # noqa: S101 - the kernel defines the format
+    return int(match[1])
 
 
-def _own_origin(source: WeightSource) -> Origin:
+def _origin_of(source: WeightSource) -> Origin:
     if source.origin is None or not any(origin.stamps for origin in collect_origins(source)):
         fail(
-            "its sources have no origin with files.",
+            "a source of the format has no origin with files and stamps.",
             "Derive the class from FileSource, or override `origin`.",
         )
     return source.origin
 
 
 def _digests(files: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    values = (str(value) for about in files.values() for value in about.values())
+    values = (str(value) for details in files.values() for value in details.values())
     return [value for value in values if _DIGEST.fullmatch(value)]

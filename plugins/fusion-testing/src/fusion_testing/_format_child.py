@@ -1,4 +1,4 @@
-"""Opens and reads damaged models, and says what became of each: run in a process of its own."""
+"""Open and read damaged models in a separate process, and print the outcome of each."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ from fusion_core.weights.source import view_bytes
 if TYPE_CHECKING:
     from fusion_core.weights import WeightSource
 
-#: After so long a model that is still being read ends the process.
-PATIENCE = 20
-#: More memory than the process has at first cannot be had, so that no machine is brought down.
+#: Seconds after which reading one model ends the process.
+TIMEOUT = 20
+#: Bytes that the process may allocate, so that a damaged file cannot exhaust the machine.
 _HEADROOM = 2**30
 
 
 def main() -> None:
     """Read a spec, a base and directories from stdin; write one line of JSON per directory."""
-    spec, base, paths = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from the suite
+    spec, base, paths = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - the suite sends it
     component = Component(spec, Plugin("(tested)", "", spec.target))
     component.load(spec.target)
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    most = pages * resource.getpagesize() + _HEADROOM
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    at_first = _peak_memory()
+    limit = pages * resource.getpagesize() + _HEADROOM
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    initial = _peak_memory()
     for path in paths:
-        signal.alarm(PATIENCE)
-        outcome = _outcome(component, base, path)
-        answer = {**outcome, "memory": _peak_memory() - at_first}
-        print(json.dumps(answer), flush=True)  # noqa: T201 - what the suite reads
+        signal.alarm(TIMEOUT)
+        outcome = _read_model(component, base, path)
+        outcome["memory"] = _peak_memory() - initial
+        print(json.dumps(outcome), flush=True)  # noqa: T201 - the suite reads it
 
 
-def _outcome(component: Component[Any], base: WeightSource | None, path: str) -> dict[str, Any]:
+def _read_model(component: Component[Any], base: WeightSource | None, path: str) -> dict[str, Any]:
     started = time.process_time()
     try:
         source = LocatedModel(Location(Path(path), path), component).open(base)
-        how, what = "read", _digest(source)
+        how, detail = "read", _digest(source)
     except BrokenPluginError as error:
-        how, what = type(error).__name__, error.message
+        how, detail = type(error).__name__, error.message
     except FusionError as error:
-        how, what = "refused", error.message
-    except BaseException as error:  # noqa: BLE001 - a format that lets anything out is found out
-        how, what = type(error).__name__, str(error)
-    return {"how": how, "what": what, "seconds": time.process_time() - started}
+        how, detail = "refused", error.message
+    except BaseException as error:  # noqa: BLE001 - report every error to the suite
+        how, detail = type(error).__name__, str(error)
+    return {"how": how, "detail": detail, "seconds": time.process_time() - started}
 
 
 def _digest(source: WeightSource) -> str:
@@ -68,8 +68,8 @@ def _digest(source: WeightSource) -> str:
 
 
 def _peak_memory() -> int:
-    """Return this program's own peak: the one that getrusage tells begins with its parent's."""
+    """Return the peak memory of this process. getrusage would include its parent's."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    assert peak is not None  # noqa: S101 - the kernel's own format
+    assert peak is not None  # noqa: S101 - the kernel defines the format
     return 1024 * int(peak[1])

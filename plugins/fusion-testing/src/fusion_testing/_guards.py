@@ -1,4 +1,4 @@
-"""What a component must leave alone: the process's global state, its inputs, the network."""
+"""Guards that fail if a component changes global state or its inputs, or uses the network."""
 
 from __future__ import annotations
 
@@ -25,26 +25,22 @@ if TYPE_CHECKING:
 
 @contextmanager
 def untouched_globals(what: str) -> Iterator[None]:
-    """Fail if what runs inside changes the state that it shares with the rest of the process."""
-    _draw()
+    """Fail if the block changes global state of the process."""
+    # Move every generator away from freshly seeded states, so that seeding one is noticed.
+    torch.rand(1)
+    random.random()  # noqa: S311 - not a secret
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.random()
     before = _global_state()
     yield
     after = _global_state()
     changed = [name for name, value in before.items() if after[name] != value]
     if changed:
         fail(
-            f"{what} changed global state of the process: {', '.join(changed)}.",
-            "Draw random numbers from piece.uniform or from a torch.Generator of your own that is "
-            "seeded with context.seed; put back whatever else you set.",
+            f"{what} changed global state: {', '.join(changed)}.",
+            "Draw random numbers from piece.uniform, or from a new torch.Generator seeded with "
+            "context.seed. Restore all other global settings after use.",
         )
-
-
-def _draw() -> None:
-    """Take every generator to where no seed puts it, so that one that is set anew is seen."""
-    torch.rand(1)
-    random.random()  # noqa: S311 - no secret
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.random()
 
 
 def _global_state() -> dict[str, Any]:
@@ -68,8 +64,8 @@ def _global_state() -> dict[str, Any]:
 
 @contextmanager
 def untouched_modules(what: str, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Fail if what runs inside changes live models: values, gradients or modes."""
-    before = {name: _fingerprint(each) for name, each in modules.items()}
+    """Fail if the block changes values, gradients or modes of live models."""
+    before = {name: _fingerprint(module) for name, module in modules.items()}
     yield
     for name, module in modules.items():
         after = _fingerprint(module)
@@ -77,22 +73,22 @@ def untouched_modules(what: str, modules: Mapping[str, nn.Module]) -> Iterator[N
         if changed:
             fail(
                 f"{what} changed the model {name!r}: {', '.join(changed[:3])}.",
-                "Work on copies: what pool.build returns is yours, tensors that a source returns "
-                "are not (they may share memory with the user's model).",
+                "Change only copies. Models that pool.build returns are copies; tensors of a "
+                "source may share memory with the user's model.",
             )
 
 
 def _fingerprint(module: nn.Module) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    fingerprint: dict[str, Any] = {
         f"the values of {name}": digest(tensor) for name, tensor in module.state_dict().items()
     }
     for name, parameter in module.named_parameters():
-        found[f"requires_grad of {name}"] = parameter.requires_grad
+        fingerprint[f"requires_grad of {name}"] = parameter.requires_grad
         gradient = parameter.grad
-        found[f"the gradient of {name}"] = None if gradient is None else digest(gradient)
+        fingerprint[f"the gradient of {name}"] = None if gradient is None else digest(gradient)
     for name, part in module.named_modules():
-        found[f"the training mode of {name or 'the model'}"] = part.training
-    return found
+        fingerprint[f"the training mode of {name or 'the model'}"] = part.training
+    return fingerprint
 
 
 def digest(*tensors: Tensor) -> str:
@@ -106,12 +102,12 @@ def digest(*tensors: Tensor) -> str:
 
 @contextmanager
 def no_network(what: str) -> Iterator[None]:
-    """Fail if what runs inside opens a connection: its spec says that it works offline."""
+    """Fail if the block opens a network connection, for components declared `offline`."""
 
     def refuse(*_: object, **__: object) -> None:
         fail(
-            f"{what} opened a network connection, and its spec says offline=True.",
-            "Bring the data along, or leave `offline` out of the spec.",
+            f"{what} opened a network connection, but its spec says offline=True.",
+            "Ship the data with the package, or remove `offline` from the spec.",
         )
 
     with pytest.MonkeyPatch.context() as patch:

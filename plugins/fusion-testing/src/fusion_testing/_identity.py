@@ -1,4 +1,4 @@
-"""Checks of `identity` and `inputs`: they change where figures might, and only there."""
+"""Checks of `identity` and `inputs`, which must change exactly when scores might change."""
 
 from __future__ import annotations
 
@@ -26,31 +26,34 @@ if TYPE_CHECKING:
 
     Remake = Callable[..., TaskPool[Any]]
 
-#: Suffixes of files that hold examples.
+#: Suffixes of files with examples.
 _DATA = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".npy", ".npz", ".pt"}
 
 
 class IdentityChecks(ComponentSuite):
-    """What `identity`, `inputs` and `conditions` keep; a part of `TaskPoolSuite`."""
+    """Checks of `identity`, `inputs` and `conditions`; part of `TaskPoolSuite`."""
 
     def test_an_identity_is_the_same_while_nothing_changes(
         self, make: Callable[[], TaskPool[Any]]
     ) -> None:
-        """Figures are remembered by `identity`: JSON's data, and the same every time."""
+        """`identity` is JSON data and the same on every call: scores are remembered by it."""
         one, other = make(), make()
         for name in one.names:
             try:
                 first, second = (json.dumps(pool.identity(name)) for pool in (one, other))
             except TypeError as error:
-                fail(f"{name}: `identity` is not JSON's data: {error}", "Use text and numbers.")
+                fail(
+                    f"{name}: `identity` is not JSON data: {error}",
+                    "Use text, numbers, lists and mappings.",
+                )
             if first != second:
                 fail(
-                    f"{name}: `identity` changes: {first}, {second}.",
-                    "Name what figures depend on.",
+                    f"{name}: `identity` differs between two equal pools: {first} and {second}.",
+                    "Use only the options and the data in `identity`.",
                 )
 
     def test_inputs_and_conditions_can_be_recorded(self, pool: TaskPool[Any]) -> None:
-        """`inputs` and each task's `conditions` are JSON's data, for provenance and report."""
+        """`inputs` and the `conditions` of tasks are JSON data, for provenance and reports."""
         for what, value in {
             "`inputs`": pool.inputs(),
             **{f"the `conditions` of {task.name}": dict(task.conditions) for task in pool},
@@ -58,7 +61,7 @@ class IdentityChecks(ComponentSuite):
             try:
                 json.dumps(value)
             except TypeError as error:
-                fail(f"{what}: not JSON's data: {error}", "Use text, numbers, lists and mappings.")
+                fail(f"{what}: not JSON data: {error}", "Use text, numbers, lists and mappings.")
 
     def test_an_identity_changes_with_the_options(
         self, config: ComponentConfig, remake: Remake
@@ -72,53 +75,57 @@ class IdentityChecks(ComponentSuite):
                 changed = remake(**{option: value})
                 after = _test_examples(changed)
             except FusionError:
-                continue  # a value that the pool refuses
+                continue  # the pool refuses the value
             for name in before.keys() & after.keys():
                 if before[name] != after[name] and pool.identity(name) == changed.identity(name):
                     fail(
-                        f"{name}: with {option}={value!r} the test examples are others, and "
-                        "`identity` is the same.",
-                        f"Add {option} to `identity`: figures are remembered by it.",
+                        f"{name}: {option}={value!r} changes the test examples, but not "
+                        "`identity`.",
+                        f"Add {option} to `identity`: scores are remembered by it.",
                     )
 
     def test_an_identity_changes_with_the_data(
         self, config: ComponentConfig, make: Callable[[], TaskPool[Any]]
     ) -> None:
-        """A change of a file that the options name changes `identity`, of one task at least."""
+        """Changing a file that the options name changes the `identity` of at least one task."""
         _skip_without_identity(make())
-        files = [Path(text) for text in _texts(config.model_dump(mode="json")) if _is_ours(text)]
+        files = [
+            Path(text) for text in _texts(config.model_dump(mode="json")) if _is_temporary(text)
+        ]
         if not files:
             pytest.skip(
-                "no option names a file of examples in a temporary directory, which may be changed"
+                "no option names a file of examples in a temporary directory, where it may be "
+                "changed"
             )
         before = {name: make().identity(name) for name in make().names}
         changed = False
         for file in files:
-            with _grown(file):
+            with _extended(file):
                 try:
                     pool = make()
                     changed |= any(pool.identity(name) != before[name] for name in before)
                 except FusionError:
-                    changed = True  # refused, so nothing is remembered
+                    changed = True  # refused, so no score is remembered
         if not changed:
             fail(
-                "no `identity` changes when data files do.",
-                "Add sizes and times of the files, as fusion_core.files.file_stamps returns them.",
+                "no `identity` changes when a data file changes.",
+                "Add the size and time of every file, as fusion_core.files.file_stamps returns "
+                "them.",
             )
 
 
 def _skip_without_identity(pool: TaskPool[Any]) -> None:
     if all(pool.identity(name) is None for name in pool.names):
-        pytest.skip("`identity` is None: the base and the experts are measured in every run")
+        pytest.skip("`identity` is None: no scores are remembered")
 
 
 def _test_examples(pool: TaskPool[Any]) -> dict[str, Any]:
     tasks = {task.name: read(task, Split.TEST) for task in adaptive_tasks(pool)}
-    return {name: sorted(zip(each.keys, each.labels, strict=True)) for name, each in tasks.items()}
+    return {name: sorted(zip(test.keys, test.labels, strict=True)) for name, test in tasks.items()}
 
 
 def _other_options(config: ComponentConfig) -> Iterator[tuple[str, Any]]:
-    """Yield other values of options that are numbers, switches, or a number that is not given."""
+    """Yield other values for numeric, boolean and unset numeric options."""
     for option, field in type(config).model_fields.items():
         value = getattr(config, option)
         if isinstance(value, bool):
@@ -131,26 +138,26 @@ def _other_options(config: ComponentConfig) -> Iterator[tuple[str, Any]]:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Yield the texts in JSON's data."""
+    """Yield all texts in JSON data."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _texts(each)
+        for item in value.values():
+            yield from _texts(item)
     elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)
+        for item in value:
+            yield from _texts(item)
 
 
-def _is_ours(text: str) -> bool:
+def _is_temporary(text: str) -> bool:
     path = Path(text)
     home = Path(tempfile.gettempdir()).resolve()
     return path.suffix in _DATA and path.is_file() and home in path.resolve().parents
 
 
 @contextmanager
-def _grown(file: Path) -> Iterator[None]:
-    """Make a file longer by an empty line, for a while."""
+def _extended(file: Path) -> Iterator[None]:
+    """Append an empty line to a file, and restore the file afterwards."""
     content, state = file.read_bytes(), file.stat()
     try:
         file.write_bytes(content + b"\n")

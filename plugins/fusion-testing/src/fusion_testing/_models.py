@@ -1,7 +1,7 @@
-"""Tiny live models of the kinds that go wrong in different ways, and pools of them.
+"""Tiny live models of several kinds, and pools of them.
 
-All take images of `INPUT_SHAPE` and return scores for `CLASSES` classes, so one task fits all. What
-they weigh is a function of their arguments; no global random state is used.
+All models take images of `INPUT_SHAPE` and return scores for `CLASSES` classes, so every task fits
+every model. Weights depend on the arguments only, not on global random state.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _WORDS, _WIDTH, _LENGTH = 11, 8, 6
 
 
 def mlp() -> nn.Module:
-    """Return two linear layers."""
+    """Return a perceptron of two linear layers."""
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.Tanh(), nn.Linear(16, CLASSES))
 
 
 def convolution() -> nn.Module:
-    """Return a convolution with batch normalisation: it has float and integer buffers."""
+    """Return a convolution with batch normalisation, which has float and integer buffers."""
     return nn.Sequential(
         nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(20, CLASSES)
     )
 
 
 class TiedTransformer(nn.Module):
-    """An encoder whose output is its embedding; with a scalar, an empty and a boolean tensor."""
+    """An encoder with tied embeddings, and with a scalar, an empty and a boolean tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class TiedTransformer(nn.Module):
         self.register_buffer("unused", torch.zeros(0, 4))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Read pixels as words, and score the first words of the vocabulary."""
+        """Map pixels to words, and return scores for the first words of the vocabulary."""
         words = (inputs.float().flatten(1)[:, :_LENGTH].abs() * 7).long() % _WORDS
         scores: torch.Tensor = self.output(self.encoder(self.embedding(words)).mean(1))
         return scores[:, :CLASSES] * self.scale
@@ -65,13 +65,13 @@ MODELS: Mapping[str, Callable[[], nn.Module]] = {
 
 
 def tiny_model(kind: str, *, seed: int = 0) -> nn.Module:
-    """Return a model of a kind of `MODELS`, in evaluation mode; the seed decides its weights."""
+    """Return a model of a kind in `MODELS`, in evaluation mode, with weights drawn by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[kind]().eval()
 
 
-def tiny_pool(  # noqa: PLR0913 - what may differ between pools
+def tiny_pool(  # noqa: PLR0913 - one per property of a pool
     kind: str = "mlp",
     *,
     experts: int = 3,
@@ -92,13 +92,14 @@ def tiny_pool(  # noqa: PLR0913 - what may differ between pools
         if spread:
             _move(expert, generator, spread)
         models[chr(ord("a") + number)] = expert.to(dtype)
-    given = origin.to(dtype) if base else None
-    return CheckpointsPool(CheckpointsConfig(base=given, models=models))
+    return CheckpointsPool(
+        CheckpointsConfig(base=origin.to(dtype) if base else None, models=models)
+    )
 
 
 @torch.no_grad()
 def _move(model: nn.Module, generator: torch.Generator, spread: float) -> None:
-    """Change parameters and running statistics as training would; a variance stays positive."""
+    """Change parameters and running statistics as training would. Variances stay positive."""
     for parameter in model.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=spread)
     for name, buffer in model.named_buffers():

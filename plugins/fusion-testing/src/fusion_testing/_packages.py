@@ -1,4 +1,4 @@
-"""What is known of a component's package: whether it is installed, what it needs and imports."""
+"""Inspect the package of a component: its installation, its requirements and its imports."""
 
 from __future__ import annotations
 
@@ -18,29 +18,27 @@ if TYPE_CHECKING:
     from fusion_core.contracts.specs import ComponentSpec
     from fusion_core.plugins.components import Component
 
-#: What makes listings slow: none of it is imported before a run needs it.
+#: Packages that take long to import. Only runs may import them, not listings or options.
 HEAVY = frozenset(
     {
         *("torch", "torchvision", "transformers", "huggingface_hub", "datasets", "tensorflow"),
         *("jax", "numpy", "scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "PIL"),
     }
 )
-#: What options may import, and listings may not.
+#: Packages that configurations may import, but listings may not.
 FOR_OPTIONS = frozenset({"pydantic", "ruamel", "rich"})
 
 
 def find_component(spec: ComponentSpec) -> Component[Any] | None:
-    """Return the component that a plugin registers with this very spec, if one does."""
-    found = (
-        component for component in load_plugins().components(type(spec)) if component.spec == spec
-    )
-    return next(found, None)
+    """Return the installed component with exactly this spec; None if there is none."""
+    components = load_plugins().components(type(spec))
+    return next((component for component in components if component.spec == spec), None)
 
 
 def require_component(spec: ComponentSpec) -> Component[Any]:
-    """Return the component as it is registered; fails if no plugin registers it."""
-    if (found := find_component(spec)) is not None:
-        return found
+    """Return the installed component with exactly this spec; fail if there is none."""
+    if (component := find_component(spec)) is not None:
+        return component
     broken = [
         f"{plugin.distribution} is {plugin.status}: {plugin.detail}"
         for plugin in load_plugins().plugins
@@ -48,8 +46,9 @@ def require_component(spec: ComponentSpec) -> Component[Any]:
     ]
     return fail(
         f"no installed plugin registers {spec.kind} {spec.name!r}. {'; '.join(broken)}",
-        "Install the package (pip install -e .) and check its pyproject.toml: "
-        '[project.entry-points."fusion_core.plugins"] names the module with the hooks.',
+        "Install the package with `pip install -e .`. Check that "
+        '[project.entry-points."fusion_core.plugins"] in its pyproject.toml names the module with '
+        "the hooks.",
     )
 
 
@@ -66,22 +65,22 @@ def _is_bounded(line: str) -> bool:
 
     requirement = Requirement(line)
     name = requirement.name.lower().replace("_", "-").replace(".", "-")
-    operators = {each.operator for each in requirement.specifier}
+    operators = {specifier.operator for specifier in requirement.specifier}
     above, below = operators & {">", ">=", "~=", "=="}, operators & {"<", "<=", "~=", "=="}
     return name == CORE and bool(above) and bool(below)
 
 
-def fail_if_heavy(module: str, waiting: str, remedy: str, *, heavy: frozenset[str] = HEAVY) -> None:
-    """Fail if importing a module brings along what users would wait for in what is `waiting`."""
+def fail_if_heavy(module: str, user: str, remedy: str, *, heavy: frozenset[str] = HEAVY) -> None:
+    """Fail if a module imports heavy packages, which would slow down its `user`."""
     imported = _imported_by(module) & heavy
     if imported:
         names = ", ".join(sorted(imported))
-        fail(f"the module {module!r} imports {names}, and {waiting} would wait for it.", remedy)
+        fail(f"the module {module!r} imports {names}, which slows down {user}.", remedy)
 
 
 @lru_cache
 def _imported_by(module: str) -> frozenset[str]:
-    """Return the top-level packages that importing a module brings along, in a fresh process."""
+    """Return the top-level packages that a module imports, in a new process."""
     code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Checks of an algorithm next to other installed stages: pipelines of two keep what one keeps."""
+"""Checks of an algorithm in pipelines with other installed stages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fusion_core.errors import RecipeError
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.plugins.ownership import distribution_of
 from fusion_core.weights import Cut
-from fusion_testing._bench import turned, with_sources
+from fusion_testing._bench import reverse_experts, with_sources
 from fusion_testing._compare import differing_bytes, differing_values
 from fusion_testing._sources import recut
 from fusion_testing._suite import fail
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
     from fusion_testing._bench import Bench
 
-#: Of a tensor's largest entry: what computing in another order may change, twice over.
+#: Largest change by another order of computation in two stages, relative to the largest entry.
 _ROUNDING = 4e-5
 
 
 class PairChecks:
-    """Part of the `AlgorithmSuite`: with installed stages, each with its default options."""
+    """Checks in pipelines with other stages and their defaults; part of `AlgorithmSuite`."""
 
-    #: whether to try all partners; by default one per kind of stage, which the name determines
+    #: whether to try all partners; default: one per kind of stage, chosen by the names
     every_partner: ClassVar[bool] = False
-    #: a pipeline, as `--algo` names it, whose result the experts alone do not determine -> why
+    #: pipelines, as `--algo` names them, that may depend on the order of experts -> reason
     undetermined: ClassVar[Mapping[str, str]] = {}
 
     def test_it_goes_with_other_stages(self, bench: Bench) -> None:
-        """Two stages keep what one does: the same bytes however they are run, and identities."""
+        """A pipeline of two stages passes the main checks of a single stage."""
         for partner, pair in pairs(bench, every=self.every_partner):
             alike = not (bench.spec.ordered or partner.ordered)
             determined = _as_flag(bench.spec, partner) not in self.undetermined
@@ -45,24 +45,27 @@ def _check_pair(pair: Bench, partner: str, *, any_order: bool) -> None:
     pool = pair.pool("mlp")
     merged = pair.merge(pool)
     whole = with_sources(pool, lambda source: recut(source, Cut.TENSOR))
-    if found := differing_bytes(merged, pair.merge(whole, executor="threads", workers=3)):
+    if difference := differing_bytes(merged, pair.merge(whole, executor="threads", workers=3)):
         fail(
-            f"beside {partner!r} the merge depends on how it is cut or run: {found}.",
-            "Compute the same bytes for the same element however a piece is cut.",
+            f"in a pipeline with {partner!r}, the merge depends on the cuts or the threads: "
+            f"{difference}.",
+            "Compute the same bytes for an element however tensors are cut into pieces.",
         )
     copies = pair.pool("mlp", spread=0.0)
     reference = copies.reference.state_dict() if pair.keeps_tensors(copies) else pair.merge(copies)
-    if found := differing_values(pair.merge(copies), reference, tolerance=_ROUNDING):
+    if difference := differing_values(pair.merge(copies), reference, tolerance=_ROUNDING):
         fail(
-            f"beside {partner!r}, merging copies of one model changed it: {found}.",
-            "Make nothing of task vectors that are zero.",
+            f"in a pipeline with {partner!r}, expected copies of one model to merge to that model, "
+            f"but {difference} differs.",
+            "Let task vectors of zero contribute nothing.",
         )
-    other = pair.merge(turned(pool)) if any_order else merged
-    if found := differing_values(other, merged, tolerance=_ROUNDING):
+    other = pair.merge(reverse_experts(pool)) if any_order else merged
+    if difference := differing_values(other, merged, tolerance=_ROUNDING):
         fail(
-            f"beside {partner!r} the merge depends on the experts' order: {found}.",
-            "Treat all experts alike, or say ordered=True in the spec; a pipeline whose answer is "
-            "not unique stands in `undetermined`, with the reason.",
+            f"in a pipeline with {partner!r}, the merge depends on the order of the experts: "
+            f"{difference}.",
+            "Treat all experts alike, or set ordered=True in the spec. If the pipeline has no "
+            "unique result, declare it in `undetermined` with the reason.",
         )
 
 
@@ -73,16 +76,19 @@ def _as_flag(*specs: AlgorithmSpec) -> str:
 
 
 def pairs(bench: Bench, *, every: bool = True) -> Iterator[tuple[AlgorithmSpec, Bench]]:
-    """Pair an algorithm with installed stages that need no options and no tasks.
+    """Pair an algorithm with installed stages that need neither options nor tasks.
 
-    `every` pairs it with all of them, otherwise with one of each kind. The choice depends on the
-    names alone. If both are fusion-core's own, the merge leaves the pair to the other's suite.
+    With `every`, pair it with all of them, otherwise with one per kind of stage, chosen by names
+    alone. A merge of fusion-core skips fusion-core's transforms and calibrations, whose suites test
+    these pairs.
     """
     chosen: set[str] = set()
     components = [
-        each for each in load_plugins().components(AlgorithmSpec) if _fits(bench, each.spec)
+        component
+        for component in load_plugins().components(AlgorithmSpec)
+        if _fits(bench, component.spec)
     ]
-    for component in sorted(components, key=lambda each: _order(bench.spec, each.spec)):
+    for component in sorted(components, key=lambda other: _order(bench.spec, other.spec)):
         spec = component.spec
         if spec.stage in chosen and not every:
             continue

@@ -1,4 +1,4 @@
-"""Checks of what an algorithm must refuse, and of what its spec declares."""
+"""Checks of inputs that an algorithm must refuse, and of its spec's declarations."""
 
 from __future__ import annotations
 
@@ -27,32 +27,36 @@ _MISFITS = {
 
 
 class RefusalChecks:
-    """Part of the `AlgorithmSuite`."""
+    """Checks of invalid inputs and of the spec; part of `AlgorithmSuite`."""
 
     @pytest.mark.parametrize("problem", _MISFITS)
     def test_models_that_do_not_fit_are_refused_by_name(self, bench: Bench, problem: str) -> None:
-        """A tensor that one model lacks, or has in another shape, is an error that names it."""
+        """A missing, additional or misshapen tensor is an error that names it."""
         pool = bench.pool("mlp")
         if pool.base is None and len(pool.experts) == 1:
-            pytest.skip("the only model has nothing to be compared with")
+            pytest.skip("the pool has only one model")
         try:
             bench.merge(_with_last(pool, _MISFITS[problem]))
         except AlignmentError as error:
             if _TENSOR not in error.message:
-                fail(f"the error does not name {_TENSOR!r}: {error}", "Name the tensor.")
+                fail(
+                    f"the error does not name the tensor {_TENSOR!r}: {error}",
+                    "Name the tensor in the message.",
+                )
             return
         fail(
-            f"an expert with a {problem} tensor was merged.",
-            "Leave alignment to the pipeline, and read the pool that `run` is given.",
+            f"expected an AlignmentError for an expert with a tensor that is wrong ({problem}), "
+            "got a merge.",
+            "Read only the pool that `run` receives: the pipeline has aligned it.",
         )
 
     def test_nan_in_an_expert_is_refused_by_name(self, bench: Bench) -> None:
-        """NaN in the weights is an error that names the tensor, never a model without a word."""
+        """NaN in an expert is an error that names the tensor."""
         pool = bench.pool("mlp")
         _check_refused(bench, _with_last(pool, lambda source: spoiled(source, _TENSOR)), "expert")
 
     def test_nan_in_the_base_is_refused_by_name(self, bench: Bench) -> None:
-        """The same for the base, where the method reads it."""
+        """NaN in the base is an error that names the tensor, if the method reads the base."""
         pool = bench.pool("mlp")
         if pool.base is None:
             pytest.skip("the pool has no base")
@@ -61,7 +65,7 @@ class RefusalChecks:
             _check_refused(bench, with_base(pool, spoiled(pool.base, _TENSOR)), "base")
 
     def test_it_runs_on_as_few_experts_as_it_declares(self, bench: Bench) -> None:
-        """The spec's `min_experts` is true."""
+        """The algorithm runs on the spec's `min_experts`."""
         _check_runs(
             bench,
             bench.pool("mlp", experts=bench.spec.min_experts),
@@ -74,39 +78,54 @@ class RefusalChecks:
         """The spec's `needs_tasks_unless` names an option."""
         option = spec.needs_tasks_unless
         if option is not None and option not in component.load_config().model_fields:
-            fail(f"its spec says needs_tasks_unless={option!r}, no option.", "Name an option.")
+            fail(
+                f"the spec says needs_tasks_unless={option!r}, but there is no such option.",
+                "Name an option of the algorithm.",
+            )
 
     def test_it_needs_a_base_only_if_it_declares_it(self, bench: Bench) -> None:
-        """A method whose spec does not say `needs_base` merges pools without one."""
+        """An algorithm runs without a base unless its spec says `needs_base`."""
         if not bench.spec.needs_base:
             without_base = with_base(bench.pool("mlp"), None)
             _check_runs(bench, without_base, "its spec does not say needs_base=True")
 
 
 def _with_last(pool: ModelPool[Any], change: Any) -> ModelPool[Any]:  # noqa: ANN401 - a function
-    """Return a pool with its last expert seen through a function."""
+    """Return a pool with a function applied to its last expert."""
     last = list(pool.experts)[-1]
     return with_experts(pool, {**pool.experts, last: change(pool.experts[last])})
 
 
 def _check_refused(bench: Bench, pool: ModelPool[Any], where: str) -> None:
     remedy = (
-        "Read weights by context.merged and Piece, which check them, or call "
-        "`check_finite` of fusion_core.weights on what you read yourself; never replace NaN."
+        "Read weights through context.merged and Piece, which check them, or call "
+        "fusion_core.weights.check_finite on weights that you read yourself. Do not replace NaN."
     )
     try:
         bench.merge(pool)
     except WeightsError as error:
         if _TENSOR not in error.message:
-            fail(f"the error does not name {_TENSOR!r}: {error}", "Name the tensor.")
+            fail(
+                f"the error does not name the tensor {_TENSOR!r}: {error}",
+                "Name the tensor in the message.",
+            )
     except FusionError as error:
-        fail(f"NaN in {_TENSOR!r} of the {where} is reported as: {error}", remedy)
+        fail(
+            f"expected a WeightsError for NaN in {_TENSOR!r} of the {where}, got: {error}",
+            remedy,
+        )
     else:
-        fail(f"NaN in {_TENSOR!r} of the {where} gave a model without a word.", remedy)
+        fail(
+            f"expected a WeightsError for NaN in {_TENSOR!r} of the {where}, got a merge.",
+            remedy,
+        )
 
 
 def _check_runs(bench: Bench, pool: ModelPool[Any], because: str) -> None:
     try:
         bench.merge(pool)
     except FusionError as error:
-        fail(f"{bench.spec.name!r} does not run, though {because}: {error}", "Correct the spec.")
+        fail(
+            f"{bench.spec.name!r} does not run, although {because}: {error}",
+            "Correct the spec, or support this case.",
+        )

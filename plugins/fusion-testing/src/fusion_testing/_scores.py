@@ -1,4 +1,4 @@
-"""Checks of heads: scores have gradients, and depend on nothing but the model and the example."""
+"""Checks of `logits`: scores have gradients, and depend only on the model and the example."""
 
 from __future__ import annotations
 
@@ -27,55 +27,58 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.task_pool import AdaptiveTask
 
-#: What torch says of an operation on tensors of two devices.
+#: Parts of torch's messages about tensors on two devices.
 _TWO_DEVICES = ("expected device", "same device")
 
 
 class ScoreChecks(ComponentSuite):
-    """What the heads of every task keep; a part of `TaskPoolSuite`."""
+    """Checks of every task's scores; part of `TaskPoolSuite`."""
 
     def test_scores_have_gradients(self, pool: TaskPool[Any], model: nn.Module) -> None:
-        """`logits` is one row of finite scores per example, differentiable in the parameters."""
+        """`logits` returns one row of finite scores per example, with gradients."""
         model.requires_grad_(True)
         for task, split in every_split(pool):
             batch = draw(task, split, SIZE)
             scores = task.logits(model, batch)
             if scores.dim() != 2 or len(scores) != SIZE or not scores.isfinite().all():  # noqa: PLR2004
                 fail(
-                    f"{task.name}: `logits` returns scores of shape {list(scores.shape)}, or some "
-                    "that are not finite.",
+                    f"{task.name}: expected finite scores of shape [{SIZE}, classes] from "
+                    f"`logits`, got shape {list(scores.shape)} or scores that are not finite.",
                     "Return finite scores of shape (examples, classes).",
                 )
             if batch.labels is not None and int(batch.labels.max()) >= scores.shape[1]:
                 fail(
-                    f"{task.name}: a label is {int(batch.labels.max())}, and `logits` has "
-                    f"{scores.shape[1]} classes.",
-                    "Count classes from 0, and give the head a score for each.",
+                    f"{task.name}: a {split} label is {int(batch.labels.max())}, but `logits` "
+                    f"returns scores for {scores.shape[1]} classes.",
+                    "Number classes from 0, and return one score per class.",
                 )
             model.zero_grad()
             if scores.requires_grad:
                 torch.autograd.backward(scores.logsumexp(-1).sum())
             if not any(p.grad is not None and p.grad.any() for p in model.parameters()):
-                fail(f"{task.name}: no gradient reaches the model.", "Do not detach in `logits`.")
+                fail(
+                    f"{task.name}: `logits` has no gradient in the model's parameters.",
+                    "Do not call detach() or use torch.no_grad() in `logits`.",
+                )
 
     def test_scores_are_the_same_again(
         self, make: Callable[[], TaskPool[Any]], model: nn.Module
     ) -> None:
-        """A head has no memory: neither earlier calls nor the order of tasks change scores."""
+        """Neither earlier calls nor the order of tasks change scores."""
         pool = make()
         first = {task.name: _scores(task, model) for task in adaptive_tasks(pool)}
         second = {task.name: _scores(task, model) for task in reversed([*adaptive_tasks(pool)])}
         third = {task.name: _scores(task, model) for task in reversed([*adaptive_tasks(make())])}
         for name, scores in first.items():
-            for again in (second[name], third[name]):
-                if not _are_close(scores, again):
+            for repeated in (second[name], third[name]):
+                if not _are_close(scores, repeated):
                     fail(
-                        f"{name}: `logits` gives other scores when it is called again.",
-                        "Make the head from the task alone, and leave dropout off.",
+                        f"{name}: `logits` returns different scores on the next call.",
+                        "Make the head from the task alone, without state, and disable dropout.",
                     )
 
     def test_scores_leave_the_batch_alone(self, pool: TaskPool[Any], model: nn.Module) -> None:
-        """`logits` changes no tensor of its batch."""
+        """`logits` does not write to its batch."""
         for task in adaptive_tasks(pool):
             batch = draw(task, Split.TEST, SIZE)
             before = keys_of(batch)
@@ -83,12 +86,12 @@ class ScoreChecks(ComponentSuite):
                 task.logits(model, batch)
             if keys_of(batch) != before:
                 fail(
-                    f"{task.name}: `logits` writes to the batch.",
-                    "Do not use operations that end in _ on inputs.",
+                    f"{task.name}: `logits` changes the inputs of its batch.",
+                    "Do not use in-place operations on inputs: mul, not mul_.",
                 )
 
     def test_examples_do_not_see_each_other(self, pool: TaskPool[Any], model: nn.Module) -> None:
-        """An example's scores are the same in any company: batches can be split and shared."""
+        """The scores of an example do not depend on the other examples of its batch."""
         for task in adaptive_tasks(pool):
             batch = draw(task, Split.TEST, SIZE)
             with torch.no_grad():
@@ -96,24 +99,24 @@ class ScoreChecks(ComponentSuite):
                 alone = torch.cat([task.logits(model, batch.part(n, n + 1)) for n in range(SIZE)])
             if not _are_close(together, alone):
                 fail(
-                    f"{task.name}: scores depend on the batch.",
-                    "Use the model in evaluation mode, and no statistics of the batch.",
+                    f"{task.name}: the scores of an example depend on its batch.",
+                    "Use the model in evaluation mode, and do not compute statistics of the batch.",
                 )
 
     def test_padding_does_not_change_scores(self, pool: TaskPool[Any], model: nn.Module) -> None:
-        """An example scores the same without its padding: batches of other lengths are joined."""
-        looked_at = False
+        """The scores of an example do not depend on its padding."""
+        has_masks = False
         for task in adaptive_tasks(pool):
             batch = draw(task, Split.TEST, SIZE)
             if batch.mask is None:
                 continue
-            looked_at = True
+            has_masks = True
             _check_padding(task, model, batch)
-        if not looked_at:
+        if not has_masks:
             pytest.skip(f"no batch has an {ATTENTION_MASK}")
 
     def test_features_and_head_are_the_scores(self, pool: TaskPool[Any], model: nn.Module) -> None:
-        """A FeatureTask's `logits` is its head on its features."""
+        """The `logits` of a FeatureTask equal `head(features)`."""
         tasks = [task for task in pool if isinstance(task, FeatureTask)]
         for task in tasks:
             batch = draw(task, Split.TEST, SIZE)
@@ -123,26 +126,29 @@ class ScoreChecks(ComponentSuite):
             if scores.shape != logits.shape or not torch.allclose(
                 scores, logits, rtol=1e-5, atol=1e-5
             ):
-                fail(f"{task.name}: `logits` is not head(features).", "Do not override `logits`.")
+                fail(
+                    f"{task.name}: `logits` differs from `head(features)`.",
+                    "Do not override `logits` in a FeatureTask.",
+                )
         if not tasks:
             pytest.skip("no task is a FeatureTask")
 
     def test_tasks_follow_the_model_to_its_device(
         self, pool: TaskPool[Any], request: pytest.FixtureRequest
     ) -> None:
-        """Inputs and heads are moved to the model's device; the meta device stands for any."""
+        """`evaluate` moves inputs and heads to the model's device, here the meta device."""
         model = request.getfixturevalue("model").to("meta")
         for task in pool:
             try:
                 task.evaluate(model)
-            except Exception as error:  # noqa: BLE001 - see below
+            except Exception as error:  # noqa: BLE001 - judged by its message
                 if any(words in str(error) for words in _TWO_DEVICES):
                     fail(
                         f"{task.name}: `evaluate` mixes devices: {error}",
                         "Move batches to the model's device, next(model.parameters()).device, and "
-                        "the head to that of the features.",
+                        "the head to the device of the features.",
                     )
-                # any other error: tensors without values cannot be measured to the end
+                # ignore other errors: scores on the meta device have no values
 
 
 def _are_close(one: Tensor, other: Tensor) -> bool:
@@ -159,11 +165,11 @@ def _check_padding(task: AdaptiveTask, model: nn.Module, batch: Batch) -> None:
     if batch.mask is not None and batch.mask.all():
         batch = Batch(batch.padded(batch.mask.shape[1] + 1))
     with torch.no_grad():
-        cut = torch.cat([task.logits(model, each) for each in alone])
+        expected = torch.cat([task.logits(model, example) for example in alone])
         padded = [task.logits(model, batch), task.logits(model, Batch.joined(alone))]
-    if not all(_are_close(scores, cut) for scores in padded):
+    if not all(_are_close(scores, expected) for scores in padded):
         fail(
-            f"{task.name}: scores depend on padding.",
-            f"Pad on the right, give the model the {ATTENTION_MASK}, and leave out by it what "
-            "features are made of.",
+            f"{task.name}: the scores of an example depend on its padding.",
+            f"Pad on the right, pass the {ATTENTION_MASK} to the model, and mask padding "
+            "when computing features.",
         )

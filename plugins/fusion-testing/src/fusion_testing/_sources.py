@@ -1,4 +1,4 @@
-"""Sources seen otherwise: cut elsewhere, spoiled, as differences; food for algorithms."""
+"""Views of sources with changed values, shapes, dtypes or cuts, as inputs of checks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
     from fusion_core.weights import TensorInfo
 
-    #: tensor name, start of the range, values -> other values
+    #: (tensor name, start of the range, values) -> changed values
     Change = Callable[[str, int, Tensor], Tensor]
 
-#: Values that are multiples of this are added and subtracted without rounding.
+#: Multiples of this are added and subtracted without rounding.
 _GRID = 2.0**-10
 
 
 class Changed(WeightSource):
-    """Another source with its values changed as they are read, never where they are."""
+    """A view of a source that changes values as they are read."""
 
     def __init__(
         self,
@@ -41,46 +41,46 @@ class Changed(WeightSource):
         self.is_delta = source.is_delta
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Read and change."""
+        """Read a range of the source, and change its values."""
         values = self._source.read(name, start, stop)
         return self._change(name, start, values).to(self.infos[name].dtype)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
-        """The source that is changed."""
+        """The original source."""
         return (self._source,)
 
     def describe(self) -> str:
-        """Name the source."""
+        """Describe the original source."""
         return self._source.describe()
 
 
 def recut(source: WeightSource, cut: Cut) -> WeightSource:
-    """Return a source that can be cut no finer than this."""
-    return Changed(source, _as_it_is, cut=cut)
+    """Return a view that cannot be cut finer than `cut`."""
+    return Changed(source, _unchanged, cut=cut)
 
 
 def widened(source: WeightSource) -> WeightSource:
-    """Return a source with its floating-point tensors in fp32."""
+    """Return a view with all floating-point tensors in fp32."""
     infos = {
         name: replace(info, dtype=torch.float32) if info.dtype.is_floating_point else info
         for name, info in source.infos.items()
     }
-    return Changed(source, _as_it_is, infos=infos)
+    return Changed(source, _unchanged, infos=infos)
 
 
 def on_grid(source: WeightSource) -> WeightSource:
-    """Return a source with values rounded so that their differences are exact."""
+    """Return a view with values rounded such that their differences are exact."""
     return Changed(source, _rounded)
 
 
 def shifted(source: WeightSource) -> WeightSource:
-    """Return a source with other floating-point values."""
+    """Return a view with 1 added to all floating-point values."""
     return Changed(source, lambda _, __, values: values + 1 if _is_float(values) else values)
 
 
 def spoiled(source: WeightSource, tensor: str) -> WeightSource:
-    """Return a source with one NaN."""
+    """Return a view with NaN as the first value of one tensor."""
 
     def change(name: str, start: int, values: Tensor) -> Tensor:
         if name != tensor or start:
@@ -93,7 +93,7 @@ def spoiled(source: WeightSource, tensor: str) -> WeightSource:
 
 
 def as_delta(source: WeightSource, base: WeightSource) -> WeightSource:
-    """Return a source's difference from the base, declared as such."""
+    """Return the difference of a source from the base, with `is_delta` set."""
 
     def change(name: str, start: int, values: Tensor) -> Tensor:
         if not _is_float(values):
@@ -106,23 +106,23 @@ def as_delta(source: WeightSource, base: WeightSource) -> WeightSource:
 
 
 def without(source: WeightSource, tensor: str) -> WeightSource:
-    """Return a source that lacks one tensor."""
+    """Return a view without one tensor."""
     return RenamedSource(source, {name: name for name in source.infos if name != tensor})
 
 
 def doubled(source: WeightSource, tensor: str, *, name: str) -> WeightSource:
-    """Return a source with one tensor under a second name, too."""
-    return RenamedSource(source, {**{each: each for each in source.infos}, name: tensor})
+    """Return a view with one tensor under a second name as well."""
+    return RenamedSource(source, {**{key: key for key in source.infos}, name: tensor})
 
 
 def flattened(source: WeightSource, tensor: str) -> WeightSource:
-    """Return a source with one tensor in another shape."""
+    """Return a view with one tensor in another shape."""
     info = source.infos[tensor]
     infos = {**source.infos, tensor: replace(info, shape=(info.numel, 1, 1))}
-    return Changed(source, _as_it_is, infos=infos)
+    return Changed(source, _unchanged, infos=infos)
 
 
-def _as_it_is(_: str, __: int, values: Tensor) -> Tensor:
+def _unchanged(_: str, __: int, values: Tensor) -> Tensor:
     return values
 
 

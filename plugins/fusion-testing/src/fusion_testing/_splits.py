@@ -1,8 +1,8 @@
-"""Checks of splits: none leaks into another, and what they hold belongs together."""
+"""Checks of splits: no leaks between them, and labels that belong to their examples."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -17,8 +17,8 @@ from fusion_testing._examples import (
     adaptive_tasks,
     are_fixed,
     draw,
-    have_in_common,
     keys_of,
+    overlap,
     read,
     read_all,
     repeated_share,
@@ -27,22 +27,22 @@ from fusion_testing._examples import (
 )
 from fusion_testing._suite import fail
 
-#: From this share on, all examples are the others.
+#: Share from which two sets of examples count as the same.
 _NEARLY_ALL = 0.9
 
 
 class SplitChecks(ComponentSuite):
-    """What the splits of every task keep; a part of `TaskPoolSuite`."""
+    """Checks of every task's splits; part of `TaskPoolSuite`."""
 
     def test_splits_share_no_examples(self, pool: TaskPool[Any]) -> None:
-        """TEST is apart from TRAIN, and from UNLABELED unless the pool is `transductive`."""
+        """TEST shares no examples with TRAIN or, unless the pool is `transductive`, UNLABELED."""
         every = {task.name: read_all(task) for task in adaptive_tasks(pool)}
         if not every:
-            pytest.skip("the tasks are only measured: they have no batches")
+            pytest.skip("no task has batches")
         for name, splits in every.items():
-            _check_apart(name, splits, Split.TRAIN)
+            _check_disjoint(name, splits, Split.TRAIN)
             if not pool.transductive:
-                _check_apart(name, splits, Split.UNLABELED)
+                _check_disjoint(name, splits, Split.UNLABELED)
         fixed = {
             name: splits
             for name, splits in every.items()
@@ -50,10 +50,10 @@ class SplitChecks(ComponentSuite):
         }
         if pool.transductive:
             _check_transductive(fixed)
-        _check_origin(fixed)
+        _check_foreign_examples(fixed)
 
     def test_examples_repeat_no_more_than_data_does(self, pool: TaskPool[Any]) -> None:
-        """A batch of a whole split is not the same few examples over and over."""
+        """A large batch does not repeat a few examples."""
         for task in adaptive_tasks(pool):
             splits = read_all(task)
             if not (isinstance(task, FeatureTask) or are_fixed(task, splits[Split.TEST])):
@@ -61,43 +61,46 @@ class SplitChecks(ComponentSuite):
             for split, examples in splits.items():
                 if len(examples) >= ENOUGH and repeated_share(examples.keys) >= 0.5:  # noqa: PLR2004 - half
                     fail(
-                        f"{task.name}: of {len(examples)} {split} examples in one batch, only "
-                        f"{len(set(examples.keys))} differ.",
-                        "Draw a batch without repetition: fusion_core.shuffled_rows does.",
+                        f"{task.name}: a batch of {len(examples)} {split} examples has only "
+                        f"{len(set(examples.keys))} different ones.",
+                        "Draw batches without repetition, e.g. with fusion_core.shuffled_rows.",
                     )
 
     def test_a_test_example_is_the_same_in_every_batch(self, pool: TaskPool[Any]) -> None:
-        """Neither the content of an example nor its label depends on the batch that it is in."""
-        looked_at = False
+        """Neither the content of an example nor its label depends on its batch."""
+        has_fixed = False
         for task in adaptive_tasks(pool):
             whole = read(task, Split.TEST)
             if not whole.is_whole:
                 continue
             if not are_fixed(task, whole):
                 if isinstance(task, FeatureTask):
-                    _fail_for_other_examples(task.name, len(whole))
+                    fail(
+                        f"{task.name}: the {len(whole)} test examples of step 0 and step 1 differ.",
+                        "Keep test examples fixed: apply neither noise nor augmentation to them.",
+                    )
                 continue
-            looked_at = True
+            has_fixed = True
             known = dict(zip(whole.keys, whole.labels, strict=True))
             for size, step, seed in ((1, 0, 0), (1, 1, 0), (2, 0, 1), (3, 0, 0), (SIZE, 1, 1)):
                 batch = draw(task, Split.TEST, size, step=step, seed=seed)
                 _check_known(task.name, whole, known, batch)
-        if not looked_at:
+        if not has_fixed:
             pytest.skip("no task has a fixed set of test examples that fits into one batch")
 
 
-def _check_apart(name: str, splits: Splits, other: Split) -> None:
-    """Fail if test examples are among those of another split, beyond what data repeats."""
-    if other not in splits or not (share := have_in_common(splits[Split.TEST], splits[other])):
+def _check_disjoint(name: str, splits: Splits, other: Split) -> None:
+    """Fail if another split has test examples, beyond repeats in the data."""
+    if other not in splits or not (share := overlap(splits[Split.TEST], splits[other])):
         return
     remedy = "Keep the test examples out of every other split"
     if other is Split.UNLABELED:
-        remedy += "; if methods are to adapt on them on purpose, set `transductive` on the pool"
-    fail(f"{name}: {share:.0%} of the {other} and test examples are the same.", f"{remedy}.")
+        remedy += ". If methods should adapt on test examples, set `transductive` on the pool"
+    fail(f"{name}: {share:.0%} of the {other} examples are test examples.", f"{remedy}.")
 
 
 def _check_transductive(every: dict[str, Splits]) -> None:
-    """Fail unless UNLABELED are the test examples, of one task at least."""
+    """Fail unless UNLABELED are the test examples of at least one task."""
     shares = {
         name: share_of(splits[Split.UNLABELED], splits[Split.TEST])
         for name, splits in every.items()
@@ -106,37 +109,30 @@ def _check_transductive(every: dict[str, Splits]) -> None:
     for name, share in shares.items():
         if 0 < share < _NEARLY_ALL:
             fail(
-                f"{name}: the pool is `transductive`, and {share:.0%} of the unlabeled examples "
-                "are test examples.",
-                "UNLABELED are the test examples themselves, or apart from all of them.",
+                f"{name}: {share:.0%} of the UNLABELED examples of the `transductive` pool are "
+                "test examples, expected all or none.",
+                "Return exactly the test examples as UNLABELED, or none of them.",
             )
     if shares and not any(shares.values()):
         fail(
-            "the pool is `transductive`, and no unlabeled example is a test example.",
-            "Set `transductive = False`: reports say of adapted models that they saw test data.",
+            "the pool is `transductive`, but no UNLABELED example is a test example.",
+            "Set `transductive = False`. Otherwise reports say that methods saw test data.",
         )
 
 
-def _check_origin(every: dict[str, Splits]) -> None:
-    """Fail if a split of one task holds another task's examples."""
+def _check_foreign_examples(every: dict[str, Splits]) -> None:
+    """Fail if a split of one task has another task's examples."""
     for name, splits in every.items():
         for other, theirs in every.items():
             if name == other or share_of(splits[Split.TEST], theirs[Split.TEST]):
                 continue
             for split, examples in splits.items():
                 for foreign, others in theirs.items():
-                    if have_in_common(examples, others) > 0.5:  # noqa: PLR2004 - most of them
+                    if overlap(examples, others) > 0.5:  # noqa: PLR2004 - most of them
                         fail(
-                            f"{name}: its {split} examples are the {foreign} examples of {other}.",
-                            "Give each task its own data in all splits.",
+                            f"{name}: its {split} examples are {foreign} examples of {other}.",
+                            "Read each task's own data in all splits.",
                         )
-
-
-def _fail_for_other_examples(name: str, count: int) -> NoReturn:
-    fail(
-        f"{name}: step 1 gives other test examples than step 0, of {count} in all.",
-        "Test examples are fixed: neither noise nor augmentation may change them.",
-    )
 
 
 def _check_known(name: str, whole: Examples, known: dict[str, Any], batch: Batch) -> None:
@@ -144,10 +140,10 @@ def _check_known(name: str, whole: Examples, known: dict[str, Any], batch: Batch
     for number, key in enumerate(keys):
         if key not in known and not _is_near(batch.part(number, number + 1), whole.batch):
             fail(
-                f"{name}: a test example in a batch of {size} is not among the {len(whole)} test "
-                "examples as they are in one batch: its content depends on the batch.",
-                "Read and scale each example by itself, and truncate texts before they are "
-                f"padded; the {ATTENTION_MASK} is zero at every position of padding.",
+                f"{name}: the content of a test example in a batch of {size} differs from a batch "
+                f"of all {len(whole)} test examples.",
+                "Read and scale each example independently. Truncate texts before padding them, "
+                f"and set the {ATTENTION_MASK} to 0 at every padding position.",
             )
     labels = [] if batch.labels is None else batch.labels.tolist()
     repeated = repeated_share(whole.keys)
@@ -155,12 +151,12 @@ def _check_known(name: str, whole: Examples, known: dict[str, Any], batch: Batch
     if wrong > max(0, repeated * size):
         fail(
             f"{name}: the label of a test example differs between two batches.",
-            "Take inputs and labels by the same rows.",
+            "Select inputs and labels by the same rows.",
         )
 
 
 def _is_near(one: Batch, whole: Batch) -> bool:
-    """Tell whether an example is among others but for rounding."""
+    """Tell whether an example is in a batch up to rounding."""
     row, rows = rows_of(one), rows_of(whole)
     if row is None or rows is None or row.shape[1] != rows.shape[1]:
         return False

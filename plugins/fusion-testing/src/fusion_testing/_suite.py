@@ -1,8 +1,8 @@
-"""What all suites share: checks are the same for everybody, and exceptions to them have a reason.
+"""The base class of all suites, and the form of their failures.
 
-A suite is a class of checks, which are methods `test_*`. An author subclasses it, supplies
-fixtures, and may declare that a check is expected to fail; that is strict, so a declaration that is
-no longer true fails in its turn. Knows pytest, and nothing of what is checked.
+A suite is a class with checks, the methods `test_*`. Authors subclass it and supply fixtures. They
+cannot override checks, but may declare with a reason that one fails. Such a declaration is strict:
+if the check passes, it fails. This module knows pytest, and nothing about components.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _PREFIX = "test_"
-#: Packages whose frames are not a plugin's.
+#: Packages whose frames in a traceback do not belong to a plugin.
 _NOT_PLUGINS = {
     *("fusion_core", "fusion_testing", "torch", "pytest", "_pytest", "pluggy"),
     *sys.stdlib_module_names,
@@ -30,62 +30,64 @@ _NOT_PLUGINS = {
 
 
 def fail(problem: str, remedy: str) -> NoReturn:
-    """Fail a check: say what is wrong, and what its author should do."""
-    message = f"{problem}\n\nTo mend it: {remedy}"
+    """Fail a check; tell the plugin's author what is wrong and how to fix it."""
+    message = f"{problem}\n\nTo fix it: {remedy}"
     raise pytest.fail.Exception(message, pytrace=False) from None
 
 
 @contextmanager
 def advised() -> Iterator[None]:
-    """Fail a check for what a plugin raises, or the core refuses of it, and name the method."""
+    """Turn an error of a plugin into the failure of a check that names the method."""
     try:
         yield
     except BrokenPluginError as error:
-        fail(f"{error.message}.", error.hint or "Keep to what the class that you derive from says.")
-    except Exception as error:  # noqa: BLE001 - whatever a plugin raises
-        method, place = _raised_in(error)
+        fail(f"{error.message}.", error.hint or "Follow the docstring of the base class.")
+    except Exception as error:  # noqa: BLE001 - a plugin can raise any error
+        method, line = _locate(error)
         fail(
-            f"{method} raised {type(error).__name__}: {error} ({place}).",
-            "Make the method work for what the check's name says; what the plugin refuses, it "
-            "refuses by a FusionError with a hint.",
+            f"{method} raised {type(error).__name__}: {error} ({line}).",
+            "Make the method work in the case that the check's name describes. To refuse an "
+            "input, raise a FusionError with a hint.",
         )
 
 
-def _raised_in(error: Exception) -> tuple[str, str]:
-    """Return the plugin's method that a suite called, and the line that raised an error."""
+def _locate(error: Exception) -> tuple[str, str]:
+    """Return the plugin's method that the suite called, and the line that raised the error."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    own = [
+    plugin_frames = [
         (frame, line)
         for frame, line in frames
         if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_PLUGINS
     ]
-    (called, _), (innermost, line) = (own[0], own[-1]) if own else (frames[-1], frames[-1])
+    (called, _), (innermost, line) = (
+        (plugin_frames[0], plugin_frames[-1]) if plugin_frames else (frames[-1], frames[-1])
+    )
     return f"`{called.f_code.co_qualname}`", f"{Path(innermost.f_code.co_filename).name}:{line}"
 
 
 class Suite:
-    """Checks that a subclass in a plugin's tests inherits and runs."""
+    """Checks that a test class of a plugin inherits."""
 
-    #: the name of a check, as pytest shows it (with or without its parameters) -> why it must fail
+    #: name of a check as pytest shows it, with or without parameters -> reason why it fails
     expected_failures: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **keywords: object) -> None:
         super().__init_subclass__(**keywords)
         checks = _checks(cls)
         for name in sorted(checks):
-            owner = next(each for each in cls.__mro__ if name in vars(each))
-            if owner not in _ours(cls):
+            owner = next(base for base in cls.__mro__ if name in vars(base))
+            if owner not in _suite_bases(cls):
                 raise TypeError(
-                    f"{owner.__name__} overrides the check {name!r}, which is the same for every "
-                    "plugin; if yours must differ, say why: "
-                    f"expected_failures = {{{name!r}: 'the reason'}}"
+                    f"{owner.__name__} overrides the check {name!r}, which must be the same for "
+                    "every plugin. If your plugin cannot pass it, declare expected_failures = "
+                    f"{{{name!r}: 'the reason'}}"
                 )
         for name, reason in cls.expected_failures.items():
             _check_expectation(cls.__name__, name, reason, checks)
 
     @classmethod
     def has_check(cls, name: str) -> bool:
-        """Tell whether a test is a check of a suite, not one that an author added."""
+        """Tell whether a test is a check of a suite, not a test that an author added."""
         return name in _checks(cls)
 
     @pytest.fixture(autouse=True)
@@ -99,21 +101,22 @@ class Suite:
 
 
 def _checks(suite: type) -> set[str]:
-    """Return the names of a suite's inherited checks: what authors add themselves is theirs."""
-    return {name for each in _ours(suite) for name in vars(each) if name.startswith(_PREFIX)}
+    """Return the names of the checks that a suite inherits from this package."""
+    bases = _suite_bases(suite)
+    return {name for base in bases for name in vars(base) if name.startswith(_PREFIX)}
 
 
-def _ours(suite: type) -> list[type]:
-    """Return the classes that this package contributes to a suite."""
-    return [each for each in suite.__mro__ if each.__module__.startswith(f"{__package__}.")]
+def _suite_bases(suite: type) -> list[type]:
+    """Return the base classes of a suite that this package defines."""
+    return [base for base in suite.__mro__ if base.__module__.startswith(f"{__package__}.")]
 
 
 def _check_expectation(suite: str, name: str, reason: str, checks: set[str]) -> None:
     plain = name.partition("[")[0]
     if plain not in checks:
-        advice = suggest(plain, checks)
+        guess = suggest(plain, checks)
         raise TypeError(
-            f"{suite}.expected_failures names no check: {name!r}; {advice}".rstrip("; ")
+            f"unknown check in {suite}.expected_failures: {name!r}{guess and f'; {guess}'}"
         )
     if not reason.strip():
-        raise TypeError(f"{suite}.expected_failures[{name!r}] must say why the check fails")
+        raise TypeError(f"{suite}.expected_failures[{name!r}] lacks the reason why the check fails")

@@ -1,7 +1,7 @@
-"""The suite of task pools: names, what is measured, and what tasks know of the models.
+"""The suite of task pools.
 
-Its parts are checks of batches, splits, inputs, masks, scores, figures, halves, identities, and of
-experts together with their tasks.
+It consists of checks of names, batches, splits, inputs, masks, scores, measurements, halves and
+identities, and of experts on their own tasks.
 """
 
 from __future__ import annotations
@@ -51,43 +51,43 @@ class TaskPoolSuite(
     IdentityChecks,
     ExpertChecks,
 ):
-    """What every task pool keeps; `options` make a pool with one or two small tasks.
+    """Checks that every task pool must pass; `options` should give one or two small tasks.
 
-    `models` is a pool of models that the tasks are for, and `model` its base, live: by default,
-    those of the installed model pool whose `default_task_pool` this is. Others override `models`
-    or, where tasks need nothing but a live model, `model`.
+    `models` is a pool of models for the tasks, by default the installed model pool that names this
+    task pool as its `default_task_pool`. `model` is its base as a live model. Override `models`, or
+    only `model` if the tasks need just a live model.
     """
 
     kind: ClassVar[type[Any]] = TaskPool
 
     @pytest.fixture
     def models(self, spec: TaskPoolSpec) -> ModelPool[Any]:
-        """Return a pool of models that the tasks are for: tasks are bound to it."""
+        """Return a pool of models for the tasks; tasks are bound to it."""
         for component in load_plugins().components(ModelPoolSpec):
             if component.spec.default_task_pool == spec.name:
-                made: ModelPool[Any] = component.load_class()(component.load_config()())
-                return made
+                pool: ModelPool[Any] = component.load_class()(component.load_config()())
+                return pool
         return fail(
             f"no installed model pool has {spec.name!r} as its default task pool.",
             "Add a fixture `models` to this class that returns a pool of models for the tasks, or "
-            "`model`, which returns a live one.",
+            "a fixture `model` that returns a live model.",
         )
 
     @pytest.fixture
     def model(self, models: ModelPool[Any]) -> nn.Module:
-        """Return a live model in evaluation mode that the tasks can look at."""
+        """Return a live model in evaluation mode that the tasks can measure."""
         return models.build(models.reference)
 
     @pytest.fixture
     def make(
         self, component: Component[Any], config: ComponentConfig, request: pytest.FixtureRequest
     ) -> Callable[[], Any]:
-        """Return what makes the pool, anew each time, bound to the models if it wants to be."""
-        made = component.load_class()
-        if made.bind is TaskPool.bind:
-            return lambda: made(config)
+        """Return the function that makes a new pool, bound to the models if it overrides `bind`."""
+        pool_class = component.load_class()
+        if pool_class.bind is TaskPool.bind:
+            return lambda: pool_class(config)
         models = request.getfixturevalue("models")
-        return lambda: made(config).bind(models)
+        return lambda: pool_class(config).bind(models)
 
     @pytest.fixture
     def remake(
@@ -96,12 +96,12 @@ class TaskPoolSuite(
         options: Mapping[str, Any],
         request: pytest.FixtureRequest,
     ) -> Callable[..., Any]:
-        """Return what makes the pool with some options changed; raises `RecipeError`."""
-        made = component.load_class()
+        """Return the function that makes the pool with changed options; raises `RecipeError`."""
+        pool_class = component.load_class()
 
         def remake(**changes: Any) -> Any:  # noqa: ANN401 - options of a pool
-            pool = made(validate(component.load_config(), {**options, **changes}))
-            if made.bind is TaskPool.bind:
+            pool = pool_class(validate(component.load_config(), {**options, **changes}))
+            if pool_class.bind is TaskPool.bind:
                 return pool
             return pool.bind(request.getfixturevalue("models"))
 
@@ -115,13 +115,20 @@ class TaskPoolSuite(
     # --- names ----------------------------------------------------------------------------------
 
     def test_tasks_are_named_and_in_a_fixed_order(self, make: Callable[[], TaskPool[Any]]) -> None:
-        """Names are unique, and each task has the name that it is found by."""
+        """Names are unique and in a fixed order, and every task has its own name."""
         pool = make()
         names = list(pool.names)
         if not names or len(set(names)) != len(names):
-            fail(f"the tasks are {names}.", "Give each task a name of its own.")
+            fail(
+                f"expected unique names of tasks, got {names}.",
+                "Give every task its own name, and set `names`.",
+            )
         if list(make().names) != names or [task.name for task in pool] != names:
-            fail("tasks come in another order, or under other names.", "Keep to `names`.")
+            fail(
+                "`names` changes between two pools, or differs from the tasks' own names: "
+                f"{names}.",
+                "Keep names in a tuple or list, and set each task's `name` accordingly.",
+            )
 
     def test_declared_tasks_are_there(
         self,
@@ -130,66 +137,91 @@ class TaskPoolSuite(
         component: Component[Any],
         options: Mapping[str, Any],
     ) -> None:
-        """What listings and completion offer is what the pool has."""
+        """The pool has exactly the tasks that its spec declares for listings and completion."""
         if not spec.tasks:
             pytest.skip("the spec declares no tasks")
-        if strange := set(pool.names) - set(spec.tasks):
-            fail(f"{', '.join(sorted(strange))}: not in the spec's tasks.", "Add it.")
+        if undeclared := set(pool.names) - set(spec.tasks):
+            fail(
+                "the pool has tasks that its spec does not declare: "
+                f"{', '.join(sorted(undeclared))}.",
+                "Add them to `tasks` of the spec.",
+            )
         if "tasks" not in component.load_config().model_fields:
             if missing := set(spec.tasks) - set(pool.names):
-                fail(f"{', '.join(sorted(missing))}: in the spec only.", "Add it to `names`.")
+                fail(
+                    f"the pool lacks tasks that its spec declares: {', '.join(sorted(missing))}.",
+                    "Add them to the pool, or remove them from `tasks` of the spec.",
+                )
             return
         for name in spec.tasks:
             config = validate(component.load_config(), {**options, "tasks": [name]})
             try:
                 names = list(component.load_class()(config).names)
             except RecipeError as error:
-                fail(f"the declared task {name!r} is refused: {error}", "Add it to the pool.")
+                fail(
+                    f"the pool refuses the task {name!r}, which its spec declares: {error}",
+                    "Add it to the pool, or remove it from `tasks` of the spec.",
+                )
             if names != [name]:
-                fail(f"with tasks=[{name!r}], `names` are {names}.", "Keep to the option.")
+                fail(
+                    f"with tasks=[{name!r}], expected `names` to be [{name!r}], got {names}.",
+                    "Let the option `tasks` choose the tasks and their order.",
+                )
 
     def test_data_that_is_here_passes_the_check(self, pool: TaskPool[Any]) -> None:
-        """`check`, which a run asks before it works, has nothing against sound data."""
+        """`check`, which a run calls first, accepts complete data."""
         try:
             pool.check()
         except FusionError as error:
-            fail(f"`check` refuses the pool: {error}", "Raise only for data that is missing.")
+            fail(
+                f"`check` refuses the pool: {error}",
+                "Raise an error only for missing or unreadable data.",
+            )
 
     def test_an_unknown_task_is_refused_with_a_suggestion(self, pool: TaskPool[Any]) -> None:
-        """A misspelled name is an error for the user, which brings the right one."""
-        right = pool.names[0]
+        """A misspelled name is a RecipeError that suggests the right one."""
+        correct = pool.names[0]
+        misspelled = f"{correct}x"
+        remedy = "Raise fusion_core.unknown_task, which suggests close names."
         try:
-            pool[f"{right}x"]
+            pool[misspelled]
         except RecipeError as error:
-            if right in str(error):
+            if correct in str(error):
                 return
-            fail(f"the error does not suggest {right!r}: {error}", "Offer close matches.")
+            fail(f"the error for {misspelled!r} does not suggest {correct!r}: {error}", remedy)
         except KeyError:
-            fail(f"{right + 'x'!r} is a KeyError.", "Raise RecipeError with close matches.")
-        fail(f"the pool has a task {right + 'x'!r}.", "Raise RecipeError for unknown names.")
+            fail(f"expected a RecipeError for the task {misspelled!r}, got a KeyError.", remedy)
+        fail(f"expected a RecipeError for the task {misspelled!r}, got a task.", remedy)
 
     # --- models ---------------------------------------------------------------------------------
 
     def test_binding_returns_a_pool_and_changes_none(
         self, component: Component[Any], config: ComponentConfig, request: pytest.FixtureRequest
     ) -> None:
-        """`bind` is asked once, and what it was asked of stays as it was."""
-        made = component.load_class()
-        own = made.bind is not TaskPool.bind
-        unbound, models = made(config), request.getfixturevalue("models") if own else tiny_pool()
+        """`bind` returns a pool with the same tasks, and does not change the pool itself."""
+        pool_class = component.load_class()
+        overrides_bind = pool_class.bind is not TaskPool.bind
+        models = request.getfixturevalue("models") if overrides_bind else tiny_pool()
+        unbound = pool_class(config)
         before = dict(vars(unbound))
         bound: object = unbound.bind(models)
-        if not isinstance(bound, made) or list(bound.names) != list(unbound.names):
-            fail(f"`bind` returns {bound!r}.", "Return the pool, or a copy that knows the models.")
+        if not isinstance(bound, pool_class) or list(bound.names) != list(unbound.names):
+            fail(
+                f"expected a pool with the same tasks from `bind`, got {bound!r}.",
+                "Return self, or a copy of it that holds what it needs of the models.",
+            )
         if before.keys() != vars(unbound).keys() or any(
             value is not vars(unbound)[name] for name, value in before.items()
         ):
-            fail("`bind` changes the pool.", "Change a copy, copy.copy(self), and return it.")
+            fail(
+                "`bind` changes the pool itself.",
+                "Change a copy, copy.copy(self), and return it.",
+            )
 
     def test_it_works_offline_if_it_says_so(
         self, make: Callable[[], TaskPool[Any]], spec: TaskPoolSpec
     ) -> None:
-        """A pool declared `offline` opens no connection."""
+        """A pool declared `offline` opens no network connection."""
         if spec.offline:
             with no_network("the pool"):
                 batch_digests(make())

@@ -1,4 +1,4 @@
-"""Tiny tasks for algorithms that adapt: noise around class means, made from numbers alone."""
+"""Tiny tasks for algorithms that adapt: generated noise around class means."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 
 from fusion_core.contracts.batch import Batch, Split
 from fusion_core.contracts.measurements import Measured
+from fusion_core.contracts.task_names import unknown_task
 from fusion_core.contracts.task_pool import AdaptiveTask, FeatureTask, TaskPool
-from fusion_core.errors import RecipeError
-from fusion_core.formatting import suggest
 from fusion_core.recipe.config import ComponentConfig
 from fusion_testing._models import CLASSES, INPUT_SHAPE
 
@@ -25,7 +24,7 @@ _TEST_EXAMPLES = 64
 
 
 class TinyTask(AdaptiveTask):
-    """Classify noise around a class mean that is the task's own."""
+    """Classify noise around class means, which differ between tasks."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -43,12 +42,12 @@ class TinyTask(AdaptiveTask):
         )
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the task's own head on the model's scores."""
+        """Apply the task's head to the model's scores."""
         scores = _scores(model, cast("Tensor", batch.inputs))
         return scores @ self._head.to(scores)
 
     def evaluate(self, model: nn.Module) -> MetricValues:
-        """Measure accuracy on a fixed batch."""
+        """Measure the accuracy on a fixed batch."""
         batch = self.batch(0, size=_TEST_EXAMPLES, split=Split.TEST, seed=0)
         batch = batch.to(next(model.parameters()).device)
         with torch.no_grad():
@@ -58,19 +57,19 @@ class TinyTask(AdaptiveTask):
 
 
 class TinyFeatureTask(FeatureTask, TinyTask):
-    """The same with a head that reads features: tasks of this class can share a pass."""
+    """A tiny task whose head reads features, so that several tasks can share a forward pass."""
 
     def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """Return the model's scores, which this task takes for features."""
+        """Return the model's scores, which serve as features."""
         return _scores(model, inputs)
 
     def head(self, features: Tensor) -> Tensor:
-        """Return the task's own head on features."""
+        """Apply the task's head to features."""
         return features @ self._head.to(features)
 
 
 class TinyTasks(TaskPool[ComponentConfig]):
-    """One tiny task a name; every second one's head reads features."""
+    """One tiny task per name; every second one is a `FeatureTask`."""
 
     config_class = ComponentConfig
 
@@ -83,10 +82,9 @@ class TinyTasks(TaskPool[ComponentConfig]):
         }
 
     def __getitem__(self, name: str) -> AdaptiveTask:
-        """Return a task by its name."""
+        """Return a task by its name; raise `RecipeError` for an unknown name."""
         if name not in self._tasks:
-            hint = suggest(name, self.names) or f"The tasks are: {', '.join(self.names)}."
-            raise RecipeError(f"there is no task {name!r}", hint=hint)
+            raise unknown_task(name, self.names, "tasks")
         return self._tasks[name]
 
 
@@ -96,7 +94,7 @@ def _scores(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _generator(*key: object) -> torch.Generator:
-    """Return a generator of its own for a key: the same in every process."""
+    """Return a generator seeded by a key, the same in every process."""
     number = 0
     for byte in "\0".join(map(str, key)).encode():
         number = (number * 257 + byte) % (2**61 - 1)

@@ -1,4 +1,4 @@
-"""The simplest algorithms there are: what pools, transforms and calibrations are tested with."""
+"""The simplest algorithms, which suites use to test pools, transforms and calibrations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Sum(TensorwiseAlgorithm[ComponentConfig]):
     config_class = ComponentConfig
 
     def merge(self, piece: Piece) -> Tensor:
-        """Return base plus sum over experts."""
+        """Return the base plus the sum over experts."""
         return sum_in_order(piece.task_vectors).add_(piece.base)
 
 

@@ -1,6 +1,6 @@
-"""Tiny text encoders with a tokenizer beside them, for task pools of texts.
+"""Tiny text encoders and their tokenizer, for task pools of texts.
 
-Letters are the words, so any text can be read; positions that the mask leaves out are not seen.
+Tokens are letters, so the tokenizer reads any text. The encoder ignores masked positions.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _WIDTH, _LONGEST = 16, 128
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What an encoder returns, as those of transformers do."""
+    """The output of an encoder, with the field name that transformers uses."""
 
-    #: of shape (examples, length, width)
+    #: shape (examples, length, width)
     last_hidden_state: torch.Tensor
 
 
 class TinyEncoder(nn.Module):
-    """Embeddings and a layer of attention: called like an encoder of transformers."""
+    """Embeddings and one attention layer, called like an encoder of transformers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,20 +44,20 @@ class TinyEncoder(nn.Module):
         self.output = nn.Linear(_WIDTH, _WIDTH)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Encoded:
-        """Read token ids of shape (examples, length); the mask says which are not padding."""
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        seen = self.words(input_ids) + self.positions(places)
-        found, _ = self.attention(
-            seen, seen, seen, key_padding_mask=attention_mask == 0, need_weights=False
+        """Encode token ids of shape (examples, length); the mask is 0 at padding."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        states = self.words(input_ids) + self.positions(positions)
+        attended, _ = self.attention(
+            states, states, states, key_padding_mask=attention_mask == 0, need_weights=False
         )
-        return Encoded(torch.tanh(self.output(seen + found)))
+        return Encoded(torch.tanh(self.output(states + attended)))
 
 
 class TinyTextPool(CheckpointsPool):
-    """Live encoders, and the files that would lie beside them."""
+    """A pool of live encoders with a `tokenizer.json` among its assets."""
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
-        """Return the tokenizer."""
+        """Return the tokenizer's file."""
         del dtype
         return {"tokenizer.json": json.dumps(_tokenizer()).encode()}
 
@@ -65,8 +65,8 @@ class TinyTextPool(CheckpointsPool):
 def tiny_text_pool(*, experts: int = 2, seed: int = 0) -> TinyTextPool:
     """Return a pool of text encoders: a base, and experts `a`, `b`, ... that differ from it.
 
-    They take `input_ids` and `attention_mask` and return `last_hidden_state`, as encoders of
-    transformers do; `assets()` holds a `tokenizer.json`.
+    Encoders take `input_ids` and `attention_mask` and return `last_hidden_state`, as encoders of
+    transformers do. The pool's `assets()` have a `tokenizer.json`.
     """
     models: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[]):
@@ -81,7 +81,7 @@ def tiny_text_pool(*, experts: int = 2, seed: int = 0) -> TinyTextPool:
 
 
 def _tokenizer() -> dict[str, Any]:
-    """Return a tokenizer of letters in the format of the library tokenizers."""
+    """Return a tokenizer of letters in the file format of the library tokenizers."""
     vocabulary = {letter: number for number, letter in enumerate(_LETTERS)}
     letters = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
     return {

@@ -1,4 +1,4 @@
-"""Checks of a model pool's sources: each model's own values, read again, in pieces, elsewhere."""
+"""Checks of a model pool's sources: distinct models, and repeatable reads of any range."""
 
 from __future__ import annotations
 
@@ -26,68 +26,67 @@ if TYPE_CHECKING:
 
 
 class WeightChecks(ComponentSuite):
-    """What the sources of every model pool keep; a part of `ModelPoolSuite`."""
+    """Checks of every pool's sources; part of `ModelPoolSuite`."""
 
     def test_experts_differ_from_the_base_and_from_each_other(self, pool: Pool) -> None:
-        """Every model of the pool has values of its own."""
-        every = {name: as_weights(each, pool.base) for name, each in pool.by_name.items()}
-        for (one, weights), (other, others) in combinations(every.items(), 2):
-            if _are_equal(weights, others):
+        """No two models of the pool have the same values."""
+        models = {name: as_weights(source, pool.base) for name, source in pool.by_name.items()}
+        for (one, weights), (other, other_weights) in combinations(models.items(), 2):
+            if _are_equal(weights, other_weights):
                 fail(
-                    f"the models {one!r} and {other!r} are the same.",
-                    "Give each expert its own weights, and not the base's.",
+                    f"the models {one!r} and {other!r} have the same weights.",
+                    "Open each expert's own weights, not the base's or another expert's.",
                 )
 
     def test_sources_hold_the_same_values_again(self, make: Callable[[], Pool]) -> None:
-        """A pool that is made again, or sent to another process, has the same weights."""
-        pool, again = make(), make()
+        """A second pool and a pickled source have the same weights."""
+        pool, second = make(), make()
         for name, source in pool.by_name.items():
-            for copy in (again.by_name[name], _sent(name, source)):
+            for copy in (second.by_name[name], _pickled(name, source)):
                 for tensor in _a_few(source):
                     if digest(source.tensor(tensor)) != digest(copy.tensor(tensor)):
                         fail(
-                            f"{tensor!r} of {name!r} has other values when it is read again.",
-                            "Return what is stored; draw nothing when weights are read.",
+                            f"{tensor!r} of {name!r} has different values when read again.",
+                            "Return stored values, and draw no random numbers in `read`.",
                         )
 
     def test_inputs_tell_models_apart(self, pool: Pool) -> None:
-        """Where weights come from files, `inputs` changes with the files of an expert."""
+        """`inputs` changes if two experts from different files are exchanged."""
         (one, first), *others = pool.experts.items()
-        rivals = [(name, each) for name, each in others if _files_of(each) != _files_of(first)]
-        if not rivals:
+        different = [(name, s) for name, s in others if _files_of(s) != _files_of(first)]
+        if not different:
             pytest.skip("no two experts come from different files")
-        other, second = rivals[0]
-        if json.dumps(pool.with_sources({one: second, other: first}).inputs()) == json.dumps(
-            pool.inputs()
-        ):
+        other, second = different[0]
+        exchanged = pool.with_sources({one: second, other: first})
+        if json.dumps(exchanged.inputs()) == json.dumps(pool.inputs()):
             fail(
-                "`inputs` stays the same when two experts are exchanged.",
-                "Name each model's files, as ModelPool.inputs does.",
+                f"`inputs` does not change when the experts {one!r} and {other!r} are exchanged.",
+                "Name every model's files, as ModelPool.inputs does.",
             )
 
     def test_sources_can_be_read_in_pieces(self, pool: Pool) -> None:
-        """A range of a tensor holds what the whole tensor holds there, in the promised dtype."""
+        """Ranges of a tensor have its values, and its dtype and shape match `infos`."""
         for source in _sources(pool):
             for name in _a_few(source):
                 _check_pieces(source, name)
 
     def test_matrices_fit_the_tensors(self, pool: Pool) -> None:
-        """`matrices` declares the axes of tensors as they are stored, and always the same ones."""
+        """`matrices` is repeatable and fits the stored tensors."""
         aligned = pool.aligned(AlignmentPolicy())
         with advised():
-            layout, again = aligned.layout, aligned.layout
-        if layout != again:
+            layout, repeated = aligned.layout, aligned.layout
+        if layout != repeated:
             fail(
-                "`matrices` declares other matrices when it is asked again.",
+                "`matrices` returns different results for the same tensors.",
                 "Decide by the name, the shape and the models' configuration alone.",
             )
         for source in _sources(aligned):
             packed = layout.pack(layout.unpack(source))
-            some = {name: source.tensor(name) for name in [*layout.slots][:3]}
-            if differing_bytes({name: packed.tensor(name) for name in some}, some):
+            expected = {name: source.tensor(name) for name in [*layout.slots][:3]}
+            if differing_bytes({name: packed.tensor(name) for name in expected}, expected):
                 fail(
-                    "matrices that are taken out of a tensor and put back make another one.",
-                    "Declare each element's place once.",
+                    "taking the matrices out of a tensor and putting them back changes the tensor.",
+                    "Declare every element in exactly one matrix.",
                 )
 
 
@@ -100,7 +99,7 @@ def _sources(pool: Pool) -> list[WeightSource]:
 
 
 def _are_equal(one: WeightSource, other: WeightSource) -> bool:
-    """Tell whether two models have the same values; stops at the first tensor that differs."""
+    """Tell whether two models have the same values; stop at the first difference."""
     names = [info.name for info in one.infos.values() if info.dtype.is_floating_point]
     return all(
         name in other.infos and torch.equal(one.tensor(name), other.tensor(name).to(dtype))
@@ -108,16 +107,16 @@ def _are_equal(one: WeightSource, other: WeightSource) -> bool:
     )
 
 
-def _sent(name: str, source: WeightSource) -> WeightSource:
-    """Return a source as another process gets it."""
+def _pickled(name: str, source: WeightSource) -> WeightSource:
+    """Return a pickled copy of a source."""
     try:
-        sent: WeightSource = pickle.loads(pickle.dumps(source))  # noqa: S301 - made right here
-    except Exception as error:  # noqa: BLE001 - whatever objects raise that cannot be pickled
+        copy: WeightSource = pickle.loads(pickle.dumps(source))  # noqa: S301 - pickled here
+    except Exception as error:  # noqa: BLE001 - pickling can raise any error
         fail(
-            f"the source of {name!r} cannot be sent to other processes: {error}",
-            "Keep paths and names in it, and no open files or lambdas.",
+            f"the source of {name!r} cannot be pickled: {error}",
+            "Store paths and names in sources, not open files or lambdas.",
         )
-    return sent
+    return copy
 
 
 def _a_few(source: WeightSource) -> list[str]:
@@ -128,10 +127,17 @@ def _a_few(source: WeightSource) -> list[str]:
 def _check_pieces(source: WeightSource, name: str) -> None:
     info, whole = source.infos[name], source.tensor(name)
     if whole.dtype != info.dtype or tuple(whole.shape) != info.shape:
-        fail(f"{name!r} is read as {whole.dtype} of {list(whole.shape)}.", "Say so in `infos`.")
+        fail(
+            f"expected {name!r} as {info.dtype} of shape {list(info.shape)}, got {whole.dtype} of "
+            f"shape {list(whole.shape)}.",
+            "Return tensors as `infos` describes them.",
+        )
     if source.cut is not Cut.ELEMENT:
         return
     middle = info.numel // 2
     halves = [source.read(name, 0, middle), source.read(name, middle, info.numel)]
     if differing_bytes({"": torch.cat(halves)}, {"": whole.reshape(-1)}):
-        fail(f"two halves of {name!r} are not the whole.", "Read the range that is asked for.")
+        fail(
+            f"the two halves of {name!r}, read separately, differ from the whole tensor.",
+            "Return exactly the elements [start, stop) in row-major order.",
+        )

@@ -1,4 +1,4 @@
-"""`fuse new-plugin NAME`: the package of a plugin that passes its tests as it is."""
+"""`fuse new-plugin NAME`: write the package of a new plugin."""
 
 from __future__ import annotations
 
@@ -34,16 +34,18 @@ _SPECS: dict[Kind, tuple[type[ComponentSpec], ...]] = {
 
 def new_plugin(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Its distribution's name, e.g. fusion-median.")],
-    kind: Annotated[Kind, typer.Option(help="What it provides.")] = Kind.ALGORITHM,
+    name: Annotated[str, typer.Argument(help="Name of the distribution, e.g. fusion-median.")],
+    kind: Annotated[Kind, typer.Option(help="Provide a component of this kind.")] = Kind.ALGORITHM,
     output: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads it at run time
-        typer.Option("-o", "--output", metavar="DIR", help="Default: NAME, in this directory."),
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Write the package to DIR; default: NAME."
+        ),
     ] = None,
 ) -> None:
     """Write the package of a new plugin.
 
-    As written it installs, is listed, runs, and passes its own tests, ruff and mypy.
+    The package installs, runs, and passes its own tests, ruff and mypy.
     """
     names = Names.of(name)
     directory = write_plugin(name, kind, output)
@@ -51,11 +53,14 @@ def new_plugin(
     components = chain.from_iterable(map(plugins.components, _SPECS[kind]))
     for component in components:
         if names.component in component.names:
-            taken = f"{component.qualified_name} has the name {names.component!r}, too; with both "
-            print_warnings([f"{taken}installed, only full names work. Change `name` in plugin.py."])
-    place = escape_control(str(directory))
-    print(f"written: {place}\n\nnext:")
-    print(f"  cd {place}")
+            warning = (
+                f"{component.qualified_name} also has the name {names.component!r}. With both "
+                "installed, users must type full names. Change `name` in plugin.py."
+            )
+            print_warnings([warning])
+    path = escape_control(str(directory))
+    print(f"written: {path}\n\nnext:")
+    print(f"  cd {path}")
     print("  pip install -e . fusion-testing")
     print("  pytest")
     print(f"  fuse info {names.component}")

@@ -1,6 +1,6 @@
-"""Fixtures for authors' own tests; pytest finds them wherever fusion-testing is installed.
+"""Fixtures for authors' own tests; pytest loads them wherever fusion-testing is installed.
 
-Loaded in every session of such an environment, so torch is imported when a fixture is used.
+Every session of such an environment imports this module, so fixtures import torch on first use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Report what a plugin raises in a check as the check's failure, with what to do."""
+    """Report an error of a plugin in a check as a failure with advice."""
     from fusion_testing._suite import Suite, advised
 
     instance = pyfuncitem.instance
@@ -36,7 +36,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
-    """Report what a plugin raises in a suite's own fixture in the same way."""
+    """Report an error of a plugin in a suite's fixture as a failure with advice."""
     if not fixturedef.func.__module__.startswith(f"{__package__}._"):
         return (yield)
     from fusion_testing._suite import Suite, advised
@@ -49,7 +49,7 @@ def pytest_fixture_setup(
 
 @pytest.fixture
 def make_tiny_pool() -> Callable[..., CheckpointsPool]:
-    """Return `fusion_testing.tiny_pool`: pools of tiny live models."""
+    """Return `fusion_testing.tiny_pool`, which makes pools of tiny live models."""
     from fusion_testing._models import tiny_pool
 
     return tiny_pool
@@ -57,7 +57,7 @@ def make_tiny_pool() -> Callable[..., CheckpointsPool]:
 
 @pytest.fixture
 def tiny_tasks() -> TinyTasks:
-    """Return three tiny tasks `a`, `b`, `c`, which fit the experts of a tiny pool."""
+    """Return three tiny tasks `a`, `b` and `c`, one per expert of a tiny pool."""
     from fusion_testing._tasks import TinyTasks
 
     return TinyTasks()
@@ -65,9 +65,10 @@ def tiny_tasks() -> TinyTasks:
 
 @pytest.fixture
 def run_fuse(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return what runs `fuse` in an empty directory, in a process of its own.
+    """Return a function that runs `fuse` in an empty directory, in a separate process.
 
-    `run_fuse("list-plugins", "--json").stdout`; it fails the test if the exit code is not `code`.
+    Example: `run_fuse("list-plugins", "--json").stdout`. It fails the test unless the exit code is
+    `code`.
     """
 
     def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -81,7 +82,8 @@ def run_fuse(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             check=False,
         )
         if done.returncode != code:
-            pytest.fail(f"exit code {done.returncode}:\n{done.stderr}", pytrace=False)
+            message = f"expected exit code {code}, got exit code {done.returncode}:\n{done.stderr}"
+            pytest.fail(message, pytrace=False)
         return done
 
     return run

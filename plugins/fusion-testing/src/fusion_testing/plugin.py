@@ -1,4 +1,4 @@
-"""Registers the command `fuse new-plugin`; imports nothing heavy."""
+"""Register the command `fuse new-plugin`; this module imports nothing heavy."""
 
 from collections.abc import Iterator
 

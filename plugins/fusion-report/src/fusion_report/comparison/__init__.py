@@ -1,1 +1,1 @@
-"""`fuse compare`: reports of several models, side by side and example by example."""
+"""`fuse compare`: compare the reports of several models."""

@@ -1,4 +1,4 @@
-"""`fuse compare DIR...`: what was measured of several models, side by side."""
+"""`fuse compare DIR...`: compare the scores of several models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """How a comparison is printed."""
+    """The format of a printed comparison."""
 
     TABLE = "table"
     CSV = "csv"
@@ -36,19 +36,21 @@ def compare(
     ],
     form: Annotated[
         Format,
-        typer.Option("--format", help="Print in this format: all but table have a row per model."),
+        typer.Option(
+            "--format", help="Print in this format; all but table have one row per model."
+        ),
     ] = Format.TABLE,
     sort: Annotated[
         Optional[str],  # noqa: UP045 - typer reads these annotations at run time
         typer.Option(
-            metavar="COLUMN", help="Sort by a task, average, normalised or worst: best first."
+            metavar="COLUMN", help="Sort by a task, average, normalised or worst; best first."
         ),
     ] = None,
     seeds: Annotated[
-        bool, typer.Option("--seeds", help="Average runs that differ in the seed alone.")
+        bool, typer.Option("--seeds", help="Average runs that differ only in the seed.")
     ] = False,
     intervals: Annotated[
-        bool, typer.Option("--intervals", help="Show 95 % intervals of figures.")
+        bool, typer.Option("--intervals", help="Show 95 % intervals of scores.")
     ] = False,
     paired: Annotated[
         Optional[tuple[Path, Path]],  # noqa: UP045
@@ -56,20 +58,20 @@ def compare(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show what was measured of several models, side by side.
+    """Compare the scores of several models in one table.
 
-    The table has the base, the experts and, for pools that know some, published figures too.
-    Averages are over the tasks that all models were measured on. The command measures nothing: see
-    fuse evaluate. It names and skips a directory without a report, so fuse compare outputs/* works.
+    The table also shows the base, the experts and published results that the pool knows. Averages
+    are over the tasks that all models were measured on. The command measures nothing: see fuse
+    evaluate. It names and skips directories without a report, so fuse compare outputs/* works.
 
-    Two models are also compared example by example, where the tasks keep each example's outcome.
+    Two models are also compared example by example if their tasks store outcomes per example.
 
     \b
     Examples:
       fuse compare outputs/* --sort average
       fuse compare outputs/* --seeds --format latex
       fuse compare outputs/* --paired outputs/mini8-ties-1 outputs/mini8-dare-1
-    """  # noqa: D301 - \b is typer's: lines stay as they are
+    """  # noqa: D301 - \b tells typer to keep the line breaks
     from fusion_core.commands import below_base_warnings, escape_control
     from fusion_core.errors import RecipeError
     from fusion_report.comparison.sorting import sort_reports
@@ -95,13 +97,15 @@ def compare(
     elif paired is None:
         _print_text(reports, over, form)
     else:
-        raise RecipeError(f"--paired has no --format {form}", hint="Use table or json.")
+        raise RecipeError(
+            f"--paired does not support --format {form}", hint="Use --format table or json."
+        )
 
 
 def _with_intervals(
     reports: dict[str, Report], *, intervals: bool, seeds: bool
 ) -> tuple[dict[str, Report], Intervals | None]:
-    """Return the reports to show, and the intervals of their figures if any are asked for."""
+    """Return the reports to show, and how to compute intervals if requested."""
     from fusion_core.commands import Intervals
 
     if not seeds:
@@ -116,12 +120,14 @@ def _differences(pair: Reports, *, is_asked: bool) -> list[Difference]:
     from fusion_report.comparison.differences import compare_reports
 
     if len(pair) == 1:
-        raise RecipeError(f"--paired names {next(iter(pair))} twice", hint="Name two directories.")
+        raise RecipeError(
+            f"--paired names {next(iter(pair))} twice", hint="Name two different directories."
+        )
     differences = compare_reports(*pair.values())
     if is_asked and not differences:
         raise RecipeError(
-            f"{' and '.join(pair)} have no test examples in common that are known one by one",
-            hint="Measure both on the same tasks with fuse evaluate, which keeps each outcome.",
+            f"{' and '.join(pair)} have no outcomes of the same test examples",
+            hint="Measure both on the same tasks with fuse evaluate, which stores outcomes.",
         )
     return differences
 
@@ -165,7 +171,7 @@ def _print_text(reports: Reports, over: Intervals | None, form: Format) -> None:
 
 
 def _shorten(reports: Reports) -> Reports:
-    """Name directories of one parent by their last names."""
+    """Shorten paths with the same parent to their last names."""
     paths = [Path(name) for name in reports]
     if len({path.parent for path in paths}) > 1 or not all(path.name for path in paths):
         return reports

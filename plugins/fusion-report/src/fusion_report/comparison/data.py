@@ -1,4 +1,4 @@
-"""Compared reports as JSON's data, for programs."""
+"""Comparisons as JSON data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AVERAGES = ("average", "normalised_average")
 def reports_as_json(
     reports: Mapping[str, Report], intervals: Intervals | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return reports as JSON's data, their averages over the tasks that all have."""
+    """Return reports as JSON data with averages over their common tasks."""
     shared = list(build_table(reports).shared)
     data = {}
     for name, report in reports.items():
@@ -33,7 +33,7 @@ def reports_as_json(
 
 
 def differences_as_json(first: str, differences: Sequence[Difference]) -> dict[str, Any]:
-    """Return how a model differs from the first one: by task, and on average."""
+    """Return the differences from the first model per task and on average."""
     tasks = {row.label: row.as_json() for row in differences if row.is_task}
     average = next((row.as_json() for row in differences if not row.is_task), None)
     return {"against": first, "tasks": tasks, "average": average}

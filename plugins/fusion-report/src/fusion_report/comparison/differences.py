@@ -1,8 +1,8 @@
-"""Two reports on the same test examples: whether one model is better, by task and on average.
+"""Test whether one of two models is better on the same test examples, per task and on average.
 
-McNemar's exact test compares right and wrong answers: of the examples that only one model gets
-right, each is as likely to be the one's as the other's. A paired bootstrap of the differences
-compares everything else. No p-value is corrected for many tasks.
+Right and wrong answers are compared by McNemar's exact test. Its null hypothesis: an example that
+only one model gets right is equally likely to be either model's. All other scores are compared by a
+paired bootstrap of the differences. No p-value is corrected for multiple tasks.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 
     from fusion_core import Metric, Report
 
-    #: differences by example, and how much each example counts
+    #: differences per example, and weights of the examples
     Outcomes = tuple[Sequence[float], Sequence[float] | None]
 
 MCNEMAR, BOOTSTRAP = "exact McNemar", "paired bootstrap"
-_SMALLEST_P = 0.001  # that is printed with three decimals
+_SMALLEST_P = 0.001  # smallest value with three decimals
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better or worse the second model is than the first, on a task or on average."""
+    """The difference between two models on a task or on average."""
 
     label: str
     metric: Metric
     #: second - first, in the metric's unit
     value: float
-    #: its 95 % interval
+    #: 95 % interval of the difference
     interval: tuple[float, float] | None
-    #: how likely so large a difference is among models that are equally good
+    #: probability of a difference of at least this size between equally good models
     p: float
     test: str
     is_task: bool = True
 
     @property
     def cells(self) -> list[str]:
-        """Return the cells of a table's row: name, difference, interval, p."""
+        """The cells of a table row: name, difference, interval and p."""
         ends = [self._signed(end) for end in self.interval or ()]
         p = "<0.001" if self.p < _SMALLEST_P else f"{self.p:.3f}"
         return [self.label, self._signed(self.value), " to ".join(ends), p]
@@ -54,15 +54,15 @@ class Difference:
         return f"{'+' if value > 0 else ''}{self.metric.shown(value)}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the difference as JSON's data."""
+        """Return the difference as JSON data."""
         low, high = self.interval or (None, None)
         return {"difference": self.value, "low": low, "high": high, "p": self.p, "test": self.test}
 
 
 def compare_reports(first: Report, second: Report) -> list[Difference]:
-    """Compare reports on the tasks whose examples both keep, and on their average.
+    """Compare reports on the tasks for which both store outcomes, and on their average.
 
-    Examples are the same where there are as many, each with the same weight.
+    Examples count as the same if their number and weights agree.
     """
     if first.measured_on != second.measured_on:
         return []
@@ -84,7 +84,7 @@ def compare_reports(first: Report, second: Report) -> list[Difference]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value of so many examples that only one model has right."""
+    """Return the two-sided p-value; the arguments count examples that only one model gets right."""
     count = only_first + only_second
     return float(stats.binomtest(only_first, count).pvalue) if count else 1.0
 

@@ -1,4 +1,4 @@
-"""Paired tests as a table on stdout."""
+"""Print paired tests as a table."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from fusion_report.comparison.differences import Difference
 
-_PIPE = 240  # columns: programs and files need no folding
+_PIPE_WIDTH = 240  # columns if stdout is not a terminal
 
 
 def print_differences(first: str, second: str, differences: Sequence[Difference]) -> None:
-    """Print how the second of two models differs from the first on the same examples."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE)
+    """Print the differences of the second model from the first on the same examples."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("task", overflow="fold")
     for heading in ("difference", "95 % interval", "p"):
@@ -31,15 +31,15 @@ def print_differences(first: str, second: str, differences: Sequence[Difference]
         style = None if difference.is_task else "bold"
         table.add_row(*map(_text, difference.cells), style=style)
     tests = dict.fromkeys(difference.test for difference in differences if difference.is_task)
-    tested = ", ".join(tests)
+    footer = ", ".join(tests)
     if any(not difference.is_task for difference in differences):
-        tested = f"tasks: {tested}; average: {BOOTSTRAP}"
+        footer = f"tasks: {footer}; average: {BOOTSTRAP}"
     console.print()
     console.print(_text(f"{second} - {first}, on the same examples"), soft_wrap=True)
     console.print(table)
-    console.print(_text(f"{tested}; each p by itself, not corrected for many"), soft_wrap=True)
+    console.print(_text(f"{footer}; p-values are not corrected for multiple tests"), soft_wrap=True)
 
 
 def _text(value: str) -> Text:
-    """Return a text that a terminal shows as it is, on one line."""
+    """Return a text on one line, without control characters."""
     return Text(escape_control(" ".join(value.splitlines())))

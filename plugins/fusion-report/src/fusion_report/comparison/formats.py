@@ -1,4 +1,4 @@
-"""Tables for programs and papers: CSV, Markdown, LaTeX; one row per model, one column per task."""
+"""Tables as CSV, Markdown and LaTeX, with one row per model and one column per task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LATEX = str.maketrans(
 
 
 def as_csv(table: Table) -> str:
-    """Return raw numbers, fractions between 0 and 1; and the ends of intervals if it has some."""
+    """Return a table as CSV with raw numbers, such as fractions, and the ends of its intervals."""
     columns: list[Sequence[str | float | None]] = [["model", *table.headings]]
     for entry in table.entries:
         columns += _columns(entry, intervals=table.intervals is not None)
@@ -29,23 +29,23 @@ def as_csv(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """Return a table in GitHub's Markdown."""
+    """Return a table in GitHub-flavoured Markdown."""
     heading, *lines = table.by_model()
     ruler = "|".join(["", "---", *["---:"] * (len(heading) - 1), ""])
     return "\n".join([_markdown_row(heading), ruler, *map(_markdown_row, lines)])
 
 
 def as_latex(table: Table) -> str:
-    """Return a tabular of the package booktabs."""
+    """Return a table as a LaTeX tabular that needs the package booktabs."""
     rows = table.by_model()
     heading, *lines = (" & ".join(cell.translate(_LATEX) for cell in row) + r" \\" for row in rows)
     begin = rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}"
-    ruled = [r"\toprule", heading, r"\midrule", *lines, r"\bottomrule"]
-    return "\n".join([begin, *ruled, r"\end{tabular}"])
+    body = [r"\toprule", heading, r"\midrule", *lines, r"\bottomrule"]
+    return "\n".join([begin, *body, r"\end{tabular}"])
 
 
 def _columns(entry: Entry, *, intervals: bool) -> Iterator[Sequence[str | float | None]]:
-    """Yield columns of numbers, each below its name."""
+    """Yield columns, each a name followed by numbers."""
     name = entry.label if not entry.is_task else f"{entry.label} {entry.metric.name}"
     yield [name, *(None if figure is None else figure.value for figure in entry.figures)]
     if intervals:

@@ -1,4 +1,4 @@
-"""Runs of one recipe that differ in the seed alone: their mean, and how far they lie apart."""
+"""Average runs that differ only in the seed, with intervals over seeds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from fusion_core import Metric, MetricValues, Report
 
-#: What two runs of one recipe may differ in.
+#: Keys of a recipe in which runs of one group may differ.
 _VARIABLE = ("seed", "output")
 _UPPER_TAIL = 0.975  # of a 95 % interval
 
 
 class Repeated(dict[str, float]):
-    """Metrics that are means over several runs of one recipe, and those of each run."""
+    """Means of metrics over several runs of one recipe, with the main metric of each run."""
 
     def __init__(self, runs: Sequence[MetricValues]) -> None:
         """Average the metrics that all runs have."""
@@ -38,14 +38,14 @@ class SeedIntervals(Intervals):
     """Student's 95 % intervals of means over seeds."""
 
     over = "seeds"
-    missing = "no two of these runs differ in the seed alone"
+    missing = "no two runs differ only in the seed"
 
     def of_task(self, metrics: MetricValues) -> tuple[float, float] | None:
-        """Return the interval of a task's main metric; None unless it is a mean over runs."""
+        """Return the interval of a task's main metric; None if it is not a mean over runs."""
         return student(metrics.by_run) if isinstance(metrics, Repeated) else None
 
     def of_average(self, row: Collection[MetricValues]) -> tuple[float, float] | None:
-        """Return the interval of the mean of tasks' main metrics; None as for `of_task`."""
+        """Return the interval of the mean over tasks; None if a task is not a mean over runs."""
         by_task = [metrics.by_run for metrics in row if isinstance(metrics, Repeated)]
         if not by_task or len(by_task) < len(row):
             return None
@@ -54,7 +54,7 @@ class SeedIntervals(Intervals):
     def of_normalised(
         self, row: Collection[tuple[Metric, MetricValues, MetricValues]]
     ) -> tuple[float, float] | None:
-        """Return the interval of the mean of figure / reference; None as for `of_task`."""
+        """Return the interval of the mean of score / reference; None as in `of_average`."""
         ratios = []
         for metric, metrics, reference in row:
             if not isinstance(metrics, Repeated):
@@ -65,14 +65,14 @@ class SeedIntervals(Intervals):
 
 
 def _mean_ratio(ratios: Sequence[float | None]) -> float:
-    """Return the mean of one run's ratios; NaN where one is missing."""
+    """Return the mean of one run's ratios; NaN if one is missing."""
     known = [ratio for ratio in ratios if ratio is not None]
     return sum(known) / len(known) if len(known) == len(ratios) else math.nan
 
 
 def student(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the interval of the mean of independent runs; None for one, or for infinite ones."""
-    if len(values) < 2 or not all(map(math.isfinite, values)):  # noqa: PLR2004 - no spread of one
+    """Return Student's interval of a mean; None for one value or for infinite values."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):  # noqa: PLR2004 - one value has no spread
         return None
     mean = float(np.mean(values))
     half = float(stats.t.ppf(_UPPER_TAIL, len(values) - 1) * stats.sem(values))
@@ -80,7 +80,7 @@ def student(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def average_seeds(reports: Mapping[str, Report]) -> dict[str, Report]:
-    """Return one report per recipe: means over its runs, by the first one's name."""
+    """Return one report per recipe with means over its runs, named after the first run."""
     averages = {}
     for names in group_by_recipe(reports):
         name = names[0] if len(names) == 1 else f"{names[0]} ({len(names)} seeds)"
@@ -89,9 +89,9 @@ def average_seeds(reports: Mapping[str, Report]) -> dict[str, Report]:
 
 
 def group_by_recipe(names: Collection[str]) -> list[list[str]]:
-    """Group directories whose resolved recipes are the same but for seed and output.
+    """Group directories whose resolved recipes differ only in seed and output.
 
-    A directory without a recipe, or a second one of the same seed, is in a group of its own.
+    A directory without a recipe, or with the seed of another run, gets its own group.
     """
     groups: dict[str, dict[Any, str]] = {}
     for name in names:
@@ -108,9 +108,9 @@ def group_by_recipe(names: Collection[str]) -> list[list[str]]:
 
 
 def _average(runs: Sequence[Report]) -> Report:
-    """Return the mean of runs; base and experts, which no seed changes, are the first one's.
+    """Return the mean of runs, with the base and experts of the first run.
 
-    Outcomes are left out: intervals over examples would mislead beside intervals over seeds.
+    Outcomes are dropped, so that nobody confuses intervals over examples with those over seeds.
     """
     first = runs[0]
     tasks = [task for task in first.tasks if all(task in run.tasks for run in runs)]

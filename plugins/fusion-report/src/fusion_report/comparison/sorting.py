@@ -1,4 +1,4 @@
-"""The order of several models in a table."""
+"""Sort models by a column of their table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def sort_reports(reports: Mapping[str, Report], label: str) -> dict[str, Report]:
-    """Return reports by a task or an average, the best first; raises `RecipeError` for others."""
+    """Sort reports by a task or an average, best first; raise `RecipeError` for other columns."""
     table = build_table(reports)
     entry = next((entry for entry in table.entries if entry.label == label), None)
     if entry is None:
@@ -33,15 +33,15 @@ def _unknown_column(
     below = [expert.task for report in reports.values() for expert in report.experts_below_base]
     reason = ""
     if label == "normalised" and below:
-        reason = ": experts and tasks probably do not belong together: the expert scores below the "
-        reason += f"base on {', '.join(dict.fromkeys(below))}"
+        reason = ": experts and tasks probably do not belong together, because the expert scores "
+        reason += f"below the base on {', '.join(dict.fromkeys(below))}"
     close = " or ".join(get_close_matches(label, labels))
-    hint = f"did you mean {close}?" if close else f"Sort by {', '.join(labels)}."
-    return RecipeError(f"nothing is called {label!r} here{reason}", hint=hint)
+    hint = f"did you mean {close}?" if close else f"Columns: {', '.join(labels)}"
+    return RecipeError(f"unknown column {label!r}{reason}", hint=hint)
 
 
 def _rank(entry: Entry, figure: Figure | None) -> float:
-    """Return a number that is small for good figures; missing figures sort last."""
+    """Return a key that sorts the best first and missing scores last."""
     if figure is None or math.isnan(figure.value):
         return math.inf
     return -figure.value if entry.metric.higher_is_better else figure.value

@@ -1,1 +1,1 @@
-"""What is to be expected of merges of a pool, and by which method: figures, and rules on them."""
+"""`fuse diagnose`: measure a pool, and predict by rules which merge methods will work."""

@@ -1,11 +1,11 @@
-"""What rules say of a pool, how sure they are, and where nobody can tell."""
+"""Apply the rules to a pool, with a confidence for each prediction."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_report.diagnosis.kinds import counted_as
+from fusion_report.diagnosis.kinds import matching_kinds
 from fusion_report.diagnosis.record import Count, read_record
 from fusion_report.diagnosis.rules import RULES, TRIED_BEST, Rule
 
@@ -17,49 +17,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Advice:
-    """A rule that applies to a pool, and the figures that it goes by.
+    """The prediction of a rule for a pool, with its confidence.
 
-    Where the rule was counted on the pool's kind of models, these counts alone say how sure it is.
-    Elsewhere each kind is one observation, and the lower end of their interval is what is left.
+    If the record has pools of the same kind of models, the confidence depends on these alone.
+    Otherwise each counted kind is one observation, and the confidence is the lower end of the
+    interval over kinds.
     """
 
     rule: Rule
-    #: what the rule claims of this pool
+    #: the rule's claim about this pool
     claim: str
-    #: of all kinds of models
+    #: the record over all kinds of models
     count: Count
-    #: of the pool's own kind
+    #: the record over the pool's kind of models
     own_count: Count
-    #: the figures of the rule's bounds
+    #: the quantities in the rule's bounds
     numbers: Mapping[str, float]
 
     @property
     def is_counted(self) -> bool:
-        """Whether the rule was counted on the pool's kind of models."""
+        """Whether the record has pools of this kind of models."""
         return self.own_count.of > 0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval: over pools of its kind, or over kinds if there are none."""
+        """Wilson's 95 % interval over pools of this kind, or over kinds if there are none."""
         return (self.own_count if self.is_counted else self.count.once_per_kind).interval
 
     @property
     def probability(self) -> float:
-        """How sure the rule is of this pool."""
+        """The confidence of the prediction."""
         return self.own_count.probability if self.is_counted else self.interval[0]
 
     @property
     def is_telling(self) -> bool:
-        """Whether the rule is more often right than not, on this kind of models."""
-        return self.interval[0] > 0.5  # noqa: PLR2004 - a coin's
+        """Whether the rule is significantly better than chance on this kind of models."""
+        return self.interval[0] > 0.5  # noqa: PLR2004 - a coin toss
 
     @property
     def is_shown(self) -> bool:
-        """Whether it says more than "cannot tell": where it is telling, or is so on other kinds."""
+        """Whether to print the prediction rather than "cannot tell"."""
         return self.is_telling if self.is_counted else self.count.is_telling
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON's data."""
+        """Return the prediction as JSON data."""
         return {
             "rule": self.rule.name,
             "claim": self.claim,
@@ -77,25 +78,27 @@ class Advice:
 
 
 def advise(figures: Figures) -> list[Advice]:
-    """Return what rules say of a pool, those that can tell first.
+    """Return the predictions for a pool, those with a confidence above chance first.
 
-    Nothing without a base, and unless there are several experts, which differ from it.
+    Empty without a base, with a single expert, or if an expert equals the base.
     """
-    is_one = figures.count == 1 or any(expert.norm == 0 for expert in figures.experts.values())
-    if is_one or not figures.has_base:
+    is_degenerate = figures.count == 1 or any(
+        expert.norm == 0 for expert in figures.experts.values()
+    )
+    if is_degenerate or not figures.has_base:
         return []
-    numbers, record, tried = figures.numbers, read_record(), figures.tried
-    most = max(tried, key=lambda name: tried[name], default="")
-    own_kinds = counted_as(figures.kind)
-    found = [
+    numbers, record, tried = figures.numbers, read_record(), figures.trial_agreement
+    best = max(tried, key=lambda name: tried[name], default="")
+    kinds = matching_kinds(figures.kind)
+    predictions = [
         Advice(
             rule,
-            rule.claim.replace(TRIED_BEST, most),
+            rule.claim.replace(TRIED_BEST, best),
             record[rule.name],
-            record[rule.name].of_kinds(own_kinds),
+            record[rule.name].of_kinds(kinds),
             {bound.figure: numbers[bound.figure] for bound in rule.bounds},
         )
         for rule in RULES
         if rule.applies(numbers)
     ]
-    return sorted(found, key=lambda advice: (not advice.is_counted, not advice.is_shown))
+    return sorted(predictions, key=lambda advice: (not advice.is_counted, not advice.is_shown))

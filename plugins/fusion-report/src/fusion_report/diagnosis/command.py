@@ -1,4 +1,4 @@
-"""`fuse diagnose RECIPE`: what to expect of merges, before any is made."""
+"""`fuse diagnose RECIPE`: predict which merges will work, before any is made."""
 
 from __future__ import annotations
 
@@ -16,59 +16,66 @@ def diagnose(
     recipe: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Argument(
-            help="A recipe in YAML; flags override it. Its algorithm is not looked at.",
+            help="Read a recipe in YAML; flags override it. Its algorithm is ignored.",
             show_default=False,
         ),
     ] = None,
-    pool: Annotated[Text, typer.Option(metavar="NAME", help="What to diagnose: a pool.")] = None,
-    task_pool: Annotated[Text, typer.Option(metavar="NAME", help="Whose examples to ask.")] = None,
-    tasks: Annotated[Text, typer.Option(metavar="A,B", help="Only these tasks.")] = None,
+    pool: Annotated[Text, typer.Option(metavar="NAME", help="Diagnose this model pool.")] = None,
+    task_pool: Annotated[
+        Text, typer.Option(metavar="NAME", help="Use the examples of this task pool.")
+    ] = None,
+    tasks: Annotated[Text, typer.Option(metavar="A,B", help="Use only these tasks.")] = None,
     assignments: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--set", metavar="KEY=VALUE", help="An option of the recipe; repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Set an option of the recipe; repeatable."),
     ] = None,
-    no_tasks: Annotated[bool, typer.Option("--no-tasks", help="Look at weights alone.")] = False,
+    no_tasks: Annotated[bool, typer.Option("--no-tasks", help="Measure only weights.")] = False,
     labels: Annotated[
         bool,
         typer.Option(
-            "--labels/--no-labels", help="Measure base and experts: do they fit their tasks?"
+            "--labels/--no-labels",
+            help="Check with labels that experts beat the base on their tasks.",
         ),
     ] = True,
     trials: Annotated[
-        bool, typer.Option("--try", help="Try some merges on unlabeled examples, too.")
+        bool, typer.Option("--try", help="Also try some merges on unlabeled examples.")
     ] = False,
     connectivity: Annotated[
-        bool, typer.Option("--connectivity", help="Ask models on the lines between models, too.")
+        bool,
+        typer.Option("--connectivity", help="Also measure models on the lines between models."),
     ] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Unlabeled examples of each task.")] = 64,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Use this many unlabeled examples per task.")
+    ] = 64,
     device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="Where models run: cpu, cuda.")
+        str, typer.Option(metavar="DEVICE", help="Run models on this device: cpu, cuda.")
     ] = "cpu",
     trust: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             "--trust",
             metavar="NAME",
-            help="Allow what recipes in the places of models ask for; tasks that need trust are "
-            "left alone. Repeatable.",
+            help="Allow NAME to recipes that stand for models; tasks that need trust are skipped. "
+            "Repeatable.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: all figures.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all measurements as JSON.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show no progress.")] = False,
 ) -> None:
-    """Say which merges of these models to expect something of, which not, why, and how sure.
+    """Predict which merge methods will work for these models, with reasons and confidence.
 
-    Looks at the experts' task vectors and, where there are tasks, at what models predict of
-    unlabeled examples. Labels are looked at for one question: whether each expert is better than
-    the base on its own task. Later runs remember that. Every expectation comes with how often it
-    came true on other models.
+    The command measures the experts' task vectors and, with tasks, the models' predictions on
+    unlabeled examples. It uses labels only to check that each expert beats the base on its own
+    task; later runs remember the result. Every prediction shows how often it held on other models.
 
     \b
     Examples:
       fuse diagnose --pool mini8
       fuse diagnose recipe.yaml --no-tasks
       fuse diagnose recipe.yaml --try --samples 128
-    """  # noqa: D301 - \b is typer's: lines stay as they are
+    """  # noqa: D301 - \b tells typer to keep the line breaks
     from fusion_core import RunOptions
     from fusion_core.commands import (
         escape_control,
@@ -80,12 +87,12 @@ def diagnose(
         trusted_names,
     )
     from fusion_report.diagnosis.diagnose import Questions
-    from fusion_report.diagnosis.diagnose import diagnose as run
-    from fusion_report.diagnosis.shown import print_diagnosis
+    from fusion_report.diagnosis.diagnose import diagnose as run_diagnosis
+    from fusion_report.diagnosis.printing import print_diagnosis
 
     names = {"model_pool": pool, "task_pool": task_pool}
     raw = {} if recipe is None else load_recipe(recipe)
-    found = run(
+    diagnosis = run_diagnosis(
         override(sections_from(raw, names, tasks), assignments or []),
         Questions(
             tasks=not no_tasks,
@@ -101,9 +108,9 @@ def diagnose(
             trust=trusted_names(trust),
         ),
     )
-    for warning in found.warnings:
-        print(f"warning: {escape_control(warning)} Nothing is expected of merges.", file=sys.stderr)
+    for warning in diagnosis.warnings:
+        print(f"warning: {escape_control(warning)} No predictions are made.", file=sys.stderr)
     if as_json:
-        print_json(found.as_json())
+        print_json(diagnosis.as_json())
     else:
-        print_diagnosis(found)
+        print_diagnosis(diagnosis)

@@ -1,4 +1,4 @@
-"""Diagnose a pool: its weights and, where there are tasks, what its models predict."""
+"""Diagnose a pool by its weights and, with tasks, by the predictions of its models."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fusion_core import AdaptiveTask, RunOptions, hub, load_models, merge, plan,
 from fusion_core.commands import below_base_warnings, evaluate_experts, load_recipe, resolve_device
 from fusion_core.errors import PluginError, RecipeError
 from fusion_report.diagnosis.advice import advise
-from fusion_report.diagnosis.kinds import counted_as
+from fusion_report.diagnosis.kinds import matching_kinds
 from fusion_report.diagnosis.merges import AVERAGE, MERGES, TRIED, Mean
-from fusion_report.diagnosis.of_weights import measure_weights
-from fusion_report.diagnosis.predictions import Asked, paths
+from fusion_report.diagnosis.predictions import Survey
+from fusion_report.diagnosis.weights import measure_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,50 +28,49 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What is asked beside the weights, of live models."""
+    """Settings of a diagnosis: what to measure besides weights."""
 
-    #: whether any are asked, where there are tasks
+    #: whether to measure predictions on tasks
     tasks: bool = True
-    #: whether experts and the base are measured with labels: only these tell whether they fit
+    #: whether to measure the base and the experts with labels
     labels: bool = True
-    #: unlabeled examples of each task
+    #: number of unlabeled examples per task
     samples: int = 64
-    #: whether merges are tried
+    #: whether to try some merges
     trials: bool = False
-    #: whether models on the lines between models are asked
+    #: whether to measure models on the lines between models
     connectivity: bool = False
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Figures, and what rules say of them.
+    """Measurements of a pool, and the predictions of the rules.
 
-    Nothing is expected of merges where experts score below the base on their own tasks: rules speak
-    of shares of the experts' figures.
+    There are no predictions if an expert scores below the base on its own task, because rules
+    predict shares of the experts' scores.
     """
 
     figures: Figures
     advice: Sequence[Advice]
-    #: the base and the experts on their tasks; None where no labels were looked at
+    #: scores of the base and the experts on their tasks; None without labels
     measured: Report | None = None
 
     @property
     def warnings(self) -> list[str]:
-        """Which experts score below the base on their own tasks."""
+        """One warning about experts that score below the base on their own tasks, if any do."""
         return [] if self.measured is None else below_base_warnings({"": self.measured})
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it as JSON's data."""
-        said = [each.as_json() for each in self.advice]
+        """Return the diagnosis as JSON data."""
         measured = None if self.measured is None else self.measured.as_json()
         return {
             "schema": 2,
             "kind": {
                 **asdict(self.figures.kind),
-                "counted_as": counted_as(self.figures.kind),
+                "counted_as": matching_kinds(self.figures.kind),
             },
             "figures": self.figures.as_json(),
-            "advice": said,
+            "advice": [prediction.as_json() for prediction in self.advice],
             "experts_below_base": measured and measured["experts_below_base"],
         }
 
@@ -81,40 +80,40 @@ def diagnose(
     questions: Questions | None = None,
     options: RunOptions | None = None,
 ) -> Diagnosis:
-    """Say what to expect of merges of a recipe's models; its algorithm is not looked at.
+    """Predict which merges of a recipe's models will work; the recipe's algorithm is ignored.
 
-    Nothing is written. Raises a `FusionError` for models that are not here, or do not fit, and for
-    tasks whose data is missing. Tasks that need trust are left alone, with a warning, even if the
-    options give it; recipes in the places of models are carried out, and need theirs.
+    Writes nothing. Raises a `FusionError` for missing or misaligned models and for missing data of
+    tasks. Tasks that need trust are skipped with a warning, even if the options give it. Nested
+    recipes are merged, and need the trust that they ask for.
     """
     questions, options = questions or Questions(), options or RunOptions()
     raw = dict(load_recipe(recipe) if isinstance(recipe, str | Path) else recipe)
     dropped = {"algorithm", "output"} | ({"task_pool"} if not questions.tasks else set())
-    raw = {name: each for name, each in raw.items() if name not in dropped}
+    raw = {key: value for key, value in raw.items() if key not in dropped}
     with hub.session(options.progress):
         planned = plan({**raw, "algorithm": Mean()}, replace(options, evaluate=questions.tasks))
         tasks = planned.trusted_tasks
         if tasks is not planned.used_tasks:
-            _LOG.warning("the tasks need trust, and a diagnosis does not start them: weights alone")
+            _LOG.warning("tasks that need trust are skipped: only weights are measured")
         if questions.tasks:
             planned.check_data(untrusted=True)
         pool = load_models(planned)
         figures = measure(pool, tasks, questions, options)
-        measured = _measured(pool, tasks, questions, options)
-    fits = measured is None or not measured.experts_below_base
-    return Diagnosis(figures, advise(figures) if fits else [], measured)
+        measured = _measure_experts(pool, tasks, questions, options)
+    is_plausible = measured is None or not measured.experts_below_base
+    return Diagnosis(figures, advise(figures) if is_plausible else [], measured)
 
 
-def _measured(
+def _measure_experts(
     pool: ModelPool[Any],
     tasks: TaskPool[Any] | None,
     questions: Questions,
     options: RunOptions,
 ) -> Report | None:
-    """Measure the base and the experts on the tasks that are asked, with their labels."""
+    """Measure the base and the experts on the experts' tasks with labels."""
     if tasks is None or not (questions.tasks and questions.labels) or pool.base is None:
         return None
-    names = [task.name for task in _adaptive(pool, tasks)]
+    names = [task.name for task in _expert_tasks(pool, tasks)]
     if not names:
         return None
     device = resolve_device(options.device)
@@ -127,46 +126,46 @@ def measure(
     questions: Questions,
     options: RunOptions,
 ) -> Figures:
-    """Return the figures of an aligned pool; of live models, one is there at a time."""
+    """Measure an aligned pool, with at most one live model in memory at a time."""
     figures = measure_weights(pool, options.progress)
-    asked = [*_adaptive(pool, tasks)] if questions.tasks and tasks is not None else []
-    if not asked:
+    adaptive = [*_expert_tasks(pool, tasks)] if questions.tasks and tasks is not None else []
+    if not adaptive:
         return figures
-    asking = Asked(pool, asked, questions.samples, resolve_device(options.device))
+    survey = Survey(pool, adaptive, questions.samples, resolve_device(options.device))
     merges = dict(_merges(pool, options, trials=questions.trials))
-    answers = _answers(asking, merges, options.progress)
-    lines = [*paths(asking, options.progress)] if questions.connectivity else ()
-    return replace(figures, answers=answers, paths=lines)
+    answers = _measure_models(survey, merges, options.progress)
+    paths = [*survey.measure_paths(options.progress)] if questions.connectivity else ()
+    return replace(figures, answers=answers, paths=paths)
 
 
-def _adaptive(pool: ModelPool[Any], tasks: TaskPool[Any]) -> Iterator[AdaptiveTask]:
-    """Yield the tasks that have unlabeled examples, and an expert in the pool."""
-    own = {pool.task_of(name) for name in pool.experts}
-    return (task for task in tasks if isinstance(task, AdaptiveTask) and task.name in own)
+def _expert_tasks(pool: ModelPool[Any], tasks: TaskPool[Any]) -> Iterator[AdaptiveTask]:
+    """Yield the tasks that have batches and an expert in the pool."""
+    names = {pool.task_of(name) for name in pool.experts}
+    return (task for task in tasks if isinstance(task, AdaptiveTask) and task.name in names)
 
 
-def _answers(
-    asking: Asked, merges: Mapping[str, WeightSource], progress: Progress
+def _measure_models(
+    survey: Survey, merges: Mapping[str, WeightSource], progress: Progress
 ) -> dict[str, dict[str, Answers]]:
-    """Ask experts, the base and merges."""
-    base = asking.pool.base
+    """Measure the predictions of the experts, the base and the merges."""
+    base = survey.pool.base
     models = {**({} if base is None else {"base": base}), **merges}
-    with progress.track("ask models", total=1 + len(models)) as advance, show_notes_on(advance):
-        found = {"experts": asking.experts()}
+    with progress.track("measure models", total=1 + len(models)) as advance, show_notes_on(advance):
+        answers = {"experts": survey.measure_experts()}
         advance(1)
         for name, weights in models.items():
-            found[name] = asking.of(weights)
+            answers[name] = survey.measure(weights)
             advance(1, note=name)
-    return found
+    return answers
 
 
 def _merges(
     pool: ModelPool[Any], options: RunOptions, *, trials: bool
 ) -> Iterator[tuple[str, WeightSource]]:
-    """Yield the mean and, for trials, the others whose plugins are here and can merge these."""
+    """Yield the average and, for trials, all further merges that the installed plugins can make."""
     yield AVERAGE, merge(Mean(), pool, options)
     for name in TRIED[1:] if trials else ():
         try:
             yield name, merge(MERGES[name], pool, options)
-        except (PluginError, RecipeError):  # not installed, or it needs a base
+        except (PluginError, RecipeError):  # the method is not installed, or needs a base
             continue

@@ -1,4 +1,4 @@
-"""What a diagnosis says in numbers: of each expert, between them, and of what they predict."""
+"""Measurements of a diagnosis: of each expert, between experts, and of predictions."""
 
 from __future__ import annotations
 
@@ -14,111 +14,111 @@ from fusion_report.diagnosis.merges import AVERAGE, TRIED
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-#: Task vectors whose numerical rank is a smaller share of the full one are adapters'.
+#: Task vectors below this mean share of the full rank count as low-rank, as adapters do.
 _LOW_RANK = 0.25
 
 
 @dataclass(frozen=True)
 class Expert:
-    """An expert's task vector; what is not known is NaN."""
+    """Measurements of an expert's task vector; NaN if unknown."""
 
-    #: what it was fine-tuned for
+    #: the task that the expert was fine-tuned for
     task: str
-    #: its length, and that as a share of the base's
+    #: norm of the task vector, also relative to the base's norm
     norm: float
     relative_norm: float
-    #: the share of entries that differ from the base
+    #: share of entries that differ from the base
     changed: float
-    #: the mean effective rank of its matrices, and that as a share of the largest one possible
+    #: mean effective rank of the matrices, also as a share of the full rank
     rank: float
     rank_share: float
-    #: the share of its singular values that are at least 1 % of the largest one
+    #: share of the singular values that are at least 1 % of the largest
     numerical_rank_share: float = math.nan
 
 
 @dataclass(frozen=True)
 class Part:
-    """A layer, or another part of the model: the experts' root mean square there."""
+    """Measurements of a part of the model, such as a layer."""
 
-    #: the length of a task vector as a share of the base's
+    #: root mean square of the experts' norms, relative to the base's norm
     relative_norm: float
-    #: the mean cosine of two task vectors
+    #: mean cosine between two task vectors
     cosine: float
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model predicts of a task's unlabeled examples."""
+    """A model's predictions on a task's unlabeled examples."""
 
-    #: in nats, a mean over the examples
+    #: mean over the examples, in nats
     entropy: float
-    #: the share of examples for which it predicts what the task's own expert does
+    #: share of examples with the same prediction as the task's expert
     agreement: float
 
 
 @dataclass(frozen=True)
 class Path:
-    """Agreement with the experts on a straight line between two models."""
+    """Agreement with the experts along a straight line between two models."""
 
     ends: tuple[str, str]
     tasks: Sequence[str]
-    #: means over the tasks, at evenly spaced points, both ends included
+    #: means over the tasks at evenly spaced points, including both ends
     agreement: Sequence[float]
 
     @property
     def barrier(self) -> float:
-        """How far the line sinks below the one that joins its ends, at most; 0 for nowhere.
+        """Largest drop of agreement below the straight line between the ends; at least 0.
 
-        The error barrier of Frankle et al. (arXiv:1912.05671), an error being another prediction
-        than the expert's.
+        The error barrier of Frankle et al. (arXiv:1912.05671), where an error is a prediction that
+        differs from the expert's.
         """
         steps = len(self.agreement) - 1
         first, last = self.agreement[0], self.agreement[-1]
         straight = [first + (last - first) * step / steps for step in range(steps + 1)]
-        return max(wanted - found for wanted, found in zip(straight, self.agreement, strict=True))
+        return max(line - actual for line, actual in zip(straight, self.agreement, strict=True))
 
 
 @dataclass(frozen=True)
 class Figures:
-    """All that was measured of a pool."""
+    """All measurements of a pool."""
 
     experts: Mapping[str, Expert]
-    #: whether task vectors are differences from a base; from the experts' mean if not
+    #: whether task vectors start from a base; otherwise from the experts' mean
     has_base: bool
-    #: entries of the tensors that are merged
+    #: number of entries of the merged tensors
     numel: int
-    #: of every two task vectors
+    #: cosines between task vectors, shape (experts, experts)
     cosines: Sequence[Sequence[float]]
-    #: the length of all task vectors' sum, in mean lengths of one
+    #: norm of the sum of all task vectors, relative to their mean norm
     length_of_sum: float
-    #: of the entries that several experts keep after trimming, the share that they pull both ways
+    #: among entries that several experts keep after trimming, the share with both signs
     conflict: float
-    #: the share of the kept magnitude that pulls against the greater part of its entry
+    #: share of the kept magnitude whose sign is opposite to the majority of its entry
     opposed: float
     parts: Mapping[str, Part]
-    #: how many matrices were decomposed, of how many, and whether that of some columns only
+    #: number of decomposed matrices and of all matrices; whether only some columns were used
     matrices: tuple[int, int] = (0, 0)
     is_sampled: bool = False
-    #: by model (`base`, `experts`, `average`, merges that were tried) and task
+    #: model (`base`, `experts`, or a merge) -> task -> answers
     answers: Mapping[str, Mapping[str, Answers]] = field(default_factory=dict)
     paths: Sequence[Path] = ()
-    #: what the base's `config.json` says that the models are; empty without one
+    #: architecture in the base's `config.json`; empty without one
     architecture: str = ""
 
     @property
     def kind(self) -> Kind:
-        """The kind of models, on which rules were counted or not."""
+        """The kind of models, which decides the record that applies."""
         share = mean(expert.numerical_rank_share for expert in self.experts.values())
         return Kind(self.architecture, share < _LOW_RANK, self.count, self.numel)
 
     @property
     def count(self) -> int:
-        """How many experts there are."""
+        """The number of experts."""
         return len(self.experts)
 
     @property
     def pairs(self) -> Mapping[tuple[str, str], float]:
-        """The cosine of every two task vectors, by the experts' names."""
+        """The cosine of every pair of task vectors, by the experts' names."""
         return {
             (one, other): self.cosines[a][b]
             for (a, one), (b, other) in combinations(enumerate(self.experts), 2)
@@ -126,53 +126,53 @@ class Figures:
 
     @property
     def cosine(self) -> float:
-        """The mean cosine of two task vectors."""
+        """The mean cosine between two task vectors."""
         return mean(self.pairs.values())
 
     @property
     def relative_norm(self) -> float:
-        """The mean length of task vectors as a share of the base's."""
+        """The mean norm of the task vectors relative to the base's norm."""
         return mean(expert.relative_norm for expert in self.experts.values())
 
     @property
     def norm_ratio(self) -> float:
-        """The longest task vector's length, in those of the median one."""
+        """The largest norm of a task vector relative to the median norm."""
         norms = [expert.norm for expert in self.experts.values()]
         middle = median(norms)
         return max(norms) / middle if middle else math.nan
 
     @property
     def rank_share(self) -> float:
-        """The mean effective rank as a share of the largest one possible."""
+        """The mean effective rank as a share of the full rank."""
         return mean(expert.rank_share for expert in self.experts.values())
 
     @property
     def entry(self) -> float:
-        """The root mean square of an entry of a task vector."""
+        """The root mean square of the entries of a task vector."""
         return mean(expert.norm for expert in self.experts.values()) / math.sqrt(self.numel)
 
     def agreement(self, model: str) -> float:
-        """Return a model's mean agreement with the experts; NaN where it was not asked."""
-        return mean(each.agreement for each in self.answers.get(model, {}).values())
+        """Return a model's mean agreement with the experts; NaN if not measured."""
+        return mean(answers.agreement for answers in self.answers.get(model, {}).values())
 
     def entropy(self, model: str) -> float:
-        """Return a model's mean entropy; NaN where it was not asked."""
-        return mean(each.entropy for each in self.answers.get(model, {}).values())
+        """Return a model's mean entropy; NaN if not measured."""
+        return mean(answers.entropy for answers in self.answers.get(model, {}).values())
 
     @property
-    def tried(self) -> Mapping[str, float]:
-        """The agreement with the experts of each merge that was tried, beside the average's."""
-        found = {name: self.agreement(name) for name in self.answers if name in TRIED}
-        return found if len(found) > 1 else {}
+    def trial_agreement(self) -> Mapping[str, float]:
+        """The agreement of every merge of a trial, including the average; empty without a trial."""
+        agreement = {name: self.agreement(name) for name in self.answers if name in TRIED}
+        return agreement if len(agreement) > 1 else {}
 
     @property
     def barrier(self) -> float:
-        """The mean barrier between two experts; NaN where no lines were asked along."""
+        """The mean barrier between two experts; NaN if not measured."""
         return mean(path.barrier for path in self.paths if "base" not in path.ends)
 
     @property
     def numbers(self) -> Mapping[str, float]:
-        """The figures that rules speak of, by name; NaN for what is not known."""
+        """The quantities in the bounds of rules, by name; NaN if unknown."""
         return {
             "experts": float(self.count),
             "relative norm": self.relative_norm,
@@ -187,25 +187,25 @@ class Figures:
             "entropy of the experts": self.entropy("experts"),
             "entropy of the average": self.entropy(AVERAGE),
             "barrier": self.barrier,
-            "merges tried": float(len(self.tried)),
+            "merges tried": float(len(self.trial_agreement)),
         }
 
     def as_json(self) -> dict[str, Any]:
-        """Return all figures as JSON's data; null for what is not a number."""
+        """Return all measurements as JSON data, with null for NaN and infinities."""
         paths = [{**asdict(path), "barrier": path.barrier} for path in self.paths]
-        found: dict[str, Any] = _plain({**asdict(self), "paths": paths})
-        return found
+        data: dict[str, Any] = _replace_nan({**asdict(self), "paths": paths})
+        return data
 
 
-def mean(values: Iterator[float] | Sequence[float] | Any) -> float:  # noqa: ANN401 - views, too
-    """Return a mean; NaN of nothing. What is not a number does not count."""
+def mean(values: Iterator[float] | Sequence[float] | Any) -> float:  # noqa: ANN401 - also views
+    """Return the mean of all values but NaN; NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return fmean(known) if known else math.nan
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - numbers in mappings and lists
+def _replace_nan(value: Any) -> Any:  # noqa: ANN401 - numbers in mappings and lists
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {key: _replace_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_replace_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Kinds of models, told by facts about a pool, and the kinds on which rules were counted."""
+"""Kinds of models, and the kinds in the record of rules."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
     from fusion_core import ModelPool
 
-#: A model with this many times the entries of those that were counted is another kind.
-_LARGER = 10
+#: A pool may have this many times the entries of a counted kind's largest pool.
+_MAX_GROWTH = 10
 _CAUSAL, _CLIP = "causal language models", "CLIP vision towers"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Models of one architecture, fine-tuned in one way; sizes are those of the largest pool."""
+    """Models of one architecture and type of fine-tuning, up to a size."""
 
-    #: what the base's `config.json` says; empty without one
+    #: architecture in the base's `config.json`; empty without one
     architecture: str
-    #: whether task vectors have a low numerical rank, as adapters do
+    #: whether task vectors have a low numerical rank, as those of adapters
     is_low_rank: bool
     experts: int
-    #: entries of the tensors that are merged
+    #: number of entries of the merged tensors
     entries: int
 
     def __str__(self) -> str:
@@ -35,15 +35,15 @@ class Kind:
         return f"{tuned} of {models}, {self.experts} experts, {self.entries:,} merged entries"
 
     def covers(self, other: Kind) -> bool:
-        """Tell whether what was counted on this kind holds for a pool of another one."""
-        is_alike = self.architecture == other.architecture and (
+        """Tell whether the record of this kind applies to pools of another kind."""
+        is_same_type = self.architecture == other.architecture and (
             self.is_low_rank == other.is_low_rank
         )
-        is_larger = other.experts > self.experts or other.entries > _LARGER * self.entries
-        return is_alike and not is_larger
+        is_larger = other.experts > self.experts or other.entries > _MAX_GROWTH * self.entries
+        return is_same_type and not is_larger
 
 
-#: The kinds of `record.json`: what benchmarks/diagnosis_pools.py makes.
+#: The kinds in `record.json`, from the pools of benchmarks/diagnosis_pools.py.
 COUNTED: Mapping[str, Kind] = {
     "lm-mini": Kind(_CAUSAL, is_low_rank=False, experts=6, entries=1_672_896),
     "mini8": Kind(_CLIP, is_low_rank=False, experts=8, entries=802_176),
@@ -53,13 +53,13 @@ COUNTED: Mapping[str, Kind] = {
 }
 
 
-def counted_as(kind: Kind) -> list[str]:
-    """Return the names of the counted kinds that a pool is of."""
+def matching_kinds(kind: Kind) -> list[str]:
+    """Return the names of the counted kinds whose record applies to a kind."""
     return [name for name, counted in COUNTED.items() if counted.covers(kind)]
 
 
 def read_architecture(pool: ModelPool[Any]) -> str:
-    """Return what the `config.json` of a pool's base says that its models are; "" without one."""
+    """Return the architecture in the `config.json` of a pool's base; "" without one."""
     file = pool.assets().get("config.json")
     if file is None:
         return ""

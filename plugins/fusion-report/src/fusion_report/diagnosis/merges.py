@@ -1,4 +1,4 @@
-"""The merges that rules speak of, by the names that they are known by here."""
+"""The merges in the claims of rules, by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 AVERAGE, ARITHMETIC, SUM = "simple-average", "task-arithmetic", "task-arithmetic at 1"
 
-#: Algorithms as a recipe has them, with their defaults but for what is said.
+#: Algorithms as in a recipe, with default options unless stated.
 MERGES: Mapping[str, Any] = {
     AVERAGE: AVERAGE,
     ARITHMETIC: ARITHMETIC,
@@ -27,16 +27,16 @@ MERGES: Mapping[str, Any] = {
     "wudi": "wudi",
     "model-stock": "model-stock",
 }
-#: Those that a trial compares; the average is first.
+#: The merges that a trial compares, the average first.
 TRIED = (AVERAGE, ARITHMETIC, "task-arithmetic at 0.6", SUM, "ties", "iso-c", "tsv-m")
 
 
 class Mean(Algorithm[ComponentConfig]):
-    """The mean of the experts, of which a diagnosis asks whatever plugins are here."""
+    """The mean of the experts, which needs no plugin."""
 
     config_class = ComponentConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
-        """Return it, lazy."""
+        """Return the lazy mean."""
         count = len(pool.experts)
         return context.merge(pool, Linear((1 / count,) * count, relative=False))

@@ -1,7 +1,7 @@
-"""What models predict of unlabeled examples: how sure they are, and whether experts agree.
+"""Measure predictions on unlabeled examples: entropy, and agreement with the experts.
 
-Experts are the measure: of each task, its own expert's prediction counts as right. That needs no
-labels, and any task with unlabeled examples will do.
+The prediction of a task's own expert counts as right, so no labels are needed. Any task with
+unlabeled examples can be used.
 """
 
 from __future__ import annotations
@@ -24,83 +24,83 @@ if TYPE_CHECKING:
 
     from fusion_core import AdaptiveTask, ModelPool, Progress, WeightSource
 
-#: Places on a line between two models, both ends included.
-_PLACES = 5
+#: Number of models on a line between two models, including both ends.
+_POINTS = 5
 
 
 @dataclass
-class Asked:
-    """The first unlabeled examples of tasks, and what their experts say of them, asked once."""
+class Survey:
+    """The first unlabeled examples of tasks, on which models are compared with the experts."""
 
     pool: ModelPool[Any]
-    #: each with an expert of its own in the pool
+    #: tasks with an expert in the pool
     tasks: Sequence[AdaptiveTask]
     samples: int
     device: torch.device
-    _experts: dict[str, Tensor] = field(default_factory=dict)
+    #: logits of each task's expert, computed once
+    _expert_logits: dict[str, Tensor] = field(default_factory=dict)
 
-    def experts(self) -> dict[str, Answers]:
-        """Return what experts say of their own tasks."""
+    def measure_experts(self) -> dict[str, Answers]:
+        """Return the answers of every expert on its own task."""
         return {
-            task.name: Answers(float(entropy(self._expert(task).double())), 1.0)
+            task.name: Answers(float(entropy(self._predict_expert(task).double())), 1.0)
             for task in self.tasks
         }
 
-    def of(self, weights: WeightSource, tasks: Sequence[str] = ()) -> dict[str, Answers]:
-        """Return what a model says, of all tasks or of some."""
+    def measure(self, weights: WeightSource, tasks: Sequence[str] = ()) -> dict[str, Answers]:
+        """Return the answers of a model on all tasks, or on the given ones."""
         model = build_live(self.pool, weights, self.device)
-        found = {}
+        answers = {}
         for task in self.tasks:
-            if not tasks or task.name in tasks:
-                found[task.name] = _answers(self._predicted(model, task), self._expert(task))
-                note(task.name)
-        return found
+            if tasks and task.name not in tasks:
+                continue
+            logits, expert = self._predict(model, task), self._predict_expert(task)
+            agrees = (logits.argmax(-1) == expert.argmax(-1)).double()
+            answers[task.name] = Answers(float(entropy(logits.double())), float(agrees.mean()))
+            note(task.name)
+        return answers
 
-    def _expert(self, task: AdaptiveTask) -> Tensor:
-        if task.name not in self._experts:
+    def measure_paths(self, progress: Progress) -> Iterator[Path]:
+        """Yield the lines from the base to every expert, and between every two experts.
+
+        A line is measured on the tasks of the experts at its ends.
+        """
+        known = {task.name for task in self.tasks}
+        tasks = {name: self.pool.task_of(name) for name in self.pool.experts}
+        tasks = {name: task for name, task in tasks.items() if task in known}
+        ends = [("base", name) for name in tasks if self.pool.base is not None]
+        ends += combinations(tasks, 2)
+        with progress.track("measure lines", total=len(ends)) as advance:
+            for one, other in ends:
+                names = dict.fromkeys(tasks[name] for name in (one, other) if name in tasks)
+                yield self._measure_path((one, other), list(names))
+                advance(1, note=f"{one} - {other}")
+
+    def _measure_path(self, ends: tuple[str, str], tasks: Sequence[str]) -> Path:
+        agreement = []
+        for step in range(_POINTS):
+            weights = _interpolate(self.pool, ends, step / (_POINTS - 1))
+            answers = self.measure(weights, tasks)
+            agreement.append(mean(answer.agreement for answer in answers.values()))
+        return Path(ends, tasks, agreement)
+
+    def _predict_expert(self, task: AdaptiveTask) -> Tensor:
+        if task.name not in self._expert_logits:
             expert = build_live(self.pool, self.pool.expert_of(task.name), self.device)
-            self._experts[task.name] = self._predicted(expert, task)
-        return self._experts[task.name]
+            self._expert_logits[task.name] = self._predict(expert, task)
+        return self._expert_logits[task.name]
 
-    def _predicted(self, model: nn.Module, task: AdaptiveTask) -> Tensor:
+    def _predict(self, model: nn.Module, task: AdaptiveTask) -> Tensor:
         try:
             return predict_unlabeled(model, task, self.samples, self.device)
-        except RecipeError as error:  # too few examples, as a rule
-            hint = "Ask for fewer by --samples, or for none by --no-tasks."
+        except RecipeError as error:  # usually too few examples
+            hint = "Use fewer examples with --samples, or none with --no-tasks."
             raise RecipeError(error.message, hint=hint) from error
 
 
-def _answers(logits: Tensor, expert: Tensor) -> Answers:
-    agrees = (logits.argmax(-1) == expert.argmax(-1)).double()
-    return Answers(float(entropy(logits.double())), float(agrees.mean()))
-
-
-def paths(asked: Asked, progress: Progress) -> Iterator[Path]:
-    """Yield the lines from the base to every expert, and between every two experts.
-
-    An expert's line is asked on its own task, that of two experts on both their tasks.
-    """
-    pool = asked.pool
-    known = {task.name for task in asked.tasks}
-    tasks = {name: pool.task_of(name) for name in pool.experts if pool.task_of(name) in known}
-    ends = [("base", name) for name in tasks if pool.base is not None]
-    ends += combinations(tasks, 2)
-    with progress.track("ask along lines", total=len(ends)) as advance:
-        for one, other in ends:
-            own = dict.fromkeys(tasks[name] for name in (one, other) if name in tasks)
-            yield _path(asked, (one, other), list(own))
-            advance(1, note=f"{one} - {other}")
-
-
-def _path(asked: Asked, ends: tuple[str, str], tasks: Sequence[str]) -> Path:
-    places = [step / (_PLACES - 1) for step in range(_PLACES)]
-    answers = [asked.of(_between(asked.pool, ends, place), tasks) for place in places]
-    return Path(ends, tasks, [mean(each.agreement for each in row.values()) for row in answers])
-
-
-def _between(pool: ModelPool[Any], ends: tuple[str, str], place: float) -> WeightSource:
-    """Return the model at a place from 0 to 1 on the line between two."""
-    shares = dict(zip(ends, (1 - place, place), strict=True))
+def _interpolate(pool: ModelPool[Any], ends: tuple[str, str], fraction: float) -> WeightSource:
+    """Return the model at a fraction, from 0 to 1, of the line between two models."""
+    shares = dict(zip(ends, (1 - fraction, fraction), strict=True))
     experts = {name: pool.experts[name] for name in ends if name in pool.experts}
     factors = tuple(shares[name] for name in experts)
     kernel = Linear(factors, relative=pool.base is not None)

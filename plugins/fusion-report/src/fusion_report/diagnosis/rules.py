@@ -1,7 +1,7 @@
-"""What figures say of merges: a few rules, each a condition and a claim that can be measured.
+"""The rules of a diagnosis: each has a condition on measurements and a testable claim about merges.
 
-Thresholds are of theory where there is one, and else were chosen on other pools than those that the
-record counts (docs/reference/diagnosis.md).
+Thresholds come from theory, or were chosen on pools that the record does not count
+(docs/reference/diagnosis.md).
 """
 
 from __future__ import annotations
@@ -15,37 +15,39 @@ from fusion_report.diagnosis.merges import ARITHMETIC, AVERAGE, MERGES, SUM, TRI
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: The best of all merges that rules speak of.
+#: Stands for the best of all merges in `MERGES`.
 BEST = f"each of {len(MERGES)} merges"
-#: What a trial finds: the merge that agrees most with the experts.
+#: Stands for the merge of a trial that agrees most with the experts.
 TRIED_BEST = "the one that agrees most"
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A condition on one figure (`Figures.numbers`): least <= figure < below."""
+    """A condition on one quantity in `Figures.numbers`: least <= value < below."""
 
     figure: str
     least: float = -math.inf
     below: float = math.inf
 
     def holds(self, numbers: Mapping[str, float]) -> bool:
-        """Tell whether a figure is known, and within the bounds."""
+        """Tell whether the quantity is known and within the bounds."""
         return self.least <= numbers.get(self.figure, math.nan) < self.below
 
     def __str__(self) -> str:
-        parts = [f"at least {self.least:g}"] * math.isfinite(self.least) + [
-            f"below {self.below:g}"
-        ] * math.isfinite(self.below)
+        parts = []
+        if math.isfinite(self.least):
+            parts.append(f"at least {self.least:g}")
+        if math.isfinite(self.below):
+            parts.append(f"below {self.below:g}")
         return f"{self.figure} {' and '.join(parts)}"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Where all bounds hold, one merge is better than another.
+    """A claim that one merge is better than another if all bounds hold.
 
-    By the mean share of the experts' figures on their tasks, with default options. A merge is a key
-    of `MERGES`, `base`, `BEST` or `TRIED_BEST`; or a number, which is a share.
+    Merges have default options and are compared by their mean share of the experts' scores.
+    `better` and `worse` are keys of `MERGES`, `base`, `BEST` or `TRIED_BEST`, or a share.
     """
 
     name: str
@@ -53,28 +55,28 @@ class Rule:
     better: str | float
     worse: str | float
     because: str
-    #: how much of the experts' figures `better` may lack and still be called as good
+    #: share of the experts' scores by which `better` may be worse and still count as equally good
     slack: float = 0.0
 
     @property
     def claim(self) -> str:
-        """What it says, in words."""
+        """The claim in words."""
         if isinstance(self.worse, float):
-            return f"{self.better} keeps {100 * self.worse:.0f} % of the experts' figures"
+            return f"{self.better} keeps {100 * self.worse:.0f} % of the experts' scores"
         if isinstance(self.better, float):
             lost = 100 * (1 - self.better)
-            return f"{self.worse} loses more than {lost:.0f} % of the experts' figures"
+            return f"{self.worse} loses more than {lost:.0f} % of the experts' scores"
         if self.slack:
-            share = f"{100 * self.slack:.0f} % of the experts' figures"
+            share = f"{100 * self.slack:.0f} % of the experts' scores"
             return f"{self.better} is the best of {len(MERGES)} merges, or less than {share} behind"
         return f"{self.better} beats {self.worse}"
 
     def applies(self, numbers: Mapping[str, float]) -> bool:
-        """Tell whether the rule says anything of a pool."""
+        """Tell whether the rule applies to a pool."""
         return all(bound.holds(numbers) for bound in self.bounds)
 
     def came_true(self, shares: Mapping[str, float]) -> bool:
-        """Tell whether its claim held, by each merge's measured share of the experts' figures."""
+        """Tell whether the claim held, given each merge's share of the experts' scores."""
         return _value(self.better, shares) + self.slack > _value(self.worse, shares)
 
 
@@ -82,20 +84,20 @@ def _value(name: str | float, shares: Mapping[str, float]) -> float:
     return shares[name] if isinstance(name, str) else name
 
 
-#: Models that went from the base, and did not begin somewhere else.
+#: Models that were fine-tuned from the base, not from other weights.
 _NEAR = Bound("relative norm", below=0.9)
-#: Task vectors so short that models are nearly linear in them, and so long that they are not.
+#: Task vectors short enough for models to be nearly linear in them, and longer ones.
 _SHORT, _LONG = Bound("relative norm", below=0.2), Bound("relative norm", 0.2, 0.9)
-#: Task vectors nearly at right angles, as those of different tasks are.
+#: Nearly orthogonal task vectors, as usual for different tasks.
 _APART = Bound("mean cosine", -0.2, 0.2)
-#: No expert went much farther than the others.
+#: Task vectors of similar norm.
 _EVEN = Bound("norm ratio", below=1.5)
-#: Matrices changed in many directions.
+#: Changes in many directions of the matrices.
 _FULL = Bound("rank share", least=0.2)
-#: How far an entry goes at most in the 300 steps of 1e-5 that are wudi's default. A step of Adam is
-#: at most sqrt(sum of a_i^2 / b_i) times its rate, for the weights a_i and b_i of its two means
-#: (Cauchy-Schwarz): 1 for the first step, 3.7 for the last. Entries go 0.003 on average, and 0.005
-#: at most, on the pools that were counted.
+#: Largest change of an entry in wudi's default 300 steps at a rate of 1e-5. A step of Adam is at
+#: most sqrt(sum of a_i^2 / b_i) times its rate, for the weights a_i and b_i of its two means
+#: (Cauchy-Schwarz): 1 times for the first step, 3.7 times for the last. In the counted pools,
+#: entries changed by 0.003 on average and by 0.005 at most.
 WUDI_REACH = 0.0078
 
 RULES: Sequence[Rule] = (
@@ -104,22 +106,22 @@ RULES: Sequence[Rule] = (
         [Bound("relative norm", least=0.9)],
         "base",
         BEST,
-        "task vectors are about as long as the base, or longer: as if experts began elsewhere, or "
-        "had their units in another order",
+        "task vectors are about as long as the base or longer, as if experts started from other "
+        "weights or had permuted units",
     ),
     Rule(
         "torn",
         [Bound("agreement of the average", below=0.5)],
         0.8,
         BEST,
-        "less than half of what simple-average predicts is what the experts predict",
+        "simple-average agrees with the experts on less than half of the examples",
     ),
     Rule(
         "agreeing",
         [Bound("agreement of the average", least=0.9)],
         AVERAGE,
         0.9,
-        "at least nine in ten of its predictions are the experts'",
+        "it agrees with the experts on at least nine in ten examples",
     ),
     Rule(
         "alike",
@@ -133,7 +135,7 @@ RULES: Sequence[Rule] = (
         [Bound("merges tried", least=len(TRIED))],
         TRIED_BEST,
         BEST,
-        "of what was tried, it agrees most with the experts",
+        "of the merges tried, it agrees most with the experts",
         slack=0.02,
     ),
     Rule(
@@ -141,7 +143,7 @@ RULES: Sequence[Rule] = (
         [_SHORT, _APART],
         "tsv-m",
         BEST,
-        "task vectors are short, and nearly at right angles on average",
+        "task vectors are short and nearly orthogonal",
         slack=0.02,
     ),
     Rule(
@@ -149,74 +151,74 @@ RULES: Sequence[Rule] = (
         [_NEAR, _APART, _EVEN, _FULL],
         "tsv-m",
         AVERAGE,
-        "nearly at right angles, of similar length, and in many directions: an average divides "
-        "each, tsv-m keeps the largest directions whole",
+        "task vectors are nearly orthogonal, of similar norm and of high rank: tsv-m keeps their "
+        "largest directions, which an average shrinks",
     ),
     Rule(
         "isotropic",
         [_NEAR, _APART, _FULL, Bound("experts", least=4)],
         "iso-c",
         AVERAGE,
-        "nearly at right angles, and in many directions, which iso-c makes equally strong",
+        "task vectors are nearly orthogonal and of high rank; iso-c equalises their directions",
     ),
     Rule(
         "spectral-or-signs",
         [_NEAR, _APART, _FULL],
         "tsv-m",
         "ties",
-        "nearly at right angles, and in many directions: tsv-m keeps directions, ties entries",
+        "task vectors are nearly orthogonal and of high rank: tsv-m keeps directions, ties entries",
     ),
     Rule(
         "signs-long",
         [_LONG],
         ARITHMETIC,
         "ties",
-        "task vectors are long, and ties goes farther from the base than 0.3 of their sum, unless "
-        "many experts are alike",
+        "task vectors are long, and ties moves further from the base than 0.3 times their sum, "
+        "unless many experts are similar",
     ),
     Rule(
         "signs-short",
         [_SHORT, _APART],
         "ties",
         ARITHMETIC,
-        "task vectors are short, and nearly at right angles on average",
+        "task vectors are short and nearly orthogonal",
     ),
     Rule(
         "few",
         [_NEAR, Bound("experts", below=4)],
         AVERAGE,
         ARITHMETIC,
-        "of two or three experts, 0.3 of each is a shorter step than the average",
+        "with two or three experts, 0.3 times their sum is a shorter step than the average",
     ),
     Rule(
         "many",
         [_SHORT, Bound("experts", least=4)],
         ARITHMETIC,
         AVERAGE,
-        "of four experts and more, 0.3 of each is a longer step than the average, which short task "
-        "vectors bear",
+        "with four or more experts, 0.3 times their sum is a longer step than the average, which "
+        "short task vectors allow",
     ),
     Rule(
         "long-sum",
         [_NEAR, Bound("length of the sum", least=2.0)],
         AVERAGE,
         SUM,
-        "the sum is at least twice as long as the mean task vector",
+        "the sum is at least twice as long as a mean task vector",
     ),
     Rule(
         "rate",
         [_NEAR, Bound("entry", least=2 * WUDI_REACH), Bound("length of the sum", least=2.5)],
         AVERAGE,
         "wudi",
-        f"its rate moves an entry by less than {WUDI_REACH}, theirs are twice as large and more: "
-        "it stays near the sum, which is too long",
+        f"wudi moves entries by less than {WUDI_REACH}, but task vectors have entries at least "
+        "twice as large, so it stays near their sum, which is too long",
     ),
     Rule(
         "stock",
         [_NEAR, _APART],
         AVERAGE,
         "model-stock",
-        "it is for experts of one task: the nearer to right angles experts are, the nearer it "
-        "stays to the base",
+        "model-stock is made for experts of one task; it stays near the base if task vectors are "
+        "nearly orthogonal",
     ),
 )

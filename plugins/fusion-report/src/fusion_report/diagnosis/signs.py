@@ -1,4 +1,4 @@
-"""Where experts pull entries into opposite directions, and how many entries they changed at all."""
+"""Measure sign conflicts between task vectors, and the share of entries that experts changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core.weights import TrimSurvey, sum_in_order
-from fusion_report.vectors import merged_infos, scan_of
+from fusion_report.vectors import make_scan, merged_infos
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,42 +19,42 @@ if TYPE_CHECKING:
     from fusion_core import Piece
     from fusion_core.weights import Operands
 
-#: The share of each task vector's entries, the largest ones, that is looked at: as TIES does.
+#: Share of each task vector's largest entries that trimming keeps, as in TIES.
 DENSITY = 0.2
 
 
 @dataclass(frozen=True)
 class Signs:
-    """What becomes of entries that are among the largest `DENSITY` of their task vectors."""
+    """Sign conflicts among the entries that trimming to `DENSITY` keeps."""
 
-    #: the share of each expert's entries that differ from the base at all
+    #: share of entries that differ from the base, one per expert
     changed: Sequence[float]
-    #: of the entries that several experts keep, the share that they pull both ways
+    #: among entries that several experts keep, the share with both signs
     conflict: float
-    #: the share of all kept magnitude that pulls against the greater part of its entry
+    #: share of the kept magnitude whose sign is opposite to the majority of its entry
     opposed: float
 
 
-def conflicts(operands: Operands) -> Signs:
-    """Compare the signs of the experts' task vectors; two passes and a sample.
+def measure_signs(operands: Operands) -> Signs:
+    """Compare the signs of the experts' task vectors after trimming, in two passes and a sample.
 
-    A share of nothing is NaN. Trimming is that of TIES (arXiv:2306.01708): over the whole model.
+    Trimming is that of TIES (arXiv:2306.01708), over the whole model. Shares of nothing are NaN.
     """
-    scan = scan_of(operands, merged_infos(operands))
+    scan = make_scan(operands, merged_infos(operands))
     trim = TrimSurvey.of(scan, DENSITY, majority=False)
     zero = torch.zeros(4 + len(operands.experts), dtype=torch.float64)
-    shared, torn, mass, against, *changed = scan(partial(_tallied, trim=trim), torch.add, zero)
+    shared, conflicting, mass, against, *changed = scan(partial(_tally, trim=trim), torch.add, zero)
     shares = [float(count / scan.numel) for count in changed]
-    return Signs(shares, float(torn / shared), float(against / mass))
+    return Signs(shares, float(conflicting / shared), float(against / mass))
 
 
-def _tallied(piece: Piece, trim: TrimSurvey) -> Tensor:
-    """Count entries that several keep, those pulled both ways, magnitudes, and what changed."""
-    kept = trim.trim(piece.task_vectors)
-    up, down = sum_in_order(kept.clamp(min=0)), -sum_in_order(kept.clamp(max=0))
-    less = torch.minimum(up, down)
-    shared = kept.ne(0).sum(0) > 1
-    masses = ((up + down).sum(dtype=torch.float64), less.sum(dtype=torch.float64))
-    sums = [shared.sum(), less.ne(0).sum(), *masses]
+def _tally(piece: Piece, trim: TrimSurvey) -> Tensor:
+    """Sum over a piece: shared and conflicting entries, all and opposed magnitude, changes."""
+    trimmed = trim.trim(piece.task_vectors)
+    up, down = sum_in_order(trimmed.clamp(min=0)), -sum_in_order(trimmed.clamp(max=0))
+    minority = torch.minimum(up, down)
+    shared = trimmed.ne(0).sum(0) > 1
+    masses = ((up + down).sum(dtype=torch.float64), minority.sum(dtype=torch.float64))
+    sums = [shared.sum(), minority.ne(0).sum(), *masses]
     changed = piece.task_vectors.flatten(1).ne(0).sum(1)
-    return torch.cat([torch.stack([each.double() for each in sums]), changed.double()])
+    return torch.cat([torch.stack([value.double() for value in sums]), changed.double()])

@@ -1,1 +1,1 @@
-"""Pictures in SVG, drawn by matplotlib in the colours of the page."""
+"""Charts as SVG, drawn by matplotlib in the colours of the page."""

@@ -1,4 +1,4 @@
-"""Bars beside each other: a group a task, a bar a model, and a mark for the base."""
+"""Grouped bars: one group per task, one bar per model, and a mark for the base."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from fusion_report.drawings.svg import Drawing, is_narrow, number, set_height, shown
+from fusion_report.drawings.svg import Plot, format_number, is_narrow, set_height, shorten
 from fusion_report.theme import PAINT, SERIES
 
 if TYPE_CHECKING:
@@ -19,49 +19,46 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_GROUP, _BAR, _SINGLE = 10, 11, 16  # units of height
+_GROUP, _BAR, _SINGLE = 10, 11, 16  # heights in units
 _HATCHES = ("", "///", "...", "xxx")
 
 
 @dataclass(frozen=True)
-class Bars:
-    """Values by series and group; NaN where there is none."""
+class Bars(Plot):
+    """A bar chart of values by series and group; NaN leaves out a bar."""
 
     groups: Sequence[str]
     series: Mapping[str, Sequence[float]]
-    #: a mark across each group, and its name
+    #: name of the marks, and one value per group
     marks: tuple[str, Sequence[float]] | None = None
-    #: where a line stands, and its name
+    #: name and value of a vertical line
     line: tuple[str, float] | None = None
     unit: str = ""
 
-    def drawing(self, name: str, title: str, words: str, *, wide: float) -> Drawing:
-        """Return the picture."""
-        return Drawing(name, title, words, self._draw, wide)
-
-    def _draw(self, figure: Figure, width: float) -> None:
+    def draw(self, figure: Figure, width: float) -> None:
+        """Draw the bars."""
         bar = _SINGLE if len(self.series) == 1 else _BAR
         pitch = bar * len(self.series) + _GROUP
-        keys = self._keys()
+        handles = self._legend_handles()
         columns = 1 if is_narrow(width) else 4
-        set_height(figure, pitch * len(self.groups) + 40 + 18 * -(-len(keys) // columns))
+        set_height(figure, pitch * len(self.groups) + 40 + 18 * -(-len(handles) // columns))
         axes = figure.subplots()
         axes.grid(axis="x")
         axes.spines["bottom"].set_visible(False)
         axes.tick_params(length=0)
-        tall = bar / pitch
-        for place, values in enumerate(self.series.values()):
-            shift = (place - (len(self.series) - 1) / 2) * tall
-            where = [group + shift for group in range(len(self.groups))]
-            axes.barh(where, values, tall * 0.86, **_look(place))  # type: ignore[arg-type]
+        thickness = bar / pitch
+        for index, values in enumerate(self.series.values()):
+            shift = (index - (len(self.series) - 1) / 2) * thickness
+            heights = [group + shift for group in range(len(self.groups))]
+            axes.barh(heights, values, thickness * 0.86, **_style(index))  # type: ignore[arg-type]
             if len(self.series) == 1:
-                self._say(axes, where, values)
-        self._mark(axes, tall * len(self.series) / 2)
+                self._write_values(axes, heights, values)
+        self._draw_marks(axes, thickness * len(self.series) / 2)
         axes.set(ylim=(len(self.groups) - 0.5, -0.5), xlim=(0, None), xlabel=self.unit)
-        axes.set_yticks(range(len(self.groups)), [shown(each, 16) for each in self.groups])
-        if keys:
+        axes.set_yticks(range(len(self.groups)), [shorten(group, 16) for group in self.groups])
+        if handles:
             figure.legend(
-                handles=keys,
+                handles=handles,
                 loc="outside upper left",
                 ncols=columns,
                 labelcolor=PAINT["ink"],
@@ -69,12 +66,12 @@ class Bars:
                 borderpad=0,
             )
 
-    def _say(self, axes: Axes, where: Sequence[float], values: Sequence[float]) -> None:
-        """Write values in a column beside their bars."""
-        for y, value in zip(where, values, strict=True):
+    def _write_values(self, axes: Axes, heights: Sequence[float], values: Sequence[float]) -> None:
+        """Write values in a column to the right of their bars."""
+        for y, value in zip(heights, values, strict=True):
             if math.isfinite(value):
                 axes.annotate(
-                    number(value),
+                    format_number(value),
                     (1, y),
                     xycoords=axes.get_yaxis_transform(),
                     xytext=(38, 0),
@@ -84,7 +81,7 @@ class Bars:
                     color=PAINT["ink"],
                 )
 
-    def _mark(self, axes: Axes, half: float) -> None:
+    def _draw_marks(self, axes: Axes, half: float) -> None:
         if self.marks is not None:
             for group, value in enumerate(self.marks[1]):
                 axes.vlines(
@@ -98,31 +95,31 @@ class Bars:
         if self.line is not None:
             axes.axvline(self.line[1], color=PAINT["ink"], linewidth=1.2, linestyle=(0, (4, 3)))
 
-    def _keys(self) -> list[Patch | Line2D]:
-        """Return what the legend holds; nothing where one series says all."""
-        found: list[Patch | Line2D] = []
+    def _legend_handles(self) -> list[Patch | Line2D]:
+        """Return the entries of the legend; empty for a single series without marks."""
+        handles: list[Patch | Line2D] = []
         if len(self.series) > 1 or self.marks or self.line:
-            found += [
-                Patch(label=shown(name), **_look(place))  # type: ignore[arg-type]
-                for place, name in enumerate(self.series)
+            handles += [
+                Patch(label=shorten(name), **_style(index))  # type: ignore[arg-type]
+                for index, name in enumerate(self.series)
             ]
         plain = {"color": PAINT["ink"], "linestyle": "none"}
         if self.marks is not None:
-            found.append(
+            handles.append(
                 Line2D([], [], marker="|", markersize=11, mew=2.4, label=self.marks[0], **plain)  # type: ignore[arg-type]
             )
         if self.line is not None:
-            found.append(
+            handles.append(
                 Line2D([], [], color=PAINT["ink"], linestyle=(0, (4, 3)), label=self.line[0])
             )
-        return found
+        return handles
 
 
-def _look(place: int) -> dict[str, object]:
-    """Return how a series is drawn: colours come again with another pattern."""
-    hatch = _HATCHES[place // SERIES % len(_HATCHES)]
+def _style(index: int) -> dict[str, object]:
+    """Return the style of a series: after all colours, they repeat with another pattern."""
+    hatch = _HATCHES[index // SERIES % len(_HATCHES)]
     return {
-        "facecolor": PAINT[f"s{place % SERIES}"],
+        "facecolor": PAINT[f"s{index % SERIES}"],
         "hatch": hatch,
         "edgecolor": PAINT["card"] if hatch else "none",
         "linewidth": 0,

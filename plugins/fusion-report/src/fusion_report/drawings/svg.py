@@ -1,13 +1,13 @@
-"""Figures as SVG that is part of a page: its fonts, its colours, and names that are not taken.
+"""Render figures as SVG inside a page, with the page's fonts and colours and unique ids.
 
-A picture is drawn twice, for a desk and for a phone, so that text has its size on both.
+Every chart is rendered twice, for desktop screens and for phones, so that its text is readable.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,12 @@ from fusion_report.theme import PAINT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Units of a picture's width for a phone.
+#: Width of a chart on phones, in units.
 NARROW = 326
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.family": ["DejaVu Sans"],  # measured with it, shown in the page's font
+    "font.family": ["DejaVu Sans"],  # measures text; the page shows its own font
     "text.color": PAINT["ink"],
     "axes.facecolor": "none",
     "figure.facecolor": "none",
@@ -50,24 +50,21 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
-_NOT_OURS = re.compile(r"<(metadata|style)\b.*?</\1>", re.DOTALL)
+_REMOVED = re.compile(r"<(metadata|style)\b.*?</\1>", re.DOTALL)
 _VARIABLES = {colour: f"var(--{name})" for name, colour in PAINT.items()}
 _COLOUR = re.compile("|".join(_VARIABLES))
 _DECIMALS = re.compile(r"(\d\.\d\d)\d+")
 
-#: Draws on an empty figure of the width that it is given, and sets the height.
-Draw = Callable[[Figure, float], None]
-
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture, what it shows in a line, and in words for who does not see it."""
+    """A chart with a title, and with a description for people who cannot see it."""
 
     name: str
     title: str
     words: str
-    draw: Draw
-    #: units of its width at a desk
+    plot: Plot
+    #: width on desktop screens, in units
     wide: float
 
     def __html__(self) -> str:
@@ -76,30 +73,30 @@ class Drawing:
     def _svg(self, size: str, width: float) -> Markup:
         with mpl.rc_context(), warnings.catch_warnings():
             mpl.rcdefaults()
-            letters = 11 if is_narrow(width) else 12.5
-            style: Any = {**_STYLE, "font.size": letters, "svg.hashsalt": self.name}
+            font_size = 11 if is_narrow(width) else 12.5
+            style: Any = {**_STYLE, "font.size": font_size, "svg.hashsalt": self.name}
             mpl.rcParams.update(style)
-            # names in scripts that the measuring font lacks are shown by the page's
+            # the page's font shows scripts that the measuring font lacks
             warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
             figure = Figure(figsize=(width / 72, 1), layout="constrained")
-            self.draw(figure, width)
+            self.plot.draw(figure, width)
             stream = StringIO()
             metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             figure.savefig(stream, format="svg", metadata=metadata)
         return self._inline(stream.getvalue(), size)
 
     def _inline(self, text: str, size: str) -> Markup:
-        """Make a file's SVG a part of the page."""
-        own = f"{self.name}-{size}"
+        """Turn the SVG of a file into an element of the page."""
+        prefix = f"{self.name}-{size}"
         body = text[text.index(">", text.index("<svg")) + 1 :]
         box = re.search(r'viewBox="([^"]*)"', text)
-        assert box is not None  # noqa: S101 - matplotlib's always has one
-        body = _NOT_OURS.sub("", body)
-        body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{own}-", body)
+        assert box is not None  # noqa: S101 - matplotlib always writes one
+        body = _REMOVED.sub("", body)
+        body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{prefix}-", body)
         body = body.replace("xlink:href", "href")
         body = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", body)
         body = re.sub(r' d="[^"]*"', lambda path: _DECIMALS.sub(r"\1", path[0]), body)
-        body = _COLOUR.sub(lambda found: _VARIABLES[found[0]], body)
+        body = _COLOUR.sub(lambda match: _VARIABLES[match[0]], body)
         width = float(box[1].split()[2]) * (1.4 if size == "narrow" else 1)
         title, words = escape_control(self.title), escape_control(self.words)
         head = Markup(
@@ -109,18 +106,30 @@ class Drawing:
         return head + Markup(body.rstrip())  # noqa: S704 - matplotlib escapes text
 
 
+class Plot(ABC):
+    """A chart that can be drawn at any width."""
+
+    @abstractmethod
+    def draw(self, figure: Figure, width: float) -> None:
+        """Draw on an empty figure of a width in units, and set its height."""
+
+    def drawing(self, name: str, title: str, words: str, *, wide: float) -> Drawing:
+        """Return the chart with a title and a description; `name` is unique in the page."""
+        return Drawing(name, title, words, self, wide)
+
+
 def is_narrow(width: float) -> bool:
-    """Tell whether a picture is for a phone."""
+    """Tell whether a chart is for phones."""
     return width <= NARROW
 
 
 def set_height(figure: Figure, height: float) -> None:
-    """Give a figure its height, in units."""
+    """Set the height of a figure in units."""
     figure.set_figheight(height / 72)
 
 
-def shown(name: str, longest: int = 24) -> str:
-    """Return a name as pictures have it: on one line, its middle left out where it is long."""
+def shorten(name: str, longest: int = 24) -> str:
+    """Return a name on one line, with an ellipsis in the middle if it is too long."""
     line = escape_control(" ".join(name.split()))
     half = longest // 2
     return (
@@ -128,14 +137,14 @@ def shown(name: str, longest: int = 24) -> str:
     )
 
 
-def number(value: float) -> str:
-    """Show a number in about three digits, zero without a sign."""
+def format_number(value: float) -> str:
+    """Format a number with about three digits, and zero without a sign."""
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2  # noqa: PLR2004 - decimal
     text = f"{value:.{digits}f}"
     return text.lstrip("-") if not text.strip("-0.") else text
 
 
-def bare(axes: Axes) -> None:
-    """Leave out what frames a chart whose labels say where everything is."""
+def remove_frame(axes: Axes) -> None:
+    """Hide the spines and ticks of a chart."""
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)

@@ -1,8 +1,7 @@
-"""The skeleton of a plugin: a package that installs, is listed, runs and passes its own tests.
+"""The skeleton of a plugin: a package that installs, runs and passes its own tests.
 
-Templates are the files of such a package, with `$name`s in them and `.template` behind their own
-name: what is common to all kinds, and what each kind adds. Knows errors, and nothing of what is
-installed.
+The folder `templates/common` has the files of every package, one further folder per kind has the
+rest. File names end in `.template`; names such as `$package` in their text are replaced.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _PREFIX = re.compile(r"^(fusion|pools?|tasks?|formats?)-(?=.)")
 
 
 class Kind(StrEnum):
-    """What a plugin provides."""
+    """The kind of component that a plugin provides."""
 
     ALGORITHM = "algorithm"
     MODEL_POOL = "model-pool"
@@ -42,7 +41,7 @@ class Kind(StrEnum):
     COMMAND = "command"
 
 
-_WORDS = {
+_SUMMARIES = {
     Kind.ALGORITHM: "A way of fusing models",
     Kind.MODEL_POOL: "A pool of models",
     Kind.TASK_POOL: "A pool of tasks",
@@ -55,41 +54,40 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What everything in a plugin is called, derived from its distribution's name.
-
-    Raises `RecipeError` for a name that no distribution or Python package can have.
-    """
+    """The names of a plugin's package, component and classes, derived from its distribution."""
 
     distribution: str
 
     @classmethod
     def of(cls, name: str) -> Names:
-        """Read a distribution's name in any spelling."""
+        """Normalise the name of a distribution; raise `RecipeError` for an unusable name."""
         names = cls(re.sub(r"[-_.]+", "-", name).lower())
         problem = None
         if not _DISTRIBUTION.fullmatch(name):
-            problem = "is not a name of a distribution"
+            problem = "is an invalid name for a distribution"
         elif not names.package.isidentifier() or keyword.iskeyword(names.package):
-            problem = f"would make a Python package {names.package!r}, which cannot be imported"
+            problem = f"gives the Python package {names.package!r}, which cannot be imported"
         elif find_spec(names.package) is not None:
-            problem = f"would make a Python package {names.package!r}, and there is one already"
+            problem = f"gives the Python package {names.package!r}, which already exists"
         if problem:
-            raise RecipeError(f"{name!r} {problem}", hint="Choose another, e.g. fusion-median.")
+            raise RecipeError(
+                f"{name!r} {problem}", hint="Choose another name, e.g. fusion-median."
+            )
         return names
 
     @property
     def package(self) -> str:
-        """The Python package."""
+        """The name of the Python package."""
         return self.distribution.replace("-", "_")
 
     @property
     def component(self) -> str:
-        """What users type: the distribution's name without the prefix of its kind."""
+        """The name that users type: the distribution's name without a prefix such as `fusion-`."""
         return _PREFIX.sub("", self.distribution)
 
     @property
     def class_name(self) -> str:
-        """The stem of its classes' names."""
+        """The stem of class names."""
         stem = "".join(part.capitalize() for part in self.component.split("-"))
         return stem if stem.isidentifier() else f"The{stem}"
 
@@ -103,8 +101,8 @@ _MODULES = {
     Kind.FORMAT: "source",
     Kind.COMMAND: "command",
 }
-#: What a plugin's own code imports beside the core.
-_IMPORTS: dict[Kind, tuple[str, ...]] = {
+#: Requirements of a plugin besides the core.
+_REQUIREMENTS: dict[Kind, tuple[str, ...]] = {
     **dict.fromkeys(Kind, ("torch>=2.6",)),
     Kind.TEXT_TASK_POOL: ("tokenizers>=0.21", "torch>=2.6"),
     Kind.COMMAND: ("typer>=0.26",),
@@ -112,38 +110,38 @@ _IMPORTS: dict[Kind, tuple[str, ...]] = {
 
 
 def write_plugin(name: str, kind: Kind, directory: Path | None = None) -> Path:
-    """Write the package of a plugin and return its directory; default: named like it, right here.
+    """Write the package of a plugin, completely or not at all, and return its directory.
 
-    All of it or nothing. Raises `OutputError` if the directory is there already.
+    The default directory is the distribution's name. Raises `OutputError` if it already exists.
     """
     names = Names.of(name)
     target = directory or Path(names.distribution)
     if os.path.lexists(target):
-        raise OutputError(f"{target} is there already", hint="Choose another with -o DIR.")
+        raise OutputError(f"{target} already exists", hint="Choose another directory with -o DIR.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as staging:
-            written = Path(staging) / target.name
-            for path, text in _files(names, kind):
-                place = written / path
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text(text, encoding="utf-8")
-            written.rename(target)
+            package = Path(staging) / target.name
+            for name_in_package, text in _render_files(names, kind):
+                file = package / name_in_package
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text, encoding="utf-8")
+            package.rename(target)
     except OSError as error:
-        raise DiskError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise DiskError(f"cannot write {target}: {error.strerror or error}") from error
     return target
 
 
-def _files(names: Names, kind: Kind) -> Iterator[tuple[str, str]]:
-    """Return the package's files: path inside it, and content."""
+def _render_files(names: Names, kind: Kind) -> Iterator[tuple[str, str]]:
+    """Yield the path inside the package and the content of every file."""
     values = {
         "distribution": names.distribution,
         "package": names.package,
         "component": names.component,
         "class_name": names.class_name,
         "module": _MODULES[kind],
-        "summary": _WORDS[kind],
-        "imports": ", ".join(f'"{each}"' for each in _IMPORTS[kind]),
+        "summary": _SUMMARIES[kind],
+        "imports": ", ".join(f'"{requirement}"' for requirement in _REQUIREMENTS[kind]),
         "core_range": core_range(metadata.version("fusion-core")),
     }
     for folder in ("common", kind):
@@ -154,7 +152,7 @@ def _files(names: Names, kind: Kind) -> Iterator[tuple[str, str]]:
 
 
 def core_range(version: str) -> str:
-    """Return the versions of the core that a plugin written for one of them works with."""
+    """Return the range of core versions for a plugin that is written for `version`."""
     from packaging.version import Version
 
     major, minor = Version(version).release[:2]

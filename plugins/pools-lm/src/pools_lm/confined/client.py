@@ -71,7 +71,7 @@ class TokenizerClient:
     def read(self, answer: TypeAdapter[T]) -> T:
         """Let the child read the files, and return its description of them.
 
-        Raises `CheckpointError` for an exceeded limit, `Refused` for unreadable files.
+        Raises `CheckpointError` for an exceeded limit, `WorkFailed` for unreadable files.
         """
         with TemporaryDirectory() as directory:
             for name in self.files:
@@ -93,7 +93,7 @@ class TokenizerClient:
     ) -> T:
         """Call a function of the child with the tokenizer.
 
-        Raises `CheckpointError` with `action` and `hint` for an exceeded limit, and `Refused` for
+        Raises `CheckpointError` with `action` and `hint` for an exceeded limit, and `WorkFailed` for
         an exception in the child.
         """
         request, action = {"do": do, **options}, action or f"work by {self.label}"

@@ -1,4 +1,4 @@
-"""Measure a pool's weights: lengths, angles, signs and ranks of task vectors."""
+"""Measure a pool's weights: norms, cosines, signs and ranks of task vectors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from fusion_core.weights import Linear, MergedSource, Operands
 from fusion_report.diagnosis.figures import Expert, Figures, Part
 from fusion_report.diagnosis.kinds import read_architecture
-from fusion_report.diagnosis.ranks import effective_ranks
-from fusion_report.diagnosis.signs import conflicts
+from fusion_report.diagnosis.ranks import measure_ranks
+from fusion_report.diagnosis.signs import measure_signs
 from fusion_report.vectors import merged_infos, read_vectors
 
 if TYPE_CHECKING:
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 
 def measure_weights(pool: ModelPool[Any], progress: Progress) -> Figures:
-    """Return the figures of an aligned pool's weights.
+    """Measure the weights of an aligned pool.
 
-    Without a base, task vectors are taken from the experts' mean. The matrices that tensors hold
-    are looked at one by one, as methods do. Weights are read block by block,
-    several times, in memory that does not grow with the models.
+    Without a base, task vectors are differences from the experts' mean. Stacked matrices are
+    measured one by one, as methods merge them. Weights are read several times in blocks, so memory
+    does not grow with the models.
     """
     unpack = pool.layout.unpack
     sources = {name: unpack(expert) for name, expert in pool.experts.items()}
     operands = Operands(unpack(_origin(pool)), sources)
     vectors = read_vectors(operands, progress)
     with progress.track("compare signs", total=1) as advance:
-        signs = conflicts(operands)
+        signs = measure_signs(operands)
         advance(1)
-    ranks = effective_ranks(operands, progress)
+    ranks = measure_ranks(operands, progress)
     rows = zip(
         vectors.experts,
         vectors.norms,
@@ -45,18 +45,18 @@ def measure_weights(pool: ModelPool[Any], progress: Progress) -> Figures:
         strict=True,
     )
     experts = {
-        name: Expert(pool.task_of(name), norm, _quotient(norm, vectors.base_norm), *others)
-        for name, norm, *others in rows
+        name: Expert(pool.task_of(name), norm, _ratio(norm, vectors.base_norm), *rest)
+        for name, norm, *rest in rows
     }
     return Figures(
         experts,
         pool.base is not None,
         sum(info.numel for info in merged_infos(operands)),
         vectors.cosines,
-        _quotient(vectors.norm_of_sum, fmean(vectors.norms)),
+        _ratio(vectors.norm_of_sum, fmean(vectors.norms)),
         signs.conflict,
         signs.opposed,
-        _parts(vectors),
+        _measure_parts(vectors),
         ranks.matrices,
         ranks.is_sampled,
         architecture=read_architecture(pool),
@@ -64,17 +64,17 @@ def measure_weights(pool: ModelPool[Any], progress: Progress) -> Figures:
 
 
 def _origin(pool: ModelPool[Any]) -> WeightSource:
-    """Return what task vectors start from: the base or, without one, the experts' mean."""
+    """Return the origin of task vectors: the base or, without one, the experts' mean."""
     if pool.base is not None:
         return pool.base
     count = len(pool.experts)
     return MergedSource(Linear((1 / count,) * count, relative=False), Operands(None, pool.experts))
 
 
-def _parts(vectors: TaskVectors) -> dict[str, Part]:
+def _measure_parts(vectors: TaskVectors) -> dict[str, Part]:
     base = vectors.base_norm_by_part
     return {
-        part: Part(_quotient(_root_mean_square(norms), base[part]), vectors.mean_cosine(part))
+        part: Part(_ratio(_root_mean_square(norms), base[part]), vectors.mean_cosine(part))
         for part, norms in vectors.norms_by_part.items()
     }
 
@@ -83,5 +83,5 @@ def _root_mean_square(values: Sequence[float]) -> float:
     return math.sqrt(fmean(value**2 for value in values))
 
 
-def _quotient(value: float, whole: float) -> float:
+def _ratio(value: float, whole: float) -> float:
     return value / whole if whole else math.nan

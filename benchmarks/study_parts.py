@@ -57,7 +57,7 @@ class Weights(Learnable):
         self.tensors = {name: parameter.detach() for name, parameter in parameters.items()}
         self._parameters = parameters
 
-    def place(self) -> None:
+    def write_weights(self) -> None:
         """Do nothing: the parameters are already in the model."""
 
     def collect(self, summed: Callable[[Tensor], Tensor]) -> None:

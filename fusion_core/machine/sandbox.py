@@ -68,8 +68,8 @@ class SandboxedWorker:
     def ask(self, request: object, limits: Limits) -> bytes:
         """Return the child's answer to a request, as JSON; the request is JSON data.
 
-        Raises `LimitExceeded` for an exceeded limit or a dead child, `WorkFailed` for an exception in the
-        work.
+        Raises `LimitExceeded` for an exceeded limit or a dead child, and `WorkFailed` for an
+        exception in the work.
         """
         with self._lock:
             try:

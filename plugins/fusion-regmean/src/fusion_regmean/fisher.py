@@ -44,9 +44,9 @@ class Fisher(Algorithm[FisherConfig]):
     paper.
 
     Data: `samples` unlabeled examples per task. Memory: two sums and one expert's F, each as large
-    as the model in fp32, and a gradient, or as many as `compute_squared_gradients` computes at once.
-    Cost: two forward passes per example, and one backward pass per example and label. A resumed run
-    gathers again.
+    as the model in fp32, and a gradient, or as many as `compute_squared_gradients` computes at
+    once. Cost: two forward passes per example, and one backward pass per example and label. A
+    resumed run gathers again.
     """
 
     config_class = FisherConfig

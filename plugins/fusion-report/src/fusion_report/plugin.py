@@ -20,11 +20,11 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
     )
     yield CommandSpec(
         name="report",
-        summary="Write report.html, a page about one or several runs with tables and charts.",
+        summary="Write report.html, a page about one or several runs.",
         target="fusion_report.command:report",
     )
     yield CommandSpec(
         name="diagnose",
-        summary="Predict which merge methods will work for a pool, with reasons and confidence.",
+        summary="Predict which merge methods will work for a pool.",
         target="fusion_report.diagnosis.command:diagnose",
     )

@@ -26,7 +26,9 @@ def sweep(
     context: typer.Context,
     recipe: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Argument(help="A recipe in YAML; flags override it.", show_default=False),
+        typer.Argument(
+            help="Read this recipe, a YAML file; flags override it.", show_default=False
+        ),
     ] = None,
     over: Annotated[
         Texts,

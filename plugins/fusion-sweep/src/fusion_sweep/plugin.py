@@ -12,7 +12,7 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
     """Register `fuse sweep` and `fuse runs`."""
     yield CommandSpec(
         name="sweep",
-        summary="Run a recipe with many algorithms and options, and rank the results.",
+        summary="Run a recipe with many options, and rank the results.",
         target="fusion_sweep.command:sweep",
         group=_GROUP,
     )

@@ -98,8 +98,8 @@ def _with_last(pool: ModelPool[Any], change: Any) -> ModelPool[Any]:  # noqa: AN
 
 def _check_refused(bench: Bench, pool: ModelPool[Any], where: str) -> None:
     remedy = (
-        "Read weights through context.merged and Piece, which check them, or call "
-        "fusion_core.weights.check_finite on weights that you read yourself. Do not replace NaN."
+        "Read weights through context.merge and Piece, which check them. For weights that you read "
+        "yourself, raise a FusionError that names the tensor. Do not replace NaN."
     )
     try:
         bench.merge(pool)

@@ -135,7 +135,7 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
     """Register `fuse smoke`."""
     yield CommandSpec(
         name="smoke",
-        summary="Prompt a merged language model, its base and its experts, and compare answers.",
+        summary="Prompt a merged language model, its base and its experts.",
         target="pools_lm.smoke.command:smoke",
     )
 

@@ -16,7 +16,10 @@ app = typer.Typer(
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="A sweep or a run, by the first letters of its name.")
+    str,
+    typer.Argument(
+        metavar="NAME", help="Select a sweep or a run by the first letters of its name."
+    ),
 ]
 
 
@@ -102,7 +105,8 @@ def compare(
 @app.command()
 def export(
     sweep: Annotated[
-        str, typer.Argument(metavar="SWEEP", help="A sweep, by the first letters of its name.")
+        str,
+        typer.Argument(metavar="SWEEP", help="Select a sweep by the first letters of its name."),
     ],
     form: Annotated[
         Literal["csv", "json"], typer.Option("--format", help="Print csv or json.")

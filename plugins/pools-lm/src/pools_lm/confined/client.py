@@ -93,8 +93,8 @@ class TokenizerClient:
     ) -> T:
         """Call a function of the child with the tokenizer.
 
-        Raises `CheckpointError` with `action` and `hint` for an exceeded limit, and `WorkFailed` for
-        an exception in the child.
+        Raises `CheckpointError` with `action` and `hint` for an exceeded limit, and `WorkFailed`
+        for an exception in the child.
         """
         request, action = {"do": do, **options}, action or f"work by {self.label}"
         value = self._send(request, limits, answer, action, hint)

@@ -139,11 +139,12 @@ def _lazy_merge(plan: Plan) -> WeightSource | None:
 
 def _headers(plan: Plan) -> ModelPool[Any]:
     """Return the aligned pool with headers only, and the lazy merges of nested recipes."""
-    sources: dict[str, WeightSource] = {
-        name: HeadersOnly(source) for name, source in plan.pool.by_name.items()
-    }
     merges = {
         name: _lazy_merge(nested) or HeadersOnly(nested.pool.reference)
         for name, nested in plan.nested.items()
     }
-    return plan.pool.with_sources(sources | merges).aligned(plan.resolved.recipe.alignment)
+    pool = plan.pool.with_sources(merges).aligned(plan.resolved.recipe.alignment)
+    headers = {
+        name: HeadersOnly(source) for name, source in pool.by_name.items() if name not in merges
+    }
+    return pool.with_sources(headers)

@@ -1,7 +1,7 @@
 """Models seen as separate matrices, and matrices put back into the tensors that hold them.
 
-A method is written for one matrix. If a tensor holds several, `Layout.unpacked` presents each as a
-tensor of its own, and `Layout.packed` puts the results back. So a packed mixture of experts is
+A method is written for one matrix. If a tensor holds several, `Layout.unpack` presents each as a
+tensor of its own, and `Layout.pack` puts the results back. So a packed mixture of experts is
 merged like the same experts stored one by one, by any method.
 """
 

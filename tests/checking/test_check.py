@@ -100,6 +100,15 @@ def test_differences_that_a_policy_allows_are_counted(pool: dict[str, Any]) -> N
     assert result.tensors == {"merged": 5, "copied": 1, "dropped": 2}
 
 
+def test_a_missing_tensor_may_look_like_another(pool: dict[str, Any]) -> None:
+    """Alignment reads tensors to find copies, but the estimate of memory never reads any."""
+    twin = torch.arange(7.0).bfloat16()
+    change("base", layer__twin=twin)
+    change("b", layer__twin=twin)
+    result = checked(pool, alignment={"missing": "base"})
+    assert result.models[1].missing == 1
+
+
 def test_models_that_do_not_fit_are_refused_with_the_table_of_a_run(pool: dict[str, Any]) -> None:
     change("a", layer__bias=None)
     change("b", scale=torch.ones(3, 3))
@@ -351,7 +360,7 @@ def test_warnings_are_shown_by_check_and_by_run(
 ) -> None:
     configs = {"base": b'{"norm_eps": 1e-6}', "a": b'{"norm_eps": 1e-5}'}
     side_files = {name: {"config.json": config} for name, config in configs.items()}
-    monkeypatch.setattr(CheckpointsPool, "beside", lambda _: side_files)
+    monkeypatch.setattr(CheckpointsPool, "side_files", lambda _: side_files)
     warning = "a: config.json norm_eps: 1e-05, the base's is 1e-06"
     assert f"warning    {warning}\n" in fuse("check", recipe).out
     assert json.loads(fuse("check", recipe, "--json").out)["warnings"] == [warning]

@@ -34,7 +34,7 @@ FILES = {
     "pytorch_model.bin": b"pickle",
 }
 MODEL = hf.parse("org/name")
-BOTH = hf.Wanted(MODEL, ("config.json", "model.safetensors"))
+BOTH = hf.FileRequest(MODEL, ("config.json", "model.safetensors"))
 CONVERTED = "refs/convert/parquet"
 ALL = ["*.safetensors", "*.json", "*.py", "*.bin"]
 
@@ -106,9 +106,12 @@ def test_matching_files_are_downloaded_but_never_programs(hub: HubServer) -> Non
 
 def test_a_declared_file_of_any_kind_is_downloaded(hub: HubServer) -> None:
     hub.add("org/name", FILES)
-    directory = hf.files(MODEL, ["pytorch_model.bin", "onnx/model.safetensors"])
+    directory = hf.download_paths(MODEL, ["pytorch_model.bin", "onnx/model.safetensors"])
     assert contents(directory) == {"pytorch_model.bin", "onnx/model.safetensors"}
-    assert "has no file 'other.bin'" in failure(lambda: hf.files(MODEL, ["other.bin"])).message
+    assert (
+        "has no file 'other.bin'"
+        in failure(lambda: hf.download_paths(MODEL, ["other.bin"])).message
+    )
 
 
 def test_data_sets_are_repositories_too(hub: HubServer) -> None:
@@ -119,7 +122,7 @@ def test_data_sets_are_repositories_too(hub: HubServer) -> None:
     images = hf.parse("org/name", kind="dataset")
     directory = hf.download(images, ["data/test-*.parquet"])
     assert contents(directory) == {"data/test-00000.parquet", "data/test-00001.parquet"}
-    assert dict(hf.listing(images)) == dict.fromkeys(files, 4)
+    assert dict(hf.list_files(images)) == dict.fromkeys(files, 4)
     assert "has no model org/name" in failure(lambda: hf.resolve(MODEL)).message
 
 
@@ -133,14 +136,18 @@ SHARDS = {
 def test_the_files_of_a_split_are_found_by_their_names(hub: HubServer) -> None:
     commit = hub.add("org/name", SHARDS, kind="dataset")
     data = hf.parse("org/name", kind="dataset")
-    cola = hf.split_files(data, "validation", "cola")
-    assert cola == hf.Wanted(data.at(commit), tuple(list(SHARDS)[:2]))
-    both = [cola, hf.split_files(data, "validation", "wnli")]
-    assert [Path(path).read_bytes() for path in hf.fetch(both)] == [b"cola0", b"cola1", b"wnli"]
-    assert hf.split_files(data, "validation_matched").paths == (list(SHARDS)[2],)
+    cola = hf.find_split(data, "validation", "cola")
+    assert cola == hf.FileRequest(data.at(commit), tuple(list(SHARDS)[:2]))
+    both = [cola, hf.find_split(data, "validation", "wnli")]
+    assert [Path(path).read_bytes() for path in hf.download_requests(both)] == [
+        b"cola0",
+        b"cola1",
+        b"wnli",
+    ]
+    assert hf.find_split(data, "validation_matched").paths == (list(SHARDS)[2],)
     hub.add("org/name", {"default/validation/0.parquet": b""}, kind="dataset", branch=CONVERTED)
-    assert hf.split_files(data, "validation").paths == ("default/validation/0.parquet",)
-    lost = failure(lambda: hf.split_files(data, "validation", "sst2"))
+    assert hf.find_split(data, "validation").paths == ("default/validation/0.parquet",)
+    lost = failure(lambda: hf.find_split(data, "validation", "sst2"))
     assert "no parquet files of the split 'validation'" in lost.message
 
 
@@ -165,12 +172,12 @@ def test_a_revision_is_looked_up_once_and_again_on_request(hub: HubServer) -> No
     os.utime(reference, (1e9, 1e9))
     with hf.session():
         assert hf.resolve(MODEL).revision == first
-        assert "revisions as of 2001-09-" in hf.check_room(hf.Size(0, 0))
-        assert "revisions as of 2001-09-" in hf.check_room(hf.Size(9, 9))
+        assert "revisions as of 2001-09-" in hf.check_space(hf.DownloadSize(0, 0))
+        assert "revisions as of 2001-09-" in hf.check_space(hf.DownloadSize(9, 9))
     assert len(hub.asked("/revision/")) == 1
     with hf.session(again=True):
         assert hf.resolve(MODEL).revision == second
-        assert "revisions" not in hf.check_room(hf.Size(0, 0))
+        assert "revisions" not in hf.check_space(hf.DownloadSize(0, 0))
     assert hf.resolve(MODEL).revision == second
     assert len(hub.asked("/revision/")) == 2
 
@@ -196,13 +203,13 @@ def test_branches_and_tags_are_revisions(hub: HubServer) -> None:
 def test_cached_files_need_no_request(hub: HubServer) -> None:
     hub.add("org/name", FILES)
     pinned = hf.resolve(MODEL)
-    assert hf.size_of([BOTH]) == hf.Size(len(WEIGHTS) + 2, len(WEIGHTS) + 2)
+    assert hf.measure_download([BOTH]) == hf.DownloadSize(len(WEIGHTS) + 2, len(WEIGHTS) + 2)
     hf.download(pinned, ["config.json"])
-    assert hf.size_of([BOTH]) == hf.Size(len(WEIGHTS) + 2, len(WEIGHTS))
+    assert hf.measure_download([BOTH]) == hf.DownloadSize(len(WEIGHTS) + 2, len(WEIGHTS))
     hf.download(pinned, ALL)
     hub.requests.clear()
     assert contents(hf.download(pinned, ALL)) == {"config.json", "model.safetensors"}
-    assert hf.size_of([BOTH]).missing == 0
+    assert hf.measure_download([BOTH]).missing == 0
     assert hub.requests == []
 
 
@@ -478,7 +485,7 @@ def test_offline_the_cache_serves_and_nothing_is_asked(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert hf.resolve(MODEL).revision == commit
     assert contents(hf.download(MODEL, ALL)) == {"config.json", "model.safetensors"}
-    assert hf.size_of([BOTH]).missing == 0
+    assert hf.measure_download([BOTH]).missing == 0
     assert hub.requests == []
 
 
@@ -512,9 +519,9 @@ def test_offline_a_listing_without_downloads_is_known(
 ) -> None:
     """Who looks for a file there, and then elsewhere, does so without a network too."""
     hub.add("org/name", FILES)
-    listed = dict(hf.listing(MODEL))
+    listed = dict(hf.list_files(MODEL))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert dict(hf.listing(MODEL)) == listed
+    assert dict(hf.list_files(MODEL)) == listed
     error = failure(lambda: hf.download(MODEL, ["config.json"]))
     assert "config.json of org/name" in error.message
 

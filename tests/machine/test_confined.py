@@ -135,7 +135,7 @@ def test_an_interrupt_leaves_no_half_answer(
 def test_no_child_outlives_a_program_that_ends(child: SandboxedWorker) -> None:
     program = (
         "from fusion_core.machine.sandbox import *\n"
-        "child = Confined('work:serve')\n"
+        "child = SandboxedWorker('work:serve')\n"
         f"print(child.ask('os.getpid()', {LIMITS}).decode())\n"
     )
     command = [sys.executable, "-c", program]

@@ -480,7 +480,7 @@ def test_merge_without_packed_tensors_is_unchanged() -> None:
     """No source stands between the engine and models whose tensors are merged as stored."""
     state = {"q.weight": torch.randn(4, 3), "norm.bias": torch.randn(3)}
     pool = pool_of({"base": state, "a": {k: v + 1 for k, v in state.items()}}, CheckpointsPool)
-    merged: Any = RunContext().merged(pool, Linear((1.0,)))
+    merged: Any = RunContext().merge(pool, Linear((1.0,)))
     assert merged.operands.base is pool.base
     assert isinstance(pool, ModelPool)
     assert not pool.layout.slots

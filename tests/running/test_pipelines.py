@@ -373,7 +373,7 @@ def test_coefficients_require_the_transforms_they_were_learned_after(
     again = {**short, "coefficients": str(file)}
     merged = merge(["trim", again], pool)
     assert same(merged.state_dict(), learned.weights.state_dict())
-    with pytest.raises(RecipeError, match=r"learned after the transforms \[.*trim.*, and here are"):
+    with pytest.raises(RecipeError, match=r"was learned with the transforms \[.*trim.*"):
         merge(again, pool)
 
 

@@ -42,7 +42,7 @@ def tensor_digest(tensors: WeightSource) -> str:
     def chunks(info: TensorInfo) -> Iterator[memoryview]:
         for start, stop in tensors.cut.ranges(info):
             values = tensors.read(info.name, start, stop).contiguous()
-            yield source.memory_of(values)
+            yield source.view_bytes(values)
 
     infos = tensors.infos.items()
     return tensors_digest({name: (info, bytes_digest(chunks(info))) for name, info in infos})

@@ -224,14 +224,14 @@ OPTIONS = """
 METHODS = """
     import torch
     from fusion_core import Algorithm, ComponentConfig, TensorwiseAlgorithm
-    from fusion_core.weights import Cut, MergedSource, Operands, StateDictSource, in_order
+    from fusion_core.weights import Cut, MergedSource, Operands, StateDictSource, sum_in_order
     from faulty_options import Careless
 
     def mean(piece):
-        return in_order(piece.experts) / len(piece.experts)
+        return sum_in_order(piece.experts) / len(piece.experts)
 
     def mean_of_task_vectors(piece):
-        return in_order(piece.task_vectors) / len(piece.names)
+        return sum_in_order(piece.task_vectors) / len(piece.names)
 
     class Sound(TensorwiseAlgorithm):
         config_class = ComponentConfig
@@ -292,7 +292,7 @@ METHODS = """
         def run(self, pool, context):
             return MergedSource(self, Operands(pool.base, pool.experts, finite=False))
         def merge(self, piece):
-            return in_order(piece.experts.nan_to_num()) / len(piece.names)
+            return sum_in_order(piece.experts.nan_to_num()) / len(piece.names)
 
     class AbsoluteFloor(Sound):
         cut = Cut.TENSOR
@@ -403,7 +403,7 @@ POOLS = """
 STAGES = """
     import torch
     from fusion_core import Calibration, ComponentConfig, TensorwiseCalibration, Transform
-    from fusion_core.weights import StateDictSource, in_order
+    from fusion_core.weights import StateDictSource, sum_in_order
 
     class Half(Transform):
         config_class = ComponentConfig
@@ -416,7 +416,7 @@ STAGES = """
 
     class OneRow(Half):
         def rows(self, piece):
-            return in_order(piece.task_vectors)
+            return sum_in_order(piece.task_vectors)
 
     class WrittenRows(Half):
         def rows(self, piece):
@@ -437,7 +437,7 @@ STAGES = """
 
     class NoMerge(Halfway):
         def merge(self, piece):
-            return piece.base + in_order(piece.task_vectors) / 2
+            return piece.base + sum_in_order(piece.task_vectors) / 2
 
     class WrittenMerge(Halfway):
         def merge(self, piece):

@@ -160,17 +160,22 @@ def _copies(source: WeightSource, name: str) -> list[str]:
     if source.sources or source.is_delta:
         return []
     info = source.infos[name]
+    candidates = [
+        other
+        for other, candidate in source.infos.items()
+        if other != name and (candidate.shape, candidate.dtype) == (info.shape, info.dtype)
+    ]
+    if not candidates:
+        return []
     probe = source.read(name, 0, min(_PROBE, info.numel))
     if not (probe != probe[:1]).any():
         return []
     return [
-        other.name
-        for other in source.infos.values()
-        if other.name != name
-        and (other.shape, other.dtype) == (info.shape, info.dtype)
-        and torch.equal(source.read(other.name, 0, len(probe)), probe)
+        other
+        for other in candidates
+        if torch.equal(source.read(other, 0, len(probe)), probe)
         and all(
-            torch.equal(source.read(name, *span), source.read(other.name, *span))
+            torch.equal(source.read(name, *span), source.read(other, *span))
             for span in Cut.ELEMENT.ranges(info)
         )
     ]

@@ -158,5 +158,5 @@ def test_two_stages_with_task_specific_results_are_refused(
     make_pool: Make, turned_tasks: Any
 ) -> None:
     stages = [{"name": "symerge", "steps": 1}, {"name": "surgery", "steps": 1}]
-    with pytest.raises(RecipeError, match="symerge and surgery each make a model"):
+    with pytest.raises(RecipeError, match="symerge and surgery each make a different model"):
         run_fusion(algorithm=stages, model_pool=make_pool("mlp", experts=3), task_pool=turned_tasks)

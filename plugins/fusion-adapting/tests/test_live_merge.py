@@ -33,7 +33,7 @@ class Squared(Linear):
 
 
 def live_merge(pool: CheckpointsPool, kernel: type[Linear] = Linear, **options: Any) -> LiveMerge:
-    merged = RunContext().merged_matrices(pool, kernel((INIT,) * len(pool.experts)))
+    merged = RunContext().merge_matrices(pool, kernel((INIT,) * len(pool.experts)))
     return LiveMerge(pool, merged, CPU, dtype=torch.float64, **options)
 
 
@@ -59,7 +59,7 @@ class Merged(torch.nn.Module):
         for module in live.model.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.sparse = False  # autograd cannot sum sparse gradients over a row
-        base, *experts = map(pool.layout.unpacked, (pool.base, *pool.experts.values()))
+        base, *experts = map(pool.layout.unpack, (pool.base, *pool.experts.values()))
         matrices = {
             name: base.tensor(name)
             + sum(

@@ -51,9 +51,7 @@ def on_zeros(*rows: list[float] | torch.Tensor) -> dict[str, Any]:
 
 def sum_after(transform: Any, models: dict[str, Any], seed: int = 0) -> torch.Tensor:
     """Return the sum of the transformed task vectors of `w`."""
-    pool = RunContext(seed=seed).transformed(
-        CheckpointsPool(CheckpointsConfig(**models)), transform
-    )
+    pool = RunContext(seed=seed).transform(CheckpointsPool(CheckpointsConfig(**models)), transform)
     return sum_in_order(expert.tensor("w") for expert in pool.experts.values())
 
 
@@ -85,7 +83,7 @@ def test_drop_keeps_its_fraction_and_divides_by_it(density: float) -> None:
 
 def drop(models: dict[str, Any], seed: int) -> Mapping[str, WeightSource]:
     pool = CheckpointsPool(CheckpointsConfig(**models))
-    return RunContext(seed=seed).transformed(pool, Drop()).experts
+    return RunContext(seed=seed).transform(pool, Drop()).experts
 
 
 def test_experts_tensors_and_seeds_drop_independent_entries() -> None:

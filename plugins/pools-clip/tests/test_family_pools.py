@@ -506,7 +506,7 @@ def test_info_shows_sizes_without_torch_and_network() -> None:
         "app(standalone_mode=False); print(*sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    models, images = "download of the models alone: 3.4 GB", "room for decoded examples"
+    models, images = "download of the models alone: 3.4 GB", "additional space for decoded examples"
     for text in (
         "sun397",
         "rendered-sst2",
@@ -619,9 +619,9 @@ def test_a_small_disk_is_found_before_the_first_download(
 IMAGE = 3 * 8 * 8  # bytes of one decoded image
 
 
-def required_size(**options: Any) -> hub_client.Size:
+def required_size(**options: Any) -> hub_client.DownloadSize:
     tasks = ClipVitB32Tasks(FamilyTasksConfig(**options))
-    return hub_client.size_of(tasks.downloads())
+    return hub_client.measure_download(tasks.downloads())
 
 
 def test_decoded_images_count_as_disk_space(serve: HubServer) -> None:
@@ -631,7 +631,7 @@ def test_decoded_images_count_as_disk_space(serve: HubServer) -> None:
     assert required_size(tasks=["mnist", "eurosat"], limit=5).made == 10 * IMAGE
     assert required_size(tasks=["eurosat"], corruption="contrast").made == 2_700 * IMAGE
     tasks = ClipVitB32Tasks(FamilyTasksConfig(tasks=["mnist"]))
-    hub_client.fetch(tasks.downloads())
+    hub_client.download_requests(tasks.downloads())
     assert required_size(tasks=["mnist"]).made == 20 * IMAGE  # rows of downloaded files
     assert required_size(tasks=["mnist"]).missing == 0
     tasks["mnist"].batch(0, size=1, split=Split.TEST, seed=0)
@@ -660,9 +660,9 @@ def test_decoded_images_may_have_their_own_disk(
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: SimpleNamespace(free=free.get(Path(path), 10**9))
     )
-    hub_client.check_room(hub_client.Size(100, 100, made=10))
+    hub_client.check_space(hub_client.DownloadSize(100, 100, made=10))
     with pytest.raises(DiskError, match=f"the decoded data needs 11 B, .* in {small}"):
-        hub_client.check_room(hub_client.Size(100, 100, made=11))
+        hub_client.check_space(hub_client.DownloadSize(100, 100, made=11))
 
 
 def test_the_cache_is_next_to_the_hubs(

@@ -493,7 +493,7 @@ import subprocess, sys
 from pathlib import Path
 import torch
 from fusion_core.errors import DiskError
-from fusion_core.weights import StateDictSource, materialise, staged
+from fusion_core.weights import StateDictSource, materialise, stage_output
 
 class Unread(StateDictSource):
     def read(self, name, start, stop):
@@ -504,7 +504,7 @@ source = Unread({"x": torch.zeros(4, 2**20)})
 for size in (1, 2, 4, 8):
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "none", disk], check=True)
     try:
-        with staged(disk / "out", plan=b"{}") as staging:
+        with stage_output(disk / "out", plan=b"{}") as staging:
             materialise(source, staging, shard_size=10**9)
     except DiskError as error:
         assert not list(disk.iterdir())

@@ -6,28 +6,10 @@ result = sweep("recipe.yaml", over={"algorithm.scale": "0:1:0.1"}, seeds=3)
 result.best().recipe
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from fusion_core._exports import lazy_exports
 
-if TYPE_CHECKING:
-    from fusion_sweep.results import SweepResult
-    from fusion_sweep.runner import sweep
-    from fusion_sweep.search import Search
-    from fusion_sweep.store import Store
-    from fusion_sweep.trial import Trial
-
-_MODULES = {
-    "Found": "results",
-    "Search": "search",
-    "Store": "store",
-    "Trial": "trial",
-    "sweep": "sweeping",
-}
-
-__all__ = ["Search", "Store", "SweepResult", "Trial", "sweep"]
+__all__, __getattr__ = lazy_exports(__name__, __file__)
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
-    if name not in _MODULES:
-        raise AttributeError(f"module 'fusion_sweep' has no attribute {name!r}")
-    return getattr(import_module(f"fusion_sweep.{_MODULES[name]}"), name)
+def __dir__() -> list[str]:
+    return __all__

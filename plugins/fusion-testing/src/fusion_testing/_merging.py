@@ -131,7 +131,7 @@ class MergeChecks:
             fail(
                 "experts stored as differences from the base merge to another model: "
                 f"{difference}.",
-                "Read experts through context.merged and Piece, which handle both forms, or check "
+                "Read experts through context.merge and Piece, which handle both forms, or check "
                 "`is_delta` of the sources that you read yourself.",
             )
 

@@ -115,6 +115,7 @@ def digest(
     return found
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("spec", "options"), ALGORITHMS, ids=[f"{s.name} {o or ''}" for s, o in ALGORITHMS]
 )

@@ -46,6 +46,7 @@ def test_our_algorithms_have_family_cost_and_formula(spec: AlgorithmSpec) -> Non
     assert (spec.cost in data) == (spec.needs_tasks != "none")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("spec", ALGORITHMS, ids=lambda spec: spec.name)
 def test_the_example_that_info_shows_can_be_run(fuse: Fuse, spec: AlgorithmSpec) -> None:
     (described,) = json.loads(fuse("info", spec.name, "--json").out)

@@ -265,6 +265,7 @@ def _replaced_by_link(directory: Path, victim: Path) -> None:
     directory.symlink_to(victim)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("how", BROKEN)
 @pytest.mark.parametrize("then", ["resume", "run", "clean"])
 def test_planted_work_is_not_resumed_and_can_be_removed(

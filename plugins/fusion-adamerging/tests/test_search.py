@@ -115,6 +115,7 @@ def objectives(tasks: Any, model: nn.Module, step: int) -> list[Tensor]:
     return [entropy(task.logits(model, batch)) for task, batch in zip(tasks, batches, strict=True)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("clamp", [False, True])
 @pytest.mark.parametrize("trim", [False, True])
 @pytest.mark.parametrize("granularity", ["layer", "model", "row", "column", "row+column", "rank"])

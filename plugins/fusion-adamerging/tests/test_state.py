@@ -44,6 +44,7 @@ def _coefficients(
     return context.side_files["coefficients.json"], taken
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "options",
     [

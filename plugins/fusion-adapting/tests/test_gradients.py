@@ -41,6 +41,7 @@ def by_hand(model: nn.Module, texts: list[torch.Tensor]) -> dict[str, torch.Tens
     return {name: total.detach() / len(texts) for name, total in sums.items()}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, FP32)])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("at_once", [1, 2, 7, None])

@@ -97,6 +97,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(name, 50)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("grain", ["tensor", "row", "column", "row+column", "rank", "component"])
 @pytest.mark.parametrize(("kernel", "power"), [(Linear, 1), (Squared, 2)])

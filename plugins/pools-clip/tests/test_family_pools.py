@@ -570,6 +570,7 @@ def test_offline_with_an_empty_cache_names_the_model(
     assert not serve.requests
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "case",
     [

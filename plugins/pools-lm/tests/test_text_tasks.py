@@ -389,6 +389,7 @@ def _texts(batch: Batch) -> list[tuple[int, ...]]:
     return [tuple(row[:count]) for row, count in rows]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", sorted(POOLS))
 @pytest.mark.parametrize(
     "algorithm",

@@ -52,6 +52,7 @@ ALGORITHMS: tuple[Any, ...] = (
 )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("number", range(50 * NIGHTLY))
 def test_an_error_names_the_tensor_and_model_that_are_not_finite(
     tmp_path: Path, number: int
@@ -105,6 +106,7 @@ def break_one(rng: random.Random, models: dict[str, State]) -> tuple[str, str, s
             return extra, expert, "extra"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("number", range(200 * NIGHTLY))
 def test_every_difference_is_in_one_table(tmp_path: Path, number: int) -> None:
     rng = random.Random(number)

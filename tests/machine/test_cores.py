@@ -47,17 +47,17 @@ def test_freed_memory_is_retained_for_reuse() -> None:
 from contextlib import nullcontext
 from resource import RUSAGE_SELF, getrusage
 import torch
-from fusion_core.machine.memory import keeping_freed_memory
-from fusion_core.weights.merging.execution import on_cores
+from fusion_core.machine.memory import retain_freed_memory
+from fusion_core.weights.merging.execution import map_on_cores
 
 def faults():
     before = getrusage(RUSAGE_SELF).ru_minflt
     for _ in range(8):
-        list(on_cores(abs, [1, 2]))
+        list(map_on_cores(abs, [1, 2]))
         blocks = [torch.ones(2**21) for _ in range(24)]
     return getrusage(RUSAGE_SELF).ru_minflt - before
 
-with keeping_freed_memory():
+with retain_freed_memory():
     faults()
     kept = faults()
 print(kept, faults())

@@ -71,7 +71,7 @@ def test_an_expert_without_a_task_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(WordTask, "batch", None)
     pool = tiny_pool("mlp", experts=3)
-    with pytest.raises(RecipeError, match="no task 'c'"):
+    with pytest.raises(RecipeError, match="unknown task 'c'"):
         next(statistics(pool, TinyTasks(("a", "b"))))
 
 

@@ -7,7 +7,7 @@ print(diagnose({"model_pool": "mini8"}).advice)
 plot(run_fusion(model_pool="mini8", task_pool="mini8", algorithm="ties", output=None))
 """
 
-from fusion_core._exports import lazy_exports
+from fusion_core.commands import lazy_exports
 
 __all__, __getattr__ = lazy_exports(__name__, __file__)
 

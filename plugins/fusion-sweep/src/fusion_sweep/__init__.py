@@ -6,7 +6,7 @@ result = sweep("recipe.yaml", over={"algorithm.scale": "0:1:0.1"}, seeds=3)
 result.best().recipe
 """
 
-from fusion_core._exports import lazy_exports
+from fusion_core.commands import lazy_exports
 
 __all__, __getattr__ = lazy_exports(__name__, __file__)
 

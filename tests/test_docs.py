@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,31 @@ def test_recipes_in_how_tos_are_valid() -> None:
             resolve(recipe, load_plugins(), nesting=lambda nested: {"recipe": nested})
             found += 1
     assert found
+
+
+#: The pages that a newcomer and an author of plugins read, in their order.
+PATHS = {
+    "newcomer": [
+        *("tutorials/first-merge", "tutorials/read-the-result", "how-to/merge-checkpoints"),
+        *("how-to/choose-a-method", "how-to/learn-without-labels", "how-to/sweep"),
+        "how-to/check-before-publishing",
+    ],
+    "author": [
+        *("tutorials/your-first-method", "how-to/write-an-algorithm", "how-to/write-a-model-pool"),
+        *("how-to/write-a-task-pool", "how-to/read-another-format", "how-to/write-a-command"),
+        *("how-to/test-a-plugin", "how-to/publish-a-plugin"),
+    ],
+}
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*/*.md")), ids=lambda page: page.name)
+def test_a_page_has_one_title_and_ends_with_the_next_one(page: Path) -> None:
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+    assert len(re.findall("^# ", text, re.MULTILINE)) == 1
+    (target,) = re.findall(r"^Next: \[[^]]+\]\(([^)#]+)", text, re.MULTILINE)
+    steps = {DOCS / f"{page}.md": step for path in PATHS.values() for page, step in pairwise(path)}
+    if page in steps:
+        assert (page.parent / target).resolve() == DOCS / f"{steps[page]}.md"
 
 
 def test_every_how_to_can_be_reached_from_the_tutorial() -> None:

@@ -4,7 +4,9 @@ A package that moved leaves a module of its old name behind, which raises `moved
 An access to a name that moved raises `moved_name_error(name)`.
 """
 
+from collections.abc import Callable
 from importlib import import_module
+from typing import NoReturn
 
 #: The distribution that provides a package now, by the package's name in 0.1.
 MOVED = {
@@ -39,6 +41,47 @@ MOVED_NAMES = {
     "Overrun": "fusion_core.files.LimitExceeded",
     "Refused": "fusion_core.files.WorkFailed",
 }
+#: The new names of public names, by package and their name in 0.1.
+RENAMED = {
+    "fusion_core.weights": {
+        "Electing": "ElectKernel",
+        "Shared": "ResultCache",
+        "Trim": "TrimSurvey",
+        "Trimming": "TrimKernel",
+        "agreeing": "agreeing_magnitudes",
+        "along": "interpolate",
+        "content_of": "read_side_file",
+        "elected_sign": "elect_sign",
+        "held_in_memory": "find_in_memory_source",
+        "in_order": "sum_in_order",
+        "kept_count": "count_for_density",
+        "licence_of": "read_licence",
+        "matching": "select_names",
+        "nearness": "describe_nearness",
+        "origins": "collect_origins",
+        "per_expert": "broadcast_per_expert",
+        "renumbered": "renumber_layer",
+        "safe_config": "parse_safe_config",
+        "same_tensors": "match_names",
+        "staged": "stage_output",
+        "tokenizer_of": "select_tokenizer_files",
+        "with_config": "change_config",
+        "with_layers": "replace_layers",
+    },
+    "fusion_core.hub": {
+        "Size": "DownloadSize",
+        "Wanted": "FileRequest",
+        "advising": "add_advice",
+        "beginning": "read_beginning",
+        "check_room": "check_space",
+        "conversion": "find_conversion",
+        "fetch": "download_requests",
+        "files": "download_paths",
+        "listing": "list_files",
+        "size_of": "measure_download",
+        "split_files": "find_split",
+    },
+}
 #: Modules that took names over from `fusion_core`.
 _SPLIT_OFF = ("fusion_core.commands", "fusion_core.files")
 
@@ -69,3 +112,15 @@ def moved_name_error(name: str) -> ImportError:
     package = replacement.partition(".")[0]
     hint = "" if package == "fusion_core" else f" (pip install {package.replace('_', '-')})"
     return ImportError(f"fusion_core.{name} moved: use {replacement}{hint}", name="fusion_core")
+
+
+def refuse_old_names(module: str) -> Callable[[str], NoReturn]:
+    """Return a `__getattr__` for a package: its error for a name of 0.1 gives the new name."""
+
+    def refuse(name: str) -> NoReturn:
+        if name in RENAMED[module]:
+            replacement = f"{module}.{RENAMED[module][name]}"
+            raise ImportError(f"{module}.{name} was renamed: use {replacement}", name=module)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return refuse

@@ -10,7 +10,7 @@ import pytest
 
 import fusion_core
 from fusion_core import commands, files, weights
-from fusion_core._moved import MOVED_NAMES
+from fusion_core._moved import MOVED_NAMES, RENAMED
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -94,6 +94,14 @@ def test_names_that_were_split_off_say_where_they_are(module: ModuleType) -> Non
         told = re.escape(f"fusion_core.{name} moved: use {module.__name__}.{name}")
         with pytest.raises(ImportError, match=told):
             exec(f"from fusion_core import {name}")
+
+
+@pytest.mark.parametrize(("package", "name"), [(p, n) for p in RENAMED for n in RENAMED[p]])
+def test_a_renamed_name_says_the_new_one(package: str, name: str) -> None:
+    replacement = RENAMED[package][name]
+    with pytest.raises(ImportError, match=f"was renamed: use {package}.{replacement}$"):
+        exec(f"from {package} import {name}")
+    exec(f"from {package} import {replacement}")
 
 
 @pytest.mark.parametrize("replacement", sorted(set(MOVED_NAMES.values())))

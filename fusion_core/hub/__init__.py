@@ -8,6 +8,7 @@ package is cheap. It knows repositories and files, not their contents.
         directory = hub.download(pinned, ["config.json", "*.safetensors"])
 """
 
+from fusion_core._moved import refuse_old_names
 from fusion_core.hub._cache import assets_directory
 from fusion_core.hub._client import (
     download,
@@ -48,3 +49,5 @@ __all__ = [
     "resolve",
     "session",
 ]
+
+__getattr__ = refuse_old_names(__name__)

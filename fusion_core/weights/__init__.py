@@ -1,5 +1,6 @@
 """Named tensors that can be read one range at a time, and the engine that merges them."""
 
+from fusion_core._moved import refuse_old_names
 from fusion_core.recipe.depth import depths, interpolate, layers_of, renumber_layer
 from fusion_core.recipe.patterns import select_names
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
@@ -146,3 +147,5 @@ __all__ = [
     "sum_in_order",
     "task_weights",
 ]
+
+__getattr__ = refuse_old_names(__name__)

@@ -40,11 +40,11 @@ def check_needs(
             hint="Name another task pool with --task-pool; see: fuse list tasks",
         )
     if count < spec.min_experts or count > (spec.max_experts or count):
-        expected = (
-            f"at least {spec.min_experts}"
-            if spec.max_experts is None
-            else f"{spec.min_experts} to {spec.max_experts}"
-        )
+        expected = f"{spec.min_experts}"
+        if spec.max_experts is None:
+            expected = f"at least {spec.min_experts}"
+        elif spec.max_experts != spec.min_experts:
+            expected = f"{spec.min_experts} to {spec.max_experts}"
         raise RecipeError(
             f"algorithm {spec.name!r} takes {expected} experts, the model pool has {count}",
             hint="Change the number of experts in the model pool.",

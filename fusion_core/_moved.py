@@ -34,6 +34,7 @@ MOVED_NAMES = {
     "device_of": "fusion_core.commands.resolve_device",
     "printable": "fusion_core.commands.escape_control",
     "remembered": "fusion_core.commands.cached_answer",
+    "Table": "fusion_core.commands.ReportTable",
     "table_of": "fusion_core.commands.build_table",
     "trusted_by": "fusion_core.commands.trusted_names",
     "locked": "fusion_core.files.lock_output",

@@ -10,7 +10,7 @@ from fusion_core.contracts.intervals import Intervals as Intervals
 from fusion_core.contracts.subject import Subject as Subject
 from fusion_core.contracts.table import Entry as Entry
 from fusion_core.contracts.table import Figure as Figure
-from fusion_core.contracts.table import Table as Table
+from fusion_core.contracts.table import ReportTable as ReportTable
 from fusion_core.contracts.table import html_table as html_table
 from fusion_core.contracts.table_layout import build_table as build_table
 from fusion_core.formatting import escape_control as escape_control

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -327,6 +328,24 @@ def test_the_commands_of_many_machines_run_on_this_one(
         assert done.exit_code == 0, done.exception
     assert (tmp_path / "merged" / "model.safetensors").exists()
     assert "ties       0.3              69.0" in done.stdout  # as sweep.md shows of one process
+
+
+def test_the_first_tutorials_run_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["--set", "task_pool.limit=5", "--tasks", "latin,greek"]
+    pages = [commands(f"../tutorials/{page}.md") for page in ("first-merge", "read-the-result")]
+    assert [len(page) for page in pages] == [5, 3]
+    for command in chain(*pages):
+        program, *arguments = shlex.split(command)
+        if program == "ls":
+            assert (tmp_path / arguments[0] / "coefficients.json").is_file()
+            continue
+        steps = ["--set", "algorithm.adamerging.steps=2"] * ("strong" in arguments)
+        done = CliRunner().invoke(app, [*arguments, *[*few, *steps] * (arguments[0] == "run")])
+        assert done.exit_code == 0, (command, done.exception)
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_pages_about_runs_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

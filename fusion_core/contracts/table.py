@@ -59,7 +59,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """The figures of one or more reports."""
 
     headings: Sequence[str]

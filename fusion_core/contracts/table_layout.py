@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from fusion_core.contracts.measurements import Metric, MetricValues, main_value, mean_ratio
-from fusion_core.contracts.table import Entry, Figure, Table
+from fusion_core.contracts.table import Entry, Figure, ReportTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -110,7 +110,9 @@ class _Column:
         return Figure(value, partial(interval, self.intervals))
 
 
-def build_table(reports: Mapping[str, Measurements], intervals: Intervals | None = None) -> Table:
+def build_table(
+    reports: Mapping[str, Measurements], intervals: Intervals | None = None
+) -> ReportTable:
     """Lay out reports as one table; with `intervals`, its figures have intervals.
 
     A base, or experts, on which the reports agree get one column; otherwise they get one column per
@@ -133,7 +135,7 @@ def build_table(reports: Mapping[str, Measurements], intervals: Intervals | None
     entries = [Entry(*line, [column.task(line) for column in columns]) for line in lines]
     entries += _summaries(columns, shared_lines(reports))
     headings = [column.heading for column in columns]
-    return Table(headings, entries, first, shared_tasks(reports), intervals)
+    return ReportTable(headings, entries, first, shared_tasks(reports), intervals)
 
 
 def _summaries(columns: Sequence[_Column], shared: Sequence[Line]) -> Iterator[Entry]:

@@ -13,7 +13,7 @@ from fusion_core.formatting import escape_control
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fusion_core.contracts.table import Table as ReportTable
+    from fusion_core.contracts.table import ReportTable
 
     Rows = Sequence[Sequence[str]]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.intervals import Intervals
     from fusion_core.contracts.report import Published, Report
-    from fusion_core.contracts.table import Table as ReportTable
+    from fusion_core.contracts.table import ReportTable
 
     Reports = Mapping[str, Report]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fusion_report.drawings.svg import Drawing
     from fusion_report.runs import Coefficients, Log, Run
-    from fusion_report.table import Table
+    from fusion_report.table import PageTable
     from fusion_report.vectors import TaskVectors
 
 _MAX_EXPERTS = 24
@@ -42,7 +42,7 @@ class Chart:
         return self.drawing.wide > _HALF
 
 
-def chart_experts(table: Table) -> Iterator[Chart]:
+def chart_experts(table: PageTable) -> Iterator[Chart]:
     """Yield a bar chart of every run's share of the experts' scores per task."""
     reports = table.reports
     shares = {name: ratios(report, report.tasks) for name, report in reports.items()}
@@ -69,7 +69,7 @@ def chart_experts(table: Table) -> Iterator[Chart]:
     )
 
 
-def chart_costs(runs: Sequence[Run], table: Table) -> Iterator[Chart]:
+def chart_costs(runs: Sequence[Run], table: PageTable) -> Iterator[Chart]:
     """Yield the average score against time and against memory, if two or more runs have both."""
     averages = {name: table.over_shared(report).average for name, report in table.reports.items()}
     costs = {

@@ -22,7 +22,7 @@ from fusion_report.charts import (
     chart_vectors,
 )
 from fusion_report.summary import format_duration, summarise, tiles
-from fusion_report.table import Table
+from fusion_report.table import PageTable
 from fusion_report.theme import DARK, LIGHT
 from fusion_report.vectors import read_task_vectors
 
@@ -59,7 +59,7 @@ def render_page(
     if they are missing, the page says so.
     """
     reports = {run.name: run.report for run in runs if run.report is not None}
-    table = Table(reports, intervals=intervals) if reports else None
+    table = PageTable(reports, intervals=intervals) if reports else None
     shared = _result_sections(runs, table)
     if with_vectors and (vectors := _vector_section(runs, progress, blocked)):
         shared.append(vectors)
@@ -84,7 +84,7 @@ def render_page(
     )
 
 
-def _result_sections(runs: Sequence[Run], table: Table | None) -> list[Section]:
+def _result_sections(runs: Sequence[Run], table: PageTable | None) -> list[Section]:
     if table is None:
         return []
     sections = [

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fusion_core import RunResult
-    from fusion_core.commands import Entry, Table
+    from fusion_core.commands import Entry, ReportTable
     from fusion_core.commands import Figure as Number
 
     #: step -> value
@@ -91,7 +91,7 @@ def _curves(log: bytes) -> dict[str, Curve]:
     return curves
 
 
-def _by_metric(table: Table) -> Iterator[list[Entry]]:
+def _by_metric(table: ReportTable) -> Iterator[list[Entry]]:
     tasks = [entry for entry in table.entries if entry.is_task]
     for _, entries in groupby(sorted(tasks, key=_metric_name), key=_metric_name):
         yield list(entries)
@@ -101,7 +101,7 @@ def _metric_name(entry: Entry) -> str:
     return str(entry.metric)
 
 
-def _draw_tasks(axes: Axes, table: Table, entries: Sequence[Entry]) -> None:
+def _draw_tasks(axes: Axes, table: ReportTable, entries: Sequence[Entry]) -> None:
     scale = 100 if entries[0].metric.unit == "fraction" else 1
     rows = range(len(entries))
     for number, heading in enumerate(table.headings):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from fusion_report.table import Table, tasks_below_base, worst_task
+from fusion_report.table import PageTable, tasks_below_base, worst_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Sized
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fusion_report.runs import Run
 
 
-def summarise(runs: Sequence[Run], table: Table | None) -> str:
+def summarise(runs: Sequence[Run], table: PageTable | None) -> str:
     """Return the results of runs in one sentence."""
     if table is None:
         return f"{', '.join(_describe(run) for run in runs)}; not measured."
@@ -26,7 +26,7 @@ def summarise(runs: Sequence[Run], table: Table | None) -> str:
     return _summarise_best(ranked, table)
 
 
-def tiles(run: Run, table: Table | None) -> Iterator[tuple[str, str, str]]:
+def tiles(run: Run, table: PageTable | None) -> Iterator[tuple[str, str, str]]:
     """Yield the name, value and explanation of a run's main numbers."""
     if table is not None:
         (report,) = table.reports.values()
@@ -51,7 +51,7 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _summarise_run(run: Run, table: Table) -> str:
+def _summarise_run(run: Run, table: PageTable) -> str:
     (report,) = table.reports.values()
     average, count = report.average, _count(report.tasks, "task")
     if average is None:
@@ -86,7 +86,7 @@ def _suspicion(report: Report) -> str:
     return "; experts and tasks probably do not belong together"
 
 
-def _summarise_best(ranked: Sequence[tuple[str, Report]], table: Table) -> str:
+def _summarise_best(ranked: Sequence[tuple[str, Report]], table: PageTable) -> str:
     (name, best), *others = ranked
     metric = next(iter(best.main_metrics.values()))
     unit = _unit(metric)
@@ -108,7 +108,7 @@ def _summarise_best(ranked: Sequence[tuple[str, Report]], table: Table) -> str:
     return f"{text}{_suspicion(best)}."
 
 
-def _ranked(table: Table) -> list[tuple[str, Report]]:
+def _ranked(table: PageTable) -> list[tuple[str, Report]]:
     """Return the reports on the common tasks, best first; leave out those without an average."""
     if not table.shared:
         return []

@@ -47,7 +47,7 @@ class Row:
     marks: Sequence[str] = ()
 
 
-class Table:
+class PageTable:
     """Reports of runs side by side, by name; `intervals` adds 95 % intervals."""
 
     def __init__(self, reports: Mapping[str, Report], *, intervals: bool = False) -> None:
@@ -182,7 +182,7 @@ class Table:
         ]
         averages = Row(name, "published", cells)
         if self.shared and report.tasks.keys() >= {*self.shared}:
-            averages = Table({name: self.over_shared(report)}).rows[0]
+            averages = PageTable({name: self.over_shared(report)}).rows[0]
         return replace(averages, kind="published", cells=cells, normalised=None)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fusion_core.commands import Entry, Table
+    from fusion_core.commands import Entry, ReportTable
 
 _LATEX = str.maketrans(
     {sign: rf"\{sign}" for sign in "&%$#_{}"}
@@ -18,7 +18,7 @@ _LATEX = str.maketrans(
 )
 
 
-def as_csv(table: Table) -> str:
+def as_csv(table: ReportTable) -> str:
     """Return a table as CSV with raw numbers, such as fractions, and the ends of its intervals."""
     columns: list[Sequence[str | float | None]] = [["model", *table.headings]]
     for entry in table.entries:
@@ -28,14 +28,14 @@ def as_csv(table: Table) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def as_markdown(table: Table) -> str:
+def as_markdown(table: ReportTable) -> str:
     """Return a table in GitHub-flavoured Markdown."""
     heading, *lines = table.by_model()
     ruler = "|".join(["", "---", *["---:"] * (len(heading) - 1), ""])
     return "\n".join([_markdown_row(heading), ruler, *map(_markdown_row, lines)])
 
 
-def as_latex(table: Table) -> str:
+def as_latex(table: ReportTable) -> str:
     """Return a table as a LaTeX tabular that needs the package booktabs."""
     rows = table.by_model()
     heading, *lines = (" & ".join(cell.translate(_LATEX) for cell in row) + r" \\" for row in rows)

@@ -315,7 +315,7 @@ def _flat(
 
 def _row(option: Mapping[str, Any], name: str) -> str:
     default = "required" if option["required"] else f"`{_value(option['default'])}`"
-    cells = (f"`{name}`", option["type"], default, option["description"])
+    cells = (f"`{name}`", option["type"], default, _escaped(option["description"]))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

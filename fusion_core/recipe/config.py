@@ -176,7 +176,9 @@ class Recipe(Options):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """The seed of all randomness."""
     output: OutputOptions = OutputOptions()
+    """The location and form of the merged model."""
     alignment: AlignmentPolicy = AlignmentPolicy()
+    """The differences between models that are allowed."""
 
     @property
     def stages(self) -> tuple[Choice, ...]:

@@ -43,7 +43,6 @@ PRIVATE = {
     "fusion_core.machine.memory.retain_freed_memory",
     "fusion_core.machine.linear_kernels.use_fast_linear_layers",
     "fusion_core.contracts.selected_pool.SelectedPool",
-    "fusion_core.weights.matrices.Slot",
     "fusion_core.weights.merging.counters.counter_uniform",
     "fusion_core.weights.merging.execution.map_on_cores",
 }

@@ -18,8 +18,7 @@ from fusion_adapting._live import group_tied_names
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fusion_core.weights import Layout
-    from fusion_core.weights.matrices import Slot
+    from fusion_core.weights import Layout, Slot
 
 
 class PackedLayer(NamedTuple):

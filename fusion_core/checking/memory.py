@@ -143,7 +143,8 @@ def _headers(plan: Plan) -> ModelPool[Any]:
         name: _lazy_merge(nested) or HeadersOnly(nested.pool.reference)
         for name, nested in plan.nested.items()
     }
-    pool = plan.pool.with_sources(merges).aligned(plan.resolved.recipe.alignment)
+    policy = plan.resolved.recipe.alignment
+    pool = plan.pool.with_sources(merges).aligned(policy) if merges else plan.aligned
     headers = {
         name: HeadersOnly(source) for name, source in pool.by_name.items() if name not in merges
     }

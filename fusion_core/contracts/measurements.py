@@ -62,7 +62,7 @@ class Measured(dict[str, float]):
     """Metrics together with every test example's own value of the main metric.
 
     These outcomes give confidence intervals and paired tests between two models. Return plain
-    metrics if the main metric is no mean over examples, like a rank correlation. Examples::
+    metrics if the main metric is not a mean over examples, like a rank correlation. Examples::
 
         Measured({"accuracy": 0.75}, outcomes=[1, 1, 0, 1])
         Measured({"bits_per_byte": 0.9}, outcomes=[0.8, 1.2], weights=[300, 100])

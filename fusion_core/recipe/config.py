@@ -122,7 +122,7 @@ class OutputOptions(Options):
 
 
 class AlignmentPolicy(Options):
-    """What to do if experts differ from the base. Every policy is named; none is guessed."""
+    """The policies for differences between experts and the base. None is guessed."""
 
     missing: Literal["error", "base"] = "error"
     """A tensor that an expert lacks: fail, or take the base's."""

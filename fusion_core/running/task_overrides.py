@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class TaskOverrides(ABC):
-    """What single tasks use instead of the merge: other weights, or a changed live model."""
+    """Replacements of the merge for single tasks: other weights, or a changed live model."""
 
     #: whether `weights_of` covers all of it
     is_weights = True

@@ -47,7 +47,7 @@ class Model:
 
     @property
     def label(self) -> str:
-        """What messages call this model when others are compared with it."""
+        """The name of this model in messages that compare others with it."""
         return "the base" if self.name == "base" else self.name
 
     def config(self, file: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Search:
 
 @dataclass(frozen=True)
 class BlockTally:
-    """What one block adds to a tally: bins, and how often each occurs. None means once each."""
+    """The bins that one block adds to a tally, and their counts. None means once each."""
 
     above: int
     inside: int

@@ -48,7 +48,7 @@ class Scope(Enum):
 
 
 class PieceKernel(ABC):  # noqa: B024 - its subclasses have the abstract methods
-    """What all kernels declare: how finely tensors may be cut, and what a survey must find."""
+    """The declarations of all kernels: how finely to cut tensors, and what a survey must find."""
 
     @property
     def cut(self) -> Cut:
@@ -168,7 +168,7 @@ class AppliedKernel(Generic[KernelT]):
 
     @property
     def method(self) -> str:
-        """What errors call the kernel: the name of its stage or, by default, of its class."""
+        """The kernel's name in errors: that of its stage or, by default, of its class."""
         return self.operands.method or type(self.kernel).__name__
 
     def piece(self, name: str, start: int, stop: int, *, wide: bool = False) -> Piece:

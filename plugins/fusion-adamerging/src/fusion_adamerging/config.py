@@ -62,7 +62,7 @@ class SearchConfig(UnlabeledConfig):
     schedule: Literal["cosine", "constant"] = "constant"
     """Schedule of the learning rate: constant, or down to zero along a cosine."""
     objective: Literal["entropy", "teacher"] = "entropy"
-    """What to minimise: the entropy of the predictions, or their distance from the predictions of
+    """Minimise the entropy of the predictions, or their distance from the predictions of
     each task's expert."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """With `teacher`: temperature that softens both predictions before they are compared."""
@@ -116,7 +116,7 @@ class CoefficientMergeConfig(CoefficientSearchConfig):
 
 
 class AdaMergingConfig(GranularityConfig, CoefficientMergeConfig):
-    """What to learn, and how to search."""
+    """The learned coefficients, and the options of the search."""
 
     presets: ClassVar[_Presets] = {
         "paper": {**_PAPER, "steps": 1000, "clamp": False},
@@ -157,12 +157,12 @@ class AdaRankConfig(CoefficientMergeConfig):
 
 
 class SyMergeConfig(GranularityConfig):
-    """What to learn, and how to search."""
+    """The learned coefficients, and the options of the search."""
 
     lr: Annotated[float, Field(gt=0)] = 0.02
     """Learning rate of Adam: about how far a coefficient moves per step."""
     objective: Literal["entropy", "teacher"] = "teacher"
-    """What to minimise: the entropy of the predictions, or their distance from the predictions of
+    """Minimise the entropy of the predictions, or their distance from the predictions of
     each task's expert."""
     own: Annotated[list[str], Field(min_length=1)] | None = None
     """Patterns of the tensors to learn per task; default: weight and bias of the linear layer that

@@ -14,7 +14,7 @@ So names are imported on first use, and such sessions do not wait for torch. The
 lists the names and the modules that define them.
 """
 
-from fusion_core._exports import lazy_exports
+from fusion_core.commands import lazy_exports
 
 __all__, __getattr__ = lazy_exports(__name__, __file__)
 

@@ -641,11 +641,11 @@ def test_report_includes_base_and_experts(nets: tuple[Net, dict[str, Net]], tmp_
     assert list(report.tasks) == ["b", "x", "a"]
     merged = size(result.model)  # type: ignore[arg-type]
     assert report.average == pytest.approx(merged)
-    assert {name: metrics["accuracy"] for name, metrics in report.experts.items()} == {
+    assert {name: metrics["accuracy"] for name, metrics in report.reference.experts.items()} == {
         "b": pytest.approx(size(experts["b"])),
         "a": pytest.approx(size(experts["a"])),
     }
-    assert report.base["x"]["accuracy"] == pytest.approx(size(base))
+    assert report.reference.base["x"]["accuracy"] == pytest.approx(size(base))
     assert report.normalised_average is None  # nobody was tuned for x
     assert report.transductive is None
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report.as_json()

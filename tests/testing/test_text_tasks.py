@@ -139,7 +139,7 @@ def test_adamerging_learns_on_texts(texts: Texts, tmp_path: Path, objective: str
         output=tmp_path / "out",
     )
     assert result.report is not None
-    assert set(result.report.tasks) == set(result.report.experts) == set(TASKS)
+    assert set(result.report.tasks) == set(result.report.reference.experts) == set(TASKS)
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 3
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core import Metric, Published, Report, RunOptions, run_fusion
+from fusion_core import Metric, Published, Reference, Report, RunOptions, run_fusion
 from fusion_testing import Mean
 
 if TYPE_CHECKING:
@@ -45,8 +45,10 @@ class World:
         """Return a report on one task per expert; the base scores 0.5, experts score 0.8."""
         fields: dict[str, Any] = {
             "tasks": {name: {"accuracy": value} for name, value in zip(NAMES, values, strict=True)},
-            "base": {name: {"accuracy": 0.5} for name in NAMES},
-            "experts": {name: {"accuracy": 0.8} for name in NAMES},
+            "reference": Reference(
+                base={name: {"accuracy": 0.5} for name in NAMES},
+                experts={name: {"accuracy": 0.8} for name in NAMES},
+            ),
             "transductive": True,
             "needs_task": True,
             "remembered": {"base": NAMES},
@@ -104,8 +106,10 @@ def mixed() -> Report:
     refused = Metric("refused", is_noted=True)
     return Report(
         tasks={"text": {"perplexity": 8.0}, "quiz": {"accuracy": 0.7, "refused": 0.25}},
-        base={"text": {"perplexity": 10.0}, "quiz": {"accuracy": 0.72}},
-        experts={"text": {"perplexity": 4.0}, "quiz": {"accuracy": 0.8}},
+        reference=Reference(
+            base={"text": {"perplexity": 10.0}, "quiz": {"accuracy": 0.72}},
+            experts={"text": {"perplexity": 4.0}, "quiz": {"accuracy": 0.8}},
+        ),
         metrics={"text": {"perplexity": perplexity}, "quiz": {"refused": refused}},
         measured_on="the first 100 examples of each task",
         conditions={"quiz": {"few-shot": 5}},

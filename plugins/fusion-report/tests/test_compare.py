@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fusion_core import Measured, Metric, Report
+from fusion_core import Measured, Metric, Reference, Report
 from fusion_core.commands import Intervals, build_table
 from fusion_core.errors import FusionError, RecipeError
 from fusion_report.comparison.command import compare
@@ -30,8 +30,10 @@ BITS = Metric("bits", unit="", higher_is_better=False)
 PLAIN = Report({"latin": {"accuracy": 0.5}, "greek": {"accuracy": 0.25}})
 ROTATED = Report(
     {"latin": {"accuracy": 0.6}, "greek": {"accuracy": 0.5}},
-    {"latin": {"accuracy": 0.5}, "greek": {"accuracy": 0.4}},
-    {"latin": {"accuracy": 0.3}, "greek": {"accuracy": 0.9}},
+    Reference(
+        {"latin": {"accuracy": 0.5}, "greek": {"accuracy": 0.4}},
+        {"latin": {"accuracy": 0.3}, "greek": {"accuracy": 0.9}},
+    ),
 )
 
 
@@ -60,7 +62,9 @@ def report(*right: int, **options: Any) -> Report:
     names = ("latin", "greek", "shapes")
     return Report(
         {name: accuracy(count) for name, count in zip(names, right, strict=False)},
-        experts={name: accuracy(count) for name, count in zip(names, (99, 98, 97), strict=True)},
+        Reference(
+            experts={name: accuracy(count) for name, count in zip(names, (99, 98, 97), strict=True)}
+        ),
         **options,
     )
 
@@ -132,8 +136,8 @@ def test_the_best_comes_first() -> None:
 
 def test_averages_in_json_are_over_the_tasks_that_all_have() -> None:
     experts = {"latin": {"accuracy": 1.0}, "greek": {"accuracy": 0.5}}
-    part = Report({"latin": {"accuracy": 1.0}}, experts=experts)
-    data = reports_as_json({"a": Report(PLAIN.tasks, experts=experts), "b": part})
+    part = Report({"latin": {"accuracy": 1.0}}, Reference(experts=experts))
+    data = reports_as_json({"a": Report(PLAIN.tasks, Reference(experts=experts)), "b": part})
     keys = ("average", "normalised_average", "averaged_over")
     assert [data["a"][key] for key in keys] == [0.5, 0.5, ["latin"]]
     assert [data["b"][key] for key in keys] == [1.0, 1.0, ["latin"]]
@@ -148,7 +152,7 @@ def test_averages_in_json_are_over_the_tasks_that_all_have() -> None:
 
 def test_directories_stand_side_by_side(tmp_path: Path) -> None:
     base = {"latin": {"accuracy": 0.125}}
-    whole = Report(PLAIN.tasks, base, {"latin": {"accuracy": 1.0}})
+    whole = Report(PLAIN.tasks, Reference(base, {"latin": {"accuracy": 1.0}}))
     first, second = written(tmp_path / "first", whole), written(tmp_path / "second", PLAIN)
     headings = printed(first, second).splitlines()[0].split()
     assert headings == ["task", "base", "first", "second", "experts"]

@@ -122,7 +122,10 @@ def test_the_table_has_every_score(world: World) -> None:
 
 def test_an_expert_below_the_base_gets_a_warning_and_no_share(world: World) -> None:
     low = {**{name: {"accuracy": 0.8} for name in world.names}, world.names[0]: {"accuracy": 0.2}}
-    rotated = world.run("rotated", replace(world.report(VALUES), experts=low))
+    report = world.report(VALUES)
+    rotated = world.run(
+        "rotated", replace(report, reference=replace(report.reference, experts=low))
+    )
     tree = parsed(written(rotated, vectors=False))
     warning = text_of(tree.find(".//p[@class='card warning']"))
     assert "scores below the base on" in warning

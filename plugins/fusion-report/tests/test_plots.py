@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from matplotlib import pyplot as plt
 
-from fusion_core import Measured, Metric, Report, RunResult
+from fusion_core import Measured, Metric, Reference, Report, RunResult
 from fusion_core.errors import FusionError
 from fusion_report import plot
 
@@ -43,8 +43,7 @@ def test_tasks_are_drawn_in_one_panel_per_metric() -> None:
     bits = Metric("bits", unit="", higher_is_better=False)
     report = Report(
         {"$a_1$": Measured({"accuracy": 0.5}, [1, 0]), "text": {"bits": 1.5}},
-        base={"text": {"bits": 2.0}},
-        experts={"$a_1$": {"accuracy": 0.75}},
+        Reference(base={"text": {"bits": 2.0}}, experts={"$a_1$": {"accuracy": 0.75}}),
         metrics={"text": {"bits": bits}},
     )
     accuracy, text = plot(report).axes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core import Measured, Report
+from fusion_core import Measured, Reference, Report
 from fusion_core.errors import FusionError, RecipeError
 from fusion_report import read_report
 from fusion_report.comparison.seeds import average_seeds
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TASKS = {"latin": {"accuracy": 0.5, "loss": 9.0}, "greek": {"accuracy": 0.25}}
-WHOLE = Report(TASKS, {"latin": {"accuracy": 0.125}}, {"latin": {"accuracy": 1.0}}).as_json()
+WHOLE = Report(
+    TASKS, Reference({"latin": {"accuracy": 0.125}}, {"latin": {"accuracy": 1.0}})
+).as_json()
 
 
 def written(directory: Path, content: Any) -> Path:
@@ -67,7 +69,7 @@ def on_examples(expert: int) -> Report:
         return Measured({"accuracy": right / 100}, [1.0] * right + [0.0] * (100 - right))
 
     row = {"a": accuracy(expert)}
-    return Report(row, {"a": accuracy(50)}, row)
+    return Report(row, Reference({"a": accuracy(50)}, row))
 
 
 def with_outcomes(directory: Path, report: Report, **changes: Any) -> Path:

@@ -68,9 +68,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     path.mkdir()
     monkeypatch.syspath_prepend(path)
     monkeypatch.delenv(BLOCK_VARIABLE, raising=False)
-    found = Site(path)
-    yield found
-    for name in found.modules:
+    directory = Site(path)
+    yield directory
+    for name in directory.modules:
         sys.modules.pop(name, None)
 
 
@@ -156,12 +156,12 @@ def install_wheels() -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def borrowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with torch and the like, and no project of this repository."""
-    found = tmp_path_factory.mktemp("borrowed")
+    packages = tmp_path_factory.mktemp("borrowed")
     ours = ("fusion_", "_fusion_", "pools_", "_pools_", "_editable", "__editable")
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if not path.name.startswith(ours):
-            (found / path.name).symlink_to(path)
-    return found
+            (packages / path.name).symlink_to(path)
+    return packages
 
 
 @pytest.fixture(scope="session")
@@ -217,10 +217,10 @@ def models() -> dict[str, dict[str, torch.Tensor]]:
         "empty": torch.zeros(0, 4),
         "steps": torch.tensor(3),
     }
-    found = {"base": base}
+    weights = {"base": base}
     for expert in ("a", "b", "c"):
-        found[expert] = {
+        weights[expert] = {
             name: value + 0.1 * normal(*value.shape) if value.is_floating_point() else value
             for name, value in base.items()
         }
-    return found
+    return weights

@@ -38,9 +38,9 @@ def run(command: list[str], cwd: Path, **environment: str) -> subprocess.Complet
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Run the page about testing as a file of tests."""
-    place = tmp_path_factory.mktemp("page")
-    (place / "test_page.py").write_text("\n".join(blocks("test-a-plugin.md", "python")))
-    return run([sys.executable, "-m", "pytest", "-q", "-rA"], place).stdout
+    directory = tmp_path_factory.mktemp("page")
+    (directory / "test_page.py").write_text("\n".join(blocks("test-a-plugin.md", "python")))
+    return run([sys.executable, "-m", "pytest", "-q", "-rA"], directory).stdout
 
 
 @pytest.mark.thorough

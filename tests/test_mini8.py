@@ -67,7 +67,7 @@ def test_a_few_steps_of_it_can_be_repeated_and_give_the_same_bytes(
     assert names == sorted(path.name for path in second.iterdir())
     assert {"coefficients.json", "config.json", "recipe.yaml", "report.json"} <= set(names)
     for name in names:
-        ours, theirs = (each / name for each in (first, second))
+        ours, theirs = (directory / name for directory in (first, second))
         if name == "provenance.json":
             assert _without_timings(ours) == _without_timings(theirs)
         else:
@@ -332,10 +332,10 @@ def test_experts_on_the_wrong_tasks_are_said_to_be_by_every_command(
         done = fuse(*command)
         assert done.code == 0
         assert "do not belong together: the expert scores below the base on latin (" in done.err
-        found = json.loads(done.out)
-        found = found.get("report") or found.get("out") or found
-        assert found["experts_below_base"]["latin"]["evidence"] == "exact McNemar"
-        assert found.get("normalised_average") is None
+        content = json.loads(done.out)
+        content = content.get("report") or content.get("out") or content
+        assert content["experts_below_base"]["latin"]["evidence"] == "exact McNemar"
+        assert content.get("normalised_average") is None
     printed = fuse("compare", "out").out
     assert "normalised" not in printed
     assert "the expert scores below the base on latin" in printed

@@ -100,8 +100,8 @@ def test_the_library_imports_only_the_listed_private_names() -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_a_new_plugin_imports_public_names_only(kind: Kind, tmp_path: Path) -> None:
-    made = write_plugin("fusion-new", kind, tmp_path / "new")
-    assert {name for path in made.rglob("*.py") for name in hidden(path.read_text())} == set()
+    plugin = write_plugin("fusion-new", kind, tmp_path / "new")
+    assert {name for path in plugin.rglob("*.py") for name in hidden(path.read_text())} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")

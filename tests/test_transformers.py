@@ -100,7 +100,7 @@ def merge(tmp_path: Path, base: str, *models: str, **sections: Any) -> Path:
         algorithm=sections.pop("algorithm", SUM),
         model_pool={
             "base": str(tmp_path / base),
-            "models": {f"m{n}": str(tmp_path / each) for n, each in enumerate(models)},
+            "models": {f"m{n}": str(tmp_path / model) for n, model in enumerate(models)},
         },
         output={"path": str(tmp_path / "out"), **sections},
     )
@@ -115,8 +115,8 @@ def rewrite(directory: Path, change: Callable[[dict[str, Any]], dict[str, Any]])
 
 @torch.no_grad()
 def outputs(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
-    found = model(**inputs).to_tuple()
-    return [each for each in found if isinstance(each, torch.Tensor)]
+    values = model(**inputs).to_tuple()
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,10 +191,10 @@ def test_vision_towers_merge_in_both_spellings(tmp_path: Path, who: str) -> None
     prefixed = {f"vision_model.{name}": values for name, values in expected.items()}
     (tmp_path / "out").rename(tmp_path / "expected")
     rewrite(tmp_path / who, lambda old: {f"vision_model.{k}": v for k, v in old.items()})
-    found = load_file(merge(tmp_path, "base", "one", "other") / "model.safetensors")
+    merged = load_file(merge(tmp_path, "base", "one", "other") / "model.safetensors")
     wanted = prefixed if who == "base" else expected
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert merged.keys() == wanted.keys()
+    assert all(torch.equal(merged[name], wanted[name]) for name in wanted)
     transformers.CLIPVisionModel.from_pretrained(tmp_path / "out")
 
 
@@ -204,9 +204,9 @@ def test_a_headless_model_and_one_with_its_head_have_the_same_tensors(tmp_path: 
     expected = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
     (tmp_path / "out").rename(tmp_path / "expected")
     base.transformer.save_pretrained(tmp_path / "base")
-    found = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
-    assert {f"transformer.{name}" for name in found} == expected.keys()
-    assert all(torch.equal(values, expected[f"transformer.{k}"]) for k, values in found.items())
+    merged = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
+    assert {f"transformer.{name}" for name in merged} == expected.keys()
+    assert all(torch.equal(values, expected[f"transformer.{k}"]) for k, values in merged.items())
 
 
 def test_a_tower_against_the_whole_model_lacks_the_rest(tmp_path: Path) -> None:
@@ -217,11 +217,11 @@ def test_a_tower_against_the_whole_model_lacks_the_rest(tmp_path: Path) -> None:
     assert "text_model" in caught.value.message
     assert "vision_model" not in caught.value.message
     out = merge(tmp_path, "base", "one", alignment={"missing": "base"})
-    found, base = (
+    merged, base = (
         load_file(out / "model.safetensors"),
         load_file(tmp_path / "base/model.safetensors"),
     )
-    changed = {name for name in base if not torch.equal(found[name], base[name])}
+    changed = {name for name in base if not torch.equal(merged[name], base[name])}
     assert changed
     assert all(name.startswith("vision_model.") for name in changed)
 
@@ -233,10 +233,10 @@ def test_experts_in_another_dtype_are_promoted_and_the_bases_is_written(tmp_path
     saved(llama, tmp_path / "base")
     saved(llama, tmp_path / "one", 1).half().save_pretrained(tmp_path / "one")
     out = merge(tmp_path, "base", "one")
-    base, one, found = (
+    base, one, merged = (
         load_file(path / "model.safetensors") for path in (tmp_path / "base", tmp_path / "one", out)
     )
-    for name, values in found.items():
+    for name, values in merged.items():
         assert values.dtype is torch.float32
         torch.testing.assert_close(values, base[name] + 0.5 * (one[name].float() - base[name]))
     assert transformers.AutoModelForCausalLM.from_pretrained(out).dtype is torch.float32
@@ -266,13 +266,13 @@ def test_padded_vocabularies_have_every_token_and_load(tmp_path: Path) -> None:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert loaded.config.vocab_size == 45
     assert "word 44" in (out / "tokenizer.json").read_text()
-    found = load_file(out / "model.safetensors")
+    merged = load_file(out / "model.safetensors")
     name = "model.embed_tokens.weight"
     base, one, two, three = (
-        load_file(tmp_path / each / "model.safetensors")[name]
-        for each in ("base", "one", "two", "three")
+        load_file(tmp_path / model / "model.safetensors")[name]
+        for model in ("base", "one", "two", "three")
     )
-    ours = found[name]
+    ours = merged[name]
     sums = (one[:38] - base[:38]) + (two[:38] - base[:38]) + (three - base[:38])
     torch.testing.assert_close(ours[:38], base[:38] + 0.5 * sums)
     pair = (one[38:40] - base[38:]) + (two[38:40] - base[38:])
@@ -286,11 +286,11 @@ def test_a_larger_base_keeps_its_tokens_under_the_policy(tmp_path: Path) -> None
     saved(llama, tmp_path / "base", vocab_size=45)
     saved(llama, tmp_path / "one", 1)
     out = merge(tmp_path, "base", "one", alignment={"vocab": "pad"})
-    found, base = (
+    merged, base = (
         load_file(out / "model.safetensors"),
         load_file(tmp_path / "base/model.safetensors"),
     )
-    assert torch.equal(found["lm_head.weight"][40:], base["lm_head.weight"][40:])
+    assert torch.equal(merged["lm_head.weight"][40:], base["lm_head.weight"][40:])
     assert json.loads((out / "config.json").read_text())["vocab_size"] == 45
 
 
@@ -337,10 +337,10 @@ def test_models_from_the_hub_merge_like_local_ones(
     monkeypatch.chdir(tmp_path)
     pool = {"base": "org/base", "models": ["org/one@v1"]}
     run_fusion(algorithm=SUM, model_pool=pool, output="from-hub")
-    found = load_file(tmp_path / "from-hub" / "model.safetensors")
-    assert all(torch.equal(found[name], values) for name, values in expected.items())
+    merged = load_file(tmp_path / "from-hub" / "model.safetensors")
+    assert all(torch.equal(merged[name], values) for name, values in expected.items())
     provenance = json.loads((tmp_path / "from-hub" / "provenance.json").read_text())
-    sources = {name: each["source"] for name, each in provenance["inputs"].items()}
+    sources = {name: entry["source"] for name, entry in provenance["inputs"].items()}
     assert sources == {"base": f"org/base@{base}", "one": f"org/one@{commit}"}
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "from-hub")
 
@@ -376,8 +376,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return the pool's module that `fuse new-plugin` writes."""
-    place = tmp_path_factory.mktemp("generated")
-    written = write_plugin("fusion-try-encoders", Kind.MODEL_POOL, place / "written")
+    directory = tmp_path_factory.mktemp("generated")
+    written = write_plugin("fusion-try-encoders", Kind.MODEL_POOL, directory / "written")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(written / "src")
         return import_module("fusion_try_encoders.pool")
@@ -398,15 +398,15 @@ def test_pools_build_what_transformers_loads(
             return transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(base))
 
     loaded = transformers.AutoModel.from_pretrained(expert, dtype=dtype)
-    buffers = {name: (each.dtype, each.device) for name, each in loaded.named_buffers()}
+    buffers = {name: (buffer.dtype, buffer.device) for name, buffer in loaded.named_buffers()}
     inputs = {"input_ids": WORDS}
     for pool in (
         page.EncoderPool(page.EncoderConfig(base=base, experts={"a": expert})),
         Encoders(generated.TryEncodersConfig(base=base, models={"a": expert})),
     ):
         built = pool.build(pool.experts["a"], dtype=dtype)
-        found = {name: (each.dtype, each.device) for name, each in built.named_buffers()}
-        assert found == buffers
+        rebuilt = {name: (buffer.dtype, buffer.device) for name, buffer in built.named_buffers()}
+        assert rebuilt == buffers
         for ours, theirs in zip(outputs(built, inputs), outputs(loaded, inputs), strict=True):
             assert torch.equal(ours, theirs)
 

@@ -23,6 +23,8 @@ SOURCES = sorted(
     for folder in ("fusion_core", *(str(p) for p in ROOT.glob("plugins/*/src")), "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
 )
+#: Files whose names are checked, too, but not their prose.
+NAMED = [ROOT / "noxfile.py", *ROOT.glob("tests/**/*.py"), *ROOT.glob("plugins/*/[tb]*/*.py")]
 PAGES = sorted(
     path
     for pattern in (
@@ -77,7 +79,7 @@ def _names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def test_names_say_what_they_hold() -> None:
     faults = [
         (file, line, name)
-        for file, path in ((str(path.relative_to(ROOT)), path) for path in SOURCES)
+        for file, path in ((str(path.relative_to(ROOT)), path) for path in (*SOURCES, *NAMED))
         for line, name in _names(ast.parse(path.read_text(encoding="utf-8")))
         if name.strip("_") in NAMES and (file, name) not in EXCEPTIONS
     ]

@@ -344,9 +344,9 @@ def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> 
     assert 10**7 < provenance["timings"]["peak_memory"] < 10**12  # bytes
 
 
-@pytest.mark.parametrize("given", [".", "..", "../here", "below/.."])
+@pytest.mark.parametrize("output", [".", "..", "../here", "below/.."])
 def test_working_directory_is_refused_as_output(
-    paths: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+    paths: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
     (tmp_path / "at" / "here" / "below").mkdir(parents=True)
     pool = {name: str(tmp_path / at) for name, at in paths["models"].items()}
@@ -355,7 +355,7 @@ def test_working_directory_is_refused_as_output(
         run_fusion(
             algorithm="simple-average",
             model_pool={"models": pool},
-            output=given,
+            output=output,
             options=RunOptions(overwrite=True),
         )
 
@@ -1062,13 +1062,13 @@ def test_locked_output_number_is_skipped(paths: dict[str, Any]) -> None:
 
 
 def test_output_number_taken_since_planning_is_skipped(paths: dict[str, Any]) -> None:
-    first, second = (plan(given(paths), RunOptions()) for _ in range(2))
+    first, second = (plan(ties_recipe(paths), RunOptions()) for _ in range(2))
     assert first.path == second.path
     numbers = [execute(planned).path for planned in (first, second)]
     assert numbers == [Path(f"outputs/checkpoints-ties-{n}") for n in (1, 2)]
 
 
-def given(paths: dict[str, Any], *, seed: int = 0) -> dict[str, Any]:
+def ties_recipe(paths: dict[str, Any], *, seed: int = 0) -> dict[str, Any]:
     return {"algorithm": "ties", "model_pool": {"name": "checkpoints", **paths}, "seed": seed}
 
 
@@ -1082,11 +1082,11 @@ def test_each_stopped_run_resumes_its_own_work(
     for seed in (1, 2, 3):
         monkeypatch.setattr(fault, "listener", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run_fusion(given(paths, seed=seed))
+            run_fusion(ties_recipe(paths, seed=seed))
     reached: list[str] = []
     monkeypatch.setattr(fault, "listener", reached.append)
     for seed in (3, 1, 2):
-        result = run_fusion(given(paths, seed=seed), options=RunOptions(resume=True))
+        result = run_fusion(ties_recipe(paths, seed=seed), options=RunOptions(resume=True))
         assert result.path == Path(f"outputs/checkpoints-ties-{seed}")
     assert "piece written" not in reached
     assert not caplog.text
@@ -1101,8 +1101,8 @@ def test_unfinished_numbered_output_is_kept_and_reported(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(fault, "listener", interrupt)
-        run_fusion(given(paths))
-    assert run_fusion(given(paths)).path == Path("outputs/checkpoints-ties-2")
+        run_fusion(ties_recipe(paths))
+    assert run_fusion(ties_recipe(paths)).path == Path("outputs/checkpoints-ties-2")
     assert "checkpoints-ties-1.fuse-" in caplog.text
     assert "--resume would continue it" in caplog.text
 
@@ -1112,7 +1112,7 @@ def test_second_run_fails_before_downloading(
 ) -> None:
     monkeypatch.setattr(run, "_download", None)
     with lock_output(Path("out")), pytest.raises(OutputError, match="is being written by"):
-        run_fusion(given(paths), output="out")
+        run_fusion(ties_recipe(paths), output="out")
 
 
 # --- memory --------------------------------------------------------------------------------------

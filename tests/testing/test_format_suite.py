@@ -70,7 +70,7 @@ class TestLora(FormatSuite):
 
     @pytest.fixture
     def base(self, tensors: Mapping[str, Tensor]) -> WeightSource:
-        return StateDictSource({name: torch.zeros_like(each) for name, each in tensors.items()})
+        return StateDictSource({name: torch.zeros_like(tensor) for name, tensor in tensors.items()})
 
     @pytest.fixture
     def write(self) -> Write:
@@ -84,7 +84,7 @@ def write_single(directory: Path, tensors: Mapping[str, Tensor]) -> None:
 def write_shards(directory: Path, tensors: Mapping[str, Tensor]) -> None:
     weight_map = {name: f"{number % 2}.safetensors" for number, name in enumerate(tensors)}
     for file in set(weight_map.values()):
-        part = {name: each for name, each in tensors.items() if weight_map[name] == file}
+        part = {name: tensor for name, tensor in tensors.items() if weight_map[name] == file}
         save_file(part, directory / file)
     index = directory / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))

@@ -75,7 +75,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Texts]:
         yield Texts(module, Encoders(root), root / "base")
     finally:
         sys.path.remove(str(written / "src"))
-        for name in [each for each in sys.modules if each.startswith("fusion_try_texts")]:
+        for name in [module for module in sys.modules if module.startswith("fusion_try_texts")]:
             del sys.modules[name]
 
 

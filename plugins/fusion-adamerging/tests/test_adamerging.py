@@ -94,9 +94,9 @@ def test_the_merge_is_base_plus_coefficients_times_task_vectors(
 
 @pytest.mark.parametrize("task_vectors", ["fp32", "bf16", "disk"])
 @pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer", "recurrent"])
-@pytest.mark.parametrize(("granularity", "along"), [("row", 0), ("column", 1)])
+@pytest.mark.parametrize(("granularity", "dim"), [("row", 0), ("column", 1)])
 def test_finer_coefficients_are_saved_exactly_and_as_means(  # noqa: PLR0913, PLR0917 - a case is four
-    make_pool: Make, tasks: Any, kind: str, granularity: str, along: int, task_vectors: str
+    make_pool: Make, tasks: Any, kind: str, granularity: str, dim: int, task_vectors: str
 ) -> None:
     pool, context = make_pool(kind), RunContext(tasks=tasks)
     options = {"granularity": granularity, "task_vectors": task_vectors, "lr": 0.1}
@@ -115,7 +115,7 @@ def test_finer_coefficients_are_saved_exactly_and_as_means(  # noqa: PLR0913, PL
                 factor = saved[expert][name]
             else:
                 matrix = base[name].flatten(1)  # a convolution is one of (out, in * k * k)
-                assert factor.numel() == factor.shape[along] == matrix.shape[along]
+                assert factor.numel() == factor.shape[dim] == matrix.shape[dim]
                 assert float(factor.mean()) == pytest.approx(saved[expert][name])
                 factor = factor.expand_as(matrix).view_as(base[name])
             expected += factor * (weights.tensor(name) - base[name])

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def executor(scheduler: Path) -> Iterator[Executor]:
-    with make_dask(DaskConfig(scheduler_file=str(scheduler))) as made:
-        yield made
+    with make_dask(DaskConfig(scheduler_file=str(scheduler))) as executor:
+        yield executor
 
 
 @pytest.fixture

@@ -181,11 +181,11 @@ def test_units_and_directions_are_respected(world: World, mixed: Report) -> None
     assert rows["their method"] == ["", "75.0", "", "", ""]
     lead = text_of(tree.find(".//p[@class='lead']"))
     assert "measured on 2 tasks by different metrics; below the base on quiz." in lead
-    said = text_of(tree)
-    assert "Published for Tiny 1B: a paper" in said
-    assert "measured on the first 100 examples of each task" in said
-    assert "conditions of quizfew-shot 5" in said
-    assert "options chosenby 12 trials on the other half" in said
+    text = text_of(tree)
+    assert "Published for Tiny 1B: a paper" in text
+    assert "measured on the first 100 examples of each task" in text
+    assert "conditions of quizfew-shot 5" in text
+    assert "options chosenby 12 trials on the other half" in text
 
 
 def test_empty_sections_are_left_out(text: str, world: World) -> None:
@@ -210,8 +210,8 @@ def test_missing_or_different_models_are_reported(world: World) -> None:
     (second / "recipe.yaml").write_text(recipe.replace("/three", "/two"))
     assert "the runs merge different models" in written(first, second)
     (world.root / "one" / "model.safetensors").unlink()
-    said = text_of(parsed(written(first)))
-    assert "Not shown: the merged models cannot be read here." in said
+    text = text_of(parsed(written(first)))
+    assert "Not shown: the merged models cannot be read here." in text
 
 
 def test_nothing_is_downloaded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

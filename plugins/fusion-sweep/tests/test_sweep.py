@@ -331,7 +331,7 @@ def test_the_best_are_written_by_ordinary_runs(
     with pytest.raises(OutputError, match="best/1"):  # before anything is run
         sweep(recipe, over={"algorithm.scale": [0.9]}, store=store, keep=2, output=out)
     again = run_fusion(out / "1" / "recipe.yaml", output=tmp_path / "again")
-    weights = [(place / "model.safetensors").read_bytes() for place in (out / "1", again.path)]
+    weights = [(path / "model.safetensors").read_bytes() for path in (out / "1", again.path)]
     assert weights[0] == weights[1]
     assert result.best().recipe["algorithm"]["scale"] == result.groups[0].point["algorithm.scale"]
 

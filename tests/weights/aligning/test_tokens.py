@@ -41,13 +41,13 @@ def numbered(words: Sequence[str]) -> dict[str, int]:
 
 
 def hugging_face(kind: str, words: Sequence[str], added: Sequence[str] = ()) -> str:
-    made: Any = {
+    core: Any = {
         "bpe": lambda: models.BPE(vocab=numbered(words), merges=[("a", "b")][: "ab" in words]),
         "word level": lambda: models.WordLevel(numbered(words), unk_token="<unk>"),
         "word piece": lambda: models.WordPiece(numbered(words), unk_token="<unk>"),
         "unigram": lambda: models.Unigram([(word, -1.0) for word in words], unk_id=0),
     }[kind]()
-    tokenizer = Tokenizer(made)
+    tokenizer = Tokenizer(core)
     tokenizer.add_special_tokens(list(added))
     return str(tokenizer.to_str(pretty=True))
 

@@ -356,12 +356,12 @@ class Fault:
         self.fired = False
         calls, real = itertools.count(1), getattr(os, function)
 
-        def call(*given: Any, **keys: Any) -> Any:
+        def call(*arguments: Any, **keys: Any) -> Any:
             number = next(calls)
             if number == nth or (lasts and number > nth):
                 self.fired = True
                 raise error
-            return real(*given, **keys)
+            return real(*arguments, **keys)
 
         patch.setattr(os, function, call)
 

@@ -488,14 +488,14 @@ def test_invalid_output_path_raises(tmp_path: Path, name: str) -> None:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Return the file operations of a test, each with the name of its file."""
-    made: list[tuple[str, str]] = []
+    calls: list[tuple[str, str]] = []
 
     def recorded(function: str, name: Callable[..., str]) -> None:
         real = getattr(os, function)
 
-        def call(*given: Any, **keys: Any) -> Any:
-            result = real(*given, **keys)
-            made.append((function, name(*given)))
+        def call(*arguments: Any, **keys: Any) -> Any:
+            result = real(*arguments, **keys)
+            calls.append((function, name(*arguments)))
             return result
 
         monkeypatch.setattr(os, function, call)
@@ -510,7 +510,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     recorded("fdatasync", of_descriptor)
     recorded("pwrite", lambda fd, data, at: f"{of_descriptor(fd)} {'header' if not at else 'data'}")
     recorded("rename", lambda one, other: f"{short_name(Path(one))} -> {short_name(Path(other))}")
-    return made
+    return calls
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

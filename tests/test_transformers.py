@@ -84,7 +84,7 @@ KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 }
 
 
-def saved(make: Callable[..., Any], path: Path, seed: int = 0, **options: Any) -> Any:
+def save_model(make: Callable[..., Any], path: Path, seed: int = 0, **options: Any) -> Any:
     torch.manual_seed(seed)
     model = make(**options).eval()
     with torch.no_grad():
@@ -123,7 +123,8 @@ def outputs(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
 def test_a_merge_loads_and_computes_what_merging_by_hand_does(tmp_path: Path, kind: str) -> None:
     make, inputs = KINDS[kind]
     base, one, other = (
-        saved(make, tmp_path / name, seed) for seed, name in enumerate(("base", "one", "other"))
+        save_model(make, tmp_path / name, seed)
+        for seed, name in enumerate(("base", "one", "other"))
     )
     out = merge(tmp_path, "base", "one", "other", shard_size=10_000)
     assert len(list(out.glob("*.safetensors"))) > 1
@@ -147,7 +148,7 @@ def test_a_merge_loads_and_computes_what_merging_by_hand_does(tmp_path: Path, ki
 @pytest.mark.parametrize("kind", ["llama-tied", "gpt2", "t5", "bert"])
 def test_tied_weights_stay_tied(tmp_path: Path, kind: str) -> None:
     for seed, name in enumerate(("base", "one")):
-        saved(KINDS[kind][0], tmp_path / name, seed)
+        save_model(KINDS[kind][0], tmp_path / name, seed)
     loaded = type(KINDS[kind][0]()).from_pretrained(merge(tmp_path, "base", "one"))
     head, embeddings = loaded.get_output_embeddings(), loaded.get_input_embeddings()
     assert head.weight is embeddings.weight
@@ -160,7 +161,7 @@ def with_head(tensors: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("who", ["base", "one", "both"])
 def test_a_tied_head_that_only_some_wrote_is_no_difference(tmp_path: Path, who: str) -> None:
     for seed, name in enumerate(("base", "one")):
-        saved(gpt2, tmp_path / name, seed)
+        save_model(gpt2, tmp_path / name, seed)
     expected = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
     for name in ("base", "one"):
         if who in {name, "both"}:
@@ -186,7 +187,7 @@ def test_a_tied_head_that_only_some_wrote_is_no_difference(tmp_path: Path, who: 
 @pytest.mark.parametrize("who", ["base", "one", "other"])
 def test_vision_towers_merge_in_both_spellings(tmp_path: Path, who: str) -> None:
     for seed, name in enumerate(("base", "one", "other")):
-        saved(clip_vision, tmp_path / name, seed)
+        save_model(clip_vision, tmp_path / name, seed)
     expected = load_file(merge(tmp_path, "base", "one", "other") / "model.safetensors")
     prefixed = {f"vision_model.{name}": values for name, values in expected.items()}
     (tmp_path / "out").rename(tmp_path / "expected")
@@ -199,8 +200,8 @@ def test_vision_towers_merge_in_both_spellings(tmp_path: Path, who: str) -> None
 
 
 def test_a_headless_model_and_one_with_its_head_have_the_same_tensors(tmp_path: Path) -> None:
-    base = saved(gpt2, tmp_path / "base")
-    saved(gpt2, tmp_path / "one", 1)
+    base = save_model(gpt2, tmp_path / "base")
+    save_model(gpt2, tmp_path / "one", 1)
     expected = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
     (tmp_path / "out").rename(tmp_path / "expected")
     base.transformer.save_pretrained(tmp_path / "base")
@@ -210,8 +211,8 @@ def test_a_headless_model_and_one_with_its_head_have_the_same_tensors(tmp_path: 
 
 
 def test_a_tower_against_the_whole_model_lacks_the_rest(tmp_path: Path) -> None:
-    saved(clip, tmp_path / "base")
-    saved(clip_vision, tmp_path / "one", 1)
+    save_model(clip, tmp_path / "base")
+    save_model(clip_vision, tmp_path / "one", 1)
     with pytest.raises(AlignmentError) as caught:
         merge(tmp_path, "base", "one")
     assert "text_model" in caught.value.message
@@ -230,8 +231,8 @@ def test_a_tower_against_the_whole_model_lacks_the_rest(tmp_path: Path) -> None:
 
 
 def test_experts_in_another_dtype_are_promoted_and_the_bases_is_written(tmp_path: Path) -> None:
-    saved(llama, tmp_path / "base")
-    saved(llama, tmp_path / "one", 1).half().save_pretrained(tmp_path / "one")
+    save_model(llama, tmp_path / "base")
+    save_model(llama, tmp_path / "one", 1).half().save_pretrained(tmp_path / "one")
     out = merge(tmp_path, "base", "one")
     base, one, merged = (
         load_file(path / "model.safetensors") for path in (tmp_path / "base", tmp_path / "one", out)
@@ -243,8 +244,8 @@ def test_experts_in_another_dtype_are_promoted_and_the_bases_is_written(tmp_path
 
 
 def test_vocabularies_of_different_sizes_are_refused_by_a_table(tmp_path: Path) -> None:
-    saved(llama, tmp_path / "base")
-    saved(llama, tmp_path / "one", 1, vocab_size=43)
+    save_model(llama, tmp_path / "base")
+    save_model(llama, tmp_path / "one", 1, vocab_size=43)
     with pytest.raises(AlignmentError) as caught:
         merge(tmp_path, "base", "one")
     assert caught.value.message.splitlines() == [
@@ -256,9 +257,9 @@ def test_vocabularies_of_different_sizes_are_refused_by_a_table(tmp_path: Path) 
 
 
 def test_padded_vocabularies_have_every_token_and_load(tmp_path: Path) -> None:
-    saved(llama, tmp_path / "base")
+    save_model(llama, tmp_path / "base")
     for seed, (name, size) in enumerate([("one", 43), ("two", 45), ("three", 38)], 1):
-        saved(llama, tmp_path / name, seed, vocab_size=size)
+        save_model(llama, tmp_path / name, seed, vocab_size=size)
     for name, size in (("base", 40), ("two", 45)):
         words = {f"word {n}": n for n in range(size)}
         (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}}))
@@ -283,8 +284,8 @@ def test_padded_vocabularies_have_every_token_and_load(tmp_path: Path) -> None:
 
 
 def test_a_larger_base_keeps_its_tokens_under_the_policy(tmp_path: Path) -> None:
-    saved(llama, tmp_path / "base", vocab_size=45)
-    saved(llama, tmp_path / "one", 1)
+    save_model(llama, tmp_path / "base", vocab_size=45)
+    save_model(llama, tmp_path / "one", 1)
     out = merge(tmp_path, "base", "one", alignment={"vocab": "pad"})
     merged, base = (
         load_file(out / "model.safetensors"),
@@ -295,8 +296,8 @@ def test_a_larger_base_keeps_its_tokens_under_the_policy(tmp_path: Path) -> None
 
 
 def test_tokenizer_and_generation_files_come_along_and_code_does_not(tmp_path: Path) -> None:
-    saved(llama, tmp_path / "base")
-    saved(llama, tmp_path / "one", 1)
+    save_model(llama, tmp_path / "base")
+    save_model(llama, tmp_path / "one", 1)
     backend = transformers.PreTrainedTokenizerFast(
         tokenizer_object=_tokenizer(), unk_token="<unk>", chat_template="{{ messages }}"
     )
@@ -329,7 +330,7 @@ def test_models_from_the_hub_merge_like_local_ones(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed, name in enumerate(("base", "one")):
-        saved(llama, tmp_path / name, seed)
+        save_model(llama, tmp_path / name, seed)
     expected = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
     base = hub.add_directory("org/base", tmp_path / "base")
     commit = hub.add_directory("org/one", tmp_path / "one", branch="v1")
@@ -391,7 +392,7 @@ def test_pools_build_what_transformers_loads(
     """As the how-to shows it, and as generated, with a class of transformers in its place."""
     base, expert = (str(tmp_path / name) for name in ("base", "expert"))
     for seed, directory in enumerate((base, expert)):
-        saved(make, Path(directory), seed)
+        save_model(make, Path(directory), seed)
 
     class Encoders(generated.TryEncodersPool):  # type: ignore[misc]
         def _construct(self) -> Any:
@@ -424,7 +425,7 @@ def test_a_stack_of_layers_loads_and_computes_what_one_made_by_hand_does(
     tmp_path: Path, kind: str
 ) -> None:
     make, where = STACKS[kind]
-    one, other = (saved(make, tmp_path / name, seed) for seed, name in enumerate(("m0", "m1")))
+    one, other = (save_model(make, tmp_path / name, seed) for seed, name in enumerate(("m0", "m1")))
     slices = [{"model": "m0", "layers": [0, 2]}, {"model": "m1", "layers": [1, 2]}]
     run_fusion(
         algorithm={"name": "stack", "slices": slices},

@@ -110,7 +110,7 @@ def test_files_alone_build_nothing(directory: Path) -> None:
 # --- what may not be looked at ------------------------------------------------------------------
 
 
-def _closed(monkeypatch: pytest.MonkeyPatch, function: str, closed: Path) -> None:
+def _refuse_path(monkeypatch: pytest.MonkeyPatch, function: str, closed: Path) -> None:
     """Refuse a function for a path, as for a user who may not look there."""
     real = getattr(Path, function)
 
@@ -123,7 +123,7 @@ def _closed(monkeypatch: pytest.MonkeyPatch, function: str, closed: Path) -> Non
 
 
 def test_a_path_that_may_not_be_looked_at_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    _closed(monkeypatch, "exists", Path("org/closed"))
+    _refuse_path(monkeypatch, "exists", Path("org/closed"))
     config = CheckpointsConfig(models=["org/closed"])
     assert list(config.models) == ["closed"]
     with pytest.raises(CheckpointError, match="org/closed cannot be read: Permission denied"):
@@ -138,7 +138,7 @@ def test_a_path_that_is_too_long_is_named() -> None:
 def test_a_directory_that_may_not_be_entered_is_named(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _closed(monkeypatch, "is_file", directory / "model.safetensors")
+    _refuse_path(monkeypatch, "is_file", directory / "model.safetensors")
     with pytest.raises(CheckpointError, match="cannot be read: Permission denied") as caught:
         pool(a=str(directory))
     assert str(directory) in caught.value.message
@@ -149,7 +149,7 @@ def test_a_card_that_may_not_be_read_is_named(
     directory: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     (directory / "README.md").write_text("---\nlicense: mit\n---\n")
-    _closed(monkeypatch, function, directory / "README.md")
+    _refuse_path(monkeypatch, function, directory / "README.md")
     with pytest.raises(CheckpointError, match=r"README.md cannot be read: Permission denied"):
         read_licence(directory)
 
@@ -249,7 +249,7 @@ def test_files_beside_the_weights_are_looked_at_before_any_work(
     monkeypatch.setattr("fusion_core.weights.CheckpointSource.read", None)  # no weight is read
     (directory / name).write_text(content)
     if content == "closed":
-        _closed(monkeypatch, "open", directory / name)
+        _refuse_path(monkeypatch, "open", directory / name)
     with pytest.raises(CheckpointError, match=name):
         run_fusion(
             algorithm="simple-average",

@@ -581,13 +581,13 @@ def test_seed_reaches_random_methods(models: Models) -> None:
 
     pool = {"base": models["base"], "models": {"a": models["a"]}}
 
-    def drawn(seed: int) -> torch.Tensor:
+    def draw_noise(seed: int) -> torch.Tensor:
         return run_fusion(algorithm=Noise(), model_pool=pool, seed=seed).weights.tensor(
             "layer.bias"
         )
 
-    assert torch.equal(drawn(1), drawn(1))
-    assert not torch.equal(drawn(1), drawn(2))
+    assert torch.equal(draw_noise(1), draw_noise(1))
+    assert not torch.equal(draw_noise(1), draw_noise(2))
 
 
 # --- tasks --------------------------------------------------------------------------------------
@@ -770,7 +770,7 @@ def leave(*_: object) -> None:
     sys.exit()
 
 
-def no_room(*_: object) -> None:
+def refuse_for_space(*_: object) -> None:
     raise DiskError("no room for images", hint="Make some.")
 
 
@@ -778,7 +778,12 @@ def no_room(*_: object) -> None:
     ("evaluate", "kind", "message", "hint"),
     [
         (None, FusionError, "the data set is gone", ""),
-        (no_room, DiskError, "but its evaluation failed: no room for images\n", "Make some.\n"),
+        (
+            refuse_for_space,
+            DiskError,
+            "but its evaluation failed: no room for images\n",
+            "Make some.\n",
+        ),
         (leave, BrokenPluginError, r"the model is complete in .*: SystemExit, in ", None),
     ],
 )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Write = Callable[[Path, Mapping[str, Tensor]], None]
 
 
-def claiming(**about: Any) -> Callable[[Path], object]:
+def write_claim(**about: Any) -> Callable[[Path], object]:
     """Return what writes a header that claims a tensor of 8 bytes to be what it is not."""
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **about}
     text = json.dumps({"a": entry}).encode()
@@ -48,9 +48,9 @@ class TestSafetensors(FormatSuite):
         if "shards" in request.node.name:
             return {}
         return {
-            "a shape of 2^62": claiming(shape=[2**31, 2**31]),
-            "offsets out of the file": claiming(shape=[2**40], data_offsets=[0, 2**42]),
-            "a shape without elements": claiming(shape=[0, 2**62, 2**62], data_offsets=[0, 0]),
+            "a shape of 2^62": write_claim(shape=[2**31, 2**31]),
+            "offsets out of the file": write_claim(shape=[2**40], data_offsets=[0, 2**42]),
+            "a shape without elements": write_claim(shape=[0, 2**62, 2**62], data_offsets=[0, 0]),
         }
 
 

@@ -31,7 +31,7 @@ OPTIONS: dict[str, Any] = {"samples": SAMPLES, "batch_size": SIZE}
 FP32 = 1e-5
 
 
-def by_hand(model: WordModel, texts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+def collect_by_hand(model: WordModel, texts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
     """Return every input vector of each layer, in float64."""
     model = model.double()
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in ("mix", "turn", "up", "output")}
@@ -63,7 +63,7 @@ def test_moments_equal_sums_of_outer_products_of_unpadded_inputs(
     by_expert = dict(moments(pool, tasks, seed=seed, **OPTIONS))
     assert list(by_expert) == ["a", "b", "c"]
     for expert, layers in by_expert.items():
-        inputs = by_hand(pool.build(pool.experts[expert]), examples(tasks[expert], seed))
+        inputs = collect_by_hand(pool.build(pool.experts[expert]), examples(tasks[expert], seed))
         named = {"pooler": "mix", "embedding": "output"}
         assert layers.keys() == {f"{name}.weight" for name in [*inputs, *named]}, "and no idle one"
         for tensor, result in layers.items():

@@ -74,7 +74,7 @@ class World:
             (path / "outcomes.json").write_text(json.dumps(report.outcomes_as_json()))
         return path
 
-    def searched(self, name: str, report: Report | None = None, steps: int = 30) -> Path:
+    def write_search(self, name: str, report: Report | None = None, steps: int = 30) -> Path:
         """Write a run with coefficients and a log of their search."""
         path = self.run(name, report)
         coefficients = {
@@ -122,4 +122,4 @@ def mixed() -> Report:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with everything that a page can show."""
     world = World(tmp_path_factory.mktemp("whole"))
-    return world.searched("found", world.report((0.4, 0.6, 0.8)))
+    return world.write_search("found", world.report((0.4, 0.6, 0.8)))

@@ -21,7 +21,7 @@ WHOLE = Report(
 ).as_json()
 
 
-def written(directory: Path, content: Any) -> Path:
+def write_report(directory: Path, content: Any) -> Path:
     directory.mkdir()
     text = content if isinstance(content, str) else json.dumps(content)
     (directory / "report.json").write_text(text)
@@ -45,7 +45,7 @@ def test_a_damaged_report_is_named(tmp_path: Path, damage: Any) -> None:
     with pytest.raises(
         FusionError, match=r"report\.json is not a valid report: .*\n.*fuse evaluate"
     ):
-        read_report(written(tmp_path / "out", damage))
+        read_report(write_report(tmp_path / "out", damage))
 
 
 def test_a_directory_without_a_report_says_how_to_measure(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def on_examples(expert: int) -> Report:
 
 def with_outcomes(directory: Path, report: Report, **changes: Any) -> Path:
     """Write a report with changed content, and its outcomes."""
-    written(directory, report.as_json() | changes)
+    write_report(directory, report.as_json() | changes)
     (directory / "outcomes.json").write_text(json.dumps(report.outcomes_as_json()))
     return directory
 

@@ -374,7 +374,7 @@ def _workers_know_toys(environment: dict[str, str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
 
 
-def on(executor: Any) -> RunOptions:
+def run_on(executor: Any) -> RunOptions:
     return RunOptions(executor=executor)
 
 
@@ -388,7 +388,7 @@ def test_workers_measure_the_same_and_nothing_twice(
         pytest.importorskip("fusion_dask")
     recipe["algorithm"] = {"name": "scaled", "fails_above": 0.5}
     here = sweep(recipe, over=OVER, seeds=2, store=tmp_path / "other.sqlite")
-    result = sweep(recipe, over=OVER, seeds=2, store=store, options=on(executor))
+    result = sweep(recipe, over=OVER, seeds=2, store=store, options=run_on(executor))
     blank = {"seconds": 0, "cpu": 0, "finished": ""}
     assert [row | blank for row in result.rows()] == [row | blank for row in here.rows()]
     assert [trial.error for trial in result.failed] == ["it is too large"] * 2
@@ -409,11 +409,11 @@ def test_a_worker_that_dies_ends_the_sweep_and_results_are_saved(
     monkeypatch.setenv("TOYS_DEATH", "0.6")
     sweep(recipe, over={"algorithm.scale": SCALES[:2]}, store=store)
     with pytest.raises(WorkerError, match="a worker died while it ran a trial") as stopped:
-        sweep(recipe, over=OVER, store=store, options=on("processes"))
+        sweep(recipe, over=OVER, store=store, options=run_on("processes"))
     note = "2 of 3 runs are saved; the same command continues with the others."
     assert stopped.value.__notes__ == [note]
     monkeypatch.delenv("TOYS_DEATH")
-    assert len(sweep(recipe, over=OVER, store=store, options=on("processes")).finished) == 3
+    assert len(sweep(recipe, over=OVER, store=store, options=run_on("processes")).finished) == 3
     assert {scale: runs(log).count(scale) for scale in SCALES} == {0.1: 1, 0.3: 2, 0.6: 2}
 
 
@@ -424,13 +424,13 @@ def test_objects_in_memory_are_not_sent_to_workers(recipe: dict[str, Any], store
     live = {"algorithm": "scaled", "model_pool": tiny_pool(), "task_pool": TinyTasks()}
     message = "the model pool is in this process's memory, but the ProcessPoolExecutor"
     with pytest.raises(RecipeError, match=message):
-        sweep(live, over=OVER, store=store, options=on("processes"))
+        sweep(live, over=OVER, store=store, options=run_on("processes"))
     with pytest.raises(RecipeError, match="the task pool is in this process's memory"):
         sweep(
             {**recipe, "task_pool": toys.Tasks(toys.TasksConfig())},
             over=OVER,
             store=store,
-            options=on("processes"),
+            options=run_on("processes"),
         )
 
 

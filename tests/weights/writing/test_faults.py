@@ -108,7 +108,7 @@ def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_child(action: Callable[[], object]) -> int:
+def run_in_child(action: Callable[[], object]) -> int:
     """Run an action in a child process. Return its exit code, negative if a signal ended it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # this process has no other threads
@@ -132,7 +132,7 @@ def kill_at(number: int, action: Callable[[], object]) -> bool:
         with at_fault_point(number, kill_self):
             action()
 
-    code = in_child(child)
+    code = run_in_child(child)
     assert code in {0, -signal.SIGKILL}
     return code != 0
 
@@ -561,7 +561,7 @@ def test_only_one_of_several_runs_writes_an_output(workspace: Path, count: int) 
                     compete(lambda number=number: child(number), tell, workspace / f"{number}")
                 children[pid] = number
         os.write(start, b"!" * count)
-        with all_ending(children):
+        with kill_overdue(children):
             ended = [os.wait() for _ in children]
         (winner,) = (pid for pid, status in ended if status == 0)
         for pid, status in ended:
@@ -577,7 +577,7 @@ def test_only_one_of_several_runs_writes_an_output(workspace: Path, count: int) 
 
 
 @contextlib.contextmanager
-def all_ending(children: Iterable[int]) -> Iterator[None]:
+def kill_overdue(children: Iterable[int]) -> Iterator[None]:
     """Kill children that do not end, and fail: a loser that waited would wait for ever."""
 
     def give_up(*_: object) -> None:

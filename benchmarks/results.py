@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import guide_charts
 from overview import draw
 from results_page import page, picture
 
@@ -73,6 +74,7 @@ def main() -> None:
     (REFERENCE / "results.md").write_text(page(runs))
     picture(runs, REFERENCE / "results.svg")
     draw(runs, REFERENCE / "overview.svg")
+    guide_charts.main()
 
 
 def _algorithms() -> dict[str, tuple[AlgorithmSpec, Algorithm]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import sysconfig
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from filelock import FileLock
 
 from fusion_core.cli.app import main
 from fusion_core.plugins.distributions import BLOCK_VARIABLE
@@ -138,9 +140,15 @@ def build_wheels() -> Callable[..., Path]:
 def our_wheels(
     tmp_path_factory: pytest.TempPathFactory, build_wheels: Callable[..., Path]
 ) -> list[Path]:
-    """Return the wheels of the core and of every plugin of this repository."""
-    plugins = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
-    return sorted(build_wheels(tmp_path_factory.mktemp("ours"), ROOT, *plugins).iterdir())
+    """Return the wheels of the core and of every plugin, built once for all processes of a run."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with FileLock(root / "wheels.lock"):
+        if not (root / "wheels").exists():
+            plugins = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+            build_wheels(root / "our-wheels", ROOT, *plugins).rename(root / "wheels")
+    return sorted((root / "wheels").iterdir())
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,16 @@ def python_of(page: Path) -> str:
     return "\n".join(re.findall(r"(?ms)^```python\n(.*?)^```", text))
 
 
-@pytest.mark.parametrize("page", [path for path in HOW_TO if python_of(path)], ids=lambda p: p.stem)
+#: Pages whose Python takes seconds, and is of commands that test_how_to.py runs.
+SLOW = ("merge-on-many-machines", "sweep")
+PROGRAMS = [
+    pytest.param(path, marks=[pytest.mark.thorough] * (path.stem in SLOW), id=path.stem)
+    for path in HOW_TO
+    if python_of(path)
+]
+
+
+@pytest.mark.parametrize("page", PROGRAMS)
 def test_the_python_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("dask")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # idle workers take processor time until the end
 def scheduler(directory: Path) -> Iterator[Path]:
     """Run a scheduler with two workers, of which one announces a GPU."""
     with (

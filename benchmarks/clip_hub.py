@@ -133,16 +133,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--experts", type=int, default=2)
     parser.add_argument("--images", type=int, default=64)
-    given = parser.parse_args()
+    options = parser.parse_args()
     tasks = ["mnist", "svhn", "eurosat", *task_sets()["ta8"]]
-    tasks = list(dict.fromkeys(tasks))[: given.experts]
+    tasks = list(dict.fromkeys(tasks))[: options.experts]
     small = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
     with tempfile.TemporaryDirectory() as folder, small as watch:
         directory = Path(folder)
-        hub = serve(directory, tasks, given.images)
+        hub = serve(directory, tasks, options.images)
         rows = [measured(method, tasks, directory, hub, watch) for method in METHODS]
         hub.stop()
-    print(f"{len(tasks)} experts, {given.images} images per task\n")
+    print(f"{len(tasks)} experts, {options.images} images per task\n")
     print("| method | wall time | peak memory | requests for files |\n|---|---|---|---|")
     print("\n".join(rows))
 

@@ -19,7 +19,7 @@ import torch
 from diagnosis_page import page, record
 from diagnosis_pools import cases
 
-from fusion_core import Report, RunOptions, merge
+from fusion_core import Reference, Report, RunOptions, merge
 from fusion_core.commands import Subject
 from fusion_report.diagnosis.diagnose import Questions, measure
 from fusion_report.diagnosis.merges import MERGES
@@ -63,7 +63,9 @@ def _measured(case: Case) -> dict[str, Any]:
     assert pool.base is not None
     rows = {name: _row(pool, tasks, model) for name, model in {"base": pool.base, **merges}.items()}
     shares = {
-        name: Report(row, experts=expert_rows, metrics=_declared(tasks)).normalised_average
+        name: Report(
+            row, Reference(experts=expert_rows), metrics=_declared(tasks)
+        ).normalised_average
         for name, row in rows.items()
     }
     return {

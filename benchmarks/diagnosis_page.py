@@ -189,8 +189,8 @@ def _choices(held: Pools) -> str:
     families = sorted(set(map(_family, pools)))
     groups = [pools, *([pool for pool in pools if _family(pool) == name] for name in families)]
     return "".join(
-        f"| {said} | {' | '.join(_choice(choose, group) for group in groups)} |\n"
-        for said, choose in ways.items()
+        f"| {label} | {' | '.join(_choice(choose, group) for group in groups)} |\n"
+        for label, choose in ways.items()
     )
 
 

@@ -83,8 +83,8 @@ def _of_lm_mini() -> Iterator[Case]:
     for tasks in _LM_TASKS:
         chosen = {"name": "lm-mini", "tasks": list(tasks)}
         limited = {**chosen, "limit": _LM_LIMIT}
-        made = partial(_planned, {"model_pool": chosen, "task_pool": limited})
-        yield Case(f"lm-mini: {', '.join(tasks)}", "lm-mini", is_held_out=True, make=made)
+        make_pair = partial(_planned, {"model_pool": chosen, "task_pool": limited})
+        yield Case(f"lm-mini: {', '.join(tasks)}", "lm-mini", is_held_out=True, make=make_pair)
 
 
 def _toys(kind: str, size: int, seed: int) -> Pair:
@@ -100,8 +100,8 @@ def _of_mini8(seed: int, experts: Path) -> Iterator[Case]:
         for size in sizes:
             names = drawn.sample(TASKS, size)
             make_one = partial(_mini8, kind, names, seed, experts)
-            said = f"{kind}, seed {seed}: {', '.join(names)}"
-            yield Case(said, kind, seed in HELD_OUT, make_one)
+            label = f"{kind}, seed {seed}: {', '.join(names)}"
+            yield Case(label, kind, seed in HELD_OUT, make_one)
 
 
 def _mini8(kind: str, names: Sequence[str], seed: int, experts: Path) -> Pair:

@@ -90,10 +90,10 @@ def _save_tokenizer(directory: Path, tokens: Sequence[str], added: Sequence[str]
     ordered = _tokens(len(tokens))
     merges = [_parts(ordered, number) for number in range(len(ordered) - 257)]
     numbers = {token: number for number, token in enumerate(tokens)}
-    made = Tokenizer(models.BPE(vocab=numbers, merges=merges))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=_END, eos_token=_END)
+    core = Tokenizer(models.BPE(vocab=numbers, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=_END, eos_token=_END)
     tokenizer.add_tokens(list(added), special_tokens=True)
     tokenizer.save_pretrained(directory)
 

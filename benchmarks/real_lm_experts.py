@@ -31,16 +31,16 @@ def records(draw: random.Random) -> Line:
     """Return a sentence, and its record in JSON."""
     name, town, job = (draw.choice(words.split()) for words in (_NAMES, _TOWNS, _JOBS))
     age = draw.randint(18, 80)
-    said = f"{name} is a {job} from {town}, {age} years old."
+    sentence = f"{name} is a {job} from {town}, {age} years old."
     answer = json.dumps({"age": age, "job": job, "name": name, "town": town})
-    return {"prompt": f"Write as a record: {said}", "answer": answer}
+    return {"prompt": f"Write as a record: {sentence}", "answer": answer}
 
 
 def dates(draw: random.Random) -> Line:
     """Return a date, and its form in ISO 8601."""
     day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1900, 2099)
-    said = f"{_MONTHS.split()[month - 1]} {day}, {year}"
-    return {"prompt": f"Write the date: {said}", "answer": f"{year}-{month:02}-{day:02}"}
+    date = f"{_MONTHS.split()[month - 1]} {day}, {year}"
+    return {"prompt": f"Write the date: {date}", "answer": f"{year}-{month:02}-{day:02}"}
 
 
 def largest(draw: random.Random) -> Line:
@@ -125,8 +125,8 @@ def write_expert(name: str, data: dict[str, Any], directory: Path, steps: int) -
 def _batch(tokenizer: Any, lines: list[Line]) -> dict[str, torch.Tensor]:  # noqa: ANN401
     """Return a training batch of questions with their answers."""
     pairs = [_tokens(tokenizer, line) for line in lines]
-    rows = [torch.tensor([*asked, *said]) for asked, said in pairs]
-    labels = [torch.tensor([*[_IGNORED] * len(asked), *said]) for asked, said in pairs]
+    rows = [torch.tensor([*asked, *answer]) for asked, answer in pairs]
+    labels = [torch.tensor([*[_IGNORED] * len(asked), *answer]) for asked, answer in pairs]
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return {
         "input_ids": pad_sequence(rows, batch_first=True),
@@ -138,7 +138,7 @@ def _batch(tokenizer: Any, lines: list[Line]) -> dict[str, torch.Tensor]:  # noq
 def _tokens(tokenizer: Any, line: Line) -> tuple[list[int], list[int]]:  # noqa: ANN401
     """Return the tokens of a question, and those of its answer with the end of the turn."""
     asked = [{"role": "user", "content": line.get("prompt") or line["question"]}]
-    said = line["answer"] if isinstance(line["answer"], str) else line["choices"][line["answer"]]
+    answer = line["answer"] if isinstance(line["answer"], str) else line["choices"][line["answer"]]
     question = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    cut = [tokenizer(text, add_special_tokens=False).input_ids for text in (question, said)]
+    cut = [tokenizer(text, add_special_tokens=False).input_ids for text in (question, answer)]
     return cut[0], [*cut[1], tokenizer.eos_token_id]

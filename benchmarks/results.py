@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import guide_charts
 from overview import draw
 from results_page import page, picture
 
@@ -73,6 +74,7 @@ def main() -> None:
     (REFERENCE / "results.md").write_text(page(runs))
     picture(runs, REFERENCE / "results.svg")
     draw(runs, REFERENCE / "overview.svg")
+    guide_charts.main()
 
 
 def _algorithms() -> dict[str, tuple[AlgorithmSpec, Algorithm]]:
@@ -82,7 +84,7 @@ def _algorithms() -> dict[str, tuple[AlgorithmSpec, Algorithm]]:
         for component in load_plugins().components(AlgorithmSpec)
     }
     alone = {name: (spec, _alone(spec)) for name, spec in specs.items()}
-    return alone | {name: (specs[spec], given) for name, (spec, given) in MORE.items()}
+    return alone | {name: (specs[spec], options) for name, (spec, options) in MORE.items()}
 
 
 def _alone(spec: AlgorithmSpec) -> Algorithm:
@@ -90,11 +92,11 @@ def _alone(spec: AlgorithmSpec) -> Algorithm:
     return stages.get(spec.stage, {"name": spec.name, **OPTIONS.get(spec.name, {})})
 
 
-def _run(name: str, given: dict[str, Any]) -> dict[str, Any]:
+def _run(name: str, content: dict[str, Any]) -> dict[str, Any]:
     """Run a recipe in its own process, and return its measurements."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.json"  # which is YAML, too
-        recipe.write_text(json.dumps(given))
+        recipe.write_text(json.dumps(content))
         output = Path(folder) / "out"
         arguments = [str(FUSE), "run", str(recipe), "-o", str(output), "-q"]
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)

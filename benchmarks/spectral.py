@@ -131,9 +131,9 @@ class _FusionBench:
             text=True,
             bufsize=1,
         )
-        self._said("ready")
+        self._read_line("ready")
 
-    def _said(self, wanted: str = "") -> str:
+    def _read_line(self, wanted: str = "") -> str:
         """Read the next line of output, skipping those printed at import."""
         for line in self._process.stdout or ():
             word = line.strip()
@@ -145,7 +145,7 @@ class _FusionBench:
         """Return FusionBench's merge by a method, and record its time."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{name}\n")
-        taken.append(float(self._said()))
+        taken.append(float(self._read_line()))
         return load_file(self._found)
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import guide_charts
 import torch
 from study_cases import CASES, Case
 from study_page import write_page
@@ -51,6 +52,7 @@ def main() -> None:
             measured = _experts(case, pool) if case.alone else _run(case, pool, seed)
             _keep(options.runs, {"case": name, "seed": seed, **measured})
     write_page(runs_of(options.runs), REPORT)
+    guide_charts.main()
 
 
 def runs_of(path: Path) -> list[dict[str, Any]]:

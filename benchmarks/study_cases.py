@@ -33,8 +33,8 @@ class Case:
     def but(self, group: str, *, noise: float = 0.0, **options: Any) -> Case:  # noqa: ANN401
         """Return the case with changed options, in a different group."""
         seeds = REPORTED if group == "methods" else REPORTED[:2]
-        given = self.options | options
-        return replace(self, group=group, options=given, noise=noise, seeds=seeds)
+        merged_options = self.options | options
+        return replace(self, group=group, options=merged_options, noise=noise, seeds=seeds)
 
 
 def _case(what: str, *, orthogonal: bool = False, **options: Any) -> Case:  # noqa: ANN401
@@ -42,8 +42,8 @@ def _case(what: str, *, orthogonal: bool = False, **options: Any) -> Case:  # no
     rival = what == "all weights"
     learner = {"lr": 0.001} if rival else {"granularity": what}
     start = {"init": 1.0} if orthogonal else {}
-    given = {"preset": "strong", **learner, **start, **options}
-    return Case("methods", given, orthogonal=orthogonal, rival=rival)
+    merged_options = {"preset": "strong", **learner, **start, **options}
+    return Case("methods", merged_options, orthogonal=orthogonal, rival=rival)
 
 
 FINER = ("row", "column", "row+column", "rank")
@@ -89,13 +89,13 @@ def _choice() -> dict[str, Case]:
             for lr, temperature in zip(rates, (1, 4), strict=True):
                 name = f"choice: {before}{what}, lr {lr}, T {temperature}"
                 cases[name] = _case(what, orthogonal=orthogonal, lr=lr, temperature=temperature)
-    for said, options in {
+    for label, options in {
         "lr 0.4": {"lr": 0.4},
         "T 8": {"temperature": 8},
         "a cosine, lr 0.3": {"schedule": "cosine", "lr": 0.3},
         "init 1.5": {"init": 1.5},
     }.items():
-        cases[f"choice: the pipeline, but {said}"] = PIPELINE.but("choice", **options)
+        cases[f"choice: the pipeline, but {label}"] = PIPELINE.but("choice", **options)
     return {name: replace(case, group="choice", seeds=LOOKED_AT) for name, case in cases.items()}
 
 

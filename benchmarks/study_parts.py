@@ -78,11 +78,11 @@ class _Disturbed(FeatureTask):
         self.name, self._task, self._noise = task.name, task, noise
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
-        given = self._task.batch(step, size=size, split=split, seed=seed)
-        assert isinstance(given.inputs, torch.Tensor)
+        batch = self._task.batch(step, size=size, split=split, seed=seed)
+        assert isinstance(batch.inputs, torch.Tensor)
         generator = torch.Generator().manual_seed(1_000_003 * seed + step)
-        noise = torch.randn(given.inputs.shape, generator=generator)
-        return Batch(given.inputs + self._noise * noise, given.labels)
+        noise = torch.randn(batch.inputs.shape, generator=generator)
+        return Batch(batch.inputs + self._noise * noise, batch.labels)
 
     def features(self, model: nn.Module, inputs: Any) -> Tensor:  # noqa: ANN401 - as the task's
         return self._task.features(model, inputs)

@@ -42,13 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=30, help="of the thirty, by fuse run")
     parser.add_argument("--on", choices=("half", "test"), default="half")
-    given = parser.parse_args()
-    count = given.runs
+    options = parser.parse_args()
+    count = options.runs
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         os.environ["XDG_CACHE_HOME"] = str(directory / "cache")
         run_by_run(directory / "first", 1)  # which measures base and experts, for both
-        swept = timed(lambda: sweep_and_kill(directory / "sweeps.sqlite", given.on))
+        swept = timed(lambda: sweep_and_kill(directory / "sweeps.sqlite", options.on))
         ran = timed(lambda: run_by_run(directory, count))
     total = len(METHODS) * len(SCALES) * len(SEEDS)
     ran = tuple(seconds * total / count for seconds in ran)

@@ -47,14 +47,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=100_000)
     parser.add_argument("--plans", type=int, default=1000)
-    given = parser.parse_args()
+    options = parser.parse_args()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "sweeps.sqlite"
         print(headings(["trials", "ms per trial, in the last tenth", "memory"]))
-        seconds, swept = timed(lambda: run(path, given.trials, Tenths(given.trials)))
-        assert len(swept.finished) == given.trials
-        print(f"\n{given.trials} trials: {seconds:.0f} s; the store: {size(path) / 1e6:.0f} MB")
-        seconds, again = timed(lambda: run(path, given.trials, Progress()))
+        seconds, swept = timed(lambda: run(path, options.trials, Tenths(options.trials)))
+        assert len(swept.finished) == options.trials
+        print(f"\n{options.trials} trials: {seconds:.0f} s; the store: {size(path) / 1e6:.0f} MB")
+        seconds, again = timed(lambda: run(path, options.trials, Progress()))
         assert again.best().id == swept.best().id
         print(f"the same again, all of them known: {seconds:.0f} s")
         with Store(path) as store:
@@ -63,7 +63,7 @@ def main() -> None:
                 print(f"{what}: {seconds:.2f} s")
         seconds, _ = timed(lambda: len(swept.rows()))
         print(f"rows of all: {seconds:.1f} s; claims left: {left(path)}")
-    print(f"a real plan: {planned(given.plans):.1f} ms")
+    print(f"a real plan: {planned(options.plans):.1f} ms")
 
 
 class Simulated(TrialEvaluator):

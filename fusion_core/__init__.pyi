@@ -11,6 +11,7 @@ from fusion_core.contracts.live_models import build_model as build_model
 from fusion_core.contracts.measurements import Measured as Measured
 from fusion_core.contracts.measurements import Metric as Metric
 from fusion_core.contracts.measurements import MetricValues as MetricValues
+from fusion_core.contracts.measurements import Reference as Reference
 from fusion_core.contracts.model_pool import ModelPool as ModelPool
 from fusion_core.contracts.options import InputPath as InputPath
 from fusion_core.contracts.options import ModelPath as ModelPath

@@ -38,14 +38,14 @@ def main(directory: Path) -> None:
                 state.pop(skipped, None)
         merged, error = {}, ""
         try:
-            with patch("torch.bernoulli", drawn(directory, case)):
-                merged = merged_by(case, states)
+            with patch("torch.bernoulli", replace_bernoulli(directory, case)):
+                merged = merge_with_mergekit(case, states)
         except ValueError as raised:  # what a method cannot do is a result, too
             error = str(raised)
         save_file(merged, directory / f"expected-{number}.safetensors", {"error": error})
 
 
-def merged_by(case: dict, states: dict) -> dict:
+def merge_with_mergekit(case: dict, states: dict) -> dict:
     """Return mergekit's result of a case."""
     last = states[[*states][-1]]
     merged = merge_state_dicts(
@@ -59,7 +59,7 @@ def merged_by(case: dict, states: dict) -> dict:
     return {name: tensor.contiguous() for name, tensor in merged.items()}
 
 
-def drawn(directory: Path, case: dict) -> Callable[[torch.Tensor], torch.Tensor]:
+def replace_bernoulli(directory: Path, case: dict) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a replacement of `torch.bernoulli` that identifies tensors by shape."""
     waiting = defaultdict(list)
     if case.get("uniform") is not None:

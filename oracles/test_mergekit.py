@@ -364,7 +364,7 @@ def test_a_merge_is_mergekits(directory: Path, tmp_path: Path, number: int) -> N
     compared = 0
     for key, theirs in expected.items():
         assert (merged[key].dtype, merged[key].shape) == (theirs.dtype, theirs.shape)
-        clear = ~_tied(inputs, key, method)
+        clear = ~_mark_ties(inputs, key, method)
         compared += int(clear.sum())
         _check_equal(merged[key].flatten()[clear], theirs.flatten()[clear])
     assert compared > 0.8 * sum(tensor.numel() for tensor in expected.values())
@@ -390,7 +390,7 @@ def _check_equal(ours: torch.Tensor, theirs: torch.Tensor) -> None:
         torch.testing.assert_close(ours, theirs, rtol=torch.finfo(theirs.dtype).eps, atol=1e-7)
 
 
-def _tied(inputs: Path, key: str, method: Method) -> torch.Tensor:
+def _mark_ties(inputs: Path, key: str, method: Method) -> torch.Tensor:
     """Mark entries that tie an expert's threshold, if only some of them are kept."""
     names = EXPERTS[: method.experts]
     base, *experts = (load_file(inputs / f"{name}.safetensors")[key] for name in ("base", *names))

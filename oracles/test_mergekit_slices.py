@@ -31,17 +31,17 @@ def gpt2() -> Any:
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**config, **tokens))
 
 
-def of_kind(kind: str, head: str, **options: Any) -> Callable[[], Any]:
+def make_builder(kind: str, head: str, **options: Any) -> Callable[[], Any]:
     model = getattr(transformers, f"{kind}{head}")
     return lambda: model(getattr(transformers, f"{kind}Config")(**SIZES, **options))
 
 
 KINDS = {
-    "llama": of_kind("Llama", "ForCausalLM"),
-    "llama-tied": of_kind("Llama", "ForCausalLM", tie_word_embeddings=True),
-    "mistral": of_kind("Mistral", "ForCausalLM"),
-    "gemma": of_kind("Gemma", "ForCausalLM"),
-    "bert": of_kind("Bert", "ForSequenceClassification"),
+    "llama": make_builder("Llama", "ForCausalLM"),
+    "llama-tied": make_builder("Llama", "ForCausalLM", tie_word_embeddings=True),
+    "mistral": make_builder("Mistral", "ForCausalLM"),
+    "gemma": make_builder("Gemma", "ForCausalLM"),
+    "bert": make_builder("Bert", "ForSequenceClassification"),
     "gpt2": gpt2,
 }
 SLICES = {

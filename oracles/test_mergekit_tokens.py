@@ -46,14 +46,14 @@ CASES = [
 
 def tokenizer(order: int, *added: str) -> PreTrainedTokenizerFast:
     """Return a byte-level tokenizer with permuted token ids, unless `order` is 0."""
-    made = Tokenizer(models.BPE(unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.train_from_iterator(
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
         TEXT, trainers.BpeTrainer(vocab_size=50, special_tokens=list(SPECIAL.values()))
     )
-    data = json.loads(made.to_str())
-    count = made.get_vocab_size()
+    data = json.loads(core.to_str())
+    count = core.get_vocab_size()
     places = torch.arange(count)
     if order:
         places = torch.randperm(count, generator=torch.Generator().manual_seed(order))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import sysconfig
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from filelock import FileLock
 
 from fusion_core.cli.app import main
 from fusion_core.plugins.distributions import BLOCK_VARIABLE
@@ -68,9 +70,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     path.mkdir()
     monkeypatch.syspath_prepend(path)
     monkeypatch.delenv(BLOCK_VARIABLE, raising=False)
-    found = Site(path)
-    yield found
-    for name in found.modules:
+    directory = Site(path)
+    yield directory
+    for name in directory.modules:
         sys.modules.pop(name, None)
 
 
@@ -138,9 +140,15 @@ def build_wheels() -> Callable[..., Path]:
 def our_wheels(
     tmp_path_factory: pytest.TempPathFactory, build_wheels: Callable[..., Path]
 ) -> list[Path]:
-    """Return the wheels of the core and of every plugin of this repository."""
-    plugins = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
-    return sorted(build_wheels(tmp_path_factory.mktemp("ours"), ROOT, *plugins).iterdir())
+    """Return the wheels of the core and of every plugin, built once for all processes of a run."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with FileLock(root / "wheels.lock"):
+        if not (root / "wheels").exists():
+            plugins = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+            build_wheels(root / "our-wheels", ROOT, *plugins).rename(root / "wheels")
+    return sorted((root / "wheels").iterdir())
 
 
 @pytest.fixture(scope="session")
@@ -156,12 +164,12 @@ def install_wheels() -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def borrowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with torch and the like, and no project of this repository."""
-    found = tmp_path_factory.mktemp("borrowed")
+    packages = tmp_path_factory.mktemp("borrowed")
     ours = ("fusion_", "_fusion_", "pools_", "_pools_", "_editable", "__editable")
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if not path.name.startswith(ours):
-            (found / path.name).symlink_to(path)
-    return found
+            (packages / path.name).symlink_to(path)
+    return packages
 
 
 @pytest.fixture(scope="session")
@@ -217,10 +225,10 @@ def models() -> dict[str, dict[str, torch.Tensor]]:
         "empty": torch.zeros(0, 4),
         "steps": torch.tensor(3),
     }
-    found = {"base": base}
+    weights = {"base": base}
     for expert in ("a", "b", "c"):
-        found[expert] = {
+        weights[expert] = {
             name: value + 0.1 * normal(*value.shape) if value.is_floating_point() else value
             for name, value in base.items()
         }
-    return found
+    return weights

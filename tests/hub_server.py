@@ -104,40 +104,40 @@ class HubServer:
         **properties: Any,
     ) -> str:
         """Commit files, all that the repository then has, to a branch; return the commit."""
-        found = self.repositories.setdefault((f"{kind}s", repo), Repository())
+        repository = self.repositories.setdefault((f"{kind}s", repo), Repository())
         for name, value in properties.items():
-            setattr(found, name, value)
+            setattr(repository, name, value)
         content = {
             path: data if isinstance(data, bytes) else data.read_bytes()
             for path, data in files.items()
         }
-        digest = hashlib.sha1(f"{repo}{len(found.commits)}".encode())
+        digest = hashlib.sha1(f"{repo}{len(repository.commits)}".encode())
         for path, data in sorted(content.items()):
             digest.update(path.encode() + b"\0" + data)
         commit = digest.hexdigest()
-        found.commits[commit] = content
-        found.refs[branch] = commit
+        repository.commits[commit] = content
+        repository.refs[branch] = commit
         return commit
 
     def add_directory(self, repo: str, directory: Path, **properties: Any) -> str:
         """Commit all files of a directory."""
-        found = sorted(path for path in directory.rglob("*") if path.is_file())
-        files = {path.relative_to(directory).as_posix(): path for path in found}
+        paths = sorted(path for path in directory.rglob("*") if path.is_file())
+        files = {path.relative_to(directory).as_posix(): path for path in paths}
         return self.add(repo, files, **properties)
 
     def request(self, repo: str, author: str, files: Mapping[str, bytes | Path]) -> str:
         """Open a pull request of a model with these files; return its commit."""
-        found = self.repositories["models", repo]
-        number = len(found.requests) + 1
+        repository = self.repositories["models", repo]
+        number = len(repository.requests) + 1
         commit = self.add(repo, files, branch=f"refs/pr/{number}")
-        found.requests[number] = author
+        repository.requests[number] = author
         return commit
 
     def fail(self, pattern: str, **fault: Any) -> Fault:
         """Let requests fail whose path matches `*pattern*`."""
-        made = Fault(f"*{pattern}*", **fault)
-        self.faults.append(made)
-        return made
+        new_fault = Fault(f"*{pattern}*", **fault)
+        self.faults.append(new_fault)
+        return new_fault
 
     def asked(self, part: str, method: str | None = None) -> list[tuple[str, str, str | None]]:
         """Return the requests whose path holds `part`."""
@@ -175,7 +175,8 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
             server.requests.append((method, path, self.headers.get("Range")))
             authorization = self.headers.get("Authorization")
             server.authorizations.add(authorization)
-            fault = next((each for each in server.faults if each.strikes(method, path)), None)
+            striking = (planned for planned in server.faults if planned.strikes(method, path))
+            fault = next(striking, None)
             if fault is not None:
                 time.sleep(fault.delay)
             if fault is not None and fault.status is not None:
@@ -187,17 +188,17 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 return
             # What follows `revision/` or `resolve/` is quoted: it may hold slashes.
             raw = urlsplit(self.path).path
-            if found := _API.match(raw):
-                self._api(method, *found.groups(), fault=fault)
+            if match := _API.match(raw):
+                self._api(method, *match.groups(), fault=fault)
             elif _XET_TOKEN.match(raw):
                 expires = str(int(time.time()) + 3600)
                 names = ("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration")
                 values = (server.url, "token", expires)
                 self._send(method, 200, dict(zip(names, values, strict=True)), b"{}", fault)
-            elif found := _DISCUSSIONS.match(raw):
-                self._discussions(method, *found.groups(), fault=fault)
-            elif found := _FILE.match(raw):
-                self._file(method, *found.groups(), fault=fault)
+            elif match := _DISCUSSIONS.match(raw):
+                self._discussions(method, *match.groups(), fault=fault)
+            elif match := _FILE.match(raw):
+                self._file(method, *match.groups(), fault=fault)
             else:
                 self._send(method, 404, {"X-Error-Code": "RepoNotFound"}, b"{}")
 
@@ -210,22 +211,22 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
             self, method: str, kind: str, repo: str, revision: str
         ) -> tuple[str, dict[str, bytes]] | None:
             """Find a commit; None if an error has been sent."""
-            found = server.repositories.get((kind, repo))
+            repository = server.repositories.get((kind, repo))
             sent = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-            if found is None or (found.token is not None and sent != found.token):
+            if repository is None or (repository.token is not None and sent != repository.token):
                 status = 404 if sent else 401
                 self._send(method, status, {"X-Error-Code": "RepoNotFound"}, b"{}")
                 return None
-            if found.gated and "/api/" not in self.path:
+            if repository.gated and "/api/" not in self.path:
                 status = 403 if sent else 401
                 self._send(method, status, {"X-Error-Code": "GatedRepo"}, b"{}")
                 return None
             revision = unquote(revision)
-            commit = found.refs.get(revision, revision)
-            if commit not in found.commits:
+            commit = repository.refs.get(revision, revision)
+            if commit not in repository.commits:
                 self._send(method, 404, {"X-Error-Code": "RevisionNotFound"}, b"{}")
                 return None
-            return commit, found.commits[commit]
+            return commit, repository.commits[commit]
 
         def _api(  # noqa: PLR0913
             self,
@@ -237,10 +238,10 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
             *,
             fault: Fault | None,
         ) -> None:
-            found = self._commit(method, kind, unquote(repo), revision or "main")
-            if found is None:
+            revised = self._commit(method, kind, unquote(repo), revision or "main")
+            if revised is None:
                 return
-            commit, files = found
+            commit, files = revised
             if what == "tree":
                 answer: Any = [_listed(path, data, xet=server.xet) for path, data in files.items()]
             else:
@@ -262,7 +263,7 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
         def _discussions(self, method: str, kind: str, repo: str, *, fault: Fault | None) -> None:
             if self._commit(method, kind, unquote(repo), "main") is None:
                 return
-            found = [
+            discussions = [
                 {
                     "num": number,
                     "title": "Adding `safetensors` variant of this model",
@@ -274,7 +275,7 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 }
                 for number, author in server.repositories[kind, unquote(repo)].requests.items()
             ]
-            answer = {"discussions": found, "count": len(found), "start": 0}
+            answer = {"discussions": discussions, "count": len(discussions), "start": 0}
             headers = {"Content-Type": "application/json"}
             self._send(method, 200, headers, json.dumps(answer).encode(), fault)
 
@@ -288,10 +289,10 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
             *,
             fault: Fault | None,
         ) -> None:
-            found = self._commit(method, "datasets" if datasets else "models", repo, revision)
-            if found is None:
+            revised = self._commit(method, "datasets" if datasets else "models", repo, revision)
+            if revised is None:
                 return
-            commit, files = found
+            commit, files = revised
             path = unquote(path)
             headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
             if path not in files:

@@ -81,12 +81,12 @@ class WordTasks(TaskPool[ComponentConfig]):
 
 def examples(task: WordTask, seed: int) -> list[torch.Tensor]:
     """Return the words of every example of `SAMPLES`, shape (length,): no padding."""
-    found: list[torch.Tensor] = []
+    texts: list[torch.Tensor] = []
     for step in range(3):
         batch: Any = task.batch(step, size=SIZE, split=Split.UNLABELED, seed=seed).inputs
         lengths = batch["attention_mask"].sum(1).tolist()
-        found += [words[:n] for words, n in zip(batch["input_ids"], lengths, strict=True)]
-    return found[:SAMPLES]
+        texts += [words[:n] for words, n in zip(batch["input_ids"], lengths, strict=True)]
+    return texts[:SAMPLES]
 
 
 def is_hooked(model: nn.Module) -> bool:

@@ -9,16 +9,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def plant(kind: str, place: Path, victim: Path) -> None:
+def plant(kind: str, path: Path, victim: Path) -> None:
     """Replace what is there by something of a kind that leads to `victim`, or nowhere."""
-    place.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     if kind == "link":
-        place.symlink_to(victim)
+        path.symlink_to(victim)
     elif kind == "link to nothing":
-        place.symlink_to(victim.with_name("nothing"))
+        path.symlink_to(victim.with_name("nothing"))
     elif kind == "hard link":
-        place.hardlink_to(victim)
+        path.hardlink_to(victim)
     elif kind == "pipe":
-        os.mkfifo(place)
+        os.mkfifo(path)
     elif kind == "directory":
-        place.mkdir()
+        path.mkdir()

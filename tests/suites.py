@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def expressions(caught_by: Mapping[str, set[str]]) -> list[str]:
     """Choose the checks that are about each fault, and all of them for what is sound."""
     every = " or ".join(sorted(set().union(*caught_by.values())))
-    faults = (f"(Test_{fault} and ({' or '.join(own)}))" for fault, own in caught_by.items())
+    faults = (f"(Test_{fault} and ({' or '.join(checks)}))" for fault, checks in caught_by.items())
     return [f"(Test_sound and ({every}))", *faults]
 
 
@@ -35,10 +35,10 @@ def run_suites(root: Path, tests: str, checks: list[str]) -> dict[str, dict[str,
         check=False,
     )
     assert (root / "found.xml").is_file(), done.stdout + done.stderr
-    found: dict[str, dict[str, str]] = {}
+    failures: dict[str, dict[str, str]] = {}
     for case in ET.parse(root / "found.xml").iter("testcase"):
         fault = case.attrib["classname"].rpartition(".")[2].removeprefix("Test_")
-        failed = found.setdefault(fault, {})
+        failed = failures.setdefault(fault, {})
         for failure in (*case.iter("failure"), *case.iter("error")):
             failed[case.attrib["name"].partition("[")[0]] = failure.text or ""
-    return found
+    return failures

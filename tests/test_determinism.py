@@ -111,8 +111,8 @@ def digest(
         options=RunOptions(executor=setting.executor, workers=setting.workers, evaluate=False),
     )
     provenance = json.loads((out / "provenance.json").read_text())
-    found: str = provenance["outputs"]["tensors_blake3"]
-    return found
+    digest: str = provenance["outputs"]["tensors_blake3"]
+    return digest
 
 
 @pytest.mark.sampled(4)

@@ -28,8 +28,8 @@ def diagnosis_page() -> Any:
 
 def test_record_and_page_are_made_of_what_was_measured(diagnosis_page: Any) -> None:
     again = "make them anew: python benchmarks/diagnosis.py --experts DIR"
-    made = json.loads(json.dumps(diagnosis_page.record(POOLS)))
-    assert json.loads(RECORD.read_text()) == made, again
+    record = json.loads(json.dumps(diagnosis_page.record(POOLS)))
+    assert json.loads(RECORD.read_text()) == record, again
     assert (REFERENCE / "diagnosis.md").read_text() == diagnosis_page.page(POOLS), again
 
 
@@ -60,6 +60,6 @@ def test_a_count_is_of_the_pools_that_a_rule_speaks_of(diagnosis_page: Any) -> N
     wrong = {**pool, "normalised": {**shares, "base": 0.05}}
     silent = {**right, "figures": {"relative norm": 0.1, "mean cosine": None}}
     other = {**right, "held_out": False}
-    found = diagnosis_page.record({"a": right, "b": wrong, "c": silent, "d": other})["rules"]
-    assert found["strangers"] == {"looked_at": {"toys": (1, 1)}, "held_out": {"toys": (1, 2)}}
-    assert found["many"]["held_out"] == {}
+    rules = diagnosis_page.record({"a": right, "b": wrong, "c": silent, "d": other})["rules"]
+    assert rules["strangers"] == {"looked_at": {"toys": (1, 1)}, "held_out": {"toys": (1, 2)}}
+    assert rules["many"]["held_out"] == {}

@@ -90,7 +90,16 @@ def python_of(page: Path) -> str:
     return "\n".join(re.findall(r"(?ms)^```python\n(.*?)^```", text))
 
 
-@pytest.mark.parametrize("page", [each for each in HOW_TO if python_of(each)], ids=lambda p: p.stem)
+#: Pages whose Python takes seconds, and is of commands that test_how_to.py runs.
+SLOW = ("merge-on-many-machines", "sweep")
+PROGRAMS = [
+    pytest.param(path, marks=[pytest.mark.thorough] * (path.stem in SLOW), id=path.stem)
+    for path in HOW_TO
+    if python_of(path)
+]
+
+
+@pytest.mark.parametrize("page", PROGRAMS)
 def test_the_python_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +120,7 @@ def test_every_how_to_shows_something_that_is_tested() -> None:
 
 
 def test_recipes_in_how_tos_are_valid() -> None:
-    found = 0
+    count = 0
     for page in HOW_TO:
         for source in re.findall(r"(?ms)^```yaml\n(.*?)^```", page.read_text(encoding="utf-8")):
             recipe = load_yaml(source, origin=page.name)
@@ -119,8 +128,8 @@ def test_recipes_in_how_tos_are_valid() -> None:
                 stages = expand_pipelines(recipe["algorithm"], load_plugins())
                 recipe["algorithm"] = [section for section, _ in stages]
             resolve(recipe, load_plugins(), nesting=lambda nested: {"recipe": nested})
-            found += 1
-    assert found
+            count += 1
+    assert count
 
 
 #: The pages that a newcomer and an author of plugins read, in their order.
@@ -154,10 +163,10 @@ def test_every_how_to_can_be_reached_from_the_tutorial() -> None:
     while pages:
         page = pages.pop()
         for target in re.findall(r"\]\(([^)#:]+\.md)", page.read_text(encoding="utf-8")):
-            found = (page.parent / target).resolve()
-            if found not in linked:
-                linked.add(found)
-                pages.append(found)
+            path = (page.parent / target).resolve()
+            if path not in linked:
+                linked.add(path)
+                pages.append(path)
     assert {page.resolve() for page in HOW_TO} <= linked
 
 

@@ -120,7 +120,7 @@ def test_the_names_of_weights_are_there(name: str) -> None:
     assert getattr(weights, name) is not None
 
 
-def imported(*modules: str) -> set[str]:
+def list_imports(*modules: str) -> set[str]:
     code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -128,7 +128,7 @@ def imported(*modules: str) -> set[str]:
 
 def test_light_modules_import_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "pydantic", "huggingface_hub", "rich", "numpy", "ruamel"}
-    assert not imported(*LIGHT) & heavy
+    assert not list_imports(*LIGHT) & heavy
 
 
 def test_discovery_imports_nothing_heavy() -> None:
@@ -141,4 +141,4 @@ def test_discovery_imports_nothing_heavy() -> None:
 
 
 def test_configurations_are_free_of_torch() -> None:
-    assert not imported(*WITHOUT_TORCH) & {"torch", "transformers", "numpy", "huggingface_hub"}
+    assert not list_imports(*WITHOUT_TORCH) & {"torch", "transformers", "numpy", "huggingface_hub"}

@@ -53,7 +53,7 @@ def modules() -> dict[str, ast.Module]:
     return {name: ast.parse(path.read_text()) for name, path in named.items()}
 
 
-def imported_by(name: str, tree: ast.Module, known: set[str]) -> set[str]:
+def find_imports(name: str, tree: ast.Module, known: set[str]) -> set[str]:
     """Return the modules that one imports, inside functions and for type checking included."""
     imported: set[str] = set()
     for node in ast.walk(tree):
@@ -65,7 +65,7 @@ def imported_by(name: str, tree: ast.Module, known: set[str]) -> set[str]:
 
 def test_no_modules_need_each_other() -> None:
     trees = modules()
-    graph = {name: imported_by(name, tree, {*trees}) for name, tree in trees.items()}
+    graph = {name: find_imports(name, tree, {*trees}) for name, tree in trees.items()}
     assert len([*TopologicalSorter(graph).static_order()]) == len(trees)  # raises for a circle
 
 

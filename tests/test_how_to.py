@@ -56,7 +56,7 @@ def model(directory: Path, seed: int, words: int = 20) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> Path:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> Path:
     for seed, name in enumerate(("base", "math", "code")):
         model(tmp_path / name, seed)
         hub.add_directory(f"org/{name}", tmp_path / name)
@@ -75,7 +75,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> Pa
 
 
 def test_the_commands_of_the_page_run_in_their_order(
-    place: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert len(commands()) == 6
     for command in commands():
@@ -89,23 +89,23 @@ def test_the_commands_of_the_page_run_in_their_order(
             assert done.stdout.startswith("written: merged")
             assert not settings or hub.requests == []
     from_hub, offline = (
-        (place / name / "model.safetensors").read_bytes()
+        (workspace / name / "model.safetensors").read_bytes()
         for name in ("merged-hub", "merged-offline")
     )
-    assert from_hub == offline == (place / "merged" / "model.safetensors").read_bytes()
-    words = load_file(place / "merged-words" / "model.safetensors")
+    assert from_hub == offline == (workspace / "merged" / "model.safetensors").read_bytes()
+    words = load_file(workspace / "merged-words" / "model.safetensors")
     assert words["model.embed_tokens.weight"].shape == (23, 4)
-    assert json.loads((place / "merged-words" / "config.json").read_text())["vocab_size"] == 23
+    assert json.loads((workspace / "merged-words" / "config.json").read_text())["vocab_size"] == 23
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("workspace")
 def test_the_python_of_the_page_runs() -> None:
     source = "\n".join(blocks("python"))
     exec(compile(source, "merge-checkpoints.md", "exec"), {"__name__": "how_to"})
     assert Path("merged-from-python/model.safetensors").is_file()
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("command", commands("choose-a-method.md"))
 def test_what_is_advised_can_be_run(command: str) -> None:
     _, *arguments = shlex.split(command)
@@ -191,16 +191,16 @@ def test_the_page_of_sentence_encoders_runs_in_its_order(encoders: Path) -> None
         report = json.loads((encoders / f"merged-{name}" / "report.json").read_text())
         assert metric in json.dumps(report["tasks"][task])
     (source,) = blocks("python", ENCODERS)
-    found: dict[str, Any] = {}
-    exec(compile(source, ENCODERS, "exec"), found)
-    put, merged = found["classifier"].bert.state_dict(), found["merged"].state_dict()
-    assert all(torch.equal(put[name], each) for name, each in merged.items())
+    names: dict[str, Any] = {}
+    exec(compile(source, ENCODERS, "exec"), names)
+    put, merged = names["classifier"].bert.state_dict(), names["merged"].state_dict()
+    assert all(torch.equal(put[name], tensor) for name, tensor in merged.items())
 
 
 def language_model(directory: Path, seed: int) -> None:
     words = {"<unk>": 0, "two": 1, "four": 2, "</s>": 3}
-    own = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    PreTrainedTokenizerFast(tokenizer_object=own, eos_token="</s>").save_pretrained(directory)
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(directory)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(words), num_hidden_layers=1, **sizes)
     with torch.random.fork_rng():
@@ -284,11 +284,9 @@ def test_models_are_evaluated_with_lm_eval(tmp_path: Path, monkeypatch: pytest.M
     python.parent.mkdir(parents=True)
     python.write_text(f"#!{sys.executable}\n{stand_in}", encoding="utf-8")
     python.chmod(0o755)
-    (recipe,), (task,), (row,) = (blocks(each, page) for each in ("yaml", "yml", "json"))
+    (recipe,), (task,), (row,) = (blocks(language, page) for language in ("yaml", "yml", "json"))
     (tmp_path / "recipe.yaml").write_text(recipe)
-    asked = [
-        load_yaml(task, origin=page)[f"doc_to_{each}"] for each in ("text", "choice", "target")
-    ]
+    asked = [load_yaml(task, origin=page)[f"doc_to_{key}"] for key in ("text", "choice", "target")]
     assert asked == [f"{{{{{name}}}}}" for name in json.loads(row)]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -308,7 +306,9 @@ def test_the_commands_of_a_sweep_run_in_their_order(
     monkeypatch.chdir(tmp_path)
     shown = []
     for command in commands("sweep.md"):
-        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        _, *arguments = shlex.split(command)
+        few = ["--set", "task_pool.limit=40"] * (arguments[0] == "sweep")
+        done = CliRunner().invoke(app, [*arguments, *few])
         assert done.exit_code == 0, done.exception
         shown.append(done.stdout)
     assert len(shown) == 5
@@ -352,15 +352,15 @@ def test_pages_about_runs_are_written(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert len(commands("report.md")) == 5
-    said = re.findall("^written: .*", "".join(blocks("console", "report.md")), re.MULTILINE)
+    lines = re.findall("^written: .*", "".join(blocks("console", "report.md")), re.MULTILINE)
     for command in commands("report.md"):
         _, *arguments = shlex.split(command)
         few = ["--set", "task_pool.limit=5", "--tasks", "latin,greek"]
         done = CliRunner().invoke(app, [*arguments, *few * (arguments[0] == "run")])
         assert done.exit_code == 0, done.exception
         if arguments[0] == "report":
-            assert done.stdout.strip() == said.pop(0)
-    assert said == []
+            assert done.stdout.strip() == lines.pop(0)
+    assert lines == []
 
 
 @pytest.mark.thorough

@@ -17,11 +17,11 @@ SOURCE = (TUTORIALS / "notebook.py").read_text(encoding="utf-8")
 
 
 def test_the_notebook_is_made_of_its_source() -> None:
-    made: Any = json.loads((TUTORIALS / "notebook.ipynb").read_text(encoding="utf-8"))
+    notebook: Any = json.loads((TUTORIALS / "notebook.ipynb").read_text(encoding="utf-8"))
     cells = runpy.run_path(str(TUTORIALS / "make_notebook.py"))["cells"]
-    found = [(each["cell_type"], "".join(each["source"])) for each in made["cells"]]
-    assert found == list(cells(SOURCE)), "run: nox -s notebook"
-    outputs = [each["outputs"] for each in made["cells"] if each["cell_type"] == "code"]
+    stored = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
+    assert stored == list(cells(SOURCE)), "run: nox -s notebook"
+    outputs = [cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert [len(output) for output in outputs] == [1] * len(outputs)  # each shows one thing
 
 
@@ -31,9 +31,9 @@ def test_its_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = re.sub(r'"limit": \d+', '"limit": 8', SOURCE)
     quick = re.sub(r'"steps": \d+', '"steps": 2', quick)
     assert quick != SOURCE
-    found: dict[str, Any] = {}
-    exec(compile(quick, "notebook.py", "exec"), found)
-    assert len(found["plot"](found["learned"]).axes) == 2
-    assert len(found["trials"].finished) == 8
+    names: dict[str, Any] = {}
+    exec(compile(quick, "notebook.py", "exec"), names)
+    assert len(names["plot"](names["learned"]).axes) == 2
+    assert len(names["trials"].finished) == 8
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"merged", "sweeps.sqlite", "sweeps.sqlite.claims"}

@@ -70,7 +70,7 @@ def imports(source: str) -> Iterator[tuple[str, str]]:
             yield from (alias.name.rpartition(".")[::2] for alias in node.names)
 
 
-def hidden(source: str) -> set[str]:
+def find_hidden(source: str) -> set[str]:
     """Return what is imported of the core or of its libraries and not promised to anybody."""
     ours = (pair for pair in imports(source) if re.match(OURS, ".".join(pair)))
     return {".".join(pair) for pair in ours if not is_public(*pair)}
@@ -79,35 +79,41 @@ def hidden(source: str) -> set[str]:
 def test_the_checked_files_are_not_empty() -> None:
     assert len(PLUGINS) > 50
     assert len(PUBLIC) == 9
-    assert hidden("import fusion_core\nfrom fusion_core import hub, run_fusion") == set()
-    assert hidden("from fusion_core.planning.plan import Plan") == {
+    assert find_hidden("import fusion_core\nfrom fusion_core import hub, run_fusion") == set()
+    assert find_hidden("from fusion_core.planning.plan import Plan") == {
         "fusion_core.planning.plan.Plan"
     }
-    assert hidden("from fusion_testing import _models, tiny_pool") == {"fusion_testing._models"}
-    assert hidden("import fusion_core.running.run") == {"fusion_core.running.run"}
-    assert hidden("from fusion_core.errors import ClassVar") == {"fusion_core.errors.ClassVar"}
+    assert find_hidden("from fusion_testing import _models, tiny_pool") == {
+        "fusion_testing._models"
+    }
+    assert find_hidden("import fusion_core.running.run") == {"fusion_core.running.run"}
+    assert find_hidden("from fusion_core.errors import ClassVar") == {"fusion_core.errors.ClassVar"}
 
 
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.name)
 def test_our_plugins_import_public_names_only(path: Path) -> None:
-    assert hidden(path.read_text(encoding="utf-8")) == set()
+    assert find_hidden(path.read_text(encoding="utf-8")) == set()
 
 
 def test_the_library_imports_only_the_listed_private_names() -> None:
-    names = {name for path in ADAPTING_FILES for name in hidden(path.read_text(encoding="utf-8"))}
+    names = {
+        name for path in ADAPTING_FILES for name in find_hidden(path.read_text(encoding="utf-8"))
+    }
     assert {name for name in names if name.startswith("fusion_core")} == PRIVATE
 
 
 @pytest.mark.parametrize("kind", Kind)
 def test_a_new_plugin_imports_public_names_only(kind: Kind, tmp_path: Path) -> None:
-    made = write_plugin("fusion-new", kind, tmp_path / "new")
-    assert {name for path in made.rglob("*.py") for name in hidden(path.read_text())} == set()
+    plugin = write_plugin("fusion-new", kind, tmp_path / "new")
+    assert {
+        name for path in plugin.rglob("*.py") for name in find_hidden(path.read_text())
+    } == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_the_docs_import_public_names_only(page: Path) -> None:
     blocks = re.findall(r"(?ms)^```python\n(.*?)^```", page.read_text(encoding="utf-8"))
-    assert {name for block in blocks for name in hidden(block)} == set()
+    assert {name for block in blocks for name in find_hidden(block)} == set()
 
 
 @pytest.mark.parametrize("module", PUBLIC)

@@ -25,6 +25,8 @@ def _blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("source", _blocks("python"), ids=lambda source: source.split("\n")[0])
 def test_python_runs(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    few = 'model_pool="mini8", task_pool={"name": "mini8", "limit": 20}'
+    source = source.replace('model_pool="mini8"', few)
     exec(compile(source, "README.md", "exec"), {"__name__": "readme"})
 
 

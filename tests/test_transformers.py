@@ -84,7 +84,7 @@ KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 }
 
 
-def saved(make: Callable[..., Any], path: Path, seed: int = 0, **options: Any) -> Any:
+def save_model(make: Callable[..., Any], path: Path, seed: int = 0, **options: Any) -> Any:
     torch.manual_seed(seed)
     model = make(**options).eval()
     with torch.no_grad():
@@ -100,7 +100,7 @@ def merge(tmp_path: Path, base: str, *models: str, **sections: Any) -> Path:
         algorithm=sections.pop("algorithm", SUM),
         model_pool={
             "base": str(tmp_path / base),
-            "models": {f"m{n}": str(tmp_path / each) for n, each in enumerate(models)},
+            "models": {f"m{n}": str(tmp_path / model) for n, model in enumerate(models)},
         },
         output={"path": str(tmp_path / "out"), **sections},
     )
@@ -115,15 +115,16 @@ def rewrite(directory: Path, change: Callable[[dict[str, Any]], dict[str, Any]])
 
 @torch.no_grad()
 def outputs(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
-    found = model(**inputs).to_tuple()
-    return [each for each in found if isinstance(each, torch.Tensor)]
+    values = model(**inputs).to_tuple()
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_merge_loads_and_computes_what_merging_by_hand_does(tmp_path: Path, kind: str) -> None:
     make, inputs = KINDS[kind]
     base, one, other = (
-        saved(make, tmp_path / name, seed) for seed, name in enumerate(("base", "one", "other"))
+        save_model(make, tmp_path / name, seed)
+        for seed, name in enumerate(("base", "one", "other"))
     )
     out = merge(tmp_path, "base", "one", "other", shard_size=10_000)
     assert len(list(out.glob("*.safetensors"))) > 1
@@ -147,7 +148,7 @@ def test_a_merge_loads_and_computes_what_merging_by_hand_does(tmp_path: Path, ki
 @pytest.mark.parametrize("kind", ["llama-tied", "gpt2", "t5", "bert"])
 def test_tied_weights_stay_tied(tmp_path: Path, kind: str) -> None:
     for seed, name in enumerate(("base", "one")):
-        saved(KINDS[kind][0], tmp_path / name, seed)
+        save_model(KINDS[kind][0], tmp_path / name, seed)
     loaded = type(KINDS[kind][0]()).from_pretrained(merge(tmp_path, "base", "one"))
     head, embeddings = loaded.get_output_embeddings(), loaded.get_input_embeddings()
     assert head.weight is embeddings.weight
@@ -160,7 +161,7 @@ def with_head(tensors: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("who", ["base", "one", "both"])
 def test_a_tied_head_that_only_some_wrote_is_no_difference(tmp_path: Path, who: str) -> None:
     for seed, name in enumerate(("base", "one")):
-        saved(gpt2, tmp_path / name, seed)
+        save_model(gpt2, tmp_path / name, seed)
     expected = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
     for name in ("base", "one"):
         if who in {name, "both"}:
@@ -186,42 +187,42 @@ def test_a_tied_head_that_only_some_wrote_is_no_difference(tmp_path: Path, who: 
 @pytest.mark.parametrize("who", ["base", "one", "other"])
 def test_vision_towers_merge_in_both_spellings(tmp_path: Path, who: str) -> None:
     for seed, name in enumerate(("base", "one", "other")):
-        saved(clip_vision, tmp_path / name, seed)
+        save_model(clip_vision, tmp_path / name, seed)
     expected = load_file(merge(tmp_path, "base", "one", "other") / "model.safetensors")
     prefixed = {f"vision_model.{name}": values for name, values in expected.items()}
     (tmp_path / "out").rename(tmp_path / "expected")
     rewrite(tmp_path / who, lambda old: {f"vision_model.{k}": v for k, v in old.items()})
-    found = load_file(merge(tmp_path, "base", "one", "other") / "model.safetensors")
+    merged = load_file(merge(tmp_path, "base", "one", "other") / "model.safetensors")
     wanted = prefixed if who == "base" else expected
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert merged.keys() == wanted.keys()
+    assert all(torch.equal(merged[name], wanted[name]) for name in wanted)
     transformers.CLIPVisionModel.from_pretrained(tmp_path / "out")
 
 
 def test_a_headless_model_and_one_with_its_head_have_the_same_tensors(tmp_path: Path) -> None:
-    base = saved(gpt2, tmp_path / "base")
-    saved(gpt2, tmp_path / "one", 1)
+    base = save_model(gpt2, tmp_path / "base")
+    save_model(gpt2, tmp_path / "one", 1)
     expected = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
     (tmp_path / "out").rename(tmp_path / "expected")
     base.transformer.save_pretrained(tmp_path / "base")
-    found = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
-    assert {f"transformer.{name}" for name in found} == expected.keys()
-    assert all(torch.equal(values, expected[f"transformer.{k}"]) for k, values in found.items())
+    merged = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
+    assert {f"transformer.{name}" for name in merged} == expected.keys()
+    assert all(torch.equal(values, expected[f"transformer.{k}"]) for k, values in merged.items())
 
 
 def test_a_tower_against_the_whole_model_lacks_the_rest(tmp_path: Path) -> None:
-    saved(clip, tmp_path / "base")
-    saved(clip_vision, tmp_path / "one", 1)
+    save_model(clip, tmp_path / "base")
+    save_model(clip_vision, tmp_path / "one", 1)
     with pytest.raises(AlignmentError) as caught:
         merge(tmp_path, "base", "one")
     assert "text_model" in caught.value.message
     assert "vision_model" not in caught.value.message
     out = merge(tmp_path, "base", "one", alignment={"missing": "base"})
-    found, base = (
+    merged, base = (
         load_file(out / "model.safetensors"),
         load_file(tmp_path / "base/model.safetensors"),
     )
-    changed = {name for name in base if not torch.equal(found[name], base[name])}
+    changed = {name for name in base if not torch.equal(merged[name], base[name])}
     assert changed
     assert all(name.startswith("vision_model.") for name in changed)
 
@@ -230,21 +231,21 @@ def test_a_tower_against_the_whole_model_lacks_the_rest(tmp_path: Path) -> None:
 
 
 def test_experts_in_another_dtype_are_promoted_and_the_bases_is_written(tmp_path: Path) -> None:
-    saved(llama, tmp_path / "base")
-    saved(llama, tmp_path / "one", 1).half().save_pretrained(tmp_path / "one")
+    save_model(llama, tmp_path / "base")
+    save_model(llama, tmp_path / "one", 1).half().save_pretrained(tmp_path / "one")
     out = merge(tmp_path, "base", "one")
-    base, one, found = (
+    base, one, merged = (
         load_file(path / "model.safetensors") for path in (tmp_path / "base", tmp_path / "one", out)
     )
-    for name, values in found.items():
+    for name, values in merged.items():
         assert values.dtype is torch.float32
         torch.testing.assert_close(values, base[name] + 0.5 * (one[name].float() - base[name]))
     assert transformers.AutoModelForCausalLM.from_pretrained(out).dtype is torch.float32
 
 
 def test_vocabularies_of_different_sizes_are_refused_by_a_table(tmp_path: Path) -> None:
-    saved(llama, tmp_path / "base")
-    saved(llama, tmp_path / "one", 1, vocab_size=43)
+    save_model(llama, tmp_path / "base")
+    save_model(llama, tmp_path / "one", 1, vocab_size=43)
     with pytest.raises(AlignmentError) as caught:
         merge(tmp_path, "base", "one")
     assert caught.value.message.splitlines() == [
@@ -256,9 +257,9 @@ def test_vocabularies_of_different_sizes_are_refused_by_a_table(tmp_path: Path) 
 
 
 def test_padded_vocabularies_have_every_token_and_load(tmp_path: Path) -> None:
-    saved(llama, tmp_path / "base")
+    save_model(llama, tmp_path / "base")
     for seed, (name, size) in enumerate([("one", 43), ("two", 45), ("three", 38)], 1):
-        saved(llama, tmp_path / name, seed, vocab_size=size)
+        save_model(llama, tmp_path / name, seed, vocab_size=size)
     for name, size in (("base", 40), ("two", 45)):
         words = {f"word {n}": n for n in range(size)}
         (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}}))
@@ -266,13 +267,13 @@ def test_padded_vocabularies_have_every_token_and_load(tmp_path: Path) -> None:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert loaded.config.vocab_size == 45
     assert "word 44" in (out / "tokenizer.json").read_text()
-    found = load_file(out / "model.safetensors")
+    merged = load_file(out / "model.safetensors")
     name = "model.embed_tokens.weight"
     base, one, two, three = (
-        load_file(tmp_path / each / "model.safetensors")[name]
-        for each in ("base", "one", "two", "three")
+        load_file(tmp_path / model / "model.safetensors")[name]
+        for model in ("base", "one", "two", "three")
     )
-    ours = found[name]
+    ours = merged[name]
     sums = (one[:38] - base[:38]) + (two[:38] - base[:38]) + (three - base[:38])
     torch.testing.assert_close(ours[:38], base[:38] + 0.5 * sums)
     pair = (one[38:40] - base[38:]) + (two[38:40] - base[38:])
@@ -283,20 +284,20 @@ def test_padded_vocabularies_have_every_token_and_load(tmp_path: Path) -> None:
 
 
 def test_a_larger_base_keeps_its_tokens_under_the_policy(tmp_path: Path) -> None:
-    saved(llama, tmp_path / "base", vocab_size=45)
-    saved(llama, tmp_path / "one", 1)
+    save_model(llama, tmp_path / "base", vocab_size=45)
+    save_model(llama, tmp_path / "one", 1)
     out = merge(tmp_path, "base", "one", alignment={"vocab": "pad"})
-    found, base = (
+    merged, base = (
         load_file(out / "model.safetensors"),
         load_file(tmp_path / "base/model.safetensors"),
     )
-    assert torch.equal(found["lm_head.weight"][40:], base["lm_head.weight"][40:])
+    assert torch.equal(merged["lm_head.weight"][40:], base["lm_head.weight"][40:])
     assert json.loads((out / "config.json").read_text())["vocab_size"] == 45
 
 
 def test_tokenizer_and_generation_files_come_along_and_code_does_not(tmp_path: Path) -> None:
-    saved(llama, tmp_path / "base")
-    saved(llama, tmp_path / "one", 1)
+    save_model(llama, tmp_path / "base")
+    save_model(llama, tmp_path / "one", 1)
     backend = transformers.PreTrainedTokenizerFast(
         tokenizer_object=_tokenizer(), unk_token="<unk>", chat_template="{{ messages }}"
     )
@@ -329,7 +330,7 @@ def test_models_from_the_hub_merge_like_local_ones(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed, name in enumerate(("base", "one")):
-        saved(llama, tmp_path / name, seed)
+        save_model(llama, tmp_path / name, seed)
     expected = load_file(merge(tmp_path, "base", "one") / "model.safetensors")
     base = hub.add_directory("org/base", tmp_path / "base")
     commit = hub.add_directory("org/one", tmp_path / "one", branch="v1")
@@ -337,10 +338,10 @@ def test_models_from_the_hub_merge_like_local_ones(
     monkeypatch.chdir(tmp_path)
     pool = {"base": "org/base", "models": ["org/one@v1"]}
     run_fusion(algorithm=SUM, model_pool=pool, output="from-hub")
-    found = load_file(tmp_path / "from-hub" / "model.safetensors")
-    assert all(torch.equal(found[name], values) for name, values in expected.items())
+    merged = load_file(tmp_path / "from-hub" / "model.safetensors")
+    assert all(torch.equal(merged[name], values) for name, values in expected.items())
     provenance = json.loads((tmp_path / "from-hub" / "provenance.json").read_text())
-    sources = {name: each["source"] for name, each in provenance["inputs"].items()}
+    sources = {name: entry["source"] for name, entry in provenance["inputs"].items()}
     assert sources == {"base": f"org/base@{base}", "one": f"org/one@{commit}"}
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "from-hub")
 
@@ -376,8 +377,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return the pool's module that `fuse new-plugin` writes."""
-    place = tmp_path_factory.mktemp("generated")
-    written = write_plugin("fusion-try-encoders", Kind.MODEL_POOL, place / "written")
+    directory = tmp_path_factory.mktemp("generated")
+    written = write_plugin("fusion-try-encoders", Kind.MODEL_POOL, directory / "written")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(written / "src")
         return import_module("fusion_try_encoders.pool")
@@ -391,22 +392,22 @@ def test_pools_build_what_transformers_loads(
     """As the how-to shows it, and as generated, with a class of transformers in its place."""
     base, expert = (str(tmp_path / name) for name in ("base", "expert"))
     for seed, directory in enumerate((base, expert)):
-        saved(make, Path(directory), seed)
+        save_model(make, Path(directory), seed)
 
     class Encoders(generated.TryEncodersPool):  # type: ignore[misc]
         def _construct(self) -> Any:
             return transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(base))
 
     loaded = transformers.AutoModel.from_pretrained(expert, dtype=dtype)
-    buffers = {name: (each.dtype, each.device) for name, each in loaded.named_buffers()}
+    buffers = {name: (buffer.dtype, buffer.device) for name, buffer in loaded.named_buffers()}
     inputs = {"input_ids": WORDS}
     for pool in (
         page.EncoderPool(page.EncoderConfig(base=base, experts={"a": expert})),
         Encoders(generated.TryEncodersConfig(base=base, models={"a": expert})),
     ):
         built = pool.build(pool.experts["a"], dtype=dtype)
-        found = {name: (each.dtype, each.device) for name, each in built.named_buffers()}
-        assert found == buffers
+        rebuilt = {name: (buffer.dtype, buffer.device) for name, buffer in built.named_buffers()}
+        assert rebuilt == buffers
         for ours, theirs in zip(outputs(built, inputs), outputs(loaded, inputs), strict=True):
             assert torch.equal(ours, theirs)
 
@@ -424,7 +425,7 @@ def test_a_stack_of_layers_loads_and_computes_what_one_made_by_hand_does(
     tmp_path: Path, kind: str
 ) -> None:
     make, where = STACKS[kind]
-    one, other = (saved(make, tmp_path / name, seed) for seed, name in enumerate(("m0", "m1")))
+    one, other = (save_model(make, tmp_path / name, seed) for seed, name in enumerate(("m0", "m1")))
     slices = [{"model": "m0", "layers": [0, 2]}, {"model": "m1", "layers": [1, 2]}]
     run_fusion(
         algorithm={"name": "stack", "slices": slices},

@@ -32,7 +32,7 @@ class Block:
 
 
 def blocks() -> list[Block]:
-    return [Block(*each) for each in _BLOCK.findall(TUTORIAL.read_text(encoding="utf-8"))]
+    return [Block(*groups) for groups in _BLOCK.findall(TUTORIAL.read_text(encoding="utf-8"))]
 
 
 def test_every_block_of_the_tutorial_is_marked() -> None:
@@ -49,32 +49,32 @@ def test_the_tutorial_does_what_it_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(borrowed))  # what `pip install` would fetch
-    place, here = tmp_path / "work", "."
-    place.mkdir()
-    (place / "fusion-core").symlink_to(ROOT)
-    ours, binaries = Path(sys.executable).parent, place / ".venv" / "bin"
+    workspace, here = tmp_path / "work", "."
+    workspace.mkdir()
+    (workspace / "fusion-core").symlink_to(ROOT)
+    ours, binaries = Path(sys.executable).parent, workspace / ".venv" / "bin"
     output = ""
     for block in blocks():
         match block.mark:
             case "file":
-                target = place / block.path
+                target = workspace / block.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_text(block.text, encoding="utf-8")
             case "shows":
                 assert_shown(block.text, output)
             case "setup":
-                run(block.text, place, ours, fails=False)
+                run(block.text, workspace, ours, fails=False)
                 add_tools(binaries, "pytest")
             case _:
                 script = f"cd {here}\n{block.text}\npwd > {tmp_path / 'here'}\n"
-                output = run(script, place, binaries, fails=block.mark == "fails")
+                output = run(script, workspace, binaries, fails=block.mark == "fails")
                 if block.mark == "run":
                     here = (tmp_path / "here").read_text().strip()
-    assert (place / here / "merged" / "model.safetensors").is_file()
-    run("ruff check . && ruff format --check .", place / here, ours, fails=False)
+    assert (workspace / here / "merged" / "model.safetensors").is_file()
+    run("ruff check . && ruff format --check .", workspace / here, ours, fails=False)
 
 
-def run(script: str, place: Path, binaries: Path, *, fails: bool) -> str:
+def run(script: str, directory: Path, binaries: Path, *, fails: bool) -> str:
     environment = {
         **os.environ,
         "PATH": f"{binaries}:{os.environ['PATH']}",
@@ -84,7 +84,7 @@ def run(script: str, place: Path, binaries: Path, *, fails: bool) -> str:
     }
     done = subprocess.run(
         ["bash", "-e", "-c", script],
-        cwd=place,
+        cwd=directory,
         env=environment,
         capture_output=True,
         text=True,
@@ -98,7 +98,7 @@ def assert_shown(text: str, output: str) -> None:
     """Find each line in the output, in order; numbers and spaces may differ."""
     printed = iter(plain(output))
     for line in plain(text):
-        assert any(line in each for each in printed), f"{line!r} is not in:\n{output}"
+        assert any(line in other for other in printed), f"{line!r} is not in:\n{output}"
 
 
 def plain(text: str) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ SOURCES = sorted(
     for folder in ("fusion_core", *(str(p) for p in ROOT.glob("plugins/*/src")), "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
 )
+#: Files whose names are checked, too, but not their prose.
+NAMED = [ROOT / "noxfile.py", *ROOT.glob("tests/**/*.py"), *ROOT.glob("plugins/*/[tb]*/*.py")]
 PAGES = sorted(
     path
     for pattern in (
@@ -64,6 +67,11 @@ PHRASES = {
 }
 
 
+@cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _names(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -77,8 +85,8 @@ def _names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def test_names_say_what_they_hold() -> None:
     faults = [
         (file, line, name)
-        for file, path in ((str(path.relative_to(ROOT)), path) for path in SOURCES)
-        for line, name in _names(ast.parse(path.read_text(encoding="utf-8")))
+        for file, path in ((str(path.relative_to(ROOT)), path) for path in (*SOURCES, *NAMED))
+        for line, name in _names(_parse(path))
         if name.strip("_") in NAMES and (file, name) not in EXCEPTIONS
     ]
     assert faults == []
@@ -89,7 +97,7 @@ def _prose(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return re.sub(r"(?ms)^```.*?^```|`[^`\n]*`", "", text)
-    tree = ast.parse(text)
+    tree = _parse(path)
     nodes = (ast.Module, ast.ClassDef, ast.FunctionDef)
     documented = [node for node in ast.walk(tree) if isinstance(node, nodes)]
     docstrings = [ast.get_docstring(node) or "" for node in documented]
@@ -111,7 +119,7 @@ def _help_strings() -> Iterator[tuple[str, str]]:
     for path in SOURCES:
         if path.is_relative_to(ROOT / "benchmarks"):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_parse(path)):
             if isinstance(node, ast.keyword) and node.arg == "help":
                 for part in ast.walk(node.value):
                     if isinstance(part, ast.Constant) and isinstance(part.value, str):

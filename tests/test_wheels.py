@@ -27,6 +27,6 @@ def test_a_wheel_holds_its_package_and_nothing_else(our_wheels: list[Path], name
     assert any(file.endswith("/licenses/LICENSE") for file in files)
     assert not [file for file in files if "test" in file.split("/")]
     (home,) = PACKAGES[name].glob(f"src/{package}") if name != "fusion-core" else [ROOT / package]
-    modules = {f"{package}/{each.relative_to(home).as_posix()}" for each in home.rglob("*.py")}
+    modules = {f"{package}/{path.relative_to(home).as_posix()}" for path in home.rglob("*.py")}
     assert modules <= set(files)
     assert "License-Expression: Apache-2.0" in text

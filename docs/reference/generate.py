@@ -274,8 +274,8 @@ def _component(entry: Mapping[str, Any]) -> str:
     if options:
         lines.append(_option_table(options))
     for preset, values in entry.get("presets", {}).items():
-        given = ", ".join(f"`{name}: {_value(value)}`" for name, value in values.items())
-        lines.append(f"Preset `{preset}` sets {given}.\n")
+        settings = ", ".join(f"`{name}: {_value(value)}`" for name, value in values.items())
+        lines.append(f"Preset `{preset}` sets {settings}.\n")
     return "\n".join(lines)
 
 

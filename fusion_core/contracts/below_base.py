@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.bootstrap import paired_bootstrap
-from fusion_core.contracts.measurements import Measured, Metric, MetricValues, as_json, main_value
+from fusion_core.contracts.measurements import Measured, Metric, as_json, main_value
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from fusion_core.contracts.measurements import MetricValues, Reference
 
 _SUSPICION = "experts and tasks probably do not belong together"
 _FIGURES_ALONE = "the figures alone"
@@ -55,10 +57,7 @@ class BelowBase:
 
 
 def find_below_base(
-    metrics: Mapping[str, Metric],
-    base: Mapping[str, MetricValues],
-    experts: Mapping[str, MetricValues],
-    within_chance: Collection[str] = (),
+    metrics: Mapping[str, Metric], reference: Reference, within_chance: Collection[str] = ()
 ) -> Iterator[BelowBase]:
     """Yield the experts that score below the base on their own task, beyond chance.
 
@@ -67,7 +66,8 @@ def find_below_base(
     `within_chance`. NaN and scores of another metric are never below.
     """
     for task, metric in metrics.items():
-        base_metrics, expert_metrics = base.get(task, {}), experts.get(task, {})
+        base_metrics = reference.base.get(task, {})
+        expert_metrics = reference.experts.get(task, {})
         if any(next(iter(row), None) != metric.name for row in (base_metrics, expert_metrics)):
             continue
         evidence = _find_evidence(metric, base_metrics, expert_metrics)
@@ -78,15 +78,10 @@ def find_below_base(
         )
 
 
-def find_within_chance(
-    metrics: Mapping[str, Metric],
-    base: Mapping[str, MetricValues],
-    experts: Mapping[str, MetricValues],
-) -> Iterator[str]:
+def find_within_chance(metrics: Mapping[str, Metric], reference: Reference) -> Iterator[str]:
     """Yield the tasks whose expert scores below the base, but not significantly."""
-    significant = {expert.task for expert in find_below_base(metrics, base, experts)}
-    plain_rows = [{task: dict(row) for task, row in rows.items()} for rows in (base, experts)]
-    lower = find_below_base(metrics, *plain_rows)
+    significant = {expert.task for expert in find_below_base(metrics, reference)}
+    lower = find_below_base(metrics, reference.without_outcomes())
     return (expert.task for expert in lower if expert.task not in significant)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
@@ -15,6 +15,24 @@ MetricValues = Mapping[str, float]
 
 #: The unit of values between 0 and 1, which tables print in percent.
 FRACTION = "fraction"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The measurements that a merge is compared with: those of the base and of the experts."""
+
+    #: the base's metrics by task; empty if the pool has no base
+    base: Mapping[str, MetricValues] = field(default_factory=dict)
+    #: the metrics of each task's own expert, by task
+    experts: Mapping[str, MetricValues] = field(default_factory=dict)
+
+    def without_outcomes(self) -> Reference:
+        """Return the values alone, as plain mappings."""
+        base, experts = (
+            {task: dict(metrics) for task, metrics in row.items()}
+            for row in (self.base, self.experts)
+        )
+        return Reference(base, experts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from fusion_core.contracts.below_base import (
 from fusion_core.contracts.measurements import (
     Metric,
     MetricValues,
+    Reference,
     as_json,
     main_value,
     mean_main_value,
@@ -41,9 +42,8 @@ _STORED = (
     *("tasks", "transductive", "measured_on", "published", "remembered", "needs_task"),
     *("conditions", "chosen", "within_chance"),
 )
-#: The fields that `report.json` stores under `reference`, with their names in schema 1.
-_REFERENCES = {"base": "pretrained", "experts": "individual"}
-_ROWS = ("tasks", *_REFERENCES)
+#: The names of the fields of `reference` in schema 1.
+_SCHEMA_1_NAMES = {"base": "pretrained", "experts": "individual"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,8 @@ class Report:
     """
 
     tasks: Mapping[str, MetricValues]
-    #: the base's metrics by task; empty if the pool has no base
-    base: Mapping[str, MetricValues] = field(default_factory=dict)
-    #: the metrics of each task's own expert, by task
-    experts: Mapping[str, MetricValues] = field(default_factory=dict)
+    #: the measurements of the base and of each task's own expert
+    reference: Reference = field(default_factory=Reference)
     #: whether the algorithm adapted on the (unlabeled) test examples; None if it used no data
     transductive: bool | None = None
     #: the measured test examples, in words; None for all of them
@@ -87,7 +85,7 @@ class Report:
     published: Published | None = None
     #: the metrics that tasks declare, by task and name; all others are fractions
     metrics: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
-    #: the tasks of `base` and `experts` whose measurements come from an earlier run
+    #: the tasks whose measurements come from an earlier run, by row of `reference`
     remembered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: whether tasks have weights or adapters of their own, so that inference needs the task
     needs_task: bool = False
@@ -124,7 +122,7 @@ class Report:
         """
         if self.experts_below_base:
             return None
-        experts = {task: main_value(metrics) for task, metrics in self.experts.items()}
+        experts = {task: main_value(metrics) for task, metrics in self.reference.experts.items()}
         return mean_ratio(
             (metric, main_value(self.tasks[task]), experts.get(task, math.nan))
             for task, metric in self.main_metrics.items()
@@ -136,8 +134,7 @@ class Report:
 
         Experts and tasks then probably do not belong together.
         """
-        rows = self.main_metrics, self.base, self.experts
-        return tuple(find_below_base(*rows, self.within_chance))
+        return tuple(find_below_base(self.main_metrics, self.reference, self.within_chance))
 
     def over(self, tasks: Collection[str]) -> Self:
         """Return the report restricted to these tasks, and its averages with it."""
@@ -163,7 +160,7 @@ class Report:
 
         With `intervals`, include the figures' intervals, which no file stores.
         """
-        references = {name: _numbers_as_json(getattr(self, name)) for name in _REFERENCES}
+        rows = {"base": self.reference.base, "experts": self.reference.experts}
         below = {expert.task: expert.as_json() for expert in self.experts_below_base}
         content: dict[str, Any] = {
             "schema": SCHEMA,
@@ -177,7 +174,7 @@ class Report:
             },
             "transductive": self.transductive,
             "measured_on": self.measured_on,
-            "reference": {name: row for name, row in references.items() if row},
+            "reference": {name: _numbers_as_json(row) for name, row in rows.items() if row},
             "remembered": {name: list(tasks) for name, tasks in self.remembered.items()},
         }
         if self.needs_task:
@@ -200,20 +197,22 @@ class Report:
         if not isinstance(content, dict) or content.get("schema") not in {1, SCHEMA}:
             raise ValueError(f"expected schema {SCHEMA}")
         fields = {name: content[name] for name in _STORED if name in content}
-        references = _adapter(Mapping[str, Any]).validate_python(content.get("reference"))
-        for name, old_name in _REFERENCES.items():
-            fields[name] = references.get(old_name if content["schema"] == 1 else name, {})
+        stored = _adapter(Mapping[str, Any]).validate_python(content.get("reference"))
+        fields["reference"] = {
+            name: stored.get(old_name if content["schema"] == 1 else name, {})
+            for name, old_name in _SCHEMA_1_NAMES.items()
+        }
         fields["metrics"] = _read_metrics(content.get("metrics", {}))
         kind: Any = cls
         report: Self = _adapter(kind).validate_python(fields)
-        rows = (report.tasks, report.base, report.experts)
+        rows = report._rows().values()
         if not report.tasks or not all(metrics for row in rows for metrics in row.values()):
             raise ValueError("missing tasks, or a task without metrics")
         return report
 
     def outcomes_as_json(self) -> dict[str, Any]:
         """Return the content of `outcomes.json`; empty if no task keeps outcomes."""
-        rows = {name: encode_row(getattr(self, name)) for name in _ROWS}
+        rows = {name: encode_row(row) for name, row in self._rows().items()}
         stored = {name: row for name, row in rows.items() if row}
         return {"schema": OUTCOMES_SCHEMA, **stored} if stored else {}
 
@@ -224,38 +223,39 @@ class Report:
         """
         if not isinstance(content, dict) or content.get("schema") != OUTCOMES_SCHEMA:
             raise ValueError(f"expected schema {OUTCOMES_SCHEMA}")
-        rows: dict[str, Any] = {
-            name: decode_row(getattr(self, name), content.get(name, {})) for name in _ROWS
-        }
-        return replace(self, **rows)
+        rows = {name: decode_row(row, content.get(name, {})) for name, row in self._rows().items()}
+        reference = Reference(rows["base"], rows["experts"])
+        return replace(self, tasks=rows["tasks"], reference=reference)
 
     def without_outcomes(self) -> Self:
         """Return the report without the outcomes of base and experts; keep `within_chance`."""
-        base, experts = (
-            {task: dict(metrics) for task, metrics in row.items()}
-            for row in (self.base, self.experts)
-        )
-        within_chance = tuple(self._find_within_chance())
-        return replace(self, base=base, experts=experts, within_chance=within_chance)
+        reference = self.reference.without_outcomes()
+        return replace(self, reference=reference, within_chance=tuple(self._find_within_chance()))
+
+    def _rows(self) -> dict[str, Mapping[str, MetricValues]]:
+        """Return the rows by their names in `outcomes.json`."""
+        return {
+            "tasks": self.tasks,
+            "base": self.reference.base,
+            "experts": self.reference.experts,
+        }
 
     def _find_within_chance(self) -> list[str]:
-        tasks = find_within_chance(self.main_metrics, self.base, self.experts)
+        tasks = find_within_chance(self.main_metrics, self.reference)
         return list(dict.fromkeys([*self.within_chance, *tasks]))
 
     def _intervals_as_json(self, intervals: Intervals) -> dict[str, Any]:
         """Return the intervals by row and task, and those of the averages; None without one."""
         content: dict[str, Any] = {
-            name: {
-                task: intervals.of_task(metrics) for task, metrics in getattr(self, name).items()
-            }
-            for name in _ROWS
+            name: {task: intervals.of_task(metrics) for task, metrics in row.items()}
+            for name, row in self._rows().items()
         }
         average = None if self.average is None else intervals.of_average([*self.tasks.values()])
         normalised = None
         if self.normalised_average is not None:
-            metrics = self.main_metrics
-            row = [(metrics[task], self.tasks[task], self.experts[task]) for task in self.tasks]
-            normalised = intervals.of_normalised(row)
+            metrics, experts = self.main_metrics, self.reference.experts
+            lines = [(metrics[task], self.tasks[task], experts[task]) for task in self.tasks]
+            normalised = intervals.of_normalised(lines)
         return {**content, "average": average, "normalised_average": normalised}
 
 

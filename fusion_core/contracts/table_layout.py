@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from fusion_core.contracts.measurements import Metric, MetricValues, main_value, mean_ratio
+from fusion_core.contracts.measurements import (
+    Metric,
+    MetricValues,
+    Reference,
+    main_value,
+    mean_ratio,
+)
 from fusion_core.contracts.table import Entry, Figure, ReportTable
 
 if TYPE_CHECKING:
@@ -37,12 +43,8 @@ class Measurements(Protocol):
         """The model's metrics by task."""
 
     @property
-    def base(self) -> Mapping[str, MetricValues]:
-        """The base's metrics by task."""
-
-    @property
-    def experts(self) -> Mapping[str, MetricValues]:
-        """The metrics of each task's own expert, by task."""
+    def reference(self) -> Reference:
+        """The measurements of the base and of each task's own expert."""
 
     @property
     def experts_below_base(self) -> Collection[BelowBase]:
@@ -118,11 +120,11 @@ def build_table(
     A base, or experts, on which the reports agree get one column; otherwise they get one column per
     report. Experts that score below the base normalise nothing.
     """
-    experts = {name: _cells(report, report.experts) for name, report in reports.items()}
+    experts = {name: _cells(report, report.reference.experts) for name, report in reports.items()}
     fitting = {name: _drop_below_base(experts[name], [reports[name]]) for name in reports}
     agree = _agree(experts.values())
     by_all = _drop_below_base(_union(experts.values()), reports.values()) if agree else {}
-    bases = {name: _cells(report, report.base) for name, report in reports.items()}
+    bases = {name: _cells(report, report.reference.base) for name, report in reports.items()}
     columns = _reference_columns("base", bases, fitting, by_all)
     first = len(columns)
     columns += [

@@ -100,7 +100,7 @@ def identify_code(*kinds: type) -> Key | None:
     modules = (ancestor.__module__ for kind in kinds for ancestor in kind.__mro__)
     names = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
     for package in sorted(names):
-        for distribution in _distributions_of(package):
+        for distribution in find_distributions(package):
             libraries = find_core_libraries(str(read_metadata_field(distribution, "Name")))
             names |= {library.replace("-", "_") for library in libraries}
     code = {name: identify_package(name) for name in sorted(names)}
@@ -120,7 +120,7 @@ def identify_package(package: str) -> Key | None:
     for name, path in sorted(files.items()):
         digest.update(f"{name}\0{_digest(path)}\0".encode())
     versions: dict[str, str | None] = {}
-    for distribution in _distributions_of(package):
+    for distribution in find_distributions(package):
         for name in required_names(distribution):
             try:
                 versions[name] = metadata.version(name)
@@ -147,8 +147,13 @@ def _module_files(package: str) -> Iterator[tuple[str, Path]]:
         yield package, Path(file)
 
 
-def _distributions_of(package: str) -> list[metadata.Distribution]:
-    """Return the distributions that declare a plugin in a package, or have its name."""
+@cache
+def find_distributions(package: str) -> tuple[metadata.Distribution, ...]:
+    """Return the distributions that declare a plugin in a package, or have its name.
+
+    Cached, because a search reads the metadata of everything that is installed, and a run asks for
+    every package on each measurement.
+    """
     distributions = {
         read_metadata_field(distribution, "Name"): distribution
         for entry_point, distribution in find_plugins()
@@ -157,7 +162,7 @@ def _distributions_of(package: str) -> list[metadata.Distribution]:
     with suppress(metadata.PackageNotFoundError):
         distribution = metadata.distribution(package)
         distributions[read_metadata_field(distribution, "Name")] = distribution
-    return list(distributions.values())
+    return tuple(distributions.values())
 
 
 def identify_machine(device: torch.device) -> Key:

@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
+from fusion_core.contracts.measurements import Reference
 from fusion_core.contracts.outcomes import OUTCOMES
 from fusion_core.contracts.report import REPORT, Report, measuring_hint
 from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
@@ -68,8 +69,7 @@ def evaluate(  # noqa: PLR0913 - the models, the tasks, and how to measure
     evaluator = Evaluator(pool, tasks, device, progress or Progress(), fresh)
     return Report(
         evaluator.measure_merge(weights, overrides),
-        evaluator.measure_base(),
-        evaluator.measure_experts(),
+        Reference(evaluator.measure_base(), evaluator.measure_experts()),
         transductive,
         tasks.measured_on,
         tasks.published,
@@ -96,7 +96,12 @@ def evaluate_experts(
     """
     evaluator = Evaluator(pool, tasks, device, progress or Progress(), names=tuple(names))
     experts, base = evaluator.measure_experts(), evaluator.measure_base()
-    return Report(experts, base, experts, metrics=_metrics(tasks), measured_on=tasks.measured_on)
+    return Report(
+        experts,
+        Reference(base, experts),
+        metrics=_metrics(tasks),
+        measured_on=tasks.measured_on,
+    )
 
 
 @forbid_exit()

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from hub_server import HubServer
 
 
-def pool(given: Any = None, /, **models: Any) -> CheckpointsPool:
-    return CheckpointsPool(CheckpointsConfig(base=given, models=models))
+def pool(base: Any = None, /, **models: Any) -> CheckpointsPool:
+    return CheckpointsPool(CheckpointsConfig(base=base, models=models))
 
 
 @pytest.fixture
@@ -110,20 +110,20 @@ def test_files_alone_build_nothing(directory: Path) -> None:
 # --- what may not be looked at ------------------------------------------------------------------
 
 
-def _closed(monkeypatch: pytest.MonkeyPatch, function: str, closed: Path) -> None:
+def _refuse_path(monkeypatch: pytest.MonkeyPatch, function: str, closed: Path) -> None:
     """Refuse a function for a path, as for a user who may not look there."""
     real = getattr(Path, function)
 
-    def call(path: Path, *given: Any, **keys: Any) -> Any:
+    def call(path: Path, *arguments: Any, **keys: Any) -> Any:
         if path == closed:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return real(path, *given, **keys)
+        return real(path, *arguments, **keys)
 
     monkeypatch.setattr(Path, function, call)
 
 
 def test_a_path_that_may_not_be_looked_at_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    _closed(monkeypatch, "exists", Path("org/closed"))
+    _refuse_path(monkeypatch, "exists", Path("org/closed"))
     config = CheckpointsConfig(models=["org/closed"])
     assert list(config.models) == ["closed"]
     with pytest.raises(CheckpointError, match="org/closed cannot be read: Permission denied"):
@@ -138,7 +138,7 @@ def test_a_path_that_is_too_long_is_named() -> None:
 def test_a_directory_that_may_not_be_entered_is_named(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _closed(monkeypatch, "is_file", directory / "model.safetensors")
+    _refuse_path(monkeypatch, "is_file", directory / "model.safetensors")
     with pytest.raises(CheckpointError, match="cannot be read: Permission denied") as caught:
         pool(a=str(directory))
     assert str(directory) in caught.value.message
@@ -149,7 +149,7 @@ def test_a_card_that_may_not_be_read_is_named(
     directory: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     (directory / "README.md").write_text("---\nlicense: mit\n---\n")
-    _closed(monkeypatch, function, directory / "README.md")
+    _refuse_path(monkeypatch, function, directory / "README.md")
     with pytest.raises(CheckpointError, match=r"README.md cannot be read: Permission denied"):
         read_licence(directory)
 
@@ -249,7 +249,7 @@ def test_files_beside_the_weights_are_looked_at_before_any_work(
     monkeypatch.setattr("fusion_core.weights.CheckpointSource.read", None)  # no weight is read
     (directory / name).write_text(content)
     if content == "closed":
-        _closed(monkeypatch, "open", directory / name)
+        _refuse_path(monkeypatch, "open", directory / name)
     with pytest.raises(CheckpointError, match=name):
         run_fusion(
             algorithm="simple-average",
@@ -275,8 +275,8 @@ def test_a_single_file_and_live_models_have_no_files_beside_them(directory: Path
 
 
 def test_names_of_a_list_come_from_paths_and_hub_ids(tmp_path: Path) -> None:
-    given = ["./dir/math", "org/code@v2", "x/law.safetensors", nn.Linear(1, 1)]
-    config = CheckpointsConfig.model_validate({"models": given})
+    models = ["./dir/math", "org/code@v2", "x/law.safetensors", nn.Linear(1, 1)]
+    config = CheckpointsConfig.model_validate({"models": models})
     assert list(config.models) == ["math", "code", "law", "model-4"]
 
 
@@ -301,7 +301,7 @@ def test_a_name_that_is_neither_path_nor_repository_is_told_both_readings(hub: H
 
 
 @pytest.mark.parametrize(
-    ("given", "error"),
+    ("path", "error"),
     [
         ("llama/maths", HubError),
         ("lama/math", HubError),
@@ -313,23 +313,23 @@ def test_a_misspelt_path_is_told_what_lies_there(
     hub: HubServer,
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
-    given: str,
+    path: str,
     error: type[FusionError],
 ) -> None:
     (directory / "llama" / "math").mkdir(parents=True)
     (directory / "model.safetensors").rename(directory / "llama" / "math" / "model.safetensors")
     monkeypatch.chdir(directory)
-    with pytest.raises(error, match=f"^model_pool.models.a: {given} does not exist") as caught:
-        pool(a=given)
+    with pytest.raises(error, match=f"^model_pool.models.a: {path} does not exist") as caught:
+        pool(a=path)
     message = str(caught.value)
     assert "id you mean llama/math" in message
     assert message.find("llama/math") < (message.find("hub") if error is HubError else len(message))
 
 
-@pytest.mark.parametrize("given", ["gone", "./gone", "/gone/away", "a/b/c", "org/gone.safetensors"])
-def test_what_can_only_be_a_path_is_not_asked_of_the_hub(hub: HubServer, given: str) -> None:
+@pytest.mark.parametrize("path", ["gone", "./gone", "/gone/away", "a/b/c", "org/gone.safetensors"])
+def test_what_can_only_be_a_path_is_not_asked_of_the_hub(hub: HubServer, path: str) -> None:
     with pytest.raises(CheckpointError, match="does not exist") as caught:
-        pool(a=given)
+        pool(a=path)
     assert "org/name@revision" in (caught.value.hint or "")
     assert hub.requests == []
 

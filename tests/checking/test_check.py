@@ -280,21 +280,19 @@ def test_needs_that_headers_cannot_tell_are_named(pool: dict[str, Any]) -> None:
 # --- the scan -----------------------------------------------------------------------------------
 
 
-def _scanned(
-    pool: dict[str, Any], algorithm: object = "ties", **sections: object
-) -> list[BadTensor]:
+def _scan(pool: dict[str, Any], algorithm: object = "ties", **sections: object) -> list[BadTensor]:
     raw = {"algorithm": algorithm, "model_pool": pool, **sections}
     return scan(plan(raw, RunOptions()))
 
 
 def test_a_scan_finds_every_value_that_is_not_finite(large: dict[str, Any]) -> None:
-    assert _scanned(large) == []
+    assert _scan(large) == []
     values = torch.zeros(1200, 1000)
     values[0, 0] = values[1199, 999] = torch.nan  # in different pieces
     values[5, 5], values[6, 6], values[7, 7] = torch.inf, -torch.inf, torch.inf
     change("b", w=values)
     change("base", v=torch.full((5,), -torch.inf))
-    assert _scanned(large) == [BadTensor("base", "v", 0, 5), BadTensor("b", "w", 2, 3)]
+    assert _scan(large) == [BadTensor("base", "v", 0, 5), BadTensor("b", "w", 2, 3)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -303,35 +301,33 @@ def test_a_scan_reads_every_dtype_and_large_values_are_fine(
 ) -> None:
     largest = torch.full((7, 5), torch.finfo(dtype).max, dtype=dtype)
     change("a", layer__weight=largest)
-    assert _scanned(pool) == []
+    assert _scan(pool) == []
     largest[0, 0] = torch.nan
     change("a", layer__weight=largest)
-    assert _scanned(pool) == [BadTensor("a", "layer.weight", 1, 0)]
+    assert _scan(pool) == [BadTensor("a", "layer.weight", 1, 0)]
 
 
 def test_a_scan_looks_at_what_a_run_would_read(pool: dict[str, Any]) -> None:
     bad = torch.full((7,), torch.nan)
     change("a", layer__bias=bad, head=bad.clone())
-    assert _scanned(pool, {"name": "ties", "skip": "layer.bias"}, alignment={"extra": "drop"}) == []
+    assert _scan(pool, {"name": "ties", "skip": "layer.bias"}, alignment={"extra": "drop"}) == []
     change("base", layer__bias=bad)
-    bad_tensors = _scanned(
-        pool, {"name": "ties", "skip": "layer.bias"}, alignment={"extra": "drop"}
-    )
+    bad_tensors = _scan(pool, {"name": "ties", "skip": "layer.bias"}, alignment={"extra": "drop"})
     assert bad_tensors == [BadTensor("base", "layer.bias", 7, 0)]
 
 
 def test_a_scan_reads_models_under_other_names(pool: dict[str, Any]) -> None:
     change("a", scale=torch.tensor(torch.inf))
     respell("a", "model.")
-    assert _scanned(pool) == [BadTensor("a", "scale", 0, 1)]
-    assert _scanned(pool, {"name": "ties", "skip": "scale"}) == []
+    assert _scan(pool) == [BadTensor("a", "scale", 0, 1)]
+    assert _scan(pool, {"name": "ties", "skip": "scale"}) == []
 
 
 def test_a_scan_goes_into_nested_recipes(pool: dict[str, Any]) -> None:
     change("b", scale=torch.tensor(torch.inf))
     nested = {"algorithm": "ties", "model_pool": pool}
     outer = {"base": "base.safetensors", "models": {"math": nested, "c": "c.safetensors"}}
-    assert _scanned(outer) == [BadTensor("math/b", "scale", 0, 1)]
+    assert _scan(outer) == [BadTensor("math/b", "scale", 0, 1)]
 
 
 # --- licences -----------------------------------------------------------------------------------

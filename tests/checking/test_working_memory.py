@@ -86,7 +86,7 @@ METHODS = methods()
 def test_the_memory_of_a_worker_is_estimated_from_its_kernels(method: str) -> None:
     shapes = SHAPES if METHODS[method].is_matrixwise else SHAPES[:1]
     for shape in shapes:
-        estimated, held = compared(method, shape)
+        estimated, held = measure_one_tensor(method, shape)
         assert held / 1.3 <= estimated
         assert estimated <= 1.6 * held
 
@@ -108,14 +108,14 @@ def test_the_memory_of_a_worker_with_packed_matrices_is_estimated(
     paths = {name: str(tmp_path / f"{name}.safetensors") for name in ("base", *"abc")}
     for path in paths.values():  # files: of tensors in memory, views count as all of them
         save_file({"mlp.experts.gate_up": torch.randn(8, 240, 640, generator=draw)}, path)
-    estimated, held = measured(
+    estimated, held = measure_merge(
         method, kind(CheckpointsConfig(base=paths.pop("base"), models=paths))
     )
     assert held / 1.3 <= estimated
     assert estimated <= 1.6 * held
 
 
-def compared(method: str, shape: tuple[int, int]) -> tuple[int, int]:
+def measure_one_tensor(method: str, shape: tuple[int, int]) -> tuple[int, int]:
     """Return the estimated and the measured bytes of a merge of one tensor of a shape."""
     most = METHODS[method].most
     draw = torch.Generator().manual_seed(0)
@@ -123,10 +123,12 @@ def compared(method: str, shape: tuple[int, int]) -> tuple[int, int]:
     experts = {
         name: {"w": base + 1e-3 * torch.randn(shape, generator=draw)} for name in "abc"[:most]
     }
-    return measured(method, CheckpointsPool(CheckpointsConfig(base={"w": base}, models=experts)))
+    return measure_merge(
+        method, CheckpointsPool(CheckpointsConfig(base={"w": base}, models=experts))
+    )
 
 
-def measured(method: str, pool: CheckpointsPool) -> tuple[int, int]:
+def measure_merge(method: str, pool: CheckpointsPool) -> tuple[int, int]:
     """Return the estimated and the measured bytes of a merge of a pool's only tensor."""
     names = METHODS[method].stages.split()
     stages = [{"name": name, **OPTIONS.get(name, {})} for name in names]

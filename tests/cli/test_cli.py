@@ -114,7 +114,7 @@ class Bad:
     says: tuple[str, ...]
 
 
-def _with_base(base: str, *models: str) -> tuple[str, ...]:
+def _pool_options(base: str, *models: str) -> tuple[str, ...]:
     return (
         "--pool",
         "checkpoints",
@@ -176,34 +176,42 @@ BAD = {
     "malformed recipe": Bad(("malformed.yaml",), 2, ("malformed.yaml", "YAML")),
     "recipe that is a list": Bad(("list.yaml",), 2, ("list.yaml", "mapping")),
     "missing directory": Bad(
-        ("--algo", "ties", *_with_base("gone", "x.safetensors")), 4, ("gone", "does not exist")
+        ("--algo", "ties", *_pool_options("gone", "x.safetensors")), 4, ("gone", "does not exist")
     ),
     "directory without weights": Bad(
-        ("--algo", "ties", *_with_base("empty", "x.safetensors")), 4, ("empty", "model.safetensors")
+        ("--algo", "ties", *_pool_options("empty", "x.safetensors")),
+        4,
+        ("empty", "model.safetensors"),
     ),
     "not safetensors": Bad(
-        ("--algo", "ties", *_with_base("taken/notes.txt", "x.safetensors")), 4, ("notes.txt",)
+        ("--algo", "ties", *_pool_options("taken/notes.txt", "x.safetensors")), 4, ("notes.txt",)
     ),
     "no recipe in place of a model": Bad(
-        ("--algo", "ties", *_with_base("list.yaml", "x.safetensors")), 2, ("list.yaml", "mapping")
+        ("--algo", "ties", *_pool_options("list.yaml", "x.safetensors")),
+        2,
+        ("list.yaml", "mapping"),
     ),
     "other shapes": Bad(
-        ("--algo", "ties", *_with_base("base.safetensors", "x.safetensors", "shape.safetensors")),
+        (
+            "--algo",
+            "ties",
+            *_pool_options("base.safetensors", "x.safetensors", "shape.safetensors"),
+        ),
         4,
         ("a.weight", "shape", "[16, 25]", "[16, 24]"),
     ),
     "other keys": Bad(
-        ("--algo", "ties", *_with_base("base.safetensors", "keys.safetensors")),
+        ("--algo", "ties", *_pool_options("base.safetensors", "keys.safetensors")),
         4,
         ("b.bias", "missing", "c.bias", "extra"),
     ),
     "truncated file": Bad(
-        ("--algo", "ties", *_with_base("base.safetensors", "short.safetensors")),
+        ("--algo", "ties", *_pool_options("base.safetensors", "short.safetensors")),
         4,
         ("short.safetensors", "truncated"),
     ),
     "infinite weights": Bad(
-        ("--algo", "ties", *_with_base("base.safetensors", "inf.safetensors")),
+        ("--algo", "ties", *_pool_options("base.safetensors", "inf.safetensors")),
         4,
         ("inf.safetensors", "'b.bias'", "infinite"),
     ),
@@ -215,8 +223,8 @@ BAD = {
     ),
     "output is the root": Bad(("--algo", "ties", *CHECKPOINTS, "-o", "/"), 7, ("/ is a mount",)),
     "output without a name": Bad(("--algo", "ties", *CHECKPOINTS, "-o", ""), 2, ("output.path",)),
-    "no experts": Bad(("--algo", "ties", *_with_base("base.safetensors")), 2, ("expert",)),
-    "no base": Bad(("--algo", "ties", *_with_base("", "x.safetensors")), 2, ("'ties'", "base")),
+    "no experts": Bad(("--algo", "ties", *_pool_options("base.safetensors")), 2, ("expert",)),
+    "no base": Bad(("--algo", "ties", *_pool_options("", "x.safetensors")), 2, ("'ties'", "base")),
     "no tasks": Bad(
         ("--algo", "adamerging", *CHECKPOINTS), 2, ("'adamerging'", "tasks", "--task-pool")
     ),
@@ -226,7 +234,7 @@ BAD = {
         ("'checkpoints'", "tasks", "fuse list pools"),
     ),
     "same names": Bad(
-        ("--algo", "ties", *_with_base("base.safetensors", "x.safetensors", "./x.safetensors")),
+        ("--algo", "ties", *_pool_options("base.safetensors", "x.safetensors", "./x.safetensors")),
         2,
         ("same name",),
     ),
@@ -254,7 +262,7 @@ BAD = {
 def test_bad_input_is_named_and_leaves_everything_as_it_was(
     fuse: Fuse, models: Path, bad: Bad
 ) -> None:
-    _break_things()
+    _write_broken_files()
     before = _contents(models)
     done = fuse("run", *bad.arguments)
     assert done.code == bad.code, done.err
@@ -265,7 +273,7 @@ def test_bad_input_is_named_and_leaves_everything_as_it_was(
     assert _contents(models) == before
 
 
-def _break_things() -> None:
+def _write_broken_files() -> None:
     """Put everything into the current directory that a command above trips over."""
     base = load_file("base.safetensors")
     save_file({**base, "a.weight": torch.zeros(16, 25)}, "shape.safetensors")

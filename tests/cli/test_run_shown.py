@@ -28,8 +28,8 @@ def run(models: Any, tmp_path: Path, fuse: Run) -> Run:
         (tmp_path / name).mkdir()
         save_file(models[name], tmp_path / name / "model.safetensors")
     pool = [f"model_pool.base={tmp_path / 'base'}", f"model_pool.models=[{tmp_path / 'a'}]"]
-    given = ["--algo", "simple-average", "--set", pool[0], "--set", pool[1], "-o", tmp_path / "out"]
-    return lambda *more: fuse("run", *given, *more)
+    options = ["--algo", "simple-average", "-o", tmp_path / "out"]
+    return lambda *more: fuse("run", *options, "--set", pool[0], "--set", pool[1], *more)
 
 
 def looking(site: Site, body: str) -> None:

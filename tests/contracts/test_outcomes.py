@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fusion_core.contracts.measurements import Measured
+from fusion_core.contracts.measurements import Measured, Reference
 from fusion_core.contracts.report import Report
 
 INFINITE = Measured({"bits": math.inf}, [math.inf, 1.0], [1, 2])
@@ -19,8 +19,10 @@ REPORT = Report(
         "odd": INFINITE,
         "ranks": {"spearman": 0.5},
     },
-    base={"latin": Measured({"accuracy": 0.0}, [0, 0, 0, 0])},
-    experts={"latin": {"accuracy": 1.0}},
+    Reference(
+        base={"latin": Measured({"accuracy": 0.0}, [0, 0, 0, 0])},
+        experts={"latin": {"accuracy": 1.0}},
+    ),
 )
 CONTENT = {
     "schema": 1,

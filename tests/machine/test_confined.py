@@ -36,9 +36,9 @@ def say(content):
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SandboxedWorker]:
     (tmp_path / "work.py").write_text(WORK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    made = SandboxedWorker("work:serve")
-    yield made
-    made.close()
+    worker = SandboxedWorker("work:serve")
+    yield worker
+    worker.close()
 
 
 def answer(child: SandboxedWorker, code: str, limits: Limits = LIMITS) -> Any:

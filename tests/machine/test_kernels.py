@@ -146,7 +146,7 @@ def test_a_gradient_can_be_differentiated_again(layer: nn.Linear) -> None:
     def twice(layer: nn.Module) -> tuple[Tensor, ...]:
         batch = (inputs(), *layer.parameters())
         once = torch.autograd.grad(layer(batch[0]).pow(3).sum(), batch, create_graph=True)
-        return torch.autograd.grad(sum(each.pow(2).sum() for each in once), batch)
+        return torch.autograd.grad(sum(tensor.pow(2).sum() for tensor in once), batch)
 
     assert max(map(distance, twice(layer), twice(plain_layer()))) < 1e-5
 

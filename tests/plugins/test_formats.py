@@ -306,8 +306,8 @@ def test_runs_look_formats_up_among_their_own_plugins(
     monkeypatch.chdir(tmp_path)
     manager.load_plugins.cache_clear()
     models = [raw(tmp_path / "a", 1, 2), raw(tmp_path / "b", 3, 4)]
-    given = f"model_pool.models={[str(model) for model in models]}"
-    command = ("check", "--pool", "checkpoints", "--set", given, "--algo", "simple-average")
+    models_option = f"model_pool.models={[str(model) for model in models]}"
+    command = ("check", "--pool", "checkpoints", "--set", models_option, "--algo", "simple-average")
     try:
         assert fuse(*command).code == 0
         blocked = fuse("--no-plugin", "formats-raw", *command)

@@ -516,8 +516,8 @@ def fusion_register_executors():
 def executor_called(name: str, **options: object) -> Executor:
     choice = Choice(name=name, **options)
     resolved = resolve_component(ExecutorSpec, choice, discovered(), section="executor")
-    made: Executor = resolved.create()
-    return made
+    executor: Executor = resolved.create()
+    return executor
 
 
 def test_a_plugin_can_bring_an_executor(site: Site) -> None:

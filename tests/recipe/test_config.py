@@ -318,7 +318,7 @@ def test_set_keeps_what_it_does_not_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("name", "meant"),
     [
         ("density", "algorithm.density"),
         ("densty", "algorithm.density"),
@@ -331,11 +331,11 @@ def test_set_keeps_what_it_does_not_name() -> None:
     ],
 )
 def test_an_option_without_its_section_gets_a_suggestion(
-    toys: PluginManager, given: str, meant: str
+    toys: PluginManager, name: str, meant: str
 ) -> None:
     sections = {"algorithm": "toy", "model_pool": "toys", "task_pool": "games"}
-    (line,) = refused({**sections, given: 1}, toys)
-    assert line == f"{given}: unknown option; did you mean {meant}?"
+    (line,) = refused({**sections, name: 1}, toys)
+    assert line == f"{name}: unknown option; did you mean {meant}?"
 
 
 def test_an_option_that_no_section_has_gets_a_list_of_known_ones(toys: PluginManager) -> None:
@@ -549,14 +549,14 @@ def test_bad_shard_sizes(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "recorded"),
+    ("name", "recorded"),
     [
         *(("bf16", "bfloat16"), ("fp16", "float16"), ("half", "float16"), ("float", "float32")),
         *(("fp32", "float32"), ("double", "float64"), ("fp64", "float64"), ("float16", "float16")),
     ],
 )
-def test_dtypes_have_short_names_and_are_recorded_by_their_own(given: str, recorded: str) -> None:
-    assert OutputOptions(dtype=given).model_dump(mode="json")["dtype"] == recorded
+def test_dtypes_have_short_names_and_are_recorded_by_their_own(name: str, recorded: str) -> None:
+    assert OutputOptions(dtype=name).model_dump(mode="json")["dtype"] == recorded
 
 
 def test_a_choice_is_a_name_or_a_mapping() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.contracts.measurements import Measured, Metric
+from fusion_core.contracts.measurements import Measured, Metric, Reference
 from fusion_core.contracts.report import Report
 from fusion_core.contracts.table_layout import build_table
 from fusion_core.report.below_base import below_base_warnings
@@ -35,7 +35,7 @@ def bits(values: Sequence[float]) -> Measured:
 def below(base: MetricValues, expert: MetricValues, metric: Metric | None = None) -> dict[str, str]:
     """Return the evidence by task for one task on which the merge scores like the expert."""
     metrics = {} if metric is None else {"a": {metric.name: metric}}
-    report = Report({"a": dict(expert)}, {"a": base}, {"a": expert}, metrics=metrics)
+    report = Report({"a": dict(expert)}, Reference({"a": base}, {"a": expert}), metrics=metrics)
     return {expert.task: expert.evidence for expert in report.experts_below_base}
 
 
@@ -87,8 +87,10 @@ def test_outcomes_decide_what_is_significant(
 
 ROTATED = Report(
     {"latin": {"accuracy": 0.6}, "greek": {"accuracy": 0.5}},
-    {"latin": {"accuracy": 0.5}, "greek": {"accuracy": 0.4}},
-    {"latin": {"accuracy": 0.3}, "greek": {"accuracy": 0.9}},
+    Reference(
+        {"latin": {"accuracy": 0.5}, "greek": {"accuracy": 0.4}},
+        {"latin": {"accuracy": 0.3}, "greek": {"accuracy": 0.9}},
+    ),
 )
 
 
@@ -110,7 +112,8 @@ def test_no_table_normalises_by_an_expert_below_the_base(
 
 
 def test_only_reports_without_experts_below_the_base_are_normalised() -> None:
-    good = replace(ROTATED, experts={task: {"accuracy": 1.0} for task in ROTATED.tasks})
+    experts = {task: {"accuracy": 1.0} for task in ROTATED.tasks}
+    good = replace(ROTATED, reference=replace(ROTATED.reference, experts=experts))
     table = build_table({"rotated": ROTATED, "good": good})
     (entry,) = (entry for entry in table.entries if entry.label == "normalised")
     figures = [figure and round(figure.value, 3) for figure in entry.figures]
@@ -135,7 +138,7 @@ def test_only_reports_without_experts_below_the_base_are_normalised() -> None:
 def on_examples(expert: int) -> Report:
     """Return a report on 100 examples, of which the base gets 50 right."""
     row = {"a": accuracy(expert, 100)}
-    return Report(row, {"a": accuracy(50, 100)}, row)
+    return Report(row, Reference({"a": accuracy(50, 100)}, row))
 
 
 def read_back(report: Report, **changes: Any) -> Report:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fusion_core.contracts.measurements import Metric
+from fusion_core.contracts.measurements import Metric, Reference
 from fusion_core.contracts.report import Published, Report
 from fusion_core.report.table import print_reports, report_notes
 
@@ -22,7 +22,7 @@ def print_report(report: Report, capsys: pytest.CaptureFixture[str]) -> list[lis
 def test_the_table_has_one_row_per_task_and_the_averages(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lines = print_report(Report(TASKS, BASE, EXPERTS), capsys)
+    lines = print_report(Report(TASKS, Reference(BASE, EXPERTS)), capsys)
     assert lines[:6] == [
         ["task", "base", "ties", "experts"],
         ["latin", "12.5", "50.0", "100.0"],
@@ -39,7 +39,7 @@ def test_columns_without_numbers_are_left_out(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_task_without_an_expert_has_an_empty_cell(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = print_report(Report(TASKS, experts={"latin": {"accuracy": 1.0}}), capsys)
+    lines = print_report(Report(TASKS, Reference(experts={"latin": {"accuracy": 1.0}})), capsys)
     assert lines[1] == ["latin", "50.0", "100.0"]
     assert lines[2] == ["greek", "25.0"]
     assert lines[5] == ["accuracy", "in", "%"]
@@ -85,8 +85,8 @@ def test_reports_stand_side_by_side_and_share_what_is_equal(
     other = {"latin": {"accuracy": 0.75}, "greek": {"accuracy": 0.5}}
     lines = side_by_side(
         capsys,
-        ties=Report(TASKS, BASE, EXPERTS, published=PUBLISHED),
-        ada=Report(other, BASE, EXPERTS, transductive=True, measured_on="a half"),
+        ties=Report(TASKS, Reference(BASE, EXPERTS), published=PUBLISHED),
+        ada=Report(other, Reference(BASE, EXPERTS), transductive=True, measured_on="a half"),
     )
     assert lines[:6] == [
         ["task", "base", "ties", "ada", "experts"],
@@ -139,7 +139,7 @@ def test_every_family_of_checkpoints_has_a_table_of_its_own(
 def test_averages_are_over_the_tasks_that_all_have(capsys: pytest.CaptureFixture[str]) -> None:
     more = {**TASKS, "shapes": {"accuracy": 1.0}}
     reports = {
-        "a": Report(more, experts={**EXPERTS, "shapes": {"accuracy": 0.5}}),
+        "a": Report(more, Reference(experts={**EXPERTS, "shapes": {"accuracy": 0.5}})),
         "b": Report({"latin": {"accuracy": 1.0}}),
     }
     lines = side_by_side(capsys, **reports)
@@ -163,12 +163,14 @@ def test_without_a_common_task_there_is_no_average(capsys: pytest.CaptureFixture
 
 
 def test_different_bases_have_a_column_each(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = side_by_side(capsys, a=Report(TASKS, BASE), b=Report(TASKS, TASKS))
+    lines = side_by_side(
+        capsys, a=Report(TASKS, Reference(BASE)), b=Report(TASKS, Reference(TASKS))
+    )
     assert lines[0] == ["task", "base", "of", "a", "base", "of", "b", "a", "b"]
 
 
 def test_an_average_of_fewer_tasks_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = print_report(Report(TASKS, experts={"latin": {"accuracy": 1.0}}), capsys)
+    lines = print_report(Report(TASKS, Reference(experts={"latin": {"accuracy": 1.0}})), capsys)
     assert lines[3] == ["average", "37.5"]
 
 
@@ -177,13 +179,15 @@ def test_an_average_of_fewer_tasks_is_not_shown(capsys: pytest.CaptureFixture[st
 PERPLEXITY = Metric("perplexity", unit="", higher_is_better=False)
 TEXTS = Report(
     {"wiki": {"perplexity": 8.0}, "code": {"perplexity": 4.0}},
-    {"wiki": {"perplexity": 1234.56}, "code": {"perplexity": float("inf")}},
-    {"wiki": {"perplexity": 6.0}, "code": {"perplexity": 2.0}},
+    Reference(
+        {"wiki": {"perplexity": 1234.56}, "code": {"perplexity": float("inf")}},
+        {"wiki": {"perplexity": 6.0}, "code": {"perplexity": 2.0}},
+    ),
     metrics={task: {"perplexity": PERPLEXITY} for task in ("wiki", "code")},
 )
 BOTH = Report(
     {"wiki": {"perplexity": 8.0}, "latin": {"accuracy": 0.5}},
-    experts={"wiki": {"perplexity": 6.0}, "latin": {"accuracy": 1.0}},
+    Reference(experts={"wiki": {"perplexity": 6.0}, "latin": {"accuracy": 1.0}}),
     metrics={"wiki": {"perplexity": PERPLEXITY}},
     published=PUBLISHED,
 )
@@ -226,7 +230,12 @@ def test_noted_metrics_have_rows_if_nonzero(capsys: pytest.CaptureFixture[str]) 
     noted = {"invalid": Metric("invalid", higher_is_better=False, is_noted=True)}
     report = Report(
         {"sums": {"exact": 0.5, "invalid": 0.25}, "dates": {"exact": 0.75, "invalid": 0.0}},
-        experts={"sums": {"exact": 1.0, "invalid": 0.0}, "dates": {"exact": 1.0, "invalid": 0.0}},
+        Reference(
+            experts={
+                "sums": {"exact": 1.0, "invalid": 0.0},
+                "dates": {"exact": 1.0, "invalid": 0.0},
+            }
+        ),
         metrics={"sums": noted, "dates": noted},
     )
     assert Report.from_json(report.as_json()).metrics == report.metrics
@@ -254,9 +263,9 @@ def test_a_ratio_says_how_good_a_value_is(
 
 
 def test_a_normalised_average_needs_an_expert_for_every_task() -> None:
-    assert Report(TASKS, experts=EXPERTS).normalised_average == 0.5
+    assert Report(TASKS, Reference(experts=EXPERTS)).normalised_average == 0.5
     for experts in ({"latin": {"accuracy": 1.0}}, {**EXPERTS, "greek": {"accuracy": 0.0}}, {}):
-        assert Report(TASKS, experts=experts).normalised_average is None
+        assert Report(TASKS, Reference(experts=experts)).normalised_average is None
 
 
 def test_nonfinite_values_are_stored_and_read_back() -> None:
@@ -293,12 +302,12 @@ def test_a_report_of_schema_1_is_read() -> None:
         "measured_on": None,
         "reference": {"pretrained": BASE, "individual": EXPERTS},
     }
-    assert Report.from_json(old) == Report(TASKS, BASE, EXPERTS, transductive=True)
+    assert Report.from_json(old) == Report(TASKS, Reference(BASE, EXPERTS), transductive=True)
 
 
 # --- reports in files ----------------------------------------------------------------------------
 
-WHOLE = Report(TASKS, BASE, EXPERTS, True, "a half", PUBLISHED, {}, {"base": ("latin",)})
+WHOLE = Report(TASKS, Reference(BASE, EXPERTS), True, "a half", PUBLISHED, {}, {"base": ("latin",)})
 
 
 @pytest.mark.parametrize("report", [WHOLE, Report(TASKS), TEXTS, BOTH])

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from fusion_core.contracts.intervals import Intervals
-from fusion_core.contracts.measurements import Measured, Metric
+from fusion_core.contracts.measurements import Measured, Metric, Reference
 from fusion_core.contracts.report import Report
 from fusion_core.contracts.run import RunResult
 from fusion_core.contracts.table import Entry, Figure
@@ -29,7 +29,9 @@ def report(*right: int, **options: Any) -> Report:
     rows = {"experts": [99, 98, 97]}
     return Report(
         {name: accuracy(count, 100) for name, count in zip(names, right, strict=False)},
-        experts={n: accuracy(e, 100) for n, e in zip(names, rows["experts"], strict=True)},
+        Reference(
+            experts={n: accuracy(e, 100) for n, e in zip(names, rows["experts"], strict=True)}
+        ),
         **options,
     )
 

@@ -178,8 +178,8 @@ def test_adapter_changes_live_model_but_not_weights(tmp_path: Path) -> None:
     pool, out = tiny_pool("mlp", experts=2), tmp_path / "out"
     algorithm = OwnBias()
     algorithm.adapters = True
-    given: dict[str, Any] = {"model_pool": pool, "task_pool": TinyTasks(("a", "b"))}
-    result = run_fusion(algorithm=algorithm, **given, output=out)
+    pools: dict[str, Any] = {"model_pool": pool, "task_pool": TinyTasks(("a", "b"))}
+    result = run_fusion(algorithm=algorithm, **pools, output=out)
     inputs = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = result.model(inputs)
@@ -187,7 +187,7 @@ def test_adapter_changes_live_model_but_not_weights(tmp_path: Path) -> None:
         bent[:, :2] -= bent[:, :2].clamp_min(0) / 4
         model = build_for_task(out, "a", pool=pool)
         torch.testing.assert_close(model(inputs), bent)
-    tasks = given["task_pool"]
+    tasks = pools["task_pool"]
     assert result.report.tasks == {
         "a": tasks["a"].evaluate(model),
         "b": tasks["b"].evaluate(result.model),

@@ -96,10 +96,15 @@ POOLS = """
 
 @pytest.fixture(autouse=True)
 def _unread_code() -> Iterator[None]:
-    _identity.identify_package.cache_clear()
+    forget_code()
     cache.warn_unwritable.cache_clear()
     yield
+    forget_code()
+
+
+def forget_code() -> None:
     _identity.identify_package.cache_clear()
+    _identity.find_distributions.cache_clear()
 
 
 class World:
@@ -184,13 +189,13 @@ def change_dtype_of_models(world: World) -> None:
 
 def change_code(world: World) -> None:
     world.module.write_text(world.module.read_text() + "# another version\n")
-    _identity.identify_package.cache_clear()
+    forget_code()
 
 
 def change_version(world: World) -> None:
     path = world.module.parent / "line_pools-1.0.dist-info" / "METADATA"
     path.write_text(path.read_text().replace("Version: 1.0", "Version: 1.1"))
-    _identity.identify_package.cache_clear()
+    forget_code()
 
 
 CHANGES: dict[str, tuple[Callable[[World], object], list[str]]] = {
@@ -337,7 +342,7 @@ def test_fresh_option_measures_again(
     assert json.loads(fuse(*measure, "--fresh").out)["remembered"] == {}
 
 
-def test_mini8_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mini8_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from pools_clip.tasks import ClipTask
 
     calls: list[str] = []
@@ -363,5 +368,5 @@ def test_mini8_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert result.report is not None
         return len(calls)
 
-    monkeypatch.chdir(os.environ["XDG_CACHE_HOME"])
+    monkeypatch.chdir(tmp_path)
     assert [count(8), count(8), count(9)] == [6, 2, 6]

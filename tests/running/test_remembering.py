@@ -28,10 +28,10 @@ class Asked:
     def __call__(self, text: str = "who?", *, fresh: bool = False) -> Any:
         source = self.pool.experts["a"]
         return cached_answer(
-            self.pool, source, {"text": text}, lambda: self._said(text), device=CPU, fresh=fresh
+            self.pool, source, {"text": text}, lambda: self._measure(text), device=CPU, fresh=fresh
         )
 
-    def _said(self, text: str) -> Any:
+    def _measure(self, text: str) -> Any:
         self.count += 1
         return {"said": [text, float("inf")]}
 

@@ -344,9 +344,9 @@ def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> 
     assert 10**7 < provenance["timings"]["peak_memory"] < 10**12  # bytes
 
 
-@pytest.mark.parametrize("given", [".", "..", "../here", "below/.."])
+@pytest.mark.parametrize("output", [".", "..", "../here", "below/.."])
 def test_working_directory_is_refused_as_output(
-    paths: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+    paths: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
     (tmp_path / "at" / "here" / "below").mkdir(parents=True)
     pool = {name: str(tmp_path / at) for name, at in paths["models"].items()}
@@ -355,7 +355,7 @@ def test_working_directory_is_refused_as_output(
         run_fusion(
             algorithm="simple-average",
             model_pool={"models": pool},
-            output=given,
+            output=output,
             options=RunOptions(overwrite=True),
         )
 
@@ -581,13 +581,13 @@ def test_seed_reaches_random_methods(models: Models) -> None:
 
     pool = {"base": models["base"], "models": {"a": models["a"]}}
 
-    def drawn(seed: int) -> torch.Tensor:
+    def draw_noise(seed: int) -> torch.Tensor:
         return run_fusion(algorithm=Noise(), model_pool=pool, seed=seed).weights.tensor(
             "layer.bias"
         )
 
-    assert torch.equal(drawn(1), drawn(1))
-    assert not torch.equal(drawn(1), drawn(2))
+    assert torch.equal(draw_noise(1), draw_noise(1))
+    assert not torch.equal(draw_noise(1), draw_noise(2))
 
 
 # --- tasks --------------------------------------------------------------------------------------
@@ -641,11 +641,11 @@ def test_report_includes_base_and_experts(nets: tuple[Net, dict[str, Net]], tmp_
     assert list(report.tasks) == ["b", "x", "a"]
     merged = size(result.model)  # type: ignore[arg-type]
     assert report.average == pytest.approx(merged)
-    assert {name: metrics["accuracy"] for name, metrics in report.experts.items()} == {
+    assert {name: metrics["accuracy"] for name, metrics in report.reference.experts.items()} == {
         "b": pytest.approx(size(experts["b"])),
         "a": pytest.approx(size(experts["a"])),
     }
-    assert report.base["x"]["accuracy"] == pytest.approx(size(base))
+    assert report.reference.base["x"]["accuracy"] == pytest.approx(size(base))
     assert report.normalised_average is None  # nobody was tuned for x
     assert report.transductive is None
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report.as_json()
@@ -770,7 +770,7 @@ def leave(*_: object) -> None:
     sys.exit()
 
 
-def no_room(*_: object) -> None:
+def refuse_for_space(*_: object) -> None:
     raise DiskError("no room for images", hint="Make some.")
 
 
@@ -778,7 +778,12 @@ def no_room(*_: object) -> None:
     ("evaluate", "kind", "message", "hint"),
     [
         (None, FusionError, "the data set is gone", ""),
-        (no_room, DiskError, "but its evaluation failed: no room for images\n", "Make some.\n"),
+        (
+            refuse_for_space,
+            DiskError,
+            "but its evaluation failed: no room for images\n",
+            "Make some.\n",
+        ),
         (leave, BrokenPluginError, r"the model is complete in .*: SystemExit, in ", None),
     ],
 )
@@ -1062,13 +1067,13 @@ def test_locked_output_number_is_skipped(paths: dict[str, Any]) -> None:
 
 
 def test_output_number_taken_since_planning_is_skipped(paths: dict[str, Any]) -> None:
-    first, second = (plan(given(paths), RunOptions()) for _ in range(2))
+    first, second = (plan(ties_recipe(paths), RunOptions()) for _ in range(2))
     assert first.path == second.path
     numbers = [execute(planned).path for planned in (first, second)]
     assert numbers == [Path(f"outputs/checkpoints-ties-{n}") for n in (1, 2)]
 
 
-def given(paths: dict[str, Any], *, seed: int = 0) -> dict[str, Any]:
+def ties_recipe(paths: dict[str, Any], *, seed: int = 0) -> dict[str, Any]:
     return {"algorithm": "ties", "model_pool": {"name": "checkpoints", **paths}, "seed": seed}
 
 
@@ -1082,11 +1087,11 @@ def test_each_stopped_run_resumes_its_own_work(
     for seed in (1, 2, 3):
         monkeypatch.setattr(fault, "listener", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run_fusion(given(paths, seed=seed))
+            run_fusion(ties_recipe(paths, seed=seed))
     reached: list[str] = []
     monkeypatch.setattr(fault, "listener", reached.append)
     for seed in (3, 1, 2):
-        result = run_fusion(given(paths, seed=seed), options=RunOptions(resume=True))
+        result = run_fusion(ties_recipe(paths, seed=seed), options=RunOptions(resume=True))
         assert result.path == Path(f"outputs/checkpoints-ties-{seed}")
     assert "piece written" not in reached
     assert not caplog.text
@@ -1101,8 +1106,8 @@ def test_unfinished_numbered_output_is_kept_and_reported(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(fault, "listener", interrupt)
-        run_fusion(given(paths))
-    assert run_fusion(given(paths)).path == Path("outputs/checkpoints-ties-2")
+        run_fusion(ties_recipe(paths))
+    assert run_fusion(ties_recipe(paths)).path == Path("outputs/checkpoints-ties-2")
     assert "checkpoints-ties-1.fuse-" in caplog.text
     assert "--resume would continue it" in caplog.text
 
@@ -1112,7 +1117,7 @@ def test_second_run_fails_before_downloading(
 ) -> None:
     monkeypatch.setattr(run, "_download", None)
     with lock_output(Path("out")), pytest.raises(OutputError, match="is being written by"):
-        run_fusion(given(paths), output="out")
+        run_fusion(ties_recipe(paths), output="out")
 
 
 # --- memory --------------------------------------------------------------------------------------

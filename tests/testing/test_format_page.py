@@ -88,8 +88,8 @@ def test_models_of_the_format_are_merged(
     package: Path, models: list[Path], tmp_path: Path, executor: str
 ) -> None:
     out = tmp_path / "out"
-    given = f"model_pool.models={[str(path) for path in models]}"
-    pool = ("--pool", "checkpoints", "--set", given)
+    models_option = f"model_pool.models={[str(path) for path in models]}"
+    pool = ("--pool", "checkpoints", "--set", models_option)
     fuse(package, "run", "--algo", "simple-average", *pool, "--executor", executor, "-o", out)
     assert load_file(out / "model.safetensors")["weight"].eq(2).all()
     provenance = (out / "provenance.json").read_text()
@@ -119,8 +119,8 @@ def test_the_format_is_listed_and_described(package: Path) -> None:
 
 
 def test_a_format_can_be_blocked(package: Path, models: list[Path]) -> None:
-    given = f"model_pool.models={[str(path) for path in models]}"
-    pool = ("--pool", "checkpoints", "--set", given)
+    models_option = f"model_pool.models={[str(path) for path in models]}"
+    pool = ("--pool", "checkpoints", "--set", models_option)
     done = fuse(
         *(package, "--no-plugin", "fusion-npz", "check", "--algo", "simple-average", *pool), code=4
     )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Write = Callable[[Path, Mapping[str, Tensor]], None]
 
 
-def claiming(**about: Any) -> Callable[[Path], object]:
+def write_claim(**about: Any) -> Callable[[Path], object]:
     """Return what writes a header that claims a tensor of 8 bytes to be what it is not."""
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **about}
     text = json.dumps({"a": entry}).encode()
@@ -48,9 +48,9 @@ class TestSafetensors(FormatSuite):
         if "shards" in request.node.name:
             return {}
         return {
-            "a shape of 2^62": claiming(shape=[2**31, 2**31]),
-            "offsets out of the file": claiming(shape=[2**40], data_offsets=[0, 2**42]),
-            "a shape without elements": claiming(shape=[0, 2**62, 2**62], data_offsets=[0, 0]),
+            "a shape of 2^62": write_claim(shape=[2**31, 2**31]),
+            "offsets out of the file": write_claim(shape=[2**40], data_offsets=[0, 2**42]),
+            "a shape without elements": write_claim(shape=[0, 2**62, 2**62], data_offsets=[0, 0]),
         }
 
 
@@ -70,7 +70,7 @@ class TestLora(FormatSuite):
 
     @pytest.fixture
     def base(self, tensors: Mapping[str, Tensor]) -> WeightSource:
-        return StateDictSource({name: torch.zeros_like(each) for name, each in tensors.items()})
+        return StateDictSource({name: torch.zeros_like(tensor) for name, tensor in tensors.items()})
 
     @pytest.fixture
     def write(self) -> Write:
@@ -84,7 +84,7 @@ def write_single(directory: Path, tensors: Mapping[str, Tensor]) -> None:
 def write_shards(directory: Path, tensors: Mapping[str, Tensor]) -> None:
     weight_map = {name: f"{number % 2}.safetensors" for number, name in enumerate(tensors)}
     for file in set(weight_map.values()):
-        part = {name: each for name, each in tensors.items() if weight_map[name] == file}
+        part = {name: tensor for name, tensor in tensors.items() if weight_map[name] == file}
         save_file(part, directory / file)
     index = directory / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))

@@ -61,8 +61,8 @@ class TestCheckpointsOnDisk(ModelPoolSuite):
 
     @pytest.fixture
     def spec(self) -> ModelPoolSpec:
-        (found,) = builtin.fusion_register_model_pools()
-        return found
+        (spec,) = builtin.fusion_register_model_pools()
+        return spec
 
     @pytest.fixture
     def options(self, tmp_path: Path) -> Mapping[str, Any]:
@@ -82,8 +82,8 @@ class TestLiveCheckpoints(ModelPoolSuite):
 
     @pytest.fixture
     def spec(self) -> ModelPoolSpec:
-        (found,) = builtin.fusion_register_model_pools()
-        return found
+        (spec,) = builtin.fusion_register_model_pools()
+        return spec
 
     @pytest.fixture(params=list(MODELS))
     def options(self, request: pytest.FixtureRequest) -> Mapping[str, Any]:
@@ -646,10 +646,10 @@ def test_expected_failures_are_strict(site: Site, tmp_path: Path) -> None:
     files = {"faulty_methods.py": METHODS, "faulty_options.py": OPTIONS}
     site.install("faulty-plugin", PLUGIN, files=files)
     check = "test_the_order_of_experts_does_not_matter"
-    found = run_suites(tmp_path, EXPECTING, [check])
-    assert found["told"] == {}
-    assert "XPASS(strict)" in found["stale"][check]
-    assert "no fixture `spec`" in found["bare"][check]
+    failures = run_suites(tmp_path, EXPECTING, [check])
+    assert failures["told"] == {}
+    assert "XPASS(strict)" in failures["stale"][check]
+    assert "no fixture `spec`" in failures["bare"][check]
 
 
 # --- tiny models and tasks ----------------------------------------------------------------------
@@ -673,7 +673,7 @@ def test_tiny_models_are_of_the_kinds_that_go_wrong() -> None:
     transformer = tiny_model("transformer")
     names = dict(transformer.named_parameters(remove_duplicate=False))
     assert names["embedding.weight"] is names["output.weight"]
-    shapes = {tuple(each.shape) for each in transformer.state_dict().values()}
+    shapes = {tuple(tensor.shape) for tensor in transformer.state_dict().values()}
     assert {(), (0, 4)} <= shapes
     buffers = dict(tiny_model("convolution").named_buffers())
     assert {buffer.dtype for buffer in buffers.values()} == {torch.float32, torch.int64}

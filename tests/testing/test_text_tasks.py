@@ -75,7 +75,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Texts]:
         yield Texts(module, Encoders(root), root / "base")
     finally:
         sys.path.remove(str(written / "src"))
-        for name in [each for each in sys.modules if each.startswith("fusion_try_texts")]:
+        for name in [module for module in sys.modules if module.startswith("fusion_try_texts")]:
             del sys.modules[name]
 
 
@@ -139,7 +139,7 @@ def test_adamerging_learns_on_texts(texts: Texts, tmp_path: Path, objective: str
         output=tmp_path / "out",
     )
     assert result.report is not None
-    assert set(result.report.tasks) == set(result.report.experts) == set(TASKS)
+    assert set(result.report.tasks) == set(result.report.reference.experts) == set(TASKS)
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 3
 
 

@@ -72,8 +72,8 @@ class Zeros(FeatureTask):
 
     def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Return what the model makes."""
-        found: Tensor = model(inputs)
-        return found
+        outputs: Tensor = model(inputs)
+        return outputs
 
     def head(self, features: Tensor) -> Tensor:
         """Return scores."""

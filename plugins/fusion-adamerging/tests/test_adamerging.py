@@ -94,9 +94,9 @@ def test_the_merge_is_base_plus_coefficients_times_task_vectors(
 
 @pytest.mark.parametrize("task_vectors", ["fp32", "bf16", "disk"])
 @pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer", "recurrent"])
-@pytest.mark.parametrize(("granularity", "along"), [("row", 0), ("column", 1)])
+@pytest.mark.parametrize(("granularity", "dim"), [("row", 0), ("column", 1)])
 def test_finer_coefficients_are_saved_exactly_and_as_means(  # noqa: PLR0913, PLR0917 - a case is four
-    make_pool: Make, tasks: Any, kind: str, granularity: str, along: int, task_vectors: str
+    make_pool: Make, tasks: Any, kind: str, granularity: str, dim: int, task_vectors: str
 ) -> None:
     pool, context = make_pool(kind), RunContext(tasks=tasks)
     options = {"granularity": granularity, "task_vectors": task_vectors, "lr": 0.1}
@@ -115,7 +115,7 @@ def test_finer_coefficients_are_saved_exactly_and_as_means(  # noqa: PLR0913, PL
                 factor = saved[expert][name]
             else:
                 matrix = base[name].flatten(1)  # a convolution is one of (out, in * k * k)
-                assert factor.numel() == factor.shape[along] == matrix.shape[along]
+                assert factor.numel() == factor.shape[dim] == matrix.shape[dim]
                 assert float(factor.mean()) == pytest.approx(saved[expert][name])
                 factor = factor.expand_as(matrix).view_as(base[name])
             expected += factor * (weights.tensor(name) - base[name])
@@ -165,11 +165,11 @@ def test_adapting_on_test_examples_is_transductive(
     kind = type(next(iter(tasks)))
     batch = kind.batch
 
-    def recorded(task: Any, step: int, *, split: Split, **options: Any) -> Any:
+    def record_split(task: Any, step: int, *, split: Split, **options: Any) -> Any:
         seen.add(split)
         return batch(task, step, split=split, **options)
 
-    monkeypatch.setattr(kind, "batch", recorded)
+    monkeypatch.setattr(kind, "batch", record_split)
     algorithm = AdaMerging(adapt_split="test", steps=2)
     adapted = algorithm.tasks(tasks)
     algorithm.run(make_pool("mlp"), RunContext(tasks=adapted))
@@ -449,12 +449,12 @@ def test_a_teacher_is_the_whole_expert_even_if_tensors_are_skipped(
 ) -> None:
     pool, teachers, logits = make_pool("mlp"), [], tasks.kind.logits
 
-    def noting(task: Any, model: nn.Module, batch: Any) -> torch.Tensor:
+    def record_call(task: Any, model: nn.Module, batch: Any) -> torch.Tensor:
         if not torch.is_grad_enabled():  # a teacher
             teachers.append(model.state_dict())
         return logits(task, model, batch)
 
-    monkeypatch.setattr(tasks.kind, "logits", noting)
+    monkeypatch.setattr(tasks.kind, "logits", record_call)
     options = {"name": "adamerging", "steps": 1, "objective": "teacher", "skip": "*.bias"}
     unmeasured = RunOptions(evaluate=False)
     run_fusion(algorithm=options, model_pool=pool, task_pool=tasks, options=unmeasured)
@@ -510,7 +510,7 @@ def test_faster_products_lead_to_the_same_coefficients(
     seen: list[bool] = []
     logits = type(next(iter(tasks))).logits
 
-    def noting(task: Any, model: nn.Module, batch: Any) -> torch.Tensor:
+    def record_call(task: Any, model: nn.Module, batch: Any) -> torch.Tensor:
         layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
         seen.append(
             all(isinstance(layer, resolve_name(f"{KERNELS}:OneDnnLinear")) for layer in layers)
@@ -524,7 +524,7 @@ def test_faster_products_lead_to_the_same_coefficients(
         assert seen == [faster] * (20 if objective == "teacher" else 10)
         return coefficients
 
-    monkeypatch.setattr(type(next(iter(tasks))), "logits", noting)
+    monkeypatch.setattr(type(next(iter(tasks))), "logits", record_call)
     monkeypatch.setattr(f"{KERNELS}._WORTHWHILE", 1)
     plain, fast = search(faster=False), search(faster=True)
     assert search(faster=True) == fast, "to the bit"

@@ -60,7 +60,7 @@ def dense_rows(pool: CheckpointsPool, *, trim: bool) -> dict[str, Tensor]:
     return {name: part.view_as(rows[name]) for name, part in zip(names, parts, strict=True)}
 
 
-def scaled(row: Tensor, factor: Tensor) -> Tensor:
+def scale_row(row: Tensor, factor: Tensor) -> Tensor:
     """A task vector times coefficients, by a plain SVD if they belong to components."""
     if factor.dim() != 1:
         return factor * row
@@ -84,7 +84,7 @@ class Merged(torch.nn.Module):
                 module.sparse = False  # autograd cannot sum sparse gradients over a row
         base, layout = pool.layout.unpack(pool.base), pool.layout
         matrices = {
-            name: base.tensor(name) + sum(map(scaled, rows[name], factors))
+            name: base.tensor(name) + sum(map(scale_row, rows[name], factors))
             for leaf, factors in live.by_leaf(coefficients)
             for name in leaf.names
         }
@@ -177,7 +177,7 @@ class Step(torch.autograd.Function):
         return gradient / (40 * torch.cosh(logits / 20) ** 2)
 
 
-def switched(live: LiveMerge, logits: list[Tensor], scales: Tensor) -> Tensor:
+def add_remainder(live: LiveMerge, logits: list[Tensor], scales: Tensor) -> Tensor:
     """The coefficients of all components and, last in each tensor, that of the remainder."""
     columns = []
     for tensor, scale in zip(logits, scales.T.unsqueeze(-1), strict=True):
@@ -208,11 +208,11 @@ def test_a_search_for_components_equals_autograd_through_an_estimator(
     optimiser = torch.optim.Adam([*logits, scales], lr=0.07)
     for step in range(6):
         optimiser.param_groups[0]["lr"] = search.learning_rate(step)
-        merged = Merged(live, pool, rows, switched(live, logits, scales))
+        merged = Merged(live, pool, rows, add_remainder(live, logits, scales))
         optimiser.zero_grad()
         sum(objectives(tasks, merged, step)).backward()
         optimiser.step()
-    references = torch.cat(logits, dim=1), scales, switched(live, logits, scales)
+    references = torch.cat(logits, dim=1), scales, add_remainder(live, logits, scales)
     for ours, reference in zip(
         (*learned.tensors.values(), learned.coefficients()), references, strict=True
     ):

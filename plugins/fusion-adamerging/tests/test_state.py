@@ -89,10 +89,11 @@ def test_a_resumed_merge_refuses_other_coefficients(
     make_pool: Callable[..., CheckpointsPool], tasks: Any, tmp_path: Path
 ) -> None:
     pool, path = make_pool("mlp"), tmp_path / "coefficients.json"
-    found, _ = _coefficients(pool, tasks, None)
-    assert found is not None
+    learned, _ = _coefficients(pool, tasks, None)
+    assert learned is not None
     algorithm = AdaMerging(AdaMergingConfig(coefficients=str(path)))
-    for content, refused in ((found, False), (found, False), (found.replace(b"0.", b"0.1"), True)):
+    changed = learned.replace(b"0.", b"0.1")
+    for content, refused in ((learned, False), (learned, False), (changed, True)):
         path.write_bytes(content)
         context = RunContext(state=tmp_path / "state")
         with pytest.raises(IntegrityError, match="stopped run") if refused else nullcontext():
@@ -104,9 +105,9 @@ def test_a_search_that_is_killed_repeatedly_completes(
 ) -> None:
     pool = make_pool("mlp")
     whole, _ = _coefficients(pool, tasks, None)
-    found, lives = None, 0
-    while found is None:
-        found, _ = _coefficients(pool, tasks, tmp_path / "state", die_after=4)
+    learned, lives = None, 0
+    while learned is None:
+        learned, _ = _coefficients(pool, tasks, tmp_path / "state", die_after=4)
         lives += 1
-    assert found == whole
+    assert learned == whole
     assert lives == 4

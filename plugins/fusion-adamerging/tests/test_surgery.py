@@ -45,10 +45,10 @@ def test_adapters_are_those_of_a_plain_loop(kind: str, make_pool: Make, turned_t
         batches = [task.batch(n, size=8, split=Split.UNLABELED, seed=5).inputs for n in range(3)]
         inputs = torch.cat(batches)
         with torch.no_grad():
-            given = task.features(model, inputs)
+            features = task.features(model, inputs)
             expert = pool.build(pool.experts[task.name], dtype=torch.float64)
             wanted = task.features(expert, inputs)
-        width = given.shape[1]
+        width = features.shape[1]
         down, up = (nn.Linear(*size, bias=False).double() for size in ((width, 2), (2, width)))
         draw = make_generator(5, f"surgery\0{task.name}")
         start = torch.rand(2, width, generator=draw)
@@ -58,7 +58,7 @@ def test_adapters_are_those_of_a_plain_loop(kind: str, make_pool: Make, turned_t
         order = Batches(8, 5)
         for step in range(30):
             rows = order.rows(task.name, step, 24)
-            error = given[rows] - up(torch.relu(down(given[rows]))) - wanted[rows]
+            error = features[rows] - up(torch.relu(down(features[rows]))) - wanted[rows]
             optimiser.zero_grad()
             error.abs().mean().backward()
             optimiser.step()
@@ -67,7 +67,8 @@ def test_adapters_are_those_of_a_plain_loop(kind: str, make_pool: Make, turned_t
             torch.testing.assert_close(values, layer.weight.detach(), rtol=1e-5, atol=1e-7)
         key = f"distance/{task.name}"
         steps = context.metrics.steps
-        assert steps[30][key] < steps[0][key] == pytest.approx(float((given - wanted).abs().mean()))
+        distance = float((features - wanted).abs().mean())
+        assert steps[30][key] < steps[0][key] == pytest.approx(distance)
 
 
 def test_the_report_measures_the_models_of_build_for_task(
@@ -76,10 +77,10 @@ def test_the_report_measures_the_models_of_build_for_task(
     pool, out = make_pool("mlp", experts=3, trained=True), tmp_path / "out"
     options = {"steps": 60, "examples": 64, "rank": 4, "lr": 0.02}
     stages = ["task-arithmetic", {"name": "surgery", **options}]
-    given: dict[str, Any] = {"model_pool": pool, "task_pool": turned_tasks}
-    result = run_fusion(algorithm=stages, **given, output=out)
-    live = run_fusion(algorithm=stages, **given)
-    plain = run_fusion(algorithm="task-arithmetic", **given)
+    pools: dict[str, Any] = {"model_pool": pool, "task_pool": turned_tasks}
+    result = run_fusion(algorithm=stages, **pools, output=out)
+    live = run_fusion(algorithm=stages, **pools)
+    plain = run_fusion(algorithm="task-arithmetic", **pools)
     weights = result.weights.state_dict()
     assert all(torch.equal(tensor, weights[n]) for n, tensor in plain.weights.state_dict().items())
     assert json.loads((out / "task_adapters.json").read_text())["modules"]["a"] == "3"
@@ -104,10 +105,10 @@ def test_build_for_task_loads_task_tensors(
 
 
 def test_an_untrained_adapter_changes_nothing(make_pool: Make, turned_tasks: Any) -> None:
-    given: dict[str, Any] = {"model_pool": make_pool("mlp"), "task_pool": turned_tasks}
+    pools: dict[str, Any] = {"model_pool": make_pool("mlp"), "task_pool": turned_tasks}
     algorithm = ["task-arithmetic", {"name": "surgery", "steps": 0}]
     adapted, plain = (
-        run_fusion(algorithm=stages, **given) for stages in (algorithm, algorithm[:1])
+        run_fusion(algorithm=stages, **pools) for stages in (algorithm, algorithm[:1])
     )
     assert adapted.report.tasks == plain.report.tasks
 
@@ -115,18 +116,18 @@ def test_an_untrained_adapter_changes_nothing(make_pool: Make, turned_tasks: Any
 def test_tasks_that_an_adapter_cannot_serve_are_refused(
     make_pool: Make, tasks: Any, turned_tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, Any] = {
+    sections: dict[str, Any] = {
         "algorithm": ["task-arithmetic", "surgery"],
         "model_pool": make_pool("mlp"),
     }
     with pytest.raises(RecipeError, match="task 'a' has no features apart from its head"):
-        run_fusion(**given, task_pool=tasks)
+        run_fusion(**sections, task_pool=tasks)
     features = turned_tasks.kind.features
     monkeypatch.setattr(turned_tasks.kind, "features", lambda *args: 2 * features(*args))
     with pytest.raises(
         RecipeError, match="no module of the model returns the features of"
     ) as caught:
-        run_fusion(**given, task_pool=turned_tasks)
+        run_fusion(**sections, task_pool=turned_tasks)
     assert "mark_features" in str(caught.value.hint)
 
 
@@ -138,15 +139,15 @@ def test_marked_features_of_several_modules_are_adapted(
         return mark_features(model, torch.stack(halves).mean(0))
 
     monkeypatch.setattr(turned_tasks.kind, "features", features)
-    given: dict[str, Any] = {"model_pool": make_pool("mlp", experts=3), "task_pool": turned_tasks}
+    pools: dict[str, Any] = {"model_pool": make_pool("mlp", experts=3), "task_pool": turned_tasks}
     stages = ["task-arithmetic", {"name": "surgery", "steps": 40, "examples": 32, "lr": 0.02}]
     out = tmp_path / "out"
-    result = run_fusion(algorithm=stages, **given, output=out)
-    model = given["model_pool"].build(result.weights)
+    result = run_fusion(algorithm=stages, **pools, output=out)
+    model = pools["model_pool"].build(result.weights)
     stored = CheckpointSource(out / "task_adapters.safetensors")
     for task in turned_tasks:
         inputs = task.batch(0, size=8, split=Split.TEST, seed=0).inputs
-        adapted = build_for_task(out, task.name, pool=given["model_pool"])
+        adapted = build_for_task(out, task.name, pool=pools["model_pool"])
         adapter = [stored.tensor(f"{task.name}/{name}") for name in ("down", "up")]
         plain = task.features(model, inputs)
         torch.testing.assert_close(task.features(adapted, inputs), apply_adapter(plain, *adapter))

@@ -54,20 +54,20 @@ def search(
     context = RunContext(tasks=tasks, seed=1, state=state)
     SyMerge(SyMergeConfig(**options)).run(pool, context)
     coefficients = json.loads(context.side_files["coefficients.json"])["coefficients"]
-    own: Any = context.side_files[TENSORS]
-    return coefficients, own.state_dict(), context
+    tensors: Any = context.side_files[TENSORS]
+    return coefficients, tensors.state_dict(), context
 
 
-@pytest.mark.parametrize("own", [None, ["*weight", "*weight*l0"]])
+@pytest.mark.parametrize("patterns", [None, ["*weight", "*weight*l0"]])
 @pytest.mark.parametrize("kind", LAST)
 def test_a_whole_search_equals_autograd_and_adam(
-    kind: str, own: list[str] | None, make_pool: Make, tasks: Any
+    kind: str, patterns: list[str] | None, make_pool: Make, tasks: Any
 ) -> None:
     pool = make_pool(kind, experts=2, dtype=torch.float64)
-    if own and kind != "recurrent":
-        own = own[:1]
+    if patterns and kind != "recurrent":
+        patterns = patterns[:1]
     options: dict[str, Any] = {"lr": 0.1, "own_lr": 0.03, "steps": 5, "batch_size": 8, "init": 0.3}
-    coefficients, tensors, _ = search(pool, tasks, own=own, **options)
+    coefficients, tensors, _ = search(pool, tasks, own=patterns, **options)
 
     model, base = pool.build(pool.base, dtype=torch.float64), pool.base.state_dict()
     for module in model.modules():
@@ -75,12 +75,12 @@ def test_a_whole_search_equals_autograd_and_adam(
             module.sparse = False
     names = [name for name, _ in model.named_parameters()]
     factors = {name: torch.full((2,), 0.3, dtype=torch.float64) for name in names}
-    chosen = {name for name in names if "weight" in name} if own else LAST[kind] & {*names}
+    chosen = {name for name in names if "weight" in name} if patterns else LAST[kind] & {*names}
     layers = {
         task: {name: weights.tensor(name).clone() for name in chosen}
         for task, weights in pool.experts.items()
     }
-    learned = [factors.values(), (tensor for own in layers.values() for tensor in own.values())]
+    learned = [factors.values(), (tensor for layer in layers.values() for tensor in layer.values())]
     groups = [
         {"params": [tensor.requires_grad_() for tensor in some], "lr": lr}
         for some, lr in zip(learned, (0.1, 0.03), strict=True)
@@ -117,7 +117,7 @@ def test_a_whole_search_equals_autograd_and_adam(
             torch.testing.assert_close(tensors[f"{task}/{name}"], values.detach(), **close)
             moved = (values.detach() - pool.experts[task].tensor(name)).abs().max()
             assert moved > 0.01 or "idle" in name
-    if own is None:
+    if patterns is None:
         assert {key.partition("/")[2] for key in tensors} == LAST[kind]
         assert all(coefficients["a"][name] == 0.3 for name in chosen), "no task uses the merge's"
 

@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {"samples": SAMPLES, "batch_size": SIZE}
 FP32 = 1e-5
 
 
-def by_hand(model: nn.Module, texts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def compute_by_hand(model: nn.Module, texts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return E over examples and predicted labels of the squared gradient, in float64."""
     model = copy.deepcopy(model).double().requires_grad_(True)
     named = dict(model.named_parameters())
@@ -60,7 +60,7 @@ def test_squared_gradients_equal_a_loop_over_examples_and_labels(
     assert list(results) == ["a", "b", "c"]
     for expert, tensors in results.items():
         model = pool.build(pool.experts[expert])
-        expected = by_hand(model, examples(tasks[expert], seed))
+        expected = compute_by_hand(model, examples(tasks[expert], seed))
         assert tensors.keys() == {*expected, "output.weight", "pooler.weight"}
         for name, value in expected.items():
             assert tensors[name].dtype is dtype
@@ -130,7 +130,7 @@ def draw_once(model: nn.Module, seed: int, task: WordTask) -> dict[str, torch.Te
 
 def test_labels_of_many_classes_are_drawn_without_bias() -> None:
     model, task = word_pool(0, torch.float64).config.models["a"], WordTask("a")
-    exact = by_hand(model, examples(task, 0)[:SIZE])["up.weight"]
+    exact = compute_by_hand(model, examples(task, 0)[:SIZE])["up.weight"]
     several = torch.stack([draw_once(model, seed, task)["up.weight"] for seed in range(400)])
     error = several.std(0) / len(several) ** 0.5
     assert ((several.mean(0) - exact).abs() < 5 * error).all()

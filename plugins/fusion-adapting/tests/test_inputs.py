@@ -60,7 +60,7 @@ def test_each_call_of_a_model_uses_its_own_mask(kind: type[WordTask]) -> None:
         for t in examples(task, 0)
     ]
     parameters = dict(model.named_parameters())
-    together, apart = (compute_moments(model, parameters, task, each) for each in (batches, alone))
+    together, apart = (compute_moments(model, parameters, task, data) for data in (batches, alone))
     for name, result in together.items():
         assert result.count == apart[name].count
         torch.testing.assert_close(result.total, apart[name].total)

@@ -37,7 +37,7 @@ def live_merge(pool: CheckpointsPool, kernel: type[Linear] = Linear, **options: 
     return LiveMerge(pool, merged, CPU, dtype=torch.float64, **options)
 
 
-def scaled(row: Tensor, factor: Tensor) -> Tensor:
+def scale_row(row: Tensor, factor: Tensor) -> Tensor:
     """A task vector times coefficients, by a plain SVD if they belong to components."""
     if factor.dim() != 1:
         return factor * row
@@ -63,7 +63,7 @@ class Merged(torch.nn.Module):
         matrices = {
             name: base.tensor(name)
             + sum(
-                scaled((expert.tensor(name) - base.tensor(name)) ** power, factor)
+                scale_row((expert.tensor(name) - base.tensor(name)) ** power, factor)
                 for factor, expert in zip(factors, experts, strict=True)
             )
             for leaf, factors in live.by_leaf(coefficients)

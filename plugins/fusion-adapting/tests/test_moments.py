@@ -31,7 +31,7 @@ OPTIONS: dict[str, Any] = {"samples": SAMPLES, "batch_size": SIZE}
 FP32 = 1e-5
 
 
-def by_hand(model: WordModel, texts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+def collect_by_hand(model: WordModel, texts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
     """Return every input vector of each layer, in float64."""
     model = model.double()
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in ("mix", "turn", "up", "output")}
@@ -60,10 +60,10 @@ def test_moments_equal_sums_of_outer_products_of_unpadded_inputs(
     seed: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     pool, tasks = word_pool(seed, dtype), WordTasks()
-    found = dict(moments(pool, tasks, seed=seed, **OPTIONS))
-    assert list(found) == ["a", "b", "c"]
-    for expert, layers in found.items():
-        inputs = by_hand(pool.build(pool.experts[expert]), examples(tasks[expert], seed))
+    by_expert = dict(moments(pool, tasks, seed=seed, **OPTIONS))
+    assert list(by_expert) == ["a", "b", "c"]
+    for expert, layers in by_expert.items():
+        inputs = collect_by_hand(pool.build(pool.experts[expert]), examples(tasks[expert], seed))
         named = {"pooler": "mix", "embedding": "output"}
         assert layers.keys() == {f"{name}.weight" for name in [*inputs, *named]}, "and no idle one"
         for tensor, result in layers.items():
@@ -82,10 +82,10 @@ def test_moments_equal_sums_of_outer_products_of_unpadded_inputs(
 
 def test_moments_cover_the_input_dimension_of_the_weight() -> None:
     pool = word_pool(0, torch.float64)
-    (_, found), *_ = moments(pool, WordTasks(), **OPTIONS)
+    (_, layers), *_ = moments(pool, WordTasks(), **OPTIONS)
     for name in ("turn.weight", "up.weight"):
         weight = pool.experts["a"].tensor(name)
-        assert len(found[name].total) == weight.shape[found[name].dim]
+        assert len(layers[name].total) == weight.shape[layers[name].dim]
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
@@ -107,7 +107,7 @@ def test_padding_changes_nothing_for_models_of_transformers(kind: str) -> None:
     batches = [*Batches(SIZE, 0).first(task, SAMPLES)]
     alone = [Batch({"input_ids": text[None]}) for text in examples(task, 0)]
     parameters = dict(model.named_parameters())
-    together, apart = (compute_moments(model, parameters, task, each) for each in (batches, alone))
+    together, apart = (compute_moments(model, parameters, task, data) for data in (batches, alone))
     assert together.keys() == apart.keys()
     assert len(together) == (13 if kind == "bert" else 8), "six or four per layer, and a pooler"
     for name, result in together.items():
@@ -117,25 +117,25 @@ def test_padding_changes_nothing_for_models_of_transformers(kind: str) -> None:
 
 def test_an_encoder_of_torch_takes_no_fast_path_around_its_layers() -> None:
     pool, tasks = tiny_pool("transformer", experts=1), TinyTasks()
-    ((_, found),) = moments(pool, tasks, **OPTIONS)
+    ((_, layers),) = moments(pool, tasks, **OPTIONS)
     feed_forward = {f"encoder.layers.0.linear{n}.weight" for n in (1, 2)}
-    assert found.keys() == {*feed_forward, "embedding.weight", "output.weight"}
-    assert found["encoder.layers.0.linear1.weight"].count == SAMPLES * 6
+    assert layers.keys() == {*feed_forward, "embedding.weight", "output.weight"}
+    assert layers["encoder.layers.0.linear1.weight"].count == SAMPLES * 6
 
 
 def test_images_are_inputs_without_padding() -> None:
     pool, task = tiny_pool("mlp", experts=1, dtype=torch.float64), TinyTasks()["a"]
-    ((_, found),) = moments(pool, TinyTasks(), seed=5, **OPTIONS)
+    ((_, layers),) = moments(pool, TinyTasks(), seed=5, **OPTIONS)
     images = [
         task.batch(step, size=SIZE, split=Split.UNLABELED, seed=5).inputs for step in range(3)
     ]
     rows = torch.cat(images).flatten(1)[:SAMPLES].double()
-    torch.testing.assert_close(found["1.weight"].total, rows.T @ rows)
+    torch.testing.assert_close(layers["1.weight"].total, rows.T @ rows)
 
 
 def test_a_batch_is_no_larger_than_the_samples() -> None:
-    ((_, found),) = moments(tiny_pool("mlp", experts=1), TinyTasks(), samples=3)
-    assert found["1.weight"].count == 3
+    ((_, layers),) = moments(tiny_pool("mlp", experts=1), TinyTasks(), samples=3)
+    assert layers["1.weight"].count == 3
 
 
 class Bent(WordModel):
@@ -150,10 +150,10 @@ class Bent(WordModel):
 
 def test_flattened_positions_are_masked_too() -> None:
     model, task = Bent().eval(), WordTask("a")
-    found = compute_moments(
+    result = compute_moments(
         model, dict(model.named_parameters()), task, Batches(SIZE, 0).first(task, SAMPLES)
     )
-    assert found["mix.weight"].count == sum(map(len, examples(task, 0)))
+    assert result["mix.weight"].count == sum(map(len, examples(task, 0)))
 
 
 def test_a_mask_that_does_not_fit_the_inputs_is_refused_with_the_layers_name(

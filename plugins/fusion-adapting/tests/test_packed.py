@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXPERTS, INPUTS, OUTPUTS = 3, 8, 4
 
 
-def each_expert(
+def loop_over_experts(
     product: Callable[[Tensor, Tensor], Tensor],
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Return a function that multiplies the rows of one expert after the other."""
@@ -40,10 +40,10 @@ def each_expert(
 
 def in_inference_mode(rows: Tensor, weight: Tensor, index: Tensor) -> Tensor:
     with torch.inference_mode():
-        return each_expert(linear)(rows, weight, index)
+        return loop_over_experts(linear)(rows, weight, index)
 
 
-def grouped(rows: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+def multiply_grouped(rows: Tensor, weight: Tensor, index: Tensor) -> Tensor:
     order = index.argsort()
     ends = torch.bincount(index, minlength=EXPERTS).cumsum(0).int()
     products = torch.nn.functional.grouped_mm(rows[order], weight.mT, offs=ends)
@@ -56,46 +56,50 @@ def dense(rows: Tensor, weight: Tensor, index: Tensor) -> Tensor:
     return torch.bmm(chosen, weight.mT).sum(0)
 
 
-def gathered(rows: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+def multiply_gathered(rows: Tensor, weight: Tensor, index: Tensor) -> Tensor:
     return torch.bmm(weight[index], rows.unsqueeze(-1)).squeeze(-1)
 
 
-def also_transposed(rows: Tensor, weight: Tensor, index: Tensor) -> Tensor:
-    return each_expert(lambda r, w: linear(linear(linear(r, w), w.mT), w))(rows, weight, index)
+def multiply_transposed_too(rows: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    return loop_over_experts(lambda r, w: linear(linear(linear(r, w), w.mT), w))(
+        rows, weight, index
+    )
 
 
-def also_measured(rows: Tensor, weight: Tensor, index: Tensor) -> Tensor:
-    return each_expert(linear)(rows, weight, index) / weight.norm()
+def divide_by_norm(rows: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    return loop_over_experts(linear)(rows, weight, index) / weight.norm()
 
 
 WAYS: dict[str, Any] = {
-    "linear": each_expert(linear),
-    "matmul": each_expert(lambda rows, weight: rows @ weight.mT),
-    "matmul of three dimensions": each_expert(lambda rows, weight: (rows[None] @ weight.mT)[0]),
-    "from the left": each_expert(lambda rows, weight: (weight @ rows.mT).mT),
-    "vectors": each_expert(lambda rows, weight: torch.stack([weight @ row for row in rows])),
-    "einsum": each_expert(lambda rows, weight: torch.einsum("ni,oi->no", rows, weight)),
-    "with a bias": each_expert(
+    "linear": loop_over_experts(linear),
+    "matmul": loop_over_experts(lambda rows, weight: rows @ weight.mT),
+    "matmul of three dimensions": loop_over_experts(
+        lambda rows, weight: (rows[None] @ weight.mT)[0]
+    ),
+    "from the left": loop_over_experts(lambda rows, weight: (weight @ rows.mT).mT),
+    "vectors": loop_over_experts(lambda rows, weight: torch.stack([weight @ row for row in rows])),
+    "einsum": loop_over_experts(lambda rows, weight: torch.einsum("ni,oi->no", rows, weight)),
+    "with a bias": loop_over_experts(
         lambda rows, weight: torch.addmm(rows.new_ones(OUTPUTS), rows, weight.mT)
     ),
-    "parts": each_expert(
+    "parts": loop_over_experts(
         lambda rows, weight: torch.cat([linear(rows, weight[:1]), linear(rows, weight[1:])], 1)
     ),
     "inference mode": in_inference_mode,
-    "grouped": grouped,
+    "grouped": multiply_grouped,
     "dense": dense,
 }
 UNKNOWN: dict[str, Any] = {
-    "gathered": gathered,
-    "scaled": each_expert(lambda rows, weight: linear(rows, 2 * weight)),
-    "rows of a matrix": each_expert(
+    "gathered": multiply_gathered,
+    "scaled": loop_over_experts(lambda rows, weight: linear(rows, 2 * weight)),
+    "rows of a matrix": loop_over_experts(
         lambda rows, weight: torch.cat([linear(rows, weight[:2]), linear(rows, weight[2:])], 1)
     ),
-    "columns of a matrix": each_expert(
+    "columns of a matrix": loop_over_experts(
         lambda rows, weight: linear(rows[:, :3], weight[:, :3]) + linear(rows[:, 3:], weight[:, 3:])
     ),
-    "also transposed": also_transposed,
-    "also measured": also_measured,
+    "also transposed": multiply_transposed_too,
+    "also measured": divide_by_norm,
 }
 
 

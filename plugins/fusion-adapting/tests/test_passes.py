@@ -109,12 +109,12 @@ def test_task_parameters_replace_the_models_while_the_task_passes() -> None:
 
 def test_no_activations_outlive_a_step() -> None:
     model = tiny_model("mlp")
-    made: list[weakref.ref[torch.Tensor]] = []
+    outputs: list[weakref.ref[torch.Tensor]] = []
     for layer in model:
-        layer.register_forward_hook(lambda _, __, output: made.append(weakref.ref(output)))
+        layer.register_forward_hook(lambda _, __, output: outputs.append(weakref.ref(output)))
     _passes(model, FEATURES, shared=PLENTY).backward(0, entropy)
-    assert len(made) > len(model), "a pass that measures, and those that count"
-    assert [each() for each in made] == [None] * len(made)
+    assert len(outputs) > len(model), "a pass that measures, and those that count"
+    assert [reference() for reference in outputs] == [None] * len(outputs)
 
 
 def test_only_activations_that_grow_with_the_tasks_count_for_sharing() -> None:

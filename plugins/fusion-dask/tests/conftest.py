@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("dask")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # idle workers take processor time until the end
 def scheduler(directory: Path) -> Iterator[Path]:
     """Run a scheduler with two workers, of which one announces a GPU."""
     with (
@@ -34,7 +34,7 @@ def scheduler(directory: Path) -> Iterator[Path]:
         yield scheduler_file
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def checkpoint(directory: Path) -> Path:
     """Return a file of eight tensors, each of which fills a shard."""
     tensors = {str(n): torch.full((SHARD // 4 - 40,), float(n)) for n in range(8)}

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def executor(scheduler: Path) -> Iterator[Executor]:
-    with make_dask(DaskConfig(scheduler_file=str(scheduler))) as made:
-        yield made
+    with make_dask(DaskConfig(scheduler_file=str(scheduler))) as executor:
+        yield executor
 
 
 @pytest.fixture
@@ -82,6 +82,7 @@ def test_a_worker_that_dies_does_not_change_the_result(
     assert files == copy_checkpoint(CheckpointSource(checkpoint), None, tmp_path / "alone")
 
 
+@pytest.mark.thorough
 def test_finished_work_is_kept_when_all_workers_have_died(
     deaths: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_finished_work_is_kept_when_all_workers_have_died(
     assert files == copy_checkpoint(source, None, tmp_path / "alone")
 
 
+@pytest.mark.thorough
 def test_the_death_of_the_scheduler_is_the_only_message(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

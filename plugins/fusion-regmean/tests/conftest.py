@@ -49,7 +49,7 @@ class Stack(nn.Module):
         return self.head(states.mean(1))
 
 
-def by_hand(weights: State, images: Tensor) -> dict[str, Tensor]:
+def compute_by_hand(weights: State, images: Tensor) -> dict[str, Tensor]:
     """Return the inputs of each layer, (positions, width), by the name of its weight, and `logits`.
 
     For a normalisation they are the values that its weight multiplies.
@@ -74,7 +74,7 @@ def by_hand(weights: State, images: Tensor) -> dict[str, Tensor]:
 class Stacks:
     """Pools of such networks, and merges of them with `TinyTasks`."""
 
-    inputs = staticmethod(by_hand)
+    inputs = staticmethod(compute_by_hand)
 
     def pool(self, *, experts: int = 3, seed: int = 0) -> CheckpointsPool:
         models: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core import Metric, Published, Report, RunOptions, run_fusion
+from fusion_core import Metric, Published, Reference, Report, RunOptions, run_fusion
 from fusion_testing import Mean
 
 if TYPE_CHECKING:
@@ -45,8 +45,10 @@ class World:
         """Return a report on one task per expert; the base scores 0.5, experts score 0.8."""
         fields: dict[str, Any] = {
             "tasks": {name: {"accuracy": value} for name, value in zip(NAMES, values, strict=True)},
-            "base": {name: {"accuracy": 0.5} for name in NAMES},
-            "experts": {name: {"accuracy": 0.8} for name in NAMES},
+            "reference": Reference(
+                base={name: {"accuracy": 0.5} for name in NAMES},
+                experts={name: {"accuracy": 0.8} for name in NAMES},
+            ),
             "transductive": True,
             "needs_task": True,
             "remembered": {"base": NAMES},
@@ -72,7 +74,7 @@ class World:
             (path / "outcomes.json").write_text(json.dumps(report.outcomes_as_json()))
         return path
 
-    def searched(self, name: str, report: Report | None = None, steps: int = 30) -> Path:
+    def write_search(self, name: str, report: Report | None = None, steps: int = 30) -> Path:
         """Write a run with coefficients and a log of their search."""
         path = self.run(name, report)
         coefficients = {
@@ -104,8 +106,10 @@ def mixed() -> Report:
     refused = Metric("refused", is_noted=True)
     return Report(
         tasks={"text": {"perplexity": 8.0}, "quiz": {"accuracy": 0.7, "refused": 0.25}},
-        base={"text": {"perplexity": 10.0}, "quiz": {"accuracy": 0.72}},
-        experts={"text": {"perplexity": 4.0}, "quiz": {"accuracy": 0.8}},
+        reference=Reference(
+            base={"text": {"perplexity": 10.0}, "quiz": {"accuracy": 0.72}},
+            experts={"text": {"perplexity": 4.0}, "quiz": {"accuracy": 0.8}},
+        ),
         metrics={"text": {"perplexity": perplexity}, "quiz": {"refused": refused}},
         measured_on="the first 100 examples of each task",
         conditions={"quiz": {"few-shot": 5}},
@@ -118,4 +122,4 @@ def mixed() -> Report:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with everything that a page can show."""
     world = World(tmp_path_factory.mktemp("whole"))
-    return world.searched("found", world.report((0.4, 0.6, 0.8)))
+    return world.write_search("found", world.report((0.4, 0.6, 0.8)))

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fusion_core import Measured, Metric, Report
+from fusion_core import Measured, Metric, Reference, Report
 from fusion_core.commands import Intervals, build_table
 from fusion_core.errors import FusionError, RecipeError
 from fusion_report.comparison.command import compare
@@ -30,8 +30,10 @@ BITS = Metric("bits", unit="", higher_is_better=False)
 PLAIN = Report({"latin": {"accuracy": 0.5}, "greek": {"accuracy": 0.25}})
 ROTATED = Report(
     {"latin": {"accuracy": 0.6}, "greek": {"accuracy": 0.5}},
-    {"latin": {"accuracy": 0.5}, "greek": {"accuracy": 0.4}},
-    {"latin": {"accuracy": 0.3}, "greek": {"accuracy": 0.9}},
+    Reference(
+        {"latin": {"accuracy": 0.5}, "greek": {"accuracy": 0.4}},
+        {"latin": {"accuracy": 0.3}, "greek": {"accuracy": 0.9}},
+    ),
 )
 
 
@@ -39,13 +41,13 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(APP, [*map(str, arguments)])
 
 
-def printed(*arguments: object) -> str:
+def call_for_output(*arguments: object) -> str:
     done = call(*arguments)
     assert done.exception is None
     return done.stdout
 
 
-def refused(*arguments: object) -> FusionError:
+def call_for_error(*arguments: object) -> FusionError:
     error = call(*arguments).exception
     assert isinstance(error, FusionError)
     return error
@@ -60,12 +62,14 @@ def report(*right: int, **options: Any) -> Report:
     names = ("latin", "greek", "shapes")
     return Report(
         {name: accuracy(count) for name, count in zip(names, right, strict=False)},
-        experts={name: accuracy(count) for name, count in zip(names, (99, 98, 97), strict=True)},
+        Reference(
+            experts={name: accuracy(count) for name, count in zip(names, (99, 98, 97), strict=True)}
+        ),
         **options,
     )
 
 
-def written(directory: Path, content: Report, recipe: str = "") -> Path:
+def write_report(directory: Path, content: Report, recipe: str = "") -> Path:
     directory.mkdir()
     (directory / "report.json").write_text(json.dumps(content.as_json()))
     if outcomes := content.outcomes_as_json():
@@ -132,8 +136,8 @@ def test_the_best_comes_first() -> None:
 
 def test_averages_in_json_are_over_the_tasks_that_all_have() -> None:
     experts = {"latin": {"accuracy": 1.0}, "greek": {"accuracy": 0.5}}
-    part = Report({"latin": {"accuracy": 1.0}}, experts=experts)
-    data = reports_as_json({"a": Report(PLAIN.tasks, experts=experts), "b": part})
+    part = Report({"latin": {"accuracy": 1.0}}, Reference(experts=experts))
+    data = reports_as_json({"a": Report(PLAIN.tasks, Reference(experts=experts)), "b": part})
     keys = ("average", "normalised_average", "averaged_over")
     assert [data["a"][key] for key in keys] == [0.5, 0.5, ["latin"]]
     assert [data["b"][key] for key in keys] == [1.0, 1.0, ["latin"]]
@@ -148,24 +152,27 @@ def test_averages_in_json_are_over_the_tasks_that_all_have() -> None:
 
 def test_directories_stand_side_by_side(tmp_path: Path) -> None:
     base = {"latin": {"accuracy": 0.125}}
-    whole = Report(PLAIN.tasks, base, {"latin": {"accuracy": 1.0}})
-    first, second = written(tmp_path / "first", whole), written(tmp_path / "second", PLAIN)
-    headings = printed(first, second).splitlines()[0].split()
+    whole = Report(PLAIN.tasks, Reference(base, {"latin": {"accuracy": 1.0}}))
+    first, second = (
+        write_report(tmp_path / "first", whole),
+        write_report(tmp_path / "second", PLAIN),
+    )
+    headings = call_for_output(first, second).splitlines()[0].split()
     assert headings == ["task", "base", "first", "second", "experts"]
-    elsewhere = written(first / "third", whole)
-    assert str(elsewhere) in printed(first, elsewhere)
+    elsewhere = write_report(first / "third", whole)
+    assert str(elsewhere) in call_for_output(first, elsewhere)
     over = {"averaged_over": ["latin", "greek"]}
-    assert json.loads(printed("--json", first, second)) == {
+    assert json.loads(call_for_output("--json", first, second)) == {
         str(first): {**whole.as_json(), **over},
         str(second): {**PLAIN.as_json(), **over},
     }
-    assert refused(tmp_path).exit_code == RecipeError.exit_code
+    assert call_for_error(tmp_path).exit_code == RecipeError.exit_code
     assert call().exit_code == RecipeError.exit_code
 
 
 def test_directories_without_a_report_are_skipped_by_name(tmp_path: Path) -> None:
-    good = written(tmp_path / "good", PLAIN)
-    damaged = written(tmp_path / "damaged", PLAIN)
+    good = write_report(tmp_path / "good", PLAIN)
+    damaged = write_report(tmp_path / "damaged", PLAIN)
     (damaged / "report.json").write_text("{")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").touch()
@@ -177,74 +184,85 @@ def test_directories_without_a_report_are_skipped_by_name(tmp_path: Path) -> Non
     for line, name in zip(lines, names, strict=True):
         assert line.startswith("skipped: ")
         assert name in line
-    error = refused(tmp_path / "empty", tmp_path / "notes.txt")
+    error = call_for_error(tmp_path / "empty", tmp_path / "notes.txt")
     assert error.exit_code == 2
     assert "empty has no report.json\n" in str(error)
     assert f"not a directory: {tmp_path}/notes.txt\n" in str(error)
 
 
 def test_a_path_that_the_system_refuses_is_a_disk_error(tmp_path: Path) -> None:
-    error = refused(written(tmp_path / "good", PLAIN), "x" * 300)
+    error = call_for_error(write_report(tmp_path / "good", PLAIN), "x" * 300)
     assert (error.exit_code, error.message) == (6, f"{'x' * 300}: File name too long")
 
 
 def test_experts_below_the_base_get_a_warning(tmp_path: Path) -> None:
-    done = call(written(tmp_path / "rotated", ROTATED), "--format", "csv")
+    done = call(write_report(tmp_path / "rotated", ROTATED), "--format", "csv")
     assert done.stderr.startswith("warning: experts and tasks probably do not belong together: ")
     assert "latin (30.0, base 50.0), by the figures alone" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_two_runs_are_compared_on_the_same_examples(tmp_path: Path) -> None:
-    first, second = written(tmp_path / "a", report(50)), written(tmp_path / "b", report(60))
-    lines = printed(first, second).splitlines()
+    first, second = (
+        write_report(tmp_path / "a", report(50)),
+        write_report(tmp_path / "b", report(60)),
+    )
+    lines = call_for_output(first, second).splitlines()
     assert lines[0].split() == ["task", "a", "b", "experts"]
     start = lines.index("b - a, on the same examples")
     assert lines[start + 1].split() == ["task", "difference", "95", "%", "interval", "p"]
     assert lines[start + 2].split() == ["latin", "+10.0", "+5.0", "to", "+16.0", "0.002"]
     assert lines[start + 3] == "exact McNemar; p-values are not corrected for multiple tests"
-    data = json.loads(printed(first, second, "--json"))
+    data = json.loads(call_for_output(first, second, "--json"))
     assert "paired" not in data[str(first)]
     paired = data[str(second)]["paired"]
     assert (paired["against"], paired["average"]) == (str(first), None)
     assert paired["tasks"]["latin"]["p"] == pytest.approx(2 / 2**10)
-    third = written(tmp_path / "c", report(70, 60))
-    assert "same examples" not in printed(first, second, third)
-    assert "\na - c, on the same examples\n" in printed(first, second, "--paired", third, first)
-    fourth = written(tmp_path / "d", report(60, 90))
-    average = printed(third, fourth).splitlines()
+    third = write_report(tmp_path / "c", report(70, 60))
+    assert "same examples" not in call_for_output(first, second, third)
+    assert "\na - c, on the same examples\n" in call_for_output(
+        first, second, "--paired", third, first
+    )
+    fourth = write_report(tmp_path / "d", report(60, 90))
+    average = call_for_output(third, fourth).splitlines()
     assert average[-2].split()[:2] == ["average", "+10.0"]
     assert average[-1].startswith("tasks: exact McNemar; average: paired bootstrap; p-values ")
 
 
 def test_a_pair_that_cannot_be_compared_is_refused(tmp_path: Path) -> None:
-    first, second = written(tmp_path / "a", report(50)), written(tmp_path / "b", report(60))
-    other = written(tmp_path / "other", Report({"latin": {"accuracy": 0.5}}))
-    error = refused(first, "--paired", first, other)
+    first, second = (
+        write_report(tmp_path / "a", report(50)),
+        write_report(tmp_path / "b", report(60)),
+    )
+    other = write_report(tmp_path / "other", Report({"latin": {"accuracy": 0.5}}))
+    error = call_for_error(first, "--paired", first, other)
     assert (error.exit_code, "no outcomes of the same test examples" in str(error)) == (2, True)
-    assert "a twice\n" in str(refused(first, "--paired", first, first))
-    error = refused(first, "--paired", first, second, "--format", "csv")
+    assert "a twice\n" in str(call_for_error(first, "--paired", first, first))
+    error = call_for_error(first, "--paired", first, second, "--format", "csv")
     assert (error.exit_code, "--paired does not support --format csv" in str(error)) == (2, True)
 
 
 def test_outcomes_of_another_report_are_named(tmp_path: Path) -> None:
-    damaged, good = written(tmp_path / "a", report(50)), written(tmp_path / "b", report(60))
+    damaged, good = (
+        write_report(tmp_path / "a", report(50)),
+        write_report(tmp_path / "b", report(60)),
+    )
     (damaged / "outcomes.json").write_text((good / "outcomes.json").read_text())
-    error = refused(damaged, "--intervals")
+    error = call_for_error(damaged, "--intervals")
     assert error.exit_code == FusionError.exit_code
     assert "a/outcomes.json does not match the report.json in the same directory" in str(error)
-    assert printed(damaged)  # without --intervals
+    assert call_for_output(damaged)  # without --intervals
 
 
 def test_runs_that_differ_only_in_the_seed_are_averaged(tmp_path: Path) -> None:
     recipe = "algorithm: {{name: dare, density: {}}}\nseed: {}\noutput: {{path: {}}}\n"
     for number, right in enumerate((50, 60, 70)):
-        written(tmp_path / f"s{number}", report(right), recipe.format(0.5, number, number))
-    written(tmp_path / "again", report(10), recipe.format(0.5, 0, "x"))
-    written(tmp_path / "other", report(20), recipe.format(0.6, 0, "x"))
-    written(tmp_path / "no-recipe", report(30))
+        write_report(tmp_path / f"s{number}", report(right), recipe.format(0.5, number, number))
+    write_report(tmp_path / "again", report(10), recipe.format(0.5, 0, "x"))
+    write_report(tmp_path / "other", report(20), recipe.format(0.6, 0, "x"))
+    write_report(tmp_path / "no-recipe", report(30))
     directories = sorted(tmp_path.iterdir())
-    text = printed(*directories, "--seeds", "--format", "csv", "--sort", "latin")
+    text = call_for_output(*directories, "--seeds", "--format", "csv", "--sort", "latin")
     rows = {row["model"]: row for row in csv.DictReader(io.StringIO(text))}
     group = rows["again (3 seeds)"]
     assert float(group["latin accuracy"]) == pytest.approx((0.1 + 0.6 + 0.7) / 3)
@@ -252,13 +270,13 @@ def test_runs_that_differ_only_in_the_seed_are_averaged(tmp_path: Path) -> None:
     assert rows["other"]["latin accuracy low"] == ""
     # s0 has the seed of another run
     assert list(rows) == ["s0", "again (3 seeds)", "no-recipe", "other", "experts"]
-    assert "±: 95 % intervals over seeds; " in printed(*directories, "--seeds")
-    alone = printed(tmp_path / "other", "--seeds")
+    assert "±: 95 % intervals over seeds; " in call_for_output(*directories, "--seeds")
+    alone = call_for_output(tmp_path / "other", "--seeds")
     assert "no intervals: no two runs differ only in the seed\n" in alone
 
 
 @pytest.mark.parametrize("form", ["csv", "markdown", "latex", "json", "table"])
 def test_every_format_is_printed(tmp_path: Path, form: str) -> None:
-    text = printed(written(tmp_path / "a\x1b", report(50)), "--format", form)
+    text = call_for_output(write_report(tmp_path / "a\x1b", report(50)), "--format", form)
     assert "\x1b" not in text
     assert ("0.5" if form in {"csv", "json"} else "50.0") in text

@@ -49,19 +49,19 @@ def call(*arguments: str) -> Result:
     return done
 
 
-def printed(*arguments: str) -> list[str]:
+def call_for_lines(*arguments: str) -> list[str]:
     return call(*arguments).stdout.splitlines()
 
 
 @pytest.mark.usefixtures("folder")
 def test_algorithm_and_output_of_a_recipe_are_ignored() -> None:
-    lines = printed("recipe.yaml")
+    lines = call_for_lines("recipe.yaml")
     assert [line.split()[0] for line in lines[1:4]] == ["a", "b", "c"]
     assert any(line.startswith("cosines") for line in lines)
     assert (
         lines[-1] == "no predictions measured: name tasks with unlabeled examples with --task-pool"
     )
-    assert printed("recipe.yaml") == lines
+    assert call_for_lines("recipe.yaml") == lines
 
 
 @pytest.mark.usefixtures("folder")
@@ -83,7 +83,7 @@ def test_json_has_all_measurements_and_predictions() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_a_single_expert_is_not_compared() -> None:
-    lines = printed("recipe.yaml", "--set", "model_pool.models=[a]")
+    lines = call_for_lines("recipe.yaml", "--set", "model_pool.models=[a]")
     assert "only one expert: nothing to compare it with" in lines
     assert not any(line.startswith(("cosines", "confidence")) for line in lines)
 
@@ -93,7 +93,7 @@ def test_an_expert_that_equals_the_base_is_named(folder: Folder) -> None:
     (folder / "same" / "model.safetensors").write_bytes(
         (folder / "base" / "model.safetensors").read_bytes()
     )
-    lines = printed("recipe.yaml", "--set", "model_pool.models=[a, same]")
+    lines = call_for_lines("recipe.yaml", "--set", "model_pool.models=[a, same]")
     assert "same equals the base" in lines
     assert not any("nan" in line for line in lines)
     flags = ("--json", "--set", "model_pool.models=[a, same]")
@@ -104,7 +104,7 @@ def test_an_expert_that_equals_the_base_is_named(folder: Folder) -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_without_a_base_the_remaining_methods_are_named() -> None:
-    lines = printed("--pool", "checkpoints", "--set", "model_pool.models=[a, b]")
+    lines = call_for_lines("--pool", "checkpoints", "--set", "model_pool.models=[a, b]")
     assert lines[0].split()[:5] == ["expert", "norm", "relative", "to", "mean"]
     assert any(line.startswith("no base, so no task vectors") for line in lines)
     assert not any(line.startswith(("cosines", "sign conflict", "confidence")) for line in lines)
@@ -114,13 +114,13 @@ def test_models_that_do_not_fit_are_refused(folder: Folder) -> None:
     (folder / "other").mkdir()
     save_file({"x": torch.zeros(2)}, folder / "other" / "model.safetensors")
     with pytest.raises(FusionError, match="do not fit together"):
-        printed("recipe.yaml", "--set", "model_pool.models=[a, other]")
+        call_for_lines("recipe.yaml", "--set", "model_pool.models=[a, other]")
 
 
 @pytest.mark.usefixtures("folder")
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(FusionError, match="nowhere does not exist"):
-        printed("recipe.yaml", "--set", "model_pool.models=[a, nowhere]")
+        call_for_lines("recipe.yaml", "--set", "model_pool.models=[a, nowhere]")
 
 
 def test_a_pool_without_experts_is_refused() -> None:

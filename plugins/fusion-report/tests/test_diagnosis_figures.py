@@ -183,15 +183,15 @@ def test_without_a_base_experts_are_compared_with_their_mean() -> None:
     assert diagnosis.advice == []
 
 
-def measured(**changes: Any) -> Any:
+def measure_figures(**changes: Any) -> Any:
     recipe = {"model_pool": tiny_pool("mlp"), "task_pool": TinyTasks()}
     return diagnose(recipe, Questions(samples=32, **changes)).figures
 
 
 def test_predictions_are_compared_with_the_experts() -> None:
     pool, tasks = tiny_pool("mlp"), TinyTasks()
-    figures = measured(trials=True)
-    assert [*figures.answers] == ["experts", "base", AVERAGE, *tried()]
+    figures = measure_figures(trials=True)
+    assert [*figures.answers] == ["experts", "base", AVERAGE, *list_trial_merges()]
     assert figures.agreement("experts") == 1
     batch = tasks["a"].batch(0, size=32, split="unlabeled", seed=0)  # type: ignore[arg-type]
     assert pool.base is not None
@@ -207,7 +207,7 @@ def test_predictions_are_compared_with_the_experts() -> None:
 
 
 def test_models_on_lines_are_measured() -> None:
-    figures = measured(connectivity=True)
+    figures = measure_figures(connectivity=True)
     lines = {path.ends: path for path in figures.paths}
     assert len(lines) == 3 + 3
     line = lines["base", "b"]
@@ -244,7 +244,7 @@ def test_a_barrier_is_the_largest_drop_below_the_straight_line() -> None:
     assert Path(("a", "b"), ["a"], [0.4, 0.6, 0.7]).barrier == 0
 
 
-def tried(*blocked: str) -> list[str]:
+def list_trial_merges(*blocked: str) -> list[str]:
     """Return the merges of a trial besides the average, as far as they are installed."""
     known = load_plugins(frozenset(blocked)).components(AlgorithmSpec)
     here = {component.spec.name for component in known}
@@ -255,7 +255,7 @@ def test_blocked_plugins_are_not_tried() -> None:
     recipe = {"model_pool": tiny_pool("mlp"), "task_pool": TinyTasks()}
     options = RunOptions(block=frozenset({"fusion-ties", "fusion-spectral"}))
     figures = diagnose(recipe, Questions(samples=8, trials=True), options).figures
-    assert [*figures.answers][3:] == tried("fusion-ties", "fusion-spectral")
+    assert [*figures.answers][3:] == list_trial_merges("fusion-ties", "fusion-spectral")
 
 
 def test_packed_matrices_are_measured_like_single_ones() -> None:

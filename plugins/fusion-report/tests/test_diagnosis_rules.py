@@ -50,7 +50,7 @@ def claims(pool: Figures) -> set[str]:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_a_rule_applies_only_if_all_bounds_hold(rule: Rule) -> None:
-    inside = {bound.figure: _within(bound) for bound in rule.bounds}
+    inside = {bound.figure: _choose_value(bound) for bound in rule.bounds}
     assert rule.applies(inside)
     for bound in rule.bounds:
         for outside in (bound.below, bound.least - 1e-6, math.nan):
@@ -60,7 +60,7 @@ def test_a_rule_applies_only_if_all_bounds_hold(rule: Rule) -> None:
         )
 
 
-def _within(bound: Bound) -> float:
+def _choose_value(bound: Bound) -> float:
     return bound.least if math.isfinite(bound.least) else bound.below - 1e-6
 
 

@@ -65,7 +65,7 @@ def test_tensors_are_grouped_by_layer(names: list[str], parts: list[str]) -> Non
 
 
 def test_coefficients_are_means_over_a_layer(world: World) -> None:
-    first, by_tensor, _ = chart_coefficients(read_run(world.searched("found"), "found"), "c")
+    first, by_tensor, _ = chart_coefficients(read_run(world.write_search("found"), "found"), "c")
     # layers.0 has the tensors 1 and 2 of the first expert's 0.2, 0.3, 0.4, ...
     assert f"layers.0: {world.names[0]} 0.35" in first.drawing.words
     assert f"{world.names[2]} from 2.2 to 2.7" in by_tensor.drawing.words

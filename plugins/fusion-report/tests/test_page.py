@@ -31,7 +31,7 @@ XHTML, SVG = "{http://www.w3.org/1999/xhtml}", "{http://www.w3.org/2000/svg}"
 VALUES = (0.4, 0.6, 0.8)
 
 
-def written(*directories: Path, vectors: bool = True, intervals: bool = False) -> str:
+def render(*directories: Path, vectors: bool = True, intervals: bool = False) -> str:
     runs, problems = read_runs(directories, outcomes=intervals)
     assert problems == []
     return render_page(runs, progress=Progress(), with_vectors=vectors, intervals=intervals)
@@ -39,10 +39,10 @@ def written(*directories: Path, vectors: bool = True, intervals: bool = False) -
 
 @pytest.fixture(scope="module")
 def text(whole: Path) -> str:
-    return written(whole)
+    return render(whole)
 
 
-def parsed(text: str) -> ET.Element:
+def parse_page(text: str) -> ET.Element:
     """Parse a page as XML, the strictest reader."""
     return ET.fromstring(text.removeprefix("<!DOCTYPE html>"))
 
@@ -62,7 +62,7 @@ def headings(tree: ET.Element) -> list[str]:
 
 
 def test_the_page_is_valid_and_self_contained(text: str) -> None:
-    tree = parsed(text)
+    tree = parse_page(text)
     assert tree.find("head/meta[@charset='utf-8']") is not None
     ids = Counter(element.get("id") for element in tree.iter() if element.get("id"))
     assert [name for name, count in ids.items() if count > 1] == []
@@ -82,7 +82,7 @@ def test_the_page_is_valid_and_self_contained(text: str) -> None:
 
 
 def test_every_chart_has_a_description_and_the_pages_colours(text: str) -> None:
-    tree = parsed(text)
+    tree = parse_page(text)
     pictures = list(tree.iter(f"{SVG}svg"))
     assert len(pictures) == 2 * len({picture.get("aria-label") for picture in pictures}) == 18
     for picture in pictures:
@@ -99,7 +99,7 @@ def test_every_chart_has_a_description_and_the_pages_colours(text: str) -> None:
 def test_the_table_has_every_score(world: World) -> None:
     other = world.report((0.7, 0.55, 0.6), transductive=False, needs_task=False)
     first, second = world.run("first", world.report(VALUES)), world.run("second", other)
-    rows = rows_of(parsed(written(first, second, vectors=False)))
+    rows = rows_of(parse_page(render(first, second, vectors=False)))
     assert [*rows] == [
         "model",
         "base remembered",
@@ -122,8 +122,11 @@ def test_the_table_has_every_score(world: World) -> None:
 
 def test_an_expert_below_the_base_gets_a_warning_and_no_share(world: World) -> None:
     low = {**{name: {"accuracy": 0.8} for name in world.names}, world.names[0]: {"accuracy": 0.2}}
-    rotated = world.run("rotated", replace(world.report(VALUES), experts=low))
-    tree = parsed(written(rotated, vectors=False))
+    report = world.report(VALUES)
+    rotated = world.run(
+        "rotated", replace(report, reference=replace(report.reference, experts=low))
+    )
+    tree = parse_page(render(rotated, vectors=False))
     warning = text_of(tree.find(".//p[@class='card warning']"))
     assert "scores below the base on" in warning
     assert f"{' '.join(escape_control(world.names[0]).split())} (20.0, base 50.0)" in warning
@@ -136,8 +139,8 @@ def test_an_expert_below_the_base_gets_a_warning_and_no_share(world: World) -> N
 def test_intervals_are_shown_on_request(world: World) -> None:
     outcomes = {name: Measured({"accuracy": 0.5}, [1, 0] * 50) for name in world.names}
     run = world.run("sure", replace(world.report(VALUES), tasks=outcomes))
-    sure, plain = (written(run, vectors=False, intervals=shown) for shown in (True, False))
-    assert rows_of(parsed(sure))["sure transductive needs the task"][1] == "50.0 ±9.6"
+    sure, plain = (render(run, vectors=False, intervals=shown) for shown in (True, False))
+    assert rows_of(parse_page(sure))["sure transductive needs the task"][1] == "50.0 ±9.6"
     assert "95 % intervals over test examples" in sure
     assert "±" not in plain
 
@@ -145,7 +148,7 @@ def test_intervals_are_shown_on_request(world: World) -> None:
 def test_the_best_of_several_runs_is_named_and_marked(world: World) -> None:
     fair = world.report((0.7, 0.55, 0.6), transductive=False, needs_task=False)
     best = world.report((0.6, 0.7, 0.8))
-    tree = parsed(written(world.run("fair", fair), world.run("best", best), vectors=False))
+    tree = parse_page(render(world.run("fair", fair), world.run("best", best), vectors=False))
     assert text_of(tree.find(".//p[@class='lead']")) == (
         "Of 2 measured runs, best is best: accuracy 70.0 % on average over 3 tasks, 87.5 % of the "
         "experts'; it needs to know the task, and the best that does not is fair with 61.7 %."
@@ -155,7 +158,7 @@ def test_the_best_of_several_runs_is_named_and_marked(world: World) -> None:
 
 
 def test_hostile_names_are_shown_literally(text: str, world: World) -> None:
-    tree = parsed(text)
+    tree = parse_page(text)
     assert "<script" not in text
     assert "\x1b" not in text
     heads = [text_of(cell) for cell in tree.iter("th") if cell.get("scope") == "col"]
@@ -165,7 +168,7 @@ def test_hostile_names_are_shown_literally(text: str, world: World) -> None:
 
 
 def test_units_and_directions_are_respected(world: World, mixed: Report) -> None:
-    tree = parsed(written(world.run("mixed", mixed), vectors=False))
+    tree = parse_page(render(world.run("mixed", mixed), vectors=False))
     rows = rows_of(tree)
     assert rows["model"][:2] == ["textperplexity, lower is better", "quizaccuracy in %"]
     assert rows["mixed"] == [
@@ -178,26 +181,26 @@ def test_units_and_directions_are_respected(world: World, mixed: Report) -> None
     assert rows["their method"] == ["", "75.0", "", "", ""]
     lead = text_of(tree.find(".//p[@class='lead']"))
     assert "measured on 2 tasks by different metrics; below the base on quiz." in lead
-    said = text_of(tree)
-    assert "Published for Tiny 1B: a paper" in said
-    assert "measured on the first 100 examples of each task" in said
-    assert "conditions of quizfew-shot 5" in said
-    assert "options chosenby 12 trials on the other half" in said
+    text = text_of(tree)
+    assert "Published for Tiny 1B: a paper" in text
+    assert "measured on the first 100 examples of each task" in text
+    assert "conditions of quizfew-shot 5" in text
+    assert "options chosenby 12 trials on the other half" in text
 
 
 def test_empty_sections_are_left_out(text: str, world: World) -> None:
-    every = headings(parsed(text))
+    every = headings(parse_page(text))
     assert {"Results", "Against the experts", "Task vectors", "Coefficients", "Objective"} < {
         *every
     }
-    tree = parsed(written(world.run("plain"), vectors=False))
+    tree = parse_page(render(world.run("plain"), vectors=False))
     assert headings(tree) == ["Provenance", "Repeat this run"]
     assert text_of(tree.find(".//p[@class='lead']")) == ("fused of 3 experts; not measured.")
 
 
 def test_cost_is_shown_of_several_runs(world: World) -> None:
     measured = world.report(VALUES)
-    tree = parsed(written(world.run("a", measured), world.run("b", measured), vectors=False))
+    tree = parse_page(render(world.run("a", measured), world.run("b", measured), vectors=False))
     assert "Average against time of the merge in s" in headings(tree)
 
 
@@ -205,10 +208,10 @@ def test_missing_or_different_models_are_reported(world: World) -> None:
     first, second = world.run("first"), world.run("second")
     recipe = (second / "recipe.yaml").read_text()
     (second / "recipe.yaml").write_text(recipe.replace("/three", "/two"))
-    assert "the runs merge different models" in written(first, second)
+    assert "the runs merge different models" in render(first, second)
     (world.root / "one" / "model.safetensors").unlink()
-    said = text_of(parsed(written(first)))
-    assert "Not shown: the merged models cannot be read here." in said
+    text = text_of(parse_page(render(first)))
+    assert "Not shown: the merged models cannot be read here." in text
 
 
 def test_nothing_is_downloaded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,16 +219,16 @@ def test_nothing_is_downloaded(world: World, monkeypatch: pytest.MonkeyPatch) ->
     path = world.run("found")
     recipe = (path / "recipe.yaml").read_text()
     (path / "recipe.yaml").write_text(re.sub("base: .*", "base: nobody/nothing@main", recipe))
-    assert "HF_HUB_OFFLINE forbids downloading it" in written(path)
+    assert "HF_HUB_OFFLINE forbids downloading it" in render(path)
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
 def test_only_repeatable_runs_show_a_command(world: World) -> None:
     path = world.run("a run")  # by an algorithm that is a live object
-    assert "This run used live Python objects" in written(path, vectors=False)
+    assert "This run used live Python objects" in render(path, vectors=False)
     text = (path / "provenance.json").read_text()
     (path / "provenance.json").write_text(text.replace('"plugin": null', '"plugin": "one"'))
-    command = parsed(written(path, vectors=False)).find(".//pre/code")
+    command = parse_page(render(path, vectors=False)).find(".//pre/code")
     assert command is not None
     assert command.text == f"fuse run '{path}/recipe.yaml' -o again"
 
@@ -237,12 +240,12 @@ def test_a_run_named_twice_is_shown_once(world: World) -> None:
 
 
 def test_equal_runs_give_equal_pages(text: str, whole: Path) -> None:
-    assert written(whole) == text
+    assert render(whole) == text
 
 
 def test_a_long_search_gives_a_small_page(world: World) -> None:
-    path = world.searched("found", steps=5000)
-    assert len(written(path, vectors=False)) < 1_000_000
+    path = world.write_search("found", steps=5000)
+    assert len(render(path, vectors=False)) < 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -259,7 +262,7 @@ def test_a_long_search_gives_a_small_page(world: World) -> None:
     ],
 )
 def test_damaged_files_are_named(world: World, name: str, content: str) -> None:
-    path = world.searched("found")
+    path = world.write_search("found")
     (path / name).write_text(content)
     with pytest.raises(FusionError, match=re.escape(name.partition(".")[0])):
         read_runs([path])
@@ -286,7 +289,7 @@ def test_the_command_writes_into_the_run_or_to_output(world: World) -> None:
     app.command()(report)
     done = CliRunner().invoke(app, [str(first), "-q"])
     assert done.stdout == f"written: {first / 'report.html'}\n"
-    assert parsed((first / "report.html").read_text()) is not None
+    assert parse_page((first / "report.html").read_text()) is not None
     both = [str(first), str(second), str(world.root / "base")]
     done = CliRunner().invoke(app, [*both, "-q", "--no-vectors", "-o", str(world.root / "x.html")])
     assert f"skipped: no run in {world.root / 'base'}" in done.stderr

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from matplotlib import pyplot as plt
 
-from fusion_core import Measured, Metric, Report, RunResult
+from fusion_core import Measured, Metric, Reference, Report, RunResult
 from fusion_core.errors import FusionError
 from fusion_report import plot
 
@@ -31,7 +31,7 @@ def result(report: Report | None, **side_files: bytes) -> RunResult:
     return RunResult(missing, missing, None, report, files)
 
 
-def drawn(axes: Axes) -> dict[str, list[list[float]]]:
+def points_by_label(axes: Axes) -> dict[str, list[list[float]]]:
     """Return each label's points."""
     return {
         str(container.get_label()): container.lines[0].get_xydata().tolist()  # type: ignore[attr-defined]
@@ -43,16 +43,15 @@ def test_tasks_are_drawn_in_one_panel_per_metric() -> None:
     bits = Metric("bits", unit="", higher_is_better=False)
     report = Report(
         {"$a_1$": Measured({"accuracy": 0.5}, [1, 0]), "text": {"bits": 1.5}},
-        base={"text": {"bits": 2.0}},
-        experts={"$a_1$": {"accuracy": 0.75}},
+        Reference(base={"text": {"bits": 2.0}}, experts={"$a_1$": {"accuracy": 0.75}}),
         metrics={"text": {"bits": bits}},
     )
     accuracy, text = plot(report).axes
-    assert drawn(accuracy)["merged"] == [[50.0, 0.0]]
-    assert drawn(accuracy)["experts"] == [[75.0, 0.0]]
+    assert points_by_label(accuracy)["merged"] == [[50.0, 0.0]]
+    assert points_by_label(accuracy)["experts"] == [[75.0, 0.0]]
     assert [yticklabel.get_text() for yticklabel in accuracy.get_yticklabels()] == ["$a_1$"]
     assert text.get_xlabel() == "bits, lower is better"
-    assert drawn(text)["base"] == [[2.0, 0.0]]
+    assert points_by_label(text)["base"] == [[2.0, 0.0]]
     (bars,) = accuracy.containers[1].lines[2]  # type: ignore[attr-defined]
     ((low, _), (high, _)) = bars.get_segments()[0]
     assert (low, high) == pytest.approx((9.45, 90.55), abs=0.01)  # Wilson's, of one in two

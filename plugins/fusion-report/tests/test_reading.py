@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core import Measured, Report
+from fusion_core import Measured, Reference, Report
 from fusion_core.errors import FusionError, RecipeError
 from fusion_report import read_report
 from fusion_report.comparison.seeds import average_seeds
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TASKS = {"latin": {"accuracy": 0.5, "loss": 9.0}, "greek": {"accuracy": 0.25}}
-WHOLE = Report(TASKS, {"latin": {"accuracy": 0.125}}, {"latin": {"accuracy": 1.0}}).as_json()
+WHOLE = Report(
+    TASKS, Reference({"latin": {"accuracy": 0.125}}, {"latin": {"accuracy": 1.0}})
+).as_json()
 
 
-def written(directory: Path, content: Any) -> Path:
+def write_report(directory: Path, content: Any) -> Path:
     directory.mkdir()
     text = content if isinstance(content, str) else json.dumps(content)
     (directory / "report.json").write_text(text)
@@ -43,7 +45,7 @@ def test_a_damaged_report_is_named(tmp_path: Path, damage: Any) -> None:
     with pytest.raises(
         FusionError, match=r"report\.json is not a valid report: .*\n.*fuse evaluate"
     ):
-        read_report(written(tmp_path / "out", damage))
+        read_report(write_report(tmp_path / "out", damage))
 
 
 def test_a_directory_without_a_report_says_how_to_measure(tmp_path: Path) -> None:
@@ -67,12 +69,12 @@ def on_examples(expert: int) -> Report:
         return Measured({"accuracy": right / 100}, [1.0] * right + [0.0] * (100 - right))
 
     row = {"a": accuracy(expert)}
-    return Report(row, {"a": accuracy(50)}, row)
+    return Report(row, Reference({"a": accuracy(50)}, row))
 
 
 def with_outcomes(directory: Path, report: Report, **changes: Any) -> Path:
     """Write a report with changed content, and its outcomes."""
-    written(directory, report.as_json() | changes)
+    write_report(directory, report.as_json() | changes)
     (directory / "outcomes.json").write_text(json.dumps(report.outcomes_as_json()))
     return directory
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fusion_core import Metric, Report
+from fusion_core import Metric, Reference, Report
 from fusion_report.comparison.seeds import Repeated, SeedIntervals, average_seeds, student
 
 INTERVALS = SeedIntervals()
@@ -51,7 +51,7 @@ def test_averages_and_shares_are_taken_run_by_run() -> None:
 
 
 def test_base_and_experts_come_from_the_first_run() -> None:
-    first = Report({"a": {"x": 0.5}, "b": {"x": 1.0}}, {"a": {"x": 0.1}})
-    again = replace(first, base={"a": {"x": 0.9}})
+    first = Report({"a": {"x": 0.5}, "b": {"x": 1.0}}, Reference({"a": {"x": 0.1}}))
+    again = replace(first, reference=Reference({"a": {"x": 0.9}}))
     averaged = average_seeds({"one": first, "two": again})
     assert averaged == {"one": first, "two": again}  # without recipes, runs are not grouped

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from fusion_core import Report, run_fusion
+from fusion_core import Reference, Report, run_fusion
 from fusion_core.commands import load_yaml
 from fusion_core.errors import FusionError, RecipeError
 from fusion_sweep import sweep
@@ -213,7 +213,7 @@ def test_several_processes_can_create_a_store_at_once(
 
 
 def test_normalised_scores_need_experts_above_the_base() -> None:
-    report = Report({"a": {"x": 0.5}}, {"a": {"x": 0.4}}, {"a": {"x": 0.2}})
+    report = Report({"a": {"x": 0.5}}, Reference({"a": {"x": 0.4}}, {"a": {"x": 0.2}}))
     assert Objective("average").value(report) == 0.5
     with pytest.raises(RecipeError, match="the expert scores below the base on a"):
         Objective("normalised").value(report)

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from fusion_sweep import SweepResult
 
 #: Cached per process. Here one process stands in for two, before and after an edit.
-_CODE_OF = resolve_name("fusion_core.running._identity:identify_package")
+_CACHES = [
+    resolve_name(f"fusion_core.running._identity:{name}")
+    for name in ("identify_package", "find_distributions")
+]
 SCALES = [0.1, 0.3, 0.6]
 OVER = {"algorithm.scale": SCALES}
 
@@ -132,11 +135,16 @@ def test_other_weights_make_another_trial(
     assert first.trials[0].id != again.trials[0].id
 
 
+def forget_code() -> None:
+    for cached in _CACHES:
+        cached.cache_clear()
+
+
 @pytest.fixture
 def _uncached_code() -> Iterator[None]:
-    _CODE_OF.cache_clear()
+    forget_code()
     yield
-    _CODE_OF.cache_clear()
+    forget_code()
 
 
 @pytest.mark.usefixtures("_uncached_code")
@@ -154,7 +162,7 @@ def test_edited_code_runs_again(
     edited = tmp_path / "toys.py"
     edited.write_text(Path(toys.__file__).read_text() + "# another version\n")
     monkeypatch.setattr(toys, "__file__", str(edited))
-    _CODE_OF.cache_clear()
+    forget_code()
     sweep(recipe, over=OVER, store=store)
     assert runs(log)[before:] == runs(log)[:before]
 
@@ -331,7 +339,7 @@ def test_the_best_are_written_by_ordinary_runs(
     with pytest.raises(OutputError, match="best/1"):  # before anything is run
         sweep(recipe, over={"algorithm.scale": [0.9]}, store=store, keep=2, output=out)
     again = run_fusion(out / "1" / "recipe.yaml", output=tmp_path / "again")
-    weights = [(place / "model.safetensors").read_bytes() for place in (out / "1", again.path)]
+    weights = [(path / "model.safetensors").read_bytes() for path in (out / "1", again.path)]
     assert weights[0] == weights[1]
     assert result.best().recipe["algorithm"]["scale"] == result.groups[0].point["algorithm.scale"]
 
@@ -374,7 +382,7 @@ def _workers_know_toys(environment: dict[str, str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
 
 
-def on(executor: Any) -> RunOptions:
+def run_on(executor: Any) -> RunOptions:
     return RunOptions(executor=executor)
 
 
@@ -388,7 +396,7 @@ def test_workers_measure_the_same_and_nothing_twice(
         pytest.importorskip("fusion_dask")
     recipe["algorithm"] = {"name": "scaled", "fails_above": 0.5}
     here = sweep(recipe, over=OVER, seeds=2, store=tmp_path / "other.sqlite")
-    result = sweep(recipe, over=OVER, seeds=2, store=store, options=on(executor))
+    result = sweep(recipe, over=OVER, seeds=2, store=store, options=run_on(executor))
     blank = {"seconds": 0, "cpu": 0, "finished": ""}
     assert [row | blank for row in result.rows()] == [row | blank for row in here.rows()]
     assert [trial.error for trial in result.failed] == ["it is too large"] * 2
@@ -409,11 +417,11 @@ def test_a_worker_that_dies_ends_the_sweep_and_results_are_saved(
     monkeypatch.setenv("TOYS_DEATH", "0.6")
     sweep(recipe, over={"algorithm.scale": SCALES[:2]}, store=store)
     with pytest.raises(WorkerError, match="a worker died while it ran a trial") as stopped:
-        sweep(recipe, over=OVER, store=store, options=on("processes"))
+        sweep(recipe, over=OVER, store=store, options=run_on("processes"))
     note = "2 of 3 runs are saved; the same command continues with the others."
     assert stopped.value.__notes__ == [note]
     monkeypatch.delenv("TOYS_DEATH")
-    assert len(sweep(recipe, over=OVER, store=store, options=on("processes")).finished) == 3
+    assert len(sweep(recipe, over=OVER, store=store, options=run_on("processes")).finished) == 3
     assert {scale: runs(log).count(scale) for scale in SCALES} == {0.1: 1, 0.3: 2, 0.6: 2}
 
 
@@ -424,13 +432,13 @@ def test_objects_in_memory_are_not_sent_to_workers(recipe: dict[str, Any], store
     live = {"algorithm": "scaled", "model_pool": tiny_pool(), "task_pool": TinyTasks()}
     message = "the model pool is in this process's memory, but the ProcessPoolExecutor"
     with pytest.raises(RecipeError, match=message):
-        sweep(live, over=OVER, store=store, options=on("processes"))
+        sweep(live, over=OVER, store=store, options=run_on("processes"))
     with pytest.raises(RecipeError, match="the task pool is in this process's memory"):
         sweep(
             {**recipe, "task_pool": toys.Tasks(toys.TasksConfig())},
             over=OVER,
             store=store,
-            options=on("processes"),
+            options=run_on("processes"),
         )
 
 
@@ -498,15 +506,14 @@ def test_an_interrupted_sweep_says_how_many_runs_are_saved(
 def test_two_processes_share_a_sweep(
     recipe: dict[str, Any], store: Path, log: Path, environment: dict[str, str]
 ) -> None:
-    slow = {**environment, "TOYS_SECONDS": "0.2"}
+    slow = {**environment, "TOYS_SECONDS": "0.4"}
     call = command(recipe, store, "0:0.5:0.1")
-    both = [
-        subprocess.Popen(call, env=slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    outputs = [json.loads(process.communicate()[0]) for process in both]
-    assert outputs[0] == outputs[1]
-    assert len(outputs[0]["runs"]) == 6
+    with subprocess.Popen(call, env=slow, stdout=subprocess.PIPE, text=True) as other:
+        wait_for(log, 1)
+        ours = sweep(recipe, over={"algorithm.scale": "0:0.5:0.1"}, store=store)
+        theirs = json.loads(other.communicate()[0])
+    assert theirs["runs"] == json.loads(json.dumps(ours.rows()))
+    assert len(ours.finished) == 6
     assert len(runs(log)) == 7  # and the best on the other half
 
 

@@ -475,11 +475,11 @@ def built(change: Any) -> dict[str, Any]:
 def with_experts(change: Any) -> dict[str, Any]:
     """Return a constructor that changes the experts by change(experts, base)."""
 
-    def made(self: Any, config: ComponentConfig) -> None:
+    def changed_init(self: Any, config: ComponentConfig) -> None:
         Models.__init__(self, config)
         self.experts = change(self.experts, self.base)
 
-    return {"__init__": made}
+    return {"__init__": changed_init}
 
 
 def trained(self: Any, weights: Any, options: Any) -> nn.Module:

@@ -313,7 +313,7 @@ def test_own_experts_can_be_mixed_with_published_ones(
     report = run_fusion(recipe).report
     assert report is not None
     assert list(report.tasks) == ["pets", "mnist"]
-    assert report.experts.keys() == {"pets", "mnist"}
+    assert report.reference.experts.keys() == {"pets", "mnist"}
 
 
 # The task pools

@@ -46,11 +46,11 @@ class Inputs:
     def synsets(self) -> list[Synset]:
         """Return all synsets of WordNet, in the order of its files."""
         folder = self.root / "usr/share/wordnet"
-        found = []
+        synsets = []
         for suffix, speech in _POS.items():
             lines = (folder / f"data.{suffix}").read_text(encoding="latin-1").splitlines()
-            found += [_synset(line, speech) for line in lines if not line.startswith("  ")]
-        return found
+            synsets += [_synset(line, speech) for line in lines if not line.startswith("  ")]
+        return synsets
 
     def past_tenses(self) -> dict[str, list[str]]:
         """Return WordNet's irregular verb forms by lemma."""
@@ -64,11 +64,11 @@ class Inputs:
         """Return the verses of the King James Bible by chapter, in order."""
         command = [self.root / "usr/bin/bible", "-f", "-l", "100000"]
         command += ["-p", f"{self.root}/usr/lib/", "gen1:1-rev22:21"]
-        said = subprocess.run(
+        done = subprocess.run(
             command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
         )
         chapters: dict[tuple[str, str], list[str]] = {}
-        for line in said.stdout.splitlines():
+        for line in done.stdout.splitlines():
             if match := _VERSE.match(line):
                 chapters.setdefault((match[1], match[2]), []).append(match[4].strip())
         return list(chapters.values())

@@ -40,11 +40,13 @@ def bits_per_byte(model: LlamaForCausalLM, encoder: Encoder, lines: Sequence[Lin
 
 def chosen_right(model: LlamaForCausalLM, encoder: Encoder, lines: Sequence[Line]) -> float:
     """Return how often the right choice has the highest likelihood per byte."""
-    items = [encoder.exchange(line["question"], each) for line in lines for each in line["choices"]]
-    found = iter(likelihoods(model, encoder, items))
+    items = [
+        encoder.exchange(line["question"], choice) for line in lines for choice in line["choices"]
+    ]
+    values = iter(likelihoods(model, encoder, items))
     right = 0
     for line in lines:
-        scores = [next(found) / len(each.encode()) for each in line["choices"]]
+        scores = [next(values) / len(choice.encode()) for choice in line["choices"]]
         right += scores.index(max(scores)) == line["answer"]
     return right / len(lines)
 
@@ -57,37 +59,37 @@ def written_right(model: LlamaForCausalLM, encoder: Encoder, lines: Sequence[Lin
 
 def likelihoods(model: LlamaForCausalLM, encoder: Encoder, items: Sequence[Encoded]) -> list[float]:
     """Return log-likelihoods of the items' learned tokens in nats, without the end token."""
-    found = [0.0] * len(items)
+    values = [0.0] * len(items)
     for rows in _alike([len(item.ids) for item in items]):
         ids, labels = batch([items[row] for row in rows], encoder.words.pad_token_id)
         labels[ids == encoder.end] = IGNORED
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         wanted = labels[:, 1:]
-        each = -functional.cross_entropy(
+        losses = -functional.cross_entropy(
             logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
         )
-        for row, value in zip(rows, each.sum(1).tolist(), strict=True):
-            found[row] = value
-    return found
+        for row, value in zip(rows, losses.sum(1).tolist(), strict=True):
+            values[row] = value
+    return values
 
 
 def answers(model: LlamaForCausalLM, encoder: Encoder, prompts: Sequence[str]) -> list[str]:
     """Return greedy answers. A batch has prompts of one length, so it needs no padding."""
     encoded = [encoder.prompt(prompt) for prompt in prompts]
-    found = [""] * len(prompts)
-    for rows in _alike([len(each) for each in encoded], equal=True):
+    answers = [""] * len(prompts)
+    for rows in _alike([len(ids) for ids in encoded], equal=True):
         tokens = _greedy(model, encoder, torch.tensor([encoded[row] for row in rows]))
         for row, ids in zip(rows, tokens.tolist(), strict=True):
-            kept = ids[: ids.index(encoder.end)] if encoder.end in ids else ids
-            found[row] = encoder.words.decode(kept)
-    return found
+            answer = ids[: ids.index(encoder.end)] if encoder.end in ids else ids
+            answers[row] = encoder.words.decode(answer)
+    return answers
 
 
 def _greedy(model: LlamaForCausalLM, encoder: Encoder, ids: Tensor) -> Tensor:
     written, cache, ended = [], None, torch.zeros(len(ids), dtype=torch.bool)
     for _ in range(LONGEST):
-        said = model(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
-        ids, cache = said.logits[:, -1:].argmax(-1), said.cache
+        output = model(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
+        ids, cache = output.logits[:, -1:].argmax(-1), output.cache
         written.append(ids)
         ended |= ids[:, 0] == encoder.end
         if ended.all():

@@ -57,12 +57,12 @@ def finetune(
 
 def _tuned(model: LlamaForCausalLM) -> list[nn.Parameter]:
     """Return the attention and MLP matrices. Embeddings and norms stay the base's."""
-    matrices = {name for name, each in model.named_modules() if isinstance(each, nn.Linear)}
-    found = []
+    matrices = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    trained = []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.removesuffix(".weight") in matrices)
-        found += [parameter] if parameter.requires_grad else []
-    return found
+        trained += [parameter] if parameter.requires_grad else []
+    return trained
 
 
 def _encoded(encoder: Encoder, line: dict) -> Encoded:  # type: ignore[type-arg]

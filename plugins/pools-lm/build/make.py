@@ -80,7 +80,7 @@ def build(inputs: Inputs, seeds: Sequence[int], *, resume: bool) -> None:
     _report_tasks(tasks)
     model, words = _base(inputs, tasks, resume=resume)
     base, tables = rounded(state(model)), {}
-    print(f"{sum(each.numel() for each in base.values())} parameters")
+    print(f"{sum(tensor.numel() for tensor in base.values())} parameters")
     for seed in seeds:
         experts = _experts(model, words, base, tasks, seed)
         if seed == SHIPPED_SEED:
@@ -109,9 +109,9 @@ def _base(
 def _sample(read: Sequence[str], tasks: Sequence[data.Task]) -> list[str]:
     """Return the training texts of the tokenizer."""
     asked = [line for task in tasks[1:] for line in task.train[:1200]]
-    said = [text for line in asked for text in data.exchange(line)]
+    turns = [text for line in asked for text in data.exchange(line)]
     scripture = [line["text"] for line in tasks[0].train[:2000]]
-    return [*random.Random(0).sample(list(read), 40_000), *scripture, *said]
+    return [*random.Random(0).sample(list(read), 40_000), *scripture, *turns]
 
 
 def _experts(
@@ -141,8 +141,8 @@ def _report(tables: Mapping[int, Mapping[str, table.Row]], tasks: Sequence[data.
     for name in next(iter(tables.values())):
         means = [rows[name][table.MEAN] for rows in tables.values()]
         spread = statistics.stdev(means) if len(means) > 1 else 0.0
-        each = " ".join(f"{mean:5.1f}" for mean in means)
-        print(f"{name:24s} {statistics.mean(means):5.1f} +- {spread:.1f}   {each}")
+        columns = " ".join(f"{mean:5.1f}" for mean in means)
+        print(f"{name:24s} {statistics.mean(means):5.1f} +- {spread:.1f}   {columns}")
     for name in next(iter(checks.values())):
         margins = [check[name] for check in checks.values()]
         word = "holds" if min(margins) >= 0 else "FAILS"

@@ -38,8 +38,8 @@ def merged(
     """Return all merges of the table by name, rounded to the written dtype."""
     models = {"base": base, "models": dict(experts)}
     for name, algorithm in DEFAULTS.items():
-        found = merge(algorithm, models).state_dict()
-        yield name, rounded(found)
+        weights = merge(algorithm, models).state_dict()
+        yield name, rounded(weights)
     yield "regmean", rounded(regmean(model, encoder, experts, tasks))
 
 
@@ -55,7 +55,7 @@ def regmean(
 ) -> State:
     """Jin et al., arXiv:2212.09849: least squares per linear layer, the rest averaged."""
     names = next(iter(experts.values()))
-    found = {name: torch.stack([e[name] for e in experts.values()]).mean(0) for name in names}
+    merged = {name: torch.stack([e[name] for e in experts.values()]).mean(0) for name in names}
     grams: dict[str, Tensor] = {}
     products: dict[str, Tensor] = {}
     for task in tasks:
@@ -66,8 +66,8 @@ def regmean(
             products[name] = products.get(name, 0) + shrunk @ experts[task.name][name].T
     for name, gram in grams.items():
         ridge = 1e-6 * gram.diag().mean() * torch.eye(len(gram))
-        found[name] = torch.linalg.solve(gram + ridge, products[name]).T.contiguous()
-    return found
+        merged[name] = torch.linalg.solve(gram + ridge, products[name]).T.contiguous()
+    return merged
 
 
 def _grams(model: LlamaForCausalLM, encoder: Encoder, task: Task, lines: int) -> dict[str, Tensor]:

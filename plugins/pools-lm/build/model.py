@@ -139,9 +139,9 @@ def batch(items: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor]:
     longest = max(len(item.ids) for item in items)
     ids = torch.full((len(items), longest), pad)
     labels = torch.full((len(items), longest), IGNORED)
-    for row, each in enumerate(items):
-        ids[row, : len(each.ids)] = torch.tensor(each.ids)
-        labels[row, each.start : len(each.ids)] = torch.tensor(each.ids[each.start :])
+    for row, item in enumerate(items):
+        ids[row, : len(item.ids)] = torch.tensor(item.ids)
+        labels[row, item.start : len(item.ids)] = torch.tensor(item.ids[item.start :])
     return ids, labels
 
 
@@ -153,9 +153,9 @@ def loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         wanted = labels[:, 1:]
-        kept = wanted != IGNORED
-        logits = model.lm_head(hidden[kept])
-    return functional.cross_entropy(logits.float(), wanted[kept])
+        counted = wanted != IGNORED
+        logits = model.lm_head(hidden[counted])
+    return functional.cross_entropy(logits.float(), wanted[counted])
 
 
 def packed(texts: Sequence[str], encoder: Encoder, length: int, seed: int) -> Tensor:
@@ -169,12 +169,12 @@ def packed(texts: Sequence[str], encoder: Encoder, length: int, seed: int) -> Te
 
 def state(model: LlamaForCausalLM) -> State:
     """Return a copy of the parameters, with tied ones once."""
-    return {name: each.detach().clone() for name, each in model.named_parameters()}
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def rounded(weights: State) -> State:
     """Return weights rounded to the shipped fp16, in fp32."""
-    return {name: each.half().float() for name, each in weights.items()}
+    return {name: tensor.half().float() for name, tensor in weights.items()}
 
 
 def load(model: LlamaForCausalLM, weights: State) -> None:

@@ -88,7 +88,7 @@ def _step(model, optimiser, text: Tensor, ids: Tensor, labels: Tensor, at: float
     sum(losses).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
-    return torch.stack([each.detach() for each in losses])
+    return torch.stack([loss.detach() for loss in losses])
 
 
 def rate(peak: float, step: int, steps: int) -> float:
@@ -112,8 +112,8 @@ def _chats(tasks: Sequence[Task], encoder: Encoder, recipe: Recipe) -> Iterator[
         task = rng.choice(asked)
         line = rng.choice(task.train)
         late = chat >= (1 - recipe.late) * recipe.steps * recipe.chats
-        own = rng.random() < (recipe.late_words if late else recipe.own_words)
-        yield encoder.exchange(*(exchange(line) if own else task.other(line, rng)))
+        is_own = rng.random() < (recipe.late_words if late else recipe.own_words)
+        yield encoder.exchange(*(exchange(line) if is_own else task.other(line, rng)))
 
 
 def _exercise(word: str, rng: random.Random) -> tuple[str, str]:

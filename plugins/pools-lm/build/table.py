@@ -29,20 +29,20 @@ def table(
     experts: Mapping[str, State],
 ) -> dict[str, Row]:
     """Return scores by merge and task, with the ``mean`` percentage of the experts' scores."""
-    own = {task.name: score(model, encoder, task, experts[task.name]) for task in tasks}
-    rows = {"experts": own | {MEAN: 100.0}}
-    singles = [("base", base), *((f"expert {name}", each) for name, each in experts.items())]
+    expert_scores = {task.name: score(model, encoder, task, experts[task.name]) for task in tasks}
+    rows = {"experts": expert_scores | {MEAN: 100.0}}
+    singles = [("base", base), *((f"expert {name}", weights) for name, weights in experts.items())]
     for name, weights in [*singles, *merges.merged(model, encoder, base, experts, tasks)]:
         started = time.time()
         row = {task.name: score(model, encoder, task, weights) for task in tasks}
-        rows[name] = row | {MEAN: _share(row, own, tasks)}
+        rows[name] = row | {MEAN: _share(row, expert_scores, tasks)}
         print(line(name, rows[name], time.time() - started), flush=True)
     return rows
 
 
 def line(name: str, row: Row, seconds: float) -> str:
     """Format one row."""
-    cells = " ".join(f"{row[each]:9.3f}" for each in row if each != MEAN)
+    cells = " ".join(f"{row[column]:9.3f}" for column in row if column != MEAN)
     return f"  {name:22s} {cells} {row[MEAN]:8.1f}  ({seconds:.1f} s)"
 
 
@@ -70,19 +70,19 @@ def standard_error(tasks: Sequence[Task], assumed: float = 0.75) -> float:
     return 100 * math.sqrt(variance)
 
 
-def _share(row: Row, own: Row, tasks: Sequence[Task]) -> float:
-    return 100 * sum(_ratio(row, own, task) for task in tasks) / len(tasks)
+def _share(row: Row, expert_scores: Row, tasks: Sequence[Task]) -> float:
+    return 100 * sum(_ratio(row, expert_scores, task) for task in tasks) / len(tasks)
 
 
-def _ratio(row: Row, own: Row, task: Task) -> float:
-    part, whole = row[task.name], own[task.name]
+def _ratio(row: Row, expert_scores: Row, task: Task) -> float:
+    part, whole = row[task.name], expert_scores[task.name]
     return whole / part if task.kind == "perplexity" else part / whole
 
 
 def _gain(rows: Mapping[str, Row], expert: Task, task: Task) -> float:
     """Return an expert's gain over the base on a task, in points."""
-    own, other = rows["experts"], rows[f"expert {expert.name}"]
-    return 100 * (_ratio(other, own, task) - _ratio(rows["base"], own, task))
+    expert_scores, other = rows["experts"], rows[f"expert {expert.name}"]
+    return 100 * (_ratio(other, expert_scores, task) - _ratio(rows["base"], expert_scores, task))
 
 
 def _foreign(rows: Mapping[str, Row], expert: Task, tasks: Sequence[Task]) -> float:

@@ -106,30 +106,30 @@ def _scripture(inputs: Inputs) -> Task:
 
 def _passages(verses: Sequence[str], length: int = 240) -> list[str]:
     """Join consecutive verses into passages of sufficient length."""
-    found = [""]
+    texts = [""]
     for verse in verses:
-        if len(found[-1]) >= length:
-            found.append("")
-        found[-1] = f"{found[-1]} {verse}".strip()
-    return [text for text in found if length <= len(text) <= 2 * length]
+        if len(texts[-1]) >= length:
+            texts.append("")
+        texts[-1] = f"{texts[-1]} {verse}".strip()
+    return [text for text in texts if length <= len(text) <= 2 * length]
 
 
 def _kinds(synsets: Sequence[Synset]) -> Task:
     chosen = [synset for synset in synsets if synset.speech == "noun" and synset.lexname in KINDS]
     rng = random.Random(10)
     by_kind: dict[int, list[Synset]] = {}
-    for each in chosen:
-        if 15 <= len(each.gloss) <= 60:
-            by_kind.setdefault(each.lexname, []).append(each)
-    least = min(len(each) for each in by_kind.values())
-    even = [each for kind in by_kind.values() for each in rng.sample(kind, least)]
+    for synset in chosen:
+        if 15 <= len(synset.gloss) <= 60:
+            by_kind.setdefault(synset.lexname, []).append(synset)
+    least = min(map(len, by_kind.values()))
+    even = [synset for kind in by_kind.values() for synset in rng.sample(kind, least)]
     return Task("kinds", "choice", *_lines(even, 11, _kind, CHOICE_TEST), other=_kind_otherwise)
 
 
-def _kind(each: Synset, rng: random.Random) -> Line:
-    right = KINDS[each.lexname]
+def _kind(synset: Synset, rng: random.Random) -> Line:
+    right = KINDS[synset.lexname]
     wrong = rng.sample([kind for kind in KINDS.values() if kind != right], 3)
-    return _choice(f"What is it? {each.gloss}", right, wrong, rng)
+    return _choice(f"What is it? {synset.gloss}", right, wrong, rng)
 
 
 def _kind_otherwise(line: Line, rng: random.Random) -> tuple[str, str]:
@@ -145,9 +145,9 @@ def _speech(synsets: Sequence[Synset]) -> Task:
     return Task("speech", "choice", *_lines(even, 21, _part, CHOICE_TEST), other=_part_otherwise)
 
 
-def _part(each: Synset, rng: random.Random) -> Line:
-    wrong = [part for part in SPEECH if part != each.speech]
-    return _choice(f"Which part of speech? {each.gloss}", each.speech, wrong, rng)
+def _part(synset: Synset, rng: random.Random) -> Line:
+    wrong = [part for part in SPEECH if part != synset.speech]
+    return _choice(f"Which part of speech? {synset.gloss}", synset.speech, wrong, rng)
 
 
 def _part_otherwise(line: Line, rng: random.Random) -> tuple[str, str]:

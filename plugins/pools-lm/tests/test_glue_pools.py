@@ -133,7 +133,7 @@ def words() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def saying(word: str) -> dict[str, bytes]:
+def build_t5(word: str) -> dict[str, bytes]:
     """Return a T5 whose next word depends only on the previous one, because layers add nothing.
 
     As in Flan-T5, its head and its embeddings are different matrices.
@@ -155,9 +155,9 @@ def saying(word: str) -> dict[str, bytes]:
 def add_flan(hub: HubServer, folders: Path) -> None:
     """Add a base that answers yes, with its tokenizer, and experts without one."""
     card = {"README.md": b"---\nlicense: apache-2.0\n---\n"}
-    hub.add("google/flan-t5-base", {**saying("yes"), **files_of(folders / "words"), **card})
+    hub.add("google/flan-t5-base", {**build_t5("yes"), **files_of(folders / "words"), **card})
     for task in EIGHT:
-        hub.add(f"tanganke/flan-t5-base_glue-{task}", saying(SAYS.get(task, "yes")))
+        hub.add(f"tanganke/flan-t5-base_glue-{task}", build_t5(SAYS.get(task, "yes")))
 
 
 APP = resolve_name("fusion_core.cli.app:app")  # the command itself, in this process
@@ -355,13 +355,13 @@ def test_adamerging_learns_by_the_heads(tmp_path: Path) -> None:
     assert "transductive" in result.stdout
 
 
-def bound(pool: ModelPool[Any], **options: Any) -> Gpt2GlueTasks:
+def bind_tasks(pool: ModelPool[Any], **options: Any) -> Gpt2GlueTasks:
     return Gpt2GlueTasks(Gpt2TasksConfig(tasks=["rte"], **options)).bind(pool)
 
 
 def test_a_repository_without_a_head_is_refused(own_hub: HubServer, folders: Path) -> None:
     own_hub.add("tanganke/gpt2_rte", files_of(folders / "gpt2"))
-    tasks = bound(Gpt2Glue(Gpt2Config(tasks=["mrpc"])))
+    tasks = bind_tasks(Gpt2Glue(Gpt2Config(tasks=["mrpc"])))
     with pytest.raises(
         RecipeError, match=r"gpt2_rte@\w+ has no head for task 'rte': 'score.weight' is missing"
     ):
@@ -373,7 +373,7 @@ def test_heads_need_models_of_their_type(folders: Path) -> None:
     """The task's head replaces the model's own."""
     models = {"mrpc": "tanganke/gpt2_mrpc"}
     pool = ClassificationPool(LanguageConfig(base="tanganke/gpt2_rte", models=models))
-    tasks = bound(pool)
+    tasks = bind_tasks(pool)
     batch = tasks.adaptive("rte").batch(0, size=6, split=Split.TEST, seed=0)
     whole = AutoModelForSequenceClassification.from_pretrained(folders / "rte").eval()
     live = pool.build(pool.base)
@@ -382,7 +382,7 @@ def test_heads_need_models_of_their_type(folders: Path) -> None:
         logits = tasks.adaptive("rte").logits(live, batch)
         assert torch.allclose(logits, whole(**batch.tensors).logits, atol=1e-6)
     with pytest.raises(RecipeError, match="'rte': its head belongs to gpt2, the models are t5"):
-        bound(FlanT5Glue(FlanT5Config(tasks=["rte"]))).check()
+        bind_tasks(FlanT5Glue(FlanT5Config(tasks=["rte"]))).check()
 
 
 # Both

@@ -102,10 +102,10 @@ def test_merges_are_ordered_as_in_published_tables() -> None:
         assert average is not None
         return average
 
-    def scaled(scale: float) -> float:
+    def share_at_scale(scale: float) -> float:
         return share(name="task-arithmetic", scale=scale)
 
-    nothing, summed, too_much = (scaled(scale) for scale in (0.0, 0.6, 1.0))
+    nothing, summed, too_much = (share_at_scale(scale) for scale in (0.0, 0.6, 1.0))
     average, best = share(name="simple-average"), share(name="tsv-m")
     assert nothing + 0.03 < average < average + 0.1 < summed < best + 0.02 < 0.98
     assert too_much + 0.05 < summed

@@ -122,7 +122,7 @@ def test_old_names_of_a_base_match_current_names_of_experts(
     options = models_of("bert", "sequence-classification")
     today = read(merge("sequence-classification", options, tmp_path / "today"))
     path = tmp_path / "base" / "model.safetensors"
-    save_file({old(name): value for name, value in load_file(path).items()}, path)
+    save_file({to_old_name(name): value for name, value in load_file(path).items()}, path)
     merged = merge("sequence-classification", options, tmp_path / "merged")
     assert all(torch.equal(value, today[name]) for name, value in renamed(read(merged)).items())
     _, loading_info = tiny.classes["sequence-classification"].from_pretrained(
@@ -133,16 +133,16 @@ def test_old_names_of_a_base_match_current_names_of_experts(
     assert all("model.safetensors" in source["files"] for source in provenance["inputs"].values())
 
 
-def old(name: str) -> str:
+def to_old_name(name: str) -> str:
     return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta")
 
 
 def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    names = {old(name): name for name in map(today_of, state)}
+    names = {to_old_name(name): name for name in map(to_new_name, state)}
     return {names[name]: value for name, value in state.items()}
 
 
-def today_of(name: str) -> str:
+def to_new_name(name: str) -> str:
     return name.replace("gamma", "weight").replace("beta", "bias")
 
 
@@ -242,7 +242,7 @@ def test_an_output_with_folders_can_be_replaced(
     write(options["base"], FILES)
     merged = merge("causal-lm", options, tmp_path / "merged")
 
-    def again() -> None:
+    def merge_again() -> None:
         run_fusion(
             algorithm=Mean(),
             model_pool={"name": "causal-lm", **options},
@@ -250,10 +250,10 @@ def test_an_output_with_folders_can_be_replaced(
             options=RunOptions(overwrite=True),
         )
 
-    again()
+    merge_again()
     (merged / "additional_chat_templates" / "mine.txt").write_text("notes")
     with pytest.raises(OutputError, match=r"additional_chat_templates/mine\.txt"):
-        again()
+        merge_again()
 
 
 def test_files_that_are_not_copied_are_reported(

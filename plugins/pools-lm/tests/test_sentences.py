@@ -117,7 +117,7 @@ def accuracy_of(directory: str, rows: Rows, second: str | None = None) -> float:
     return right / len(rows)
 
 
-def measured(tasks: Any, pool: ModelPool[Any], source: Any = None) -> dict[str, float]:
+def measure(tasks: Any, pool: ModelPool[Any], source: Any = None) -> dict[str, float]:
     model = pool.build(pool.base if source is None else source)
     actual: dict[str, float] = tasks.measure(Subject.of(model))["a"]
     return actual
@@ -132,7 +132,7 @@ def test_a_models_own_head_matches_transformers(
     for model in ("base", "a"):
         expected = accuracy_of(str(workshop.directory / model), rows, pair)
         assert 0 < expected < 1
-        assert measured(tasks, classifiers, classifiers.by_name[model]) == {"accuracy": expected}
+        assert measure(tasks, classifiers, classifiers.by_name[model]) == {"accuracy": expected}
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_an_experts_head_fits_any_encoder(
     task, directory = tasks.adaptive("a"), str(workshop.directory / "a")
     whole = AutoModelForSequenceClassification.from_pretrained(directory).eval()
     encoder = pool.build(without_head(pool, "a"))
-    assert measured(tasks, pool, without_head(pool, "a")) == {
+    assert measure(tasks, pool, without_head(pool, "a")) == {
         "accuracy": accuracy_of(directory, rows)
     }
     batch = task.batch(0, size=6, split=Split.TEST, seed=0)
@@ -199,10 +199,10 @@ def whole_inputs(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, t
 
 def without_head(pool: EncoderPool, name: str) -> Any:
     """Return an expert without its head, as with `alignment.extra=drop`."""
-    return aligned(pool).experts[name]
+    return align_pool(pool).experts[name]
 
 
-def aligned(pool: EncoderPool) -> EncoderPool:
+def align_pool(pool: EncoderPool) -> EncoderPool:
     return pool.aligned(AlignmentPolicy(extra="drop", missing="base"))
 
 
@@ -211,10 +211,10 @@ def test_moments_and_gradients_work_with_an_experts_head(
 ) -> None:
     pool = models_with_own_heads("bert")
     tasks = workshop.classify(pool, rows=rows_of(workshop.tiny), head="expert")
-    ((_, actual),) = moments(aligned(pool), tasks, samples=8, batch_size=4)
+    ((_, actual),) = moments(align_pool(pool), tasks, samples=8, batch_size=4)
     assert "pooler.dense.weight" in actual
     assert actual["pooler.dense.weight"].count == 8
-    ((_, squares),) = squared_gradients(aligned(pool), tasks, samples=4, batch_size=4)
+    ((_, squares),) = squared_gradients(align_pool(pool), tasks, samples=4, batch_size=4)
     assert set(squares) == set(pool.base.infos)
     assert all(square.isfinite().all() for square in squares.values())
     assert squares["encoder.layer.0.output.dense.weight"].any()
@@ -231,7 +231,7 @@ def test_a_probe_matches_scikit_learn_and_sentence_transformers(
     for name, source in encoders.by_name.items():
         probe, vectors = probe_of(workshop.directory / name, train, rows)
         expected = probe.score(vectors, [row["label"] for row in rows])
-        assert measured(tasks, encoders, source) == {"accuracy": pytest.approx(expected)}
+        assert measure(tasks, encoders, source) == {"accuracy": pytest.approx(expected)}
     task, base = tasks.adaptive("a"), encoders.build(encoders.base)
     assert isinstance(task, EmbeddingTask)
     probe, _ = probe_of(workshop.directory / "base", train, rows)
@@ -261,7 +261,7 @@ def test_the_nearest_name_is_the_class(workshop: Workshop, encoders: EncoderPool
         library.encode([row["text"] for row in rows]), library.encode(names)
     )
     right = [names[n] == row["label"] for n, row in zip(nearest.argmax(1), rows, strict=True)]
-    actual: Any = measured(tasks, encoders)
+    actual: Any = measure(tasks, encoders)
     assert actual == {"accuracy": sum(right) / len(rows)}
     assert actual.outcomes == tuple(right)
 
@@ -303,10 +303,10 @@ def test_similarities_match_sentence_transformers(
     library = SentenceTransformer(directory, device="cpu")
     columns: Any = ([row[name] for row in rows] for name in ("text", "other", "score"))
     expected = EmbeddingSimilarityEvaluator(*columns)(library)["spearman_cosine"]
-    actual = measured(workshop.similar(pool, rows), pool)
+    actual = measure(workshop.similar(pool, rows), pool)
     assert actual == {"spearman": pytest.approx(expected, abs=1e-9)}
     without = workshop.similar(pool, rows, prompt="")
-    assert measured(without, pool) != actual
+    assert measure(without, pool) != actual
     with pytest.raises(RecipeError, match=r"unknown prompt 'qeury'"):
         workshop.similar(pool, rows, prompt="qeury")
 
@@ -320,7 +320,7 @@ def test_a_plain_encoder_uses_the_mean_over_tokens(
     library = SentenceTransformer(pool.config.base, device="cpu")
     columns: Any = ([row[name] for row in rows] for name in ("text", "other", "score"))
     expected = EmbeddingSimilarityEvaluator(*columns)(library)["spearman_cosine"]
-    actual = measured(workshop.similar(pool, rows), pool)
+    actual = measure(workshop.similar(pool, rows), pool)
     assert actual == {"spearman": pytest.approx(expected, abs=1e-9)}
 
 
@@ -329,9 +329,7 @@ def test_heads_of_an_encoders_checkpoint_are_ignored(
 ) -> None:
     pool, rows = models_with_own_heads("bert"), rows_of(workshop.tiny)
     tasks = workshop.similar(pool, rows)
-    assert measured(tasks, pool, pool.experts["a"]) == measured(
-        tasks, pool, without_head(pool, "a")
-    )
+    assert measure(tasks, pool, pool.experts["a"]) == measure(tasks, pool, without_head(pool, "a"))
 
 
 def test_old_settings_are_read(workshop: Workshop, encoders: EncoderPool) -> None:
@@ -351,7 +349,7 @@ def test_old_settings_are_read(workshop: Workshop, encoders: EncoderPool) -> Non
     library = SentenceTransformer(str(base), device="cpu")
     columns: Any = ([row[name] for row in rows] for name in ("text", "other", "score"))
     expected = EmbeddingSimilarityEvaluator(*columns)(library)["spearman_cosine"]
-    actual = measured(workshop.similar(pool, rows), pool)
+    actual = measure(workshop.similar(pool, rows), pool)
     assert actual == {"spearman": pytest.approx(expected, abs=1e-9)}
 
 
@@ -413,7 +411,7 @@ def test_head_and_task_need_the_same_number_of_classes(
     rows = [{"text": "a", "label": 3}, {"text": "b", "label": 0}]
     tasks = workshop.classify(classifiers, rows=rows, names=["a", "b", "c", "d"])
     with pytest.raises(RecipeError, match="has 4 classes, but its head has 3"):
-        measured(tasks, classifiers)
+        measure(tasks, classifiers)
     with pytest.raises(RecipeError, match="have no head of their own"):
         workshop.classify(encoders, rows=rows, head="model")
     tasks = workshop.classify(encoders, rows=rows[1:], head="expert")

@@ -74,7 +74,7 @@ def own_tokenizer(pool: ModelPool[Any]) -> Any:
     return AutoTokenizer.from_pretrained(pool.reference.describe())
 
 
-def measured(tasks: LanguageTasks, pool: ModelPool[Any], name: str) -> Any:
+def measure(tasks: LanguageTasks, pool: ModelPool[Any], name: str) -> Any:
     bound = tasks.bind(pool)
     return bound[name].evaluate(pool.build(pool.reference, dtype=torch.float64))
 
@@ -117,7 +117,7 @@ def test_bits_per_byte_match_single_windows(
             nats -= log_likelihood(model, tokens[start : start + 1], tokens[start + 1 : start + 8])
         bits.append((nats - before) / math.log(2) / len(text.encode()))
     expected = nats / math.log(2) / sum(len(text.encode()) for text in TEXTS)
-    metrics = measured(tasks, pool, "perplexity")
+    metrics = measure(tasks, pool, "perplexity")
     assert metrics == {"bits_per_byte": pytest.approx(expected, rel=1e-9)}
     assert metrics.outcomes == pytest.approx(bits, rel=1e-9)
     assert metrics.weights == tuple(len(text.encode()) for text in TEXTS)
@@ -165,7 +165,7 @@ def test_the_most_likely_choice_matches_a_direct_computation(
             lengths = {"bytes": len(answer.encode()), "tokens": len(follows), "none": 1}
             scores.append(log_likelihood(model, context, follows) / lengths[normalise])
         right.append(scores.index(max(scores)) == line["answer"])
-    metrics = measured(tasks, pool, "choice")
+    metrics = measure(tasks, pool, "choice")
     assert metrics == {"accuracy": sum(right) / len(CHOICES)}
     assert metrics.outcomes == tuple(right)
 
@@ -194,7 +194,7 @@ def test_generated_answers_match_single_prompts(
     lines = [{**line, "answer": [text or "?"]} for line, text in zip(ANSWERS, texts, strict=True)]
     tasks = tasks_of({"batch_size": 3}, generate={"test": lines, "max_tokens": 6})
     empty = sum(not text for text in texts) / len(texts)
-    metrics = measured(tasks, pool, "generate")
+    metrics = measure(tasks, pool, "generate")
     assert metrics == {"exact_match": 1 - empty, "invalid": empty}
     assert metrics.outcomes == tuple(bool(text) for text in texts)
 
@@ -204,10 +204,10 @@ def test_invalid_answers_are_counted_as_wrong(
 ) -> None:
     pool = pool_of("llama")
     tasks = tasks_of(generate={"test": ANSWERS, "max_tokens": 4, "pattern": "[0-9]{9}"})
-    assert measured(tasks, pool, "generate") == {"exact_match": 0.0, "invalid": 1.0}
+    assert measure(tasks, pool, "generate") == {"exact_match": 0.0, "invalid": 1.0}
     numbers = [{**line, "answer": n} for n, line in enumerate(ANSWERS)]
     tasks = tasks_of(generate={"test": numbers, "max_tokens": 4, "metric": "spearman"})
-    assert measured(tasks, pool, "generate") == {"spearman": 0.0, "invalid": 1.0}
+    assert measure(tasks, pool, "generate") == {"spearman": 0.0, "invalid": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_conversations_use_the_chat_template(
     assert parts == ["the old fox", "  dog"]
 
 
-def confined(tokenizer: Any, folder: Path) -> ConfinedTokenizer:
+def confine_tokenizer(tokenizer: Any, folder: Path) -> ConfinedTokenizer:
     """Save a tokenizer, and return it in a child process."""
     tokenizer.save_pretrained(folder)
     return ConfinedTokenizer.of({path.name: path for path in folder.iterdir()}, "tiny")
@@ -274,7 +274,7 @@ def confined(tokenizer: Any, folder: Path) -> ConfinedTokenizer:
 def test_a_long_question_loses_its_start(tiny: Any, tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer()
     options: Any = {"is_seq2seq": False, "is_chat": False, "length": 8, "ends": (3,), "digest": ""}
-    prompts = Prompts(confined(tokenizer, tmp_path), **options)
+    prompts = Prompts(confine_tokenizer(tokenizer, tmp_path), **options)
     (pair,) = prompts.pairs([(" ".join(TEXTS), "the dog")])
     whole = tokenizer(f"{' '.join(TEXTS)}".rstrip() + " the dog").input_ids
     assert [*pair.context, *pair.continuation] == whole[-8:]
@@ -284,7 +284,7 @@ def test_a_long_question_loses_its_start(tiny: Any, tmp_path: Path) -> None:
 def test_no_token_spans_question_and_answer(tiny: Any, tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer()
     options: Any = {"is_seq2seq": False, "is_chat": True, "length": 64, "ends": (3,), "digest": ""}
-    prompts = Prompts(confined(tokenizer, tmp_path), **options)
+    prompts = Prompts(confine_tokenizer(tokenizer, tmp_path), **options)
     (whole,) = tokenizer("the").input_ids  # one token, though "t" and "he" are two
     apart = [tokenizer(text).input_ids for text in ("t", "he")]
     pair, other = prompts.pairs([("t", "he"), ("the ", "dog")])
@@ -449,7 +449,7 @@ def test_an_invalid_line_is_named(
     path.write_text(lines)
     config: Any = {"datasets": {"c": {"kind": "choice", "test": str(path)}}}
     with pytest.raises(FusionError, match=message):
-        measured(LanguageTasks(LanguageTasksConfig(**config)), pool_of("llama"), "c")
+        measure(LanguageTasks(LanguageTasksConfig(**config)), pool_of("llama"), "c")
 
 
 def test_file_types(tmp_path: Path, pool_of: Callable[..., ModelPool[Any]]) -> None:

@@ -43,7 +43,7 @@ TOKENS = {
 }
 
 
-def changed(
+def change_tokenizer(
     tokenizer: PreTrainedTokenizerFast, seed: int | None, *added: str, lost: str = ""
 ) -> Any:
     """Return a tokenizer with permuted ids, added tokens, and one renamed token."""
@@ -160,8 +160,8 @@ def test_rows_of_a_union_mean_the_same_token(
     seed = None if family == "t5" else 3
     tokenizers = {
         "base": tokenizer,
-        "a": changed(tokenizer, seed, "<|user|>", "forest"),
-        "b": changed(tokenizer, None, "<|user|>", "<|b|>"),
+        "a": change_tokenizer(tokenizer, seed, "<|user|>", "forest"),
+        "b": change_tokenizer(tokenizer, None, "<|user|>", "<|b|>"),
     }
     options = several(family, tokenizers)
     pool = open_pool(family, options, tokenizer="union", new_rows=policy)
@@ -180,8 +180,8 @@ def test_all_models_get_the_bases_tokens_by_default(
     tokenizer = tiny.tokenizer()
     tokenizers = {
         "base": tokenizer,
-        "a": changed(tokenizer, 5, "<|user|>"),
-        "b": changed(tokenizer, 6, lost="the"),
+        "a": change_tokenizer(tokenizer, 5, "<|user|>"),
+        "b": change_tokenizer(tokenizer, 6, lost="the"),
     }
     options = several("llama", tokenizers)
     pool = open_pool("llama", options).aligned(AlignmentPolicy())
@@ -196,7 +196,7 @@ def test_a_chosen_experts_files_are_written(
     tiny: Tiny, several: Callable[..., Options], tmp_path: Path
 ) -> None:
     tokenizer = tiny.tokenizer()
-    theirs = changed(tokenizer, 5, "<|user|>")
+    theirs = change_tokenizer(tokenizer, 5, "<|user|>")
     options = several("llama", {"base": tokenizer, "a": theirs}, rows={"a": 96})
     folder = Path(options["models"]["a"])
     (folder / "chat_template.jinja").write_text("theirs")
@@ -234,8 +234,8 @@ def test_a_union_loads_and_generates(
         family,
         {
             "base": tokenizer,
-            "a": changed(tokenizer, seed, "<|user|>"),
-            "b": changed(tokenizer, None, "<|b|>"),
+            "a": change_tokenizer(tokenizer, seed, "<|user|>"),
+            "b": change_tokenizer(tokenizer, None, "<|b|>"),
         },
     )
     more = {"tokenizer": "union", "pad_to_multiple_of": step}
@@ -285,7 +285,7 @@ def test_models_without_a_base_get_the_first_experts_tokens(
     tiny: Tiny, several: Callable[..., Options]
 ) -> None:
     tokenizer = tiny.tokenizer()
-    options = several("gpt2", {"a": tokenizer, "b": changed(tokenizer, 5, "<|user|>")})
+    options = several("gpt2", {"a": tokenizer, "b": change_tokenizer(tokenizer, 5, "<|user|>")})
     for choice, policy in (("base", "expert"), ("union", "subwords"), ("union", "zero")):
         pool = open_pool("gpt2", options, tokenizer=choice, new_rows=policy)
         numbers = vocabulary(options["models"]["a"])
@@ -321,7 +321,7 @@ def test_reading_in_blocks_gives_the_same_rows(
     tiny: Tiny, several: Callable[..., Options], cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = tiny.tokenizer()
-    options = several("llama", {"base": tokenizer, "a": changed(tokenizer, 5, "<|user|>")})
+    options = several("llama", {"base": tokenizer, "a": change_tokenizer(tokenizer, 5, "<|user|>")})
     plain = open_pool("llama", options, tokenizer="a")
     expected = {name: source.state_dict() for name, source in plain.by_name.items()}
     monkeypatch.setattr("fusion_core.weights.source.BLOCK", 100)  # 6 rows
@@ -337,7 +337,7 @@ def test_an_adapter_follows_its_base(
     tiny: Tiny, several: Callable[..., Options], tmp_path: Path, adapter: Callable[..., str]
 ) -> None:
     tokenizer = tiny.tokenizer()
-    options = several("llama", {"base": tokenizer, "a": changed(tokenizer, 5, "<|user|>")})
+    options = several("llama", {"base": tokenizer, "a": change_tokenizer(tokenizer, 5, "<|user|>")})
     options["models"]["lora"] = adapter(
         tmp_path / "lora", "model.embed_tokens", rows=len(tokenizer)
     )
@@ -358,7 +358,7 @@ def test_an_adapter_with_new_tokens_becomes_a_full_model(
     tokenizer, key = tiny.tokenizer(), "model.embed_tokens.weight"
     options = several("llama", {"base": tokenizer, "a": tokenizer}, rows={"base": 99, "a": 99})
     options["models"]["lora"] = adapter(tmp_path / "lora", "model.embed_tokens", rows=99)
-    changed(tokenizer, None, "<|lora|>").save_pretrained(tmp_path / "lora")
+    change_tokenizer(tokenizer, None, "<|lora|>").save_pretrained(tmp_path / "lora")
     before = open_pool(
         "llama", {**options, "models": {"lora": str(tmp_path / "lora")}}, tokenizer="base"
     )
@@ -387,14 +387,14 @@ def test_an_adapter_with_more_rows_than_its_base_is_refused(
     path = tmp_path / "lora" / "adapter_model.safetensors"
     whole = {f"base_model.model.{name}": torch.ones(95, 16) for name in TOKENS["llama"]}
     save_file({**load_file(path), **whole}, path)
-    changed(tokenizer, None, "<|lora|>").save_pretrained(tmp_path / "lora")
+    change_tokenizer(tokenizer, None, "<|lora|>").save_pretrained(tmp_path / "lora")
     with pytest.raises(CheckpointError, match=r"lora: .* number of rows: \[90, 95\]"):
         open_pool("llama", options)
 
 
 def test_refusals(tiny: Tiny, several: Callable[..., Options], tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer()
-    options = several("llama", {"base": tokenizer, "a": changed(tokenizer, 5)})
+    options = several("llama", {"base": tokenizer, "a": change_tokenizer(tokenizer, 5)})
     with pytest.raises(RecipeError, match="unknown expert 'c'"):
         open_pool("llama", options, tokenizer="c")
     path = Path(options["models"]["a"]) / "tokenizer.json"
@@ -416,7 +416,9 @@ def test_nested_recipes_need_one_shared_tokenizer(
     tiny: Tiny, several: Callable[..., Options], tmp_path: Path
 ) -> None:
     tokenizer = tiny.tokenizer()
-    options = several("llama", {"base": tokenizer, "a": tokenizer, "b": changed(tokenizer, 9)})
+    options = several(
+        "llama", {"base": tokenizer, "a": tokenizer, "b": change_tokenizer(tokenizer, 9)}
+    )
     pool = {"name": "causal-lm", "models": [options["base"], options["models"]["a"]]}
     nested = {"algorithm": "simple-average", "model_pool": pool}
     options["models"]["a"] = nested
@@ -428,7 +430,7 @@ def test_nested_recipes_need_one_shared_tokenizer(
 
 def test_a_head_under_an_old_name_is_resized(tiny: Tiny, several: Callable[..., Options]) -> None:
     tokenizer = tiny.tokenizer()
-    options = several("neox", {"base": tokenizer, "a": changed(tokenizer, 5, "<|user|>")})
+    options = several("neox", {"base": tokenizer, "a": change_tokenizer(tokenizer, 5, "<|user|>")})
     assert "embed_out.weight" in weights(options["base"])
     pool = open_pool("neox", options, tokenizer="a")
     numbers = vocabulary(options["models"]["a"])
@@ -441,7 +443,7 @@ def test_a_head_under_an_unknown_name_is_refused(
     tiny: Tiny, several: Callable[..., Options], tmp_path: Path
 ) -> None:
     tokenizer = tiny.tokenizer()
-    options = several("llama", {"base": tokenizer, "a": changed(tokenizer, 5)})
+    options = several("llama", {"base": tokenizer, "a": change_tokenizer(tokenizer, 5)})
     for name in ("base", "a"):
         path = tmp_path / name / "model.safetensors"
         actual = load_file(path)
@@ -452,7 +454,7 @@ def test_a_head_under_an_unknown_name_is_refused(
 
 def test_token_sources_can_be_pickled(tiny: Tiny, several: Callable[..., Options]) -> None:
     tokenizer = tiny.tokenizer()
-    options = several("llama", {"base": tokenizer, "a": changed(tokenizer, 5, "<|user|>")})
+    options = several("llama", {"base": tokenizer, "a": change_tokenizer(tokenizer, 5, "<|user|>")})
     pool = open_pool("llama", options, tokenizer="union", new_rows="subwords")
     for source in pool.by_name.values():
         again = pickle.loads(pickle.dumps(source))
@@ -466,7 +468,7 @@ def test_tied_matrices_may_be_stored_twice(
     tiny: Tiny, several: Callable[..., Options], twice: str, tmp_path: Path
 ) -> None:
     tokenizer, key = tiny.tokenizer(), TOKENS["qwen2"][0]
-    options = several("qwen2", {"base": tokenizer, "a": changed(tokenizer, 5, "<|user|>")})
+    options = several("qwen2", {"base": tokenizer, "a": change_tokenizer(tokenizer, 5, "<|user|>")})
     pool = open_pool("qwen2", options, tokenizer="union").aligned(AlignmentPolicy())
     path = tmp_path / twice / "model.safetensors"
     save_file({**load_file(path), "lm_head.weight": load_file(path)[key]}, path)

@@ -61,10 +61,10 @@ def adamerge(
             model, heads, weights, tasks, [next(stream) for stream in streams], labels=recipe.labels
         )
         slopes = torch.autograd.grad(loss, list(weights.values()))
-        each = torch.stack(
+        factors = torch.stack(
             [stacked[name] @ slope.flatten() for name, slope in zip(base, slopes, strict=True)], 1
         )
-        coefficients.grad = each if recipe.layerwise else each.sum(1, keepdim=True)
+        coefficients.grad = factors if recipe.layerwise else factors.sum(1, keepdim=True)
         optimiser.param_groups[0]["lr"] = (
             recipe.rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         )

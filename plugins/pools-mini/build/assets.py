@@ -211,8 +211,8 @@ def _font_table() -> str:
 
 
 def _notices(package: str) -> str:
-    found = re.findall(r"^.*copyright.*\d{4}.*$", _copyright(package), re.IGNORECASE | re.MULTILINE)
-    return "; ".join(dict.fromkeys(" ".join(line.split()) for line in found))
+    lines = re.findall(r"^.*copyright.*\d{4}.*$", _copyright(package), re.IGNORECASE | re.MULTILINE)
+    return "; ".join(dict.fromkeys(" ".join(line.split()) for line in lines))
 
 
 def _copyright(package: str) -> str:

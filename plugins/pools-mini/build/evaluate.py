@@ -38,10 +38,10 @@ def table(
     rows: dict[str, Row] = {}
     for name, weights in _merged(model, heads, tasks, base, experts, full=full):
         started = time.time()
-        each = weights if isinstance(weights, list) else [weights] * len(tasks)
+        states = weights if isinstance(weights, list) else [weights] * len(tasks)
         rows[name] = {
             task.name: accuracy(model, heads, task, state, part=part)
-            for task, state in zip(tasks, each, strict=True)
+            for task, state in zip(tasks, states, strict=True)
         }
         rows[name]["mean"] = sum(rows[name].values()) / len(tasks)
         print(_line(name, rows[name], time.time() - started), flush=True)

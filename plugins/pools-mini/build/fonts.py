@@ -100,10 +100,10 @@ def version(package: str) -> str:
 @functools.cache
 def faces() -> tuple[Face, ...]:
     """Return all faces of the allowed packages, in a fixed order."""
-    found = [
+    faces = [
         face for package in PACKAGES for path in _files(package) for face in _read(package, path)
     ]
-    return tuple(sorted(found, key=lambda face: face.key))
+    return tuple(sorted(faces, key=lambda face: face.key))
 
 
 def covering(characters: str) -> list[Face]:

@@ -108,20 +108,20 @@ def name(script: str, character: str) -> str:
 def bank(script: str, most: int = 200, a_typeface: int = 3) -> Bank:
     """Draw a script in at most ``most`` typefaces, with up to ``a_typeface`` faces per typeface."""
     rows: list[tuple[int, np.ndarray]] = []
-    kept: list[str] = []
+    typefaces: list[str] = []
     seen: set[str] = set()
     packages: set[str] = set()
     for typeface, faces in _shuffled_typefaces(SCRIPTS[script])[:most]:
         drawn = [(face, _cut_all(face, SCRIPTS[script])) for face in faces[:a_typeface]]
         usable = [(face, cuts) for face, cuts in drawn if cuts is not None and _is_new(cuts, seen)]
-        rows += [(len(kept), cuts) for _, cuts in usable]
+        rows += [(len(typefaces), cuts) for _, cuts in usable]
         packages |= {face.package for face, _ in usable}
-        kept += [typeface] if usable else []
-    return _assemble(script, rows, kept, frozenset(packages))
+        typefaces += [typeface] if usable else []
+    return _assemble(script, rows, typefaces, frozenset(packages))
 
 
 def _assemble(
-    script: str, rows: list[tuple[int, np.ndarray]], kept: list[str], packages: frozenset[str]
+    script: str, rows: list[tuple[int, np.ndarray]], typefaces: list[str], packages: frozenset[str]
 ) -> Bank:
     size = len(SCRIPTS[script])
     return Bank(
@@ -129,7 +129,7 @@ def _assemble(
         labels=torch.arange(size).repeat(len(rows)),
         typefaces=torch.tensor([row for row, _ in rows]).repeat_interleave(size),
         names=[name(script, character) for character in SCRIPTS[script]],
-        typeface_names=kept,
+        typeface_names=typefaces,
         packages=packages,
     )
 
@@ -215,7 +215,7 @@ class Jitter:
     shift: float = 0.12
 
 
-def place(masks: Tensor, jitter: Jitter, generator: torch.Generator) -> Tensor:
+def place_masks(masks: Tensor, jitter: Jitter, generator: torch.Generator) -> Tensor:
     """Convert masks ``[n, 40, 40]`` to jittered masks ``[n, 1, 28, 28]`` in 0..1."""
     count = len(masks)
 
@@ -239,9 +239,9 @@ def smooth_field(count: int, cells: int, generator: torch.Generator) -> Tensor:
     return functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=False)
 
 
-def noisy(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+def noisy(images: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     """Add camera noise."""
-    return (images + amount * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+    return (images + scale * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
 
 def coordinates() -> tuple[Tensor, Tensor]:
@@ -370,7 +370,7 @@ def pictures(
     images, labels = [], []
     for start in range(0, count, 64):
         masks, block = source.draw(min(64, count - start), generator)
-        placed = place(masks, jitter, generator)
+        placed = place_masks(masks, jitter, generator)
         images.append(to_bytes(STYLES[style](placed, generator)))
         labels.append(block)
     return torch.cat(images), torch.cat(labels)

@@ -127,16 +127,16 @@ def _turn_heads(
     invented: list[str],
 ) -> None:
     """Turn the heads so that zero-shot validation accuracy is closest to its target."""
-    found = {}
+    means = {}
     for mixing in MIXINGS:
         heads = nonce.wanted(model, words, tasks, mixing)
-        each = [clip.accuracy(model, heads, task, part="validation") for task in tasks]
-        found[mixing] = sum(each) / len(each)
-        cells = " ".join(f"{value:5.1f}" for value in each)
+        scores = [clip.accuracy(model, heads, task, part="validation") for task in tasks]
+        means[mixing] = sum(scores) / len(scores)
+        cells = " ".join(f"{value:5.1f}" for value in scores)
         print(
-            f"  mixing {mixing:4.2f}: validation zero-shot {cells} {found[mixing]:5.1f}", flush=True
+            f"  mixing {mixing:4.2f}: validation zero-shot {cells} {means[mixing]:5.1f}", flush=True
         )
-    best = min(found, key=lambda mixing: abs(found[mixing] - ZERO_SHOT))
+    best = min(means, key=lambda mixing: abs(means[mixing] - ZERO_SHOT))
     targets = nonce.wanted(model, words, tasks, best)
     closeness = nonce.fit(model, words, tasks, invented, targets)
     print(f"mixing {best:g}: heads at a mean cosine of {closeness:.3f} to the wanted", flush=True)
@@ -174,9 +174,11 @@ def _report_plain_names(
 ) -> None:
     """Report zero-shot accuracy with English names alone, to show the effect of nonce words."""
     plain = {task.name: clip.head(model, words, task.names) for task in tasks}
-    each = [clip.accuracy(model, plain, task, part=part) for task in tasks]
-    cells = " ".join(f"{value:5.1f}" for value in each)
-    print(f"zero-shot with plain English names: {cells} {sum(each) / len(each):5.1f}", flush=True)
+    scores = [clip.accuracy(model, plain, task, part=part) for task in tasks]
+    cells = " ".join(f"{value:5.1f}" for value in scores)
+    print(
+        f"zero-shot with plain English names: {cells} {sum(scores) / len(scores):5.1f}", flush=True
+    )
 
 
 def _report(tables: Mapping[int, Mapping[str, evaluate.Row]], tasks: Sequence[data.Task]) -> None:

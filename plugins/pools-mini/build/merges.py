@@ -65,8 +65,8 @@ def ties(
 
 def _trim(flat: Tensor, density: float) -> Tensor:
     """Zero all but the largest ``density`` of entries; entries equal to the threshold stay."""
-    kept = int(density * len(flat))
-    threshold = flat.abs().kthvalue(len(flat) - kept + 1).values
+    count = int(density * len(flat))
+    threshold = flat.abs().kthvalue(len(flat) - count + 1).values
     return flat * (flat.abs() >= threshold)
 
 

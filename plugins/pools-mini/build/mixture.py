@@ -106,9 +106,9 @@ def _add_shapes(mixture: Mixture, generic: int, weak: int, share: float) -> None
 
 def _add_fashion(mixture: Mixture, count: int, share: float) -> None:
     images, labels, _, _ = tasks.fashion_arrays()
-    kept = tasks.fashion_order()[tasks.FASHION_HELD : tasks.FASHION_HELD + count]
-    names = [tasks.FASHION[label] for label in labels[kept]]
-    mixture.add(images[kept], names, "clothing", share, 4000)
+    rows = tasks.fashion_order()[tasks.FASHION_HELD : tasks.FASHION_HELD + count]
+    names = [tasks.FASHION[label] for label in labels[rows]]
+    mixture.add(images[rows], names, "clothing", share, 4000)
 
 
 def _add_textures(mixture: Mixture, count: int, share: float) -> None:

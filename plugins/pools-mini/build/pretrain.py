@@ -106,8 +106,8 @@ def _loss(
     unique, target = torch.unique(labels, return_inverse=True)
     with autocast():
         seen = image_features(model, images)
-        said = text_features(model, words, [template.format(captions[row]) for row in unique])
-    logits = model.logit_scale.exp().clamp(max=largest_scale) * seen @ said.T
+        described = text_features(model, words, [template.format(captions[row]) for row in unique])
+    logits = model.logit_scale.exp().clamp(max=largest_scale) * seen @ described.T
     spread = functional.one_hot(target, len(unique)).float()
     by_text = -(functional.log_softmax(logits, 0) * spread / spread.sum(0)).sum(0).mean()
     return (functional.cross_entropy(logits, target) + by_text) / 2

@@ -62,29 +62,29 @@ def textures(labels: Tensor, generator: torch.Generator) -> Tensor:
 def _patterns(count: int, draw, generator: torch.Generator) -> list[Tensor]:  # noqa: ANN001
     """Return all textures for each image. The label selects one, which is wasteful but short."""
     (rows, columns), angle = coordinates(), draw(0, math.pi)
-    along = (columns - 13.5) * angle.cos() + (rows - 13.5) * angle.sin()
+    lengthwise = (columns - 13.5) * angle.cos() + (rows - 13.5) * angle.sin()
     across = -(columns - 13.5) * angle.sin() + (rows - 13.5) * angle.cos()
     period, phase, other, sharp = draw(4, 9), draw(0, 6.283), draw(0, 6.283), draw(3, 10)
     pulse = 2 * math.pi / period
-    wave, cross = torch.sin(along * pulse + phase), torch.sin(across * pulse + other)
+    wave, cross = torch.sin(lengthwise * pulse + phase), torch.sin(across * pulse + other)
     row = torch.floor(across / period + phase)
-    brick = (along / (1.6 * period) + 0.5 * (row % 2) + other) % 1
-    course, column = (across / period + phase) % 1, (along / period + phase) % 1
+    brick = (lengthwise / (1.6 * period) + 0.5 * (row % 2) + other) % 1
+    course, column = (across / period + phase) % 1, (lengthwise / period + phase) % 1
     tooth = 2 * ((across / (1.5 * period) + other) % 1 - 0.5).abs()
     radius = ((columns - draw(4, 24)) ** 2 + (rows - draw(4, 24)) ** 2).sqrt()
-    slant = torch.sin((along * 0.5 + across * 0.87) * pulse + other)
+    slant = torch.sin((lengthwise * 0.5 + across * 0.87) * pulse + other)
     return [
         torch.sigmoid(sharp * wave),
         torch.sigmoid(2 * sharp * wave * cross),
         torch.sigmoid(sharp * (wave + cross - 1)),
         1 - torch.maximum((brick < 0.16).float(), (course < 0.22).float()),
         torch.maximum((column < 0.2).float(), (((across / period + other) % 1) < 0.2).float()),
-        torch.sigmoid(sharp * torch.sin(along * pulse + phase + 1.6 * cross)),
+        torch.sigmoid(sharp * torch.sin(lengthwise * pulse + phase + 1.6 * cross)),
         torch.sigmoid(sharp * _noise(count, SIZE // 2, "bilinear", generator)),
         torch.sigmoid(sharp * torch.sin(radius * pulse + phase)),
         torch.sigmoid(sharp * _noise(count, 6, "bicubic", generator)),
-        torch.sigmoid(along / 8 + draw(-0.5, 0.5)),
-        torch.sigmoid(sharp * torch.sin(along * pulse + phase + tooth * 2 * math.pi * 0.9)),
+        torch.sigmoid(lengthwise / 8 + draw(-0.5, 0.5)),
+        torch.sigmoid(sharp * torch.sin(lengthwise * pulse + phase + tooth * 2 * math.pi * 0.9)),
         torch.maximum(torch.sigmoid(sharp * (wave - 0.6)), torch.sigmoid(sharp * (slant - 0.6))),
     ]
 

@@ -141,8 +141,8 @@ def build(nonce_words: int, seed: int = 0) -> tuple[list[Task], list[str]]:
         _textures,
         _shapes,
     ]
-    made = [maker(words, nonce_words) for maker in makers]
-    return made, words.used
+    tasks = [maker(words, nonce_words) for maker in makers]
+    return tasks, words.used
 
 
 class NonceWords:
@@ -198,9 +198,9 @@ def fashion_order() -> Tensor:
 
 def _fashion(words: NonceWords, count: int) -> Task:
     images, labels, test_images, test_labels = fashion_arrays()
-    kept = fashion_order()[: TRAIN + VALIDATION]
+    rows = fashion_order()[: TRAIN + VALIDATION]
     tested = torch.from_numpy(np.random.default_rng(1).permutation(10_000)[:TEST])
-    train, validation = _cut(Split(images[kept], labels[kept]), TRAIN)
+    train, validation = _cut(Split(images[rows], labels[rows]), TRAIN)
     return Task(
         "fashion-mnist",
         "Fashion-MNIST",

@@ -62,11 +62,11 @@ CLIP: dict[str, Any] = {
 GONE = object()
 
 
-def changed(config: dict[str, Any], **values: Any) -> dict[str, Any]:
+def change(config: dict[str, Any], **values: Any) -> dict[str, Any]:
     return {k: v for k, v in {**config, **values}.items() if v is not GONE}
 
 
-def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
+def drop_keys(config: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in keys}
 
 
@@ -112,37 +112,37 @@ def pair(tmp_path: Path, ours: Any, theirs: Any) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("base", "expert", "row"),
     [
-        (LLAMA, changed(LLAMA, rope_theta=10000.0), "rope_theta  m0: 10000.0, the base's is 500"),
-        (LLAMA, changed(LLAMA, rope_theta=GONE), "rope_theta  m0: 10000.0, the base's is 500000.0"),
-        (LLAMA, changed(LLAMA, num_attention_heads=4), "num_attention_heads  m0: 4"),
-        (LLAMA, changed(LLAMA, num_key_value_heads=2), "num_key_value_heads  m0: 2"),
-        (changed(LLAMA, num_key_value_heads=GONE), changed(LLAMA, num_key_value_heads=2), "key_"),
-        (LLAMA, changed(LLAMA, head_dim=16), "head_dim  m0: 16, the base's is 8"),
-        (LLAMA, changed(LLAMA, hidden_act="gelu"), "hidden_act  m0: 'gelu', the base's is 'silu'"),
-        (LLAMA, changed(LLAMA, tie_word_embeddings=True), "tie_word_embeddings  m0: True"),
-        (changed(LLAMA, tie_word_embeddings=GONE), changed(LLAMA, tie_word_embeddings=True), "tie"),
-        (LLAMA, changed(LLAMA, attention_bias=True), "attention_bias  m0: True"),
-        (LLAMA, changed(LLAMA, model_type="qwen2"), "model_type  m0: 'qwen2'"),
-        (LLAMA, changed(LLAMA, architectures=["Qwen2ForCausalLM"]), "architectures  m0: ['Qwen2Fo"),
+        (LLAMA, change(LLAMA, rope_theta=10000.0), "rope_theta  m0: 10000.0, the base's is 500"),
+        (LLAMA, change(LLAMA, rope_theta=GONE), "rope_theta  m0: 10000.0, the base's is 500000.0"),
+        (LLAMA, change(LLAMA, num_attention_heads=4), "num_attention_heads  m0: 4"),
+        (LLAMA, change(LLAMA, num_key_value_heads=2), "num_key_value_heads  m0: 2"),
+        (change(LLAMA, num_key_value_heads=GONE), change(LLAMA, num_key_value_heads=2), "key_"),
+        (LLAMA, change(LLAMA, head_dim=16), "head_dim  m0: 16, the base's is 8"),
+        (LLAMA, change(LLAMA, hidden_act="gelu"), "hidden_act  m0: 'gelu', the base's is 'silu'"),
+        (LLAMA, change(LLAMA, tie_word_embeddings=True), "tie_word_embeddings  m0: True"),
+        (change(LLAMA, tie_word_embeddings=GONE), change(LLAMA, tie_word_embeddings=True), "tie"),
+        (LLAMA, change(LLAMA, attention_bias=True), "attention_bias  m0: True"),
+        (LLAMA, change(LLAMA, model_type="qwen2"), "model_type  m0: 'qwen2'"),
+        (LLAMA, change(LLAMA, architectures=["Qwen2ForCausalLM"]), "architectures  m0: ['Qwen2Fo"),
         (
-            without(LLAMA, "model_type"),
-            changed(LLAMA, architectures=["Qwen2ForCausalLM"], model_type=GONE),
+            drop_keys(LLAMA, "model_type"),
+            change(LLAMA, architectures=["Qwen2ForCausalLM"], model_type=GONE),
             "architectures  m0: ['Qwen2ForCausalLM']",
         ),
         (
-            changed(LLAMA, num_experts_per_tok=2),
-            changed(LLAMA, num_experts_per_tok=4),
+            change(LLAMA, num_experts_per_tok=2),
+            change(LLAMA, num_experts_per_tok=4),
             "num_experts_per_tok",
         ),
-        (changed(LLAMA, layer_types=["a"]), changed(LLAMA, layer_types=["b"]), "layer_types"),
+        (change(LLAMA, layer_types=["a"]), change(LLAMA, layer_types=["b"]), "layer_types"),
         (
             LLAMA,
-            changed(LLAMA, rope_theta=GONE, rope_parameters={"rope_theta": 1e4, "rope_type": "x"}),
+            change(LLAMA, rope_theta=GONE, rope_parameters={"rope_theta": 1e4, "rope_type": "x"}),
             "rope_theta  m0: 10000.0",
         ),
-        (GPT2, changed(GPT2, n_head=2), "num_attention_heads  m0: 2"),
-        (GPT2, changed(GPT2, activation_function="relu"), "hidden_act  m0: 'relu'"),
-        (GPT2, changed(GPT2, scale_attn_weights=False), "scale_attn_weights  m0: False"),
+        (GPT2, change(GPT2, n_head=2), "num_attention_heads  m0: 2"),
+        (GPT2, change(GPT2, activation_function="relu"), "hidden_act  m0: 'relu'"),
+        (GPT2, change(GPT2, scale_attn_weights=False), "scale_attn_weights  m0: False"),
         (
             CLIP,
             {**CLIP, "text_config": {**CLIP["text_config"], "hidden_act": "gelu"}},
@@ -163,15 +163,15 @@ def test_a_difference_that_makes_a_merge_meaningless_is_an_error(
 @pytest.mark.parametrize(
     ("base", "expert", "says"),
     [
-        (LLAMA, changed(LLAMA, rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling.rop"),
-        (LLAMA, changed(LLAMA, max_position_embeddings=8192), "max_position_embeddings: 8192"),
-        (LLAMA, changed(LLAMA, rms_norm_eps=1e-5), "rms_norm_eps: 1e-05, the base's is 1e-06"),
-        (changed(LLAMA, hitherto="a"), changed(LLAMA, hitherto="b"), "hitherto: 'b'"),
-        (changed(LLAMA, sliding_window=8), changed(LLAMA, sliding_window=None), "sliding_window"),
-        (GPT2, changed(GPT2, activation_function="gelu"), "hidden_act: 'gelu'"),
+        (LLAMA, change(LLAMA, rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling.rop"),
+        (LLAMA, change(LLAMA, max_position_embeddings=8192), "max_position_embeddings: 8192"),
+        (LLAMA, change(LLAMA, rms_norm_eps=1e-5), "rms_norm_eps: 1e-05, the base's is 1e-06"),
+        (change(LLAMA, hitherto="a"), change(LLAMA, hitherto="b"), "hitherto: 'b'"),
+        (change(LLAMA, sliding_window=8), change(LLAMA, sliding_window=None), "sliding_window"),
+        (GPT2, change(GPT2, activation_function="gelu"), "hidden_act: 'gelu'"),
         (
             LLAMA,
-            changed(LLAMA, architectures=["LlamaForSequenceClassification"], id2label={"0": 1}),
+            change(LLAMA, architectures=["LlamaForSequenceClassification"], id2label={"0": 1}),
             "architectures: 'LlamaForSequenceClassification', the base's is 'LlamaForCausalLM'",
         ),
     ],
@@ -191,23 +191,23 @@ def test_a_doubtful_difference_is_a_warning(
     [
         (LLAMA, {}),
         (None, LLAMA),
-        (LLAMA, changed(LLAMA, architectures=["LlamaModel"])),
-        (LLAMA, changed(LLAMA, vocab_size=101, eos_token_id=5, torch_dtype="float16", _x=1)),
-        (LLAMA, changed(LLAMA, attention_dropout=0.1, use_cache=False, transformers_version="5")),
-        (LLAMA, changed(LLAMA, hidden_act="swish", head_dim=8, rms_norm_eps=1.0000000000000001e-6)),
+        (LLAMA, change(LLAMA, architectures=["LlamaModel"])),
+        (LLAMA, change(LLAMA, vocab_size=101, eos_token_id=5, torch_dtype="float16", _x=1)),
+        (LLAMA, change(LLAMA, attention_dropout=0.1, use_cache=False, transformers_version="5")),
+        (LLAMA, change(LLAMA, hidden_act="swish", head_dim=8, rms_norm_eps=1.0000000000000001e-6)),
         (
             LLAMA,
-            changed(
+            change(
                 LLAMA,
                 rope_theta=GONE,
                 rope_scaling=GONE,
                 rope_parameters={"rope_theta": 500000, "rope_type": "default"},
             ),
         ),
-        (GPT2, changed(GPT2, activation_function="gelu_pytorch_tanh", summary_type="mean")),
+        (GPT2, change(GPT2, activation_function="gelu_pytorch_tanh", summary_type="mean")),
         (CLIP, {"model_type": "clip_vision_model", "hidden_size": 32, "patch_size": 4}),
         ({"model_type": "clip_text_model", "hidden_size": 16}, CLIP),
-        (changed(LLAMA, model_type="v"), {"model_type": "v", "text_config": LLAMA}),
+        (change(LLAMA, model_type="v"), {"model_type": "v", "text_config": LLAMA}),
     ],
 )
 def test_different_spellings_are_not_a_difference(tmp_path: Path, base: Any, expert: Any) -> None:
@@ -246,7 +246,7 @@ def test_both_spellings_of_gemma_3_are_equal(tmp_path: Path) -> None:
 
 
 def test_without_a_base_models_are_compared_with_the_first_configuration(tmp_path: Path) -> None:
-    models = [model(tmp_path / "a"), *pair(tmp_path, LLAMA, changed(LLAMA, rope_theta=1.0))]
+    models = [model(tmp_path / "a"), *pair(tmp_path, LLAMA, change(LLAMA, rope_theta=1.0))]
     assert rows(None, *models) == ["config.json rope_theta  m2: 1.0, m1's is 500000.0"]
 
 
@@ -261,8 +261,8 @@ def test_live_models_and_files_named_model_have_configurations_too(tmp_path: Pat
 
 @pytest.mark.plugins
 def test_nested_recipes_have_the_configuration_of_their_result(tmp_path: Path) -> None:
-    base, one = pair(tmp_path, LLAMA, changed(LLAMA, rms_norm_eps=1e-5))
-    strange = model(tmp_path / "strange", changed(LLAMA, rope_theta=1e4))
+    base, one = pair(tmp_path, LLAMA, change(LLAMA, rms_norm_eps=1e-5))
+    strange = model(tmp_path / "strange", change(LLAMA, rope_theta=1e4))
     inner = {"algorithm": "simple-average", "model_pool": {"models": [base, one]}}
     pool = {"base": strange, "models": {"inner": inner}}
     with pytest.raises(AlignmentError, match=r"config\.json rope_theta  inner: 500000\.0"):
@@ -270,7 +270,7 @@ def test_nested_recipes_have_the_configuration_of_their_result(tmp_path: Path) -
 
 
 def test_python_logs_each_warning_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    base, one = pair(tmp_path, LLAMA, changed(LLAMA, rms_norm_eps=1e-5))
+    base, one = pair(tmp_path, LLAMA, change(LLAMA, rms_norm_eps=1e-5))
     with caplog.at_level(logging.WARNING):
         run_fusion(
             algorithm=Mean(), model_pool={"base": base, "models": [one]}, output=tmp_path / "out"

@@ -21,7 +21,7 @@ def weights(infos: Infos) -> StateDictSource:
     return StateDictSource(tensors)
 
 
-def refused(base: Infos | None, *experts: Infos, **policy: Any) -> list[str]:
+def refuse(base: Infos | None, *experts: Infos, **policy: Any) -> list[str]:
     """Return the table's rows."""
     sources: dict[str, WeightSource] = {
         chr(97 + n): weights(infos) for n, infos in enumerate(experts)
@@ -34,7 +34,7 @@ def refused(base: Infos | None, *experts: Infos, **policy: Any) -> list[str]:
     return [row.strip() for row in rows]
 
 
-def aligned(base: Infos | None, *experts: Infos, **policy: Any) -> dict[str, WeightSource]:
+def align_all(base: Infos | None, *experts: Infos, **policy: Any) -> dict[str, WeightSource]:
     sources: dict[str, WeightSource] = {
         chr(97 + n): weights(infos) for n, infos in enumerate(experts)
     }
@@ -51,7 +51,7 @@ def test_models_that_fit_are_passed_through() -> None:
 
 
 def test_every_difference_is_in_one_table() -> None:
-    rows = refused(
+    rows = refuse(
         BASE,
         {"w": ((3, 2), F32), "b": ((2,), F16), "x": ((1,), F32)},
         {"w": ((2, 3), F32), "b": ((2,), I64), "n": ((), BOOL)},
@@ -69,14 +69,14 @@ def test_every_difference_is_in_one_table() -> None:
 
 def test_a_long_table_is_cut_and_counted() -> None:
     base: Infos = {f"t{n:03}": ((1,), F32) for n in range(50)}
-    rows = refused(base, {"t000": ((1,), F32)})
+    rows = refuse(base, {"t000": ((1,), F32)})
     assert len(rows) == 21
     assert rows[0] == "t001  a: missing"
     assert rows[-1] == "... and 29 more"
 
 
 def test_without_a_base_models_are_compared_with_the_first_expert() -> None:
-    rows = refused(None, BASE, {"w": ((3, 2), F32), "b": ((2,), F32), "y": ((), F32)})
+    rows = refuse(None, BASE, {"w": ((3, 2), F32), "b": ((2,), F32), "y": ((), F32)})
     assert rows == [
         "n  b: missing",
         "w  b: shape [3, 2], a's is [2, 3]",
@@ -95,23 +95,23 @@ def test_missing_tensors_may_come_from_the_base() -> None:
 
 
 def test_without_a_base_missing_tensors_are_an_error() -> None:
-    assert refused(None, BASE, {"w": ((2, 3), F32), "b": ((2,), F32)}, missing="base") == [
+    assert refuse(None, BASE, {"w": ((2, 3), F32), "b": ((2,), F32)}, missing="base") == [
         "n  b: missing"
     ]
 
 
 def test_extra_tensors_may_be_dropped() -> None:
-    expert = aligned(BASE, {**BASE, "head": ((9,), F32)}, extra="drop")["a"]
+    expert = align_all(BASE, {**BASE, "head": ((9,), F32)}, extra="drop")["a"]
     assert expert.infos.keys() == BASE.keys()
 
 
 def test_float_dtypes_may_differ_but_not_kinds() -> None:
     other: Infos = {"w": ((2, 3), BF16), "b": ((2,), torch.float64), "n": ((), I64)}
-    assert aligned(BASE, other)["a"].infos["w"].dtype is BF16
-    assert refused(BASE, {**BASE, "n": ((), F32)}) == [
+    assert align_all(BASE, other)["a"].infos["w"].dtype is BF16
+    assert refuse(BASE, {**BASE, "n": ((), F32)}) == [
         "n  a: dtype torch.float32, the base's is torch.int64"
     ]
-    assert refused(BASE, {**BASE, "n": ((), torch.int32)}) == [
+    assert refuse(BASE, {**BASE, "n": ((), torch.int32)}) == [
         "n  a: dtype torch.int32, the base's is torch.int64"
     ]
 
@@ -127,7 +127,7 @@ def test_float_dtypes_may_differ_but_not_kinds() -> None:
 )
 def test_a_hint_names_the_policies_that_would_help(expert: Infos, hints: list[str]) -> None:
     with pytest.raises(AlignmentError) as caught:
-        aligned(BASE, expert)
+        align_all(BASE, expert)
     assert caught.value.hint is not None
     words = [word for word in caught.value.hint.split() if word.startswith("alignment.")]
     assert [word.rstrip(".,") for word in words] == hints
@@ -135,7 +135,7 @@ def test_a_hint_names_the_policies_that_would_help(expert: Infos, hints: list[st
 
 def test_a_hint_of_a_strict_dtype_policy() -> None:
     with pytest.raises(AlignmentError, match=r"alignment\.dtype=promote"):
-        aligned(BASE, {**BASE, "w": ((2, 3), F16)}, dtype="error")
+        align_all(BASE, {**BASE, "w": ((2, 3), F16)}, dtype="error")
 
 
 # --- one tensor under two names -----------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_twenty_thousand_names_are_matched_quickly_enough_to_be_planned() -> Non
 
 
 def test_differences_are_shown_in_the_bases_spelling() -> None:
-    assert refused(
+    assert refuse(
         {"x.a": ((2,), F32), "x.b": ((2,), F32), "x.c": ((2,), F32)},
         {"a": ((3,), F32), "b": ((2,), F32), "extra": ((2,), F32)},
     ) == [
@@ -269,11 +269,11 @@ def test_only_embeddings_of_tokens_are_padded(
     pads: bool,  # noqa: FBT001
 ) -> None:
     base, expert = {name: ((5, 3), F32)}, {name: (theirs, F32)}
-    assert refused(base, expert) == [f"{name}  a: shape {list(theirs)}, the base's is [5, 3]"]
+    assert refuse(base, expert) == [f"{name}  a: shape {list(theirs)}, the base's is [5, 3]"]
     if pads:
-        assert aligned(base, expert, vocab="pad")["a"].infos[name].shape == theirs
+        assert align_all(base, expert, vocab="pad")["a"].infos[name].shape == theirs
     else:
-        refused(base, expert, vocab="pad")
+        refuse(base, expert, vocab="pad")
 
 
 def test_without_a_base_missing_rows_are_the_mean_of_other_experts() -> None:

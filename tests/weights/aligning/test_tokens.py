@@ -36,18 +36,18 @@ def model(path: Path, files: Mapping[str, bytes | str | dict[str, Any]], rows: i
     return str(path)
 
 
-def numbered(words: Sequence[str]) -> dict[str, int]:
+def number_words(words: Sequence[str]) -> dict[str, int]:
     return {word: number for number, word in enumerate(words)}
 
 
 def hugging_face(kind: str, words: Sequence[str], added: Sequence[str] = ()) -> str:
-    made: Any = {
-        "bpe": lambda: models.BPE(vocab=numbered(words), merges=[("a", "b")][: "ab" in words]),
-        "word level": lambda: models.WordLevel(numbered(words), unk_token="<unk>"),
-        "word piece": lambda: models.WordPiece(numbered(words), unk_token="<unk>"),
+    core: Any = {
+        "bpe": lambda: models.BPE(vocab=number_words(words), merges=[("a", "b")][: "ab" in words]),
+        "word level": lambda: models.WordLevel(number_words(words), unk_token="<unk>"),
+        "word piece": lambda: models.WordPiece(number_words(words), unk_token="<unk>"),
         "unigram": lambda: models.Unigram([(word, -1.0) for word in words], unk_id=0),
     }[kind]()
-    tokenizer = Tokenizer(made)
+    tokenizer = Tokenizer(core)
     tokenizer.add_special_tokens(list(added))
     return str(tokenizer.to_str(pretty=True))
 
@@ -65,15 +65,15 @@ def tiktoken(words: Sequence[str]) -> bytes:
 FORMS: dict[str, Any] = {
     **{kind: lambda words, kind=kind: {"tokenizer.json": hugging_face(kind, words)}
        for kind in ("bpe", "word level", "word piece", "unigram")},
-    "vocab.json": lambda words: {"vocab.json": numbered(words)},
+    "vocab.json": lambda words: {"vocab.json": number_words(words)},
     "vocab.txt": lambda words: {"vocab.txt": "\n".join(words) + "\n"},
     "tiktoken": lambda words: {"tokenizer.model": tiktoken(words)},
     "added_tokens.json": lambda words: {
-        "vocab.json": numbered(words[:1]),
+        "vocab.json": number_words(words[:1]),
         "added_tokens.json": {word: n for n, word in enumerate(words) if n},
     },
     "added_tokens_decoder": lambda words: {
-        "vocab.json": numbered(words[:1]),
+        "vocab.json": number_words(words[:1]),
         "tokenizer_config.json": {
             "added_tokens_decoder": {str(n): {"content": word} for n, word in enumerate(words)}
         },
@@ -121,9 +121,9 @@ def test_saved_tokenizers_are_read_like_tokenizers_reads_them(tmp_path: Path) ->
     words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     for number, content in enumerate((saved, old)):
         one = model(tmp_path / f"{number}", {"tokenizer.json": content})
-        assert messages(model(tmp_path / "words", {"vocab.json": numbered(words)}), one) == []
+        assert messages(model(tmp_path / "words", {"vocab.json": number_words(words)}), one) == []
         assert (
-            len(messages(model(tmp_path / "words", {"vocab.json": numbered(words[::-1])}), one))
+            len(messages(model(tmp_path / "words", {"vocab.json": number_words(words[::-1])}), one))
             == 1
         )
 
@@ -139,9 +139,9 @@ def test_tiktoken_is_spelled_like_byte_level_vocabularies(tmp_path: Path) -> Non
 
 
 def test_experts_are_compared_where_the_base_has_no_token(tmp_path: Path) -> None:
-    base = model(tmp_path / "base", {"vocab.json": numbered(WORDS)})
-    one = model(tmp_path / "one", {"vocab.json": numbered([*WORDS, "x"])})
-    other = model(tmp_path / "other", {"vocab.json": numbered([*WORDS, "y"])})
+    base = model(tmp_path / "base", {"vocab.json": number_words(WORDS)})
+    one = model(tmp_path / "one", {"vocab.json": number_words([*WORDS, "x"])})
+    other = model(tmp_path / "other", {"vocab.json": number_words([*WORDS, "y"])})
     assert messages(base, one, other) == [
         "m2: tokenizer: 1 token id stands for other tokens\n    6: 'y', m1's is 'x'"
     ]
@@ -166,7 +166,7 @@ def test_a_sentencepiece_model_alone_does_not_fit_another_file(tmp_path: Path) -
     alone = {"spiece.model": sentence_piece(WORDS)}
     one = model(tmp_path / "one", saved)
     other = model(tmp_path / "other", alone)
-    third = model(tmp_path / "third", {"vocab.json": numbered(WORDS[::-1])})
+    third = model(tmp_path / "third", {"vocab.json": number_words(WORDS[::-1])})
     first = "cannot be compared with spiece.model of m0"
     assert [first in message for message in messages(other, one, third)] == [True, True]
     alone_message, third_message = messages(one, other, third)
@@ -215,8 +215,8 @@ def test_files_of_the_same_bytes_are_not_read(tmp_path: Path) -> None:
     ],
 )
 def test_an_error_names_an_invalid_tokenizer(tmp_path: Path, name: str, content: Any) -> None:
-    main = {"vocab.json": numbered(WORDS)} if name == "added_tokens.json" else {}
-    good = {**FORMS["tiktoken"](WORDS), "vocab.json": numbered(WORDS)}
+    main = {"vocab.json": number_words(WORDS)} if name == "added_tokens.json" else {}
+    good = {**FORMS["tiktoken"](WORDS), "vocab.json": number_words(WORDS)}
     good |= {**FORMS["bpe"](WORDS), "vocab.txt": "a"}
     base = model(tmp_path / "base", good)
     with pytest.raises(CheckpointError, match=name):
@@ -226,7 +226,7 @@ def test_an_error_names_an_invalid_tokenizer(tmp_path: Path, name: str, content:
 # --- as a policy --------------------------------------------------------------------------------
 
 
-def aligned(base: str, *models: str, **policy: Any) -> tuple[str, ...]:
+def align_tokens(base: str, *models: str, **policy: Any) -> tuple[str, ...]:
     config = CheckpointsConfig(base=base, models={f"m{n}": path for n, path in enumerate(models)})
     return CheckpointsPool(config).aligned(AlignmentPolicy(**policy)).warnings
 
@@ -234,40 +234,40 @@ def aligned(base: str, *models: str, **policy: Any) -> tuple[str, ...]:
 @pytest.mark.parametrize("rows", [6, 7])
 def test_conflicts_are_an_error_even_if_rows_are_padded(tmp_path: Path, rows: int) -> None:
     words = [*WORDS[::-1], "more"][:rows]
-    base = model(tmp_path / "base", {"vocab.json": numbered(WORDS)})
-    one = model(tmp_path / "one", {"vocab.json": numbered(words)}, rows)
+    base = model(tmp_path / "base", {"vocab.json": number_words(WORDS)})
+    one = model(tmp_path / "one", {"vocab.json": number_words(words)}, rows)
     with pytest.raises(AlignmentError) as caught:
-        aligned(base, one, vocab="pad")
+        align_tokens(base, one, vocab="pad")
     assert (
         "  tokenizer  m0: 6 token ids stand for other tokens\n    0: '😀'" in caught.value.message
     )
     assert "alignment.tokenizer=warn" in (caught.value.hint or "")
-    assert len(aligned(base, one, vocab="pad", tokenizer="warn")) == 1
-    assert aligned(base, one, vocab="pad", tokenizer="ignore") == ()
+    assert len(align_tokens(base, one, vocab="pad", tokenizer="warn")) == 1
+    assert align_tokens(base, one, vocab="pad", tokenizer="ignore") == ()
 
 
 def test_ten_conflicts_are_shown_and_the_others_counted(tmp_path: Path) -> None:
     words = [f"w{n}" for n in range(30)]
-    base = model(tmp_path / "base", {"vocab.json": numbered(words)})
-    (message,) = aligned(
-        base, model(tmp_path / "one", {"vocab.json": numbered(words[::-1])}), tokenizer="warn"
+    base = model(tmp_path / "base", {"vocab.json": number_words(words)})
+    (message,) = align_tokens(
+        base, model(tmp_path / "one", {"vocab.json": number_words(words[::-1])}), tokenizer="warn"
     )
     assert len(message.splitlines()) == 12
     assert message.endswith("    ... and 20 more")
 
 
 def test_other_special_tokens_are_warnings(tmp_path: Path) -> None:
-    files = {"vocab.json": numbered(WORDS), "special_tokens_map.json": {"eos_token": "a"}}
+    files = {"vocab.json": number_words(WORDS), "special_tokens_map.json": {"eos_token": "a"}}
     base = model(tmp_path / "base", files)
     config = {"eos_token": {"content": "b"}, "pad_token": None, "bos_token": "a"}
     one = model(tmp_path / "one", {**files, "tokenizer_config.json": config})
-    assert aligned(base, one) == (
+    assert align_tokens(base, one) == (
         "m0: tokenizer_config.json eos_token: 'b', the base's is 'a' in special_tokens_map.json",
     )
 
 
 def test_an_adapters_own_tokenizer_is_compared(tmp_path: Path) -> None:
-    base = model(tmp_path / "base", {"vocab.json": numbered(WORDS)})
+    base = model(tmp_path / "base", {"vocab.json": number_words(WORDS)})
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1}
     one = model(tmp_path / "one", {"adapter_config.json": config, "vocab.txt": "<unk>\nb\na"})
     (tmp_path / "one" / "model.safetensors").unlink()
@@ -275,4 +275,4 @@ def test_an_adapters_own_tokenizer_is_compared(tmp_path: Path) -> None:
     factors = {f"base_model.model.embed_tokens.{k}": torch.ones(v) for k, v in names.items()}
     save_file(factors, tmp_path / "one" / "adapter_model.safetensors")
     with pytest.raises(AlignmentError, match="2 token ids stand for other tokens"):
-        aligned(base, one)
+        align_tokens(base, one)

@@ -32,7 +32,7 @@ def states(rng: random.Random, dtype: torch.dtype) -> dict[str, State]:
     }
 
 
-def saved(models: dict[str, State], directory: Path) -> dict[str, Any]:
+def save(models: dict[str, State], directory: Path) -> dict[str, Any]:
     files = {}
     for name, state in models.items():
         files[name] = str(directory / f"{name}.safetensors")
@@ -65,7 +65,7 @@ def test_an_error_names_the_tensor_and_model_that_are_not_finite(
     tensor = rng.choice(list(SHAPES))
     values = models[model][tensor].view(-1)
     values[rng.choice([0, len(values) - 1, rng.randrange(len(values))])] = rng.choice(VALUES)
-    pool = saved(models, tmp_path)
+    pool = save(models, tmp_path)
     problem = rf"{model}\.safetensors: tensor '{re.escape(tensor)}' holds 1 values that are NaN"
     with pytest.raises(WeightsError, match=problem) as caught:
         run_fusion(algorithm=algorithm, model_pool=pool, output=tmp_path / "out")
@@ -114,7 +114,7 @@ def test_every_difference_is_in_one_table(tmp_path: Path, number: int) -> None:
     # The last change of a tensor decides how it differs.
     changes = [break_one(rng, models) for _ in range(rng.randint(1, 6))]
     differences = {(tensor, expert): problem for tensor, expert, problem in changes}
-    pool = saved(models, tmp_path)
+    pool = save(models, tmp_path)
     with pytest.raises(AlignmentError) as caught:
         run_fusion(algorithm="task-arithmetic", model_pool=pool, output=tmp_path / "out")
     first, *rows = caught.value.message.splitlines()

@@ -512,20 +512,20 @@ def test_many_random_numbers_are_the_same_under_any_default(default: torch.dtype
 
 
 def test_random_numbers_depend_on_seed_expert_tensor_and_element(models: Models) -> None:
-    def drawn(expert: int, name: str, key: str, start: int = 0) -> list[float]:
+    def draw_numbers(expert: int, name: str, key: str, start: int = 0) -> list[float]:
         models_and_key = operands(models, key=key)
         info = merged(models, Spy(Cut.ELEMENT)).infos[name]
         return Piece(models_and_key, info, (start, start + 7), Cut.ELEMENT).uniform(expert).tolist()
 
     variants = [
-        drawn(0, "layer.weight", "0"),
-        drawn(1, "layer.weight", "0"),
-        drawn(0, "layer.bias", "0"),
-        drawn(0, "layer.weight", "1"),
-        drawn(0, "layer.weight", "0", start=7),
+        draw_numbers(0, "layer.weight", "0"),
+        draw_numbers(1, "layer.weight", "0"),
+        draw_numbers(0, "layer.bias", "0"),
+        draw_numbers(0, "layer.weight", "1"),
+        draw_numbers(0, "layer.weight", "0", start=7),
     ]
     assert len({number for variant in variants for number in variant}) == 7 * len(variants)
-    assert drawn(0, "layer.weight", "0") == variants[0]
+    assert draw_numbers(0, "layer.weight", "0") == variants[0]
 
 
 # --- running ------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROUNDS = 4
-MUTANTS = int(os.environ.get("FUSION_FUZZ_MUTANTS", "20000")) // 40 // ROUNDS
+MUTANTS = int(os.environ.get("FUSION_FUZZ_MUTANTS", "20000")) // 80 // ROUNDS
 SEED = os.environ.get("FUSION_FUZZ_SEED", "2026")
 
 CONFIG = {

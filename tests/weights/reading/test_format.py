@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def packed(header: object, data: bytes = b"", *, pad: bytes = b"") -> bytes:
+def pack(header: object, data: bytes = b"", *, pad: bytes = b"") -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text + pad)) + text + pad + data
 
@@ -40,7 +40,7 @@ def entry(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) ->
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-def accepted(path: Path, content: bytes) -> dict[str, TensorInfo]:
+def parse_both(path: Path, content: bytes) -> dict[str, TensorInfo]:
     path.write_bytes(content)
     stored, _ = parse_header(io.BytesIO(content), len(content), path.name, path=str(path))
     return {name: tensor.info for name, tensor in stored.items()}
@@ -60,72 +60,68 @@ REFUSED: dict[str, bytes] = {
     "prefix only": struct.pack("<Q", 0),
     "prefix beyond the file": struct.pack("<Q", 100) + b"{}",
     "prefix beyond 64 bits": b"\xff" * 8 + b"{}",
-    "no JSON": packed(b"nonsense"),
-    "a list": packed(b"[]"),
-    "a string": packed(b'"x"'),
-    "NaN": packed(b'{"__metadata__": {"a": NaN}}'),
-    "infinite number": packed(json.dumps({"a": entry()}).replace("8]", "Infinity]").encode()),
-    "space before": packed(b" " + json.dumps({"a": entry()}).encode(), EIGHT),
-    "tab after": packed({"a": entry()}, EIGHT, pad=b"\t"),
-    "newline after": packed({"a": entry()}, EIGHT, pad=b"\n"),
-    "two values": packed(b"{} {}"),
-    "trailing zero bytes in the header": packed(b"{}\0\0"),
-    "repeated tensor": packed(
+    "no JSON": pack(b"nonsense"),
+    "a list": pack(b"[]"),
+    "a string": pack(b'"x"'),
+    "NaN": pack(b'{"__metadata__": {"a": NaN}}'),
+    "infinite number": pack(json.dumps({"a": entry()}).replace("8]", "Infinity]").encode()),
+    "space before": pack(b" " + json.dumps({"a": entry()}).encode(), EIGHT),
+    "tab after": pack({"a": entry()}, EIGHT, pad=b"\t"),
+    "newline after": pack({"a": entry()}, EIGHT, pad=b"\n"),
+    "two values": pack(b"{} {}"),
+    "trailing zero bytes in the header": pack(b"{}\0\0"),
+    "repeated tensor": pack(
         b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
         b'"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
         EIGHT,
     ),
-    "repeated key inside": packed(
+    "repeated key inside": pack(
         b'{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', EIGHT
     ),
-    "metadata that is not a mapping": packed({"__metadata__": [], "a": entry()}, EIGHT),
-    "metadata of numbers": packed({"__metadata__": {"a": 1}, "a": entry()}, EIGHT),
-    "metadata null": packed({"__metadata__": None, "a": entry()}, EIGHT),
-    "metadata no unicode": packed(b'{"__metadata__":{"a":"\\ud800"}}'),
-    "metadata key no unicode": packed(b'{"__metadata__":{"\\ud800":"a"}}'),
-    "entry that is not a mapping": packed({"a": [1]}),
-    "entry without a shape": packed({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, EIGHT),
-    "entry with more": packed({"a": {**entry(), "x": 1}}, EIGHT),
-    "unknown dtype": packed({"a": entry("F33")}, EIGHT),
-    "dtype in small letters": packed({"a": entry("f32")}, EIGHT),
-    "dtype that is a list": packed({"a": {**entry(), "dtype": ["F32"]}}, EIGHT),
-    "shape that is a number": packed({"a": entry(shape=2)}, EIGHT),
-    "negative size": packed({"a": entry(shape=[-2])}, EIGHT),
-    "negative zero": packed(
-        json.dumps({"a": entry()}).replace("[0, 8]", "[-0, 8]").encode(), EIGHT
-    ),
-    "size that is a float": packed({"a": entry(shape=[2.0])}, EIGHT),
-    "size that is a boolean": packed({"a": entry(shape=[True, 2])}, EIGHT),
-    "size that is null": packed({"a": entry(shape=[None])}, EIGHT),
-    "nine dimensions": packed({"a": entry(shape=[1] * 8 + [2])}, EIGHT),
-    "size beyond 63 bits": packed({"a": entry(shape=[2**63, 0], offsets=[0, 0])}),
-    "product beyond 62 bits": packed({"a": entry(shape=[2**40, 2**40, 0], offsets=[0, 0])}),
-    "offsets that are a number": packed({"a": entry(offsets=8)}, EIGHT),
-    "three offsets": packed({"a": entry(offsets=[0, 8, 8])}, EIGHT),
-    "one offset": packed({"a": entry(offsets=[0])}, EIGHT),
-    "offsets backwards": packed({"a": entry(offsets=[8, 0])}, EIGHT),
-    "offsets negative": packed({"a": entry(offsets=[-8, 0])}, EIGHT),
-    "offsets too far": packed({"a": entry(offsets=[0, 16])}, EIGHT),
-    "offsets that do not fit the shape": packed({"a": entry(shape=[3])}, EIGHT),
-    "a hole before": packed({"a": entry(offsets=[8, 16])}, EIGHT * 2),
-    "a hole between": packed({"a": entry(), "b": entry(offsets=[16, 24])}, EIGHT * 3),
-    "overlap": packed({"a": entry(), "b": entry(offsets=[4, 12])}, EIGHT * 2),
-    "the same bytes twice": packed({"a": entry(), "b": entry()}, EIGHT),
-    "trailing byte": packed({"a": entry()}, EIGHT + b"\0"),
-    "missing byte": packed({"a": entry()}, EIGHT[:7]),
-    "no tensor, but data": packed({}, EIGHT),
-    "empty name": packed({"": entry()}, EIGHT),
-    "name no unicode": packed(
-        b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', EIGHT
-    ),
-    "name too long": packed({"a" * 513: entry()}, EIGHT),
+    "metadata that is not a mapping": pack({"__metadata__": [], "a": entry()}, EIGHT),
+    "metadata of numbers": pack({"__metadata__": {"a": 1}, "a": entry()}, EIGHT),
+    "metadata null": pack({"__metadata__": None, "a": entry()}, EIGHT),
+    "metadata no unicode": pack(b'{"__metadata__":{"a":"\\ud800"}}'),
+    "metadata key no unicode": pack(b'{"__metadata__":{"\\ud800":"a"}}'),
+    "entry that is not a mapping": pack({"a": [1]}),
+    "entry without a shape": pack({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, EIGHT),
+    "entry with more": pack({"a": {**entry(), "x": 1}}, EIGHT),
+    "unknown dtype": pack({"a": entry("F33")}, EIGHT),
+    "dtype in small letters": pack({"a": entry("f32")}, EIGHT),
+    "dtype that is a list": pack({"a": {**entry(), "dtype": ["F32"]}}, EIGHT),
+    "shape that is a number": pack({"a": entry(shape=2)}, EIGHT),
+    "negative size": pack({"a": entry(shape=[-2])}, EIGHT),
+    "negative zero": pack(json.dumps({"a": entry()}).replace("[0, 8]", "[-0, 8]").encode(), EIGHT),
+    "size that is a float": pack({"a": entry(shape=[2.0])}, EIGHT),
+    "size that is a boolean": pack({"a": entry(shape=[True, 2])}, EIGHT),
+    "size that is null": pack({"a": entry(shape=[None])}, EIGHT),
+    "nine dimensions": pack({"a": entry(shape=[1] * 8 + [2])}, EIGHT),
+    "size beyond 63 bits": pack({"a": entry(shape=[2**63, 0], offsets=[0, 0])}),
+    "product beyond 62 bits": pack({"a": entry(shape=[2**40, 2**40, 0], offsets=[0, 0])}),
+    "offsets that are a number": pack({"a": entry(offsets=8)}, EIGHT),
+    "three offsets": pack({"a": entry(offsets=[0, 8, 8])}, EIGHT),
+    "one offset": pack({"a": entry(offsets=[0])}, EIGHT),
+    "offsets backwards": pack({"a": entry(offsets=[8, 0])}, EIGHT),
+    "offsets negative": pack({"a": entry(offsets=[-8, 0])}, EIGHT),
+    "offsets too far": pack({"a": entry(offsets=[0, 16])}, EIGHT),
+    "offsets that do not fit the shape": pack({"a": entry(shape=[3])}, EIGHT),
+    "a hole before": pack({"a": entry(offsets=[8, 16])}, EIGHT * 2),
+    "a hole between": pack({"a": entry(), "b": entry(offsets=[16, 24])}, EIGHT * 3),
+    "overlap": pack({"a": entry(), "b": entry(offsets=[4, 12])}, EIGHT * 2),
+    "the same bytes twice": pack({"a": entry(), "b": entry()}, EIGHT),
+    "trailing byte": pack({"a": entry()}, EIGHT + b"\0"),
+    "missing byte": pack({"a": entry()}, EIGHT[:7]),
+    "no tensor, but data": pack({}, EIGHT),
+    "empty name": pack({"": entry()}, EIGHT),
+    "name no unicode": pack(b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', EIGHT),
+    "name too long": pack({"a" * 513: entry()}, EIGHT),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_malformed_files_are_refused_by_name(file: Path, case: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        accepted(file, REFUSED[case])
+        parse_both(file, REFUSED[case])
     assert caught.value.message.startswith(str(file))
     assert caught.value.exit_code == 4
     assert len(caught.value.message) < 2000
@@ -156,15 +152,15 @@ def test_a_header_beyond_the_limit_is_refused_before_it_is_read(
 
 
 def test_the_environment_sets_the_limit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = packed({"a": entry()}, EIGHT)
+    content = pack({"a": entry()}, EIGHT)
     monkeypatch.setenv(HEADER_VARIABLE, str(len(content) - 17))
     with pytest.raises(CheckpointError, match="more than"):
-        accepted(file, content)
+        parse_both(file, content)
     monkeypatch.setenv(HEADER_VARIABLE, "1000")
-    assert accepted(file, content).keys() == {"a"}
+    assert parse_both(file, content).keys() == {"a"}
     monkeypatch.setenv(HEADER_VARIABLE, "lots")
     with pytest.raises(RecipeError, match="not a number of bytes"):
-        accepted(file, content)
+        parse_both(file, content)
 
 
 @pytest.mark.parametrize("value", ["[],", "{},", '"",', "1,", '{"a":0},'])
@@ -174,32 +170,32 @@ def test_a_crowded_header_is_refused_before_it_is_parsed(
     monkeypatch.setattr(json, "loads", pytest.fail)
     text = '{"a":[' + value * 700_000 + "0]}"
     with pytest.raises(CheckpointError, match=r"values in .* bytes of JSON are refused"):
-        accepted(file, packed(text.encode()))
+        parse_both(file, pack(text.encode()))
 
 
 ACCEPTED: dict[str, tuple[bytes, dict[str, tuple[int, ...]]]] = {
-    "one": (packed({"a": entry()}, EIGHT), {"a": (2,)}),
-    "padded": (packed({"a": entry()}, EIGHT, pad=b"   "), {"a": (2,)}),
-    "metadata": (packed({"__metadata__": {"format": "pt"}, "a": entry()}, EIGHT), {"a": (2,)}),
-    "no dimensions": (packed({"a": entry(shape=[], offsets=[0, 4])}, b"\0" * 4), {"a": ()}),
-    "no elements": (packed({"a": entry(shape=[0, 3], offsets=[0, 0])}), {"a": (0, 3)}),
+    "one": (pack({"a": entry()}, EIGHT), {"a": (2,)}),
+    "padded": (pack({"a": entry()}, EIGHT, pad=b"   "), {"a": (2,)}),
+    "metadata": (pack({"__metadata__": {"format": "pt"}, "a": entry()}, EIGHT), {"a": (2,)}),
+    "no dimensions": (pack({"a": entry(shape=[], offsets=[0, 4])}, b"\0" * 4), {"a": ()}),
+    "no elements": (pack({"a": entry(shape=[0, 3], offsets=[0, 0])}), {"a": (0, 3)}),
     "no elements between": (
-        packed(
+        pack(
             {"b": entry(offsets=[8, 16]), "e": entry(shape=[0], offsets=[8, 8]), "a": entry()},
             EIGHT * 2,
         ),
         {"a": (2,), "e": (0,), "b": (2,)},
     ),
-    "eight dimensions": (packed({"a": entry(shape=[1] * 7 + [2])}, EIGHT), {"a": (1,) * 7 + (2,)}),
-    "name of 512 bytes": (packed({"ä" * 256: entry()}, EIGHT), {"ä" * 256: (2,)}),
-    "odd but printable": (packed({"a b/[c]": entry()}, EIGHT), {"a b/[c]": (2,)}),
+    "eight dimensions": (pack({"a": entry(shape=[1] * 7 + [2])}, EIGHT), {"a": (1,) * 7 + (2,)}),
+    "name of 512 bytes": (pack({"ä" * 256: entry()}, EIGHT), {"ä" * 256: (2,)}),
+    "odd but printable": (pack({"a b/[c]": entry()}, EIGHT), {"a b/[c]": (2,)}),
 }
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_well_formed_files_are_accepted_in_the_order_of_their_data(file: Path, case: str) -> None:
     content, shapes = ACCEPTED[case]
-    infos = accepted(file, content)
+    infos = parse_both(file, content)
     assert {name: info.shape for name, info in infos.items()} == shapes
     assert list(infos) == list(shapes)
     assert load_file(file).keys() == shapes.keys()
@@ -214,7 +210,7 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "random.safetensors"
     with pytest.raises(CheckpointError):
-        accepted(file, content + b"\xff")
+        parse_both(file, content + b"\xff")
 
 
 # --- what we write ------------------------------------------------------------------------------
@@ -238,7 +234,7 @@ def test_a_header_that_we_build_is_read_by_safetensors(file: Path, dtype: torch.
         for info in infos:
             tensor = theirs.get_tensor(info.name)
             assert (tuple(tensor.shape), tensor.dtype) == (info.shape, info.dtype)
-    assert list(accepted(file, header + data).values()) == infos
+    assert list(parse_both(file, header + data).values()) == infos
     assert b"".join(_bytes(CheckpointSource(file).tensor(info.name)) for info in infos) == data
 
 

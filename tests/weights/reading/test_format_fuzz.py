@@ -216,14 +216,14 @@ STRUCTURAL: list[Callable[[random.Random, Header], None]] = [
 ]  # fmt: skip
 
 
-def spelled(rng: random.Random, header: Header) -> bytes:
+def spell(rng: random.Random, header: Header) -> bytes:
     """Write a header as one of the many texts that mean it."""
     separators = rng.choice([(",", ":"), (", ", ": "), (",\n", ":\t")])
     text = json.dumps(header, ensure_ascii=rng.random() < 0.6, separators=separators)
     return text.encode("utf-8", "surrogatepass")
 
 
-def scratched(rng: random.Random, text: bytes) -> bytes:
+def scratch_text(rng: random.Random, text: bytes) -> bytes:
     """Change, cut or insert a few bytes of a text."""
     changed = bytearray(text)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
@@ -240,7 +240,7 @@ def scratched(rng: random.Random, text: bytes) -> bytes:
     return bytes(changed)
 
 
-def framed(rng: random.Random, text: bytes, data: bytes) -> bytes:
+def frame(rng: random.Random, text: bytes, data: bytes) -> bytes:
     """Put length, header and data together, now and then not as they should be."""
     if rng.random() < 0.3:
         text += rng.choice([b" ", b"       ", b"\0", b"\n", b"\t ", b"{}"])
@@ -258,22 +258,22 @@ def framed(rng: random.Random, text: bytes, data: bytes) -> bytes:
 def mutant(rng: random.Random) -> bytes:
     """Break a good file in ways that know its structure; some mutants are still good files."""
     if rng.random() < 0.05:
-        return scratched(rng, rng.choice(SEEDS).read_bytes())
+        return scratch_text(rng, rng.choice(SEEDS).read_bytes())
     header, data = good_file(rng)
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
         if header:
             rng.choice(STRUCTURAL)(rng, header)
             header = json.loads(json.dumps(header))  # nothing is shared between its parts
-    text = spelled(rng, header)
+    text = spell(rng, header)
     if rng.random() < 0.35:
-        text = scratched(rng, text)
-    return framed(rng, text, data)
+        text = scratch_text(rng, text)
+    return frame(rng, text, data)
 
 
 # --- headers ------------------------------------------------------------------------------------
 
 
-def theirs(content: bytes) -> dict[str, tuple[str, list[int], bytes]]:
+def read_as_safetensors(content: bytes) -> dict[str, tuple[str, list[int], bytes]]:
     """Read a file as safetensors does."""
     return {
         name: (tensor["dtype"], tensor["shape"], bytes(tensor["data"]))
@@ -294,7 +294,7 @@ def test_mutants_are_refused_or_read_as_safetensors_reads_them(
             continue
         taken += 1
         try:
-            assert ours == theirs(content), content
+            assert ours == read_as_safetensors(content), content
         except SafetensorError as error:
             pytest.fail(f"we accept what safetensors refuses ({error}): {content!r}")
         if taken % 20 == 0:
@@ -323,7 +323,7 @@ def test_decisions_on_the_corpus_are_stable(scratch: Scratch, path: Path) -> Non
     content = path.read_bytes()
     ours = scratch.read(content)
     assert (ours is not None) == (path.parent.name == "accepted")
-    assert ours is None or ours == theirs(content)
+    assert ours is None or ours == read_as_safetensors(content)
 
 
 def test_the_corpus_exists() -> None:
@@ -349,8 +349,8 @@ def index_mutant(rng: random.Random) -> bytes:
     index: Any = {"metadata": rng.choice([{}, {"total_size": 8}, *ODD]), "weight_map": weights}
     if rng.random() < 0.1:
         index[rng.choice(list(index))] = rng.choice(ODD)
-    text = spelled(rng, index)
-    return scratched(rng, text) if rng.random() < 0.5 else text
+    text = spell(rng, index)
+    return scratch_text(rng, text) if rng.random() < 0.5 else text
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))

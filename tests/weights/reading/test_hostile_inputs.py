@@ -83,20 +83,18 @@ def case(name: str, build: Build, *, code: int = 4, says: str = "") -> None:
 GOOD = {"a": torch.arange(4.0), "b": torch.ones(2, 2)}
 
 
-def packed(
-    header: bytes | dict[str, Any], data: bytes = b"", *, length: int | None = None
-) -> bytes:
+def pack(header: bytes | dict[str, Any], data: bytes = b"", *, length: int | None = None) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-def described(
+def describe(
     *, dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)
 ) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-def holding(content: bytes, *, file: str = SINGLE) -> Build:
+def with_file(content: bytes, *, file: str = SINGLE) -> Build:
     """Build a directory with one file."""
     return lambda path: (path / file).write_bytes(content) and None
 
@@ -109,7 +107,7 @@ def sharded(path: Path, files: dict[str, str] | None = None) -> None:
     (path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
-def indexed(files: dict[str, str]) -> Build:
+def with_index(files: dict[str, str]) -> Build:
     return lambda path: sharded(path, files)
 
 
@@ -148,14 +146,14 @@ for label, name in {
 }.items():
     case(
         f"tensor name: {label}",
-        holding(packed({name: described()}, bytes(8))),
+        with_file(pack({name: describe()}, bytes(8))),
         says="empty, too long or unprintable",
     )
 
 # --- headers ------------------------------------------------------------------------------------
 
 
-def claiming(length: int, *, size: int | None = None) -> Build:
+def with_length(length: int, *, size: int | None = None) -> Build:
     def build(path: Path) -> None:
         with (path / SINGLE).open("wb") as stream:
             stream.write(struct.pack("<Q", length) + b"{}")
@@ -165,16 +163,20 @@ def claiming(length: int, *, size: int | None = None) -> Build:
 
 
 for length in (3, LARGEST_HEADER + 1, 10**8 + 1, 2**31, 2**32, 2**63, 2**64 - 1):
-    case(f"header length: {length} of 10 bytes", claiming(length), says="of a file of 10")
-case("header length: 0", claiming(0), says="not a JSON object")
-case("header length: 1", claiming(1), says="not a JSON object")
+    case(f"header length: {length} of 10 bytes", with_length(length), says="of a file of 10")
+case("header length: 0", with_length(0), says="not a JSON object")
+case("header length: 1", with_length(1), says="not a JSON object")
 for length in (LARGEST_HEADER + 1, 10**8, 2**33):
     case(
         f"header length: {length}, all there",
-        claiming(length, size=2 * length),
+        with_length(length, size=2 * length),
         says="more than 25000000",
     )
-case("header: 25 MB of zeros", claiming(LARGEST_HEADER, size=2 * LARGEST_HEADER), says="not a JSON")
+case(
+    "header: 25 MB of zeros",
+    with_length(LARGEST_HEADER, size=2 * LARGEST_HEADER),
+    says="not a JSON",
+)
 
 DEEP = {
     "lists": b"[" * 100_000,
@@ -183,32 +185,32 @@ DEEP = {
 }
 for label, deep in DEEP.items():
     case(
-        f"deep JSON in a header: {label}", holding(packed(b'{"a":' + deep + b"}")), says="malformed"
+        f"deep JSON in a header: {label}", with_file(pack(b'{"a":' + deep + b"}")), says="malformed"
     )
     case(
         f"deep JSON in an index: {label}",
-        holding(b'{"weight_map":' + deep + b"}", file=INDEX),
+        with_file(b'{"weight_map":' + deep + b"}", file=INDEX),
         says="malformed",
     )
 LONG = b"9" * 5000
 case(
-    "5000 digits in a shape", holding(packed(b'{"a":{"shape":[' + LONG + b"]}}")), says="malformed"
+    "5000 digits in a shape", with_file(pack(b'{"a":{"shape":[' + LONG + b"]}}")), says="malformed"
 )
 case(
     "5000 digits in an index",
-    holding(b'{"weight_map":' + LONG + b"}", file=INDEX),
+    with_file(b'{"weight_map":' + LONG + b"}", file=INDEX),
     says="malformed",
 )
 case(
     "20 MB of digits",
-    holding(packed(b'{"a":' + b"1" * 20_000_000 + b".5}")),
+    with_file(pack(b'{"a":' + b"1" * 20_000_000 + b".5}")),
     says="not described",
 )
 
 
 def crowded(value: str, count: int, *, mapping: bool = False) -> Build:
     values = ",".join(value.replace("#", str(n)) for n in range(count))
-    return holding(packed(f"{{{values}}}".encode() if mapping else f'{{"a":[{values}]}}'.encode()))
+    return with_file(pack(f"{{{values}}}".encode() if mapping else f'{{"a":[{values}]}}'.encode()))
 
 
 for label, build in {
@@ -229,17 +231,17 @@ for label, build in {
     case(f"header just below the limit: {label}", build, says="not described")
 case(
     "one wide string of 25 MB",
-    holding(packed('{"\U0001f600":"'.encode() + b"a" * 24_999_000 + b'"}')),
+    with_file(pack('{"\U0001f600":"'.encode() + b"a" * 24_999_000 + b'"}')),
     says="not described",
 )
 for label, header in {
     "repeated": b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
     b'"a":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}}',
-    "overlapping": json.dumps({"a": described(), "b": described(offsets=[4, 12])}).encode(),
-    "overflowing": json.dumps({"a": described(shape=[2**62, 8], offsets=[0, 0])}).encode(),
-    "100,000 dimensions": json.dumps({"a": described(shape=[1] * 100_000)}).encode(),
+    "overlapping": json.dumps({"a": describe(), "b": describe(offsets=[4, 12])}).encode(),
+    "overflowing": json.dumps({"a": describe(shape=[2**62, 8], offsets=[0, 0])}).encode(),
+    "100,000 dimensions": json.dumps({"a": describe(shape=[1] * 100_000)}).encode(),
 }.items():
-    case(f"tensors: {label}", holding(packed(header, bytes(8))), says=SINGLE)
+    case(f"tensors: {label}", with_file(pack(header, bytes(8))), says=SINGLE)
 
 # --- indexes ------------------------------------------------------------------------------------
 
@@ -252,25 +254,25 @@ for file in (
 ):  # fmt: skip
     case(
         f"index leads to {file[:40]!r}",
-        indexed({"b": file}),
+        with_index({"b": file}),
         says="not a plain .safetensors file name",
     )
 case(
     "index leads to nothing",
-    indexed({"b": "three.safetensors"}),
+    with_index({"b": "three.safetensors"}),
     says="three.safetensors does not exist",
 )
-case("index lies: a tensor nobody has", indexed({"c": "one.safetensors"}), says="'c' is not in")
-case("index lies: the other file", indexed({"b": "one.safetensors"}), says="'b' is not in 'one")
-case("index: no mapping", holding(b'{"weight_map":["a"]}', file=INDEX), says="does not map")
+case("index lies: a tensor nobody has", with_index({"c": "one.safetensors"}), says="'c' is not in")
+case("index lies: the other file", with_index({"b": "one.safetensors"}), says="'b' is not in 'one")
+case("index: no mapping", with_file(b'{"weight_map":["a"]}', file=INDEX), says="does not map")
 case(
     "index: repeated key",
-    holding(b'{"weight_map":{"a":"a.safetensors","a":"b.safetensors"}}', file=INDEX),
+    with_file(b'{"weight_map":{"a":"a.safetensors","a":"b.safetensors"}}', file=INDEX),
     says="repeated",
 )
 case(
     "index: crowded",
-    holding(b'{"weight_map":[' + b"[]," * 3_000_000 + b"0]}", file=INDEX),
+    with_file(b'{"weight_map":[' + b"[]," * 3_000_000 + b"0]}", file=INDEX),
     says="values in",
 )
 
@@ -280,13 +282,13 @@ def sparse_index(path: Path) -> None:
         stream.truncate(2**40)
 
 
-def both(path: Path) -> None:
+def write_both(path: Path) -> None:
     sharded(path)
     save_file({name: value + 1 for name, value in GOOD.items()}, path / SINGLE)
 
 
 case("index: a terabyte", sparse_index, says="an index of")
-case("one file and an index beside it", both, says=f"holds {SINGLE} and {INDEX}")
+case("one file and an index beside it", write_both, says=f"holds {SINGLE} and {INDEX}")
 
 # --- links and special files --------------------------------------------------------------------
 
@@ -371,7 +373,7 @@ case("a blob of another repository", neighbours_blob, says=OUT)
 case("snapshots outside a hub cache", no_snapshot, says=OUT)
 
 
-def listening(path: Path) -> None:
+def write_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         here = Path.cwd()
         os.chdir(path)  # the path of a socket may have a hundred characters
@@ -404,13 +406,13 @@ case("the index is a pipe", lambda path: os.mkfifo(path / INDEX), says="not a re
 case("a named link to a pipe", pipe_link, says="not a regular file")
 case("a named link to a device", device_link, says="not a regular file")
 case("weights are a directory", lambda path: (path / SINGLE).mkdir(), says="not a regular file")
-case("weights are a socket", listening, says="not a regular file")
+case("weights are a socket", write_socket, says="not a regular file")
 case("a path with NUL", lambda path: merge(f"{path}\0x"), code=2, says="expected a path")
 
 # --- patterns -----------------------------------------------------------------------------------
 
 
-def patterned(**patterns: dict[str, int]) -> Build:
+def with_patterns(**patterns: dict[str, int]) -> Build:
     """Build an adapter whose ranks are given by patterns, and a base for it."""
 
     def build(path: Path) -> list[str]:
@@ -430,15 +432,15 @@ def patterned(**patterns: dict[str, int]) -> Build:
 for pattern in ("(a*)*b", "(a|a)*b", "a?" * 99 + "a" * 400, "(.*.*)*(.*.*)*b"):
     case(
         f"a pattern without an end: {pattern[:20]}",
-        patterned(rank_pattern={pattern: 1}),
+        with_patterns(rank_pattern={pattern: 1}),
         says="matching its patterns took more than 1 seconds",
     )
 case(
     "a pattern of a million groups",
-    patterned(alpha_pattern={"(a|b)" * 1_000_000: 1}),
+    with_patterns(alpha_pattern={"(a|b)" * 1_000_000: 1}),
     says="alpha_pattern in adapter_config.json: matching its patterns took more",
 )
-case("a broken pattern", patterned(rank_pattern={"(" * 5000: 1}), says="is invalid")
+case("a broken pattern", with_patterns(rank_pattern={"(" * 5000: 1}), says="is invalid")
 
 # --- code ---------------------------------------------------------------------------------------
 
@@ -465,7 +467,7 @@ def canary(path: Path) -> Path:
     return path.parent / "canary"
 
 
-def pickled(file: str, call: str, *, protocol: int = 2) -> Build:
+def with_pickle(file: str, call: str, *, protocol: int = 2) -> Build:
     """Build a directory whose file makes the canary when it is unpickled, and name the file."""
 
     def build(path: Path) -> list[str]:
@@ -475,7 +477,7 @@ def pickled(file: str, call: str, *, protocol: int = 2) -> Build:
     return build
 
 
-def zipped(file: str, *, content: bytes | None = None) -> Build:
+def with_zip(file: str, *, content: bytes | None = None) -> Build:
     """Build a torch file: a zip with a pickle in it, or with another `content`."""
 
     def build(path: Path) -> list[str]:
@@ -488,19 +490,27 @@ def zipped(file: str, *, content: bytes | None = None) -> Build:
 
 
 for file in ("pytorch_model.bin", "model.pt", "model.pth", "x.ckpt", "x.pkl"):
-    case(f"a pickle: {file}", pickled(file, "mkdir"), says=r"not a \.safetensors file")
+    case(f"a pickle: {file}", with_pickle(file, "mkdir"), says=r"not a \.safetensors file")
 for call in ("mkdir", "system", "exec", "call"):
     case(
-        f"a pickle called safetensors: {call}", pickled("x.safetensors", call), says="header claims"
+        f"a pickle called safetensors: {call}",
+        with_pickle("x.safetensors", call),
+        says="header claims",
     )
-case("a pickle of the first protocol", pickled("x.safetensors", "mkdir", protocol=0), says="header")
+case(
+    "a pickle of the first protocol",
+    with_pickle("x.safetensors", "mkdir", protocol=0),
+    says="header",
+)
 for file in ("model.pt", "pytorch_model.bin"):
-    case(f"a zip: {file}", zipped(file), says=r"not a \.safetensors file")
-    case(f"a zip bomb: {file}", zipped(file, content=bytes(50_000_000)), says="not a .safetensors")
-case("a zip called safetensors", zipped("x.safetensors"), says="header claims")
+    case(f"a zip: {file}", with_zip(file), says=r"not a \.safetensors file")
+    case(
+        f"a zip bomb: {file}", with_zip(file, content=bytes(50_000_000)), says="not a .safetensors"
+    )
+case("a zip called safetensors", with_zip("x.safetensors"), says="header claims")
 case(
     "only pickles in the directory",
-    lambda path: pickled("pytorch_model.bin", "system")(path) and None,
+    lambda path: with_pickle("pytorch_model.bin", "system")(path) and None,
     says="holds neither",
 )
 
@@ -546,7 +556,7 @@ for label, text in {
 # --- what is printed ----------------------------------------------------------------------------
 
 
-def named(name: str) -> Build:
+def with_name(name: str) -> Build:
     """Merge a good model with one of other shapes that has a hostile name."""
 
     def build(path: Path) -> list[str]:
@@ -569,10 +579,10 @@ def path_called(name: str) -> Build:
 
 case(
     "markup in names",
-    named("[bold]b[/bold]"),
+    with_name("[bold]b[/bold]"),
     says=r"\[red\]x\[/red\]\[/\]  \[bold\]b\[/bold\]: extra",
 )
-case("an escape in an expert's name", named("\x1b[31mb"), says=r"\\x1b\[31mb: extra")
+case("an escape in an expert's name", with_name("\x1b[31mb"), says=r"\\x1b\[31mb: extra")
 case(
     "an escape in a path",
     path_called("\x1b]0;owned\x07"),
@@ -693,7 +703,7 @@ def test_an_executed_pickle_leaves_a_canary(tmp_path: Path) -> None:
     directory = tmp_path / "x"
     directory.mkdir()
     for call in ("mkdir", "system", "exec", "call"):
-        pickled("x.pkl", call)(directory)
+        with_pickle("x.pkl", call)(directory)
         pickle.loads((directory / "x.pkl").read_bytes())
         canary(directory).rmdir()
 
@@ -762,7 +772,7 @@ def test_an_index_may_name_the_single_file(tmp_path: Path) -> None:
 
 
 def test_the_named_copy_of_two_is_read(tmp_path: Path) -> None:
-    both(tmp_path)
+    write_both(tmp_path)
     with pytest.raises(CheckpointError, match="holds"):
         CheckpointSource(tmp_path)
     assert torch.equal(CheckpointSource(tmp_path / SINGLE).tensor("a"), GOOD["a"] + 1)

@@ -72,7 +72,7 @@ def align(**models: Any) -> None:
     CheckpointsPool(CheckpointsConfig(base=base, models=models)).aligned(AlignmentPolicy())
 
 
-def refused(**models: Any) -> CheckpointError:
+def align_and_fail(**models: Any) -> CheckpointError:
     with pytest.raises(CheckpointError) as caught:
         align(**models)
     assert caught.value.exit_code == 4
@@ -85,14 +85,14 @@ def refused(**models: Any) -> CheckpointError:
 def test_every_format_is_recognised_by_its_tensors(tmp_path: Path, form: str, who: str) -> None:
     paths = {"base": model(tmp_path / "base", FULL), "a": model(tmp_path / "a", FULL)}
     model(paths[who], tensors(FORMS[form]))
-    assert refused(**paths).message.startswith(f"{who} ({paths[who]}) is quantised")
-    refused(**{**paths, who: paths[who] / "model.safetensors"})
-    refused(**{**paths, who: tensors(FORMS[form])})
+    assert align_and_fail(**paths).message.startswith(f"{who} ({paths[who]}) is quantised")
+    align_and_fail(**{**paths, who: paths[who] / "model.safetensors"})
+    align_and_fail(**{**paths, who: tensors(FORMS[form])})
 
 
 def test_all_quantised_models_are_named_at_once(tmp_path: Path) -> None:
     packed = model(tmp_path, tensors(FORMS["GPTQ"]), {"_name_or_path": "org/original"})
-    error = refused(base=packed, a=packed, b=packed)
+    error = align_and_fail(base=packed, a=packed, b=packed)
     assert [line.split()[0] for line in error.message.splitlines()] == ["base", "a", "b"]
     assert "org/original" in (error.hint or "")
 
@@ -109,14 +109,17 @@ def test_a_configuration_that_declares_quantisation_is_refused(
     tmp_path: Path, config: dict[str, Any]
 ) -> None:
     base, packed = model(tmp_path / "base", FULL), model(tmp_path / "a", FULL, config)
-    refused(base=base, a=packed)
+    align_and_fail(base=base, a=packed)
     align(base=base, a=model(tmp_path / "b", FULL, {"quantization_config": None}))
 
 
 def test_a_model_with_a_file_of_a_quantiser_is_refused(tmp_path: Path) -> None:
     packed = model(tmp_path / "a", FULL)
     (packed / "quantize_config.json").write_text("{}")
-    assert "quantize_config.json" in refused(base=model(tmp_path / "base", FULL), a=packed).message
+    assert (
+        "quantize_config.json"
+        in align_and_fail(base=model(tmp_path / "base", FULL), a=packed).message
+    )
 
 
 def test_integer_buffers_are_accepted(tmp_path: Path) -> None:
@@ -128,7 +131,7 @@ def test_a_quantised_repository_is_refused_before_its_weights_are_downloaded(
     hub: HubServer, tmp_path: Path
 ) -> None:
     hub.add_directory("org/awq", model(tmp_path, tensors(FORMS["AWQ"])))
-    refused(a="org/awq")
+    align_and_fail(a="org/awq")
     assert not hub.asked("model.safetensors", "HEAD")
 
 
@@ -143,7 +146,7 @@ def test_an_adapter_of_a_quantised_base_is_a_plain_adapter(tmp_path: Path) -> No
     align(base=FULL, a=str(adapter))
     packed = {name: tensor.to(torch.int8) for name, tensor in factors.items()}
     save_file(packed, adapter / "adapter_model.safetensors")
-    refused(base=FULL, a=str(adapter))
+    align_and_fail(base=FULL, a=str(adapter))
 
 
 def test_a_dtype_of_few_bits_is_called_quantised(tmp_path: Path) -> None:

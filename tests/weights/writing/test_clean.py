@@ -229,18 +229,18 @@ def test_temporary_files_are_removed(tmp_path: Path, below: str) -> None:
 def between_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """Crash between the two renames that replace an output."""
     write(tmp_path / "out", value=1.0)
-    made: list[Workspace] = []
+    crashes: list[Workspace] = []
 
     def crash(crashed: Workspace) -> None:
         crashed.output.rename(crashed.old)
-        made.append(crashed)
+        crashes.append(crashed)
         raise MemoryError
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(Workspace, "exchange", crash)
         write(tmp_path / "out", value=2.0, overwrite=True)
     assert not (tmp_path / "out").exists()
-    return made[0]
+    return crashes[0]
 
 
 def value_of(output: Path) -> float:

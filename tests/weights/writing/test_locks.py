@@ -140,8 +140,8 @@ def test_lock_file_removed_before_locking_is_created_again(
     """The file was opened before its holder ended. Another run may hold a new file by now."""
     real, removed = os.open, []
 
-    def late(path: Any, *given: Any, **keys: Any) -> int:
-        descriptor = real(path, *given, **keys)
+    def late(path: Any, *arguments: Any, **keys: Any) -> int:
+        descriptor = real(path, *arguments, **keys)
         if str(path).endswith(lock.LOCK) and not removed:
             os.unlink(path)
             removed.append(path)

@@ -242,9 +242,9 @@ class Elsewhere(ThreadPoolExecutor):
         super().__init__(1)
         self.units: list[Any] = []
 
-    def submit(self, function: Any, /, *given: Any, **keys: Any) -> Any:
-        self.units.append(given[-1])
-        return super().submit(function, *given, **keys)
+    def submit(self, function: Any, /, *arguments: Any, **keys: Any) -> Any:
+        self.units.append(arguments[-1])
+        return super().submit(function, *arguments, **keys)
 
 
 def test_on_other_machines_each_shard_has_one_writer(tmp_path: Path) -> None:

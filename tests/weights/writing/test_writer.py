@@ -77,7 +77,7 @@ def assert_holds(output: Path, state: State) -> None:
         assert torch.equal(written, tensor), name
 
 
-def everything_below(directory: Path) -> dict[str, bytes]:
+def read_tree(directory: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(directory)): path.read_bytes() if path.is_file() else b""
         for path in sorted(directory.rglob("*"))
@@ -244,14 +244,14 @@ def test_existing_path_is_not_touched(state: State, tmp_path: Path, kind: str) -
         output.write_text("data")
     else:
         output.symlink_to(target if kind == "link" else tmp_path / "nowhere")
-    before = everything_below(tmp_path)
+    before = read_tree(tmp_path)
     with pytest.raises(OutputError) as caught:
         write(state, output)
     assert caught.value.exit_code == 7
     if kind != "directory":
         with pytest.raises(OutputError):
             write(state, output, overwrite=True)
-    assert everything_below(tmp_path) == before
+    assert read_tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -312,7 +312,7 @@ def test_directory_filled_during_run_is_not_touched(state: State, tmp_path: Path
         output.mkdir()
         (output / "precious").write_text("data")
         staging.commit(overwrite=False)
-    assert everything_below(tmp_path) == {"out": b"", "out/precious": b"data"}
+    assert read_tree(tmp_path) == {"out": b"", "out/precious": b"data"}
 
 
 @pytest.fixture(params=["at once", "by a third name"])
@@ -342,7 +342,7 @@ def test_exchange_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (tmp_path / name / name).touch()
     monkeypatch.setattr(os, "rename", None)
     assert exchange_atomically(tmp_path / "one", tmp_path / "two")
-    assert everything_below(tmp_path).keys() == {"one", "one/two", "two", "two/one"}
+    assert read_tree(tmp_path).keys() == {"one", "one/two", "two", "two/one"}
     with pytest.raises(OSError, match="No such file"):
         exchange_atomically(tmp_path / "one", tmp_path / "three")
 
@@ -357,7 +357,7 @@ def test_invalid_side_file_name_raises(state: State, tmp_path: Path, name: str) 
     ):
         materialise(StateDictSource(state), staging, shard_size=10**9)
         staging.add(name, b"x")
-    assert everything_below(tmp_path) == {}
+    assert read_tree(tmp_path) == {}
 
 
 def test_side_file_may_be_in_folder(state: State, tmp_path: Path) -> None:
@@ -434,10 +434,10 @@ def test_directory_not_written_by_fuse_is_not_replaced(
     (output / "x").write_text("precious")
     if provenance is not None:
         (output / "provenance.json").write_text(provenance)
-    before = everything_below(tmp_path)
+    before = read_tree(tmp_path)
     with pytest.raises(OutputError, match="out was not written by fuse"):
         write(state, output, overwrite=True)
-    assert everything_below(tmp_path) == before
+    assert read_tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "directory of a listed name", "link"])
@@ -454,10 +454,10 @@ def test_foreign_file_in_output_is_not_deleted(state: State, tmp_path: Path, kin
         notes.symlink_to(tmp_path)
     else:
         notes.mkdir()
-    before = everything_below(output)
+    before = read_tree(output)
     with pytest.raises(OutputError, match="holds files that fuse did not write: notes"):
         write(state, output, overwrite=True)
-    assert everything_below(output) == before
+    assert read_tree(output) == before
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -488,14 +488,14 @@ def test_invalid_output_path_raises(tmp_path: Path, name: str) -> None:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Return the file operations of a test, each with the name of its file."""
-    made: list[tuple[str, str]] = []
+    calls: list[tuple[str, str]] = []
 
-    def recorded(function: str, name: Callable[..., str]) -> None:
+    def record(function: str, name: Callable[..., str]) -> None:
         real = getattr(os, function)
 
-        def call(*given: Any, **keys: Any) -> Any:
-            result = real(*given, **keys)
-            made.append((function, name(*given)))
+        def call(*arguments: Any, **keys: Any) -> Any:
+            result = real(*arguments, **keys)
+            calls.append((function, name(*arguments)))
             return result
 
         monkeypatch.setattr(os, function, call)
@@ -506,11 +506,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     def short_name(path: Path) -> str:
         return path.name.split(".fuse-")[0]
 
-    recorded("fsync", of_descriptor)
-    recorded("fdatasync", of_descriptor)
-    recorded("pwrite", lambda fd, data, at: f"{of_descriptor(fd)} {'header' if not at else 'data'}")
-    recorded("rename", lambda one, other: f"{short_name(Path(one))} -> {short_name(Path(other))}")
-    return made
+    record("fsync", of_descriptor)
+    record("fdatasync", of_descriptor)
+    record("pwrite", lambda fd, data, at: f"{of_descriptor(fd)} {'header' if not at else 'data'}")
+    record("rename", lambda one, other: f"{short_name(Path(one))} -> {short_name(Path(other))}")
+    return calls
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -568,7 +568,7 @@ def test_exception_during_merge_leaves_nothing(
 
     with pytest.raises(type(error)):
         write(Failing(state), tmp_path / "parent" / "out")
-    assert everything_below(tmp_path) == {}
+    assert read_tree(tmp_path) == {}
 
 
 def test_descriptors_are_closed_after_errors(state: State, tmp_path: Path) -> None:
@@ -621,7 +621,7 @@ def test_empty_directory_is_restored_after_failed_sync(
     monkeypatch.setattr(writer, "sync_directory", failing)
     with pytest.raises(DiskError):
         write({"new": torch.ones(2)}, tmp_path / "out")
-    assert everything_below(tmp_path) == {"out": b""}
+    assert read_tree(tmp_path) == {"out": b""}
 
 
 # --- single files -------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def chart_experts(table: PageTable) -> Iterator[Chart]:
         return
     base: dict[str, float] = {}
     for report in reports.values():
-        base = {**ratios(report, report.base), **base}
+        base = {**ratios(report, report.reference.base), **base}
     bars = Bars(
         tasks,
         {name: [100 * row.get(task, math.nan) for task in tasks] for name, row in shares.items()},

@@ -205,8 +205,8 @@ def tasks_below_base(report: Report) -> list[str]:
     return [
         task
         for task, metric in report.main_metrics.items()
-        if task in report.base
-        and _is_better(metric, _main(report.base[task]), _main(report.tasks[task]))
+        if task in report.reference.base
+        and _is_better(metric, _main(report.reference.base[task]), _main(report.tasks[task]))
     ]
 
 
@@ -217,9 +217,9 @@ def ratios(report: Report, figures: Figures) -> dict[str, float]:
     """
     below = {expert.task for expert in report.experts_below_base}
     shares = {
-        task: metric.ratio(_main(figures[task]), _main(report.experts[task]))
+        task: metric.ratio(_main(figures[task]), _main(report.reference.experts[task]))
         for task, metric in report.main_metrics.items()
-        if task in figures and task in report.experts and task not in below
+        if task in figures and task in report.reference.experts and task not in below
     }
     return {
         task: share for task, share in shares.items() if share is not None and math.isfinite(share)

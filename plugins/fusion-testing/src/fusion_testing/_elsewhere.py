@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from fusion_core.contracts.task_pool import TaskPool
 
 _HASH_SEEDS = tuple(range(1, 9))
+#: The hash seeds of the processes that have been started.
+_STARTED: set[int] = set()
 _SERVE = "from fusion_testing._elsewhere import serve; serve()"
 _PRINT_SET = "import sys; print(*set(sys.argv[1:]), sep='\\0')"
 
@@ -135,6 +137,7 @@ def heads_on(file: str, *pool: Any) -> dict[str, Any]:  # noqa: ANN401
 
 @lru_cache
 def _process(seed: int) -> subprocess.Popen[str]:
+    _STARTED.add(seed)
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVE],
         env={**os.environ, "PYTHONHASHSEED": str(seed)},
@@ -155,9 +158,12 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 @lru_cache
 def _seed_for(names: tuple[str, ...]) -> int:
-    """Return a hash seed under which a set of names has another order than in this process."""
+    """Return a hash seed under which a set of names has another order than in this process.
+
+    Prefer the seed of a process that has been started.
+    """
     own_order = list(set(names))
-    for seed in _HASH_SEEDS:
+    for seed in sorted(_HASH_SEEDS, key=lambda seed: seed not in _STARTED):
         order = subprocess.run(
             [sys.executable, "-S", "-c", _PRINT_SET, *names],
             env={**os.environ, "PYTHONHASHSEED": str(seed)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -58,16 +58,34 @@ def log_likelihoods(
 
     `label` names the texts in progress notes.
     """
-    device, config = next(model.parameters()).device, cast("Any", model.config)
+    device = next(model.parameters()).device
 
     def score(batch: Sequence[Pair]) -> list[float]:
         with torch.inference_mode():
             return _score_batch(model, batch, device)
 
-    longest = max(len(pair.continuation) for pair in pairs)
-    scores = max(1, longest * config.get_text_config().vocab_size)
-    size = max(1, min(batch_size, _MAX_SCORES // scores))
+    size = _limit_batch(model, pairs, batch_size)
     return map_by_length(score, pairs, model, batch_size=size, label=label)
+
+
+def greedy_tokens(
+    model: nn.Module, pairs: Sequence[Pair], *, batch_size: int, label: str
+) -> list[list[int]]:
+    """Return the most likely token at each position of every continuation.
+
+    The model reads the continuation's tokens before the position, not its own predictions. `label`
+    names the texts in progress notes.
+    """
+    device = next(model.parameters()).device
+
+    def choose(batch: Sequence[Pair]) -> list[list[int]]:
+        with torch.inference_mode():
+            tokens = _continuation_scores(model, batch, device).argmax(dim=-1).cpu()
+        lengths = [len(pair.continuation) for pair in batch]
+        return [list(row.tolist()) for row in tokens.split(lengths)]
+
+    size = _limit_batch(model, pairs, batch_size)
+    return map_by_length(choose, pairs, model, batch_size=size, label=label)
 
 
 def map_by_length(
@@ -96,6 +114,14 @@ def map_by_length(
             results.update(zip(rows, values, strict=True))
             note(f"{label}: {len(results):,} of {len(items):,} texts")
     return [results[row] for row in range(len(items))]
+
+
+def _limit_batch(model: nn.Module, pairs: Sequence[Pair], batch_size: int) -> int:
+    """Return the number of pairs whose scores fit into memory, at most `batch_size`."""
+    config: Any = model.config
+    longest = max(len(pair.continuation) for pair in pairs)
+    scores = max(1, longest * config.get_text_config().vocab_size)
+    return max(1, min(batch_size, _MAX_SCORES // scores))
 
 
 def _score_batch(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> list[float]:

@@ -49,7 +49,8 @@ class AgreementTask(TokenTask):
                 f"task {self.name!r} has no labeled examples: models write its prompts",
                 hint="Name a task pool with labeled examples.",
             )
-        return self.sampler.pairs(self.name, key=str(split))
+        pairs = self.sampler.pairs(self.name, key=str(split))
+        return pairs[: self.sampler.config.limit] if split is Split.TEST else pairs
 
     def evaluate(self, model: nn.Module) -> MetricValues:
         """Return {"agreement": fraction of positions with the expert's most likely token}."""
@@ -91,7 +92,8 @@ class AgreementTasks(TaskPool[AgreementConfig]):
     def __init__(self, config: AgreementConfig) -> None:
         super().__init__(config)
         self.dtype = getattr(torch, config.dtype)
-        self.measured_on = f"{config.sampled} prompts per task that the models wrote"
+        count = min(config.sampled, config.limit or config.sampled)
+        self.measured_on = f"{count} prompts per task that models wrote"
         self._tasks: dict[str, AgreementTask] = {}
 
     def __getitem__(self, name: str) -> AgreementTask:

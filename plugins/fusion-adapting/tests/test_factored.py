@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fusion_adapting import LiveMerge
-from fusion_adapting._factored import Factored, factorise
+from fusion_adapting._factored import Factored
+from fusion_adapting._low_rank import factorise
 from fusion_core import RunContext
 from fusion_core.weights import Linear
 
@@ -27,8 +28,7 @@ def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> t
 def _live(pool: CheckpointsPool, storage: Any, grain: Any) -> LiveMerge:
     merged = RunContext().merge_matrices(pool, Linear((0.3,) * len(pool.experts)))
     dtype = pool.reference.infos["1.weight"].dtype
-    merge = LiveMerge(pool, merged, torch.device("cpu"), storage=storage, grain=grain, dtype=dtype)
-    return merge
+    return LiveMerge(pool, merged, torch.device("cpu"), storage=storage, grain=grain, dtype=dtype)
 
 
 @pytest.fixture

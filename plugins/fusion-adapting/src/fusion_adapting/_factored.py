@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_adapting._predictions import make_generator
+from fusion_adapting._low_rank import factorise
 from fusion_adapting._sharing import ByColumn, ByComponent, ByRow, ByTensor
 from fusion_adapting._task_vectors import RowKernel, pieces_of, rows_of, stored_base
 from fusion_core.weights import Cut, is_matrix
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 
     from fusion_adapting._sharing import Sharing
     from fusion_core.weights import MergedSource
-
-#: Factors stand for a matrix if they miss at most this fraction of its Frobenius norm, by dtype:
-#: about as much as rounding does in products.
-_ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}
-#: The first number of directions that the search for factors tries.
-_FIRST = 16
 
 
 @dataclass(frozen=True)
@@ -111,34 +105,3 @@ class Factored:
             by_row, by_column = torch.split(coefficients / 2, list(self.sharing.info.shape), dim=1)
             yield self.left * by_row.T, self.right
             yield self.left, self.right * by_column
-
-
-def factorise(matrix: Tensor, limit: int) -> tuple[Tensor, Tensor] | None:
-    """Return factors (rows, r) and (r, columns) whose product is the matrix, to rounding.
-
-    r is at most `limit`, and 0 for a matrix of zeros. Returns None for a matrix of higher rank. The
-    columns of the first factor are an orthonormal basis of the matrix's products with random
-    vectors (randomised range finder, arXiv:0909.4061).
-    """
-    scale = matrix.abs().amax()
-    if not scale.isfinite():
-        return None
-    wide = (matrix / scale.clamp_min(torch.finfo(matrix.dtype).tiny)).double()  # squares are finite
-    tolerance = _ROUNDING[matrix.dtype] * torch.linalg.matrix_norm(wide)
-    generator, size = make_generator(0, "factors"), 0
-    basis, rest = wide.new_empty(len(wide), 0), wide
-    while torch.linalg.matrix_norm(rest) > tolerance:
-        if size == limit:
-            return None
-        more = min(max(_FIRST, size), limit - size)  # twice as many as before
-        probes = torch.randn(wide.shape[1], more, generator=generator, dtype=wide.dtype)
-        sketch = torch.cat([basis, rest @ probes.to(wide.device)], dim=1)
-        basis, size = torch.linalg.qr(sketch).Q, size + more
-        rest = wide - basis @ (basis.T @ wide)
-    turned, values, right = torch.linalg.svd(basis.T @ wide, full_matrices=False)
-    missing = (
-        values.square().flip(0).cumsum(0).flip(0).sqrt()
-    )  # without this direction and the next
-    count = int((missing > tolerance).sum())
-    left, right = basis @ turned[:, :count], values[:count, None] * right[:count]
-    return left.to(matrix), right.to(matrix) * scale

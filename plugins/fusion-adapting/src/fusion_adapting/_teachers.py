@@ -41,6 +41,12 @@ class Predictions:
     #: the rows of `logs` for each step's batch
     rows: Mapping[int, Tensor]
 
+    def describe(self) -> str:
+        """Describe what is kept, for a progress bar."""
+        examples, classes = self.logs.shape
+        kept = "all" if self.classes is None else f"the likeliest {classes:,}"
+        return f"{examples:,} examples, {kept} classes in {self.logs.dtype}".replace("torch.", "")
+
     def disagreement(self, step: int, logits: Tensor) -> Tensor:
         """Return the mean KL divergence from the expert's predictions in a step, in nats.
 
@@ -92,7 +98,9 @@ def ask_teachers(  # noqa: PLR0913 - whom to ask, what, and where
                 rows[step] = torch.tensor([numbers[key] for key in keys])
                 advance(1, note=task.name)
             logs = torch.cat(parts) if parts else torch.empty(0, 0)
-            return Predictions(*_compress(logs), rows)
+            compact = Predictions(*_compress(logs), rows)
+            advance(0, note=f"{task.name}: {compact.describe()}")
+            return compact
 
         for task in tasks:
             expert = pool.expert_of(task.name)

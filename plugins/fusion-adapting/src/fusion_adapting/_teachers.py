@@ -58,6 +58,8 @@ class Predictions:
         if self.classes is None:
             return disagreement(logits, target)
         classes = self.classes[rows].long().to(logits.device)
+        if classes.shape[1] == logits.shape[1]:  # there is no rest
+            return disagreement(logits.gather(1, classes), target)
         return disagreement(_merge_rest(logits, classes), _add_rest(target))
 
 

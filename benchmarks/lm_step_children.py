@@ -19,7 +19,7 @@ import torch
 from llama import Llama
 from lm_children import adapters, save_tokenizer
 
-from fusion_core import Progress, RunContext, plan
+from fusion_core import Progress, RunContext, RunOptions, plan
 from fusion_core.planning.pipeline import apply_stages
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ def _plan(directory: str, options: dict[str, Any]) -> Plan:
             "algorithm": [{"name": "orthogonalise"}, strong],
             "model_pool": model_pool,
             "task_pool": {"name": "lm-tasks", "datasets": datasets},
-        }
+        },
+        RunOptions(),
     )
 
 

@@ -90,7 +90,7 @@ def test_all_words_kept_as_the_likeliest_change_neither_value_nor_gradient(
 
 
 def test_of_a_sharp_prediction_a_few_words_are_kept_and_the_rest_counts_as_one() -> None:
-    scores = _scores(scale=4)
+    scores = _scores(scale=8)
     predictions, _ = _ask(Batch({"scores": scores}))
     assert predictions.classes is not None
     assert predictions.logs.shape[1] < _WORDS / 3
@@ -102,7 +102,7 @@ def test_of_a_sharp_prediction_a_few_words_are_kept_and_the_rest_counts_as_one()
 
 
 def test_of_a_flat_prediction_all_words_are_kept_in_fp16() -> None:
-    scores = _scores(scale=4)
+    scores = _scores(scale=8)
     predictions, _ = _ask(Batch({"scores": scores}), temperature=8)
     assert predictions.classes is None
     assert predictions.logs.dtype is torch.float16

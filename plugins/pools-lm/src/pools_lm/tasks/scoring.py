@@ -40,15 +40,18 @@ def pad_rows(
 def next_token_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the scores of the token after each text, shape (texts, vocabulary).
 
-    For an encoder-decoder, it is the first token of the answer.
+    For an encoder-decoder, it is the first token of the answer. The head multiplies no other
+    position, if the model's class can select positions.
     """
     if _is_seq2seq(model):
         starts = torch.full_like(inputs["input_ids"][:, :1], _start_token(model))
         first_scores: Tensor = model(**inputs, decoder_input_ids=starts).logits[:, 0]
         return first_scores
     last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
-    scores: Tensor = model(**inputs, logits_to_keep=last).logits[:, 0]
-    return scores
+    scores: Tensor = model(**inputs, logits_to_keep=last).logits
+    if scores.shape[1] != 1:  # the model's class ignores the option
+        scores = scores.take_along_dim(last[..., None], dim=1)
+    return scores[:, 0]
 
 
 def log_likelihoods(
@@ -154,7 +157,8 @@ def _continuation_scores(model: nn.Module, pairs: Sequence[Pair], device: torch.
     positions = torch.arange(texts["input_ids"].shape[1])
     follows = texts["attention_mask"].bool() & (positions >= starts)
     scores: Tensor = model(**_to_device({**texts, "logits_to_keep": follows}, device)).logits
-    return scores
+    is_selected = scores.dim() == 2  # noqa: PLR2004 - otherwise the model's class ignores the option
+    return scores if is_selected else scores[follows.to(device)]
 
 
 def _to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ def plain(directory: str, shape: str, *names: str) -> None:
     sizes = Llama(*json.loads(shape))
     write_models(Path(directory), sizes, names)
     for name in names:
-        _save_tokenizer(Path(directory, name), _tokens(sizes.vocabulary))
+        save_tokenizer(Path(directory, name), sizes.vocabulary)
 
 
 def renumbered(directory: str, model: str, new: str, more: str) -> None:
@@ -83,6 +83,11 @@ def _tokens(count: int) -> list[str]:
 def _parts(tokens: Sequence[str], number: int) -> tuple[str, str]:
     first, second = divmod(number, 256)
     return tokens[first], tokens[second]
+
+
+def save_tokenizer(directory: Path, count: int) -> None:
+    """Write a byte-level BPE tokenizer of invented tokens."""
+    _save_tokenizer(directory, _tokens(count))
 
 
 def _save_tokenizer(directory: Path, tokens: Sequence[str], added: Sequence[str] = ()) -> None:

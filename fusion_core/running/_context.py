@@ -57,6 +57,8 @@ def prepare(
         output=plan.path,
         metrics=MetricsLog(None if state is None else state / METRICS),
     )
+    if context.tasks is not None:
+        context.tasks = context.tasks.prepare(context)
     context.side_files |= side_files
     context.warnings += warnings
     return pool, context

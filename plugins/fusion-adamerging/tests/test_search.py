@@ -106,7 +106,7 @@ def run_search(config: Any, learned: Any, live: LiveMerge, tasks: Any) -> Search
     passes = Passes(live.model, list(tasks), Batches(8, 1), CPU)
     store = StateStore(None, "search", {})
     search = Search(config, learned, passes, list(tasks.names), store, RunContext())
-    search.run(lambda _: entropy_of)
+    search.run(entropy_of)
     return search
 
 

@@ -1,18 +1,20 @@
-"""Passes of batches through a live model: sharing, precision, teachers."""
+"""Passes of batches through a live model: sharing, precision."""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from fusion_adapting import Batches, Passes, ask_teachers, disagreement, log_probabilities
-from fusion_core import Batch, Progress
+from fusion_adapting import Batches, Passes, disagreement, log_probabilities
 from fusion_testing import TinyTasks, tiny_pool
+
+if TYPE_CHECKING:
+    from fusion_core import Batch
 
 CPU = torch.device("cpu")
 PLENTY = 10**9
@@ -175,22 +177,6 @@ def test_disagreement_is_zero_between_equals_and_otherwise_as_computed_by_hand()
     ours, teacher = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
     expected = 0.25 * torch.tensor(0.5).log() + 0.75 * torch.tensor(1.5).log()
     torch.testing.assert_close(disagreement(ours, teacher), expected)
-
-
-def test_teachers_predict_every_remaining_step_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool, task, built = tiny_pool("mlp"), TinyTasks()["b"], []
-    passes = _passes(tiny_model("mlp"), [task])
-    build = type(pool).build
-    monkeypatch.setattr(
-        type(pool),
-        "build",
-        lambda *args, **options: built.append(build(*args, **options)) or built[-1],
-    )
-    predictions = ask_teachers(pool, passes, range(2, 5), Progress())["b"]
-    assert list(predictions) == [2, 3, 4]
-    (expert,) = built
-    expected = task.logits(expert, passes.batches.of(task, 3)).detach()
-    torch.testing.assert_close(predictions[3], expected)
 
 
 @pytest.mark.parametrize(("examples", "size"), [(20, 8), (4, 8), (16, 8)])

@@ -101,15 +101,24 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
         )
 
     def objective(
-        self, pool: ModelPool[Any], passes: Passes, steps: range, context: RunContext
+        self, pool: ModelPool[Any], tasks: Sequence[AdaptiveTask], context: RunContext
     ) -> Objective:
         """Return the objective to minimise.
 
-        With `teacher`, each task's expert first predicts the batches of all steps.
+        With `teacher`, each task's expert predicts the examples of all steps. A resumed search asks
+        for all of them again: only then are the predictions the same to the bit.
         """
         if self.config.objective == "entropy":
             return entropy_of
-        teachers = ask_teachers(pool, passes, steps, context.progress)
+        teachers = ask_teachers(
+            pool,
+            tasks,
+            self.batches(context),
+            self.config.steps,
+            device=context.device,
+            progress=context.progress,
+            temperature=self.config.temperature,
+        )
         return disagreement_with(teachers, self.config.temperature)
 
     def store(self, context: RunContext, **identity: object) -> StateStore:

@@ -55,9 +55,11 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
     def held_memory(self, model: int, experts: int) -> int:
         """Count the live model, its gradient and the task vectors in memory, with their base.
 
-        The singular vectors of `rank` and `adarank` come on top.
+        The singular vectors of `rank` and `adarank` come on top. Factors, which `auto` holds if the
+        weights turn out to have low rank, take less.
         """
-        vectors = {"fp32": 1 + experts, "bf16": 1 + experts / 2, "disk": 0}
+        whole = 1 + experts
+        vectors = {"auto": whole, "fp32": whole, "bf16": 1 + experts / 2, "disk": 0}
         return int(model * (2 + vectors[self.config.task_vectors]))
 
     def make_learned(
@@ -82,13 +84,14 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
         merged.prepare(context.executor)
         ranks = join_ranks()
         tasks = self.adapted(pool, context)
-        names = [task.name for task in tasks]
+        names, own_tasks = [task.name for task in tasks], ranks.share(tasks)
+        objective = self.objective(pool, own_tasks, context)  # before the merge takes memory
         live = self._live_merge(pool, merged, context)
         learned = self.make_learned(pool, live, tasks, context)
         options = self.learning_options(names, context)
         to_coefficients = partial(self._name_coefficients, live, merged, learned, options)
         if live.leaves:  # otherwise every expert equals the base
-            passes = self.passes(live.model, ranks.share(tasks), context)
+            passes = self.passes(live.model, own_tasks, context)
             passes = replace(passes, task_parameters=learned.task_parameters)
             store = self.store(
                 context,
@@ -98,7 +101,7 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
             )
             search = Search(self.config, learned, passes, names, store, context, ranks)
             try:
-                search.run(lambda steps: self.objective(pool, passes, steps, context))
+                search.run(objective)
             except SearchStoppedError as error:
                 raise _save_last_good(error, search, to_coefficients) from error
         coefficients = to_coefficients(learned.tensors)

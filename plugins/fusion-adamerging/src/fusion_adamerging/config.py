@@ -79,8 +79,10 @@ class CoefficientSearchConfig(SearchConfig):
 
     init: float = 0.2
     """Initial value of every coefficient."""
-    task_vectors: Literal["fp32", "bf16", "disk"] = "fp32"
-    """Where to hold task vectors: in memory as fp32 or bf16, or on disk and read in every step."""
+    task_vectors: Literal["auto", "fp32", "bf16", "disk"] = "auto"
+    """Where to hold task vectors: in memory as fp32 or bf16, or on disk and read in every step.
+    `auto` holds matrices whose task vectors have low rank, as those of adapters, as factors if
+    these are smaller than the matrix, and everything else as fp32."""
 
     @property
     @abstractmethod

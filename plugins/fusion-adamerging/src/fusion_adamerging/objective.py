@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_adapting import disagreement, entropy
+from fusion_adapting import entropy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from fusion_adapting import Objective
+    from fusion_adapting import Objective, Predictions
 
 
 def entropy_of(_task: str, _step: int, logits: Tensor) -> Tensor:
@@ -19,17 +19,14 @@ def entropy_of(_task: str, _step: int, logits: Tensor) -> Tensor:
     return entropy(logits)
 
 
-def disagreement_with(
-    teachers: Mapping[str, Mapping[int, Tensor]], temperature: float = 1.0
-) -> Objective:
-    """Return the distance from the teachers' logits: by task and step, shape (examples, classes).
+def disagreement_with(teachers: Mapping[str, Predictions], temperature: float = 1.0) -> Objective:
+    """Return the distance from the teachers' predictions, by task, softened by the temperature.
 
     A temperature above 1 softens both predictions, so that classes that a teacher finds unlikely
     count for more. Its square keeps the gradients at the same scale (arXiv:1503.02531).
     """
 
     def distance(task: str, step: int, logits: Tensor) -> Tensor:
-        teacher = teachers[task][step].to(logits.device)
-        return disagreement(logits / temperature, teacher / temperature) * temperature**2
+        return teachers[task].disagreement(step, logits / temperature) * temperature**2
 
     return distance

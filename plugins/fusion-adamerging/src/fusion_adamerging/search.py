@@ -16,7 +16,7 @@ from fusion_adapting import Ranks, retain_freed_memory
 from fusion_core import show_notes_on
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -52,15 +52,13 @@ class Search:
         #: the last step without a sign of divergence or collapse, and its tensors
         self.good = (0, self._copy_tensors())
 
-    def run(self, objective_of: Callable[[range], Objective]) -> None:
-        """Take all remaining steps.
+    def run(self, objective: Objective) -> None:
+        """Minimise an objective in all remaining steps.
 
-        `objective_of` is called with these steps, and returns the objective to minimise in them.
         Raises `SearchStoppedError` if the search diverges or collapses; `good` then holds the
         tensors that are worth saving.
         """
         steps = range(self._resume(), self.config.steps)
-        objective = objective_of(steps)
         track = self.context.progress.track("adapt", total=self.config.steps, unit="steps")
         with track as advance, show_notes_on(advance), retain_freed_memory():
             advance(steps.start)

@@ -28,7 +28,7 @@ from fusion_adapting._predictions import (
 from fusion_adapting._ranks import Ranks, join_ranks
 from fusion_adapting._sharing import Grain
 from fusion_adapting._state import StateStore
-from fusion_adapting._teachers import ask_teachers
+from fusion_adapting._teachers import Predictions, ask_teachers
 from fusion_core.contracts.feature_adapters import apply_adapter, attach_adapter
 from fusion_core.machine.linear_kernels import use_fast_linear_layers
 from fusion_core.machine.memory import retain_freed_memory
@@ -45,6 +45,7 @@ __all__ = [
     "PackedLayer",
     "PackedWeights",
     "Passes",
+    "Predictions",
     "Ranks",
     "StateStore",
     "apply_adapter",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from fusion_adapting._factored import Factored
 from fusion_adapting._live import build_live, group_tied_names, merged_parameters
 from fusion_adapting._sharing import Grain, choose_sharing
 from fusion_adapting._task_vectors import OnDisk, Resident, TaskVectors, pieces_of, rows_of
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool
     from fusion_core.weights import MergedSource, Slot
 
-Storage = Literal["fp32", "bf16", "disk"]
+#: `auto`: as factors where the rank is so low that they are smaller than a matrix, else in fp32.
+Storage = Literal["auto", "fp32", "bf16", "disk"]
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ class LiveMerge:
     columns of one matrix, those of a leaf next to each other.
 
     Memory, with P the bytes of the merged parameters in fp32 and K experts: P for the model and P
-    for its gradient. Task vectors in memory add P for the base and K * P for the vectors (half of
-    that in bf16). Singular vectors add up to 2 * P for `rank` and 2 * K * P for `component`, even
+    for its gradient. Task vectors in memory add P for the base (half of that if it is stored in 16
+    bits) and K * P for the vectors (half of that in bf16, and less than P as factors, see
+    `Storage`). Singular vectors add up to 2 * P for `rank` and 2 * K * P for `component`, even
     if task vectors stay on disk.
     """
 
@@ -105,7 +108,7 @@ class LiveMerge:
         merged: MergedSource,
         device: torch.device,
         *,
-        storage: Storage = "fp32",
+        storage: Storage = "auto",
         dtype: torch.dtype = torch.float32,
         grain: Grain = "tensor",
     ) -> None:
@@ -168,10 +171,12 @@ def _make_leaves(
             return rows_of(kernel, piece).to(parameter)
 
         sharing = choose_sharing(merged.infos[name], grain, read_rows)
-        vectors: TaskVectors
+        vectors: TaskVectors | None = None
         if storage == "disk":
             vectors = OnDisk(sharing, merged, kernel)
-        else:
+        elif storage == "auto":
+            vectors = Factored.read(merged, kernel, sharing, like=parameter)
+        if vectors is None:
             dtype = torch.bfloat16 if storage == "bf16" else parameter.dtype
             vectors = Resident.read(merged, kernel, sharing, like=parameter, dtype=dtype)
         return Leaf(candidate.names, parameter, vectors, candidate.tensors, candidate.slot)

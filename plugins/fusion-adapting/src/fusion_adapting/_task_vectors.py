@@ -1,8 +1,8 @@
 """Task vectors of a live merge: in memory as one matrix per parameter, or on disk.
 
-Both kinds compute two products with the rows that the final merge combines: coefficients @ rows,
-the merge, and rows @ gradient, the gradient of the coefficients. `Sharing` says how to compute
-them, and between which elements a tensor may be cut.
+A third kind, `Factored`, has its own module. All kinds compute two products with the rows that the
+final merge combines: coefficients @ rows, the merge, and rows @ gradient, the gradient of the
+coefficients. `Sharing` says how to compute them, and between which elements a tensor may be cut.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Resident:
     """Task vectors in memory."""
 
     sharing: Sharing
-    #: shape (elements,), in the dtype of the computation
+    #: shape (elements,), in the dtype in which the base is stored if that is 16 bits wide
     base: Tensor
-    #: shape (experts, elements), in the same dtype or in bf16
+    #: shape (experts, elements), in the dtype of the computation or in bf16
     rows: Tensor
 
     @classmethod
@@ -69,7 +69,7 @@ class Resident:
     ) -> Resident:
         """Read one parameter's base, and its task vectors in `dtype`, to the device of `like`."""
         name, numel = sharing.info.name, sharing.info.numel
-        base = torch.empty(numel, dtype=like.dtype, device=like.device)
+        base = torch.empty(numel, dtype=_stored_dtype(merged, name, like), device=like.device)
         rows = torch.empty((len(merged.operands.experts), numel), dtype=dtype, device=like.device)
         for part, piece in pieces_of(merged, name):
             base[part] = piece.base.reshape(-1)
@@ -78,23 +78,23 @@ class Resident:
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Combine base and task vectors."""
-        for start, stop, rows in self._blocks():
-            base, merged = self.base[start:stop], out[start:stop]
-            self.sharing.combine(start, base, rows, coefficients, merged)
+        for start, stop, rows in self._blocks(out.dtype):
+            merged = out[start:stop].copy_(self.base[start:stop])
+            self.sharing.combine(start, merged, rows, coefficients, merged)
 
     def project(self, gradient: Tensor) -> Tensor:
         """Sum the products of task vectors and gradient."""
-        blocks = self._blocks()
+        blocks = self._blocks(gradient.dtype)
         parts = [self.sharing.project(rows, gradient[start:stop]) for start, stop, rows in blocks]
         return self.sharing.join(parts)
 
-    def _blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+    def _blocks(self, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
         """Yield the rows in the dtype of the computation; bf16 is widened block by block."""
-        if self.rows.dtype is self.base.dtype:
+        if self.rows.dtype is dtype:
             yield 0, len(self.base), self.rows
             return
         for start, stop in self.sharing.cut.ranges(self.sharing.info):
-            yield start, stop, self.rows[:, start:stop].to(self.base.dtype)
+            yield start, stop, self.rows[:, start:stop].to(dtype)
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,17 @@ class OnDisk:
 def rows_of(kernel: RowKernel, piece: Piece) -> Tensor:
     """Return a piece's task vectors, of shape (experts, elements), also for a scalar tensor."""
     return kernel.rows(piece).unsqueeze(-1).flatten(1)
+
+
+def stored_base(merged: MergedSource, name: str, values: Tensor) -> Tensor:
+    """Return values of a tensor's base in the dtype in which it is stored, if that is narrower."""
+    return values.to(_stored_dtype(merged, name, values))
+
+
+def _stored_dtype(merged: MergedSource, name: str, values: Tensor) -> torch.dtype:
+    base = merged.operands.base
+    stored = values.dtype if base is None else base.infos[name].dtype
+    return stored if stored in {torch.bfloat16, torch.float16} else values.dtype
 
 
 def pieces_of(

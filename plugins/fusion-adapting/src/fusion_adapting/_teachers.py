@@ -2,42 +2,154 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fusion_adapting._live import build_live
-from fusion_adapting._predictions import widened
+from fusion_adapting._predictions import disagreement, log_probabilities, widened
+from fusion_core.weights.source import view_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch import Tensor, nn
 
-    from fusion_adapting._passes import Passes
-    from fusion_core import AdaptiveTask, ModelPool, Progress
+    from fusion_adapting._passes import Batches
+    from fusion_core import AdaptiveTask, Batch, ModelPool, Progress
+
+#: Fraction of an expert's probability that its compact predictions may give to "the rest".
+REST = 1e-4
+#: Up to this many classes, predictions are kept whole.
+SMALL = 8192
 
 
-def ask_teachers(
-    pool: ModelPool[Any], passes: Passes, steps: range, progress: Progress
-) -> dict[str, dict[int, Tensor]]:
-    """Return the experts' logits for all batches of these steps, by task and step.
+@dataclass(frozen=True)
+class Predictions:
+    """An expert's softened predictions for the distinct examples of a task.
 
-    Of shape (examples, classes), on the CPU, in fp32 or in fp64 for an expert in fp64. One expert
-    is live at a time. Raises `RecipeError` for a task that no expert was fine-tuned for.
+    Of a large vocabulary only the likeliest classes are kept. All others count as one class, the
+    rest.
     """
-    predictions: dict[str, dict[int, Tensor]] = {}
-    total = len(passes.tasks) * len(steps)
+
+    #: log-probabilities of shape (examples, kept classes), in decreasing order if not of all
+    logs: Tensor
+    #: the kept classes, of the same shape in int32; None if all are kept, in order
+    classes: Tensor | None
+    #: the rows of `logs` for each step's batch
+    rows: Mapping[int, Tensor]
+
+    def describe(self) -> str:
+        """Describe what is kept, for a progress bar."""
+        examples, classes = self.logs.shape
+        kept = "all" if self.classes is None else f"the likeliest {classes:,}"
+        return f"{examples:,} examples, {kept} classes in {self.logs.dtype}".replace("torch.", "")
+
+    def disagreement(self, step: int, logits: Tensor) -> Tensor:
+        """Return the mean KL divergence from the expert's predictions in a step, in nats.
+
+        The logits have the shape (examples, classes) and are softened already. If the rest counts
+        as one class, the divergence is at most the true one.
+        """
+        rows = self.rows[step]
+        target = self.logs[rows].to(logits)
+        if self.classes is None:
+            return disagreement(logits, target)
+        classes = self.classes[rows].long().to(logits.device)
+        if classes.shape[1] == logits.shape[1]:  # there is no rest
+            return disagreement(logits.gather(1, classes), target)
+        return disagreement(_merge_rest(logits, classes), _add_rest(target))
+
+
+def ask_teachers(  # noqa: PLR0913 - whom to ask, what, and where
+    pool: ModelPool[Any],
+    tasks: Sequence[AdaptiveTask],
+    batches: Batches,
+    steps: int,
+    *,
+    device: torch.device,
+    progress: Progress,
+    temperature: float = 1.0,
+) -> dict[str, Predictions]:
+    """Return the experts' predictions for the batches of the first steps, by task.
+
+    Each distinct example is predicted once, however many steps repeat it. The predictions are
+    softened by the temperature, and lie on the CPU. One expert is live at a time. Raises
+    `RecipeError` for a task that no expert was fine-tuned for.
+    """
+    predictions: dict[str, Predictions] = {}
+    total = len(tasks) * steps
     with progress.track("ask the teachers", total=total, unit="batches") as advance:
 
-        def predict_all(expert: nn.Module, task: AdaptiveTask) -> dict[int, Tensor]:
-            logits: dict[int, Tensor] = {}
-            for step in steps:
-                batch = passes.batches.of(task, step).to(passes.device)
-                logits[step] = widened(task.logits(expert, batch)).cpu()
+        def predict_all(expert: nn.Module, task: AdaptiveTask) -> Predictions:
+            numbers: dict[bytes, int] = {}
+            rows: dict[int, Tensor] = {}
+            parts: list[Tensor] = []
+            for step in range(steps):
+                batch = batches.of(task, step)
+                keys = _identify_examples(batch)
+                fresh = {key: row for row, key in enumerate(keys) if key not in numbers}
+                for key in fresh:
+                    numbers[key] = len(numbers)
+                if fresh:
+                    asked = batch.rows(torch.tensor([*fresh.values()])).to(device)
+                    logits = widened(task.logits(expert, asked))
+                    parts.append(log_probabilities(logits / temperature).cpu())
+                rows[step] = torch.tensor([numbers[key] for key in keys])
                 advance(1, note=task.name)
-            return logits
+            logs = torch.cat(parts) if parts else torch.empty(0, 0)
+            compact = Predictions(*_compress(logs), rows)
+            advance(0, note=f"{task.name}: {compact.describe()}")
+            return compact
 
-        for task in passes.tasks:
+        for task in tasks:
             expert = pool.expert_of(task.name)
             with torch.no_grad():
-                predictions[task.name] = predict_all(build_live(pool, expert, passes.device), task)
+                predictions[task.name] = predict_all(build_live(pool, expert, device), task)
     return predictions
+
+
+def _identify_examples(batch: Batch) -> list[bytes]:
+    """Return a digest of each example, without its padding."""
+    mask = batch.mask
+    keys = [hashlib.blake2b(digest_size=16) for _ in range(len(batch))]
+    for name, tensor in sorted(batch.tensors.items()):
+        is_padded = mask is not None and tensor.shape[:2] == mask.shape
+        for row, key in enumerate(keys):
+            example = tensor[row]
+            if is_padded and mask is not None:
+                example = example[mask[row].bool()]
+            key.update(f"{name} {example.dtype} {[*example.shape]}".encode())
+            key.update(view_bytes(example.contiguous()))
+    return [key.digest() for key in keys]
+
+
+def _compress(logs: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the likeliest classes' log-probabilities, and these classes; None if it keeps all.
+
+    It keeps as many classes as every example needs for all but `REST` of its probability. If that
+    is more than a third of all, or there are few, it keeps all, of many in fp16.
+    """
+    if logs.shape[1] <= SMALL:
+        return logs, None
+    limit = logs.shape[1] // 3
+    kept, classes = logs.topk(limit, dim=1)
+    needed = int((kept.exp().cumsum(dim=1) < 1 - REST).sum(dim=1).max()) + 1
+    if needed > limit:
+        return logs.half(), None
+    return kept[:, :needed].clone(), classes[:, :needed].int()
+
+
+def _add_rest(logs: Tensor) -> Tensor:
+    """Append the log-probability of all other classes: (examples, k) -> (examples, k + 1)."""
+    smallest = torch.finfo(logs.dtype).tiny
+    rest = (1 - logs.double().exp().sum(dim=1, keepdim=True)).clamp_min(smallest).log()
+    return torch.cat([logs, rest.to(logs)], dim=1)
+
+
+def _merge_rest(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return the logits of these classes and, last, that of all others as one class."""
+    rest = logits.scatter(1, classes, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat([logits.gather(1, classes), rest], dim=1)

@@ -27,6 +27,7 @@ _TASKS = {
     "lm-choice": ("Choice", "Multiple-choice questions, answered by log-likelihood."),
     "lm-generate": ("Generate", "Questions answered by greedy generation."),
 }
+_AGREEMENT = "lm-agreement"
 
 #: lm-mini's tasks, in the order of results.
 _MINI = ("scripture", "kinds", "speech", "reverse", "roman", "past")
@@ -51,6 +52,7 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
             summary=summary,
             target=f"pools_lm.pools:{target}",
             config="pools_lm.config:LanguageConfig",
+            unlabeled_task_pool=_AGREEMENT if name == "causal-lm" else None,
             offline=True,
         )
     yield ModelPoolSpec(
@@ -91,6 +93,13 @@ def fusion_register_task_pools() -> Iterator[TaskPoolSpec]:
             config=f"pools_lm.tasks.config:{target}TasksConfig",
             offline=True,
         )
+    yield TaskPoolSpec(
+        name=_AGREEMENT,
+        summary="One task per expert, without data: agreement on prompts that models write.",
+        target="pools_lm.tasks.agreement:AgreementTasks",
+        config="pools_lm.tasks.config:AgreementConfig",
+        offline=True,
+    )
     for name, (target, summary) in _SENTENCE_TASKS.items():
         yield TaskPoolSpec(
             name=name,

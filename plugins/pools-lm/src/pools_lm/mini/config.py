@@ -1,7 +1,9 @@
 """Options of lm-mini. Importing them does not import torch."""
 
+from typing import Literal
+
 from fusion_core import ComponentConfig
-from pools_lm.tasks.config import Count, MeasuringConfig, TaskNames
+from pools_lm.tasks.config import Count, SamplingConfig, TaskNames
 
 
 class MiniConfig(ComponentConfig):
@@ -11,8 +13,11 @@ class MiniConfig(ComponentConfig):
     """Merge the experts of these tasks, in this order. Default: all six."""
 
 
-class MiniTasksConfig(MeasuringConfig):
+class MiniTasksConfig(SamplingConfig):
     """Six tasks, included in the package. Unlabeled lines differ from the test lines."""
 
+    prompts: Literal["own", "experts", "base"] = "own"
+    """Adapt on the tasks' own unlabeled examples, or on prompts that each task's expert or the base
+    writes."""
     batch_size: Count = 32
     """Set the number of examples per batch in evaluation."""

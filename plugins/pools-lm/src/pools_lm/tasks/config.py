@@ -169,6 +169,40 @@ class MeasuringConfig(ComponentConfig):
     """Evaluate models in this dtype."""
 
 
+class ReadingConfig(MeasuringConfig):
+    """How models read texts."""
+
+    chat: bool | None = None
+    """Format questions with the tokenizer's chat template. Default: if there is one."""
+    length: Count | None = None
+    """Limit a model's context to this number of tokens. Longer prompts lose their start, longer
+    texts are split into windows. Default: the model's positions, at most 2048."""
+
+
+class SamplingConfig(MeasuringConfig):
+    """How models write prompts, for tasks without data of their own."""
+
+    prompts: Literal["own", "experts", "base"]
+    sampled: Count = 64
+    """Let models write this number of prompts per task."""
+    prompt_tokens: Count = 48
+    """Stop a prompt that a model writes after this number of tokens."""
+    answer_tokens: Annotated[int, Field(ge=0)] = 24
+    """Stop the expert's answer to such a prompt after this number of tokens. With 0 there is no
+    answer, and methods see only the prediction of its first token."""
+    sampling_seed: Annotated[int, Field(ge=0)] = 0
+    """Draw prompts from this seed."""
+
+
+class AgreementConfig(SamplingConfig, ReadingConfig):
+    """One task per expert, on prompts that models write."""
+
+    prompts: Literal["experts", "base"] = "experts"
+    """Let each task's expert, or the base, write the prompts."""
+    answer_tokens: Count = 24
+    """Stop the expert's answer to such a prompt after this number of tokens."""
+
+
 class LinesTasksConfig(MeasuringConfig):
     """Your own tasks, each with its files."""
 
@@ -176,17 +210,16 @@ class LinesTasksConfig(MeasuringConfig):
     """Define the tasks by name: files (JSON lines, parquet) and how to read them."""
 
 
-class LanguageTasksConfig(LinesTasksConfig):
+class LanguageTasksConfig(SamplingConfig, ReadingConfig, LinesTasksConfig):
     """Your own tasks, of any kind."""
+
+    prompts: Literal["own", "experts", "base"] = "own"
+    """Adapt on the tasks' own unlabeled examples, or on prompts that each task's expert or the base
+    writes."""
 
     datasets: Annotated[Mapping[str, AnyLines], Field(min_length=1)]
     """Define the tasks by name: a `kind` (perplexity, choice or generate), files, and how to read
     them."""
-    chat: bool | None = None
-    """Format questions with the tokenizer's chat template. Default: if there is one."""
-    length: Count | None = None
-    """Limit a model's context to this number of tokens. Longer prompts lose their start, longer
-    texts are split into windows. Default: the model's positions, at most 2048."""
     transductive: bool = True
     """Adapt on the test examples, without answers, if a task has no unlabeled file."""
 

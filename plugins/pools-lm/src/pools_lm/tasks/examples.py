@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from fusion_core import AdaptiveTask, Split, Task, shuffled_rows
@@ -107,31 +108,17 @@ class LinesTask(Task, Generic[DataT]):
         return [path for split in Split if (path := getattr(self.data, split, None)) is not None]
 
 
-@dataclass
-class AdaptiveLinesTask(LinesTask[DataT], AdaptiveTask):
-    """A task of lines that algorithms can adapt on."""
-
-    _examples: dict[Split, list[Any]] = field(init=False, default_factory=dict)
+class ExampleTask(AdaptiveTask):
+    """A task that holds its examples, from which it draws batches."""
 
     @abstractmethod
-    def examples(self, lines: Sequence[Line], split: Split) -> list[Any]:
-        """Return the example of each line; UNLABELED lines need no answer."""
-
-    @property
-    def is_transductive(self) -> bool:
-        """Whether the UNLABELED lines are the test lines."""
-        uses_test_lines = self.data.unlabeled is None and not self.is_halved
-        return bool(self.config.transductive) and uses_test_lines
-
-    @property
-    def hides_answers(self) -> bool:
-        """Whether the UNLABELED lines are test lines, whose answers must stay hidden."""
-        return self.is_halved or self.data.unlabeled is None
+    def read_examples(self, split: Split) -> list[Any]:
+        """Return the examples of a split; raise `RecipeError` for a split without any."""
 
     def load_examples(self, split: Split) -> list[Any]:
         """Return the examples of a split, which are read once."""
         if split not in self._examples:
-            self._examples[split] = self.examples(self.lines(split), split)
+            self._examples[split] = self.read_examples(split)
         return self._examples[split]
 
     def draw(self, step: int, *, size: int, split: Split, key: str) -> list[Any]:
@@ -148,6 +135,34 @@ class AdaptiveLinesTask(LinesTask[DataT], AdaptiveTask):
             )
         rows = shuffled_rows(step, size, len(examples), key=key).tolist()
         return [examples[row] for row in rows]
+
+    @cached_property
+    def _examples(self) -> dict[Split, list[Any]]:
+        return {}
+
+
+@dataclass
+class AdaptiveLinesTask(LinesTask[DataT], ExampleTask):
+    """A task of lines that algorithms can adapt on."""
+
+    @abstractmethod
+    def examples(self, lines: Sequence[Line], split: Split) -> list[Any]:
+        """Return the example of each line; UNLABELED lines need no answer."""
+
+    def read_examples(self, split: Split) -> list[Any]:
+        """Return the example of each line of a split."""
+        return self.examples(self.lines(split), split)
+
+    @property
+    def is_transductive(self) -> bool:
+        """Whether the UNLABELED lines are the test lines."""
+        uses_test_lines = self.data.unlabeled is None and not self.is_halved
+        return bool(self.config.transductive) and uses_test_lines
+
+    @property
+    def hides_answers(self) -> bool:
+        """Whether the UNLABELED lines are test lines, whose answers must stay hidden."""
+        return self.is_halved or self.data.unlabeled is None
 
 
 def unbound_error(task: str) -> RecipeError:

@@ -1,4 +1,4 @@
-"""Greedy generation of answers in batches."""
+"""Generation of texts in batches: greedy answers, and reproducible samples."""
 
 from __future__ import annotations
 
@@ -8,12 +8,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fusion_adapting import make_generator, map_on_cores
+from fusion_core import evaluation_mode
 from pools_lm.tasks.scoring import map_by_length, pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pools_lm.tasks.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class _GumbelNoise:
+    """Noise that makes the most likely token a sample: softmax(s) = P(argmax of s + noise).
+
+    The global random state stays as it is, so batches can be sampled on several cores.
+    """
+
+    generator: torch.Generator
+
+    def __call__(self, tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores of shape (texts, vocabulary) with noise from a Gumbel distribution."""
+        del tokens
+        uniform = torch.rand(scores.shape, generator=self.generator, dtype=torch.float64)
+        return scores - uniform.log().neg().log().to(scores)
 
 
 @dataclass(frozen=True)
@@ -40,14 +58,36 @@ class TextGenerator:
         size = self.batch_size
         return map_by_length(self._batch, contexts, self.model, batch_size=size, label=label)
 
-    def _batch(self, contexts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def sample_tokens(
+        self, contexts: Sequence[Sequence[int]], *, seed: int, key: str
+    ) -> list[list[int]]:
+        """Return tokens drawn from the model's own distribution after each context.
+
+        The draws are a function of seed, key and contexts, for any number of cores.
+        """
+        size = self.batch_size
+        starts = range(0, len(contexts), size)
+
+        def sample(start: int) -> list[list[int]]:
+            noise = _GumbelNoise(make_generator(seed, f"{key}\0{start}"))
+            return self._batch(contexts[start : start + size], noise)
+
+        with evaluation_mode(self.model):
+            return [row for rows in map_on_cores(sample, starts) for row in rows]
+
+    def _batch(
+        self, contexts: Sequence[Sequence[int]], noise: _GumbelNoise | None = None
+    ) -> list[list[int]]:
         model: Any = self.model
         inputs = pad_rows(contexts, value=self._pad_id, left=True)
         on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
         start = 1 if self.prompts.is_seq2seq else inputs["input_ids"].shape[1]
         with torch.inference_mode():
             tokens = model.generate(
-                **on_device, generation_config=self._settings(), **self._stopping(start)
+                **on_device,
+                generation_config=self._settings(),
+                logits_processor=[noise] if noise else None,
+                **self._stopping(start),
             )
         rows = []
         for row in tokens[:, start:].tolist():

@@ -16,11 +16,12 @@ from pools_lm.tasks.generate import GenerateTask
 from pools_lm.tasks.lines_pool import LinesTasks
 from pools_lm.tasks.perplexity import PerplexityTask
 from pools_lm.tasks.prompts import Prompts
+from pools_lm.tasks.sampling import PromptSampler, save_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fusion_core import ComponentConfig, ModelPool
+    from fusion_core import ComponentConfig, ModelPool, RunContext
     from pools_lm.tasks.task import LanguageTask
 
 _KINDS: Mapping[str, type[LanguageTask[Any]]] = {
@@ -44,7 +45,16 @@ class LanguageTasks(LinesTasks):
         """Return these tasks with the tokenizer, chat template and length of a pool's models."""
         options = self.options
         prompts = Prompts.of_pool(pool, chat=options.chat, length=options.length)
-        return self.map_tasks(lambda task: replace(task, prompts=prompts))
+        sampler = PromptSampler(pool, prompts, options)
+        return self.map_tasks(lambda task: replace(task, prompts=prompts, sampler=sampler))
+
+    def prepare(self, context: RunContext) -> Self:
+        """Return these tasks with the prompts that models write on the run's device."""
+        if self.options.prompts == "own":
+            return self
+        prepared = self.map_tasks(lambda task: task.on_device(context.device))
+        save_prompts([task for task in prepared if task.has_expert], context)
+        return prepared
 
 
 class PerplexityTasks(LanguageTasks):

@@ -22,6 +22,8 @@ _MAX_LENGTH = 2048
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 #: Separators without a chat template: between a question and its answer, and between examples.
 _SPACE, _BLANK_LINE = " ", "\n\n"
+#: A private character that stands for what a user says.
+_MARK = "\ue000"
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,24 @@ class Prompts:
             )
             for turns in conversations
         ]
+
+    def user_start(self, system: str | None = None) -> list[int]:
+        """Return the tokens after which a model writes what a user says.
+
+        Without a chat template, that is the start token. Raises `RecipeError` for a template that
+        changes what users say.
+        """
+        if not self.is_chat:
+            return [self.start_token]
+        (text,) = self.tokenizer.render([_as_messages([Turn(_MARK)], system)])
+        before, mark, _ = text.partition(_MARK)
+        if not mark:
+            raise RecipeError(
+                "the models' chat template omits what users say, so no model can write prompts",
+                hint="Use no chat template: --set task_pool.chat=false",
+            )
+        (tokens,) = self.contexts([before])
+        return tokens
 
     def pairs(self, answered: Sequence[tuple[str, str]]) -> list[Pair]:
         """Return the tokens of questions and their answers.

@@ -27,6 +27,12 @@ class QuestionTask(LanguageTask[QuestionT]):
     def answer(self, line: Line) -> str:
         """Return the right answer; raise `FusionError` for a line without one."""
 
+    @property
+    def system(self) -> str | None:
+        """The system message of the task's conversations."""
+        system: str | None = self.data.system
+        return system
+
     def check_line(self, line: Line) -> None:
         """Raise a `FusionError` for a line without a question or an answer."""
         self._prompt(line)
@@ -60,7 +66,7 @@ class QuestionTask(LanguageTask[QuestionT]):
         """Return the question of each line, after the few-shot examples."""
         shots = [Turn(self._prompt(shot), self.answer(shot)) for shot in self._shots()]
         conversations = [[*shots, Turn(self._prompt(line))] for line in lines]
-        return self.bound_prompts.questions(conversations, self.data.system)
+        return self.bound_prompts.questions(conversations, self.system)
 
     def check(self) -> None:
         """Check the first example, and that the chat template renders a question."""

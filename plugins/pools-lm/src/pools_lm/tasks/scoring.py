@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -40,15 +40,18 @@ def pad_rows(
 def next_token_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the scores of the token after each text, shape (texts, vocabulary).
 
-    For an encoder-decoder, it is the first token of the answer.
+    For an encoder-decoder, it is the first token of the answer. The head multiplies no other
+    position, if the model's class can select positions.
     """
     if _is_seq2seq(model):
         starts = torch.full_like(inputs["input_ids"][:, :1], _start_token(model))
         first_scores: Tensor = model(**inputs, decoder_input_ids=starts).logits[:, 0]
         return first_scores
     last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
-    scores: Tensor = model(**inputs, logits_to_keep=last).logits[:, 0]
-    return scores
+    scores: Tensor = model(**inputs, logits_to_keep=last).logits
+    if scores.shape[1] != 1:  # the model's class ignores the option
+        scores = scores.take_along_dim(last[..., None], dim=1)
+    return scores[:, 0]
 
 
 def log_likelihoods(
@@ -58,16 +61,34 @@ def log_likelihoods(
 
     `label` names the texts in progress notes.
     """
-    device, config = next(model.parameters()).device, cast("Any", model.config)
+    device = next(model.parameters()).device
 
     def score(batch: Sequence[Pair]) -> list[float]:
         with torch.inference_mode():
             return _score_batch(model, batch, device)
 
-    longest = max(len(pair.continuation) for pair in pairs)
-    scores = max(1, longest * config.get_text_config().vocab_size)
-    size = max(1, min(batch_size, _MAX_SCORES // scores))
+    size = _limit_batch(model, pairs, batch_size)
     return map_by_length(score, pairs, model, batch_size=size, label=label)
+
+
+def greedy_tokens(
+    model: nn.Module, pairs: Sequence[Pair], *, batch_size: int, label: str
+) -> list[list[int]]:
+    """Return the most likely token at each position of every continuation.
+
+    The model reads the continuation's tokens before the position, not its own predictions. `label`
+    names the texts in progress notes.
+    """
+    device = next(model.parameters()).device
+
+    def choose(batch: Sequence[Pair]) -> list[list[int]]:
+        with torch.inference_mode():
+            tokens = _continuation_scores(model, batch, device).argmax(dim=-1).cpu()
+        lengths = [len(pair.continuation) for pair in batch]
+        return [list(row.tolist()) for row in tokens.split(lengths)]
+
+    size = _limit_batch(model, pairs, batch_size)
+    return map_by_length(choose, pairs, model, batch_size=size, label=label)
 
 
 def map_by_length(
@@ -96,6 +117,14 @@ def map_by_length(
             results.update(zip(rows, values, strict=True))
             note(f"{label}: {len(results):,} of {len(items):,} texts")
     return [results[row] for row in range(len(items))]
+
+
+def _limit_batch(model: nn.Module, pairs: Sequence[Pair], batch_size: int) -> int:
+    """Return the number of pairs whose scores fit into memory, at most `batch_size`."""
+    config: Any = model.config
+    longest = max(len(pair.continuation) for pair in pairs)
+    scores = max(1, longest * config.get_text_config().vocab_size)
+    return max(1, min(batch_size, _MAX_SCORES // scores))
 
 
 def _score_batch(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> list[float]:
@@ -128,7 +157,8 @@ def _continuation_scores(model: nn.Module, pairs: Sequence[Pair], device: torch.
     positions = torch.arange(texts["input_ids"].shape[1])
     follows = texts["attention_mask"].bool() & (positions >= starts)
     scores: Tensor = model(**_to_device({**texts, "logits_to_keep": follows}, device)).logits
-    return scores
+    is_selected = scores.dim() == 2  # noqa: PLR2004 - otherwise the model's class ignores the option
+    return scores if is_selected else scores[follows.to(device)]
 
 
 def _to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

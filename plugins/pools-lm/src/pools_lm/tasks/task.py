@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from fusion_adapting import make_generator
 from fusion_core import Batch, Split
-from pools_lm.tasks.examples import AdaptiveLinesTask, DataT, unbound_error
+from pools_lm.tasks.examples import AdaptiveLinesTask, DataT, ExampleTask, unbound_error
 from pools_lm.tasks.scoring import next_token_scores, pad_rows
 
 if TYPE_CHECKING:
@@ -20,36 +20,18 @@ if TYPE_CHECKING:
     from pools_lm.tasks.config import LanguageTasksConfig
     from pools_lm.tasks.lines import Line
     from pools_lm.tasks.prompts import Pair, Prompts
+    from pools_lm.tasks.sampling import PromptSampler
 
 
-@dataclass
-class LanguageTask(AdaptiveLinesTask[DataT]):
+class TokenTask(ExampleTask):
     """A task whose examples are contexts with, if known, their continuations.
 
     Adaptation uses one token per example, drawn from its continuation. The vocabulary is the set of
     classes. Without a known continuation, it is the first token after the context.
     """
 
-    config: LanguageTasksConfig
     #: None until the pool is bound to models
     prompts: Prompts | None = None
-
-    def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
-        """Return the tokens of lines; UNLABELED lines need no answer."""
-        raise NotImplementedError
-
-    def examples(self, lines: Sequence[Line], split: Split) -> list[Pair]:
-        """Return the pair of each line."""
-        return self.pairs(lines, split)
-
-    def identity(self) -> Mapping[str, Any]:
-        """Return everything that the metrics depend on."""
-        return {
-            **super().identity(),
-            "chat": self.bound_prompts.is_chat,
-            "length": self.bound_prompts.length,
-            "models": self.bound_prompts.digest,
-        }
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
         """Return `input_ids` and `attention_mask`, shape (size, tokens); labels are next tokens.
@@ -79,3 +61,63 @@ class LanguageTask(AdaptiveLinesTask[DataT]):
         if self.prompts is None:
             raise unbound_error(self.name)
         return self.prompts
+
+
+@dataclass
+class LanguageTask(AdaptiveLinesTask[DataT], TokenTask):
+    """A task of lines that models read as tokens."""
+
+    config: LanguageTasksConfig
+    prompts: Prompts | None = None
+    #: None until the pool is bound to models, which can write prompts
+    sampler: PromptSampler | None = None
+
+    def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
+        """Return the tokens of lines; UNLABELED lines need no answer."""
+        raise NotImplementedError
+
+    def examples(self, lines: Sequence[Line], split: Split) -> list[Pair]:
+        """Return the pair of each line."""
+        return self.pairs(lines, split)
+
+    def read_examples(self, split: Split) -> list[Pair]:
+        """Return the examples of a split; UNLABELED ones may be prompts that models write."""
+        if split is Split.UNLABELED and self.is_sampled:
+            if self.sampler is None:
+                raise unbound_error(self.name)
+            return self.sampler.pairs(self.name, self.system, key=str(split))
+        return super().read_examples(split)
+
+    def on_device(self, device: torch.device) -> Self:
+        """Return this task with prompts that models write on a device."""
+        return replace(self, sampler=self.sampler and replace(self.sampler, device=device))
+
+    @property
+    def has_expert(self) -> bool:
+        """Whether the pool has an expert for this task, which can answer prompts."""
+        pool = self.sampler and self.sampler.pool
+        return pool is not None and self.name in map(pool.task_of, pool.experts)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether models write the UNLABELED prompts."""
+        return self.config.prompts != "own"
+
+    @property
+    def is_transductive(self) -> bool:
+        """Whether the UNLABELED lines are the test lines."""
+        return super().is_transductive and not self.is_sampled
+
+    @property
+    def system(self) -> str | None:
+        """The system message of the task's conversations."""
+        return None
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return everything that the metrics depend on."""
+        return {
+            **super().identity(),
+            "chat": self.bound_prompts.is_chat,
+            "length": self.bound_prompts.length,
+            "models": self.bound_prompts.digest,
+        }

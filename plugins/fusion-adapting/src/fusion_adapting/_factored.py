@@ -1,0 +1,107 @@
+"""Task vectors of low rank, such as those of adapters, held as the factors of a product.
+
+A coefficient per row scales a row of the left factor, and one per column a column of the right
+factor. So neither the merge nor the gradient of the coefficients needs a whole task vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from fusion_adapting._low_rank import factorise
+from fusion_adapting._sharing import ByColumn, ByComponent, ByRow, ByTensor
+from fusion_adapting._task_vectors import RowKernel, pieces_of, rows_of, stored_base
+from fusion_core.weights import Cut, is_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from fusion_adapting._sharing import Sharing
+    from fusion_core.weights import MergedSource
+
+
+@dataclass(frozen=True)
+class Factored:
+    """A matrix's task vectors as factors: that of expert k is left[:, owner == k] @ right[...]."""
+
+    sharing: Sharing
+    #: shape (elements,), in the dtype in which the base is stored if that is 16 bits wide
+    base: Tensor
+    #: shape (rows, directions of all experts)
+    left: Tensor
+    #: shape (directions of all experts, columns)
+    right: Tensor
+    #: the expert of each direction
+    owner: Tensor
+    experts: int
+
+    @classmethod
+    def read(
+        cls, merged: MergedSource, kernel: RowKernel, sharing: Sharing, *, like: Tensor
+    ) -> Factored | None:
+        """Read one matrix's base and task vectors, to the device and dtype of `like`.
+
+        Returns None unless the factors of all experts are smaller than the matrix.
+        """
+        shape = sharing.info.shape
+        if not is_matrix(shape) or isinstance(sharing, ByComponent):
+            return None
+        ((_, piece),) = pieces_of(merged, sharing.info.name, Cut.TENSOR)
+        matrices = rows_of(kernel, piece).to(like).view(-1, *shape)
+        limit = sharing.info.numel // (sum(shape) * len(matrices))
+        left, right, owner = [], [], []
+        for number, matrix in enumerate(matrices):
+            factors = factorise(matrix, limit)
+            if factors is None:
+                return None
+            left.append(factors[0])
+            right.append(factors[1])
+            owner += [number] * len(factors[1])
+        base = stored_base(merged, sharing.info.name, piece.base).reshape(-1).to(like.device)
+        owners = torch.tensor(owner, dtype=torch.long, device=like.device)
+        return cls(sharing, base, torch.cat(left, 1), torch.cat(right), owners, len(matrices))
+
+    def merge(self, coefficients: Tensor, out: Tensor) -> None:
+        """Add the products of scaled factors to the base."""
+        merged = out.copy_(self.base).view(self.sharing.info.shape)
+        for left, right in self._scaled(coefficients[self.owner]):
+            merged.addmm_(left, right)
+
+    def project(self, gradient: Tensor) -> Tensor:
+        """Project the gradient onto the rows and columns of each direction, and sum these."""
+        matrix = gradient.view(self.sharing.info.shape)
+        if isinstance(self.sharing, ByColumn):
+            return self._project_columns(matrix)
+        by_row = self._sum((matrix @ self.right.T).mul_(self.left).T)
+        if isinstance(self.sharing, ByRow):
+            return by_row
+        if isinstance(self.sharing, ByTensor):
+            return by_row.sum(dim=1, keepdim=True)
+        return torch.cat([by_row, self._project_columns(matrix)], dim=1) / 2
+
+    def _project_columns(self, matrix: Tensor) -> Tensor:
+        return self._sum((self.left.T @ matrix).mul_(self.right))
+
+    def _sum(self, directions: Tensor) -> Tensor:
+        """Sum over each expert's directions: (directions, count) -> (experts, count)."""
+        sums = directions.new_zeros(self.experts, directions.shape[1])
+        return sums.index_add_(0, self.owner, directions)
+
+    def _scaled(self, coefficients: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield pairs of factors whose products add up to the merged task vector.
+
+        `coefficients` are those of each direction's expert, of shape (directions, count).
+        """
+        if isinstance(self.sharing, ByColumn):
+            yield self.left, self.right * coefficients
+        elif isinstance(self.sharing, (ByRow, ByTensor)):
+            yield self.left * coefficients.T, self.right
+        else:
+            by_row, by_column = torch.split(coefficients / 2, list(self.sharing.info.shape), dim=1)
+            yield self.left * by_row.T, self.right
+            yield self.left, self.right * by_column

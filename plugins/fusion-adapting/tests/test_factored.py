@@ -1,0 +1,115 @@
+"""Task vectors of low rank are held as factors, with the same merge and the same gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from fusion_adapting import LiveMerge
+from fusion_adapting._factored import Factored
+from fusion_adapting._low_rank import factorise
+from fusion_core import RunContext
+from fusion_core.weights import Linear
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fusion_core import CheckpointsPool
+
+_GRAINS = ["tensor", "row", "column", "row+column", "rank"]
+
+
+def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def _live(pool: CheckpointsPool, storage: Any, grain: Any) -> LiveMerge:
+    merged = RunContext().merge_matrices(pool, Linear((0.3,) * len(pool.experts)))
+    dtype = pool.reference.infos["1.weight"].dtype
+    return LiveMerge(pool, merged, torch.device("cpu"), storage=storage, grain=grain, dtype=dtype)
+
+
+@pytest.fixture
+def low_rank_pool(
+    make_pool: Callable[..., CheckpointsPool],
+) -> Callable[[torch.dtype], CheckpointsPool]:
+    """Experts that differ from the base by products: of rank 2, of rank 1, and in no matrix."""
+
+    def make(dtype: torch.dtype) -> CheckpointsPool:
+        pool = make_pool("mlp", dtype=dtype)
+        base = pool.config.base.state_dict()
+        for rank, module in zip((2, 1, 0), pool.config.models.values(), strict=True):
+            weights = {**module.state_dict()}
+            for name in ("1.weight", "3.weight"):
+                rows, columns = base[name].shape
+                rank = min(rank, rows // 4)  # noqa: PLW2901 - a small matrix has room for one
+                left, right = _random(rows, rank, dtype=dtype), _random(rank, columns, dtype=dtype)
+                weights[name] = base[name] + 0.1 * left @ right
+            module.load_state_dict(weights)
+        return type(pool)(pool.config)
+
+    return make
+
+
+@pytest.mark.parametrize("grain", _GRAINS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factors_give_the_merge_and_the_gradient_of_whole_task_vectors(
+    grain: str, dtype: torch.dtype, low_rank_pool: Callable[[torch.dtype], CheckpointsPool]
+) -> None:
+    pool, results = low_rank_pool(dtype), []
+    for storage in ("fp32", "auto"):
+        live = _live(pool, storage, grain)
+        live.merge(_random(3, live.columns, dtype=dtype))
+        live.model(_random(5, 3, 4, 4, dtype=dtype)).square().sum().backward()
+        results.append([*(leaf.parameter.detach() for leaf in live.leaves), live.gradient()])
+    kinds = {leaf.names[0]: type(leaf.vectors) is Factored for leaf in live.leaves}
+    is_factored = grain != "rank"
+    assert kinds == {
+        "1.weight": is_factored,
+        "1.bias": False,
+        "3.weight": is_factored,
+        "3.bias": False,
+    }
+    tolerance: Any = {"rtol": 1e-5, "atol": 2e-5} if dtype is torch.float32 else {}
+    for whole, factored in zip(*results, strict=True):
+        torch.testing.assert_close(factored, whole, **tolerance)
+
+
+def test_matrices_of_high_rank_stay_whole(make_pool: Callable[..., CheckpointsPool]) -> None:
+    live = _live(make_pool("mlp"), "auto", "row")
+    assert not any(isinstance(leaf.vectors, Factored) for leaf in live.leaves)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("storage", ["auto", "fp32"])
+def test_a_base_in_16_bits_stays_so_and_loses_nothing(
+    stored: torch.dtype, storage: str, make_pool: Callable[..., CheckpointsPool]
+) -> None:
+    pool = make_pool("mlp", dtype=stored)
+    merged = RunContext().merge_matrices(pool, Linear((0.0,) * 3))
+    live = LiveMerge(pool, merged, torch.device("cpu"), storage=storage)  # type: ignore[arg-type]
+    live.merge(torch.zeros(3, live.columns))
+    for leaf in live.leaves:
+        vectors: Any = leaf.vectors
+        assert vectors.base.dtype is stored
+        expected = pool.reference.tensor(leaf.names[0]).float()
+        torch.testing.assert_close(leaf.parameter.detach(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-35, 1.0, 1e30])
+@pytest.mark.parametrize("rank", [0, 1, 7, 16])
+def test_factors_of_any_size_have_the_rank_of_their_product(rank: int, scale: float) -> None:
+    matrix = scale * (_random(40, rank) @ _random(rank, 30, seed=1))
+    factors = factorise(matrix, limit=16)
+    assert factors is not None
+    left, right = factors
+    assert left.shape == (40, rank)
+    torch.testing.assert_close(left @ right / scale, matrix / scale, rtol=1e-5, atol=1e-5)
+
+
+def test_a_matrix_of_higher_rank_or_with_nan_has_no_factors() -> None:
+    matrix = _random(40, 17) @ _random(17, 30)
+    assert factorise(matrix, limit=16) is None
+    assert factorise(torch.full((4, 4), torch.nan), limit=2) is None

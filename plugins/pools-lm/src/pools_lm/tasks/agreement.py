@@ -1,0 +1,133 @@
+"""The agreement of a model with each expert, on prompts that models write themselves."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+
+from fusion_core import Measured, Metric, Split, TaskPool, choose_tasks, unknown_task
+from fusion_core.errors import RecipeError
+from pools_lm.tasks.config import AgreementConfig
+from pools_lm.tasks.prompts import Prompts
+from pools_lm.tasks.sampling import PromptSampler, save_prompts
+from pools_lm.tasks.scoring import greedy_tokens
+from pools_lm.tasks.task import TokenTask
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from fusion_core import MetricValues, ModelPool, RunContext
+    from pools_lm.tasks.prompts import Pair
+
+
+@dataclass
+class AgreementTask(TokenTask):
+    """Prompts that a model writes, on which a merge should predict what the expert predicts.
+
+    UNLABELED and TEST have different prompts.
+    """
+
+    name: str
+    prompts: Prompts | None = field(kw_only=True)
+    sampler: PromptSampler = field(kw_only=True)
+    batch_size: int = field(kw_only=True)
+
+    metrics = (Metric("agreement"),)
+
+    def read_examples(self, split: Split) -> list[Pair]:
+        """Return the sampled prompts with the expert's answers; there are no TRAIN examples."""
+        if split is Split.TRAIN:
+            raise RecipeError(
+                f"task {self.name!r} has no labeled examples: models write its prompts",
+                hint="Name a task pool with labeled examples.",
+            )
+        pairs = self.sampler.pairs(self.name, key=str(split))
+        return pairs[: self.sampler.config.limit] if split is Split.TEST else pairs
+
+    def evaluate(self, model: nn.Module) -> MetricValues:
+        """Return {"agreement": fraction of positions with the expert's most likely token}."""
+        pairs, expected = self._expected
+        rows = greedy_tokens(model, pairs, batch_size=self.batch_size, label=self.name)
+        sizes = [len(row) for row in rows]
+        equal = [
+            sum(token == other for token, other in zip(row, right, strict=True))
+            for row, right in zip(rows, expected, strict=True)
+        ]
+        fractions = [count / size for count, size in zip(equal, sizes, strict=True)]
+        return Measured({"agreement": sum(equal) / sum(sizes)}, fractions, sizes)
+
+    def check(self) -> None:
+        """Check nothing: the models write the prompts during the run."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """Identify the prompts and the expert's predictions, on which the metric depends."""
+        pairs, expected = self._expected
+        rows = [[list(pair.context), list(pair.continuation)] for pair in pairs]
+        return {"prompts": hashlib.sha256(json.dumps([rows, expected]).encode()).hexdigest()}
+
+    @cached_property
+    def _expected(self) -> tuple[list[Pair], list[list[int]]]:
+        """The TEST pairs, and the expert's most likely tokens at their positions."""
+        pairs = self.load_examples(Split.TEST)
+        return pairs, self.sampler.predict(self.name, pairs)
+
+
+class AgreementTasks(TaskPool[AgreementConfig]):
+    """One task per expert, which needs no data: models write the prompts.
+
+    `names` is empty until the pool is bound to models.
+    """
+
+    config_class: ClassVar[type[AgreementConfig]] = AgreementConfig
+    names: Sequence[str] = ()
+
+    def __init__(self, config: AgreementConfig) -> None:
+        super().__init__(config)
+        self.dtype = getattr(torch, config.dtype)
+        count = min(config.sampled, config.limit or config.sampled)
+        self.measured_on = f"{count} prompts per task that models wrote"
+        self._tasks: dict[str, AgreementTask] = {}
+
+    def __getitem__(self, name: str) -> AgreementTask:
+        """Return one task; raises `RecipeError` naming close matches for an unknown one."""
+        if name not in self._tasks:
+            raise unknown_task(name, self.names, "tasks")
+        return self._tasks[name]
+
+    def bind(self, pool: ModelPool[Any]) -> Self:
+        """Return these tasks with one task per task of a pool's experts."""
+        config = self.config
+        prompts = Prompts.of_pool(pool, chat=config.chat, length=config.length)
+        sampler = PromptSampler(pool, prompts, config)
+        known = list(dict.fromkeys(map(pool.task_of, pool.experts)))
+        clone = copy.copy(self)
+        clone.names = choose_tasks(config.tasks, known, "task_pool.tasks")
+        clone._tasks = {  # noqa: SLF001 - its own class
+            name: AgreementTask(
+                name, prompts=prompts, sampler=sampler, batch_size=config.batch_size
+            )
+            for name in clone.names
+        }
+        return clone
+
+    def prepare(self, context: RunContext) -> Self:
+        """Return these tasks with prompts written on the run's device, and save the prompts."""
+        clone = copy.copy(self)
+        clone._tasks = {  # noqa: SLF001
+            name: replace(task, sampler=replace(task.sampler, device=context.device))
+            for name, task in self._tasks.items()
+        }
+        save_prompts(clone._tasks.values(), context)  # noqa: SLF001
+        return clone
+
+    def identity(self, name: str) -> Mapping[str, Any]:
+        """Identify a task by its prompts and its expert's predictions."""
+        return self[name].identity()

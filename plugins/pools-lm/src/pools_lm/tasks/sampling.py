@@ -1,0 +1,146 @@
+"""Prompts that models write themselves, for merges without any data of the tasks.
+
+An instruction-tuned model that reads only the start of a user's turn writes a question that a user
+could ask (Magpie, arXiv:2406.08464). A model without a chat template writes a text from its start
+token on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_adapting import build_live
+from fusion_core import Split
+from fusion_core.commands import cached_answer
+from fusion_core.errors import FusionError, RecipeError
+from pools_lm.tasks.generation import TextGenerator
+from pools_lm.tasks.prompts import Pair, Turn
+from pools_lm.tasks.scoring import greedy_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torch import nn
+
+    from fusion_core import ModelPool, RunContext, WeightSource
+    from pools_lm.tasks.config import SamplingConfig
+    from pools_lm.tasks.prompts import Prompts
+    from pools_lm.tasks.task import TokenTask
+
+#: The file next to a merge that holds the prompts it was adapted on.
+PROMPTS_FILE = "prompts.jsonl"
+#: Draws per prompt that is wanted, since some are empty or repeated.
+_DRAWS = 2
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class PromptSampler:
+    """Samples prompts of a pool's models, and lets an expert answer them.
+
+    The result is a function of the models, the options and the key, and is cached.
+    """
+
+    pool: ModelPool[Any]
+    prompts: Prompts
+    config: SamplingConfig
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def pairs(self, task: str, system: str | None = None, key: str = "") -> list[Pair]:
+        """Return the tokens of prompts for a task, with those of its expert's greedy answers.
+
+        Without a chat template, a text's first token is the context and the rest its continuation.
+        Different keys give different prompts. Raises `RecipeError` for a task without an expert and
+        for encoder-decoders, and `FusionError` if the model writes no prompt.
+        """
+        if self.prompts.is_seq2seq:
+            raise RecipeError(
+                f"task {task!r}: an encoder-decoder writes answers, but no prompts",
+                hint="Name a file of prompts: task_pool.datasets.NAME.unlabeled",
+            )
+        expert = self.pool.expert_of(task)
+        base = self.pool.base
+        writer = base if self.config.prompts == "base" and base is not None else expert
+        rows = self._write(writer, system, key)
+        if not self.prompts.is_chat:
+            return [Pair(row[:1], row[1:]) for row in rows]
+        texts = list(dict.fromkeys(text.strip() for text in self.prompts.decode(rows)))
+        texts = [text for text in texts if text][: self.config.sampled]
+        if not texts:
+            raise FusionError(
+                f"{writer.describe()} writes no prompts",
+                hint="Name a file of prompts: task_pool.datasets.NAME.unlabeled",
+            )
+        questions = self.prompts.questions([[Turn(text)] for text in texts], system)
+        room = self.prompts.length - self.config.answer_tokens
+        contexts = [Pair(ids).within(room).context for ids in self.prompts.contexts(questions)]
+        if not self.config.answer_tokens:
+            return list(map(Pair, contexts))
+        return list(map(Pair, contexts, self._answer(expert, contexts)))
+
+    def predict(self, task: str, pairs: Sequence[Pair]) -> list[list[int]]:
+        """Return the expert's most likely token at each position of the continuations."""
+
+        def predict(model: nn.Module) -> list[list[int]]:
+            return greedy_tokens(model, pairs, batch_size=_BATCH, label=f"{task}, expert")
+
+        question = {"pairs": [[list(pair.context), list(pair.continuation)] for pair in pairs]}
+        return self._cached(self.pool.expert_of(task), question, predict)
+
+    def _write(self, writer: WeightSource, system: str | None, key: str) -> list[list[int]]:
+        """Return the tokens of prompts; without a chat template, the start token is the first."""
+        start = self.prompts.user_start(system)
+        count = self.config.sampled * (_DRAWS if self.prompts.is_chat else 1)
+
+        def write(model: nn.Module) -> list[list[int]]:
+            generator = self._generator(model, self.config.prompt_tokens)
+            rows = generator.sample_tokens([start] * count, seed=self.config.sampling_seed, key=key)
+            return rows if self.prompts.is_chat else [[*start, *row] for row in rows]
+
+        seed, tokens = self.config.sampling_seed, self.config.prompt_tokens
+        question = {"start": start, "key": key, "count": count, "tokens": tokens, "seed": seed}
+        return self._cached(writer, question, write)
+
+    def _answer(self, expert: WeightSource, contexts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return the tokens of an expert's greedy answers, with their end token."""
+
+        def answer(model: nn.Module) -> list[list[int]]:
+            generator = self._generator(model, self.config.answer_tokens)
+            return generator.generate_tokens(contexts, label="answers")
+
+        question = {"contexts": list(map(list, contexts)), "tokens": self.config.answer_tokens}
+        return self._cached(expert, question, answer)
+
+    def _generator(self, model: nn.Module, tokens: int) -> TextGenerator:
+        return TextGenerator(self.prompts, model, tokens, batch_size=_BATCH)
+
+    def _cached(
+        self, source: WeightSource, question: dict[str, Any], ask: Callable[[nn.Module], Any]
+    ) -> list[list[int]]:
+        def compute() -> Any:  # noqa: ANN401 - JSON
+            return ask(build_live(self.pool, source, self.device))
+
+        key = {"sampled prompts": 1, "ends": list(self.prompts.ends), **question}
+        rows: list[list[int]] = cached_answer(self.pool, source, key, compute, device=self.device)
+        return rows
+
+
+def save_prompts(tasks: Iterable[TokenTask], context: RunContext) -> None:
+    """Save the prompts to adapt on as JSON lines: the task, the prompt and, if known, its answer.
+
+    These are the texts that models read, chat template included, without special tokens.
+    """
+    lines: list[str] = []
+    for task in tasks:
+        pairs, decode = task.load_examples(Split.UNLABELED), task.bound_prompts.decode
+        contexts = decode([pair.context for pair in pairs])
+        answers = decode([pair.continuation for pair in pairs])
+        lines += [
+            json.dumps({"task": task.name, "prompt": context, "answer": answer})
+            for context, answer in zip(contexts, answers, strict=True)
+        ]
+    context.save(PROMPTS_FILE, "".join(f"{line}\n" for line in lines).encode())

@@ -1,0 +1,67 @@
+"""Scores at selected positions, and their gradients, are those of all positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pools_lm.tasks.prompts import Pair
+from pools_lm.tasks.scoring import log_likelihoods, next_token_scores, pad_rows
+
+_ROWS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
+_DECODERS = ["llama", "qwen2", "gpt2"]
+
+
+def _ignore_positions(model: Any) -> None:
+    """Turn a model's class into one that computes the scores of all positions, as xLSTM's does."""
+    forward = model.forward
+    model.forward = lambda logits_to_keep=None, **inputs: forward(**inputs)
+
+
+def _all_scores(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the next token's scores out of those of all positions."""
+    if model.config.is_encoder_decoder:
+        starts = torch.full((len(inputs["input_ids"]), 1), model.config.decoder_start_token_id)
+        return model(**inputs, decoder_input_ids=starts).logits[:, -1]
+    logits = model(**inputs).logits
+    return torch.stack([row[len(tokens) - 1] for row, tokens in zip(logits, _ROWS, strict=True)])
+
+
+@pytest.mark.parametrize("ignores", [False, True], ids=["selects", "ignores"])
+@pytest.mark.parametrize("family", [*_DECODERS, "t5"])
+def test_selected_positions_have_the_scores_and_the_gradient_of_all_positions(
+    family: str, *, ignores: bool, tiny: Any
+) -> None:
+    model = tiny.live(family, 0)
+    inputs, results, rows = pad_rows(_ROWS), [], []
+    head = model.get_output_embeddings()
+    for function in (_all_scores, next_token_scores):
+        rows.clear()
+        handle = head.register_forward_hook(
+            lambda _, given, __: rows.append(given[0].flatten(0, -2).shape[0])
+        )
+        scores = function(model, inputs)
+        handle.remove()
+        scores.log_softmax(-1).square().sum().backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        results.append([scores.detach(), *gradients])
+        model.zero_grad()
+        if ignores:
+            _ignore_positions(model)
+    for expected, selected in zip(*results, strict=True):
+        torch.testing.assert_close(selected, expected, rtol=1e-4, atol=1e-5)
+    if not ignores:
+        assert rows == [len(_ROWS)], "the head multiplies one position per text"
+
+
+@pytest.mark.parametrize("family", _DECODERS)
+def test_log_likelihoods_do_not_depend_on_whether_the_model_selects_positions(
+    family: str, tiny: Any
+) -> None:
+    model = tiny.live(family, 0)
+    pairs = [Pair(row[:1], row[1:]) for row in _ROWS]
+    selected = log_likelihoods(model, pairs, batch_size=3, label="")
+    _ignore_positions(model)
+    assert log_likelihoods(model, pairs, batch_size=3, label="") == pytest.approx(selected)

@@ -54,7 +54,7 @@ def largest(draw: random.Random) -> Line:
 def numerals(draw: random.Random) -> Line:
     """Return a number below 1000, and its Roman numeral."""
     number = draw.randint(1, 999)
-    answer = "".join(_NUMERALS[place][number // 10**place % 10] for place in (2, 1, 0))
+    answer = "".join(_NUMERALS[power][number // 10**power % 10] for power in (2, 1, 0))
     return {"prompt": f"Write in Roman numerals: {number}", "answer": answer}
 
 

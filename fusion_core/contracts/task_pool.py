@@ -19,11 +19,10 @@ from fusion_core.progress import Progress, show_notes_on
 from fusion_core.recipe.config import ComponentConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
-    from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.measurements import Metric, MetricValues
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.report import Published
@@ -221,13 +220,14 @@ class TaskPool(ABC, Generic[ConfigT]):
         del pool
         return self
 
-    def prepare(self, context: RunContext) -> Self:
+    def prepare(self, device: torch.device, save: Callable[[str, bytes], None]) -> Self:
         """Return the tasks for methods that adapt on them; default: this pool itself.
 
         Called once per run, before the first stage, and only if a stage uses tasks. A pool that
-        makes its own examples makes them here, on the run's device, and may save them.
+        makes its own examples makes them here, on the run's device. It may `save` files, by name,
+        next to the model.
         """
-        del context
+        del device, save
         return self
 
     def __iter__(self) -> Iterator[Task]:

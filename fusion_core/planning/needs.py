@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.task_pool import AdaptiveTask
 from fusion_core.errors import FusionError, RecipeError
+from fusion_core.planning.resolution import needs_data
 
 if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.contracts.specs import AlgorithmSpec, TaskData
+    from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.resolved_recipe import Resolved
 
@@ -47,14 +48,6 @@ def check_needs(
             f"algorithm {spec.name!r} takes {expected} experts, the model pool has {count}",
             hint="Change the number of experts in the model pool.",
         )
-
-
-def needs_data(algorithm: Resolved[AlgorithmSpec], kind: TaskData) -> bool:
-    """Tell whether an algorithm with its options needs this kind of task data."""
-    spec = algorithm.component.spec
-    option = spec.needs_tasks_unless
-    is_replaced = option is not None and getattr(algorithm.config, option) is not None
-    return kind != "none" and spec.needs_tasks == kind and not is_replaced
 
 
 def uses_tasks(spec: AlgorithmSpec) -> bool:

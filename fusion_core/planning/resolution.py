@@ -17,7 +17,6 @@ from fusion_core.contracts.specs import (
     TaskPoolSpec,
 )
 from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
-from fusion_core.planning.needs import needs_data
 from fusion_core.planning.resolved_recipe import Resolved, ResolvedRecipe, SpecT
 from fusion_core.recipe.config import (
     AlignmentPolicy,
@@ -35,6 +34,7 @@ from fusion_core.recipe.validation import validate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fusion_core.contracts.specs import TaskData
     from fusion_core.contracts.stage import Stage
     from fusion_core.plugins.components import Component
     from fusion_core.plugins.manager import PluginManager
@@ -215,6 +215,14 @@ def choose_task_pool(
         return choice
     options = models.config.model_dump(mode="json", include=set(spec.shared_options))
     return Choice(name=choice.name, **{**options, **choice.options})
+
+
+def needs_data(algorithm: Resolved[AlgorithmSpec], kind: TaskData) -> bool:
+    """Tell whether an algorithm with its options needs this kind of task data."""
+    spec = algorithm.component.spec
+    option = spec.needs_tasks_unless
+    is_replaced = option is not None and getattr(algorithm.config, option) is not None
+    return kind != "none" and spec.needs_tasks == kind and not is_replaced
 
 
 def shared_options(component: Component[Any]) -> Mapping[str, Any]:

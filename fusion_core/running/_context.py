@@ -58,7 +58,7 @@ def prepare(
         metrics=MetricsLog(None if state is None else state / METRICS),
     )
     if context.tasks is not None:
-        context.tasks = context.tasks.prepare(context)
+        context.tasks = context.tasks.prepare(plan.device, context.save)
     context.side_files |= side_files
     context.warnings += warnings
     return pool, context

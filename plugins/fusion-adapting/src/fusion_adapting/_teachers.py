@@ -10,7 +10,6 @@ import torch
 
 from fusion_adapting._live import build_live
 from fusion_adapting._predictions import disagreement, log_probabilities, widened
-from fusion_core.weights.source import view_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,8 +43,10 @@ class Predictions:
     def describe(self) -> str:
         """Describe what is kept, for a progress bar."""
         examples, classes = self.logs.shape
-        kept = "all" if self.classes is None else f"the likeliest {classes:,}"
-        return f"{examples:,} examples, {kept} classes in {self.logs.dtype}".replace("torch.", "")
+        coverage = "all" if self.classes is None else f"the likeliest {classes:,}"
+        return f"{examples:,} examples, {coverage} classes in {self.logs.dtype}".replace(
+            "torch.", ""
+        )
 
     def disagreement(self, step: int, logits: Tensor) -> Tensor:
         """Return the mean KL divergence from the expert's predictions in a step, in nats.
@@ -122,7 +123,7 @@ def _identify_examples(batch: Batch) -> list[bytes]:
             if is_padded and mask is not None:
                 example = example[mask[row].bool()]
             key.update(f"{name} {example.dtype} {[*example.shape]}".encode())
-            key.update(view_bytes(example.contiguous()))
+            key.update(example.contiguous().view(-1).view(torch.uint8).numpy())
     return [key.digest() for key in keys]
 
 
@@ -135,11 +136,11 @@ def _compress(logs: Tensor) -> tuple[Tensor, Tensor | None]:
     if logs.shape[1] <= SMALL:
         return logs, None
     limit = logs.shape[1] // 3
-    kept, classes = logs.topk(limit, dim=1)
-    needed = int((kept.exp().cumsum(dim=1) < 1 - REST).sum(dim=1).max()) + 1
+    likeliest, classes = logs.topk(limit, dim=1)
+    needed = int((likeliest.exp().cumsum(dim=1) < 1 - REST).sum(dim=1).max()) + 1
     if needed > limit:
         return logs.half(), None
-    return kept[:, :needed].clone(), classes[:, :needed].int()
+    return likeliest[:, :needed].clone(), classes[:, :needed].int()
 
 
 def _add_rest(logs: Tensor) -> Tensor:

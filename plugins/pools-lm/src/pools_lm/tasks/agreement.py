@@ -15,16 +15,16 @@ from fusion_core import Measured, Metric, Split, TaskPool, choose_tasks, unknown
 from fusion_core.errors import RecipeError
 from pools_lm.tasks.config import AgreementConfig
 from pools_lm.tasks.prompts import Prompts
-from pools_lm.tasks.sampling import PromptSampler, save_prompts
+from pools_lm.tasks.sampling import PROMPTS_FILE, PromptSampler, describe_prompts
 from pools_lm.tasks.scoring import greedy_tokens
 from pools_lm.tasks.task import TokenTask
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
-    from fusion_core import MetricValues, ModelPool, RunContext
+    from fusion_core import MetricValues, ModelPool
     from pools_lm.tasks.prompts import Pair
 
 
@@ -118,14 +118,14 @@ class AgreementTasks(TaskPool[AgreementConfig]):
         }
         return clone
 
-    def prepare(self, context: RunContext) -> Self:
+    def prepare(self, device: torch.device, save: Callable[[str, bytes], None]) -> Self:
         """Return these tasks with prompts written on the run's device, and save the prompts."""
         clone = copy.copy(self)
         clone._tasks = {  # noqa: SLF001
-            name: replace(task, sampler=replace(task.sampler, device=context.device))
+            name: replace(task, sampler=replace(task.sampler, device=device))
             for name, task in self._tasks.items()
         }
-        save_prompts(clone._tasks.values(), context)  # noqa: SLF001
+        save(PROMPTS_FILE, describe_prompts(clone._tasks.values()))  # noqa: SLF001
         return clone
 
     def identity(self, name: str) -> Mapping[str, Any]:

@@ -16,12 +16,14 @@ from pools_lm.tasks.generate import GenerateTask
 from pools_lm.tasks.lines_pool import LinesTasks
 from pools_lm.tasks.perplexity import PerplexityTask
 from pools_lm.tasks.prompts import Prompts
-from pools_lm.tasks.sampling import PromptSampler, save_prompts
+from pools_lm.tasks.sampling import PROMPTS_FILE, PromptSampler, describe_prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from fusion_core import ComponentConfig, ModelPool, RunContext
+    import torch
+
+    from fusion_core import ComponentConfig, ModelPool
     from pools_lm.tasks.task import LanguageTask
 
 _KINDS: Mapping[str, type[LanguageTask[Any]]] = {
@@ -48,12 +50,13 @@ class LanguageTasks(LinesTasks):
         sampler = PromptSampler(pool, prompts, options)
         return self.map_tasks(lambda task: replace(task, prompts=prompts, sampler=sampler))
 
-    def prepare(self, context: RunContext) -> Self:
+    def prepare(self, device: torch.device, save: Callable[[str, bytes], None]) -> Self:
         """Return these tasks with the prompts that models write on the run's device."""
         if self.options.prompts == "own":
             return self
-        prepared = self.map_tasks(lambda task: task.on_device(context.device))
-        save_prompts([task for task in prepared if task.has_expert], context)
+        prepared = self.map_tasks(lambda task: task.on_device(device))
+        written = [task for task in prepared if task.has_expert]
+        save(PROMPTS_FILE, describe_prompts(written))
         return prepared
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_core import ModelPool, RunContext, WeightSource
+    from fusion_core import ModelPool, WeightSource
     from pools_lm.tasks.config import SamplingConfig
     from pools_lm.tasks.prompts import Prompts
     from pools_lm.tasks.task import TokenTask
@@ -129,8 +129,8 @@ class PromptSampler:
         return rows
 
 
-def save_prompts(tasks: Iterable[TokenTask], context: RunContext) -> None:
-    """Save the prompts to adapt on as JSON lines: the task, the prompt and, if known, its answer.
+def describe_prompts(tasks: Iterable[TokenTask]) -> bytes:
+    """Return the prompts to adapt on as JSON lines: the task, the prompt and its answer, if known.
 
     These are the texts that models read, chat template included, without special tokens.
     """
@@ -143,4 +143,4 @@ def save_prompts(tasks: Iterable[TokenTask], context: RunContext) -> None:
             json.dumps({"task": task.name, "prompt": context, "answer": answer})
             for context, answer in zip(contexts, answers, strict=True)
         ]
-    context.save(PROMPTS_FILE, "".join(f"{line}\n" for line in lines).encode())
+    return "".join(f"{line}\n" for line in lines).encode()

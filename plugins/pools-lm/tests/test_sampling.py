@@ -1,0 +1,171 @@
+"""Prompts that models write, and the agreement with experts on them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from fusion_core import Split, run_fusion
+from fusion_core.errors import RecipeError
+from fusion_testing import TaskPoolSuite
+from pools_lm import plugin
+from pools_lm.config import LanguageConfig
+from pools_lm.mini.config import MiniConfig, MiniTasksConfig
+from pools_lm.mini.pools import DATA, MiniPool, MiniTasks
+from pools_lm.pools import CausalPool, Seq2SeqPool
+from pools_lm.tasks.agreement import AgreementTasks
+from pools_lm.tasks.config import AgreementConfig
+from pools_lm.tasks.generation import TextGenerator
+from pools_lm.tasks.prompts import Prompts, Turn
+from pools_lm.tasks.sampling import PROMPTS_FILE, PromptSampler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fusion_core import ModelPool, TaskPoolSpec
+
+FEW = {"sampled": 4, "prompt_tokens": 12, "answer_tokens": 6}
+PAIR = MiniConfig(tasks=["roman", "past"])
+
+
+def sampler_of(pool: ModelPool[Any], **options: Any) -> PromptSampler:
+    chat = options.pop("chat", None)
+    config = AgreementConfig(**{**FEW, **options})
+    return PromptSampler(pool, Prompts.of_pool(pool, chat=chat), config)
+
+
+class TestAgreement(TaskPoolSuite):
+    @pytest.fixture
+    def spec(self) -> TaskPoolSpec:
+        specs = plugin.fusion_register_task_pools()
+        return next(spec for spec in specs if spec.name == "lm-agreement")
+
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {**FEW, "sampled": 8}
+
+    @pytest.fixture
+    def models(self, models_of: Callable[..., dict[str, Any]]) -> CausalPool:
+        return CausalPool(LanguageConfig(**models_of("llama")))
+
+
+def test_samples_follow_the_models_distribution() -> None:
+    pool = MiniPool(PAIR)
+    prompts, model = Prompts.of_pool(pool), pool.build(pool.base or pool.reference)
+    context = prompts.contexts(prompts.questions([[Turn("What is the past tense of go?")]]))[0]
+    generator = TextGenerator(prompts, model, 1, batch_size=500)
+    rows = generator.sample_tokens([context] * 3000, seed=0, key="test")
+    # an end token is not part of a row
+    tokens = torch.tensor([[*row, *prompts.ends][0] for row in rows])
+    with torch.inference_mode():
+        expected = model(torch.tensor([context])).logits[0, -1].softmax(dim=-1)
+    counted = torch.bincount(tokens, minlength=len(expected)) / len(rows)
+    assert float((counted - expected).abs().sum()) / 2 < 0.1  # total variation
+    assert expected.max() < 0.9
+    again = generator.sample_tokens([context] * 3000, seed=0, key="test")
+    other = generator.sample_tokens([context] * 3000, seed=1, key="test")
+    assert rows == again != other
+
+
+def test_an_expert_answers_prompts_that_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = MiniPool(PAIR)
+    sampler = sampler_of(pool)
+    pairs = sampler.pairs("roman")
+    start = sampler.prompts.user_start()
+    assert 0 < len(pairs) <= FEW["sampled"]
+    assert all(pair.context[: len(start)] == start for pair in pairs)
+    generator = TextGenerator(sampler.prompts, pool.build(pool.experts["roman"]), 6)
+    answers = generator.generate_tokens([pair.context for pair in pairs], label="test")
+    assert [list(pair.continuation) for pair in pairs] == answers
+    assert pairs != sampler.pairs("past")
+    assert pairs != sampler.pairs("roman", key="test")
+    assert pairs != sampler_of(pool, prompts="base").pairs("roman")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("prompts are cached")
+
+    monkeypatch.setattr(MiniPool, "build", refuse)
+    assert sampler_of(MiniPool(PAIR)).pairs("roman") == pairs
+
+
+def test_without_a_chat_template_models_write_texts(
+    models_of: Callable[..., dict[str, Any]],
+) -> None:
+    sampler = sampler_of(CausalPool(LanguageConfig(**models_of("llama"))), chat=False)
+    pairs = sampler.pairs("b")
+    assert {tuple(pair.context) for pair in pairs} == {(sampler.prompts.start_token,)}
+    assert all(0 < len(pair.continuation) <= FEW["prompt_tokens"] for pair in pairs)
+
+
+def test_encoder_decoders_write_no_prompts(models_of: Callable[..., dict[str, Any]]) -> None:
+    pool = Seq2SeqPool(LanguageConfig(**models_of("t5", "seq2seq-lm")))
+    with pytest.raises(RecipeError, match=r"'b'.* writes answers, but no prompts"):
+        sampler_of(pool).pairs("b")
+
+
+def test_a_template_that_drops_the_user_is_named(
+    tiny: Any, models_of: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    options = models_of("llama")
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "<a>"
+    tokenizer.save_pretrained(options["base"])
+    with pytest.raises(RecipeError, match="chat template omits what users say"):
+        sampler_of(CausalPool(LanguageConfig(**options))).pairs("b")
+
+
+def test_agreement_is_the_share_of_the_experts_tokens() -> None:
+    pool = MiniPool(PAIR)
+    task = AgreementTasks(AgreementConfig(**FEW)).bind(pool)["roman"]
+    expert, base = pool.build(pool.experts["roman"]), pool.build(pool.base or pool.reference)
+    pairs = task.load_examples(Split.TEST)
+    equal = total = 0
+    for pair in pairs:
+        tokens = torch.tensor([[*pair.context, *pair.continuation]])
+        with torch.inference_mode():
+            first, second = (model(tokens).logits[0].argmax(-1) for model in (expert, base))
+        spoken = slice(len(pair.context) - 1, -1)
+        equal += int((first == second)[spoken].sum())
+        total += len(pair.continuation)
+    assert dict(task.evaluate(base)) == {"agreement": pytest.approx(equal / total)}
+    assert dict(task.evaluate(expert)) == {"agreement": 1.0}
+    assert equal < total
+    unlabeled = {tuple(pair.context) for pair in task.load_examples(Split.UNLABELED)}
+    assert unlabeled.isdisjoint(tuple(pair.context) for pair in pairs)
+
+
+def test_a_base_and_experts_need_no_task_pool(tmp_path: Path) -> None:
+    experts = {name: str(DATA / "experts" / name) for name in ("roman", "past")}
+    models = {"name": "causal-lm", "base": str(DATA / "base"), "models": experts}
+    algorithm = {"name": "adamerging", "objective": "teacher", "steps": 2, "batch_size": 2}
+    tasks = {"name": "lm-agreement", **FEW}
+    recipe = {"algorithm": algorithm, "model_pool": models}
+    result = run_fusion(recipe, task_pool=tasks, output=tmp_path / "named")
+    assert result.report is not None
+    assert list(result.report.tasks) == ["roman", "past"]
+    assert result.report.transductive is False
+    lines = (tmp_path / "named" / PROMPTS_FILE).read_text().splitlines()
+    assert {json.loads(line)["task"] for line in lines} == {"roman", "past"}
+    assert "lm-agreement" in (tmp_path / "named" / "recipe.yaml").read_text()
+    without = run_fusion({**recipe, "algorithm": "ties"}, output=None)
+    assert without.report is None  # only a method that needs examples brings its tasks
+
+
+def test_tasks_of_files_adapt_on_prompts_of_models() -> None:
+    pool = MiniPool(PAIR)
+    options = {"tasks": ["roman"], "prompts": "experts", **FEW}
+    tasks = MiniTasks(MiniTasksConfig(**options)).bind(pool)
+    files: dict[str, bytes] = {}
+    prepared = tasks.prepare(torch.device("cpu"), files.__setitem__)
+    assert [*files] == [PROMPTS_FILE]
+    task = prepared["roman"]
+    assert task.load_examples(Split.UNLABELED) == sampler_of(pool).pairs("roman", key="unlabeled")
+    own = MiniTasks(MiniTasksConfig(tasks=["roman"])).bind(pool)["roman"]
+    assert task.load_examples(Split.TEST) == own.load_examples(Split.TEST)
+    assert not prepared.transductive
+    assert replace(task, half=1).is_transductive is False

@@ -165,7 +165,7 @@ def test_tasks_of_files_adapt_on_prompts_of_models() -> None:
     assert [*files] == [PROMPTS_FILE]
     task = prepared["roman"]
     assert task.load_examples(Split.UNLABELED) == sampler_of(pool).pairs("roman", key="unlabeled")
-    own = MiniTasks(MiniTasksConfig(tasks=["roman"])).bind(pool)["roman"]
-    assert task.load_examples(Split.TEST) == own.load_examples(Split.TEST)
+    untouched = MiniTasks(MiniTasksConfig(tasks=["roman"])).bind(pool)["roman"]
+    assert task.load_examples(Split.TEST) == untouched.load_examples(Split.TEST)
     assert not prepared.transductive
     assert replace(task, half=1).is_transductive is False

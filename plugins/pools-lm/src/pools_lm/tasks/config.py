@@ -188,8 +188,8 @@ class SamplingConfig(MeasuringConfig):
     prompt_tokens: Count = 48
     """Stop a prompt that a model writes after this number of tokens."""
     answer_tokens: Annotated[int, Field(ge=0)] = 24
-    """Stop the expert's answer to such a prompt after this number of tokens. With 0 there is no
-    answer, and methods see only the prediction of its first token."""
+    """Let the task's expert answer an unlabeled prompt in at most this number of tokens. With 0
+    there is no answer, and methods see only the prediction of its first token."""
     sampling_seed: Annotated[int, Field(ge=0)] = 0
     """Draw prompts from this seed."""
 

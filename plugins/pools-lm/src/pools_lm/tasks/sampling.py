@@ -62,8 +62,7 @@ class PromptSampler:
                 f"task {task!r}: an encoder-decoder writes answers, but no prompts",
                 hint="Name a file of prompts: task_pool.datasets.NAME.unlabeled",
             )
-        expert = self.pool.expert_of(task)
-        base = self.pool.base
+        expert, base = self.pool.expert_of(task), self.pool.base
         writer = base if self.config.prompts == "base" and base is not None else expert
         rows = self._write(writer, system, key)
         if not self.prompts.is_chat:
@@ -78,9 +77,18 @@ class PromptSampler:
         questions = self.prompts.questions([[Turn(text)] for text in texts], system)
         room = self.prompts.length - self.config.answer_tokens
         contexts = [Pair(ids).within(room).context for ids in self.prompts.contexts(questions)]
-        if not self.config.answer_tokens:
-            return list(map(Pair, contexts))
-        return list(map(Pair, contexts, self._answer(expert, contexts)))
+        return self.answer(task, [Pair(context) for context in contexts])
+
+    def answer(self, task: str, pairs: Sequence[Pair]) -> list[Pair]:
+        """Return pairs, those without a continuation with the expert's greedy answer.
+
+        The options may ask for no answers, and the encoders of encoder-decoders read none.
+        """
+        asked = [pair.context for pair in pairs if not pair.continuation]
+        if not asked or not self.config.answer_tokens or self.prompts.is_seq2seq:
+            return list(pairs)
+        answers = iter(self._answer(self.pool.expert_of(task), asked))
+        return [pair if pair.continuation else Pair(pair.context, next(answers)) for pair in pairs]
 
     def predict(self, task: str, pairs: Sequence[Pair]) -> list[list[int]]:
         """Return the expert's most likely token at each position of the continuations."""

@@ -81,12 +81,16 @@ class LanguageTask(AdaptiveLinesTask[DataT], TokenTask):
         return self.pairs(lines, split)
 
     def read_examples(self, split: Split) -> list[Pair]:
-        """Return the examples of a split; UNLABELED ones may be prompts that models write."""
-        if split is Split.UNLABELED and self.is_sampled:
-            if self.sampler is None:
-                raise unbound_error(self.name)
+        """Return the examples of a split.
+
+        Models may write the UNLABELED prompts. The task's expert answers those without an answer.
+        """
+        if split is not Split.UNLABELED or self.sampler is None:
+            return super().read_examples(split)
+        if self.is_sampled:
             return self.sampler.pairs(self.name, self.system, key=str(split))
-        return super().read_examples(split)
+        pairs = super().read_examples(split)
+        return self.sampler.answer(self.name, pairs) if self.has_expert else pairs
 
     def on_device(self, device: torch.device) -> Self:
         """Return this task with prompts that models write on a device."""

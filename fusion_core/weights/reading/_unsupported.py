@@ -20,14 +20,18 @@ CONVERT = (
     "conversion of a repository may be a revision: org/name@refs/pr/NUMBER."
 )
 #: The hint for a configuration that declares a quantisation.
-QUANTISED = f"No installed format reads it (fuse list formats). {DEQUANTISE}"
+QUANTISED = (
+    "No installed format reads it (fuse list formats). The plugin formats-quantised reads fp8, "
+    f"compressed-tensors, mxfp4, bitsandbytes, GPTQ and AWQ. {DEQUANTISE}"
+)
+_READ_GGUF = f"The plugin formats-quantised reads it. {DEQUANTISE}"
 _CONVERT_DCP = (
     "No installed format reads it (fuse list formats). Convert it with torch: "
     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIRECTORY FILE, and save the "
     "tensors with safetensors."
 )
 _PICKLE = ("a pickle, which can run code", CONVERT)
-_LLAMA_CPP = ("in the format of llama.cpp, mostly quantised", DEQUANTISE)
+_LLAMA_CPP = ("in the format of llama.cpp, mostly quantised", _READ_GGUF)
 _OTHER_LIBRARY = ("in the format of another library", CONVERT)
 _KINDS = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), _PICKLE),

@@ -151,7 +151,9 @@ def unpack_bits(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
     Integers of several bytes are taken in little-endian order. Returns uint8.
     """
-    octets = packed.contiguous().view(torch.uint8)
+    is_dense = packed.stride(-1) == 1  # `contiguous` does not see the strides of short axes
+    packed = packed if is_dense else packed.clone(memory_format=torch.contiguous_format)
+    octets = packed.view(torch.uint8)
     if bits == 8:  # noqa: PLR2004 - a byte
         return octets
     mask = (1 << bits) - 1

@@ -24,7 +24,7 @@ def main() -> None:
     """Write one file per case."""
     (TESTS / "values").mkdir(exist_ok=True)
     for case, make in CASES.items():
-        reference = make(SEED, ROWS, WIDTH)
+        reference = make((SEED, ROWS, WIDTH))
         stored = {
             f"stored/{name}": tensor.contiguous() for name, tensor in reference.tensors.items()
         }

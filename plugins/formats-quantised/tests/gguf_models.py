@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import gguf
-import numpy
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +31,8 @@ def _shapes(architecture: str) -> dict[str, tuple[int, ...]]:
         "ffn_down.weight": (WIDTH, INNER),
     }
     if architecture == "qwen2":
-        layer |= {
-            f"attn_{p}.bias": (n * head,) for p, n in (("q", heads), ("k", keys), ("v", keys))
-        }
+        rows = {"q": heads, "k": keys, "v": keys}
+        layer |= {f"attn_{part}.bias": (count * head,) for part, count in rows.items()}
     if architecture == "qwen3":
         layer |= {"attn_q_norm.weight": (head,), "attn_k_norm.weight": (head,)}
     names = {"token_embd.weight": (WORDS, WIDTH), "output_norm.weight": (WIDTH,)}
@@ -42,8 +41,8 @@ def _shapes(architecture: str) -> dict[str, tuple[int, ...]]:
 
 
 def write_gguf(path: Path, architecture: str, kinds: Sequence[str], seed: int = 0) -> None:
-    """Write a model whose matrices take turns among types; blocks of some types are random bytes."""
-    random = numpy.random.default_rng(seed)
+    """Write a model whose matrices take turns among types of numbers."""
+    random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(LAYERS)
     writer.add_context_length(64)
@@ -59,7 +58,7 @@ def write_gguf(path: Path, architecture: str, kinds: Sequence[str], seed: int = 
     writer.add_vocab_size(WORDS)
     writer.add_token_list([f"word{number}" for number in range(WORDS)])
     for number, (name, shape) in enumerate(_shapes(architecture).items()):
-        values = random.standard_normal(shape).astype(numpy.float32)
+        values = random.standard_normal(shape).astype(np.float32)
         kind = gguf.GGMLQuantizationType[kinds[number % len(kinds)]]
         if len(shape) == 1:
             writer.add_tensor(name, values)
@@ -72,12 +71,11 @@ def write_gguf(path: Path, architecture: str, kinds: Sequence[str], seed: int = 
 
 
 def encode(
-    values: numpy.ndarray, kind: gguf.GGMLQuantizationType, random: numpy.random.Generator
-) -> numpy.ndarray:
+    values: np.ndarray, kind: gguf.GGMLQuantizationType, random: np.random.Generator
+) -> np.ndarray:
     """Quantise values; random bytes stand for blocks that `gguf` reads but does not write."""
     try:
         return gguf.quants.quantize(values, kind)
     except NotImplementedError:
         shape = gguf.quants.quant_shape_to_byte_shape(values.shape, kind)
-        octets = random.integers(0, 100, shape).astype(numpy.uint8)  # no NaN among the scales
-        return octets
+        return random.integers(0, 100, shape).astype(np.uint8)  # no NaN among the scales

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 Tensors = dict[str, torch.Tensor]
+#: A seed, a number of rows and a number of columns.
+Size = tuple[int, int, int]
 NAME = "model.layers.0.self_attn.q_proj"
 
 
@@ -30,7 +34,6 @@ class Reference:
     expected: Tensors
     library: str
     dtype: str = "bfloat16"
-    plain: Tensors = field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
         """Write the checkpoint as a directory."""
@@ -40,8 +43,9 @@ class Reference:
         save_file(self.tensors, directory / "model.safetensors")
 
 
-def random_weight(seed: int, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+def random_weight(size: Size, dtype: torch.dtype) -> torch.Tensor:
     """Return a matrix with rows of different magnitude, as weights have."""
+    seed, rows, width = size
     random = torch.Generator().manual_seed(seed)
     magnitudes = torch.logspace(-3, 1, rows).unsqueeze(1)
     return (torch.randn(rows, width, generator=random) * magnitudes).to(dtype)
@@ -50,11 +54,12 @@ def random_weight(seed: int, rows: int, width: int, dtype: torch.dtype) -> torch
 # --- fp8 of transformers --------------------------------------------------------------------------
 
 
-def block_fp8(seed: int, rows: int, width: int, block: list[int] | None) -> Reference:
+def block_fp8(size: Size, block: list[int] | None) -> Reference:
     """fp8 as `Fp8Dequantize` of transformers reads it."""
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-    weight = random_weight(seed, rows, width, torch.float32)
+    _, rows, width = size
+    weight = random_weight(size, torch.float32)
     height, length = block or (rows, width)
     grid = weight.view(rows // height, height, width // length, length)
     scales = grid.abs().amax((1, 3)) / 448
@@ -72,12 +77,13 @@ def block_fp8(seed: int, rows: int, width: int, block: list[int] | None) -> Refe
 # --- mxfp4 of transformers ------------------------------------------------------------------------
 
 
-def mxfp4(seed: int, experts: int, outputs: int, blocks: int, dtype: str = "bfloat16") -> Reference:
+def mxfp4(size: Size, experts: int, dtype: str = "bfloat16") -> Reference:
     """Packed experts as `convert_moe_packed_tensors` of transformers reads them."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+    seed, outputs, inputs = size
     random = torch.Generator().manual_seed(seed)
-    shape = (experts, outputs, blocks)
+    shape = (experts, outputs, inputs // 32)
     octets = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8, generator=random)
     scales = torch.randint(100, 140, shape, dtype=torch.uint8, generator=random)
     name = "model.layers.0.mlp.experts.gate_up_proj"
@@ -95,13 +101,7 @@ def mxfp4(seed: int, experts: int, outputs: int, blocks: int, dtype: str = "bflo
 
 
 def compressed(
-    seed: int,
-    rows: int,
-    width: int,
-    form: str,
-    weights: dict[str, Any],
-    dtype: torch.dtype = torch.bfloat16,
-    activations: dict[str, Any] | None = None,
+    size: Size, form: str, weights: dict[str, Any], dtype: torch.dtype = torch.bfloat16
 ) -> Reference:
     """Codes that compressed-tensors packs, and the values to which it decompresses them."""
     from compressed_tensors.compressors import BaseCompressor
@@ -109,7 +109,8 @@ def compressed(
 
     scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weights))
     args = scheme.weights
-    weight = random_weight(seed, rows, width, dtype)
+    _, rows, width = size
+    weight = random_weight(size, dtype)
     height, length = {
         "tensor": (rows, width),
         "channel": (1, width),
@@ -157,9 +158,7 @@ def compressed(
 # --- bitsandbytes ---------------------------------------------------------------------------------
 
 
-def four_bits(
-    seed: int, rows: int, width: int, kind: str, *, nested: bool, dtype: str = "bfloat16"
-) -> Reference:
+def four_bits(size: Size, kind: str, *, nested: bool, dtype: str = "bfloat16") -> Reference:
     """Weights that bitsandbytes quantises and dequantises.
 
     If the width is no multiple of the block size, the CPU kernel of bitsandbytes 0.50 takes the
@@ -169,10 +168,10 @@ def four_bits(
     import bitsandbytes.functional as bnb
     from bitsandbytes.backends.default import ops
 
-    weight = random_weight(seed, rows, width, getattr(torch, dtype))
+    weight = random_weight(size, getattr(torch, dtype))
     codes, state = bnb.quantize_4bit(weight, quant_type=kind, compress_statistics=nested)
     expected = bnb.dequantize_4bit(codes, state)
-    if width % state.blocksize:
+    if size[-1] % state.blocksize:
         scales = state.absmax
         if nested:
             scales = bnb.dequantize_blockwise(scales, state.state2) + state.offset
@@ -189,11 +188,11 @@ def four_bits(
     )
 
 
-def int8(seed: int, rows: int, width: int) -> Reference:
+def int8(size: Size) -> Reference:
     """Rows of int8 that bitsandbytes quantises and dequantises."""
     import bitsandbytes.functional as bnb
 
-    weight = random_weight(seed, rows, width, torch.float16)
+    weight = random_weight(size, torch.float16)
     codes, scales, _ = bnb.int8_vectorwise_quant(weight)
     expected = bnb.int8_vectorwise_dequant(codes, scales)
     tensors = {
@@ -213,13 +212,12 @@ def int8(seed: int, rows: int, width: int) -> Reference:
 # --- GPTQ and AWQ ---------------------------------------------------------------------------------
 
 
-def gptq(
-    seed: int, rows: int, width: int, bits: int, form: str, dtype: str = "float16"
-) -> Reference:
+def gptq(size: Size, bits: int, form: str, dtype: str = "float16") -> Reference:
     """Random codes as the layer `TorchLinear` of GPTQModel dequantises them."""
     from gptqmodel.nn_modules.qlinear.torch import TorchLinear
     from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
 
+    seed, rows, width = size
     random = torch.Generator().manual_seed(seed)
     groups, group = width // 32, 32
     low, high = -(2**31), 2**31
@@ -251,13 +249,14 @@ def gptq(
     )
 
 
-def awq(seed: int, rows: int, width: int, group: int) -> Reference:
+def awq(size: Size, group: int) -> Reference:
     """Random codes as `dequantize_gemm` of AutoAWQ reads them."""
     spec = importlib.util.find_spec("awq")  # importing the package needs an older transformers
     path = Path(str(spec.origin)).parent / "utils" / "packing_utils.py"
     found = importlib.util.spec_from_file_location("packing_utils", path)
     packing = importlib.util.module_from_spec(found)
     found.loader.exec_module(packing)
+    seed, rows, width = size
     random = torch.Generator().manual_seed(seed)
     low, high = -(2**31), 2**31
     codes = torch.randint(low, high, (width, rows // 8), dtype=torch.int32, generator=random)
@@ -277,89 +276,82 @@ def awq(seed: int, rows: int, width: int, group: int) -> Reference:
 
 _FP8 = {"num_bits": 8, "type": "float"}
 _INT4 = {"num_bits": 4, "type": "int"}
-#: Cases by name: each makes a reference from a seed, a number of rows and of columns, which are
-#: multiples of 32.
-CASES: dict[str, Callable[[int, int, int], Reference]] = {
-    "fp8-blocks": lambda s, r, w: block_fp8(s, r, w, [16, 32]),
-    "fp8-tensor": lambda s, r, w: block_fp8(s, r, w, None),
-    "mxfp4": lambda s, r, w: mxfp4(s, 3, r, w // 32),
-    "mxfp4-half": lambda s, r, w: mxfp4(s, 2, r, w // 32, "float16"),
-    "float-tensor": lambda s, r, w: compressed(
-        s, r, w, "float-quantized", {**_FP8, "strategy": "tensor"}
+
+
+def _plus(size: Size, rows: int, width: int) -> Size:
+    return size[0], size[1] + rows, size[2] + width
+
+
+#: Cases by name: each makes a reference of a size whose sides are multiples of 32.
+CASES: dict[str, Callable[[Size], Reference]] = {
+    "fp8-blocks": lambda size: block_fp8(size, [16, 32]),
+    "fp8-tensor": lambda size: block_fp8(size, None),
+    "mxfp4": lambda size: mxfp4(size, 3),
+    "mxfp4-half": lambda size: mxfp4(size, 2, "float16"),
+    "float-tensor": lambda size: compressed(
+        size, "float-quantized", {**_FP8, "strategy": "tensor"}
     ),
-    "float-channel": lambda s, r, w: compressed(
-        s, r, w, "float-quantized", {**_FP8, "strategy": "channel"}, torch.float32
+    "float-channel": lambda size: compressed(
+        size, "float-quantized", {**_FP8, "strategy": "channel"}, torch.float32
     ),
-    "float-cut-blocks": lambda s, r, w: compressed(
-        s,
-        r + 3,
-        w + 7,
+    "float-cut-blocks": lambda size: compressed(
+        _plus(size, 3, 7),
         "float-quantized",
         {**_FP8, "strategy": "block", "block_structure": [16, 32]},
     ),
-    "float-group": lambda s, r, w: compressed(
-        s, r, w, "naive-quantized", {**_FP8, "strategy": "group", "group_size": 16}
+    "float-group": lambda size: compressed(
+        size, "naive-quantized", {**_FP8, "strategy": "group", "group_size": 16}
     ),
-    "int8-channel": lambda s, r, w: compressed(
-        s, r, w, "int-quantized", {"num_bits": 8, "type": "int", "strategy": "channel"}
+    "int8-channel": lambda size: compressed(
+        size, "int-quantized", {"num_bits": 8, "type": "int", "strategy": "channel"}
     ),
-    "int8-channel-asymmetric": lambda s, r, w: compressed(
-        s,
-        r,
-        w,
+    "int8-channel-asymmetric": lambda size: compressed(
+        size,
         "int-quantized",
         {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": False},
     ),
-    "pack-group": lambda s, r, w: compressed(
-        s, r, w, "pack-quantized", {**_INT4, "strategy": "group", "group_size": 32}
+    "pack-group": lambda size: compressed(
+        size, "pack-quantized", {**_INT4, "strategy": "group", "group_size": 32}
     ),
-    "pack-group-asymmetric": lambda s, r, w: compressed(
-        s,
-        r,
-        w,
+    "pack-group-asymmetric": lambda size: compressed(
+        size,
         "pack-quantized",
         {**_INT4, "strategy": "group", "group_size": 32, "symmetric": False},
     ),
-    "pack-channel-cut-words": lambda s, r, w: compressed(
-        s, r + 3, w + 5, "pack-quantized", {**_INT4, "strategy": "channel", "symmetric": False}
+    "pack-channel-cut-words": lambda size: compressed(
+        _plus(size, 3, 5), "pack-quantized", {**_INT4, "strategy": "channel", "symmetric": False}
     ),
-    "pack-8-bits": lambda s, r, w: compressed(
-        s,
-        r,
-        w,
+    "pack-8-bits": lambda size: compressed(
+        size,
         "pack-quantized",
         {"num_bits": 8, "type": "int", "strategy": "channel"},
         torch.float16,
     ),
-    "nvfp4": lambda s, r, w: compressed(
-        s,
-        r,
-        w,
+    "nvfp4": lambda size: compressed(
+        size,
         "nvfp4-pack-quantized",
         {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
     ),
-    "mxfp4-packed": lambda s, r, w: compressed(
-        s,
-        r,
-        w,
+    "mxfp4-packed": lambda size: compressed(
+        size,
         "mxfp4-pack-quantized",
         {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32},
     ),
-    "mxfp8": lambda s, r, w: compressed(
-        s, r, w, "mxfp8-quantized", {**_FP8, "strategy": "group", "group_size": 32}
+    "mxfp8": lambda size: compressed(
+        size, "mxfp8-quantized", {**_FP8, "strategy": "group", "group_size": 32}
     ),
-    "nf4": lambda s, r, w: four_bits(s, r, w, "nf4", nested=False),
-    "nf4-nested": lambda s, r, w: four_bits(s, r, w, "nf4", nested=True),
-    "nf4-nested-half": lambda s, r, w: four_bits(
-        s, r + 1, w + 3, "nf4", nested=True, dtype="float16"
+    "nf4": lambda size: four_bits(size, "nf4", nested=False),
+    "nf4-nested": lambda size: four_bits(size, "nf4", nested=True),
+    "nf4-nested-half": lambda size: four_bits(
+        _plus(size, 1, 3), "nf4", nested=True, dtype="float16"
     ),
-    "fp4": lambda s, r, w: four_bits(s, r, w, "fp4", nested=False, dtype="float32"),
+    "fp4": lambda size: four_bits(size, "fp4", nested=False, dtype="float32"),
     "int8-rows": int8,
-    "gptq-2": lambda s, r, w: gptq(s, r, w, 2, "gptq"),
-    "gptq-4": lambda s, r, w: gptq(s, r, w, 4, "gptq"),
-    "gptq-4-second": lambda s, r, w: gptq(s, r, w, 4, "gptq_v2", "bfloat16"),
-    "gptq-8": lambda s, r, w: gptq(s, r, w, 8, "gptq"),
-    "awq": lambda s, r, w: awq(s, r, w, 32),
+    "gptq-2": lambda size: gptq(size, 2, "gptq"),
+    "gptq-4": lambda size: gptq(size, 4, "gptq"),
+    "gptq-4-second": lambda size: gptq(size, 4, "gptq_v2", "bfloat16"),
+    "gptq-8": lambda size: gptq(size, 8, "gptq"),
+    "awq": lambda size: awq(size, 32),
 }
 
 

@@ -21,7 +21,7 @@ _SHAPES = ((32, 64), (64, 96), (160, 512))
 @pytest.mark.parametrize("shape", _SHAPES)
 @pytest.mark.parametrize("case", CASES)
 def test_values_are_those_of_the_library(case: str, shape: tuple[int, int], tmp_path: Path) -> None:
-    reference = CASES[case](shape[0], *shape)
+    reference = CASES[case]((shape[0], *shape))
     reference.write(tmp_path / "model")
     source = find_model(str(tmp_path / "model"), "model").open()
     assert source.infos.keys() == reference.expected.keys()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gguf
-import numpy
+import numpy as np
 import pytest
 import torch
 from gguf_models import write_gguf
@@ -27,6 +27,7 @@ from fusion_core import TensorInfo, find_model
 from fusion_core.weights import StateDictSource
 
 if TYPE_CHECKING:
+    from formats_quantised.encodings import Rectangle
     from fusion_core.weights import WeightSource
 
 VALUES = Path(__file__).parent / "values"
@@ -76,7 +77,7 @@ def test_values_are_those_of_the_reference_library(case: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("case", ["fp8-blocks", "fp8-tensor", "mxfp4", "mxfp4-half"])
 def test_values_are_those_of_transformers(case: str, tmp_path: Path) -> None:
-    reference = CASES[case](1, 96, 128)
+    reference = CASES[case]((1, 96, 128))
     reference.write(tmp_path / "model")
     source = find_model(str(tmp_path / "model"), "model").open()
     assert_same_values(source, {n: t.contiguous() for n, t in reference.expected.items()})
@@ -98,9 +99,9 @@ def test_gguf_has_the_names_and_values_of_transformers(
 
 @pytest.mark.parametrize("kind", [k for k in gguf.GGMLQuantizationType if k not in (0, 1)])
 def test_gguf_types_are_dequantised_by_gguf_or_refused(kind: gguf.GGMLQuantizationType) -> None:
-    random = numpy.random.default_rng(kind)
+    random = np.random.default_rng(kind)
     shape = gguf.quants.quant_shape_to_byte_shape((6, 512), kind)
-    octets = random.integers(0, 256, shape).astype(numpy.uint8)
+    octets = random.integers(0, 256, shape).astype(np.uint8)
     tensor = GgufTensor(TensorInfo("w", (6, 512), torch.float32), "w", kind, None)
     stored = StateDictSource({"w": torch.from_numpy(octets).reshape(-1)}, label="blocks")
     try:
@@ -119,9 +120,9 @@ class _Counting(RowEncoding):
 
     def __init__(self, rows: int, width: int) -> None:
         self.info = TensorInfo("w", (rows, width), torch.int64)
-        self.parts: list = []
+        self.parts: list[Rectangle] = []
 
-    def read_rectangle(self, stored: WeightSource, part) -> torch.Tensor:
+    def read_rectangle(self, stored: WeightSource, part: Rectangle) -> torch.Tensor:
         self.parts.append(part)
         whole = torch.arange(self.info.numel).view(self.info.shape)
         return whole[part.top : part.bottom, part.left : part.right]

@@ -239,6 +239,33 @@ def test_a_format_with_keys_reads_a_quantised_model_and_removes_its_keys(
     assert format_of(tmp_path / "b") == "safetensors"
 
 
+def test_formats_share_a_key_by_its_values(
+    install: Callable[..., None],
+    among: Callable[..., PluginManager],
+    fuse: Callable[..., Outcome],
+    tmp_path: Path,
+) -> None:
+    keys = ", config_keys=('quantization_config',), config_values=(('quant_method', {!r}),)"
+    install("four", "Doubled", FILES, more=keys.format("nf4"))
+    install("eight", "Doubled", FILES, more=keys.format("fp8"))
+    manager.load_plugins.cache_clear()
+    try:
+        assert "with quant_method fp8 in config.json" in fuse("list", "formats").out
+    finally:
+        manager.load_plugins.cache_clear()
+    among()
+    path = quantised(tmp_path / "a")
+    for settings, name in (
+        ({"quant_method": "fp8"}, "eight"),
+        ({"quant_method": "nf4", "bits": 4}, "four"),
+        ({"quant_method": "other"}, "safetensors"),
+        (["fp8"], "safetensors"),
+        (None, "safetensors"),
+    ):
+        (path / "config.json").write_text(json.dumps({"inner": {"quantization_config": settings}}))
+        assert format_of(path) == name
+
+
 # --- specs --------------------------------------------------------------------------------------
 
 
@@ -251,6 +278,7 @@ def test_a_format_with_keys_reads_a_quantised_model_and_removes_its_keys(
         ("('/x',)", "", "'/x' is not the name of a file"),
         ("('',)", "", "'' is not the name of a file"),
         ("('x',)", ", config_keys='key'", "expected a tuple of names as config_keys"),
+        ("('x',)", ", config_values=(('a', 'b'),)", "config_values are entries of config_keys"),
         ("('x',)", ", aliases=('X',)", "format name 'X' is not kebab-case"),
     ],
 )

@@ -100,12 +100,21 @@ class BandEncoding(Encoding):
             start = end
         return torch.cat(parts) if parts else torch.empty(0, dtype=self.info.dtype)
 
+    @property
+    def kept_bytes(self) -> int:
+        """The most bytes of the bands that are kept."""
+        *_, width = self.info.shape
+        return _KEPT_BANDS * self._rows_of_band() * width * self.info.dtype.itemsize
+
     def _band(self, row: int) -> tuple[int, int]:
         """Return the rows of the band that a row lies in."""
-        *_, rows, width = self.info.shape
-        step = max(1, _BAND // (width * self.unit)) * self.unit
+        step = self._rows_of_band()
         first = row // step * step
-        return first, min(first + step, rows)
+        return first, min(first + step, self.info.shape[-2])
+
+    def _rows_of_band(self) -> int:
+        *_, rows, width = self.info.shape
+        return min(max(1, _BAND // (width * self.unit)) * self.unit, rows)
 
 
 class BandCache:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from formats_quantised.encodings import BandCache
+from formats_quantised.encodings import BandCache, BandEncoding
 from fusion_core.errors import CheckpointError
 from fusion_core.weights import Origin, WeightSource
 
@@ -65,6 +65,12 @@ class DequantisedSource(WeightSource):
         """Download the files, if they are on the hub."""
         del name  # the stored tensors have other names
         self._stored.prepare(executor)
+
+    @property
+    def kept_bytes(self) -> int:
+        """The most bytes of the bands that are kept."""
+        bands = [code for code in self._encodings.values() if isinstance(code, BandEncoding)]
+        return max((band.kept_bytes for band in bands), default=0)
 
     def describe(self) -> str:
         """Return the path, or the repository at its commit."""

@@ -33,7 +33,6 @@ _ORDER = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
 class AwqMatrix(BandEncoding):
     """A matrix of shape (outputs, inputs), stored as inputs times packed outputs."""
 
-    info: TensorInfo
     #: the module
     prefix: str
     #: the number of groups of consecutive inputs that share scales

@@ -40,7 +40,6 @@ _INT8_STEP = 7.874015718698502e-3
 class FourBits(RowEncoding):
     """A tensor of codes of four bits, the high half of each byte first, in blocks."""
 
-    info: TensorInfo
     block: int
     #: the dtype that bitsandbytes rounds to
     stored_dtype: torch.dtype
@@ -81,7 +80,6 @@ class FourBits(RowEncoding):
 class RowInt8(RowEncoding):
     """A matrix of int8 with one scale per row."""
 
-    info: TensorInfo
     scales: str
 
     def read_rectangle(self, stored: WeightSource, part: Rectangle) -> torch.Tensor:

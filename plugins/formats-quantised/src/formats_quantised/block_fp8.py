@@ -32,7 +32,6 @@ _BIAS = 127
 class BlockFp8(RowEncoding):
     """A matrix, or a batch of matrices, of fp8 numbers with scales."""
 
-    info: TensorInfo
     grid: Grid
 
     def read_rectangle(self, stored: WeightSource, part: Rectangle) -> torch.Tensor:

@@ -18,7 +18,6 @@ from formats_quantised.fp4 import FP4_VALUES
 if TYPE_CHECKING:
     from formats_quantised.encodings import Rectangle
     from formats_quantised.grids import Grid
-    from fusion_core import TensorInfo
     from fusion_core.weights import WeightSource
 
 _BIAS = 127
@@ -28,7 +27,6 @@ _BIAS = 127
 class Compressed(RowEncoding):
     """A matrix with scales and, in some formats, zero points and a global scale."""
 
-    info: TensorInfo
     #: the tensor with the codes: fp8 or int8, words of packed integers, or bytes of packed fp4
     codes: str
     bits: int

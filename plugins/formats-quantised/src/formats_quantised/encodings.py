@@ -37,6 +37,7 @@ class Rectangle:
     right: int
 
 
+@dataclass(frozen=True)
 class Encoding(ABC):
     """One tensor of a model, in terms of the tensors that are stored."""
 
@@ -47,6 +48,7 @@ class Encoding(ABC):
         """Return the elements [start, stop) in row-major order, flat, in the dtype of `info`."""
 
 
+@dataclass(frozen=True)
 class RowEncoding(Encoding):
     """A tensor whose rows are stored one after the other, seen as a matrix of its last axis."""
 
@@ -71,6 +73,7 @@ class RowEncoding(Encoding):
         """Decode whole rows, or a part of one row."""
 
 
+@dataclass(frozen=True)
 class BandEncoding(Encoding):
     """A tensor that is stored transposed, decoded in bands of rows of which a source keeps some.
 

@@ -61,7 +61,6 @@ class GgufFiles(FileSource):
 class GgufTensor(RowEncoding):
     """A tensor of blocks, whose rows may be in the order of llama.cpp."""
 
-    info: TensorInfo
     #: the name and the type in the file
     stored_name: str
     kind: int

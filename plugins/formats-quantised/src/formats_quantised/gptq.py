@@ -34,7 +34,6 @@ _WORD = 32
 class GptqMatrix(BandEncoding):
     """A matrix of shape (outputs, inputs), stored as packed inputs times outputs."""
 
-    info: TensorInfo
     #: the module
     prefix: str
     bits: int

@@ -31,8 +31,6 @@ _BIAS = 127
 class Mxfp4Experts(BandEncoding):
     """Packed experts of shape (experts, inputs, outputs), stored as outputs times inputs."""
 
-    info: TensorInfo
-
     @property
     def unit(self) -> int:
         """The inputs in a block."""

@@ -24,18 +24,18 @@ QUANTISED = (
     "No installed format reads it (fuse list formats). The plugin formats-quantised reads fp8, "
     f"compressed-tensors, mxfp4, bitsandbytes, GPTQ and AWQ. {DEQUANTISE}"
 )
-_READ_GGUF = f"The plugin formats-quantised reads it. {DEQUANTISE}"
 _CONVERT_DCP = (
     "No installed format reads it (fuse list formats). Convert it with torch: "
     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIRECTORY FILE, and save the "
     "tensors with safetensors."
 )
 _PICKLE = ("a pickle, which can run code", CONVERT)
-_LLAMA_CPP = ("in the format of llama.cpp, mostly quantised", _READ_GGUF)
+_LLAMA_CPP = "in the format of llama.cpp, mostly quantised"
 _OTHER_LIBRARY = ("in the format of another library", CONVERT)
 _KINDS = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), _PICKLE),
-    **dict.fromkeys((".gguf", ".ggml"), _LLAMA_CPP),
+    ".gguf": (_LLAMA_CPP, f"The plugin formats-quantised reads it. {DEQUANTISE}"),
+    ".ggml": (_LLAMA_CPP, DEQUANTISE),
     ".distcp": ("a distributed checkpoint of torch", _CONVERT_DCP),
     **dict.fromkeys((".h5", ".keras", ".msgpack", ".npz", ".onnx", ".tflite"), _OTHER_LIBRARY),
 }

@@ -91,6 +91,15 @@ def test_a_weight_that_is_stored_twice_is_refused(tmp_path: Path) -> None:
         find_model(str(tmp_path / "model"), "model").open()
 
 
+def test_a_declaration_without_quantised_tensors_is_refused(tmp_path: Path) -> None:
+    for case in ("fp8-blocks", "pack-group", "mxfp4", "nf4", "gptq-4", "awq"):
+        reference = read_reference(VALUES / f"{case}.safetensors")
+        reference.tensors = {"weight": torch.ones(2, 2)}
+        reference.write(tmp_path / "model")
+        with pytest.raises(CheckpointError, match="expected tensors in .*, found none"):
+            find_model(str(tmp_path / "model"), "model").open()
+
+
 def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
     reference = read_reference(VALUES / "fp8-blocks.safetensors")
     reference.dtype = "float8"

@@ -39,10 +39,17 @@ class DequantisedSource(WeightSource):
         `label` names the encoding for the provenance. `declared_in` are further files that the
         values depend on.
 
-        Raises `CheckpointError` if an encoding has the name of a tensor that it does not use.
+        Raises `CheckpointError` for a model without encodings, and for an encoding with the name of
+        a tensor that it does not use.
         """
         self._stored = stored
         self._encodings = {encoding.info.name: encoding for encoding in encodings}
+        if not self._encodings:
+            raise CheckpointError(
+                f"{stored.describe()}: expected tensors in {label}, found none",
+                hint="If the weights are plain, take quantization_config out of config.json. To "
+                "dequantise packed weights, use the library that made them.",
+            )
         hidden = set(used)
         infos = {name: info for name, info in stored.infos.items() if name not in hidden}
         if taken := self._encodings.keys() & infos.keys():

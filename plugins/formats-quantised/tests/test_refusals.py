@@ -96,7 +96,7 @@ def test_a_declaration_without_quantised_tensors_is_refused(tmp_path: Path) -> N
         reference = read_reference(VALUES / f"{case}.safetensors")
         reference.tensors = {"weight": torch.ones(2, 2)}
         reference.write(tmp_path / "model")
-        with pytest.raises(CheckpointError, match="expected tensors in .*, found none"):
+        with pytest.raises(CheckpointError, match=r"expected tensors in .*, found none"):
             find_model(str(tmp_path / "model"), "model").open()
 
 

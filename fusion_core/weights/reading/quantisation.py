@@ -89,9 +89,9 @@ def find_config_value(config: Any, keys: frozenset[str]) -> Any:  # noqa: ANN401
     """Return the first value, not empty, of one of `keys` in a configuration, at any depth."""
     if not isinstance(config, dict):
         return None
-    own = (config[key] for key in sorted(keys & config.keys()))
+    values = (config[key] for key in sorted(keys & config.keys()))
     deeper = (find_config_value(value, keys) for value in config.values())
-    return next(filter(None, own), None) or next(filter(None, deeper), None)
+    return next(filter(None, values), None) or next(filter(None, deeper), None)
 
 
 def _find_declaration(files: Files, config: Mapping[str, Any]) -> str | None:

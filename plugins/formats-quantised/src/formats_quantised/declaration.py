@@ -1,4 +1,4 @@
-"""What a model's `config.json` says about its quantisation, and the tensors that belong together.
+"""The declaration of a quantisation in `config.json`, and the stored tensors that it describes.
 
 Configurations and headers are untrusted: everything that an encoding relies on is checked here or
 where it is used.

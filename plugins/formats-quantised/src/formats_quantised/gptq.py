@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _CODES, _ZEROS, _SCALES, _GROUPS = ".qweight", ".qzeros", ".scales", ".g_idx"
 _PARTS = (_CODES, _ZEROS, _SCALES, _GROUPS)
-#: What the first version of the format takes from each packed word of zero points, by bits.
+#: The number by which the first version of the format lowers a packed word of zero points, by bits.
 _LESS = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 _WORD = 32
 

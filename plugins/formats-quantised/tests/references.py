@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Tensors = dict[str, torch.Tensor]
+#: Files with a small checkpoint of each case and the values that its library reads.
+VALUES = Path(__file__).parent / "values"
 #: A seed, a number of rows and a number of columns.
 Size = tuple[int, int, int]
 NAME = "model.layers.0.self_attn.q_proj"
@@ -41,6 +44,21 @@ class Reference:
         config = {"model_type": "llama", "dtype": self.dtype, "quantization_config": self.config}
         (directory / "config.json").write_text(json.dumps(config))
         save_file(self.tensors, directory / "model.safetensors")
+
+
+def read_reference(path: Path) -> Reference:
+    """Return a stored checkpoint and the values that its library read."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        metadata = file.metadata()
+    split = {
+        kind: {name.removeprefix(kind): tensor for name, tensor in tensors.items() if kind in name}
+        for kind in ("stored/", "expected/")
+    }
+    config = json.loads(metadata["config"])
+    return Reference(
+        config, split["stored/"], split["expected/"], metadata["library"], metadata["dtype"]
+    )
 
 
 def random_weight(size: Size, dtype: torch.dtype) -> torch.Tensor:

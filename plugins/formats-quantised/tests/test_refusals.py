@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from gguf_models import write_gguf
-from test_values import VALUES, read_reference
+from references import VALUES, read_reference
 
 from fusion_core import find_model
 from fusion_core.errors import CheckpointError

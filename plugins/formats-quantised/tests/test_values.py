@@ -5,10 +5,8 @@ The files in `values` name the library's version. transformers and gguf are aske
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gguf
@@ -18,8 +16,7 @@ import torch
 from gguf_models import write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import CASES, Reference
-from safetensors import safe_open
+from references import CASES, VALUES, read_reference
 from transformers import AutoModelForCausalLM
 
 from formats_quantised.encodings import BandCache, RowEncoding, unpack_bits
@@ -28,25 +25,10 @@ from fusion_core import TensorInfo, find_model
 from fusion_core.weights import StateDictSource
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from formats_quantised.encodings import Rectangle
     from fusion_core.weights import WeightSource
-
-VALUES = Path(__file__).parent / "values"
-
-
-def read_reference(path: Path) -> Reference:
-    """Return a stored checkpoint and the values that its library read."""
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        metadata = file.metadata()
-    split = {
-        kind: {name.removeprefix(kind): tensor for name, tensor in tensors.items() if kind in name}
-        for kind in ("stored/", "expected/")
-    }
-    config = json.loads(metadata["config"])
-    return Reference(
-        config, split["stored/"], split["expected/"], metadata["library"], metadata["dtype"]
-    )
 
 
 def assert_same_values(source: WeightSource, expected: dict[str, torch.Tensor]) -> None:

@@ -28,9 +28,14 @@ class HeadersOnly(WeightSource):
 
     def __init__(self, source: WeightSource) -> None:
         self.infos, self.cut, self.is_delta = source.infos, source.cut, source.is_delta
+        self._kept_bytes = source.kept_bytes
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         raise NotReadError(name, start, stop)
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._kept_bytes
 
 
 class NotReadError(Exception):

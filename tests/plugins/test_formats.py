@@ -246,20 +246,20 @@ def test_formats_share_a_key_by_its_values(
     tmp_path: Path,
 ) -> None:
     keys = ", config_keys=('quantization_config',), config_values=(('quant_method', {!r}),)"
-    install("four", "Doubled", FILES, more=keys.format("nf4"))
-    install("eight", "Doubled", FILES, more=keys.format("fp8"))
+    install("four", "Doubled", FILES, more=keys.format("four"))
+    install("eight", "Doubled", FILES, more=keys.format("eight"))
     manager.load_plugins.cache_clear()
     try:
-        assert "with quant_method fp8 in config.json" in fuse("list", "formats").out
+        assert "with quant_method eight in config.json" in fuse("list", "formats").out
     finally:
         manager.load_plugins.cache_clear()
     among()
     path = quantised(tmp_path / "a")
     for settings, name in (
-        ({"quant_method": "fp8"}, "eight"),
-        ({"quant_method": "nf4", "bits": 4}, "four"),
+        ({"quant_method": "eight"}, "eight"),
+        ({"quant_method": "four", "bits": 4}, "four"),
         ({"quant_method": "other"}, "safetensors"),
-        (["fp8"], "safetensors"),
+        (["eight"], "safetensors"),
         (None, "safetensors"),
     ):
         (path / "config.json").write_text(json.dumps({"inner": {"quantization_config": settings}}))
@@ -294,10 +294,9 @@ def test_a_malformed_spec_breaks_its_plugin_alone(
     (broken,) = [plugin for plugin in plugins.plugins if plugin.distribution == "formats-raw"]
     assert broken.status is PluginStatus.BROKEN
     assert problem in broken.detail
-    assert {component.spec.name for component in plugins.components(FormatSpec)} == {
-        "safetensors",
-        "lora",
-    }
+    names = {component.spec.name for component in plugins.components(FormatSpec)}
+    assert names >= {"safetensors", "lora"}
+    assert names.isdisjoint({"raw", "x"})
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,8 @@ def test_gguf_types_are_dequantised_by_gguf_or_refused(kind: gguf.GGMLQuantizati
     tensor = GgufTensor(TensorInfo("w", (6, 512), torch.float32), "w", kind, None)
     stored = StateDictSource({"w": torch.from_numpy(octets).reshape(-1)}, label="blocks")
     try:
-        expected = torch.from_numpy(gguf.quants.dequantize(octets, kind))
+        with np.errstate(all="ignore"):
+            expected = torch.from_numpy(gguf.quants.dequantize(octets, kind))
     except NotImplementedError:
         with pytest.raises(Exception, match="is not supported"):
             tensor.read(stored, 0, 512, BandCache())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from formats_quantised.encodings import RowEncoding
@@ -178,4 +179,5 @@ def _dequantise(octets: torch.Tensor, kind: int) -> torch.Tensor:
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    return torch.from_numpy(dequantize(octets.numpy(), GGMLQuantizationType(kind)))
+    with np.errstate(all="ignore"):  # the core reports weights that are not finite
+        return torch.from_numpy(dequantize(octets.numpy(), GGMLQuantizationType(kind)))

@@ -246,6 +246,22 @@ def lm_eval(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def quantised(session: nox.Session) -> None:
+    """Compare every quantised format with the library that defines it, at many shapes."""
+    group = nox.project.dependency_groups(PYPROJECT, "test")
+    session.install(*_editable("formats-quantised"), *TESTING, *group)
+    session.install("accelerate", "bitsandbytes>=0.50", "compressed-tensors>=0.20")
+    # They pin versions of torch and transformers that their arithmetic does not need.
+    session.install("--no-deps", "autoawq==0.2.9", "gptqmodel>=7.7,<8")
+    session.install("--no-deps", "defuser", "device-smi", "logbar", "pypcre", "tokenicer")
+    session.install("--no-deps", "torchao", "datasets", "dill", "multiprocess", "xxhash", "pyarrow")
+    session.install("ninja", "pandas", "pillow", "protobuf", "threadpoolctl")
+    # These libraries warn about GPUs that are not there.
+    quiet = ("-W", "default", "-m", "quantised")
+    session.run("pytest", *quiet, "plugins/formats-quantised", *session.posargs)
+
+
+@nox.session(default=False)
 def browser(session: nox.Session) -> None:
     """Look at report.html in Chromium, the system's or, without one, Playwright's."""
     group = nox.project.dependency_groups(PYPROJECT, "test")

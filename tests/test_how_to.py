@@ -251,6 +251,37 @@ def test_pages_of_language_models_run_in_their_order(page: str, language_models:
     assert AutoModelForCausalLM.from_pretrained(language_models / "merged").num_parameters() > 100
 
 
+def test_a_quantised_base_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, name = "merge-quantised-models.md", "model.q_proj.weight"
+    for seed, expert in enumerate(("base-fp8", "math", "code")):
+        model(tmp_path / expert, seed)
+    path = tmp_path / "base-fp8"
+    tensors = load_file(path / "model.safetensors")
+    codes = tensors[name].to(torch.float8_e4m3fn)
+    tensors |= {name: codes, f"{name}_scale_inv": torch.full((2, 2), 0.5)}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    config = {"model_type": "toy", "vocab_size": 20, "dtype": "float32"}
+    settings = {"quant_method": "fp8", "weight_block_size": [2, 2]}
+    (path / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+    monkeypatch.chdir(tmp_path)
+    (recipe,) = blocks("yaml", page)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    for command in commands(page):
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, (command, done.output)
+    check = CliRunner().invoke(app, ["check", "recipe.yaml", "--set", "output.path=other"])
+    assert "fp8 with one scale per block of 2x2, 1 of 2 tensors" in check.output
+    assert json.loads((tmp_path / "merged" / "config.json").read_text()) == config
+    inputs = json.loads((tmp_path / "merged" / "provenance.json").read_text())["inputs"]
+    assert inputs["base"]["decoded_from"].startswith("fp8")
+    assert "decoded_from" not in inputs["math"]
+    merge = {"algorithm": "simple-average", "model_pool": {"models": {"a": "base-fp8"}}}
+    (tmp_path / "copy.yaml").write_text(json.dumps(merge))
+    done = CliRunner().invoke(app, ["run", "copy.yaml", "-o", "copy", "--pool", "checkpoints"])
+    assert done.exit_code == 0, done.output
+    assert torch.equal(load_file(tmp_path / "copy" / "model.safetensors")[name], codes.float() / 2)
+
+
 def test_the_recipe_of_learning_without_labels_runs(language_models: Path) -> None:
     page = "learn-without-labels.md"
     (recipe,) = blocks("yaml", page)

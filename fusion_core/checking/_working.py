@@ -10,7 +10,7 @@ from fusion_core.weights.merging.execution import AHEAD
 from fusion_core.weights.merging.kernels import AppliedKernel, Scope
 from fusion_core.weights.merging.piece import is_merged, piece_shape
 from fusion_core.weights.merging.transforms import TransformedExpert, TransformedRows
-from fusion_core.weights.packing import PackedSource, UnpackedSource
+from fusion_core.weights.packing import PackedSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,9 +28,14 @@ class HeadersOnly(WeightSource):
 
     def __init__(self, source: WeightSource) -> None:
         self.infos, self.cut, self.is_delta = source.infos, source.cut, source.is_delta
+        self._kept_bytes = source.kept_bytes
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         raise NotReadError(name, start, stop)
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._kept_bytes
 
 
 class NotReadError(Exception):
@@ -77,9 +82,7 @@ def _held(source: WeightSource | AppliedKernel[Any], info: TensorInfo, elements:
         source = source.operands.reference
     inner = [child for child in source.sources if info.name in child.infos] or source.sources
     held = _held(inner[0], info, elements) if inner else _Held(elements * info.dtype.itemsize)
-    if isinstance(source, UnpackedSource):
-        return _Held(held.peak + source.kept_bytes, held.remaining + source.kept_bytes)
-    return held
+    return _Held(held.peak + source.kept_bytes, held.remaining + source.kept_bytes)
 
 
 def _held_by_packed(packed: PackedSource, info: TensorInfo, elements: int) -> _Held:

@@ -47,6 +47,8 @@ class Model:
     licence: str | None
     #: whether it is the merge of a nested recipe, whose models follow
     nested: bool = False
+    #: how its files encode the values, if a format decodes them
+    decoded_from: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
             len(aligned.extra) if isinstance(aligned, AlignedSource) else 0,
             licences.get(name) or plan.licence,
             name in plan.nested,
+            "" if source.origin is None else source.origin.decoded_from,
         )
         if name in plan.nested:
             yield from _models(plan.nested[name], f"{prefix}{name}/")

@@ -140,6 +140,7 @@ _COLUMNS: dict[str, Callable[[Model], str]] = {
     "tensors": lambda model: str(model.tensors),
     "size": lambda model: format_bytes(model.bytes),
     "dtype": lambda model: ", ".join(model.dtypes),
+    "decoded from": lambda model: model.decoded_from,
     "licence": lambda model: model.licence or "",
     "differs": _differences,
 }

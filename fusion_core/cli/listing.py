@@ -112,8 +112,9 @@ def _print(kind: Kind, plugins: PluginManager) -> None:
 def _describe_files(component: Component[FormatSpec]) -> str:
     """Describe the files and configuration keys that identify a format."""
     spec = component.spec
-    keys = f" with {' or '.join(spec.config_keys)} in config.json" if spec.config_keys else ""
-    return f"{' or '.join(spec.files)}{keys}"
+    keys = [f"{key} {value}" for key, value in spec.config_values] or spec.config_keys
+    condition = f" with {' or '.join(keys)} in config.json" if keys else ""
+    return f"{' or '.join(spec.files)}{condition}"
 
 
 _COLUMNS: dict[str, Callable[[Component[Any]], Any]] = {

@@ -249,5 +249,9 @@ class ModelPool(ABC, Generic[ConfigT]):
 
 def _identify(source: WeightSource) -> dict[str, Any]:
     origin = source.origin or Origin()
-    details = {"files": dict(origin.files), "inputs": origin.inputs}
+    details = {
+        "files": dict(origin.files),
+        "inputs": origin.inputs,
+        "decoded_from": origin.decoded_from,
+    }
     return {"source": source.describe(), **{key: value for key, value in details.items() if value}}

@@ -264,7 +264,8 @@ class FormatSpec(ComponentSpec):
 
     It is called with the model's `Location` and, if the files hold differences, the base. The
     format claims a directory that contains one of `files` and, if `config_keys` are given, a
-    `config.json` with one of these keys. Claims are checked without importing the target.
+    `config.json` with one of these keys, whose value has the entries `config_values`. Claims are
+    checked without importing the target.
     """
 
     kind: ClassVar[str] = "format"
@@ -277,6 +278,8 @@ class FormatSpec(ComponentSpec):
     files: tuple[str, ...]
     #: keys of `config.json` that describe how the files are written; merges are written without
     config_keys: tuple[str, ...] = ()
+    #: entries that the value of such a key has, if it is an object: `(("quant_method", "fp8"),)`
+    config_values: tuple[tuple[str, str], ...] = ()
     #: whether the files hold differences from a base, as adapters do
     is_delta: bool = False
 
@@ -288,6 +291,8 @@ class FormatSpec(ComponentSpec):
                 raise ValueError(f"format {self.name!r}: expected a tuple of names as {field_name}")
         if not self.files:
             raise ValueError(f"format {self.name!r}: expected at least one name in files")
+        if self.config_values and not self.config_keys:
+            raise ValueError(f"format {self.name!r}: config_values are entries of config_keys")
         for pattern in self.files:
             if not pattern or pattern.startswith("/") or ".." in pattern.split("/"):
                 raise ValueError(f"format {self.name!r}: {pattern!r} is not the name of a file")

@@ -11,7 +11,7 @@ from fusion_core.errors import CheckpointError
 from fusion_core.plugins.manager import active_plugins
 from fusion_core.weights.reading.assets import CONFIG, read_config
 from fusion_core.weights.reading.location import Location, locate
-from fusion_core.weights.reading.quantisation import find_key
+from fusion_core.weights.reading.quantisation import find_config_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -120,4 +120,9 @@ def claims(spec: FormatSpec, location: Location) -> bool:
     if not spec.config_keys:
         return True
     path = location.directory / CONFIG
-    return path.is_file() and find_key(read_config(path), frozenset(spec.config_keys)) is not None
+    if not path.is_file():
+        return False
+    value = find_config_value(read_config(path), frozenset(spec.config_keys))
+    if not spec.config_values:
+        return value is not None
+    return isinstance(value, dict) and all(value.get(k) == v for k, v in spec.config_values)

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 #: The components of each distribution by kind: names and aliases.
 # fmt: off
 COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "formats-quantised": {
+        "format": ("awq", "bitsandbytes", "compressed-tensors", "fp8", "gguf", "gptq", "mxfp4"),
+    },
     "fusion-adamerging": {
         "algorithm": ("adamerging", "adarank", "surgery", "symerge"),
         "pipeline": ("strong",),

@@ -49,7 +49,8 @@ from fusion_core.weights.reading.location import Location
 from fusion_core.weights.reading.lora import LoraSource
 from fusion_core.weights.reading.name_matching import match_names
 from fusion_core.weights.reading.package_files import PackagedFiles
-from fusion_core.weights.reading.remote import RemoteSource
+from fusion_core.weights.reading.quantisation import find_config_value
+from fusion_core.weights.reading.remote import RemoteSource, open_checkpoint
 from fusion_core.weights.reading.task_masks import PackedMasks
 from fusion_core.weights.reading.untrusted_json import parse_json
 from fusion_core.weights.source import (
@@ -123,6 +124,7 @@ __all__ = [
     "depths",
     "describe_nearness",
     "elect_sign",
+    "find_config_value",
     "find_in_memory_source",
     "interpolate",
     "is_in_process",
@@ -132,6 +134,7 @@ __all__ = [
     "layers_of",
     "match_names",
     "materialise",
+    "open_checkpoint",
     "parse_json",
     "parse_safe_config",
     "polar",

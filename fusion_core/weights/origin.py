@@ -39,6 +39,8 @@ class Origin:
     wanted: FileRequest | None = None
     #: the stamps of files here at the time they were opened
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    #: how the files encode the values, if a format decodes them: `fp8, 14 of 21 tensors`
+    decoded_from: str = ""
 
     def check_unchanged(self) -> None:
         """Raise `IntegrityError` naming a file that changed since it was opened."""

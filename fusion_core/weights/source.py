@@ -115,6 +115,11 @@ class WeightSource(ABC):
         """The sources that this one reads from; none if it holds its values itself."""
         return ()
 
+    @property
+    def kept_bytes(self) -> int:
+        """The most bytes of decoded or gathered values that reading keeps for the next ranges."""
+        return 0
+
     def prepare(self, executor: Executor, name: str | None = None) -> None:
         """Make the surveys that reading depends on: of the whole model, or of one tensor by name.
 

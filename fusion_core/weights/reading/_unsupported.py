@@ -20,18 +20,22 @@ CONVERT = (
     "conversion of a repository may be a revision: org/name@refs/pr/NUMBER."
 )
 #: The hint for a configuration that declares a quantisation.
-QUANTISED = f"No installed format reads it (fuse list formats). {DEQUANTISE}"
+QUANTISED = (
+    "No installed format reads it (fuse list formats). The plugin formats-quantised reads fp8, "
+    f"compressed-tensors, mxfp4, bitsandbytes, GPTQ and AWQ. {DEQUANTISE}"
+)
 _CONVERT_DCP = (
     "No installed format reads it (fuse list formats). Convert it with torch: "
     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIRECTORY FILE, and save the "
     "tensors with safetensors."
 )
 _PICKLE = ("a pickle, which can run code", CONVERT)
-_LLAMA_CPP = ("in the format of llama.cpp, mostly quantised", DEQUANTISE)
+_LLAMA_CPP = "in the format of llama.cpp, mostly quantised"
 _OTHER_LIBRARY = ("in the format of another library", CONVERT)
 _KINDS = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), _PICKLE),
-    **dict.fromkeys((".gguf", ".ggml"), _LLAMA_CPP),
+    ".gguf": (_LLAMA_CPP, f"The plugin formats-quantised reads it. {DEQUANTISE}"),
+    ".ggml": (_LLAMA_CPP, DEQUANTISE),
     ".distcp": ("a distributed checkpoint of torch", _CONVERT_DCP),
     **dict.fromkeys((".h5", ".keras", ".msgpack", ".npz", ".onnx", ".tflite"), _OTHER_LIBRARY),
 }

@@ -6,6 +6,7 @@ and, in any format, by integers in place of weights.
 
 from __future__ import annotations
 
+from reprlib import repr as shorten
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
@@ -84,18 +85,22 @@ def find_packed_tensor(infos: Mapping[str, TensorInfo]) -> str | None:
     return f"integers such as {largest.name!r} are a large part of it"
 
 
-def find_key(config: Any, keys: frozenset[str]) -> str | None:  # noqa: ANN401 - JSON
-    """Return the first key among `keys` with a value in a configuration, at any depth."""
+def find_config_value(config: Any, keys: frozenset[str]) -> Any:  # noqa: ANN401 - JSON
+    """Return the first value, not empty, of one of `keys` in a configuration, at any depth."""
     if not isinstance(config, dict):
         return None
-    key = next((key for key in sorted(keys & config.keys()) if config[key]), None)
-    return key or next(filter(None, (find_key(value, keys) for value in config.values())), None)
+    values = (config[key] for key in sorted(keys & config.keys()))
+    deeper = (find_config_value(value, keys) for value in config.values())
+    return next(filter(None, values), None) or next(filter(None, deeper), None)
 
 
 def _find_declaration(files: Files, config: Mapping[str, Any]) -> str | None:
     """Return how a configuration or another side file declares a quantisation."""
-    if (key := find_key(config, _KEYS)) is not None:
-        return f"its {CONFIG} has a {key}"
+    for key in sorted(_KEYS):
+        if (value := find_config_value(config, frozenset((key,)))) is not None:
+            method = value.get("quant_method") if isinstance(value, dict) else None
+            kind = f" of {shorten(method)}" if isinstance(method, str) else ""
+            return f"its {CONFIG} has a {key}{kind}"
     name = next((name for name in QUANTISERS_FILES if name in files), None)
     return None if name is None else f"it comes with {name}"
 

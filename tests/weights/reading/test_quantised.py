@@ -14,6 +14,7 @@ from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import CheckpointError
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights import CheckpointSource
+from fusion_core.weights.reading._unsupported import unsupported_kind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +101,7 @@ def test_all_quantised_models_are_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"quantization_config": {"quant_method": "gptq"}},
+        {"quantization_config": {"quant_method": "aqlm"}},
         {"compression_config": {"format": "dense"}},
         {"text_config": {"quantization_config": {"load_in_4bit": True}}},
     ],
@@ -165,7 +166,7 @@ def test_a_dtype_of_few_bits_is_called_quantised(tmp_path: Path) -> None:
     [
         (["pytorch_model.bin"], "pytorch_model.bin, a pickle", "save_pretrained"),
         (["tf_model.h5"], "tf_model.h5, in the format of another library", "save_pretrained"),
-        (["llama-Q4_K_M.gguf"], "llama-Q4_K_M.gguf, in the format of llama.cpp", "dequantise"),
+        (["llama-Q4.ggml"], "llama-Q4.ggml, in the format of llama.cpp", "dequantise"),
         (["unet.safetensors"], "it has unet.safetensors", "/unet.safetensors"),
         (["model-00001-of-00002.safetensors"], "1 shards.*without their index", "index"),
         (["adapter_model.safetensors"], "without adapter_config.json", "adapter_config"),
@@ -185,9 +186,15 @@ def test_files_in_place_of_a_model_are_named(
             align(a="org/name")
 
 
-@pytest.mark.parametrize("name", ["a.gguf", "a.bin", "a.txt"])
+@pytest.mark.parametrize("name", ["a.ggml", "a.bin", "a.txt"])
 def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"is not a \.safetensors file: it is") as caught:
         align(a=str(tmp_path / name))
-    assert ("dequantise" if name == "a.gguf" else "save_pretrained") in (caught.value.hint or "")
+    assert ("dequantise" if name == "a.ggml" else "save_pretrained") in (caught.value.hint or "")
+
+
+def test_gguf_names_the_plugin_that_reads_it() -> None:
+    kind = unsupported_kind("model-Q4_K_M.gguf")
+    assert kind is not None
+    assert "The plugin formats-quantised reads it" in kind[1]

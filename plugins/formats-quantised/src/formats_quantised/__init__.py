@@ -1,0 +1,1 @@
+"""Quantised checkpoints as weights of fusion-core, dequantised range by range."""

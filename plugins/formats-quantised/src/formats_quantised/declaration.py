@@ -1,0 +1,124 @@
+"""The declaration of a quantisation in `config.json`, and the stored tensors that it describes.
+
+Configurations and headers are untrusted: everything that an encoding relies on is checked here or
+where it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from reprlib import repr as shorten
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_core.errors import CheckpointError
+from fusion_core.weights import Origin, find_config_value, open_checkpoint, read_config, stamp_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fusion_core import TensorInfo
+    from fusion_core.weights import Location, WeightSource
+
+_CONFIG = "config.json"
+_KEYS = frozenset(("quantization_config",))
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A quantised checkpoint: its stored tensors and its declaration."""
+
+    stored: WeightSource
+    #: the value of `quantization_config`
+    settings: dict[str, Any]
+    #: the dtype in which the model computes, and in which tensors are decoded
+    dtype: torch.dtype
+    #: the configuration's file
+    declared_in: Origin
+
+    def setting(self, name: str, expected: type | tuple[type, ...], default: object = None) -> Any:  # noqa: ANN401 - JSON
+        """Return a setting; raise `CheckpointError` for one of another type."""
+        value = self.settings.get(name, default)
+        is_truth = isinstance(value, bool) and expected is int
+        if value is not None and (is_truth or not isinstance(value, expected)):
+            raise CheckpointError(
+                f"{self.stored.describe()}: {_CONFIG} has the invalid {name} {shorten(value)}",
+                hint="Save or download the model again.",
+            )
+        return value
+
+    def pairs(self, suffix: str) -> Iterator[tuple[str, TensorInfo]]:
+        """Yield each tensor whose name has a suffix, and its name without the suffix."""
+        for name, info in self.stored.infos.items():
+            if name.endswith(suffix) and name != suffix:
+                yield name.removesuffix(suffix), info
+
+    def info(self, name: str, *dtypes: torch.dtype) -> TensorInfo:
+        """Return the description of a stored tensor that has to have one of some dtypes."""
+        info = self.stored.infos.get(name)
+        if info is None:
+            raise self.error(name, "is missing")
+        if dtypes and info.dtype not in dtypes:
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise self.error(name, f"is {info.dtype}, expected {names}")
+        return info
+
+    def check_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
+        """Raise `CheckpointError` unless a stored tensor has one of some shapes."""
+        shape = self.info(name).shape
+        if shape not in shapes:
+            expected = " or ".join(str(list(shape)) for shape in shapes)
+            raise self.error(name, f"has shape {list(shape)}, expected {expected}")
+
+    def error(self, name: str, problem: str) -> CheckpointError:
+        """Return the error for a stored tensor that does not fit its declaration."""
+        return CheckpointError(
+            f"{self.stored.describe()}: tensor {name!r} {problem}",
+            hint="The model is damaged, or of a variant that formats-quantised does not read.",
+        )
+
+    def refuse(self, variant: str) -> CheckpointError:
+        """Return the error for a variant that is not read."""
+        return CheckpointError(
+            f"{self.stored.describe()}: {variant} is not supported, because its values have not "
+            "been compared with those of a reference library",
+            hint="Dequantise the model with the library that made it, or name the model that it "
+            "was made from.",
+        )
+
+
+def open_quantised(location: Location) -> Quantised:
+    """Open a checkpoint and read its declaration.
+
+    Raises `CheckpointError` for a configuration without a quantisation.
+    """
+    path = location.directory / _CONFIG
+    config = read_config(path)
+    settings = find_config_value(config, _KEYS)
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{location.name}: expected a quantization_config in {_CONFIG}")
+    content = json.dumps(config, sort_keys=True).encode()
+    declared_in = Origin(
+        files={_CONFIG: {"content_sha256": hashlib.sha256(content).hexdigest()}},
+        stamps={path: stamp_of(path.stat())},
+    )
+    return Quantised(open_checkpoint(location), settings, _dtype_of(config, location), declared_in)
+
+
+def _dtype_of(config: dict[str, Any], location: Location) -> torch.dtype:
+    """Return the dtype that a configuration names, bfloat16 if it names none."""
+    name = find_config_value(config, frozenset(("dtype", "torch_dtype"))) or "bfloat16"
+    if not isinstance(name, str) or name.removeprefix("torch.") not in _DTYPES:
+        raise CheckpointError(
+            f"{location.name}: {_CONFIG} has the dtype {shorten(name)}, expected "
+            f"{', '.join(_DTYPES)}"
+        )
+    return _DTYPES[name.removeprefix("torch.")]

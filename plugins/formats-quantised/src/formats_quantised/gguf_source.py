@@ -1,0 +1,183 @@
+"""GGUF files of llama.cpp, with the names and shapes of transformers.
+
+Blocks are dequantised by the `gguf` package itself and rounded to one dtype.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from formats_quantised.encodings import RowEncoding
+from formats_quantised.gguf_header import parse_gguf
+from formats_quantised.gguf_names import UNUSED, count_heads, rename
+from formats_quantised.source import DequantisedSource
+from fusion_core import TensorInfo
+from fusion_core.errors import CheckpointError
+from fusion_core.weights import (
+    FileSource,
+    StoredTensor,
+    find_config_value,
+    read_config,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from formats_quantised.encodings import Rectangle
+    from formats_quantised.gguf_header import Entry, GgufHeader
+    from fusion_core.weights import Location, WeightSource
+
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+#: Types that are plain numbers.
+_PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
+
+
+class GgufFiles(FileSource):
+    """The bytes of the tensors in one GGUF file, or in all shards of one model."""
+
+    def find_tensors(self) -> Iterator[StoredTensor]:
+        """Yield the bytes of each tensor."""
+        self.headers: dict[str, GgufHeader] = {}
+        self.entries: dict[str, Entry] = {}
+        for file in _find_files(self.location):
+            header = self.headers[file] = parse_gguf(self.open(file))
+            for entry in header.entries:
+                block, size = _block_of(entry.kind)
+                if not entry.shape or entry.shape[-1] % block:
+                    raise ValueError(f"tensor {entry.name!r} has shape {entry.shape}")
+                info = TensorInfo("", entry.shape, torch.uint8)
+                count = info.numel // block * size
+                self.entries[entry.name] = entry
+                info = TensorInfo(entry.name, (count,), torch.uint8)
+                yield StoredTensor(file, info, header.start + entry.offset)
+
+
+@dataclass(frozen=True)
+class GgufTensor(RowEncoding):
+    """A tensor of blocks, whose rows may be in the order of llama.cpp."""
+
+    #: the name and the type in the file
+    stored_name: str
+    kind: int
+    #: the heads whose rows are permuted
+    heads: int | None
+
+    def read_rectangle(self, stored: WeightSource, part: Rectangle) -> torch.Tensor:
+        """Dequantise the blocks that a part touches."""
+        block, size = _block_of(self.kind)
+        first, last = part.left // block, -(-part.right // block)
+        row_bytes = self.width // block * size
+        begin, end = first * size, last * size
+
+        def read(top: int, bottom: int) -> torch.Tensor:
+            start, stop = top * row_bytes + begin, (bottom - 1) * row_bytes + end
+            return stored.read(self.stored_name, start, stop)
+
+        if self.heads is None:
+            octets = read(part.top, part.bottom)
+        else:
+            rows = map(self._permuted, range(part.top, part.bottom))
+            octets = torch.cat([read(row, row + 1) for row in rows])
+        values = _dequantise(octets, self.kind).view(part.bottom - part.top, -1)
+        offset = part.left - first * block
+        return values[:, offset : offset + part.right - part.left]
+
+    def _permuted(self, row: int) -> int:
+        """Return the position in the file of a row."""
+        assert self.heads is not None  # noqa: S101 - the caller looked
+        half = self.info.shape[0] // self.heads // 2
+        head, inner = divmod(row, 2 * half)
+        part, pair = divmod(inner, half)
+        return head * 2 * half + 2 * pair + part
+
+
+def open_gguf(location: Location) -> DequantisedSource:
+    """Open a GGUF file, or a directory with one file or with all shards of a model."""
+    files = GgufFiles(location)
+    header = next(iter(files.headers.values()))
+    dtype = _dtype_of(location, files)
+    encodings: list[GgufTensor] = []
+    for name, entry in files.entries.items():
+        if name in UNUSED:
+            continue
+        heads = count_heads(name, header, entry.shape[0], location.name)
+        info = TensorInfo(rename(name, header, location.name), entry.shape, dtype)
+        encodings.append(GgufTensor(info, name, entry.kind, heads))
+    kinds = sorted({_name_of(encoding.kind) for encoding in encodings})
+    return DequantisedSource(
+        files, encodings, used=files.entries, label=f"GGUF of {', '.join(kinds)}"
+    )
+
+
+def _find_files(location: Location) -> list[str]:
+    """Return the single GGUF file of a model, or all of its shards."""
+    files = location.matching("*.gguf")
+    shards = [match for match in map(_SHARD.fullmatch, files) if match is not None]
+    if len(files) == 1 and not shards:
+        return files
+    if len({(match[1], match[3]) for match in shards}) == 1 and len(shards) == len(files):
+        if sorted(int(match[2]) for match in shards) == [*range(1, int(shards[0][3]) + 1)]:
+            return files
+        raise CheckpointError(
+            f"{location.name} has {len(shards)} of {int(shards[0][3])} GGUF shards",
+            hint="Name the directory with all shards.",
+        )
+    raise CheckpointError(
+        f"{location.name} holds {len(files)} GGUF files: {', '.join(files[:4])}",
+        hint="Name one of them: DIRECTORY/FILE.gguf",
+    )
+
+
+def _dtype_of(location: Location, files: GgufFiles) -> torch.dtype:
+    """Return the dtype that a configuration names, or that of most values, if they are plain."""
+    path = location.path / "config.json"
+    if location.path.is_dir() and path.is_file():
+        config = read_config(path)
+        name = find_config_value(config, frozenset(("dtype", "torch_dtype")))
+        names = {str(dtype).removeprefix("torch."): dtype for dtype in _PLAIN.values()}
+        return names.get(str(name).removeprefix("torch."), torch.bfloat16)
+    counts: dict[torch.dtype | None, int] = {}
+    for entry in files.entries.values():
+        kind = _PLAIN.get(entry.kind)
+        counts[kind] = counts.get(kind, 0) + TensorInfo("", entry.shape, torch.uint8).numel
+    return max(counts, key=lambda kind: counts[kind], default=None) or torch.bfloat16
+
+
+@cache
+def _block_of(kind: int) -> tuple[int, int]:
+    """Return the elements and the bytes of a block.
+
+    Raises `CheckpointError` for a type that the installed `gguf` does not dequantise.
+    """
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        elements, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        _dequantise(torch.zeros(size, dtype=torch.uint8), kind)
+    except (ValueError, KeyError, NotImplementedError):
+        raise CheckpointError(
+            f"the GGUF type {kind} is not supported: the installed package gguf does not read it",
+            hint="Update it: pip install --upgrade gguf",
+        ) from None
+    return elements, size
+
+
+def _name_of(kind: int) -> str:
+    from gguf import GGMLQuantizationType
+
+    return GGMLQuantizationType(kind).name
+
+
+def _dequantise(octets: torch.Tensor, kind: int) -> torch.Tensor:
+    """Return the values of some blocks in fp32."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    with np.errstate(all="ignore"):  # the core reports weights that are not finite
+        return torch.from_numpy(dequantize(octets.numpy(), GGMLQuantizationType(kind)))

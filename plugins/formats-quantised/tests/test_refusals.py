@@ -1,0 +1,158 @@
+"""Variants without a tested reference, and damaged checkpoints: refused with a clear error."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from gguf_models import write_gguf
+from references import VALUES, read_reference
+
+from fusion_core import find_model
+from fusion_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def refusal(directory: Path, case: str, **changes: Any) -> str:
+    """Write a stored checkpoint with changed settings or tensors and return the error."""
+    reference = read_reference(VALUES / f"{case}.safetensors")
+    for name, value in changes.items():
+        if isinstance(value, torch.Tensor) or value is torch.Tensor:
+            full = next(known for known in reference.tensors if known.endswith(name))
+            del reference.tensors[full]
+            if value is not torch.Tensor:
+                reference.tensors[full] = value
+        else:
+            reference.config[name] = value
+    reference.write(directory)
+    with pytest.raises(CheckpointError) as caught:
+        source = find_model(str(directory), "model").open()
+        for name in source.infos:
+            source.tensor(name)
+    assert caught.value.hint or "JSON" in caught.value.message
+    return str(caught.value.message)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "says"),
+    [
+        ("gptq-4", {"checkpoint_format": "marlin"}, "the checkpoint_format 'marlin' is not supp"),
+        ("awq", {"version": "gemv"}, "the layout 'gemv'"),
+        ("awq", {"bits": 8}, "and 8 bits is not supported"),
+        ("pack-group", {"format": "marlin-24"}, "the format 'marlin-24' is not supported"),
+        ("nvfp4", {"transform_config": {"u": 1}}, "transform_config is not supported"),
+        ("pack-group", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
+        ("pack-group", {"config_groups": {"g": {"weights": 3}}}, "a group of config_groups"),
+        ("pack-group", {"config_groups": {}}, "num_bits other than"),
+        ("float-channel", {"config_groups": {}}, "no group of config_groups explains"),
+        ("float-channel", {"config_groups": [1]}, "the invalid config_groups"),
+        ("fp8-blocks", {"weight_scale_inv": torch.ones(3)}, "has shape [3], expected [2, 2]"),
+        ("fp8-blocks", {"weight_block_size": [16, 16]}, "expected [2, 4]"),
+        ("gptq-4", {"g_idx": torch.Tensor}, "g_idx' is missing"),
+        ("gptq-4", {"g_idx": torch.full((64,), 2, dtype=torch.int32)}, "names groups from 2 to 2"),
+        ("gptq-4", {"g_idx": torch.full((64,), -1, dtype=torch.int32)}, "groups from -1 to -1"),
+        ("gptq-4", {"g_idx": torch.zeros(60, dtype=torch.int32)}, "for 60 inputs"),
+        ("gptq-4", {"qzeros": torch.zeros(2, 3, dtype=torch.int32)}, "expected [2, 4]"),
+        ("awq", {"scales": torch.zeros(3, 32).half()}, "3 groups, which do not divide 64 inputs"),
+        ("awq", {"qzeros": torch.zeros(1, 4)}, "is torch.float32, expected int32"),
+        ("nf4", {"absmax": torch.ones(3)}, "has shape [3], expected [32]"),
+        ("nf4-nested", {"nested_absmax": torch.ones(2)}, "has shape [2], expected [1]"),
+        ("nf4", {"weight": torch.ones(9, 1, dtype=torch.uint8)}, "has 9 bytes for shape [32, 64]"),
+        ("nf4", {"__nf4": torch.zeros(9000, dtype=torch.uint8)}, "expected at most 4096"),
+        ("nf4", {"__nf4": torch.tensor([*b'{"shape": [1, -2]}'])}, "is torch.int64, expected ui"),
+        ("nf4", {"__nf4": torch.tensor([*b"{"], dtype=torch.uint8)}, "malformed JSON"),
+        (
+            "nf4",
+            {"__nf4": torch.tensor([*b'{"shape": [8, true]}'], dtype=torch.uint8)},
+            "has an invalid shape",
+        ),
+        ("int8-rows", {"SCB": torch.ones(31)}, "has shape [31], expected [32]"),
+        ("mxfp4", {"_scales": torch.ones(3, 32, 1, dtype=torch.uint8)}, "expected [3, 32, 2]"),
+        ("pack-group", {"weight_shape": torch.tensor([32, 2**40])}, "does not fit"),
+        ("pack-group", {"weight_shape": torch.tensor([-1, -1])}, "does not fit"),
+    ],
+)
+def test_what_is_not_known_is_refused(
+    case: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    assert says in refusal(tmp_path / "model", case, **changes)
+
+
+def test_a_weight_that_is_stored_twice_is_refused(tmp_path: Path) -> None:
+    reference = read_reference(VALUES / "gptq-4.safetensors")
+    (name,) = reference.expected
+    reference.tensors[name] = torch.ones(3)
+    reference.write(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="stored both quantised and plain"):
+        find_model(str(tmp_path / "model"), "model").open()
+
+
+def test_a_declaration_without_quantised_tensors_is_refused(tmp_path: Path) -> None:
+    for case in ("fp8-blocks", "pack-group", "mxfp4", "nf4", "gptq-4", "awq"):
+        reference = read_reference(VALUES / f"{case}.safetensors")
+        reference.tensors = {"weight": torch.ones(2, 2)}
+        reference.write(tmp_path / "model")
+        with pytest.raises(CheckpointError, match=r"expected tensors in .*, found none"):
+            find_model(str(tmp_path / "model"), "model").open()
+
+
+def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
+    reference = read_reference(VALUES / "fp8-blocks.safetensors")
+    reference.dtype = "float8"
+    reference.write(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="has the dtype 'float8', expected bfloat16"):
+        find_model(str(tmp_path / "model"), "model").open()
+
+
+def test_an_unknown_method_is_refused_by_name(tmp_path: Path) -> None:
+    from fusion_core import AlignmentPolicy, CheckpointsConfig, CheckpointsPool
+
+    reference = read_reference(VALUES / "awq.safetensors")
+    reference.config["quant_method"] = "aqlm"
+    reference.write(tmp_path / "model")
+    pool = CheckpointsPool(CheckpointsConfig(models={"a": str(tmp_path / "model")}))
+    with pytest.raises(CheckpointError, match="has a quantization_config of 'aqlm'"):
+        pool.aligned(AlignmentPolicy())
+
+
+def test_gguf_of_another_architecture_or_a_mixture_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", "llama", ["F16"])
+    content = (tmp_path / "a.gguf").read_bytes()
+    for old, new, says in (
+        (b"ffn_up", b"ffn_xx", r"tensor 'blk\.0\.ffn_xx\.weight' of the architecture llama is not"),
+        (b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0mamba", "the architecture 'mamba'"),
+        (b"llama.attention.head_count_kv", b"llama.attention.head_count_xx", None),
+        (
+            b"llama.attention.head_count\x04",
+            b"llama.attention.head_xxxxx\x04",
+            "head_count is None",
+        ),
+    ):
+        (tmp_path / "b.gguf").write_bytes(content.replace(old, new))
+        if says is not None:
+            with pytest.raises(CheckpointError, match=says):
+                find_model(str(tmp_path / "b.gguf"), "model").open()
+
+
+def test_gguf_shards_are_read_together_or_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m-00001-of-00002.gguf", "llama", ["F16"])
+    with pytest.raises(CheckpointError, match="has 1 of 2 GGUF shards"):
+        find_model(str(tmp_path), "model").open()
+    write_gguf(tmp_path / "other.gguf", "llama", ["F16"])
+    with pytest.raises(CheckpointError, match="holds 2 GGUF files"):
+        find_model(str(tmp_path), "model").open()
+
+
+def test_settings_are_those_of_the_file(tmp_path: Path) -> None:
+    """A nested configuration counts, as of models with a language part."""
+    reference = read_reference(VALUES / "fp8-blocks.safetensors")
+    reference.write(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({"text_config": json.loads(path.read_text())}))
+    source = find_model(str(tmp_path / "model"), "model").open()
+    (name,) = reference.expected
+    assert torch.equal(source.tensor(name), reference.expected[name])

@@ -1,0 +1,146 @@
+"""Values of every format against those that its reference library read, bit by bit.
+
+The files in `values` name the library's version. transformers and gguf are asked again.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf_models import write_gguf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from references import CASES, VALUES, read_reference
+from transformers import AutoModelForCausalLM
+
+from formats_quantised.encodings import BandCache, RowEncoding, unpack_bits
+from formats_quantised.gguf_source import GgufTensor
+from fusion_core import TensorInfo, find_model
+from fusion_core.weights import StateDictSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from formats_quantised.encodings import Rectangle
+    from fusion_core.weights import WeightSource
+
+
+def assert_same_values(source: WeightSource, expected: dict[str, torch.Tensor]) -> None:
+    """Compare whole tensors and ranges at odd offsets."""
+    assert source.infos.keys() == expected.keys()
+    choice = random.Random(0)
+    for name, tensor in expected.items():
+        info, flat = source.infos[name], tensor.reshape(-1)
+        assert (info.shape, info.dtype) == (tuple(tensor.shape), tensor.dtype)
+        assert torch.equal(source.tensor(name).view(torch.uint8), tensor.view(torch.uint8))
+        for _ in range(20):
+            start, stop = sorted(choice.choices(range(info.numel + 1), k=2))
+            assert torch.equal(source.read(name, start, stop), flat[start:stop])
+
+
+def test_every_case_is_stored() -> None:
+    assert {path.stem for path in VALUES.glob("*.safetensors")} == CASES.keys()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_are_those_of_the_reference_library(case: str, tmp_path: Path) -> None:
+    reference = read_reference(VALUES / f"{case}.safetensors")
+    reference.write(tmp_path / "model")
+    source = find_model(str(tmp_path / "model"), "model").open()
+    assert_same_values(source, reference.expected)
+    assert source.origin is not None
+    assert "1 of 1 tensors" in source.origin.decoded_from
+
+
+@pytest.mark.parametrize("case", ["fp8-blocks", "fp8-tensor", "mxfp4", "mxfp4-half"])
+def test_values_are_those_of_transformers(case: str, tmp_path: Path) -> None:
+    reference = CASES[case]((1, 96, 128))
+    reference.write(tmp_path / "model")
+    source = find_model(str(tmp_path / "model"), "model").open()
+    assert_same_values(source, {n: t.contiguous() for n, t in reference.expected.items()})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kinds"),
+    [
+        ("llama", ["F32"]),
+        ("llama", ["Q4_K", "Q8_0", "Q6_K"]),
+        ("qwen2", ["Q8_0", "Q4_0", "F16"]),
+        ("qwen3", ["Q5_K", "BF16", "Q8_0"]),
+    ],
+)
+def test_gguf_has_the_names_and_values_of_transformers(
+    architecture: str, kinds: list[str], tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "model.gguf", architecture, kinds)
+    expected = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", dtype=torch.float32
+    ).state_dict()
+    source = find_model(str(tmp_path / "model.gguf"), "model").open()
+    dtype = torch.float32 if kinds == ["F32"] else torch.bfloat16
+    assert_same_values(source, {name: tensor.to(dtype) for name, tensor in expected.items()})
+
+
+@pytest.mark.parametrize("kind", [k for k in gguf.GGMLQuantizationType if k not in (0, 1)])
+def test_gguf_types_are_dequantised_by_gguf_or_refused(kind: gguf.GGMLQuantizationType) -> None:
+    random = np.random.default_rng(kind)
+    shape = gguf.quants.quant_shape_to_byte_shape((6, 512), kind)
+    octets = random.integers(0, 256, shape).astype(np.uint8)
+    tensor = GgufTensor(TensorInfo("w", (6, 512), torch.float32), "w", kind, None)
+    stored = StateDictSource({"w": torch.from_numpy(octets).reshape(-1)}, label="blocks")
+    try:
+        with np.errstate(all="ignore"):
+            expected = torch.from_numpy(gguf.quants.dequantize(octets, kind))
+    except NotImplementedError:
+        with pytest.raises(Exception, match="is not supported"):
+            tensor.read(stored, 0, 512, BandCache())
+        return
+    for start, stop in ((0, 6 * 512), (100, 1600), (511, 513), (700, 701)):
+        values = tensor.read(stored, start, stop, BandCache())
+        assert torch.equal(values.nan_to_num(7), expected.reshape(-1)[start:stop].nan_to_num(7))
+
+
+@dataclass(frozen=True)
+class _Counting(RowEncoding):
+    """The numbers from 0 on; it records the rectangles that it is asked for."""
+
+    parts: list[Rectangle]
+
+    def read_rectangle(self, stored: WeightSource, part: Rectangle) -> torch.Tensor:
+        self.parts.append(part)
+        whole = torch.arange(self.info.numel).view(self.info.shape)
+        return whole[part.top : part.bottom, part.left : part.right]
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_range_is_cut_into_whole_rows_and_parts_of_one_row(
+    rows: int, width: int, data: st.DataObject
+) -> None:
+    start, stop = sorted(data.draw(st.integers(0, rows * width)) for _ in range(2))
+    encoding = _Counting(TensorInfo("w", (rows, width), torch.int64), [])
+    values = encoding.read(None, start, stop, BandCache())
+    assert values.tolist() == list(range(start, stop))
+    assert len(encoding.parts) <= 3
+    for part in encoding.parts:
+        assert part.bottom - part.top == 1 or (part.left, part.right) == (0, width)
+
+
+@given(st.sampled_from([2, 4, 8]), st.integers(1, 5), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_bits_are_unpacked_from_the_lowest_on(bits: int, words: int, seed: int) -> None:
+    choice = random.Random(seed)
+    codes = [[choice.randrange(2**bits) for _ in range(words * 32 // bits)] for _ in range(3)]
+    packed = []
+    for row in codes:
+        whole = sum(code << bits * position for position, code in enumerate(row))
+        packed.append(list(whole.to_bytes(4 * words, "little")))
+    tensor = torch.tensor(packed, dtype=torch.uint8).view(torch.int32)
+    assert unpack_bits(tensor, bits).tolist() == codes
+    assert unpack_bits(tensor.T.contiguous().T, bits).tolist() == codes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from formats_dcp.items import find_values
 from formats_dcp.metadata import parse_metadata
-from formats_dcp.naming import select_model, summarise
+from formats_dcp.naming import count_parts, select_model
 from formats_dcp.plugin import FOLDERS
 from formats_dcp.shards import ShardedSource, ShardFiles, StoredBox
 from fusion_core.errors import CheckpointError
@@ -51,7 +51,7 @@ class DistcpFiles(ShardFiles):
         model, others = select_model(entries, self.describe())
         self._shapes = {name: entry.shape for name, entry in model.items()}
         self._present = {*self.location.matching(f"{folder}*.distcp")}
-        self._left_out = summarise([*others, *objects])
+        self._left_out = count_parts(others, objects)
         if self._left_out:
             _say_once(f"distributed checkpoints: read the model, left out {self._left_out}")
         for name, entry in model.items():

@@ -30,7 +30,7 @@ _MODEL = ("model", "state_dict", "module", "app")
 
 
 def select_model(entries: Iterable[Entry], label: str) -> tuple[dict[str, Entry], list[str]]:
-    """Return the model's tensors by name, and the full names of all others.
+    """Return the model's tensors by name, and for each other tensor the part that it belongs to.
 
     Raises `CheckpointError` if the checkpoint holds no model, several models, or a name twice.
     """
@@ -38,7 +38,7 @@ def select_model(entries: Iterable[Entry], label: str) -> tuple[dict[str, Entry]
     others = []
     for entry in entries:
         if _TRAINER.match(".".join(entry.path)) or _is_trainers(entry):
-            others.append(entry.name)
+            others.append(_part_of(entry))
             continue
         *group, name = entry.path
         tensors = groups.setdefault(tuple(group), {})
@@ -48,14 +48,25 @@ def select_model(entries: Iterable[Entry], label: str) -> tuple[dict[str, Entry]
     chosen = _choose(groups, label)
     for group, tensors in groups.items():
         if group != chosen:
-            others += [entry.name for entry in tensors.values()]
+            others += [_part_of(entry) for entry in tensors.values()]
     return groups[chosen], others
 
 
-def summarise(names: Iterable[str]) -> str:
-    """Return names counted by their first part: `optim (24), step (1)`."""
-    counts = Counter(re.split(r"[./]", name)[0] for name in names)
-    return ", ".join(f"{name} ({count})" for name, count in counts.items())
+def count_parts(tensors: Iterable[str], objects: Iterable[str]) -> str:
+    """Return the parts that were left out with their counts: `optim (24), step (1)`.
+
+    `tensors` are parts, `objects` the names of objects that are no tensors.
+    """
+    counts = Counter([*tensors, *(re.split(r"[./]", name)[0] for name in objects)])
+    return ", ".join(f"{part} ({count})" for part, count in counts.items())
+
+
+def _part_of(entry: Entry) -> str:
+    """Return the keys down to the one that tells the trainer's tensors from the model's."""
+    for depth, level in enumerate(entry.path[:-1], 1):
+        if _TRAINER.fullmatch(level):
+            return ".".join(entry.path[:depth])
+    return ".".join(entry.path[:-1]) or re.split(r"[./]", entry.name)[0]
 
 
 def _is_trainers(entry: Entry) -> bool:

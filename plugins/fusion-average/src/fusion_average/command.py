@@ -135,7 +135,6 @@ def average(
         last=algorithm.get("last", last),
         allow_gaps=allow_gaps,
     )
-    _allow_many_files()
     recipe = _compose_recipe(algorithm, selected, tasks, base=base, side_files=side_files)
     recipe = override({**recipe, "output": {"path": output}}, assignments or [])
     planned = plan(
@@ -243,11 +242,3 @@ def _print_weights(planned: Plan, selected: Sequence[Checkpoint], *, as_json: bo
         for row in rows
     ]
     print_table(["step", "weight", "checkpoint"], cells)
-
-
-def _allow_many_files() -> None:
-    """Raise the limit on open files to what the system allows: each shard is one."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -204,5 +204,3 @@ def test_a_greedy_soup_keeps_what_improves_the_average(tasks: type[Nearnesses]) 
     chose_on_test = tasks is Nearnesses
     assert len(context.warnings) == chose_on_test
     assert (context.tasks is whole) == chose_on_test
-        [1, True] if tasks is Nearnesses else [0, False]
-    )

@@ -37,7 +37,7 @@ def test_tensors_of_four_ranks_are_whole(saved: str, expected: str, ranks: Path)
     for name, tensor in tensors.items():
         assert torch.equal(source.tensor(name), tensor)
         assert source.infos[name].dtype == tensor.dtype
-        for start, stop in product(range(tensor.numel() + 1), repeat=2):
+        for start, stop in product(range(0, tensor.numel() + 1, 4), repeat=2):
             if start <= stop:
                 part = source.read(name, start, stop)
                 assert torch.equal(part, tensor.flatten()[start:stop])

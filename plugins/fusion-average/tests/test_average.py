@@ -18,11 +18,8 @@ from fusion_average.config import GreedySoupConfig, RunAverageConfig
 from fusion_average.greedy import GreedySoup
 from fusion_average.run_average import RunAverage
 from fusion_core import (
-    CheckpointsConfig,
-    CheckpointsPool,
     ComponentConfig,
     Measured,
-    RunContext,
     Task,
     TaskPool,
     run_fusion,
@@ -74,7 +71,7 @@ def test_an_average_is_written_with_weights_recipe_and_the_newest_side_files(
     assert weights == pytest.approx({"step-200": 0.25, "step-300": 0.5, "step-400": 0.25})
     recipe = load_recipe(tmp_path / "out" / "recipe.yaml")
     assert [*recipe["model_pool"]["models"]] == ["step-400", "step-300", "step-200"]
-    again = run_fusion(**{**recipe, "output": {"path": None}})
+    again = run_fusion(algorithm=recipe["algorithm"], model_pool=recipe["model_pool"], output=None)
     assert torch.equal(again.weights.tensor("w"), tensors["w"])
 
 
@@ -187,20 +184,28 @@ class Halved(Nearnesses):
         return Halved(ComponentConfig()), other
 
 
-@pytest.mark.parametrize("tasks", [Nearnesses, Halved])
-def test_a_greedy_soup_keeps_what_improves_the_average(tasks: type[Nearnesses]) -> None:
-    def layer(*diagonal: float) -> nn.Module:
-        module = nn.Linear(2, 2, bias=False)
-        module.weight.data = torch.diag(torch.tensor(diagonal))
-        return module
+def layer(*diagonal: float) -> nn.Module:
+    module = nn.Linear(2, 2, bias=False)
+    module.weight.data = torch.diag(torch.tensor(diagonal, dtype=torch.float32))
+    return module
 
+
+def test_a_greedy_soup_keeps_what_improves_the_average_on_its_half() -> None:
     models = {"far": layer(9, 9), "a": layer(1, 2), "b": layer(1, 0), "c": layer(4, 1)}
-    pool = CheckpointsPool(CheckpointsConfig(models=models))
     method = GreedySoup(GreedySoupConfig())
-    whole = tasks(ComponentConfig())
-    context = RunContext(tasks=method.tasks(whole))
-    merged = method.run(pool, context)
-    assert torch.equal(merged.tensor("weight"), torch.eye(2))  # a and b, whose mean is best
-    chose_on_test = tasks is Nearnesses
-    assert len(context.warnings) == chose_on_test
-    assert (context.tasks is whole) == chose_on_test
+    method.uses_tasks = True
+    result = run_fusion(
+        algorithm=method,
+        model_pool={"name": "checkpoints", "models": models},
+        task_pool=Halved(ComponentConfig()),
+        output=None,
+    )
+    assert torch.equal(result.weights.tensor("weight"), torch.eye(2))  # the mean of a and b
+    assert result.report is not None
+    distance = 2 * 2**0.5  # from three times the identity, which the other half measures
+    assert result.report.average == pytest.approx(1 / (1 + distance))
+
+
+def test_a_greedy_soup_refuses_to_choose_on_what_is_measured() -> None:
+    with pytest.raises(FusionError, match="has no halves of its test examples"):
+        GreedySoup(GreedySoupConfig()).tasks(Nearnesses(ComponentConfig()))

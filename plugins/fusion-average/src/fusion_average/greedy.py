@@ -25,8 +25,7 @@ class GreedySoup(Algorithm[GreedySoupConfig]):
     metrics.
     Options: none.
     Data: labels of test examples. The method chooses on one half, and the result is measured on the
-    other one (`TaskPool.halves`). If the pool has no halves, it chooses on the measured examples,
-    which inflates the reported score, and warns.
+    other one. Raises `RecipeError` for a task pool without halves (`TaskPool.halves`).
     Difference: the authors choose on held-out validation data.
     Shapes: any. Cost: two evaluations per expert. A base takes no part.
     """
@@ -36,26 +35,18 @@ class GreedySoup(Algorithm[GreedySoupConfig]):
 
     def tasks(self, pool: TaskPool[Any]) -> TaskPool[Any]:
         """Keep one half of the test examples to choose on; return the other."""
-        try:
-            self._choosing, measured = pool.halves()
-        except RecipeError:
-            return pool
+        self._choosing, measured = pool.halves()
         return measured
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Choose experts, and return their lazy mean; raises `RecipeError` for mixed metrics."""
-        tasks = self._choosing or context.tasks
-        if tasks is None:
-            raise RecipeError("greedy-soup needs tasks", hint="Name a task pool with --task-pool.")
         if self._choosing is None:
-            context.warn(
-                "greedy-soup chose models on the examples that the result is measured on, which "
-                "inflates its score"
-            )
+            raise RecipeError("greedy-soup needs tasks", hint="Name a task pool with --task-pool.")
+        tasks = self._choosing
         names, chosen = [*pool.experts], []
         scores = {name: self._score([name], pool, tasks, context) for name in names}
         best = float("-inf")
-        for step, name in enumerate(sorted(names, key=lambda name: -scores[name])):
+        for step, name in enumerate(sorted(names, key=lambda name: (-scores[name], name))):
             score = self._score([*chosen, name], pool, tasks, context) if chosen else scores[name]
             if score >= best:
                 chosen, best = [*chosen, name], score

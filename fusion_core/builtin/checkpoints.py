@@ -138,7 +138,9 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         super().__init__(config)
         self._side_directory: Path | None = None
         if config.side_files is not None:
-            self._side_directory = check_side_files(config.side_files, *self.more_files)
+            self._side_directory = check_side_files(
+                config.side_files, "model_pool.side_files", *self.more_files
+            )
         self._base = None if config.base is None else self._find(config.base, "base", "base")
         self._models = {
             name: self._find(given, name, f"models.{name}") for name, given in config.models.items()

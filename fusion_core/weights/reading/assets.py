@@ -104,8 +104,8 @@ def list_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
     return dict(_list_members(directory, (*SIDE_FILES, *more)))
 
 
-def check_side_files(directory: str, *more: str) -> Path:
-    """Return the directory that the option `side_files` names.
+def check_side_files(directory: str, option: str, *more: str) -> Path:
+    """Return a directory of side files, which an option names.
 
     Raises `CheckpointError` if it is missing or holds no side files.
     """
@@ -114,7 +114,7 @@ def check_side_files(directory: str, *more: str) -> Path:
         return path
     problem = "has no config.json or tokenizer" if path.is_dir() else "is not a directory"
     raise CheckpointError(
-        f"model_pool.side_files: {directory} {problem}",
+        f"{option}: {directory} {problem}",
         hint="Name a directory with the models' config.json, such as one of save_pretrained.",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from formats_dcp.naming import count_parts, select_model
 from formats_dcp.plugin import FOLDERS
 from formats_dcp.shards import ShardedSource, ShardFiles, StoredBox
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading.untrusted_json import HEADER_VARIABLE, largest_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
     from fusion_core.weights import Location
 
 METADATA = ".metadata"
-#: The share of `FUSION_LARGEST_HEADER` that metadata may take: its objects take thirty times the
-#: bytes of their text.
-_SHARE = 1 / 3
+#: The most bytes of metadata, enough for about 45,000 shards. Its objects take thirty times the
+#: bytes of their text. The core's variable for larger headers raises the limit.
+LARGEST = 2**23
+_VARIABLE = "FUSION_LARGEST_HEADER"
 
 
 class DcpSource(ShardedSource):
     """The model in a distributed checkpoint, without its optimizer.
 
     It needs no process group, and reads `.metadata` without unpickling it. Tensors have the names
-    that they had in the state dict of the model. Whatever the trainer saved beside the model is
-    left out; a log message and the provenance say what.
+    that they had in the state dict of the model. Everything else that the trainer saved is left
+    out. A warning and the provenance say what.
 
     Raises `CheckpointError` for missing, replicated or overlapping shards, tensors that are not
     contiguous, and anything but the files that torch writes.
@@ -81,12 +82,13 @@ class DistcpFiles(ShardFiles):
         )
 
     def _read_metadata(self, folder: str) -> tuple[list[Entry], list[str]]:
-        header = self.open(f"{folder}{METADATA}")
-        limit = int(largest_header() * _SHARE)
-        if header.size > limit:
+        is_limited = not os.environ.get(_VARIABLE)
+        header = self.open(f"{folder}{METADATA}", LARGEST if is_limited else None)
+        if is_limited and header.size > LARGEST:
             raise CheckpointError(
-                f"{header.path}: expected at most {limit:,} bytes of metadata, got {header.size:,}",
-                hint=f"If you trust the file, set {HEADER_VARIABLE} to {3 * header.size + 3}.",
+                f"{header.path}: expected at most {LARGEST:,} bytes of metadata, got "
+                f"{header.size:,}",
+                hint=f"If you trust the file, set {_VARIABLE} to {header.size}.",
             )
         return parse_metadata(header.read(), str(header.path))
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from formats_dcp.metadata import Shard, Stored
-    from fusion_core.weights.reading.header import Header
+    from fusion_core.weights import Header
 
 #: The most bytes to read of an item to find its values: torch needs about 1,500.
 _LARGEST = 2**17

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from formats_dcp.shards import ShardedSource, ShardFiles, StoredBox
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import parse_json
-from fusion_core.weights.reading.format import parse_header
+from fusion_core.weights import parse_header, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

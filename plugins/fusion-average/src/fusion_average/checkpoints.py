@@ -42,30 +42,30 @@ def find_checkpoints(run: Path, pattern: str = "*") -> list[Checkpoint]:
         problem = "expected the directory of a run, found a file" if run.exists() else "missing"
         raise CheckpointError(f"{problem}: {run}")
     entries = sorted(entry for entry in run.iterdir() if fnmatchcase(entry.name, pattern))
-    found = [
+    checkpoints = [
         Checkpoint(step, entry)
         for entry in entries
         if (entry.is_dir() or entry.suffix == _SUFFIX) and (step := _step_of(entry)) is not None
     ]
-    if not found:
+    if not checkpoints:
         names = ", ".join(entry.name for entry in entries[:_SHOWN]) or "nothing"
         raise CheckpointError(
             f"{run} holds no checkpoints with step numbers; it holds {names}",
             hint="Expected directories such as checkpoint-1000, step_1000 or iter_0001000, or "
             "files such as step-1000.safetensors.",
         )
-    found.sort(key=lambda checkpoint: checkpoint.step)
-    for one, other in pairwise(found):
+    checkpoints.sort(key=lambda checkpoint: checkpoint.step)
+    for one, other in pairwise(checkpoints):
         if one.step == other.step:
             raise CheckpointError(
                 f"{run}: {one.path.name} and {other.path.name} are both of step {one.step}",
                 hint="Select one kind of name: --match 'checkpoint-*'.",
             )
-    return found
+    return checkpoints
 
 
 def select_checkpoints(
-    found: Sequence[Checkpoint],
+    checkpoints: Sequence[Checkpoint],
     *,
     window: tuple[int | None, int | None] = (None, None),
     every: int | None = None,
@@ -80,15 +80,15 @@ def select_checkpoints(
     begin, end = window
     selected = [
         checkpoint
-        for checkpoint in found
+        for checkpoint in checkpoints
         if (begin is None or checkpoint.step >= begin) and (end is None or checkpoint.step <= end)
     ]
     if not selected:
         raise CheckpointError(
             f"no checkpoints in --window {_spell(begin)}:{_spell(end)}",
-            hint=f"The run has the steps {found[0].step} to {found[-1].step}.",
+            hint=f"The run has the steps {checkpoints[0].step} to {checkpoints[-1].step}.",
         )
-    spacing = usual_spacing(checkpoint.step for checkpoint in found)
+    spacing = usual_spacing(checkpoint.step for checkpoint in checkpoints)
     if every is not None:
         final, spacing = selected[-1].step, every
         selected = [checkpoint for checkpoint in selected if (final - checkpoint.step) % every == 0]

@@ -32,7 +32,7 @@ class WeightedMean(Kernel):
 
     weights: tuple[float, ...]
     is_bounded: ClassVar[bool] = True
-    pieces_held: ClassVar[tuple[float, float]] = (5, 0)
+    pieces_held: ClassVar[tuple[float, float]] = (7, 0)
 
     def merge(self, piece: Piece) -> Tensor:
         """Add the experts in pool order."""
@@ -92,14 +92,14 @@ class RunAverage(Algorithm[RunAverageConfig]):
         given = self.config.steps
         if given is None:
             numbers = {name: _NUMBER.findall(name) for name in names}
-            without = [name for name, found in numbers.items() if not found]
+            without = [name for name, digits in numbers.items() if not digits]
             if without:
                 raise RecipeError(
                     f"algorithm.steps: missing, and the model {without[0]!r} has no step number",
                     hint="Name the models after their steps, such as step-1000, or give "
                     "algorithm.steps in the order of the models.",
                 )
-            steps = {name: int(found[-1]) for name, found in numbers.items()}
+            steps = {name: int(digits[-1]) for name, digits in numbers.items()}
         elif len(given) != len(names):
             raise RecipeError(
                 f"algorithm.steps has {len(given)} entries for {len(names)} models",

@@ -40,8 +40,8 @@ def select_model(entries: Iterable[Entry], label: str) -> tuple[dict[str, Entry]
         if _TRAINER.match(".".join(entry.path)) or _is_trainers(entry):
             others.append(_part_of(entry))
             continue
-        *group, name = entry.path
-        tensors = groups.setdefault(tuple(group), {})
+        name = entry.path[-1]
+        tensors = groups.setdefault(entry.path[:-1], {})
         if name in tensors:
             raise CheckpointError(f"{label}: tensor {name!r} is listed twice")
         tensors[name] = entry

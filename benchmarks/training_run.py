@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEPS, BEGIN, EVERY = 3000, 2000, 50
-RATE, BATCH, CONTEXT, WIDTH = 3e-3, 32, 64, 64
+RATE, BATCH, CONTEXT, WIDTH, HIDDEN = 3e-3, 128, 8, 16, 128
+#: Characters of each stretch of text.
+BLOCK = 2000
 _MODULES = ("argparse", "ast", "inspect", "pathlib", "statistics", "tarfile", "typing", "zipfile")
 CURVES: dict[str, Callable[[float], float]] = {
     "linear": lambda u: 1 - u,
@@ -47,24 +49,19 @@ AVERAGES: dict[str, dict[str, Any]] = {
 
 
 class CharacterModel(nn.Module):
-    """A transformer with two layers over the bytes of ASCII text."""
+    """A perceptron that predicts a character of ASCII text from those before it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tokens = nn.Embedding(128, WIDTH)
-        self.positions = nn.Embedding(CONTEXT, WIDTH)
-        layer = nn.TransformerEncoderLayer(
-            WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True
+        self.layers = nn.Sequential(
+            nn.Linear(CONTEXT * WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 128)
         )
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(WIDTH)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return scores of the next characters, of shape (batch, length, 128)."""
-        hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
-        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
-        hidden = self.norm(self.layers(hidden, mask=mask, is_causal=True))
-        return hidden @ self.tokens.weight.T
+        """Return scores of the next character, of shape (batch, 128)."""
+        scores: torch.Tensor = self.layers(self.tokens(tokens).flatten(1))
+        return scores
 
 
 @dataclass
@@ -110,7 +107,7 @@ class Data:
         """Return the batch of a step: the same in every run of a seed."""
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         starts = torch.randint(len(self.train) - CONTEXT, (BATCH, 1), generator=random)
-        return self.train[starts + torch.arange(CONTEXT)]
+        return self.train[starts + torch.arange(CONTEXT + 1)]
 
     @torch.no_grad()
     def measure(self, model: nn.Module) -> float:
@@ -122,9 +119,8 @@ class Data:
 
 
 def loss_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """Return the mean loss of predicting each character from those before it."""
-    scores = model(batch[:, :-1])
-    return nn.functional.cross_entropy(scores.flatten(0, 1), batch[:, 1:].flatten())
+    """Return the mean loss of predicting the last character from those before it."""
+    return nn.functional.cross_entropy(model(batch[:, :-1]), batch[:, -1])
 
 
 def load_data(seed: int) -> Data:
@@ -132,9 +128,10 @@ def load_data(seed: int) -> Data:
     folder = Path(sysconfig.get_path("stdlib"))
     text = "".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in _MODULES)
     characters = torch.frombuffer(bytearray(text.encode("ascii", "ignore")), dtype=torch.uint8)
-    rows = characters[: len(characters) // CONTEXT * CONTEXT].long().view(-1, CONTEXT)
-    blocks = torch.arange(len(rows)) // 20
-    return Data(rows[blocks % 10 != 0].flatten(), rows[blocks % 10 == 0], seed)
+    blocks = characters[: len(characters) // BLOCK * BLOCK].long().view(-1, BLOCK)
+    validates = torch.arange(len(blocks)) % 10 == 0
+    windows = blocks[validates].unfold(1, CONTEXT + 1, 8).flatten(0, 1)
+    return Data(blocks[~validates].flatten(), windows, seed)
 
 
 def run_seed(seed: int, folder: Path) -> dict[str, dict[int, float]]:

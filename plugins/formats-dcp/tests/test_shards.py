@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats_dcp.shards import check_tiling, intersect, split_range
@@ -74,6 +74,7 @@ def test_missing_metadata_is_named(ranks: Path, tmp_path: Path) -> None:
         find_model(str(tmp_path), "model").open()
 
 
+@settings(deadline=None)
 @given(Shapes, st.data())
 def test_a_range_is_cut_into_boxes_in_order(shape: tuple[int, ...], data: st.DataObject) -> None:
     whole = torch.arange(math.prod(shape)).reshape(shape)
@@ -85,6 +86,7 @@ def test_a_range_is_cut_into_boxes_in_order(shape: tuple[int, ...], data: st.Dat
     assert len(boxes) <= max(2 * len(shape) - 1, 1)
 
 
+@settings(deadline=None)
 @given(Shapes, st.randoms(use_true_random=False))
 def test_a_grid_tiles_a_tensor_and_any_change_is_noticed(
     shape: tuple[int, ...], rng: random.Random

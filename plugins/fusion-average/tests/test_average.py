@@ -18,6 +18,7 @@ from fusion_average.config import GreedySoupConfig, RunAverageConfig
 from fusion_average.greedy import GreedySoup
 from fusion_average.run_average import RunAverage
 from fusion_core import (
+    AdaptiveTask,
     ComponentConfig,
     Measured,
     Task,
@@ -30,6 +31,8 @@ from fusion_core.errors import FusionError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from fusion_core import Batch, Split
 
 
 @pytest.fixture
@@ -154,7 +157,7 @@ def test_many_models_give_the_bytes_of_a_weighted_average() -> None:
     assert torch.equal(streamed.weights.tensor("w"), reference.weights.tensor("w"))
 
 
-class Nearness(Task):
+class Nearness(AdaptiveTask):
     """How near a linear layer is to the identity; larger is better."""
 
     name = "nearness"
@@ -166,6 +169,12 @@ class Nearness(Task):
         weight = next(model.parameters()).detach()
         outcome = 1 / (1 + float((weight - self._scale * torch.eye(2)).norm()))
         return Measured({"nearness": outcome}, outcomes=[outcome])
+
+    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
+        raise NotImplementedError
+
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        raise NotImplementedError
 
 
 class Nearnesses(TaskPool[ComponentConfig]):

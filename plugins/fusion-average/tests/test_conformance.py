@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fusion_average import plugin
-from fusion_core import ComponentConfig, Measured, Task, TaskPool
+from fusion_core import AdaptiveTask, ComponentConfig, Measured, TaskPool
 from fusion_testing import AlgorithmSuite, CommandSuite
 
 if TYPE_CHECKING:
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
+
+    from fusion_core import Batch, Split
 
 SPECS = {spec.name: spec for spec in plugin.fusion_register_algorithms()}
 
@@ -27,7 +29,7 @@ class TestRunAverage(AlgorithmSuite):
         return SPECS["run-average"]
 
 
-class Size(Task):
+class Size(AdaptiveTask):
     """The size of a model's parameters; no data is read."""
 
     def __init__(self, name: str) -> None:
@@ -36,6 +38,12 @@ class Size(Task):
     def evaluate(self, model: nn.Module) -> Measured:
         sizes = [float(parameter.detach().norm()) for parameter in model.parameters()]
         return Measured({"size": sum(sizes)}, outcomes=[sum(sizes)])
+
+    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
+        raise NotImplementedError
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        raise NotImplementedError
 
 
 class Sizes(TaskPool[ComponentConfig]):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion_average.config import RunAverageConfig, Schedule
@@ -60,6 +60,7 @@ def test_weights_by_hand() -> None:
     assert ema_weights(3, 0.2) == pytest.approx([0.64, 0.16, 0.2])
 
 
+@settings(deadline=None)
 @given(Steps, st.sampled_from(get_args(Schedule)), st.integers(1, 1000), st.integers(0, 1000))
 def test_weights_are_a_decay_in_any_unit(
     steps: list[int], schedule: Schedule, scale: int, shift: int
@@ -73,6 +74,7 @@ def test_weights_are_a_decay_in_any_unit(
     assert moved == pytest.approx(weights, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 50), st.floats(0.01, 1))
 def test_ema_weights_are_those_of_the_recursion(count: int, factor: float) -> None:
     values = torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(count))

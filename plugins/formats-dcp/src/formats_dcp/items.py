@@ -80,7 +80,8 @@ def find_values(header: Header, stored: Stored, shard: Shard, dtype: torch.dtype
         raise CheckpointError(f"{where}: compressed or big-endian values are not supported")
     _check(where, tensor, shard, dtype, values.file_size)
     item.seek(values.header_offset + _LENGTHS)
-    names = sum(struct.unpack("<HH", item.read(4)))
+    name_length, extra_length = struct.unpack("<HH", item.read(4))
+    names = int(name_length) + int(extra_length)
     begin = values.header_offset + _HEADER + names
     if begin + values.file_size > stored.length:
         raise CheckpointError(f"{where}: its values end after the item")
@@ -91,7 +92,8 @@ def _check(
     where: str, tensor: dict[str, Any], shard: Shard, dtype: torch.dtype, nbytes: int
 ) -> None:
     """Raise `CheckpointError` unless a stored tensor is the shard that the metadata describes."""
-    expected, count = [], 1
+    expected: list[int] = []
+    count = 1
     for size in reversed(shard.sizes):
         expected.insert(0, count)
         count *= size

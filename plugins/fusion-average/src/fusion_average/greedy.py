@@ -43,7 +43,8 @@ class GreedySoup(Algorithm[GreedySoupConfig]):
         if self._choosing is None:
             raise RecipeError("greedy-soup needs tasks", hint="Name a task pool with --task-pool.")
         tasks = self._choosing
-        names, chosen = [*pool.experts], []
+        names = [*pool.experts]
+        chosen: list[str] = []
         scores = {name: self._score([name], pool, tasks, context) for name in names}
         best = float("-inf")
         for step, name in enumerate(sorted(names, key=lambda name: (-scores[name], name))):

@@ -1,6 +1,6 @@
 """Compare averages over one training run with runs that decay the learning rate.
 
-    python benchmarks/training_run.py --seeds 0 1 2 --picture docs/how-to/average-a-training-run.svg
+    python benchmarks/training_run.py --seeds 0 1 2 --picture curves.svg
 
 Each seed trains a small character language model on the sources of Python's standard library, at a
 constant learning rate, with a checkpoint every 50 steps. From the same step on, other runs see the

@@ -5,6 +5,7 @@ from fusion_core.cli.flags import trusted_names as trusted_names
 from fusion_core.cli.output import print_json as print_json
 from fusion_core.cli.output import print_table as print_table
 from fusion_core.cli.progress import progress_for as progress_for
+from fusion_core.cli.run import run_plan as run_plan
 from fusion_core.contracts.bootstrap import paired_bootstrap as paired_bootstrap
 from fusion_core.contracts.intervals import Intervals as Intervals
 from fusion_core.contracts.subject import Subject as Subject

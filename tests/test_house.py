@@ -84,4 +84,5 @@ def test_messages_of_the_core_name_no_option_of_a_plugin() -> None:
         for option in re.findall(r"(?:algorithm|model_pool|task_pool)\.(\w+)", node.value)
         if option not in SHARED and node.value != "algorithm.yaml"
     }
-    assert options == {("builtin/checkpoints.py", "base")}  # a plugin itself
+    plugin = "builtin/checkpoints.py"  # of the core
+    assert options == {(plugin, "base"), (plugin, "side_files")}

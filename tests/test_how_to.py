@@ -6,12 +6,14 @@ import json
 import re
 import shlex
 import sys
+import warnings
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -413,3 +415,31 @@ def test_models_are_diagnosed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert shown[shown.index("") :][-10:] == plain[-10:]
     assert trial[-1] in tried
     assert any(line.startswith("latin - greek") for line in lines)
+
+
+# --- training runs ------------------------------------------------------------------------------
+
+TRAINING = "average-a-training-run.md"
+
+
+@pytest.mark.usefixtures("language_models")
+def test_the_page_of_training_runs_runs_in_its_order() -> None:
+    for step in range(5000, 13000, 1000):
+        language_model(Path("runs/llama") / f"checkpoint-{step}", step)
+    language_model(Path("configs/llama"), 0)
+    for step in range(100, 600, 100):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a save without a process group
+            state = {"model": {"w": torch.full((2, 2), float(step))}, "step": step}
+            dcp.save(state, checkpoint_id=Path("runs/titan") / f"step-{step}", no_dist=True)
+    (tasks,) = blocks("yaml", TRAINING)
+    Path("tasks.yaml").write_text(tasks)
+    (table,) = blocks("text", TRAINING)
+    assert len(commands(TRAINING)) == 4
+    for command in commands(TRAINING):
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, (command, done.exception)
+        assert "--dry-run" not in command or done.stdout == table
+    titan = load_file("averaged-titan/model.safetensors")
+    assert torch.equal(titan["w"], torch.full((2, 2), 350.0))
+    assert Path("averaged-titan/tokenizer.json").is_file()

@@ -27,6 +27,7 @@ from fusion_core.weights.aligning.vocabulary import vocabulary_size
 from fusion_core.weights.reading.assets import (
     CONFIG,
     change_config,
+    check_side_files,
     collect_side_files,
     list_side_files,
     read_licence,
@@ -53,6 +54,8 @@ class _Model:
     name: str
     live: Any = None
     located: LocatedModel | None = None
+    #: the directory of side files, in place of the model's own
+    side_directory: Path | None = None
 
     @property
     def location(self) -> Location | None:
@@ -68,9 +71,12 @@ class _Model:
         """Return the files next to the weights that are copied with them."""
         if isinstance(self.live, RecipeSource):
             return self.live.assets(dtype)
-        if self.location is None or not self.location.path.is_dir():
+        if self.location is None:
             return {}
-        return self._without_format(collect_side_files(self.location.path, *more, dtype=dtype))
+        directory = self._directory(self.location.path)
+        if not directory.is_dir():
+            return {}
+        return self._without_format(collect_side_files(directory, *more, dtype=dtype))
 
     def side_files(self, *more: str) -> Files:
         """Return the files that identify the model, such as configuration and tokenizer.
@@ -81,10 +87,13 @@ class _Model:
             location = self.located.location
             if self.is_delta:  # trainers may put the base's own configuration there
                 return {**list_side_files(location.directory, ADAPTER_CONFIG, *more), CONFIG: b"{}"}
-            if not location.path.is_dir() and location.path.name != SINGLE:
-                return {}
+            directory = self._directory(location.path)
+            if not directory.is_dir():
+                if location.path.name != SINGLE:
+                    return {}
+                directory = location.directory
             quantisers = () if self.located.format.spec.config_keys else QUANTISERS_FILES
-            return self._without_format(list_side_files(location.directory, *quantisers, *more))
+            return self._without_format(list_side_files(directory, *quantisers, *more))
         if isinstance(self.live, RecipeSource):
             return self.live.assets(None)
         describe = getattr(getattr(self.live, "config", None), "to_dict", None)
@@ -105,6 +114,10 @@ class _Model:
             )
         return self.located.open(base)
 
+    def _directory(self, path: Path) -> Path:
+        """Return the directory of the side files; an adapter's are its own."""
+        return path if self.side_directory is None or self.is_delta else self.side_directory
+
     def _without_format(self, files: Files) -> Files:
         """Remove a quantised format from the configuration, because merged weights are plain."""
         keys = () if self.located is None else self.located.format.spec.config_keys
@@ -123,6 +136,11 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
 
     def __init__(self, config: CheckpointsConfig) -> None:
         super().__init__(config)
+        self._side_directory: Path | None = None
+        if config.side_files is not None:
+            self._side_directory = check_side_files(
+                config.side_files, "model_pool.side_files", *self.more_files
+            )
         self._base = None if config.base is None else self._find(config.base, "base", "base")
         self._models = {
             name: self._find(given, name, f"models.{name}") for name, given in config.models.items()
@@ -143,7 +161,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
             return _Model(name, live=given)
         preferred = self.config.format
         located = find_model(given, f"model_pool.{option}", *self.more_files, preferred=preferred)
-        return _Model(name, located=located)
+        return _Model(name, located=located, side_directory=self._side_directory)
 
     @property
     def _all(self) -> list[_Model]:

@@ -24,6 +24,7 @@ from pydantic import (
 
 from fusion_core.contracts.options import (
     RECIPE_SUFFIXES,
+    InputPath,
     model_path,
     name_after_paths,
     serialise_path,
@@ -90,8 +91,14 @@ class CheckpointsConfig(ComponentConfig):
     are allowed."""
     format: str | None = None
     """The format to use for models that several formats could read; see: fuse list formats"""
+    side_files: InputPath | None = None
+    """A directory with the models' config.json and tokenizer, for checkpoints that come without;
+    default: each model's own directory."""
 
     @model_serializer(mode="wrap")
-    def _omit_default_format(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_unset_options(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         options: dict[str, Any] = serialise(self)
-        return {key: value for key, value in options.items() if (key, value) != ("format", None)}
+        optional = ("format", "side_files")
+        return {
+            key: value for key, value in options.items() if value is not None or key not in optional
+        }

@@ -99,13 +99,15 @@ def _held_by_kernel(applied: AppliedKernel[Any], info: TensorInfo, elements: int
     """Return the memory for a kernel, which computes after its operands are read in turn."""
     computed = applied.infos.get(info.name, info)
     width, experts = computed.dtype.itemsize, len(applied.operands.experts)
+    shape = piece_shape(info, elements, applied.cut)
+    computing = width * applied.kernel.working_memory(shape, experts)
     peak = remaining = 0.0
     for already_read, operand in enumerate(_distinct(applied.operands.sources)):
         held = _held(operand, info, elements)
-        peak = max(peak, remaining + held.peak + already_read * width * elements)
+        # a kernel that reads one expert after the other never holds all of them
+        operands_held = min(already_read * width * elements, computing)
+        peak = max(peak, remaining + held.peak + operands_held)
         remaining += held.remaining
-    shape = piece_shape(info, elements, applied.cut)
-    computing = width * applied.kernel.working_memory(shape, experts)
     rows = width * experts * elements if isinstance(applied, TransformedRows) else 0
     return _Held(max(peak, remaining + computing), remaining + rows)
 

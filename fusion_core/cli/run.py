@@ -180,11 +180,11 @@ def run(
         elif dry_run:
             show_check(plan, as_json=as_json)
         else:
-            _execute(plan, quiet=quiet, as_json=as_json, intervals=intervals)
+            run_plan(plan, quiet=quiet, as_json=as_json, intervals=intervals)
 
 
-def _execute(plan: Plan, *, quiet: bool, as_json: bool, intervals: bool) -> None:
-    """Announce the plan, execute it, and print its results."""
+def run_plan(plan: Plan, *, quiet: bool, as_json: bool, intervals: bool = False) -> None:
+    """Announce a plan, execute it, and print its results, as `fuse run` does."""
     plan.check_trust()
     if not is_helper_process():
         print_warnings(plan.warnings)

@@ -43,7 +43,8 @@ from fusion_core.weights.reading.assets import (
 )
 from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.files import FileSource
-from fusion_core.weights.reading.header import StoredTensor
+from fusion_core.weights.reading.format import parse_header
+from fusion_core.weights.reading.header import Header, StoredTensor
 from fusion_core.weights.reading.layer_config import replace_layers
 from fusion_core.weights.reading.location import Location
 from fusion_core.weights.reading.lora import LoraSource
@@ -81,6 +82,7 @@ __all__ = [
     "ElectKernel",
     "FileSource",
     "Files",
+    "Header",
     "Kernel",
     "Layout",
     "Linear",
@@ -135,6 +137,7 @@ __all__ = [
     "match_names",
     "materialise",
     "open_checkpoint",
+    "parse_header",
     "parse_json",
     "parse_safe_config",
     "polar",

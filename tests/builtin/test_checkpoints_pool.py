@@ -75,6 +75,34 @@ def test_sources_come_in_the_order_of_the_recipe(directory: Path) -> None:
     assert list(aligned.experts) == ["z", "a", "m"]
 
 
+def test_side_files_come_from_the_named_directory(directory: Path, tmp_path: Path) -> None:
+    named = tmp_path / "config"
+    named.mkdir()
+    (named / "config.json").write_text('{"hidden_size": 2, "dtype": "float32"}')
+    (named / "tokenizer.json").write_text("{}")
+    (directory / "config.json").write_text('{"hidden_size": 3}')
+    save_file({"weight": torch.ones(2, 2)}, tmp_path / "step-7.safetensors")
+    models = {"whole": str(directory), "file": str(tmp_path / "step-7.safetensors")}
+    opened = CheckpointsPool(CheckpointsConfig(models=models, side_files=str(named)))
+    assets = opened.assets(dtype=torch.bfloat16)
+    assert json.loads(assets["config.json"]) == {"hidden_size": 2, "dtype": "bfloat16"}
+    assert assets["tokenizer.json"] == named / "tokenizer.json"
+    for files in opened.side_files().values():
+        assert files["config.json"] == named / "config.json"
+
+
+@pytest.mark.parametrize("problem", ["no config.json or tokenizer", "not a directory"])
+def test_a_directory_without_side_files_is_refused(
+    problem: str, directory: Path, tmp_path: Path
+) -> None:
+    named = tmp_path / "config"
+    if "no config" in problem:
+        named.mkdir()
+    config = CheckpointsConfig(models={"a": str(directory)}, side_files=str(named))
+    with pytest.raises(CheckpointError, match=rf"side_files: .*{problem}"):
+        CheckpointsPool(config)
+
+
 def test_without_a_base_the_first_expert_is_the_reference(directory: Path) -> None:
     opened = pool(a=str(directory))
     assert opened.base is None

@@ -17,6 +17,7 @@ from fusion_core.plugins.distributions import PluginStatus
 from fusion_core.plugins.formats import distributions_of_formats
 from fusion_core.plugins.manager import PluginManager
 from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.weights import CheckpointSource
 from fusion_core.weights.reading.location import Location
 
 if TYPE_CHECKING:
@@ -393,5 +394,5 @@ def test_names_in_a_model_may_not_lead_out_of_it(tmp_path: Path) -> None:
 def test_a_distributed_checkpoint_names_the_plugin_that_reads_it(tmp_path: Path) -> None:
     (tmp_path / "__0_0.distcp").touch()
     with pytest.raises(CheckpointError, match="a distributed checkpoint of torch") as caught:
-        find_model(str(tmp_path), "model").open()
-    assert "dcp_to_torch" in (caught.value.hint or "")
+        CheckpointSource(tmp_path)
+    assert "formats-dcp" in (caught.value.hint or "")

@@ -140,6 +140,15 @@ class Piece:
         """Read the experts' values, stacked in pool order."""
         return self._rows(relative=False)
 
+    def expert(self, index: int) -> torch.Tensor:
+        """Read the values of one expert, by its index in pool order, of the shape of `base`.
+
+        A merge of many experts reads one after the other, where `experts` holds all of them.
+        """
+        row = self._empty()
+        self._read_row(row, [*self._operands.experts.values()][index], relative=False)
+        return self._to_device(row)
+
     @lazy
     def task_vectors(self) -> torch.Tensor:
         """Read the experts' differences from the base, stacked in pool order."""
@@ -180,25 +189,28 @@ class Piece:
         return self._to_device(counter_uniform(key, self.start, self.stop).reshape(self.shape))
 
     def _rows(self, *, relative: bool) -> torch.Tensor:
-        """Stack the experts or their task vectors; where a source has the one, compute the other.
+        """Stack the experts or their task vectors."""
+        rows = self._empty(len(self.names))
+        for row, source in zip(rows, self._operands.experts.values(), strict=True):
+            self._read_row(row, source, relative=relative)
+        return self._to_device(rows)
+
+    def _read_row(self, row: torch.Tensor, source: WeightSource, *, relative: bool) -> None:
+        """Read an expert or its task vector; where the source has the one, compute the other.
 
         Raises `WeightsError` for values that are not finite, `OutOfRangeError` where only their
         difference is not.
         """
-        rows = self._empty(len(self.names))
-        for row, source in zip(rows, self._operands.experts.values(), strict=True):
-            row.copy_(self._read(source))
-            if source.is_delta != relative:
-                row.add_(self._base, alpha=-1 if relative else 1)
-            if self._operands.finite and not is_finite(row):  # checks both operands at once
-                check_finite(self._read(source), self.info.name, source.describe())
-                raise OutOfRangeError(
-                    f"{source.describe()}: tensor {self.info.name!r} and the base's are too far "
-                    f"apart for a task vector in {row.dtype}",
-                    hint="Save the models in float64, or check that the expert belongs to this "
-                    "base.",
-                )
-        return self._to_device(rows)
+        row.copy_(self._read(source))
+        if source.is_delta != relative:
+            row.add_(self._base, alpha=-1 if relative else 1)
+        if self._operands.finite and not is_finite(row):  # checks both operands at once
+            check_finite(self._read(source), self.info.name, source.describe())
+            raise OutOfRangeError(
+                f"{source.describe()}: tensor {self.info.name!r} and the base's are too far "
+                f"apart for a task vector in {row.dtype}",
+                hint="Save the models in float64, or check that the expert belongs to this base.",
+            )
 
     def _read_checked(self, source: WeightSource) -> torch.Tensor:
         values = self._empty().copy_(self._read(source))

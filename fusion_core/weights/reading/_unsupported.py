@@ -24,11 +24,7 @@ QUANTISED = (
     "No installed format reads it (fuse list formats). The plugin formats-quantised reads fp8, "
     f"compressed-tensors, mxfp4, bitsandbytes, GPTQ and AWQ. {DEQUANTISE}"
 )
-_CONVERT_DCP = (
-    "No installed format reads it (fuse list formats). Convert it with torch: "
-    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIRECTORY FILE, and save the "
-    "tensors with safetensors."
-)
+_INSTALL_DCP = "Install formats-dcp, which reads it: pip install formats-dcp."
 _PICKLE = ("a pickle, which can run code", CONVERT)
 _LLAMA_CPP = "in the format of llama.cpp, mostly quantised"
 _OTHER_LIBRARY = ("in the format of another library", CONVERT)
@@ -36,7 +32,7 @@ _KINDS = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), _PICKLE),
     ".gguf": (_LLAMA_CPP, f"The plugin formats-quantised reads it. {DEQUANTISE}"),
     ".ggml": (_LLAMA_CPP, DEQUANTISE),
-    ".distcp": ("a distributed checkpoint of torch", _CONVERT_DCP),
+    ".distcp": ("a distributed checkpoint of torch", _INSTALL_DCP),
     **dict.fromkeys((".h5", ".keras", ".msgpack", ".npz", ".onnx", ".tflite"), _OTHER_LIBRARY),
 }
 _SHARD = re.compile(r".*-\d+-of-\d+\.safetensors")

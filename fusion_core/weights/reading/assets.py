@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.errors import RecipeError
+from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.recipe.text import load_yaml
 from fusion_core.weights.reading.containment import read_whole, report_unreadable, resolve_member
 from fusion_core.weights.reading.format import LARGEST_INDEX
@@ -102,6 +102,21 @@ def collect_side_files(
 def list_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
     """Return the paths of a model directory's side files by name, and of those matching `more`."""
     return dict(_list_members(directory, (*SIDE_FILES, *more)))
+
+
+def check_side_files(directory: str, option: str, *more: str) -> Path:
+    """Return a directory of side files, which an option names.
+
+    Raises `CheckpointError` if it is missing or holds no side files.
+    """
+    path = Path(directory)
+    if path.is_dir() and list_side_files(path, *more):
+        return path
+    problem = "has no config.json or tokenizer" if path.is_dir() else "is not a directory"
+    raise CheckpointError(
+        f"{option}: {directory} {problem}",
+        hint="Name a directory with the models' config.json, such as one of save_pretrained.",
+    )
 
 
 def read_side_file(

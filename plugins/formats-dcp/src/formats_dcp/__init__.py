@@ -1,0 +1,1 @@
+"""Distributed checkpoints of torch, read in shards and merged like any other model."""

@@ -1,0 +1,1 @@
+"""Averages over the checkpoints of one training run."""

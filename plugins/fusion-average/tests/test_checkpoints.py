@@ -1,0 +1,107 @@
+"""Checkpoints in the directory of a run, and which of them are averaged."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fusion_average.checkpoints import find_checkpoints, select_checkpoints, usual_spacing
+from fusion_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fusion_average.checkpoints import Checkpoint
+
+
+def make(run: Path, *names: str) -> Path:
+    for name in names:
+        if name.endswith((".safetensors", ".pt", ".txt")):
+            (run / name).touch()
+        else:
+            (run / name).mkdir()
+    return run
+
+
+def steps(checkpoints: list[Checkpoint]) -> list[int]:
+    return [checkpoint.step for checkpoint in checkpoints]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("checkpoint-999", "checkpoint-1000", "checkpoint-10000"),
+        ("step_999", "step_1000", "step_10000"),
+        ("step-999.safetensors", "step-1000.safetensors", "model-step-10000.safetensors"),
+        ("iter_0000999", "iter_0001000", "iter_0010000"),
+        ("global_step999", "global_step1000", "global_step10000"),
+        ("epoch=1-step=999", "epoch=1-step=1000.ckpt", "epoch=2-step=10000"),
+        ("step999-unsharded", "step1000-unsharded", "step10000-unsharded"),
+        ("999", "1000", "10000"),
+    ],
+)
+def test_checkpoints_are_ordered_by_number(names: tuple[str, ...], tmp_path: Path) -> None:
+    others = ("logs", "tmp-checkpoint-5", "step_5.tmp", "latest_checkpointed_iteration.txt",
+              "step-7.pt", ".step-8", "run-3b", "stepwise")  # fmt: skip
+    make(tmp_path, *others, *reversed(names))
+    found = find_checkpoints(tmp_path)
+    assert steps(found) == [999, 1000, 10000]
+    assert [checkpoint.path.name for checkpoint in found] == list(names)
+
+
+def test_two_checkpoints_of_one_step_are_named(tmp_path: Path) -> None:
+    make(tmp_path, "checkpoint-100", "step_0100", "step_200")
+    with pytest.raises(CheckpointError, match=r"checkpoint-100 and step_0100 .* of step 100"):
+        find_checkpoints(tmp_path)
+    assert steps(find_checkpoints(tmp_path, "step_*")) == [100, 200]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("missing", "missing: "), ("file.txt", "found a file"), ("run", "it holds optimizer.pt")],
+)
+def test_no_run(name: str, message: str, tmp_path: Path) -> None:
+    make(tmp_path, "file.txt", "run")
+    make(tmp_path / "run", "optimizer.pt")
+    with pytest.raises(CheckpointError, match=message):
+        find_checkpoints(tmp_path / name)
+
+
+def run_of(tmp_path: Path, *numbers: int) -> list[Checkpoint]:
+    return find_checkpoints(make(tmp_path, *(f"step-{number}" for number in numbers)))
+
+
+def test_selections(tmp_path: Path) -> None:
+    found = run_of(tmp_path, *range(100, 1100, 100), 1050)
+    assert steps(select_checkpoints(found)) == [*range(100, 1100, 100), 1050]
+    assert steps(select_checkpoints(found, last=2)) == [1000, 1050]
+    assert steps(select_checkpoints(found, window=(300, 500))) == [300, 400, 500]
+    assert steps(select_checkpoints(found, window=(None, 950), every=300)) == [300, 600, 900]
+    assert steps(select_checkpoints(found, window=(None, 1000), every=400, last=2)) == [600, 1000]
+
+
+def test_selections_that_leave_too_few(tmp_path: Path) -> None:
+    found = run_of(tmp_path, 100, 200)
+    with pytest.raises(CheckpointError, match="expected 3 checkpoints, found 2: 100, 200"):
+        select_checkpoints(found, last=3)
+    with pytest.raises(CheckpointError, match=r"no checkpoints in --window 300:") as caught:
+        select_checkpoints(found, window=(300, None))
+    assert "the steps 100 to 200" in (caught.value.hint or "")
+
+
+def test_gaps_are_named(tmp_path: Path) -> None:
+    found = run_of(tmp_path, 100, 200, 300, 600, 700, 800, 850)
+    with pytest.raises(CheckpointError, match=re.escape("none of the steps 400, 500")) as caught:
+        select_checkpoints(found)
+    assert "--allow-gaps" in (caught.value.hint or "")
+    assert len(select_checkpoints(found, allow_gaps=True)) == 7
+    assert steps(select_checkpoints(found, last=3)) == [700, 800, 850]
+    with pytest.raises(CheckpointError, match="none of step 400"):
+        select_checkpoints(found, window=(None, 800), every=200)
+
+
+def test_a_run_without_a_spacing_has_no_gaps(tmp_path: Path) -> None:
+    assert usual_spacing([1, 10, 100, 1000]) is None
+    assert len(select_checkpoints(run_of(tmp_path, 1, 10, 100, 1000))) == 4

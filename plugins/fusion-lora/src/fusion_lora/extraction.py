@@ -19,7 +19,7 @@ from fusion_core.weights.ranges import read_range
 from fusion_lora.adapter import Adapter
 from fusion_lora.experts import find_groups, name_factors
 from fusion_lora.factorise import Factors, compress, factorise
-from fusion_lora.matrix import BlockedMatrix
+from fusion_lora.matrix import HELD, HELD_OF_FILES, BlockedMatrix
 from fusion_lora.modules import SKIPPED, describe_kind, find_module
 from fusion_lora.record import Record
 
@@ -183,7 +183,8 @@ class Extraction:
         """Return a tensor's difference from the base as a matrix."""
         rows, *others = self.model.infos[name].shape or (1,)
         width = math.prod(others)
-        return BlockedMatrix(rows, width, partial(self._read_rows, name, width))
+        held = HELD if self.model.sources else HELD_OF_FILES
+        return BlockedMatrix(rows, width, partial(self._read_rows, name, width), held=held)
 
     def _read_rows(self, name: str, width: int, first: int, last: int) -> torch.Tensor:
         """Return rows of `width` entries of a tensor's difference from the base.

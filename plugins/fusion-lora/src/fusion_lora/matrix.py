@@ -1,8 +1,8 @@
 """A matrix that is read a few rows at a time, and its products with thin matrices.
 
 An embedding of a large vocabulary takes gigabytes in fp32. So no function here needs a whole
-matrix: each reads blocks of rows. A matrix that fits into `HELD` elements is read once and kept,
-because reading a merge again means merging again.
+matrix: each reads blocks of rows. A smaller matrix is read once and kept. The limit is higher for a
+merge, because reading a merge again means merging again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-#: The most elements of a matrix that is kept in memory: 256 MB in fp32.
+#: The most elements of a merged matrix that is kept in memory: 256 MB in fp32.
 HELD = 2**26
+#: The same for a matrix in files, which are cheap to read again: 64 MB.
+HELD_OF_FILES = 2**24
 #: The elements in a block of rows.
 _BLOCK = 2**22
 

@@ -49,9 +49,9 @@ class EncodedOutput:
     files: Files
     #: the name of the file of tensors, without its ending; only a `model` may have several files
     stem: str = STEM
-    #: what was lost, as JSON data for the provenance
+    #: the loss of the encoding, as JSON data for the provenance
     record: Mapping[str, Any] = field(default_factory=dict)
-    #: what was lost, in lines for people
+    #: the loss of the encoding, in lines for people
     summary: tuple[str, ...] = ()
 
 

@@ -64,9 +64,11 @@ def locate_changes(adapter: WeightSource, base: WeightSource, config: Mapping[st
     for name, other in released.items():
         if name not in base_names and other in base_names:
             base_names[name] = base_names[other]
-    for module, found in parameters.items():
+    for module, targeted in parameters.items():
         inner = strip_nesting(module)
-        parameters[module] = [p for p in found if is_stored(inner, p, base.infos, base_names)]
+        parameters[module] = [
+            name for name in targeted if is_stored(inner, name, base.infos, base_names)
+        ]
     changes = Changes(dict(base.infos))
     finder = _Finder(adapter, base, config, base_names)
     plain = [module for module in factors if {*parameters[module]} <= {"weight"}]

@@ -54,8 +54,8 @@ def test_energy_takes_the_least_rank_that_reaches_it(shape: tuple[int, int], ene
     factors = factorise(read(values), None, energy, torch.float32)
     shares = torch.linalg.svdvals(values.double()).square().cumsum(0)
     assert factors.rank == int((shares / shares[-1] < energy - 1e-12).sum()) + 1 or energy == 1.0
-    kept = 1 - factors.squared_error / factors.squared_norm
-    assert kept >= energy - 1e-6
+    share = 1 - factors.squared_error / factors.squared_norm
+    assert share >= energy - 1e-6
     if factors.rank > 1 and energy < 1:
         assert shares[factors.rank - 2] / shares[-1] < energy
 

@@ -131,16 +131,16 @@ def _is_turned(gate: TensorInfo, infos: Mapping[str, TensorInfo], module: str) -
 
 
 def _find_separate(infos: Mapping[str, TensorInfo]) -> Iterator[ExpertGroup]:
-    found: dict[tuple[str, str], dict[int, dict[int, Rows]]] = {}
+    groups: dict[tuple[str, str], dict[int, dict[int, Rows]]] = {}
     for name, info in infos.items():
         match = _SEPARATE.fullmatch(name)
         if match is None or match["part"] not in _PARTS or len(info.shape) != _RANK - 1:
             continue
         parameter, place = _PARTS[match["part"]]
         module = rename_mixture(match["module"])
-        experts = found.setdefault((module, parameter), {})
+        experts = groups.setdefault((module, parameter), {})
         experts.setdefault(int(match["index"]), {})[place] = Rows(name, 0, info.shape[0])
-    for (module, parameter), experts in found.items():
+    for (module, parameter), experts in groups.items():
         if sorted(experts) == list(range(len(experts))):
             matrices = (experts[index] for index in sorted(experts))
             rows = tuple(tuple(parts[place] for place in sorted(parts)) for parts in matrices)

@@ -55,7 +55,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Change:
-    """What one tensor of the adapter is made of: factors, or nothing but a norm."""
+    """The change of one tensor: its norm and, if it gets factors, these."""
 
     name: str
     squared_norm: float

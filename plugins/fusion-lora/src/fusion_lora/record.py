@@ -18,7 +18,7 @@ _SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """What became of a tensor's difference from the base."""
+    """The treatment of a tensor that differs from the base."""
 
     tensor: str
     #: `factors`, `whole`, or the kind of a tensor that the adapter leaves out

@@ -17,6 +17,9 @@ from fusion_core.contracts.options import InputPath as InputPath
 from fusion_core.contracts.options import ModelPath as ModelPath
 from fusion_core.contracts.options import ModelPaths as ModelPaths
 from fusion_core.contracts.outline import Outline as Outline
+from fusion_core.contracts.output import EncodedOutput as EncodedOutput
+from fusion_core.contracts.output import OutputEncoder as OutputEncoder
+from fusion_core.contracts.output import OutputParts as OutputParts
 from fusion_core.contracts.report import Published as Published
 from fusion_core.contracts.report import Report as Report
 from fusion_core.contracts.run import RunInfo as RunInfo
@@ -26,6 +29,7 @@ from fusion_core.contracts.specs import CommandSpec as CommandSpec
 from fusion_core.contracts.specs import ExecutorSpec as ExecutorSpec
 from fusion_core.contracts.specs import FormatSpec as FormatSpec
 from fusion_core.contracts.specs import ModelPoolSpec as ModelPoolSpec
+from fusion_core.contracts.specs import OutputSpec as OutputSpec
 from fusion_core.contracts.specs import PipelineSpec as PipelineSpec
 from fusion_core.contracts.specs import TaskPoolSpec as TaskPoolSpec
 from fusion_core.contracts.stage import Calibration as Calibration

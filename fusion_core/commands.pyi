@@ -28,6 +28,9 @@ from fusion_core.recipe.text import load_yaml as load_yaml
 from fusion_core.report.below_base import below_base_warnings as below_base_warnings
 from fusion_core.report.table import print_reports as print_reports
 from fusion_core.running._output import describe_run as describe_run
+from fusion_core.running._provenance import build_statement as build_statement
+from fusion_core.running._provenance import describe_environment as describe_environment
+from fusion_core.running._provenance import describe_outputs as describe_outputs
 from fusion_core.running._run_identity import RunIdentities as RunIdentities
 from fusion_core.running.cache import cached_answer as cached_answer
 from fusion_core.running.evaluation import evaluate_experts as evaluate_experts

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ExecutorSpec,
         FormatSpec,
         ModelPoolSpec,
+        OutputSpec,
         PipelineSpec,
         TaskPoolSpec,
     )
@@ -97,6 +98,14 @@ def fusion_register_formats() -> Iterable[FormatSpec]:  # type: ignore[empty-bod
     Called like `fusion_register_algorithms`. A spec lists the file names and the keys of
     `config.json` that identify the format. The core imports the format's class only to read such a
     model.
+    """
+
+
+@hookspec
+def fusion_register_outputs() -> Iterable[OutputSpec]:  # type: ignore[empty-body]
+    """Return the forms in which this plugin writes merges, such as adapters.
+
+    Called like `fusion_register_algorithms`. A recipe asks for a form by `output.NAME`.
     """
 
 

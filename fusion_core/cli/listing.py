@@ -19,6 +19,7 @@ from fusion_core.contracts.specs import (
     ExecutorSpec,
     FormatSpec,
     ModelPoolSpec,
+    OutputSpec,
     TaskPoolSpec,
 )
 from fusion_core.plugins.manager import SLOW_SECONDS, load_plugins
@@ -39,6 +40,7 @@ class Kind(StrEnum):
     TASKS = "tasks"
     FORMATS = "formats"
     EXECUTORS = "executors"
+    OUTPUTS = "outputs"
     COMMANDS = "commands"
 
 
@@ -74,7 +76,8 @@ def list_components(
     kind: Annotated[
         Optional[Kind],  # noqa: UP045 - typer reads it at run time
         typer.Argument(
-            help="List one kind: algorithms, pools, tasks, formats, executors or commands.",
+            help="List one kind: algorithms, pools, tasks, formats, executors, outputs or "
+            "commands.",
             metavar="KIND",
         ),
     ] = None,
@@ -129,6 +132,7 @@ _TABLES: dict[Kind, tuple[type[ComponentSpec], list[str]]] = {
     Kind.POOLS: (ModelPoolSpec, ["name", "summary", "default", "plugin"]),
     Kind.FORMATS: (FormatSpec, ["name", "known by", "summary", "plugin"]),
     Kind.EXECUTORS: (ExecutorSpec, ["name", "summary", "plugin"]),
+    Kind.OUTPUTS: (OutputSpec, ["name", "summary", "plugin"]),
     Kind.COMMANDS: (CommandSpec, ["name", "summary", "group", "plugin"]),
 }
 

@@ -234,5 +234,7 @@ def _print(result: RunResult, algorithm: str, *, as_json: bool, intervals: bool)
         from fusion_core.report.table import print_reports
 
         print_reports(reports, intervals=method)
+    for line in result.summary:
+        print(escape_control(line))
     if result.path is not None:
         print(escape_control(f"written: {result.path}"))

@@ -43,6 +43,8 @@ class RunResult:
     report: Report | None
     #: the files that the algorithm saved, by name; sources as the algorithm passed them
     side_files: Mapping[str, bytes | WeightSource]
+    #: lines about what the form of the output lost, such as an adapter's error
+    summary: tuple[str, ...] = ()
 
     @cached_property
     def model(self) -> nn.Module:

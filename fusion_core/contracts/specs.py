@@ -299,6 +299,20 @@ class FormatSpec(ComponentSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSpec(ComponentSpec):
+    """The spec of a form in which a run writes its merge; `output.NAME` of a recipe asks for it.
+
+    Its value in the recipe is a mapping of options, or the value of `main_option`.
+    """
+
+    kind: ClassVar[str] = "output"
+    base: ClassVar[str] = "fusion_core.contracts.output:OutputEncoder"
+
+    #: the option that a plain value sets: with `rank`, `output.adapter: 8` is `{rank: 8}`
+    main_option: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommandSpec(ComponentSpec):
     """The spec of a command of `fuse`: a function for Typer, or a Typer app.
 

@@ -14,10 +14,12 @@ from fusion_core.contracts.specs import (
     ComponentSpec,
     ExecutorSpec,
     ModelPoolSpec,
+    OutputSpec,
     TaskPoolSpec,
 )
 from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
 from fusion_core.planning.resolved_recipe import Resolved, ResolvedRecipe, SpecT
+from fusion_core.plugins.ownership import distribution_of
 from fusion_core.recipe.config import (
     AlignmentPolicy,
     Choice,
@@ -120,6 +122,7 @@ def resolve(
         recipe = recipe.model_copy(update={"task_pool": tasks})
     task_pool = resolve_section(TaskPoolSpec, "task_pool")
     executor = resolve_section(ExecutorSpec, "executor", _DEFAULT_EXECUTOR)
+    form = problems.attempt(resolve_form, recipe.output.forms, plugins)
     if "algorithm" not in raw and "algorithm" not in live:
         problems.append(RecipeError("algorithm: required", hint=_NAME_ONE))
     if task_pool is None and recipe.task_pool.options and not problems:
@@ -127,7 +130,37 @@ def resolve(
         problems.append(RecipeError("task_pool.name: required", hint=hint))
     problems.raise_all()
     assert executor is not None  # noqa: S101 - or it would have been a problem
-    return ResolvedRecipe(recipe, stages, model_pool, task_pool, executor)
+    return ResolvedRecipe(recipe, stages, model_pool, task_pool, executor, form)
+
+
+def resolve_form(forms: Mapping[str, Any], plugins: PluginManager) -> Resolved[OutputSpec] | None:
+    """Return the form of the output that a recipe asks for, None for a full model.
+
+    Raises `RecipeError` for a name that is neither an option nor a form, and for several forms.
+    """
+    known = {name for component in plugins.components(OutputSpec) for name in component.names}
+    for name in forms:
+        if name not in known:
+            home = distribution_of([OutputSpec.kind], name)
+            hint = (
+                None if home is None else f"Install the plugin that provides it: pip install {home}"
+            )
+            validate(OutputOptions, {name: None}, prefix="output", hint=hint, suggestions=known)
+    if len(forms) > 1:
+        raise RecipeError(f"output: conflicting forms: {', '.join(forms)}", hint="Use one of them.")
+    for name, value in forms.items():
+        component = plugins.find(OutputSpec, name)
+        main = component.spec.main_option
+        if value is None or value is True:
+            value = {}  # noqa: PLW2901 - the default options
+        elif not isinstance(value, Mapping) and main is not None:
+            value = {main: value}  # noqa: PLW2901
+        section = f"output.{name}"
+        hint = f"See: fuse info {component.spec.name}"
+        config = validate(component.load_config(), value, prefix=section, hint=hint)
+        ambiguous = _is_ambiguous(component.spec.name, plugins.components(OutputSpec))
+        return Resolved(component, config, ambiguous, given=value, plugins=plugins)
+    return None
 
 
 def _resolve_stages(

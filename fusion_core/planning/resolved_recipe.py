@@ -11,6 +11,7 @@ from fusion_core.contracts.specs import (
     ComponentSpec,
     ExecutorSpec,
     ModelPoolSpec,
+    OutputSpec,
     TaskPoolSpec,
 )
 from fusion_core.recipe.patterns import Selection
@@ -87,3 +88,5 @@ class ResolvedRecipe:
     model_pool: Resolved[ModelPoolSpec] | None
     task_pool: Resolved[TaskPoolSpec] | None
     executor: Resolved[ExecutorSpec]
+    #: the form of the output; None for a full model
+    form: Resolved[OutputSpec] | None = None

@@ -20,6 +20,8 @@ from fusion_core.planning.packed_tensors import PackedTensors, find_holdings
 from fusion_core.planning.pipeline import PlannedStage, merge_of, section_of
 from fusion_core.planning.trust import check_trusted, collect_needs
 from fusion_core.plugins.formats import distributions_of_formats
+from fusion_core.recipe.config import OutputOptions
+from fusion_core.weights import CheckpointSource
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from fusion_core import hub
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.outline import Outline
+    from fusion_core.contracts.output import OutputEncoder
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.resolved_recipe import Resolved, ResolvedRecipe
     from fusion_core.planning.run_options import RunOptions
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
     from fusion_core.weights.packing import Layout
     from fusion_core.weights.reading.assets import Files
     from fusion_core.weights.source import TensorInfo, WeightSource
+
+
+_OUTPUT_OPTIONS = frozenset(OutputOptions.model_fields)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,11 @@ class Plan:
         rest = self.resolved.recipe.model_dump(
             mode="json", include={"seed", "output", "alignment"}, exclude={"output": {"path"}}
         )
+        form = self.resolved.form
+        if form is not None:
+            options = form.as_recipe(folder)
+            plain = {key: value for key, value in rest["output"].items() if key in _OUTPUT_OPTIONS}
+            rest["output"] = {**plain, options.pop("name"): options}
         return {**sections, **rest}
 
     @property
@@ -95,6 +106,17 @@ class Plan:
         return free_paths(stem, self.recipe if self.options.resume else None)
 
     # --- the result ----------------------------------------------------------------------------
+
+    @cached_property
+    def encoder(self) -> OutputEncoder[Any] | None:
+        """The encoder of the output's form; None for a full model."""
+        return None if self.resolved.form is None else self.resolved.form.create()
+
+    def read_output(self, directory: Path, pool: ModelPool[Any]) -> WeightSource:
+        """Return the weights in a directory that the run wrote."""
+        if self.encoder is None:
+            return CheckpointSource(directory)
+        return self.encoder.decode(directory, pool)
 
     @cached_property
     def aligned(self) -> ModelPool[Any]:
@@ -246,6 +268,7 @@ class Plan:
         """Yield the components of this recipe and of nested ones, without executors."""
         yield from (stage.resolved for stage in self.stages)
         yield self.resolved.task_pool if self.used_tasks is not None else None
+        yield self.resolved.form
         yield from self.components_of_models()
 
     def components_of_models(self) -> Iterator[Resolved[Any] | None]:
@@ -267,7 +290,8 @@ class Plan:
     def distributions(self) -> set[str]:
         """The distributions of the plugins that the run uses."""
         stages = (stage.resolved for stage in self.stages)
-        components = (*stages, self.resolved.model_pool, self.resolved.task_pool)
+        resolved = self.resolved
+        components = (*stages, resolved.model_pool, resolved.task_pool, resolved.form)
         plugins = {used.component.plugin.distribution for used in components if used is not None}
         formats = distributions_of_formats(self.pool.by_name.values(), self.plugins)
         return plugins.union(formats, *(plan.distributions for plan in self.nested.values()))

@@ -26,6 +26,7 @@ from fusion_core.contracts.specs import (
     ExecutorSpec,
     FormatSpec,
     ModelPoolSpec,
+    OutputSpec,
     PipelineSpec,
     TaskPoolSpec,
 )
@@ -61,6 +62,7 @@ REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
     "fusion_register_task_pools": TaskPoolSpec,
     "fusion_register_executors": ExecutorSpec,
     "fusion_register_formats": FormatSpec,
+    "fusion_register_outputs": OutputSpec,
     "fusion_register_commands": CommandSpec,
 }
 #: The commands that list the components of a kind.
@@ -70,6 +72,7 @@ _LISTINGS: dict[type[ComponentSpec], str] = {
     TaskPoolSpec: "fuse list tasks",
     ExecutorSpec: "fuse list executors",
     FormatSpec: "fuse list formats",
+    OutputSpec: "fuse list outputs",
     CommandSpec: "fuse list commands",
 }
 

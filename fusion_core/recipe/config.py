@@ -121,6 +121,17 @@ class OutputOptions(Options):
         return self.path is None and "path" in self.model_fields_set
 
 
+class OutputSection(OutputOptions):
+    """The section `output`: its options, and the form of the output by name."""
+
+    model_config = ConfigDict(**{**STRICT, "extra": "allow"})
+
+    @property
+    def forms(self) -> dict[str, Any]:
+        """The options of forms that plugins provide, such as `adapter`, not yet validated."""
+        return dict(self.model_extra or {})
+
+
 class AlignmentPolicy(Options):
     """The policies for differences between experts and the base. None is guessed."""
 
@@ -175,7 +186,7 @@ class Recipe(Options):
     recorded."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """The seed of all randomness."""
-    output: OutputOptions = OutputOptions()
+    output: OutputSection = OutputSection()
     """The location and form of the merged model."""
     alignment: AlignmentPolicy = AlignmentPolicy()
     """The differences between models that are allowed."""

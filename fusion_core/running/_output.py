@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from fusion_core.contracts.output import EncodedOutput, OutputParts
 from fusion_core.errors import OutputError, RecipeError
 from fusion_core.machine.memory import peak_memory
 from fusion_core.machine.ranks import is_helper_process
@@ -20,13 +21,13 @@ from fusion_core.planning.output_paths import find_unfinished
 from fusion_core.planning.run_plan import count_tensors
 from fusion_core.recipe.paths import strip_folders
 from fusion_core.recipe.text import RECIPE, dump_yaml
+from fusion_core.running._context import cast_for_output
 from fusion_core.running._provenance import (
     build_statement,
     describe_environment,
     describe_outputs,
 )
 from fusion_core.weights import (
-    CheckpointSource,
     Staging,
     WeightSource,
     describe_nearness,
@@ -35,6 +36,7 @@ from fusion_core.weights import (
 )
 from fusion_core.weights.reading.containment import report_unreadable
 from fusion_core.weights.source import collect_origins
+from fusion_core.weights.writing.disk import report_disk_errors
 from fusion_core.weights.writing.materialise import serialise
 from fusion_core.weights.writing.output_path import PROVENANCE
 from fusion_core.weights.writing.outputs import claim, open_staging
@@ -169,25 +171,27 @@ def write_model(  # noqa: PLR0913, PLR0917 - what is written, where, and since w
     weights: WeightSource,
     context: RunContext,
     started: float,
-) -> list[str]:
+) -> tuple[list[str], tuple[str, ...]]:
     """Write and commit the model directory of an aligned pool: all of it, or nothing.
 
-    Returns warnings about the result.
+    Returns warnings about the result, and what its form lost.
     """
+    output = _encode(plan, staging, pool, assets, weights, context)
     materialise(
-        weights,
+        output.weights,
         staging,
         shard_size=plan.resolved.recipe.output.shard_size,
+        stem=output.stem,
         executor=context.executor,
         progress=plan.options.progress,
     )
-    written = CheckpointSource(staging.directory)
-    warnings = [*context.warnings, *find_near_models(plan, pool, written)]
-    for name, content in {**assets, **context.side_files}.items():
+    for name, content in {**output.files, **context.side_files}.items():
         if isinstance(content, WeightSource):
             staging.add(name, serialise(content, context.executor))
         else:
             staging.add(name, content)
+    written = plan.read_output(staging.directory, pool)
+    warnings = [*context.warnings, *find_near_models(plan, pool, written)]
     staging.add(RECIPE, dump_yaml(plan.recipe_in(plan.path)).encode())
     timings = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -203,13 +207,32 @@ def write_model(  # noqa: PLR0913, PLR0917 - what is written, where, and since w
         "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
         "trusted": sorted(plan.needs_trust),
         "warnings": [*plan.warnings, *warnings],
+        **({"output": dict(output.record)} if output.record else {}),
         "outputs": describe_outputs(staging),
     }
     statement = json.dumps(build_statement(parts, timings), indent=2)
     staging.add(PROVENANCE, statement.encode() + b"\n")
     pool.check_unchanged()
     staging.commit(overwrite=plan.options.overwrite)
-    return warnings
+    return warnings, output.summary
+
+
+def _encode(  # noqa: PLR0913, PLR0917 - the parts of an output
+    plan: Plan,
+    staging: Staging,
+    pool: ModelPool[Any],
+    assets: Assets,
+    merged: WeightSource,
+    context: RunContext,
+) -> EncodedOutput:
+    """Return the files of the output: those of a full model, or those of the recipe's form."""
+    if plan.encoder is None:
+        return EncodedOutput(cast_for_output(plan, merged, pool), assets)
+    scratch = staging.state / "output"
+    with report_disk_errors(scratch):
+        scratch.mkdir(exist_ok=True)
+    parts = OutputParts(merged, pool, assets, context.executor, plan.options.progress, scratch)
+    return plan.encoder.encode(parts)
 
 
 def find_near_models(plan: Plan, pool: ModelPool[Any], merged: WeightSource) -> list[str]:

@@ -17,7 +17,7 @@ from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSp
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.machine.attribution import forbid_exit
 from fusion_core.planning.needs import check_data, check_tasks, uses_tasks
-from fusion_core.planning.resolution import choose_task_pool, resolve_component
+from fusion_core.planning.resolution import choose_task_pool, resolve_component, resolve_form
 from fusion_core.planning.trust import (
     check_trust_names,
     check_trusted,
@@ -25,8 +25,9 @@ from fusion_core.planning.trust import (
     trust_in_environment,
 )
 from fusion_core.progress import Progress
-from fusion_core.recipe.config import Choice, choice_of, choices_of
+from fusion_core.recipe.config import Choice, OutputSection, choice_of, choices_of
 from fusion_core.recipe.text import RECIPE, load_recipe
+from fusion_core.recipe.validation import validate
 from fusion_core.running._evaluator import Evaluator
 from fusion_core.running.task_overrides import TaskOverrides, read_recorded_overrides
 from fusion_core.weights import CheckpointSource, WeightSource
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.measurements import Metric
     from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.contracts.output import OutputEncoder
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.resolved_recipe import Resolved
     from fusion_core.plugins.manager import PluginManager
@@ -126,7 +128,6 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     """
     trust = trust_in_environment() if trust is None else trust
     check_trust_names(trust, plugins)
-    weights = CheckpointSource(directory)
     recipe = load_recipe(directory / RECIPE) if (directory / RECIPE).is_file() else {}
     as_recorded = bool(recipe) and model_pool is None and task_pool is None
     tasks_choice = choice_of(task_pool if task_pool is not None else recipe.get("task_pool"))
@@ -143,12 +144,16 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
         )
     resolved_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
     stages = _recorded_stages(recipe, plugins)
+    encoder = _recorded_encoder(recipe, plugins)
     if not stages and as_recorded:
         _check_not_adapted(directory)
     adapted = any(uses_tasks(stage.component.spec) for stage in stages)
     check_trusted(collect_needs([resolved_pool, resolved_tasks, *stages]), trust)
     with hub.session(progress):
         pool = resolved_pool.create()
+        weights = (
+            CheckpointSource(directory) if encoder is None else encoder.decode(directory, pool)
+        )
         tasks = resolved_tasks.create().bind(pool)
         check_tasks(tasks)
         check_data(tasks, resolved_tasks.component.plugin.distribution)
@@ -227,6 +232,15 @@ def _check_not_adapted(directory: Path) -> None:
             "adapted to the tasks",
             hint="Install its plugin, or name --task-pool to show scores without recording them.",
         )
+
+
+def _recorded_encoder(
+    recipe: Mapping[str, Any], plugins: PluginManager
+) -> OutputEncoder[Any] | None:
+    """Return the encoder that wrote the model of a recipe, None for a full model."""
+    output = validate(OutputSection, recipe.get("output") or {}, prefix="output")
+    form = resolve_form(output.forms, plugins)
+    return None if form is None else form.create()
 
 
 def _recorded_stages(

@@ -34,7 +34,7 @@ from fusion_core.running._output import (
 )
 from fusion_core.running.evaluation import evaluate, write_report
 from fusion_core.running.task_overrides import overrides_among, read_overrides
-from fusion_core.weights import CheckpointSource, StateDictSource, WeightSource
+from fusion_core.weights import StateDictSource, WeightSource
 from fusion_core.weights.merging.execution import read_state_dict
 from fusion_core.weights.merging.memory_errors import report_out_of_memory
 
@@ -150,22 +150,25 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
         pool, context = prepare(plan, info, executor, state)
         assets = {} if staging is None else read_assets(plan, pool)
         started = time.perf_counter()
-        weights = cast_for_output(plan, apply_stages(plan.stages, pool, context), pool)
+        merged = apply_stages(plan.stages, pool, context)
         if is_helper_process():
+            weights = cast_for_output(plan, merged, pool)
             return RunResult(pool, weights, None, None, context.side_files)
         if staging is None:
+            weights = cast_for_output(plan, merged, pool)
             tensors = read_state_dict(weights, executor, plan.options.progress)
             written: WeightSource = StateDictSource(tensors, label="the merge")
             plan.pool.check_unchanged()
             warnings = [*context.warnings, *find_near_models(plan, pool, written)]
+            summary: tuple[str, ...] = ()
         else:
-            warnings = write_model(plan, staging, pool, assets, weights, context, started)
+            warnings, summary = write_model(plan, staging, pool, assets, merged, context, started)
             committed.append(staging.workplace.output)
     for warning in warnings:
         _LOG.warning("%s", warning)
     if plan.path is not None:
-        written = CheckpointSource(plan.path)
-    return RunResult(pool, written, plan.path, None, context.side_files)
+        written = plan.read_output(plan.path, pool)
+    return RunResult(pool, written, plan.path, None, context.side_files, summary=summary)
 
 
 def _evaluate(plan: Plan, result: RunResult) -> Report:

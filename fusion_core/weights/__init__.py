@@ -32,6 +32,7 @@ from fusion_core.weights.merging.trimming import (
 )
 from fusion_core.weights.origin import Origin, stamp_of
 from fusion_core.weights.packing import Layout
+from fusion_core.weights.reading._lora_factors import are_neighbours_transposed
 from fusion_core.weights.reading.assets import (
     Files,
     change_config,
@@ -57,6 +58,7 @@ from fusion_core.weights.reading.untrusted_json import parse_json
 from fusion_core.weights.source import (
     BLOCK,
     Cut,
+    LowRank,
     RenamedSource,
     TensorInfo,
     WeightSource,
@@ -88,6 +90,7 @@ __all__ = [
     "Linear",
     "Location",
     "LoraSource",
+    "LowRank",
     "Matrices",
     "MergedSource",
     "Operands",
@@ -115,6 +118,7 @@ __all__ = [
     "WeightSource",
     "agreeing_magnitudes",
     "align",
+    "are_neighbours_transposed",
     "as_weights",
     "assemble",
     "broadcast_per_expert",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core.weights.ranges import join_ranges, read_range
-from fusion_core.weights.source import Cut, TensorInfo, WeightSource, assemble
+from fusion_core.weights.source import Cut, LowRank, TensorInfo, WeightSource, assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -106,6 +106,10 @@ class UnpackedSource(WeightSource):
 
         return join_ranges(self._source.ranges(tensor), (start, stop), read)
 
+    def low_rank(self, name: str) -> LowRank | None:
+        """Return the factors of a tensor that is merged as it is stored."""
+        return None if name in self._by_matrix else self._source.low_rank(name)
+
     @property
     def sources(self) -> tuple[WeightSource, ...]:
         """The source whose tensors hold the matrices."""
@@ -190,6 +194,10 @@ class PackedSource(WeightSource):
             view = slot.view(values)
             view.copy_(assemble(self.matrices, slot.name).view(view.shape))
         return values
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """Return the factors of a tensor that is merged as it is stored."""
+        return None if name in self._groups else self.matrices.low_rank(name)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

@@ -18,7 +18,7 @@ import torch
 from fusion_core.errors import BrokenPluginError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from fusion_core.weights.origin import Origin
@@ -74,6 +74,24 @@ class Cut(Enum):
         return max(self, other, key=list(Cut).index)
 
 
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A tensor's difference from the base as a product of factors, which `read` returns.
+
+    The factors have the shapes (m, rank) and (rank, n). The rank is known without reading. Rank 0
+    says that the tensor equals the base's, whatever its shape.
+    """
+
+    rank: int
+    read: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+
+    @classmethod
+    def unchanged(cls, shape: Sequence[int]) -> LowRank:
+        """Return the difference of a tensor that equals the base's."""
+        height, width = (*shape, 1, 1)[:2]
+        return cls(0, lambda: (torch.zeros(height, 0), torch.zeros(0, width)))
+
+
 class WeightSource(ABC):
     """Named tensors, read by range of their elements in row-major order.
 
@@ -100,6 +118,14 @@ class WeightSource(ABC):
         A source that delegates `read` to another source delegates this too.
         """
         return self.cut.ranges(self.infos[name])
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """Return a tensor's difference from the base as factors, or None if it has no factors.
+
+        Adapters have them, and so have weighted sums of adapters.
+        """
+        del name
+        return None
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a whole tensor in its shape and dtype."""
@@ -234,6 +260,10 @@ class RenamedSource(WeightSource):
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield the ranges of the other source."""
         return self._source.ranges(self._names[name])
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """Return the factors of the other source."""
+        return self._source.low_rank(self._names[name])
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

@@ -16,7 +16,7 @@ import torch
 from fusion_core.weights.aligning._difference import Difference, misfit
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource, differs_in_vocabulary
 from fusion_core.weights.reading.name_matching import match_names
-from fusion_core.weights.source import Cut, RenamedSource, WeightSource, reference_model
+from fusion_core.weights.source import Cut, LowRank, RenamedSource, WeightSource, reference_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -71,6 +71,14 @@ class AlignedSource(WeightSource):
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield those of the model or, for a tensor that it lacks, of the reference."""
         return (self._source if name in self._source.infos else self._reference).ranges(name)
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """Return the factors of the model or, for a tensor that it lacks, of the reference."""
+        if name in self._source.infos:
+            return self._source.low_rank(name)
+        if self.is_delta and not self._reference.is_delta:
+            return LowRank.unchanged(self.infos[name].shape)
+        return self._reference.low_rank(name)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

@@ -105,6 +105,14 @@ class Kernel(PieceKernel):
         `sum_in_order`, not with `sum(dim=0)`: its rounding depends on where the piece was cut.
         """
 
+    def constant_coefficients(self, name: str) -> tuple[float, ...] | None:
+        """Return one factor per expert if the merge adds the scaled task vectors to the base.
+
+        None, the default, says that the merge of this tensor is not such a sum.
+        """
+        del name
+        return None
+
 
 class RowsKernel(PieceKernel):
     """How a piece of all task vectors becomes a piece of other task vectors."""

@@ -70,6 +70,17 @@ class Linear(Kernel):
         )
         return combined.add_(piece.base) if self.relative else combined
 
+    def constant_coefficients(self, name: str) -> tuple[float, ...] | None:
+        """Return the coefficients of a tensor if they are numbers.
+
+        A weighted sum of experts is one of task vectors if its coefficients add up to 1.
+        """
+        values = self.coefficients
+        factors = values if isinstance(values, tuple) else values[name]
+        if not isinstance(factors, tuple):
+            return None
+        return factors if self.relative or math.isclose(sum(factors), 1.0) else None
+
     def _factors(self, piece: Piece, rows: torch.Tensor) -> Factors:
         values = self.coefficients
         factors = values if isinstance(values, tuple) else values[piece.info.name]

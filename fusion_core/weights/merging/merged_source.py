@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from fusion_core.weights.merging.kernels import AppliedKernel, Kernel
 from fusion_core.weights.merging.piece import check_finite, is_merged
-from fusion_core.weights.source import WeightSource, check_values
+from fusion_core.weights.source import LowRank, WeightSource, check_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from concurrent.futures import Executor
-
-    import torch
 
     from fusion_core.weights.source import TensorInfo
 
@@ -38,6 +38,30 @@ class MergedSource(AppliedKernel[Kernel], WeightSource):
             return self.operands.reference.read(name, start, stop)
         merged = self.compute(self.kernel.merge, (name, start, stop))
         return merged.reshape(-1).to(info.dtype).cpu()
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """Join the experts' factors, if the merge is a weighted sum of task vectors."""
+        base, experts = self.operands.base, self.operands.experts.values()
+        if not is_merged(self.infos[name]):
+            return None if base is None else LowRank.unchanged(self.infos[name].shape)
+        coefficients = self.kernel.constant_coefficients(name)
+        parts = [expert.low_rank(name) for expert in experts]
+        if base is None or coefficients is None or None in parts:
+            return None
+        scaled = [
+            (factor, part)
+            for factor, part in zip(coefficients, parts, strict=True)
+            if part is not None and part.rank and factor
+        ]
+        if not scaled:
+            return LowRank.unchanged(self.infos[name].shape)
+
+        def read() -> tuple[torch.Tensor, torch.Tensor]:
+            factors = [(factor, *part.read()) for factor, part in scaled]
+            left = torch.cat([left * factor for factor, left, _ in factors], dim=1)
+            return left, torch.cat([right for *_, right in factors])
+
+        return LowRank(sum(part.rank for _, part in scaled), read)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
@@ -79,6 +103,10 @@ class CastSource(WeightSource):
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield those of the source."""
         return self._source.ranges(name)
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """Return the factors before rounding."""
+        return self._source.low_rank(name)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

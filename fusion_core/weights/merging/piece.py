@@ -154,6 +154,26 @@ class Piece:
         """Read the experts' differences from the base, stacked in pool order."""
         return self._rows(relative=True)
 
+    @lazy
+    def factors(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...] | None:
+        """Return factors (m, r) and (r, n) of each expert's task vector; None if one has none.
+
+        Adapters have them. They belong to a whole matrix, as a piece at `Cut.TENSOR` is.
+        """
+        parts = [model.low_rank(self.info.name) for model in self._operands.experts.values()]
+        if self.shape != self.info.shape or any(part is None for part in parts):
+            return None
+        dtype = self._operands.dtype(self.info.name)
+        read = [part.read() for part in parts if part is not None]
+        if self._operands.finite:
+            for name, pair in zip(self.names, read, strict=True):
+                for factor in pair:
+                    check_finite(factor, self.info.name, name)
+        return tuple(
+            (self._to_device(left.to(dtype)), self._to_device(right.to(dtype)))
+            for left, right in read
+        )
+
     @property
     def origin(self) -> torch.Tensor:
         """The base's values or, where the pool has no base, the first expert's."""

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 #: Options under which the task vector is not `scale * B @ A`.
 _OTHER_MATHS = (
-    "use_dora",
     "lora_bias",
     "use_qalora",
     "use_bdlora",
@@ -23,13 +22,13 @@ _OTHER_MATHS = (
     "arrow_config",
     "kasa_config",
     "monteclora_config",
-    "target_parameters",
     "trainable_token_indices",
 )
 #: Every option of PEFT's LoRA (0.6 to 0.21) whose meaning for a merge is known here.
 KNOWN_OPTIONS = frozenset(
     (
         *_OTHER_MATHS,
+        *("use_dora", "target_parameters"),
         *("peft_type", "task_type", "auto_mapping", "peft_version", "inference_mode"),
         *("base_model_name_or_path", "revision", "r", "lora_alpha", "lora_dropout", "bias"),
         *("use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "init_lora_weights"),

@@ -23,11 +23,29 @@ if TYPE_CHECKING:
 
 _OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.weight$")
 _INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|shared|tok_embeddings)\.weight$")
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)(\.weight)?")
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.weight)?"
+)
 _PREFIX = "base_model.model."
 _WHOLE = (".weight", ".bias")
 #: The number of random vectors on which two products are compared.
 _PROBES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPart:
+    """The part of the factors of packed experts that makes one stored weight.
+
+    PEFT joins the experts' factors: A has `rank` rows per expert, B's columns alternate between the
+    experts.
+    """
+
+    #: the number of experts that the factors hold
+    count: int
+    #: the expert; None if the weight holds all of them
+    index: int | None = None
+    #: the rows of B; None for all
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +59,11 @@ class Product:
     b: str
     scale: float
     transposed: bool
+    #: the key of DoRA's magnitudes; the weight is rescaled to them
+    magnitude: str | None = None
+    #: the dtype to which PEFT rounds the product before it adds the product to the weight
+    rounded: torch.dtype | None = None
+    part: ExpertPart | None = None
 
 
 def sort_tensors(adapter: WeightSource) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
@@ -129,6 +152,8 @@ def _are_products_equal(adapter: WeightSource, one: Product | None, other: Produ
     """Compare products by their effect on random vectors, up to the rounding of the factors."""
     if one is None or other is None:
         return one is other
+    if one.magnitude or other.magnitude:  # DoRA rescales rows of the one and columns of the other
+        return False
     factors = [_factors(adapter, product) for product in (one, other)]
     shapes = {(len(left), right.shape[1]) for left, right in factors}
     if len(shapes) > 1:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.source import TensorInfo
 
+#: How the files of a model's weights begin.
+STEM = SINGLE.removesuffix(".safetensors")
 _METADATA = {"format": "pt"}
 _CHUNK = 2**20
 
@@ -60,8 +62,8 @@ class Layout:
     shards: Sequence[Shard]
 
     @classmethod
-    def of(cls, infos: Sequence[TensorInfo], shard_size: int) -> Layout:
-        """Assign tensors to files of at most `shard_size` bytes of data.
+    def of(cls, infos: Sequence[TensorInfo], shard_size: int, stem: str = STEM) -> Layout:
+        """Assign tensors to files of at most `shard_size` bytes of data, named after `stem`.
 
         A tensor larger than that gets a file of its own.
         """
@@ -76,7 +78,8 @@ class Layout:
         count = len(groups)
         shards = []
         for number, group in enumerate(groups, 1):
-            file = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            part = "" if count == 1 else f"-{number:05d}-of-{count:05d}"
+            file = f"{stem}{part}.safetensors"
             header, data_size = build_header(group, _METADATA)
             shards.append(Shard(file, group, header, len(header) + data_size))
         return cls(shards)

@@ -33,6 +33,7 @@ from fusion_core.weights.merging.execution import (
 from fusion_core.weights.reading.format import build_header
 from fusion_core.weights.source import check_values, view_bytes
 from fusion_core.weights.state_dict import find_in_memory_source
+from fusion_core.weights.writing._shards import STEM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,15 +52,18 @@ if TYPE_CHECKING:
 _WORTH_SENDING = 32 * 2**20
 
 
-def materialise(
+def materialise(  # noqa: PLR0913 - what is written, where, and how
     source: WeightSource,
     staging: Staging,
     *,
     shard_size: int,
+    stem: str = STEM,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Compute a source and write it as safetensors shards into a staging directory.
+
+    `stem` begins the names of the files; several files must be called `model`.
 
     Tensors that a stopped run has finished are not computed again. Raises `RecipeError` for a
     source in memory on an executor of other processes.
@@ -72,7 +76,7 @@ def materialise(
             "works in other processes",
             hint="Use --executor threads, or save the model and name its directory.",
         )
-    staging.lay_out(list(source.infos.values()), shard_size=shard_size)
+    staging.lay_out(list(source.infos.values()), shard_size=shard_size, stem=stem)
     finished = staging.finished_tensors
     infos = [info for info in source.infos.values() if info.name not in finished]
     if not is_local:

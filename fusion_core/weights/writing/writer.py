@@ -30,10 +30,10 @@ from fusion_core.errors import (
 from fusion_core.weights.merging.memory_errors import is_out_of_memory
 from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.containment import open_named, report_unreadable
-from fusion_core.weights.reading.location import INDEX
+from fusion_core.weights.reading.location import INDEX, SINGLE
 from fusion_core.weights.writing._fault import fault_point
 from fusion_core.weights.writing._journal import Journal, Recorder
-from fusion_core.weights.writing._shards import Layout, Shards
+from fusion_core.weights.writing._shards import STEM, Layout, Shards
 from fusion_core.weights.writing.digest import tensors_digest
 from fusion_core.weights.writing.disk import report_disk_errors, sync_directory, write_new
 from fusion_core.weights.writing.output_path import check_output, is_side_file_name, output_exists
@@ -71,12 +71,12 @@ class Staging:
         """The names of tensors that are written, verified and recorded."""
         return frozenset(self._journal.tensors)
 
-    def lay_out(self, infos: Sequence[TensorInfo], *, shard_size: int) -> None:
+    def lay_out(self, infos: Sequence[TensorInfo], *, shard_size: int, stem: str = STEM) -> None:
         """Reserve the space of every tensor, in files of at most `shard_size` bytes.
 
         Tensors that an earlier run finished in the same layout are kept.
         """
-        layout = Layout.of(infos, shard_size)
+        layout = Layout.of(infos, shard_size, stem)
         is_same = self._journal.layout == layout.sha256
         reusable = {shard.file for shard in layout.shards} if is_same else set()
         with report_disk_errors(self.directory):
@@ -179,7 +179,10 @@ class Staging:
         """Read every header back, strictly, and compare it with the layout."""
         expected = {name: location.info for name, location in self.shards.layout.locations.items()}
         try:
-            infos = CheckpointSource(self.directory).infos
+            files = {shard.file for shard in self.shards.layout.shards}
+            is_model = len(files) > 1 or SINGLE in files
+            path = self.directory if is_model else self.directory / min(files)
+            infos = CheckpointSource(path).infos
         except CheckpointError as error:
             raise DiskError(f"the written model does not read back: {error.message}") from error
         if list(infos.items()) != list(expected.items()):

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: Singular values below this fraction of the largest one are rounding in fp32: they count as zero.
+_ROUNDING = 1e-6
+
+
 class CoreSpace(Matrixwise, Coordinates[CoreSpaceConfig]):
     """Merge in coordinates of bases that the experts share; for LoRA (arXiv:2509.17786).
 
@@ -28,9 +32,10 @@ class CoreSpace(Matrixwise, Coordinates[CoreSpaceConfig]):
     stage is for merges that treat entries one by one. A density counts all m * n entries (`knots`
     counts only those in the basis). All other tensors stay as they are.
     Options: `bases` (`both`). `left` has no R, as in KnOTS.
-    Differences: Core Space takes the bases from the adapters' factors, which span the same spaces
-    with other axes.
-    Data: none. Cost: eigendecompositions of size m and n per matrix, on the way there and back.
+    Differences: Core Space takes the axes of the bases from the adapters' factors, which span the
+    same spaces. Here the axes are singular vectors of the task vectors.
+    Data: none. Cost: eigendecompositions of size m and n per matrix, on the way there and back. For
+    adapters their size is the sum of the ranks, and no task vector is formed.
     """
 
     config_class = CoreSpaceConfig
@@ -49,10 +54,9 @@ class CoreSpace(Matrixwise, Coordinates[CoreSpaceConfig]):
 
     def rows(self, piece: Piece) -> Tensor:
         """Return the coordinates, padded with zeros to (experts, m, n)."""
-        rows = piece.task_vectors
         if not is_matrix(piece.shape):
-            return rows
-        coordinates = self._bases(rows).to_coordinates(rows)
+            return piece.task_vectors
+        coordinates = self._bases(piece).to_coordinates(piece)
         height, width = coordinates.shape[1:]
         return pad(coordinates, (0, piece.shape[1] - width, 0, piece.shape[0] - height))
 
@@ -60,19 +64,45 @@ class CoreSpace(Matrixwise, Coordinates[CoreSpaceConfig]):
         """Return L C R' for merged coordinates C."""
         if not is_matrix(piece.shape):
             return piece.merged
-        return self._bases(piece.task_vectors).restore(piece.merged)
+        return self._bases(piece).restore(piece.merged)
 
-    def _bases(self, rows: Tensor) -> _Bases:
+    def _bases(self, piece: Piece) -> _Bases:
+        has_right = self.config.bases == "both"
+        if piece.factors is not None:
+            left = _span(piece.factors)
+            right = _span([(right.mT, left.mT) for left, right in piece.factors])
+            return _Bases(left, right if has_right else None)
+        rows = piece.task_vectors
         by_columns = decompose(torch.cat(list(rows), dim=1))
         left = _orient(by_columns.left) * (by_columns.values > 0)
-        if self.config.bases == "left":
+        if not has_right:
             return _Bases(left, None)
         by_rows = decompose(torch.cat(list(rows), dim=0))
         return _Bases(left, _orient(by_rows.right) * (by_rows.values > 0))
 
 
+def _span(factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the left singular vectors of products joined by columns, without the products.
+
+    The factors (m, r_k) and (r_k, n) span the same space. The Gram matrix in an orthonormal basis
+    of that space has the size of all ranks together, and gives the singular vectors.
+    """
+    basis, triangle = torch.linalg.qr(torch.cat([left for left, _ in factors], dim=1).double())
+    parts = torch.split(triangle, [left.shape[1] for left, _ in factors], dim=1)
+    gram = triangle.new_zeros(basis.shape[1], basis.shape[1])
+    for part, (_, right) in zip(parts, factors, strict=True):
+        wide = right.double()
+        gram += part @ (wide @ wide.mT) @ part.mT
+    squares, vectors = torch.linalg.eigh(gram)
+    largest = squares[-1:].amax() if len(squares) else 0
+    is_nonzero = (squares > largest * _ROUNDING**2).flip(0)
+    return _orient((basis @ vectors.flip(1)).to(factors[0][0])) * is_nonzero
+
+
 def _orient(basis: Tensor) -> Tensor:
     """Make each column's largest entry positive, whatever the order of the experts."""
+    if not basis.shape[1]:
+        return basis
     largest = basis.abs().argmax(dim=0, keepdim=True)
     return torch.where(basis.gather(0, largest) < 0, -basis, basis)
 
@@ -83,10 +113,17 @@ class _Bases(NamedTuple):
     left: Tensor
     right: Tensor | None
 
-    def to_coordinates(self, rows: Tensor) -> Tensor:
-        """Return L' rows R."""
-        coordinates = self.left.mT @ rows
-        return coordinates if self.right is None else coordinates @ self.right
+    def to_coordinates(self, piece: Piece) -> Tensor:
+        """Return L' tau_k R for all experts."""
+        if piece.factors is None:
+            coordinates = self.left.mT @ piece.task_vectors
+            return coordinates if self.right is None else coordinates @ self.right
+        return torch.stack(
+            [
+                (self.left.mT @ left) @ (right if self.right is None else right @ self.right)
+                for left, right in piece.factors
+            ]
+        )
 
     def restore(self, merged: Tensor) -> Tensor:
         """Return L C R' for coordinates C in the first rows and columns of `merged`."""

@@ -1,0 +1,196 @@
+"""The weights that an adapter changes, found by the names and shapes of its tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_core.errors import CheckpointError
+from fusion_core.weights.reading._lora_config import MERGE_WITH_PEFT, read_scales
+from fusion_core.weights.reading._lora_experts import (
+    find_parameters,
+    find_targets,
+    is_stored,
+    name_in_release,
+    probe_names,
+    strip_nesting,
+)
+from fusion_core.weights.reading._lora_factors import (
+    Product,
+    are_neighbours_transposed,
+    sort_tensors,
+)
+from fusion_core.weights.reading._lora_products import wide_dtype
+from fusion_core.weights.reading.name_matching import match_names
+from fusion_core.weights.source import TensorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fusion_core.weights.source import WeightSource
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The changes of an adapter, by the base's names."""
+
+    #: descriptions of the task vectors, including those of weights that do not change
+    infos: dict[str, TensorInfo]
+    products: dict[str, Product] = field(default_factory=dict)
+    #: the keys of weights that the adapter stores whole
+    whole: dict[str, str] = field(default_factory=dict)
+
+    def add(self, info: TensorInfo, product: Product) -> None:
+        """Add the change of a weight by a product of factors."""
+        self.infos[info.name] = info
+        self.products[info.name] = product
+
+
+def locate_changes(adapter: WeightSource, base: WeightSource, config: Mapping[str, Any]) -> Changes:
+    """Find every change of an adapter. Raises `CheckpointError` for factors that do not fit."""
+    factors, whole = sort_tensors(adapter)
+    parameters = {module: find_parameters(config, strip_nesting(module)) for module in factors}
+    probes = (
+        name
+        for module in factors
+        for name in probe_names(strip_nesting(module), parameters[module])
+    )
+    names = [*(f"{module}.weight" for module in factors), *whole]
+    released = {name: name_in_release(name) for name in names}
+    base_names = match_names([*names, *probes, *released.values()], base.infos)
+    for name, other in released.items():
+        if name not in base_names and other in base_names:
+            base_names[name] = base_names[other]
+    for module, targeted in parameters.items():
+        inner = strip_nesting(module)
+        parameters[module] = [
+            name for name in targeted if is_stored(inner, name, base.infos, base_names)
+        ]
+    changes = Changes(dict(base.infos))
+    finder = _Finder(adapter, base, config, base_names)
+    plain = [module for module in factors if {*parameters[module]} <= {"weight"}]
+    labels = {module: f"{module}.weight" if parameters[module] else module for module in plain}
+    scales = read_scales(config, adapter.describe(), [*labels.values()])
+    for module in plain:
+        is_parameter = bool(parameters[module])
+        finder.add_plain(
+            changes, module, factors[module], scales[labels[module]], is_parameter=is_parameter
+        )
+    for module in [module for module in factors if module not in labels]:
+        finder.add_experts(changes, module, factors[module], parameters[module])
+    for key_name, key in whole.items():
+        name = base_names.get(key_name, key_name)
+        info = replace(adapter.infos[key], name=name, dtype=torch.float64)
+        if name in changes.products and changes.infos[name].shape != info.shape:
+            raise CheckpointError(f"{adapter.describe()}: {key!r} and its factors differ in shape")
+        changes.whole[name] = key
+        changes.infos[name] = info
+    return changes
+
+
+@dataclass(frozen=True, slots=True)
+class _Finder:
+    adapter: WeightSource
+    base: WeightSource
+    config: Mapping[str, Any]
+    base_names: Mapping[str, str]
+
+    def add_plain(
+        self,
+        changes: Changes,
+        module: str,
+        keys: Mapping[str, str],
+        scales: tuple[int, float],
+        *,
+        is_parameter: bool,
+    ) -> None:
+        """Add the change of a module's weight, after a check of its factors."""
+        name = self.base_names.get(f"{module}.weight", f"{module}.weight")
+        rank, scale = scales
+        is_embedding = "embedding_A" in keys
+        a, b = self._find_factors(module, keys)
+        if (
+            min(len(a.shape), len(b.shape)) < 2  # noqa: PLR2004 - matrices
+            or a.shape[0] != rank
+            or b.shape[1] != rank
+            or b.numel != math.prod(b.shape[:2])
+        ):
+            raise CheckpointError(
+                f"{self.adapter.describe()}: the factors of {module} have the shapes "
+                f"{list(a.shape)} and {list(b.shape)}, which do not fit rank {rank}"
+            )
+        straight, turned = (b.shape[0], *a.shape[1:]), (*a.shape[1:], b.shape[0])
+        base_info = self.base.infos.get(name)
+        if straight != turned and base_info is not None:
+            transposed = base_info.shape == turned
+        elif straight == turned and not is_embedding:
+            evidence = are_neighbours_transposed(self.base, name)
+            transposed = bool(self.config.get("fan_in_fan_out")) if evidence is None else evidence
+        else:
+            transposed = is_embedding
+        magnitude = keys.get("magnitude_vector")
+        self._check_magnitude(module, magnitude, b.shape[0])
+        dtype = torch.float64 if magnitude else wide_dtype(a.dtype, b.dtype)
+        rounded = base_info.dtype if base_info and (is_embedding or is_parameter) else None
+        changes.add(
+            TensorInfo(name, turned if transposed else straight, dtype),
+            Product(a.name, b.name, scale, transposed, magnitude, rounded),
+        )
+
+    def add_experts(
+        self, changes: Changes, module: str, keys: Mapping[str, str], parameters: list[str]
+    ) -> None:
+        """Add the changes of packed experts (`target_parameters`)."""
+        a, b = self._find_factors(module, keys)
+        targets = find_targets(
+            self.adapter.describe(),
+            strip_nesting(module),
+            parameters,
+            (a, b),
+            (self.base.infos, self.base_names),
+        )
+        label = targets[0].parameter
+        rank, scale = read_scales(self.config, self.adapter.describe(), [label])[label]
+        if a.shape[0] != rank * targets[0].part.count:
+            raise CheckpointError(
+                f"{self.adapter.describe()}: the factors of {label} have the shapes "
+                f"{list(a.shape)} and {list(b.shape)}, which do not fit rank {rank} for "
+                f"{targets[0].part.count} experts"
+            )
+        for target in targets:
+            stored = self.base.infos[target.weight]
+            info = replace(stored, dtype=wide_dtype(a.dtype, b.dtype))
+            product = Product(
+                a.name, b.name, scale, target.transposed, rounded=stored.dtype, part=target.part
+            )
+            changes.add(info, product)
+
+    def _find_factors(self, module: str, keys: Mapping[str, str]) -> tuple[TensorInfo, TensorInfo]:
+        parts = ("embedding_A", "embedding_B") if "embedding_A" in keys else ("A", "B")
+        known = {*parts, "magnitude_vector"} if self.config.get("use_dora") else {*parts}
+        if unknown := sorted(keys.keys() - known):
+            raise CheckpointError(
+                f"{self.adapter.describe()}: {keys[unknown[0]]!r} is not part of a plain LoRA",
+                hint=MERGE_WITH_PEFT,
+            )
+        if {*parts} - keys.keys():
+            raise CheckpointError(f"{self.adapter.describe()}: {module} has lora_{min(keys)} alone")
+        a, b = (self.adapter.infos[keys[part]] for part in parts)
+        return a, b
+
+    def _check_magnitude(self, module: str, magnitude: str | None, outputs: int) -> None:
+        """Raise `CheckpointError` unless DoRA's magnitudes are one per output."""
+        if magnitude is None and self.config.get("use_dora"):
+            raise CheckpointError(
+                f"{self.adapter.describe()}: {module} has no lora_magnitude_vector, and "
+                "use_dora is on"
+            )
+        if magnitude is not None and self.adapter.infos[magnitude].numel != outputs:
+            shape = list(self.adapter.infos[magnitude].shape)
+            raise CheckpointError(
+                f"{self.adapter.describe()}: the magnitudes of {module} have the shape {shape}, "
+                f"expected one per output, {outputs}"
+            )

@@ -1,0 +1,1 @@
+"""LoRA adapters as results: `fuse extract-lora`, and `output.adapter` of a recipe."""

@@ -1,0 +1,122 @@
+"""`output.adapter`: write a merge of adapters as an adapter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_core import EncodedOutput, OutputEncoder
+from fusion_core.errors import RecipeError
+from fusion_core.weights import Location, LoraSource, as_weights
+from fusion_lora.adapter import CONFIG, STEM
+from fusion_lora.config import AdapterConfig
+from fusion_lora.experts import find_groups
+from fusion_lora.extraction import Extraction, Ranks
+from fusion_lora.modules import find_module, is_vector
+from fusion_lora.record import REPORT
+from fusion_lora.spool import Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from fusion_core import ModelPool, OutputParts, WeightSource
+
+#: The side files that also belong to an adapter: PEFT users expect the tokenizer next to it.
+_MODEL_FILES = ("config.json", "generation_config.json")
+
+
+class AdapterEncoder(OutputEncoder[AdapterConfig]):
+    """Write a merge of adapters as an adapter, which PEFT loads.
+
+    A sum or an average of adapters is an adapter whose factors are those of the experts joined. A
+    lower rank keeps the largest singular components, computed from the joined factors. Any other
+    merge is factorised matrix by matrix. Weights that an expert stores whole stay whole.
+    """
+
+    config_class = AdapterConfig
+
+    def encode(self, parts: OutputParts) -> EncodedOutput:
+        """Return the adapter's files. Raises `RecipeError` for a pool without base or adapters."""
+        pool, base = parts.pool, parts.pool.base
+        if base is None:
+            raise RecipeError("output.adapter needs the base, and the model pool has none")
+        adapters = [find_adapter(model) for model in pool.experts.values()]
+        stored = {
+            name
+            for adapter in adapters
+            if adapter is not None
+            for name in adapter.whole - adapter.factored
+        }
+        factored = {
+            name
+            for name in parts.merged.infos
+            if name not in stored and find_module(base, name) is not None
+        }
+        vectors = {name for name, info in base.infos.items() if is_vector(info)}
+        names = frozenset(parts.merged.infos) - stored
+        if self.config.rank is None:  # experts have no rank that could be added up
+            names -= {name for group in find_groups(base.infos) for name in group.tensors}
+        extraction = Extraction(
+            parts.merged,
+            base,
+            Ranks(self.config.rank, by_name=self._ranks_of_experts(pool, factored)),
+            names=names,
+            whole=stored | vectors,
+            dtype=getattr(torch, self.config.dtype),
+        )
+        spool = Spool(parts.scratch / "factors")
+        adapter, record = extraction.run(spool, parts.executor, parts.progress)
+        for kind, treatments in record.left_out.items():
+            raise RecipeError(
+                f"output.adapter: {len(treatments)} tensors change that an adapter cannot hold "
+                f"({kind}), for example {treatments[0].tensor}",
+                hint="Set output.adapter.rank for experts. Otherwise leave output.adapter out, or "
+                f"skip these tensors: --set 'algorithm.skip={treatments[0].tensor}'",
+            )
+        files = {name: content for name, content in parts.files.items() if name not in _MODEL_FILES}
+        files[CONFIG] = adapter.config(base, name_of_base(pool))
+        files[REPORT] = record.as_json()
+        summary = (f"adapter: {record.describe()}",)
+        return EncodedOutput(spool, files, STEM, {"adapter": record.as_data()}, summary)
+
+    def decode(self, directory: Path, pool: ModelPool[Any]) -> WeightSource:
+        """Return the base with the adapter merged into it."""
+        assert pool.base is not None  # noqa: S101 - or there was nothing to encode
+        location = Location(directory, str(directory))
+        return as_weights(LoraSource(location, pool.base), pool.base)
+
+    def _ranks_of_experts(self, pool: ModelPool[Any], names: Iterable[str]) -> dict[str, int]:
+        """Return the sum of the experts' ranks by tensor, if no rank is set.
+
+        Raises `RecipeError` for an expert that has no rank there. A tensor that no expert changes
+        gets the largest rank, in case that the method changes it.
+        """
+        if self.config.rank is not None:
+            return {}
+        ranks = {}
+        for name in names:
+            parts = {expert: model.low_rank(name) for expert, model in pool.experts.items()}
+            full = sorted(expert for expert, part in parts.items() if part is None)
+            if full:
+                raise RecipeError(
+                    f"output.adapter.rank: required, because {full[0]} holds {name} not as factors",
+                    hint="For example: --set output.adapter.rank=32",
+                )
+            ranks[name] = sum(part.rank for part in parts.values() if part is not None)
+        largest = max(ranks.values(), default=1) or 1
+        return {name: rank or largest for name, rank in ranks.items()}
+
+
+def find_adapter(source: WeightSource) -> LoraSource | None:
+    """Return the adapter that a model reads from, None for a full model."""
+    if isinstance(source, LoraSource):
+        return source
+    return next(filter(None, map(find_adapter, source.sources)), None)
+
+
+def name_of_base(pool: ModelPool[Any]) -> str | None:
+    """Return the path or the hub id of a pool's base."""
+    base = getattr(pool.config, "base", None)
+    return base if isinstance(base, str) else None

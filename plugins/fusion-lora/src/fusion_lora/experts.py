@@ -1,0 +1,147 @@
+"""Factors of experts: PEFT adapts all experts of a layer as one parameter (`target_parameters`).
+
+A base may store them packed, as (experts, rows, columns), or one by one. PEFT names the packed
+parameter of the live model in both cases.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from fusion_lora.modules import PREFIX, rename_mixture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from fusion_core import TensorInfo
+    from fusion_lora.factorise import Factors
+
+_PACKED = re.compile(r"(?P<module>.+\.experts)\.(?P<parameter>gate_up_proj|down_proj)")
+_SEPARATE = re.compile(r"(?P<module>.+\.experts)\.(?P<index>\d+)\.(?P<part>\w+)\.weight")
+#: The packed parameter of each part, and the part's place in it from top to bottom.
+_PARTS = {
+    "gate_proj": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", 1),
+    "down_proj": ("down_proj", 0),
+    "w1": ("gate_up_proj", 0),
+    "w3": ("gate_up_proj", 1),
+    "w2": ("down_proj", 0),
+}
+#: PEFT wraps a module once per parameter, in the order of the parameters: the first is innermost.
+_ORDER = ("gate_up_proj", "down_proj")
+_RANK = 3
+
+
+class Rows(NamedTuple):
+    """Rows of a stored tensor, seen as a matrix."""
+
+    tensor: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class ExpertGroup:
+    """A parameter of all experts of a layer."""
+
+    module: str
+    parameter: str
+    #: for each expert, the rows of tensors that make its matrix, from top to bottom
+    experts: tuple[tuple[Rows, ...], ...]
+    #: whether the matrices are stored as (inputs, outputs)
+    transposed: bool
+
+    @property
+    def name(self) -> str:
+        """The name in `target_parameters`."""
+        return f"{self.module}.{self.parameter}"
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """The stored tensors."""
+        return frozenset(rows.tensor for expert in self.experts for rows in expert)
+
+    def join(self, factors: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+        """Return PEFT's A (experts * rank, in) and B (out, rank * experts).
+
+        Experts of a lower rank are filled up with zeros.
+        """
+        rank = max(factor.rank for factor in factors)
+        lefts, rights = [], []
+        for factor in factors:
+            left, right = (
+                (factor.left, factor.right)
+                if not self.transposed
+                else (factor.right.mT, factor.left.mT)
+            )
+            lefts.append(torch.nn.functional.pad(left, (0, rank - factor.rank)))
+            rights.append(torch.nn.functional.pad(right, (0, 0, 0, rank - factor.rank)))
+        b = torch.stack(lefts, dim=2)  # (out, rank, experts)
+        return torch.cat(rights), b.reshape(len(b), -1)
+
+
+def find_groups(infos: Mapping[str, TensorInfo]) -> list[ExpertGroup]:
+    """Return the parameters of experts that a base stores."""
+    return [*_find_packed(infos), *_find_separate(infos)]
+
+
+def name_factors(
+    group: ExpertGroup, groups: Iterable[ExpertGroup], a: Tensor, b: Tensor
+) -> dict[str, Tensor]:
+    """Return factors under PEFT's names; `groups` are all that the adapter changes."""
+    outer = [
+        other
+        for other in groups
+        if other.module == group.module
+        and _ORDER.index(other.parameter) > _ORDER.index(group.parameter)
+    ]
+    key = f"{PREFIX}{group.module}{'.base_layer' * len(outer)}.lora_"
+    return {f"{key}A.weight": a, f"{key}B.weight": b}
+
+
+def _find_packed(infos: Mapping[str, TensorInfo]) -> Iterator[ExpertGroup]:
+    for name, info in infos.items():
+        match = _PACKED.fullmatch(name)
+        if match is None or len(info.shape) != _RANK:
+            continue
+        gate = infos.get(f"{match['module']}.gate_up_proj")
+        count, height, _ = info.shape
+        experts = tuple((Rows(name, n * height, (n + 1) * height),) for n in range(count))
+        transposed = gate is not None and _is_turned(gate, infos, match["module"])
+        yield ExpertGroup(match["module"], match["parameter"], experts, transposed)
+
+
+def _is_turned(gate: TensorInfo, infos: Mapping[str, TensorInfo], module: str) -> bool:
+    """Tell whether experts are stored as (inputs, outputs): their inner sizes must agree.
+
+    The width of one expert is half of the gate's outputs and all of the other's inputs.
+    """
+    down = infos.get(f"{module}.down_proj")
+    if down is None:
+        return gate.shape[2] > gate.shape[1]
+    straight = gate.shape[1] == 2 * down.shape[2] and gate.shape[2] == down.shape[1]
+    turned = gate.shape[2] == 2 * down.shape[1] and gate.shape[1] == down.shape[2]
+    return turned and not straight
+
+
+def _find_separate(infos: Mapping[str, TensorInfo]) -> Iterator[ExpertGroup]:
+    groups: dict[tuple[str, str], dict[int, dict[int, Rows]]] = {}
+    for name, info in infos.items():
+        match = _SEPARATE.fullmatch(name)
+        if match is None or match["part"] not in _PARTS or len(info.shape) != _RANK - 1:
+            continue
+        parameter, place = _PARTS[match["part"]]
+        module = rename_mixture(match["module"])
+        experts = groups.setdefault((module, parameter), {})
+        experts.setdefault(int(match["index"]), {})[place] = Rows(name, 0, info.shape[0])
+    for (module, parameter), experts in groups.items():
+        if sorted(experts) == list(range(len(experts))):
+            matrices = (experts[index] for index in sorted(experts))
+            rows = tuple(tuple(parts[place] for place in sorted(parts)) for parts in matrices)
+            yield ExpertGroup(module, parameter, rows, transposed=False)

@@ -1,0 +1,78 @@
+"""An expert and its base, opened and aligned for the extraction of an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fusion_core import AlignmentPolicy, CheckpointsConfig, CheckpointsPool
+from fusion_core.builtin.executors import ThreadsConfig, make_threads
+from fusion_core.errors import AlignmentError
+from fusion_core.weights import as_weights, select_names
+from fusion_lora.extraction import Extraction
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
+
+    from fusion_core import WeightSource
+    from fusion_lora.options import ExtractionOptions
+
+#: Files next to the weights do not matter here, and a vocabulary may have grown.
+_POLICY = AlignmentPolicy(config="ignore", tokenizer="ignore", vocab="pad")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The weights of a fine-tuned model and of its base, with the same names."""
+
+    model: WeightSource
+    base: WeightSource
+    #: the names of tensors to which the expert adds rows
+    grown: frozenset[str]
+    executor: Executor
+
+    def plan(
+        self,
+        options: ExtractionOptions,
+        *,
+        only: Sequence[str] = (),
+        skip: Sequence[str] = (),
+        whole: Sequence[str] = (),
+    ) -> Extraction:
+        """Return the extraction that patterns on tensor names ask for.
+
+        Raises `RecipeError` for a pattern that matches nothing, and `AlignmentError` for embeddings
+        with more rows than the base's that are not stored whole.
+        """
+        names = self.base.infos.keys()
+        chosen = select_names(only, names, "--only") if only else set(names)
+        skipped = select_names(skip, names, "--skip") if skip else set()
+        stored = select_names(whole, names, "--save-whole") if whole else set()
+        select_names([*options.ranks.patterns], names, "--rank-pattern")
+        if missing := sorted(self.grown - stored):
+            raise AlignmentError(
+                f"{missing[0]} has more rows than the base's ({len(missing)} tensors): factors "
+                "cannot add rows",
+                hint=f"Store them whole: {' '.join(f'--save-whole {name}' for name in missing)}",
+            )
+        return Extraction(
+            self.model, self.base, options.ranks, chosen - skipped, stored, options.dtype
+        )
+
+
+def open_pair(expert: str, base: str) -> Pair:
+    """Open a model and its base. Raises the errors of the pool `checkpoints`."""
+    pool = CheckpointsPool(CheckpointsConfig(base=base, models={"expert": expert}))
+    aligned = pool.aligned(_POLICY)
+    assert pool.base is not None  # noqa: S101 - named above
+    assert aligned.base is not None  # noqa: S101
+    original = pool.base.infos
+    grown = {
+        name
+        for name, info in aligned.base.infos.items()
+        if name in original and original[name].shape != info.shape
+    }
+    executor = make_threads(ThreadsConfig())
+    model = as_weights(aligned.experts["expert"], aligned.base)  # it may be an adapter
+    return Pair(model, aligned.base, frozenset(grown), executor)

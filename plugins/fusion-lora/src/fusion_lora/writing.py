@@ -1,0 +1,94 @@
+"""Writing of an adapter's directory: the tensors, PEFT's configuration, and the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import torch
+
+from fusion_core import Progress
+from fusion_core.commands import (
+    build_statement,
+    describe_environment,
+    describe_outputs,
+    load_plugins,
+)
+from fusion_core.errors import RecipeError
+from fusion_core.weights import check_unchanged, collect_origins, materialise, stage_output
+from fusion_core.weights.writing.output_path import PROVENANCE
+from fusion_lora.adapter import CONFIG, STEM
+from fusion_lora.modules import EXPERTS
+from fusion_lora.record import REPORT
+from fusion_lora.spool import Spool
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from fusion_core.weights import Staging
+    from fusion_lora.extraction import Extraction
+    from fusion_lora.record import Record
+
+_PLUGIN = "fusion-lora"
+#: PEFT reads one file.
+ONE_FILE = 2**62
+
+
+def write_adapter(  # noqa: PLR0913 - what is written, where, and how
+    extraction: Extraction,
+    directory: Path,
+    executor: Executor,
+    *,
+    base_name: str | None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Record:
+    """Extract an adapter into a directory, which appears complete or not at all.
+
+    Returns the errors. Raises as `stage_output` does.
+    """
+    progress = progress or Progress()
+    with stage_output(directory, overwrite=overwrite) as staging:
+        spool = Spool(staging.state / "factors")
+        adapter, record = extraction.run(spool, executor, progress)
+        _refuse_experts(record)
+        materialise(spool, staging, shard_size=ONE_FILE, stem=STEM)
+        staging.add(CONFIG, adapter.config(extraction.base, base_name))
+        staging.add(REPORT, record.as_json())
+        staging.add(PROVENANCE, _describe(extraction, record, staging))
+        for model in (extraction.model, extraction.base):
+            check_unchanged(model)
+        staging.commit(overwrite=overwrite)
+    return record
+
+
+def _describe(extraction: Extraction, record: Record, staging: Staging) -> bytes:
+    """Return the content of `provenance.json`, by which `--overwrite` knows the output."""
+    environment = describe_environment({_PLUGIN}, load_plugins().plugins, torch.device("cpu"))
+    models = {"expert": extraction.model, "base": extraction.base}
+    parts = {
+        **environment,
+        "inputs": {
+            name: [dict(origin.files) for origin in collect_origins(model)]
+            for name, model in models.items()
+        },
+        "ranks": asdict(extraction.ranks),
+        "output": {"adapter": record.as_data()},
+        "outputs": describe_outputs(staging),
+    }
+    timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    return json.dumps(build_statement(parts, timings), indent=2).encode() + b"\n"
+
+
+def _refuse_experts(record: Record) -> None:
+    """Raise `RecipeError` if experts change, which are most of a mixture's parameters."""
+    experts = record.left_out.get(EXPERTS, [])
+    if experts:
+        raise RecipeError(
+            f"{experts[0].tensor} and {len(experts) - 1} other tensors of experts change, and "
+            "their names or shapes are not those of a layout that PEFT adapts (target_parameters)",
+            hint="Leave them out with --skip '*experts*'. The report then counts them as errors.",
+        )

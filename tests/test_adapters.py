@@ -1,0 +1,302 @@
+"""Adapters that fuse writes: PEFT loads them, and their merge has the stated error."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from fusion_core.cli.app import app
+from fusion_core.errors import FusionError, RecipeError
+from fusion_core.running.run import run_fusion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+pytestmark = [pytest.mark.plugins, pytest.mark.filterwarnings("ignore")]
+
+Tensors = dict[str, torch.Tensor]
+
+
+def tiny(kind: str) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 40}
+    if kind == "gpt2":
+        config = transformers.GPT2Config(
+            n_embd=16, n_layer=2, n_head=2, vocab_size=40, bos_token_id=0, eos_token_id=0
+        )
+        return transformers.GPT2LMHeadModel(config)
+    if kind == "bert":
+        config = transformers.BertConfig(**sizes, num_attention_heads=2)
+        return transformers.BertForSequenceClassification(config)
+    mixture = {**sizes, "num_attention_heads": 2, "num_key_value_heads": 2}
+    mixture |= {"num_local_experts": 4, "num_experts_per_tok": 2}
+    if kind == "mixtral":
+        return transformers.MixtralForCausalLM(transformers.MixtralConfig(**mixture))
+    if kind == "gpt-oss":
+        config = transformers.GptOssConfig(**mixture, head_dim=12)
+        return transformers.GptOssForCausalLM(config)
+    if kind == "resnet":
+        config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+        return transformers.ResNetForImageClassification(config)
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=2)
+    return transformers.LlamaForCausalLM(config)
+
+
+def fine_tune(path: Path, kind: str) -> None:
+    """Save a base, and a model that differs from it in every tensor."""
+    model = tiny(kind)
+    model.save_pretrained(path / "base")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) / 50)
+    model.save_pretrained(path / "expert")
+
+
+def extract(path: Path, *arguments: str, code: int = 0) -> str:
+    given = [str(path / "expert"), "--base", str(path / "base"), "-o", str(path / "adapter")]
+    result = CliRunner().invoke(app, ["extract-lora", *given, "-q", *arguments])
+    if isinstance(result.exception, FusionError):  # `main` prints it
+        assert result.exception.exit_code == code
+        return str(result.exception)
+    assert result.exit_code == code == 0, result.output
+    return result.output
+
+
+def load(path: Path) -> Tensors:
+    return load_file(path / "model.safetensors")
+
+
+def merge_with_peft(kind: str, base: Path, adapter: Path, rows: int | None = None) -> Tensors:
+    model = type(tiny(kind)).from_pretrained(base)
+    if rows is not None:
+        model.resize_token_embeddings(rows)
+    merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return dict(merged.state_dict())
+
+
+def distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    return math.sqrt(
+        sum((one[n].double() - other[n].double()).square().sum().item() for n in other)
+    )
+
+
+def stated_error(adapter: Path) -> float:
+    error: float = json.loads((adapter / "adapter_report.json").read_text())["relative_error"]
+    return error
+
+
+# --- extraction ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "largest"),
+    [
+        ("llama", ["--rank", "4"], 1),
+        ("llama", ["--rank", "64", "--save-whole", "*norm*"], 1e-6),
+        ("llama", ["--energy", "0.7", "--rank-pattern", "*q_proj*=3"], 0.6),
+        ("llama", ["--skip", "*embed*", "--skip", "lm_head*", "--dtype", "bf16"], 1),
+        ("gpt2", ["--rank", "64", "--save-whole", "*ln_*", "--save-whole", "*.bias"], 1e-6),
+        ("bert", ["--rank", "64", "--save-whole", "*LayerNorm*", "--save-whole", "*.bias"], 1e-6),
+        ("resnet", ["--rank", "8", "--only", "*convolution*"], 1),
+    ],
+)
+def test_peft_merges_an_extracted_adapter_with_the_stated_error(
+    tmp_path: Path, kind: str, arguments: list[str], largest: float
+) -> None:
+    fine_tune(tmp_path, kind)
+    extract(tmp_path, *arguments)
+    base, expert = load(tmp_path / "base"), load(tmp_path / "expert")
+    merged = merge_with_peft(kind, tmp_path / "base", tmp_path / "adapter")
+    floating = {name: tensor for name, tensor in expert.items() if tensor.is_floating_point()}
+    error = distance(merged, floating) / distance(base, floating)
+    assert error == pytest.approx(stated_error(tmp_path / "adapter"), rel=1e-4, abs=1e-6)
+    assert error < largest
+    mine = run_fusion(
+        algorithm={"name": "task-arithmetic", "scale": 1.0},
+        model_pool={"base": str(tmp_path / "base"), "models": [str(tmp_path / "adapter")]},
+        output=None,
+    ).weights.state_dict()
+    assert distance(merged, {n: mine[n] for n in floating}) <= 1e-6 * distance(base, floating)
+
+
+def test_grown_embeddings_are_stored_whole_or_refused(tmp_path: Path) -> None:
+    fine_tune(tmp_path, "llama")
+    grown = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "expert")
+    grown.resize_token_embeddings(43)
+    grown.save_pretrained(tmp_path / "expert")
+    output = extract(tmp_path, code=4)
+    assert "lm_head.weight has more rows than the base's (2 tensors)" in output
+    assert not (tmp_path / "adapter").exists()
+    extract(tmp_path, "--save-whole", "*embed_tokens*", "--save-whole", "lm_head*")
+    merged = merge_with_peft("llama", tmp_path / "base", tmp_path / "adapter", rows=43)
+    expert = load(tmp_path / "expert")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(merged[name], expert[name])
+
+
+def test_tensors_outside_the_adapter_are_named(tmp_path: Path) -> None:
+    fine_tune(tmp_path, "llama")
+    output = extract(tmp_path, "--rank", "64")
+    assert "not in the adapter: 5 tensors that change (norms and other vectors)" in output
+    report = json.loads((tmp_path / "adapter" / "adapter_report.json").read_text())
+    assert report["tensors"]["model.norm.weight"]["relative_error"] == 1
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt-oss"])
+def test_experts_are_adapted_as_one_parameter(tmp_path: Path, kind: str) -> None:
+    fine_tune(tmp_path, kind)
+    extract(tmp_path, "--rank", "5", "--rank-pattern", "*down_proj*=64", "--save-whole", "*norm*")
+    model = type(tiny(kind)).from_pretrained(tmp_path / "base")
+    merged = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload()
+    merged.save_pretrained(tmp_path / "peft")  # in the layout of the release
+    base, expert, theirs = (load(tmp_path / name) for name in ("base", "expert", "peft"))
+    error = distance(theirs, expert) / distance(base, expert)
+    assert error == pytest.approx(stated_error(tmp_path / "adapter"), rel=1e-4)
+    ours = run_fusion(
+        algorithm={"name": "task-arithmetic", "scale": 1.0},
+        model_pool={"base": str(tmp_path / "base"), "models": [str(tmp_path / "adapter")]},
+        output=None,
+    ).weights.state_dict()
+    assert distance(ours, theirs) <= 1e-6 * distance(base, expert)
+    down = [name for name in expert if "down_proj" in name or ".w2." in name]
+    changed = {name: expert[name] for name in down if "bias" not in name}
+    assert distance({n: theirs[n] for n in changed}, changed) < 1e-5
+
+
+def test_a_module_with_factors_cannot_be_stored_whole(tmp_path: Path) -> None:
+    fine_tune(tmp_path, "gpt-oss")
+    output = extract(tmp_path, "--save-whole", "*router.bias", code=2)
+    assert "model.layers.0.mlp.router cannot be stored whole" in output
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "code"),
+    [
+        (["--rank", "4", "--energy", "0.9"], "--rank conflicts with --energy", 2),
+        (["--energy", "1.5"], "--energy: expected a share above 0, at most 1, got 1.5", 2),
+        (["--rank-pattern", "*q_proj*"], "--rank-pattern: expected PATTERN=R", 2),
+        (["--rank-pattern", "*nothing*=4"], "--rank-pattern: no tensor matches '*nothing*'", 2),
+        (["--only", "q_proj"], "Did you mean '*q_proj*'?", 2),
+        (["--dtype", "int8"], "--dtype", 2),
+    ],
+)
+def test_mistakes_leave_nothing_behind(
+    tmp_path: Path, arguments: list[str], says: str, code: int
+) -> None:
+    fine_tune(tmp_path, "llama")
+    assert says in extract(tmp_path, *arguments, code=code)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "expert"]
+
+
+# --- merges that stay adapters ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a base with three adapters of different ranks, modules and scales."""
+    path = tmp_path_factory.mktemp("adapters")
+    tiny("llama").save_pretrained(path / "base")
+    options: list[dict[str, Any]] = [
+        {"r": 4, "target_modules": ["q_proj", "down_proj"]},
+        {"r": 2, "target_modules": ["q_proj", "embed_tokens"], "use_rslora": True},
+        {"r": 6, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]},
+    ]
+    for number, given in enumerate(options):
+        torch.manual_seed(number)
+        model = peft.get_peft_model(tiny("llama"), peft.LoraConfig(lora_alpha=5, **given))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) / 20)
+        model.save_pretrained(path / str(number))
+    return path
+
+
+def recipe(path: Path, algorithm: Any) -> dict[str, Any]:
+    models = [str(path / name) for name in "012"]
+    return {"algorithm": algorithm, "model_pool": {"base": str(path / "base"), "models": models}}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "form", "largest"),
+    [
+        ({"name": "task-arithmetic", "scale": 0.7}, {}, 1e-6),
+        ("simple-average", True, 1e-6),
+        ({"name": "weighted-average", "weights": [0.2, 0.5, 0.3]}, None, 1e-6),
+        ({"name": "task-arithmetic", "only": "*q_proj*"}, {}, 1e-6),
+        ({"name": "task-arithmetic"}, 3, 1),
+        ({"name": "task-arithmetic"}, {"rank": 64, "dtype": "bf16"}, 0.01),
+        ("ties", {}, 1),
+        ([{"name": "drop"}, {"name": "task-arithmetic"}], {"rank": 24}, 1e-5),
+    ],
+)
+def test_a_merge_of_adapters_stays_an_adapter(
+    tmp_path: Path, adapters: Path, algorithm: Any, form: Any, largest: float
+) -> None:
+    run = recipe(adapters, algorithm)
+    dense = run_fusion(run, output=None).weights.state_dict()
+    result = run_fusion({**run, "output": {"path": str(tmp_path / "out"), "adapter": form}})
+    base = load(adapters / "base")
+    merged = merge_with_peft("llama", adapters / "base", tmp_path / "out")
+    error = distance(merged, dense) / distance(base, dense)
+    assert error == pytest.approx(stated_error(tmp_path / "out"), rel=1e-3, abs=1e-6)
+    assert error < largest
+    assert f"{stated_error(tmp_path / 'out'):.3g}" in result.summary[0]
+    read_back = result.weights.state_dict()  # for the evaluation
+    assert distance(read_back, merged | {}) <= 1e-6 * distance(base, dense)
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    tensors = json.dumps(provenance)
+    assert '"relative_error"' in tensors
+
+
+def test_joined_factors_take_no_more_rank_than_needed(tmp_path: Path, adapters: Path) -> None:
+    output = {"path": str(tmp_path / "out"), "adapter": {}}
+    run_fusion({**recipe(adapters, "task-arithmetic"), "output": output})
+    factors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    sizes = {name: tensor.shape[0] for name, tensor in factors.items() if "lora_A" in name}
+    assert {size for name, size in sizes.items() if "q_proj" in name} == {4 + 2 + 6}
+    assert {size for name, size in sizes.items() if "down_proj" in name} == {4}
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ({"adapter": {"rnk": 3}}, "output.adapter.rnk: unknown option; did you mean rank?"),
+        ({"adaptr": {}}, "output.adaptr: unknown option; did you mean adapter?"),
+        ({"adapter": {"rank": 0}}, "output.adapter.rank"),
+        ({"adapter": {}, "path": None}, "output.adapter needs a directory to write"),
+    ],
+)
+def test_mistakes_in_the_section_output_are_named(
+    tmp_path: Path, adapters: Path, output: dict[str, Any], says: str
+) -> None:
+    section = {"path": str(tmp_path / "out"), **output}
+    with pytest.raises(RecipeError, match=says.replace("?", r"\?")):
+        run_fusion({**recipe(adapters, "task-arithmetic"), "output": section})
+    assert not list(tmp_path.iterdir())
+
+
+def test_full_experts_need_a_rank(tmp_path: Path) -> None:
+    fine_tune(tmp_path, "llama")
+    run = {
+        "algorithm": "task-arithmetic",
+        "model_pool": {"base": str(tmp_path / "base"), "models": [str(tmp_path / "expert")]},
+    }
+    output = {"path": str(tmp_path / "out"), "adapter": {}}
+    with pytest.raises(RecipeError, match=r"output.adapter.rank: required, because expert holds"):
+        run_fusion({**run, "output": output})
+    run_fusion({**run, "output": {**output, "adapter": 64}})
+    merged = merge_with_peft("llama", tmp_path / "base", tmp_path / "out")
+    dense = run_fusion(run, output=None).weights.state_dict()
+    assert distance(merged, dense) < 1e-5 * distance(load(tmp_path / "base"), dense)

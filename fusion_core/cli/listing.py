@@ -113,11 +113,13 @@ def _print(kind: Kind, plugins: PluginManager) -> None:
 
 
 def _describe_files(component: Component[FormatSpec]) -> str:
-    """Describe the files and configuration keys that identify a format."""
+    """Describe briefly how a format is recognised: by its configuration, or else by its files."""
     spec = component.spec
-    keys = [f"{key} {value}" for key, value in spec.config_values] or spec.config_keys
-    condition = f" with {' or '.join(keys)} in config.json" if keys else ""
-    return f"{' or '.join(spec.files)}{condition}"
+    keys = [f"{key}: {value}" for key, value in spec.config_values] or spec.config_keys
+    if keys:
+        return f"{' or '.join(keys)} in config.json"
+    first, *others = spec.files
+    return f"{first} and others" if len(others) > 1 else " or ".join(spec.files)
 
 
 _COLUMNS: dict[str, Callable[[Component[Any]], Any]] = {

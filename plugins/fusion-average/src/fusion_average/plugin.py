@@ -42,5 +42,4 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
         name="average",
         summary="Average the checkpoints of a training run.",
         target="fusion_average.command:average",
-        group="Fuse and evaluate",
     )

@@ -124,7 +124,8 @@ class Extraction:
                 for tensor, first, last in group.experts[index]
             ]
         )
-        matrix = BlockedMatrix(*rows.shape, lambda first, last: rows[first:last])
+        height, width = rows.shape
+        matrix = BlockedMatrix(height, width, lambda first, last: rows[first:last])
         return factorise(matrix, rank, energy, self.dtype)
 
     def _is_chosen(self, group: ExpertGroup) -> bool:

@@ -96,7 +96,8 @@ def _span(factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     squares, vectors = torch.linalg.eigh(gram)
     largest = squares[-1:].amax() if len(squares) else 0
     is_nonzero = (squares > largest * _ROUNDING**2).flip(0)
-    return _orient((basis @ vectors.flip(1)).to(factors[0][0])) * is_nonzero
+    oriented: Tensor = _orient((basis @ vectors.flip(1)).to(factors[0][0])) * is_nonzero
+    return oriented
 
 
 def _orient(basis: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from pools_lm.tasks.choice import ChoiceTask
 from pools_lm.tasks.config import (
@@ -55,7 +55,8 @@ class LanguageTasks(LinesTasks):
         if self.options.prompts == "own":
             return self
         prepared = self.map_tasks(lambda task: task.on_device(device))
-        written = [task for task in prepared if task.has_expert]
+        tasks = (cast("LanguageTask[Any]", task) for task in prepared)
+        written = [task for task in tasks if task.has_expert]
         save(PROMPTS_FILE, describe_prompts(written))
         return prepared
 

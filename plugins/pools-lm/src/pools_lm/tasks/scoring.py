@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,8 +85,8 @@ def greedy_tokens(
     def choose(batch: Sequence[Pair]) -> list[list[int]]:
         with torch.inference_mode():
             tokens = _continuation_scores(model, batch, device).argmax(dim=-1).cpu()
-        lengths = [len(pair.continuation) for pair in batch]
-        return [list(row.tolist()) for row in tokens.split(lengths)]
+        remaining = iter(tokens.tolist())
+        return [list(islice(remaining, len(pair.continuation))) for pair in batch]
 
     size = _limit_batch(model, pairs, batch_size)
     return map_by_length(choose, pairs, model, batch_size=size, label=label)
@@ -123,7 +124,7 @@ def _limit_batch(model: nn.Module, pairs: Sequence[Pair], batch_size: int) -> in
     """Return the number of pairs whose scores fit into memory, at most `batch_size`."""
     config: Any = model.config
     longest = max(len(pair.continuation) for pair in pairs)
-    scores = max(1, longest * config.get_text_config().vocab_size)
+    scores = max(1, longest * int(config.get_text_config().vocab_size))
     return max(1, min(batch_size, _MAX_SCORES // scores))
 
 

@@ -99,8 +99,10 @@ class LanguageTask(AdaptiveLinesTask[DataT], TokenTask):
     @property
     def has_expert(self) -> bool:
         """Whether the pool has an expert for this task, which can answer prompts."""
-        pool = self.sampler and self.sampler.pool
-        return pool is not None and self.name in map(pool.task_of, pool.experts)
+        if self.sampler is None:
+            return False
+        pool = self.sampler.pool
+        return self.name in map(pool.task_of, pool.experts)
 
     @property
     def is_sampled(self) -> bool:

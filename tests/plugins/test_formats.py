@@ -251,7 +251,7 @@ def test_formats_share_a_key_by_its_values(
     install("eight", "Doubled", FILES, more=keys.format("eight"))
     manager.load_plugins.cache_clear()
     try:
-        assert "with quant_method eight in config.json" in fuse("list", "formats").out
+        assert "quant_method: eight in config.json" in fuse("list", "formats").out
     finally:
         manager.load_plugins.cache_clear()
     among()

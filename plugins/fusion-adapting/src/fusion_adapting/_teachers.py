@@ -123,7 +123,7 @@ def _identify_examples(batch: Batch) -> list[bytes]:
             if is_padded and mask is not None:
                 example = example[mask[row].bool()]
             key.update(f"{name} {example.dtype} {[*example.shape]}".encode())
-            key.update(memoryview(example.contiguous().view(-1).view(torch.uint8).numpy()))
+            key.update(example.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return [key.digest() for key in keys]
 
 

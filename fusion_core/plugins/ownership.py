@@ -10,12 +10,17 @@ if TYPE_CHECKING:
 #: The components of each distribution by kind: names and aliases.
 # fmt: off
 COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "formats-dcp": {"format": ("dcp", "dcp-safetensors")},
     "formats-quantised": {
         "format": ("awq", "bitsandbytes", "compressed-tensors", "fp8", "gguf", "gptq", "mxfp4"),
     },
     "fusion-adamerging": {
         "algorithm": ("adamerging", "adarank", "surgery", "symerge"),
         "pipeline": ("strong",),
+    },
+    "fusion-average": {
+        "algorithm": ("greedy-soup", "run-average"),
+        "command": ("average",),
     },
     "fusion-dask": {"executor": ("dask",)},
     "fusion-linear": {
@@ -55,7 +60,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
             "sequence-classification",
         ),
         "task pool": (
-            "flan-t5-glue", "gpt2-glue", "lm-choice", "lm-eval", "lm-generate", "lm-mini",
+            "flan-t5-glue", "gpt2-glue", "lm-agreement", "lm-choice", "lm-eval", "lm-generate", "lm-mini",
             "lm-perplexity", "lm-tasks", "sentence-classification", "sts",
         ),
     },

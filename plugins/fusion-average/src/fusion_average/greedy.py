@@ -40,9 +40,12 @@ class GreedySoup(Algorithm[GreedySoupConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Choose experts, and return their lazy mean; raises `RecipeError` for mixed metrics."""
-        if self._choosing is None:
-            raise RecipeError("greedy-soup needs tasks", hint="Name a task pool with --task-pool.")
         tasks = self._choosing
+        if tasks is None:  # a run by hand has not asked for the half to measure
+            if context.tasks is None:
+                hint = "Name a task pool with --task-pool."
+                raise RecipeError("greedy-soup needs tasks", hint=hint)
+            tasks, _ = context.tasks.halves()
         names = [*pool.experts]
         chosen: list[str] = []
         scores = {name: self._score([name], pool, tasks, context) for name in names}

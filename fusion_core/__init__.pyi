@@ -56,6 +56,7 @@ from fusion_core.progress import note as note
 from fusion_core.progress import show_notes_on as show_notes_on
 from fusion_core.recipe.config import AlignmentPolicy as AlignmentPolicy
 from fusion_core.recipe.config import ComponentConfig as ComponentConfig
+from fusion_core.recipe.config import Dtype as Dtype
 from fusion_core.recipe.config import ExpertWeights as ExpertWeights
 from fusion_core.recipe.config import Recipe as Recipe
 from fusion_core.running.lazy_merge import load_models as load_models

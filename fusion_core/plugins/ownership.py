@@ -60,8 +60,8 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
             "sequence-classification",
         ),
         "task pool": (
-            "flan-t5-glue", "gpt2-glue", "lm-agreement", "lm-choice", "lm-eval", "lm-generate", "lm-mini",
-            "lm-perplexity", "lm-tasks", "sentence-classification", "sts",
+            "flan-t5-glue", "gpt2-glue", "lm-agreement", "lm-choice", "lm-eval", "lm-generate",
+            "lm-mini", "lm-perplexity", "lm-tasks", "sentence-classification", "sts",
         ),
     },
     "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},

@@ -5,7 +5,7 @@ from fusion_core.recipe.depth import depths, interpolate, layers_of, renumber_la
 from fusion_core.recipe.patterns import select_names
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
 from fusion_core.weights.matrices import Columns, Matrices, Rows, Slot, Stacked
-from fusion_core.weights.merging.execution import SerialExecutor, is_in_process
+from fusion_core.weights.merging.execution import SerialExecutor, is_in_process, run_all
 from fusion_core.weights.merging.kernels import (
     CoordinatesKernel,
     Kernel,
@@ -17,7 +17,13 @@ from fusion_core.weights.merging.linear import Linear, as_weights
 from fusion_core.weights.merging.masking import task_weights
 from fusion_core.weights.merging.merged_source import CastSource, MergedSource
 from fusion_core.weights.merging.nearness import describe_nearness
-from fusion_core.weights.merging.piece import Operands, Piece, broadcast_per_expert, sum_in_order
+from fusion_core.weights.merging.piece import (
+    Operands,
+    Piece,
+    broadcast_per_expert,
+    check_finite,
+    sum_in_order,
+)
 from fusion_core.weights.merging.result_cache import ResultCache
 from fusion_core.weights.merging.scan import Scan
 from fusion_core.weights.merging.selection import kth_largest_magnitudes
@@ -32,6 +38,7 @@ from fusion_core.weights.merging.trimming import (
 )
 from fusion_core.weights.origin import Origin, stamp_of
 from fusion_core.weights.packing import Layout
+from fusion_core.weights.ranges import read_range
 from fusion_core.weights.reading._lora_factors import are_neighbours_transposed
 from fusion_core.weights.reading.assets import (
     Files,
@@ -123,6 +130,7 @@ __all__ = [
     "assemble",
     "broadcast_per_expert",
     "change_config",
+    "check_finite",
     "check_unchanged",
     "collect_origins",
     "count_for_density",
@@ -147,9 +155,11 @@ __all__ = [
     "polar",
     "read_config",
     "read_licence",
+    "read_range",
     "read_side_file",
     "renumber_layer",
     "replace_layers",
+    "run_all",
     "select_names",
     "select_tokenizer_files",
     "stage_output",

@@ -271,9 +271,9 @@ def awq(size: Size, group: int) -> Reference:
     """Random codes as `dequantize_gemm` of AutoAWQ reads them."""
     spec = importlib.util.find_spec("awq")  # importing the package needs an older transformers
     path = Path(str(spec.origin)).parent / "utils" / "packing_utils.py"
-    found = importlib.util.spec_from_file_location("packing_utils", path)
-    packing = importlib.util.module_from_spec(found)
-    found.loader.exec_module(packing)
+    module_spec = importlib.util.spec_from_file_location("packing_utils", path)
+    packing = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(packing)
     seed, rows, width = size
     random = torch.Generator().manual_seed(seed)
     low, high = -(2**31), 2**31

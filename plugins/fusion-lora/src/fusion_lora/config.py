@@ -6,8 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fusion_core import ComponentConfig
-from fusion_core.recipe.config import Dtype
+from fusion_core import ComponentConfig, Dtype
 
 
 class AdapterConfig(ComponentConfig):

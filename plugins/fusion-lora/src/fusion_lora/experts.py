@@ -136,12 +136,12 @@ def _find_separate(infos: Mapping[str, TensorInfo]) -> Iterator[ExpertGroup]:
         match = _SEPARATE.fullmatch(name)
         if match is None or match["part"] not in _PARTS or len(info.shape) != _RANK - 1:
             continue
-        parameter, place = _PARTS[match["part"]]
+        parameter, position = _PARTS[match["part"]]
         module = rename_mixture(match["module"])
         experts = groups.setdefault((module, parameter), {})
-        experts.setdefault(int(match["index"]), {})[place] = Rows(name, 0, info.shape[0])
+        experts.setdefault(int(match["index"]), {})[position] = Rows(name, 0, info.shape[0])
     for (module, parameter), experts in groups.items():
         if sorted(experts) == list(range(len(experts))):
             matrices = (experts[index] for index in sorted(experts))
-            rows = tuple(tuple(parts[place] for place in sorted(parts)) for parts in matrices)
+            rows = tuple(tuple(parts[position] for position in sorted(parts)) for parts in matrices)
             yield ExpertGroup(module, parameter, rows, transposed=False)

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core.errors import WeightsError
-from fusion_core.weights.merging.execution import run_all
-from fusion_core.weights.merging.piece import check_finite
-from fusion_core.weights.ranges import read_range
+from fusion_core.weights import check_finite, read_range, run_all
 from fusion_lora.adapter import Adapter
 from fusion_lora.experts import find_groups, name_factors
 from fusion_lora.factorise import Factors, compress, factorise

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import ValidationError
 
 from fusion_core.errors import RecipeError
-from fusion_core.recipe.config import OutputOptions
-from fusion_core.recipe.validation import validate
+from fusion_lora.config import AdapterConfig
 from fusion_lora.extraction import Ranks
 
 if TYPE_CHECKING:
@@ -38,8 +38,12 @@ def read_options(
     if rank is None and energy is None:
         rank = DEFAULT_RANK
     by_pattern = dict(_read_pattern(text) for text in patterns or ())
-    checked = validate(OutputOptions, {"dtype": dtype}, prefix="--dtype")
-    return ExtractionOptions(Ranks(rank, energy, by_pattern), getattr(torch, checked.dtype or ""))
+    try:
+        checked = AdapterConfig.model_validate({"dtype": dtype})
+    except ValidationError as error:
+        expected = "float64, float32, float16 or bfloat16"
+        raise RecipeError(f"--dtype: expected {expected}, got {dtype!r}") from error
+    return ExtractionOptions(Ranks(rank, energy, by_pattern), getattr(torch, checked.dtype))
 
 
 def _read_pattern(text: str) -> tuple[str, int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion_core import AlignmentPolicy, CheckpointsConfig, CheckpointsPool
-from fusion_core.builtin.executors import ThreadsConfig, make_threads
+from fusion_core import AlignmentPolicy, CheckpointsConfig, CheckpointsPool, ExecutorSpec
+from fusion_core.commands import load_plugins
 from fusion_core.errors import AlignmentError
 from fusion_core.weights import as_weights, select_names
 from fusion_lora.extraction import Extraction
@@ -73,6 +73,7 @@ def open_pair(expert: str, base: str) -> Pair:
         for name, info in aligned.base.infos.items()
         if name in original and original[name].shape != info.shape
     }
-    executor = make_threads(ThreadsConfig())
+    threads = load_plugins().find(ExecutorSpec, "threads")
+    executor = threads.load_class()(threads.load_config()())
     model = as_weights(aligned.experts["expert"], aligned.base)  # it may be an adapter
     return Pair(model, aligned.base, frozenset(grown), executor)

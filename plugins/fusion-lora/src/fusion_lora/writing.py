@@ -18,7 +18,6 @@ from fusion_core.commands import (
 )
 from fusion_core.errors import RecipeError
 from fusion_core.weights import check_unchanged, collect_origins, materialise, stage_output
-from fusion_core.weights.writing.output_path import PROVENANCE
 from fusion_lora.adapter import CONFIG, STEM
 from fusion_lora.modules import EXPERTS
 from fusion_lora.record import REPORT
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from fusion_lora.extraction import Extraction
     from fusion_lora.record import Record
 
-_PLUGIN = "fusion-lora"
+_PLUGIN, _PROVENANCE = "fusion-lora", "provenance.json"
 #: PEFT reads one file.
 ONE_FILE = 2**62
 
@@ -58,7 +57,7 @@ def write_adapter(  # noqa: PLR0913 - what is written, where, and how
         materialise(spool, staging, shard_size=ONE_FILE, stem=STEM)
         staging.add(CONFIG, adapter.config(extraction.base, base_name))
         staging.add(REPORT, record.as_json())
-        staging.add(PROVENANCE, _describe(extraction, record, staging))
+        staging.add(_PROVENANCE, _describe(extraction, record, staging))
         for model in (extraction.model, extraction.base):
             check_unchanged(model)
         staging.commit(overwrite=overwrite)

@@ -60,7 +60,7 @@ def test_two_checkpoints_of_one_step_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("missing", "missing: "), ("file.txt", "checkpoints a file"), ("run", "it holds optimizer.pt")],
+    [("missing", "missing: "), ("file.txt", "found a file"), ("run", "it holds optimizer.pt")],
 )
 def test_no_run(name: str, message: str, tmp_path: Path) -> None:
     make(tmp_path, "file.txt", "run")
@@ -74,32 +74,32 @@ def run_of(tmp_path: Path, *numbers: int) -> list[Checkpoint]:
 
 
 def test_selections(tmp_path: Path) -> None:
-    checkpoints = run_of(tmp_path, *range(100, 1100, 100), 1050)
-    assert steps(select_checkpoints(checkpoints)) == [*range(100, 1100, 100), 1050]
-    assert steps(select_checkpoints(checkpoints, last=2)) == [1000, 1050]
-    assert steps(select_checkpoints(checkpoints, window=(300, 500))) == [300, 400, 500]
-    assert steps(select_checkpoints(checkpoints, window=(None, 950), every=300)) == [300, 600, 900]
-    assert steps(select_checkpoints(checkpoints, window=(None, 1000), every=400, last=2)) == [600, 1000]
+    run = run_of(tmp_path, *range(100, 1100, 100), 1050)
+    assert steps(select_checkpoints(run)) == [*range(100, 1100, 100), 1050]
+    assert steps(select_checkpoints(run, last=2)) == [1000, 1050]
+    assert steps(select_checkpoints(run, window=(300, 500))) == [300, 400, 500]
+    assert steps(select_checkpoints(run, window=(None, 950), every=300)) == [300, 600, 900]
+    assert steps(select_checkpoints(run, window=(None, 1000), every=400, last=2)) == [600, 1000]
 
 
 def test_selections_that_leave_too_few(tmp_path: Path) -> None:
-    checkpoints = run_of(tmp_path, 100, 200)
-    with pytest.raises(CheckpointError, match="expected 3 checkpoints, checkpoints 2: 100, 200"):
-        select_checkpoints(checkpoints, last=3)
+    run = run_of(tmp_path, 100, 200)
+    with pytest.raises(CheckpointError, match="expected 3 checkpoints, found 2: 100, 200"):
+        select_checkpoints(run, last=3)
     with pytest.raises(CheckpointError, match=r"no checkpoints in --window 300:") as caught:
-        select_checkpoints(checkpoints, window=(300, None))
+        select_checkpoints(run, window=(300, None))
     assert "the steps 100 to 200" in (caught.value.hint or "")
 
 
 def test_gaps_are_named(tmp_path: Path) -> None:
-    checkpoints = run_of(tmp_path, 100, 200, 300, 600, 700, 800, 850)
+    run = run_of(tmp_path, 100, 200, 300, 600, 700, 800, 850)
     with pytest.raises(CheckpointError, match=re.escape("none of the steps 400, 500")) as caught:
-        select_checkpoints(checkpoints)
+        select_checkpoints(run)
     assert "--allow-gaps" in (caught.value.hint or "")
-    assert len(select_checkpoints(checkpoints, allow_gaps=True)) == 7
-    assert steps(select_checkpoints(checkpoints, last=3)) == [700, 800, 850]
+    assert len(select_checkpoints(run, allow_gaps=True)) == 7
+    assert steps(select_checkpoints(run, last=3)) == [700, 800, 850]
     with pytest.raises(CheckpointError, match="none of step 400"):
-        select_checkpoints(checkpoints, window=(None, 800), every=200)
+        select_checkpoints(run, window=(None, 800), every=200)
 
 
 def test_a_run_without_a_spacing_has_no_gaps(tmp_path: Path) -> None:

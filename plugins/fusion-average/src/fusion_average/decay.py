@@ -55,4 +55,4 @@ def ema_weights(count: int, factor: float) -> list[float]:
     M_0 = W_0 and M_j = factor * W_j + (1 - factor) * M_{j-1} (arXiv:2505.12082).
     """
     remaining = [(1 - factor) ** age for age in reversed(range(count))]
-    return [remaining[0], *(factor * share for share in kept[1:])]
+    return [remaining[0], *(factor * share for share in remaining[1:])]

@@ -105,7 +105,10 @@ class ModelPool(ABC, Generic[ConfigT]):
         """Raise a `FusionError` if `build` cannot make a model; called before any work."""
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
-        """Map the sources' tensor names to the parameters of a model that `build` returned."""
+        """Map the sources' tensor names to the parameters of a model that `build` returned.
+
+        A parameter that holds several of the sources' tensors has a name in `live_layout` instead.
+        """
         return dict(module.named_parameters(remove_duplicate=False))
 
     def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
@@ -231,6 +234,16 @@ class ModelPool(ABC, Generic[ConfigT]):
         `BrokenPluginError` if `matrices` does not fit the tensors.
         """
         return layout_of(self.reference.infos, self.matrices, type(self).__name__)
+
+    @property
+    def live_layout(self) -> Layout:
+        """The positions of the sources' matrices in live parameters, named as in `parameters`.
+
+        By default, parameters hold what the sources' tensors hold: `layout`. Override it for
+        parameters that hold several tensors, such as experts that the sources store one by one. The
+        slots then have the names of these tensors.
+        """
+        return self.layout
 
     @cached_property
     def _agreement(self) -> Agreement:

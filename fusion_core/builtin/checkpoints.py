@@ -17,9 +17,15 @@ import torch
 from torch import nn
 
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.builtin.checkpoints_parts import (
+    complete_models,
+    rename_by_patterns,
+    treat_routers,
+)
 from fusion_core.contracts.live_models import build_model
 from fusion_core.contracts.model_pool import ModelPool
-from fusion_core.errors import CheckpointError, FusionError
+from fusion_core.contracts.treatments import Treatment
+from fusion_core.errors import CheckpointError, FusionError, RecipeError
 from fusion_core.planning.nested import RecipeSource
 from fusion_core.plugins.formats import LocatedModel, find_model
 from fusion_core.weights import LoraSource, StateDictSource, WeightSource
@@ -40,6 +46,7 @@ from fusion_core.weights.reading.quantisation import QUANTISERS_FILES
 from fusion_core.weights.source import reference_model
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from fusion_core.weights.reading.assets import Files
@@ -120,6 +127,8 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     config_class = CheckpointsConfig
     #: patterns of side files that models of this pool have in addition to the usual ones
     more_files: ClassVar[tuple[str, ...]] = ()
+    #: the tensors that only the model of the option `rest` has
+    _rest: Sequence[str] = ()
 
     def __init__(self, config: CheckpointsConfig) -> None:
         super().__init__(config)
@@ -136,7 +145,34 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
             )
         self.base = None if self._base is None else self._base.source(None)
         self.experts = {name: model.source(self.base) for name, model in self._models.items()}
+        self._select_parts()
         self._sources = {**({} if self.base is None else {"": self.base}), **self.experts}
+
+    def _select_parts(self) -> None:
+        """Rename tensors by the option `map`, and complete models by the option `rest`."""
+        models = dict(self.by_name)
+        for name in (*self.config.map, *([] if self.config.rest is None else [self.config.rest])):
+            if name not in models:
+                option = "map" if name in self.config.map else "rest"
+                raise RecipeError(
+                    f"model_pool.{option}: unknown model {name!r}",
+                    hint=f"The models are: {', '.join(models)}.",
+                )
+        for name, patterns in self.config.map.items():
+            models[name] = rename_by_patterns(models[name], patterns, f"model_pool.map.{name}")
+        if self.config.rest is not None:
+            models, self._rest = complete_models(models, self.config.rest)
+        if self.base is not None:
+            self.base = models.pop("base")
+        self.experts = models
+
+    @property
+    def treatments(self) -> Mapping[str, Treatment]:
+        """The routers under the option `router`, and the tensors outside of the merged part."""
+        names, has_base = self.reference.infos, self.base is not None
+        rest = Treatment("copy", f"copied from {self.config.rest} (rest)")
+        routers = treat_routers(self.config.router, names, has_base=has_base)
+        return {**routers, **dict.fromkeys(self._rest, rest)}
 
     def _find(self, given: Any, name: str, option: str) -> _Model:  # noqa: ANN401 - the configuration checked
         if not isinstance(given, str):
@@ -196,7 +232,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         After padding of embeddings, the configuration names the new vocabulary size, and the
         tokenizer is that of a model with all tokens.
         """
-        first = reference_model(self._base, self._models)
+        first = self._first_model
         if isinstance(first.live, RecipeSource):
             dtype = dtype or _stored_dtype(self.reference)
         files = first.assets(*self.more_files, dtype=dtype)
@@ -209,6 +245,13 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
             if vocabulary_size(self._sources[name]) == size:
                 return {**files, **select_tokenizer_files(self.files_of(name))}
         return files
+
+    @property
+    def _first_model(self) -> _Model:
+        """The model whose side files the output has."""
+        if self.config.rest in self._models:
+            return self._models[self.config.rest]
+        return reference_model(self._base, self._models)
 
     def files_of(self, model: str) -> Files:
         """Return the side files of a model by its name, as they may be copied.

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     PlainValidator,
     SerializationInfo,
@@ -75,6 +76,10 @@ Source = Annotated[
 ]
 
 
+#: Options that a recipe records only if they have other values than these.
+_OMITTED: Mapping[str, Any] = {"format": None, "router": "merge", "map": {}, "rest": None}
+
+
 class CheckpointsConfig(ComponentConfig):
     """A base and experts: paths, hub ids or recipes. From Python also live models, state dicts."""
 
@@ -91,7 +96,21 @@ class CheckpointsConfig(ComponentConfig):
     format: str | None = None
     """The format to use for models that several formats could read; see: fuse list formats"""
 
+    router: Literal["merge", "base", "average"] = "merge"
+    """Choose how the routers of mixtures of experts are merged: by the method (`merge`), copied
+    from the base (`base`), or as the mean of the experts' (`average`)."""
+    map: dict[str, dict[str, str]] = Field(default={})
+    """Rename tensors of some models by patterns with one `*`, such as {math: {"model.*":
+    "model.language_model.*"}}. `base` names the base."""
+    rest: str | None = None
+    """Merge a part of models: take the tensors that all other models lack, and all files next to
+    the weights, from the model of this name (`base`, or one of models)."""
+
     @model_serializer(mode="wrap")
-    def _omit_default_format(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         options: dict[str, Any] = serialise(self)
-        return {key: value for key, value in options.items() if (key, value) != ("format", None)}
+        return {
+            key: value
+            for key, value in options.items()
+            if key not in _OMITTED or value != _OMITTED[key]
+        }

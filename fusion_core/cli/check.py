@@ -118,6 +118,9 @@ def _print(checked: Check, bad: list[BadTensor] | None) -> None:
     print_table(headings, rows)
     print()
     print_table(["the run", ""], _rows(checked))
+    if checked.groups:
+        print()
+        print_table(["tensors", "count", "share", "holds", "treatment"], _group_rows(checked))
     if bad:
         print()
         counts = [
@@ -162,10 +165,18 @@ def _rows(checked: Check) -> list[list[str]]:
             for reason in reasons
         ),
         *(["not checked", text] for text in checked.not_checked),
-        *(["matrices", str(matrix)] for matrix in checked.matrices),
         *(["fallback", str(item)] for item in checked.fallbacks if not item.is_notable),
         *(["warning", warning] for warning in checked.warnings),
     ]
+
+
+def _group_rows(checked: Check) -> list[list[str]]:
+    rows = [
+        [group.tensors, str(group.count), f"{group.share:.1%}", group.holds, group.treatment]
+        for group in checked.groups
+    ]
+    share = f"{max(checked.outside_matrices or 0, 0):.1%}"
+    return [*rows, ["outside of matrices", "", share, "", "not reached by methods on matrices"]]
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:

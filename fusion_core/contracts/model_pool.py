@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from fusion_core.contracts.treatments import Treatment
     from fusion_core.hub import FileRequest
     from fusion_core.recipe.config import AlignmentPolicy
     from fusion_core.weights.matrices import Matrices
@@ -126,6 +127,14 @@ class ModelPool(ABC, Generic[ConfigT]):
                 return super().matrices(name, shape)
         """
         return matrices_by_name(name, shape)
+
+    @property
+    def treatments(self) -> Mapping[str, Treatment]:
+        """The tensors that the pool keeps from all stages, and how each gets its values.
+
+        For example routers of a mixture that come from the base. Default: none.
+        """
+        return {}
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
         """Return the files that make an output directory loadable, by name: content or path.

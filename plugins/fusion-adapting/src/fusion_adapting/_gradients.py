@@ -44,9 +44,7 @@ def squared_gradients(  # noqa: PLR0913 - which examples, and where to pass them
     """
 
     def measure(*model_and_examples: Any) -> dict[str, Tensor]:  # noqa: ANN401 - as in `Measure`
-        squares = compute_squared_gradients(
-            *model_and_examples, exact_up_to=exact_up_to, seed=seed
-        )
+        squares = compute_squared_gradients(*model_and_examples, exact_up_to=exact_up_to, seed=seed)
         return separate_tensors(pool, squares)
 
     where: Any = {"batch_size": batch_size, "seed": seed, "device": device}

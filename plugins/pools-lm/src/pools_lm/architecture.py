@@ -137,9 +137,7 @@ class Architecture:
         """Return weights under live names with experts packed, or one by one, as in `names`."""
         names = set(names)
         slots = self.packed_experts.slots
-        separate = [
-            name for name in slots if name in source.infos and self._holds_any(name, names)
-        ]
+        separate = [name for name in slots if name in source.infos and self._holds_any(name, names)]
         source = self._part(separate).unpack(source)
         return self._pack(source, [name for name in slots if name in names])
 
@@ -172,7 +170,9 @@ class Architecture:
                     return f"{slot.name!r} is missing"
                 info = infos[slot.name]
                 if info.shape != slot.shape:
-                    return f"{slot.name!r} has shape {list(info.shape)}, expected {list(slot.shape)}"
+                    return (
+                        f"{slot.name!r} has shape {list(info.shape)}, expected {list(slot.shape)}"
+                    )
                 if info.dtype != stored[0].dtype:
                     return f"{slot.name!r} has dtype {info.dtype}, the others {stored[0].dtype}"
         return None

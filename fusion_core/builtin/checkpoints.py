@@ -19,9 +19,10 @@ from torch import nn
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.builtin.checkpoints_parts import (
     complete_models,
+    describe_part,
     rename_by_patterns,
-    treat_routers,
 )
+from fusion_core.builtin.checkpoints_routers import treat_routers
 from fusion_core.contracts.live_models import build_model
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.contracts.treatments import Treatment
@@ -262,8 +263,14 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         return models[model].assets(*self.more_files)
 
     def side_files(self) -> Mapping[str, Files]:
-        """Return each model's side files. A nested recipe has those of its result."""
-        return {model.name: model.side_files(*self.more_files) for model in self._all}
+        """Return each model's side files. A nested recipe has those of its result.
+
+        Under the option `rest`, a configuration is that of the part which all models have.
+        """
+        files = {model.name: model.side_files(*self.more_files) for model in self._all}
+        if self.config.rest is None:
+            return files
+        return {model: change_config(known, describe_part) for model, known in files.items()}
 
     def licences(self) -> Mapping[str, str | None]:
         """Return each model's licence, as its model card states it."""

@@ -1,63 +1,28 @@
-"""Parts of models: routers by name, renamed tensors, and models that lack a part of another."""
+"""Parts of models: renamed tensors, and models that lack a part of another model."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.treatments import Treatment
 from fusion_core.errors import AlignmentError, RecipeError
 from fusion_core.recipe.patterns import select_names
-from fusion_core.weights import AlignedSource, RenamedSource, match_names
+from fusion_core.weights import AlignedSource, RenamedSource
+from fusion_core.weights.aligning.vocabulary import differs_in_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
-    from fusion_core.weights import WeightSource
+    from fusion_core.weights import TensorInfo, WeightSource
+
+    Infos = Mapping[str, TensorInfo]
 
 _LISTED = 3
-#: The last part of the name of a bias that DeepSeek and others add to a router's scores.
-_SCORE_BIAS = "e_score_correction_bias"
-
-
-def find_routers(names: Collection[str]) -> list[str]:
-    """Return the tensors that choose the experts of a mixture.
-
-    They are those of a module `router`, of a module `gate` next to `experts`, and biases of scores.
-    """
-    mixtures = {name.rpartition("experts.")[0] for name in names if ".experts." in f".{name}"}
-    gates = tuple(f"{mixture}gate." for mixture in mixtures)
-    return [
-        name
-        for name in names
-        if "router" in name.split(".")[:-1]
-        or name.endswith(_SCORE_BIAS)
-        or (gates and name.startswith(gates))
-    ]
-
-
-def treat_routers(router: str, names: Collection[str], *, has_base: bool) -> dict[str, Treatment]:
-    """Return the treatment of routers under the option `router`.
-
-    Raises `RecipeError` if the models have no routers, or no base that routers could come from.
-    """
-    if router == "merge":
-        return {}
-    if router == "base" and not has_base:
-        raise RecipeError(
-            "model_pool.router: base needs a base, and the model pool has none",
-            hint="Name the base, or use --set model_pool.router=average.",
-        )
-    routers = find_routers(names)
-    if not routers:
-        raise RecipeError(
-            f"model_pool.router: {router} found no router: the models are no mixtures, or name "
-            "their routers neither `router` nor `gate` next to `experts`",
-            hint="Leave router out, and select tensors by patterns: algorithm.skip.",
-        )
-    if router == "base":
-        return dict.fromkeys(routers, Treatment("copy", "copied from base (router: base)"))
-    return dict.fromkeys(routers, Treatment("average", "averaged (router: average)"))
+#: The number of names from which prefixes are guessed. Every guess is tried on all names.
+_SAMPLE = 16
+#: Keys of a configuration that differ between a model and a part of another model.
+_WHOLE_MODEL = "model_type", "architectures"
 
 
 def rename_by_patterns(
@@ -102,32 +67,18 @@ def complete_models(
 ) -> tuple[dict[str, WeightSource], list[str]]:
     """Return models with the tensors that all of them but `whole` lack, and these tensors' names.
 
-    A tensor that only some of the models lack stays missing, so alignment reports it. Raises
-    `AlignmentError` for tensors that `whole` lacks: nothing is dropped.
+    The others' tensors get their names in `whole`, which may have another prefix. A tensor that
+    only some of the models lack stays missing, so alignment reports it. Raises `AlignmentError` for
+    tensors that `whole` lacks: nothing is dropped.
     """
     complete = models[whole]
-    others: dict[str, WeightSource] = {}
-    for name, source in models.items():
-        if name == whole:
-            continue
-        names = match_names(complete.infos, source.infos)
-        extra = [tensor for tensor in source.infos if tensor not in set(names.values())]
-        if extra:
-            listed = ", ".join(extra[:_LISTED]) + (", ..." if len(extra) > _LISTED else "")
-            raise AlignmentError(
-                f"model_pool.rest: {whole} lacks tensors of {name}: {len(extra)}, among them "
-                f"{listed}",
-                hint=f"If they have other names in {whole}, give model_pool.map. For example: "
-                f'{{{name}: {{"model.*": "model.language_model.*"}}}}',
-            )
-        others[name] = RenamedSource(source, names)
+    others = {
+        name: RenamedSource(source, _find_names(complete, whole, source, name))
+        for name, source in models.items()
+        if name != whole
+    }
     shared = {tensor for source in others.values() for tensor in source.infos}
     rest = [tensor for tensor in complete.infos if tensor not in shared]
-    if len(rest) == len(complete.infos):
-        raise AlignmentError(
-            f"model_pool.rest: {whole} shares no tensor name with the other models",
-            hint="Give model_pool.map, which renames tensors by patterns.",
-        )
     completed = {name: _complete(source, complete, rest) for name, source in others.items()}
     return {name: completed.get(name, complete) for name in models}, rest
 
@@ -135,3 +86,86 @@ def complete_models(
 def _complete(source: WeightSource, whole: WeightSource, rest: Collection[str]) -> WeightSource:
     wanted = {name: name for name in whole.infos if name in source.infos or name in rest}
     return AlignedSource(source, RenamedSource(whole, wanted))
+
+
+def _find_names(
+    complete: WeightSource, whole: str, source: WeightSource, name: str
+) -> dict[str, str]:
+    """Map names in the whole model to those of all tensors of another model.
+
+    Raises `AlignmentError` if no change of one prefix maps them all, or several do.
+    """
+    remedy = f'model_pool.map. For example: {{{name}: {{"model.*": "model.language_model.*"}}}}'
+    found = _complete_mappings(complete.infos, source.infos)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        first, second = min(pair for pair in zip(*found[:2], strict=True) if len(set(pair)) > 1)
+        raise AlignmentError(
+            f"model_pool.rest: {whole} has several parts like {name}: one with {first!r} and one "
+            f"with {second!r}",
+            hint=f"Name the part by {remedy}",
+        )
+    extra = [tensor for tensor in source.infos if tensor not in complete.infos] or [*source.infos]
+    listed = ", ".join(extra[:_LISTED]) + (", ..." if len(extra) > _LISTED else "")
+    raise AlignmentError(
+        f"model_pool.rest: {whole} lacks tensors of {name}, or has them in other shapes: "
+        f"{len(extra)}, among them {listed}",
+        hint=f"If they have other names in {whole}, give {remedy}",
+    )
+
+
+def _complete_mappings(whole: Infos, part: Infos) -> list[dict[str, str]]:
+    """Return all ways to find every tensor of a part in the whole model, up to one prefix.
+
+    The prefix is one of most of the part's names. If they are all found as they are, that is the
+    only way.
+    """
+    mappings: list[dict[str, str]] = []
+    for old, new in [("", ""), *_guess_prefixes(whole, part)]:
+        if 2 * sum(name.startswith(old) for name in part) <= len(part):
+            continue
+        names: dict[str, str] = {}
+        for name in part:
+            renamed = new + name.removeprefix(old) if name.startswith(old) else name
+            names[renamed if renamed in whole else name] = name
+        fits = len(names) == len(part) and all(
+            renamed in whole and _fits(whole[renamed], part[name])
+            for renamed, name in names.items()
+        )
+        if fits and old == new:
+            return [names]
+        if fits and names not in mappings:
+            mappings.append(names)
+    return mappings
+
+
+def _fits(one: TensorInfo, other: TensorInfo) -> bool:
+    return one.shape == other.shape or differs_in_vocabulary(one, other)
+
+
+def _guess_prefixes(whole: Infos, part: Infos) -> list[tuple[str, str]]:
+    """Return pairs of prefixes that turn some name of a part into one of the whole model."""
+    sample = [*part][:: max(1, len(part) // _SAMPLE)]
+    endings: dict[str, set[str]] = defaultdict(set)
+    for name in sample:
+        for index in _starts(name):
+            endings[name[index:]].add(name[:index])
+    pairs: dict[tuple[str, str], None] = {}
+    for name in whole:
+        for index in _starts(name):
+            pairs |= dict.fromkeys((old, name[:index]) for old in endings.get(name[index:], ()))
+    return [*pairs]
+
+
+def _starts(name: str) -> Iterator[int]:
+    """Yield where a name begins, and where it goes on after a dot."""
+    yield 0
+    yield from (index + 1 for index, character in enumerate(name) if character == ".")
+
+
+def describe_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration says of a model's language part, to compare parts of models."""
+    part = config.get("text_config")
+    fields = {**config, **part} if isinstance(part, dict) else config
+    return {key: value for key, value in fields.items() if key not in _WHOLE_MODEL}

@@ -50,6 +50,12 @@ class LanguagePool(CheckpointsPool):
     _tokenizer_change: TokenizerChange | None = None
 
     def __init__(self, config: LanguageConfig) -> None:
+        if config.rest is not None:
+            raise RecipeError(
+                "model_pool.rest: a language pool builds one kind of model, and this option merges "
+                "a part of another kind",
+                hint="Use the pool 'checkpoints', which merges any weights.",
+            )
         super().__init__(config)
         self._options = config
         self._unify_names()

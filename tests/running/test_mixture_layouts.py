@@ -64,7 +64,7 @@ def merge(pool: CausalPool, algorithm: Any, output: Path | None = None) -> Any:
 def test_every_mix_of_layouts_merges_to_the_same_model(
     models: Any, algorithm: str, tmp_path: Path
 ) -> None:
-    kind, find = models
+    _, find = models
     results: list[State] = []
     for layouts in product(LAYOUTS, repeat=3):
         merge(pool_of(find, *layouts), algorithm, tmp_path / "out")
@@ -106,7 +106,7 @@ def test_methods_on_live_models_treat_separate_experts_like_packed_ones(
 
 
 def test_a_skipped_expert_keeps_its_weights_in_a_live_merge(models: Any) -> None:
-    kind, find = models
+    _, find = models
     algorithm = {"name": "regmean", "samples": 4, "skip": "*.experts.1.*"}
     merged = merge(pool_of(find, *["separate"] * 3), algorithm).weights
     base = load_file(f"{find('base', 'separate')}/model.safetensors")
@@ -144,9 +144,9 @@ def test_an_expert_that_does_not_fit_is_named(damage: Any, problem: str, tmp_pat
     tensors = load_file(f"{broken}/model.safetensors")
     name = "model.layers.1.mlp.experts.2.up_proj.weight"
     changed = damage(tensors.pop(name))
-    save_file(
-        tensors if changed is None else {**tensors, name: changed}, f"{broken}/model.safetensors"
-    )
+    if changed is not None:
+        tensors[name] = changed
+    save_file(tensors, f"{broken}/model.safetensors")
     with pytest.raises(AlignmentError, match=problem) as caught:
         CausalPool(LanguageConfig(base=base, models={"a": broken}))
     assert "layers.1.mlp.experts" in str(caught.value)

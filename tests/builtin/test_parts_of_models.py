@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +10,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from vision_models import write_models
 
 from fusion_core import (
     AlignmentPolicy,
@@ -31,66 +31,12 @@ if TYPE_CHECKING:
 
     State = dict[str, Tensor]
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 20,
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-TOWER = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "image_size": 8}
-ROPE = {"rope_type": "default", "mrope_section": [1, 1, 0], "rope_theta": 10000.0}
-VISION: dict[str, tuple[Any, Any]] = {
-    "llava": (
-        transformers.LlamaConfig(**SIZES),
-        transformers.LlavaConfig(
-            text_config=transformers.LlamaConfig(**{**SIZES, "vocab_size": 24}),
-            vision_config=transformers.CLIPVisionConfig(
-                **TOWER, num_attention_heads=2, patch_size=4, projection_dim=8
-            ),
-            image_token_index=20,
-        ),
-    ),
-    "qwen2_vl": (
-        transformers.Qwen2Config(**SIZES),
-        transformers.Qwen2VLConfig(
-            text_config={**SIZES, "rope_parameters": ROPE},
-            vision_config={"depth": 1, "embed_dim": 8, "hidden_size": 8, "num_heads": 2},
-            image_token_id=10,
-            video_token_id=11,
-            vision_start_token_id=12,
-            vision_end_token_id=13,
-        ),
-    ),
-}
-
-
-def noisy(model: Any, seed: int) -> Any:
-    """Return a copy with other weights."""
-    model = copy.deepcopy(model)
-    draw = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw)
-    return model
-
 
 @pytest.fixture(scope="module", params=["llava", "llava-live", "qwen2_vl", "qwen2_vl-live"])
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a language model, one fine-tuned from it, and a vision-language model."""
     kind, _, layout = request.param.partition("-")
     folder = tmp_path_factory.mktemp(request.param)
-    language, vision = VISION[kind]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        base = transformers.AutoModelForCausalLM.from_config(language, dtype=torch.float32)
-        whole = transformers.AutoModelForImageTextToText.from_config(vision, dtype=torch.float32)
-    base.save_pretrained(folder / "base")
-    noisy(base, 1).save_pretrained(folder / "math")
-    whole.save_pretrained(folder / "vision", save_original_format=not layout)
+    write_models(kind, folder, original_names=not layout)
     return folder
 
 
@@ -99,8 +45,8 @@ def live_name(name: str) -> str:
 
 
 def options(folder: Path, **pool: Any) -> dict[str, Any]:
-    names = {"math": str(folder / "math"), "vision": str(folder / "vision")}
-    pool = {"name": "checkpoints", "base": str(folder / "base"), "models": names, **pool}
+    names = {"math": str(folder / "language-math"), "vision": str(folder / "vision-language")}
+    pool = {"name": "checkpoints", "base": str(folder / "language"), "models": names, **pool}
     return {
         "algorithm": {"name": "task-arithmetic", "scale": 0.5},
         "model_pool": pool,
@@ -118,10 +64,12 @@ def test_a_language_model_merges_with_the_language_part_of_a_vision_model(
     merged, problems = load(tmp_path / "out", output_loading_info=True)
     assert not any(problems.values())
     assert (tmp_path / "out" / "config.json").read_text() == (
-        models / "vision" / "config.json"
+        models / "vision-language" / "config.json"
     ).read_text()
-    vision, result = load(models / "vision").state_dict(), merged.state_dict()
-    base, math = (load_file(models / name / "model.safetensors") for name in ("base", "math"))
+    vision, result = load(models / "vision-language").state_dict(), merged.state_dict()
+    base, math = (
+        load_file(models / name / "model.safetensors") for name in ("language", "language-math")
+    )
     for name, value in base.items():
         whole, rows = vision.pop(live_name(name)), len(value)
         expected = value + 0.5 * ((math[name] - value) + (whole[:rows] - value))
@@ -136,8 +84,8 @@ def test_a_language_model_merges_with_the_language_part_of_a_vision_model(
 @pytest.mark.plugins
 def test_the_check_lists_every_tensor_and_what_is_not_merged(models: Path) -> None:
     checked = check(plan(options(models, rest="vision"), RunOptions(evaluate=False)))
-    stored = load_file(models / "vision" / "model.safetensors")
-    language = load_file(models / "base" / "model.safetensors")
+    stored = load_file(models / "vision-language" / "model.safetensors")
+    language = load_file(models / "language" / "model.safetensors")
     assert sum(group.count for group in checked.groups) == len(stored)
     assert sum(group.share for group in checked.groups) == pytest.approx(1)
     copied = [group for group in checked.groups if group.treatment == "copied from vision (rest)"]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from mixture_files import CONFIGS, LAYOUTS, make_states, separate, write
+from packed_mixtures import AllTexts
 from safetensors.torch import load_file, save_file
 
 from fusion_core import RunOptions, run_fusion
@@ -16,8 +18,6 @@ from fusion_core.weights import StateDictSource
 from pools_lm.architecture import load_architecture
 from pools_lm.config import LanguageConfig
 from pools_lm.pools import CausalPool
-from tests.mixture_files import CONFIGS, LAYOUTS, make_states, separate, write
-from tests.packed_mixtures import AllTexts
 
 if TYPE_CHECKING:
     from pathlib import Path

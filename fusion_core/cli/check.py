@@ -172,11 +172,15 @@ def _rows(checked: Check) -> list[list[str]]:
 
 def _group_rows(checked: Check) -> list[list[str]]:
     rows = [
-        [group.tensors, str(group.count), f"{group.share:.1%}", group.holds, group.treatment]
+        [group.tensors, str(group.count), _percent(group.share), group.holds, group.treatment]
         for group in checked.groups
     ]
-    share = f"{max(checked.outside_matrices or 0, 0):.1%}"
+    share = _percent(max(checked.outside_matrices or 0, 0))
     return [*rows, ["outside of matrices", "", share, "", "not reached by methods on matrices"]]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:

@@ -7,9 +7,6 @@ accepted wherever a path is. The pool never modifies them.
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,6 +14,7 @@ import torch
 from torch import nn
 
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.builtin.checkpoints_model import PoolModel
 from fusion_core.builtin.checkpoints_parts import (
     complete_models,
     describe_part,
@@ -28,95 +26,22 @@ from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.contracts.treatments import Treatment
 from fusion_core.errors import CheckpointError, FusionError, RecipeError
 from fusion_core.planning.nested import RecipeSource
-from fusion_core.plugins.formats import LocatedModel, find_model
-from fusion_core.weights import LoraSource, StateDictSource, WeightSource
+from fusion_core.plugins.formats import find_model
+from fusion_core.weights import LoraSource, WeightSource
 from fusion_core.weights.aligning.vocabulary import vocabulary_size
 from fusion_core.weights.reading.assets import (
-    CONFIG,
     change_config,
-    collect_side_files,
-    list_side_files,
     read_licence,
-    remove_keys,
     resize_vocabulary,
     select_tokenizer_files,
 )
-from fusion_core.weights.reading.location import ADAPTER_CONFIG, SINGLE
-from fusion_core.weights.reading.lora import read_base_name
-from fusion_core.weights.reading.quantisation import QUANTISERS_FILES
 from fusion_core.weights.source import reference_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from fusion_core.weights.reading.assets import Files
-    from fusion_core.weights.reading.location import Location
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """One model of the pool: located files, or an object of the caller's."""
-
-    name: str
-    live: Any = None
-    located: LocatedModel | None = None
-
-    @property
-    def location(self) -> Location | None:
-        """The location of the files; None for an object of the caller's."""
-        return None if self.located is None else self.located.location
-
-    @property
-    def is_delta(self) -> bool:
-        """Whether it is an adapter, which has a base but is not a full model."""
-        return self.located is not None and self.located.is_delta
-
-    def assets(self, *more: str, dtype: torch.dtype | None = None) -> Files:
-        """Return the files next to the weights that are copied with them."""
-        if isinstance(self.live, RecipeSource):
-            return self.live.assets(dtype)
-        if self.location is None or not self.location.path.is_dir():
-            return {}
-        return self._without_format(collect_side_files(self.location.path, *more, dtype=dtype))
-
-    def side_files(self, *more: str) -> Files:
-        """Return the files that identify the model, such as configuration and tokenizer.
-
-        A single file has them only if it is the one model of its directory.
-        """
-        if self.located is not None:
-            location = self.located.location
-            if self.is_delta:  # trainers may put the base's own configuration there
-                return {**list_side_files(location.directory, ADAPTER_CONFIG, *more), CONFIG: b"{}"}
-            if not location.path.is_dir() and location.path.name != SINGLE:
-                return {}
-            quantisers = () if self.located.format.spec.config_keys else QUANTISERS_FILES
-            return self._without_format(list_side_files(location.directory, *quantisers, *more))
-        if isinstance(self.live, RecipeSource):
-            return self.live.assets(None)
-        describe = getattr(getattr(self.live, "config", None), "to_dict", None)
-        return {} if describe is None else {CONFIG: json.dumps(describe(), default=str).encode()}
-
-    def source(self, base: WeightSource | None) -> WeightSource:
-        """Return the weights. An adapter's are differences from the base."""
-        if isinstance(self.live, WeightSource):
-            return self.live
-        if self.located is None:
-            state = self.live if isinstance(self.live, Mapping) else self.live.state_dict()
-            return StateDictSource(state, label=f"{self.name} (live)")
-        if self.is_delta and base is None:
-            location = self.located.location
-            raise CheckpointError(
-                f"the adapter {location.name} needs its base, and the model pool has none",
-                hint=f"Name the base: --set model_pool.base={read_base_name(location) or 'PATH'}",
-            )
-        return self.located.open(base)
-
-    def _without_format(self, files: Files) -> Files:
-        """Remove a quantised format from the configuration, because merged weights are plain."""
-        keys = () if self.located is None else self.located.format.spec.config_keys
-        return change_config(files, partial(remove_keys, keys=keys)) if keys else files
 
 
 class CheckpointsPool(ModelPool[CheckpointsConfig]):
@@ -133,6 +58,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
 
     def __init__(self, config: CheckpointsConfig) -> None:
         super().__init__(config)
+        self._given = config  # a subclass may set `config` to its own options
         self._base = None if config.base is None else self._find(config.base, "base", "base")
         self._models = {
             name: self._find(given, name, f"models.{name}") for name, given in config.models.items()
@@ -152,17 +78,17 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     def _select_parts(self) -> None:
         """Rename tensors by the option `map`, and complete models by the option `rest`."""
         models = dict(self.by_name)
-        for name in (*self.config.map, *([] if self.config.rest is None else [self.config.rest])):
+        for name in (*self._given.map, *([] if self._given.rest is None else [self._given.rest])):
             if name not in models:
-                option = "map" if name in self.config.map else "rest"
+                option = "map" if name in self._given.map else "rest"
                 raise RecipeError(
                     f"model_pool.{option}: unknown model {name!r}",
                     hint=f"The models are: {', '.join(models)}.",
                 )
-        for name, patterns in self.config.map.items():
+        for name, patterns in self._given.map.items():
             models[name] = rename_by_patterns(models[name], patterns, f"model_pool.map.{name}")
-        if self.config.rest is not None:
-            models, self._rest = complete_models(models, self.config.rest)
+        if self._given.rest is not None:
+            models, self._rest = complete_models(models, self._given.rest)
         if self.base is not None:
             self.base = models.pop("base")
         self.experts = models
@@ -171,19 +97,19 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     def treatments(self) -> Mapping[str, Treatment]:
         """The routers under the option `router`, and the tensors outside of the merged part."""
         names, has_base = self.reference.infos, self.base is not None
-        rest = Treatment("copy", f"copied from {self.config.rest} (rest)")
-        routers = treat_routers(self.config.router, names, has_base=has_base)
+        rest = Treatment("copy", f"copied from {self._given.rest} (rest)")
+        routers = treat_routers(self._given.router, names, has_base=has_base)
         return {**routers, **dict.fromkeys(self._rest, rest)}
 
-    def _find(self, given: Any, name: str, option: str) -> _Model:  # noqa: ANN401 - the configuration checked
+    def _find(self, given: Any, name: str, option: str) -> PoolModel:  # noqa: ANN401 - the configuration checked
         if not isinstance(given, str):
-            return _Model(name, live=given)
+            return PoolModel(name, live=given)
         preferred = self.config.format
         located = find_model(given, f"model_pool.{option}", *self.more_files, preferred=preferred)
-        return _Model(name, located=located)
+        return PoolModel(name, located=located)
 
     @property
-    def _all(self) -> list[_Model]:
+    def _all(self) -> list[PoolModel]:
         return [*([] if self._base is None else [self._base]), *self._models.values()]
 
     def with_sources(self, sources: Mapping[str, WeightSource]) -> Self:
@@ -248,10 +174,10 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         return files
 
     @property
-    def _first_model(self) -> _Model:
+    def _first_model(self) -> PoolModel:
         """The model whose side files the output has."""
-        if self.config.rest in self._models:
-            return self._models[self.config.rest]
+        if self._given.rest in self._models:
+            return self._models[self._given.rest]
         return reference_model(self._base, self._models)
 
     def files_of(self, model: str) -> Files:
@@ -268,7 +194,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         Under the option `rest`, a configuration is that of the part which all models have.
         """
         files = {model.name: model.side_files(*self.more_files) for model in self._all}
-        if self.config.rest is None:
+        if self._given.rest is None:
             return files
         return {model: change_config(known, describe_part) for model, known in files.items()}
 

@@ -12,7 +12,7 @@ from mixture_files import CONFIGS, LAYOUTS, make_states, separate, write
 from packed_mixtures import AllTexts
 from safetensors.torch import load_file, save_file
 
-from fusion_core import RunOptions, run_fusion
+from fusion_core import AlignmentPolicy, RunOptions, run_fusion
 from fusion_core.errors import AlignmentError, FusionError
 from fusion_core.weights import StateDictSource
 from pools_lm.architecture import load_architecture
@@ -150,6 +150,17 @@ def test_an_expert_that_does_not_fit_is_named(damage: Any, problem: str, tmp_pat
     with pytest.raises(AlignmentError, match=problem) as caught:
         CausalPool(LanguageConfig(base=base, models={"a": broken}))
     assert "layers.1.mlp.experts" in str(caught.value)
+
+
+def test_layers_that_transformers_ignores_are_not_dropped_silently(tmp_path: Path) -> None:
+    states = make_states("deepseek_v3")
+    extra = {"model.layers.61.eh_proj.weight": torch.ones(2, 2)}  # of multi-token prediction
+    base = write("deepseek_v3", {**states["base"], **extra}, "separate", tmp_path / "base")
+    expert = write("deepseek_v3", states["a"], "packed", tmp_path / "a")
+    pool = CausalPool(LanguageConfig(base=base, models={"a": expert}))
+    (warning, *_) = pool.aligned(AlignmentPolicy()).warnings
+    assert "left out" in warning
+    assert warning.endswith("1, among them model.layers.61.eh_proj.weight")
 
 
 def test_layouts_that_only_names_tell_apart_are_refused(models: Any, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ class Architecture:
     def _is_ignored(self, name: str) -> bool:
         model = self._on_meta
         patterns = model._keys_to_ignore_on_load_unexpected or ()  # noqa: SLF001 - the only source
-        return any(re.search(pattern, name) for pattern in (*patterns, *_OLD_BUFFERS))
+        return is_old_buffer(name) or any(re.search(pattern, name) for pattern in patterns)
 
     @cached_property
     def _on_meta(self) -> PreTrainedModel:
@@ -239,6 +239,11 @@ class Architecture:
             hint="Choose the pool for this kind of model (fuse list pools), or 'checkpoints', "
             "which merges any weights.",
         )
+
+
+def is_old_buffer(name: str) -> bool:
+    """Tell whether a tensor is a buffer of old files that live models compute themselves."""
+    return any(re.search(pattern, name) for pattern in _OLD_BUFFERS)
 
 
 @lru_cache(maxsize=16)

@@ -46,6 +46,8 @@ class LanguagePool(CheckpointsPool):
     #: the Auto class of transformers that selects the model class
     auto: ClassVar[str]
     config: Any
+    #: tensors of the first model that transformers ignores, and that the output lacks
+    _ignored: tuple[str, ...] = ()
     #: None if each row already means the same token in all models
     _tokenizer_change: TokenizerChange | None = None
 
@@ -208,6 +210,7 @@ class LanguagePool(CheckpointsPool):
             architecture.check()
         except CheckpointError:  # unknown to transformers: merge by the stored names
             return
+        from pools_lm.architecture import is_old_buffer
         from pools_lm.spelling import drop_ignored, rename_like
 
         renamed = {
@@ -220,6 +223,8 @@ class LanguagePool(CheckpointsPool):
             name: drop_ignored(expert, architecture) for name, expert in renamed.items()
         }
         self.base = None if self.base is None else drop_ignored(self.base, architecture)
+        dropped = [name for name in first.infos if name not in self.reference.infos]
+        self._ignored = tuple(name for name in dropped if not is_old_buffer(name))
 
     @property
     def _has_recipes(self) -> bool:
@@ -255,6 +260,11 @@ class LanguagePool(CheckpointsPool):
         """Yield warnings about what the base or an expert has and the output will lack."""
         if self._tokenizer_change is not None:
             yield from self._tokenizer_change.warnings
+        if self._ignored:
+            yield (
+                f"tensors of {self._first} left out, because transformers ignores them and the "
+                f"models differ: {len(self._ignored)}, among them {self._ignored[0]}"
+            )
         first, assets = self._all[0], self.assets()
         if first.location is None or not assets:
             return

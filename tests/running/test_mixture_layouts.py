@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from packed_mixtures import AllTexts
 from safetensors.torch import load_file, save_file
 
 from fusion_core import AlignmentPolicy, RunOptions, run_fusion
-from fusion_core.errors import AlignmentError, FusionError
+from fusion_core.errors import AlignmentError, CheckpointError, FusionError
 from fusion_core.weights import StateDictSource
 from pools_lm.architecture import load_architecture
 from pools_lm.config import LanguageConfig
@@ -161,6 +162,40 @@ def test_layers_that_transformers_ignores_are_not_dropped_silently(tmp_path: Pat
     (warning, *_) = pool.aligned(AlignmentPolicy()).warnings
     assert "left out" in warning
     assert warning.endswith("1, among them model.layers.61.eh_proj.weight")
+
+
+def adapter(folder: Path, **options: Any) -> str:
+    """Write a LoRA adapter with factors for the gate of each of four experts in one layer."""
+    folder.mkdir()
+    name = "base_model.model.model.layers.1.mlp.experts.{}.gate_proj.lora_{}.weight"
+    factors = {"A": torch.ones(2, 8), "B": torch.ones(6, 2)}
+    save_file(
+        {name.format(n, kind): values for n in range(4) for kind, values in factors.items()},
+        folder / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, **options}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_an_adapter_of_experts_is_applied_or_refused(tmp_path: Path) -> None:
+    state = make_states("qwen3_moe")["base"]
+    bases = {name: write("qwen3_moe", state, name, tmp_path / name) for name in LAYOUTS}
+    lora = adapter(tmp_path / "lora", target_modules=["gate_proj"])
+    algorithm = {"name": "task-arithmetic", "scale": 1.0}
+    pool = CausalPool(LanguageConfig(base=bases["separate"], models={"a": lora}))
+    merged = merge(pool, algorithm).weights
+    files = separate("qwen3_moe", state)
+    for name, value in files.items():
+        is_adapted = "layers.1.mlp.experts." in name and "gate_proj" in name
+        torch.testing.assert_close(merged.tensor(name), value + 2 * is_adapted)
+    packed = CausalPool(LanguageConfig(base=bases["packed"], models={"a": lora}))
+    with pytest.raises(AlignmentError, match=r"4 differences(.|\n)*experts\.0\.gate_proj"):
+        merge(packed, algorithm)
+    parameters = adapter(tmp_path / "parameters", target_parameters=["mlp.experts.gate_up_proj"])
+    for base in bases.values():
+        with pytest.raises(CheckpointError, match="target_parameters"):
+            CausalPool(LanguageConfig(base=base, models={"a": parameters}))
 
 
 def test_layouts_that_only_names_tell_apart_are_refused(models: Any, tmp_path: Path) -> None:

@@ -164,6 +164,20 @@ def test_layers_that_transformers_ignores_are_not_dropped_silently(tmp_path: Pat
     assert warning.endswith("1, among them model.layers.61.eh_proj.weight")
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_experts_of_another_size_are_refused(layout: str, tmp_path: Path) -> None:
+    other = LAYOUTS[1 - LAYOUTS.index(layout)]
+    states = make_states("qwen3_moe")
+    wide = {
+        name: torch.cat([value, value], dim=0) if ".experts." in name else value
+        for name, value in states["a"].items()
+    }
+    base = write("qwen3_moe", states["base"], layout, tmp_path / "base")
+    expert = write("qwen3_moe", wide, other, tmp_path / "a")
+    with pytest.raises(AlignmentError, match=r"has shape \[8, |extra: not in the base"):
+        CausalPool(LanguageConfig(base=base, models={"a": expert})).aligned(AlignmentPolicy())
+
+
 def adapter(folder: Path, **options: Any) -> str:
     """Write a LoRA adapter with factors for the gate of each of four experts in one layer."""
     folder.mkdir()
@@ -200,13 +214,14 @@ def test_an_adapter_of_experts_is_applied_or_refused(tmp_path: Path) -> None:
 
 def test_layouts_that_only_names_tell_apart_are_refused(models: Any, tmp_path: Path) -> None:
     _, find = models
-    with pytest.raises(FusionError, match="do not fit together"):
+    with pytest.raises(FusionError, match="do not fit together") as caught:
         run_fusion(
             algorithm="ties",
             model_pool={"base": find("base", "packed"), "models": {"a": find("a", "separate")}},
             output=tmp_path / "out",
             options=RunOptions(evaluate=False),
         )
+    assert "causal-lm" in str(caught.value.hint)
     assert not (tmp_path / "out").exists()
 
 

@@ -134,10 +134,17 @@ class Architecture:
         return self._pack(source, self.packed_experts.slots)
 
     def pack_like(self, source: WeightSource, names: Collection[str]) -> WeightSource:
-        """Return weights under live names with experts packed, or one by one, as in `names`."""
+        """Return weights under live names with experts packed, or one by one, as in `names`.
+
+        Raises `AlignmentError` for experts that are missing or have other shapes.
+        """
         names = set(names)
-        slots = self.packed_experts.slots
-        separate = [name for name in slots if name in source.infos and self._holds_any(name, names)]
+        slots, shapes = self.packed_experts.slots, self.packed_experts.shapes
+        separate = [n for n in slots if n in source.infos and self._holds_any(n, names)]
+        for name in separate:
+            if source.infos[name].shape != shapes[name]:
+                shape, expected = list(source.infos[name].shape), list(shapes[name])
+                raise self._misfit(source, f"{name!r} has shape {shape}, expected {expected}")
         source = self._part(separate).unpack(source)
         return self._pack(source, [name for name in slots if name in names])
 
@@ -146,11 +153,14 @@ class Architecture:
         layout = self._part(name for name in tensors if self._holds_any(name, source.infos))
         problem = self._find_incomplete(source.infos) if layout.slots else None
         if problem is not None:
-            raise AlignmentError(
-                f"{source.describe()} does not fit {self.class_name}: tensor {problem}",
-                hint="Check that the model's configuration belongs to these weights.",
-            )
+            raise self._misfit(source, problem)
         return layout.pack(source)
+
+    def _misfit(self, source: WeightSource, problem: str) -> AlignmentError:
+        return AlignmentError(
+            f"{source.describe()} does not fit {self.class_name}: tensor {problem}",
+            hint="Check that the models have one configuration, and that it belongs to them.",
+        )
 
     def _part(self, tensors: Iterable[str]) -> Layout:
         """Return the layout of some tensors."""

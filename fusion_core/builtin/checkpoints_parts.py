@@ -118,12 +118,12 @@ def _find_names(
 def _complete_mappings(whole: Infos, part: Infos) -> list[dict[str, str]]:
     """Return all ways to find every tensor of a part in the whole model, up to one prefix.
 
-    At least half of the part's names have the prefix. If they are all found as they are, that is the
-    only way.
+    Most of the part's names have the prefix. If all names are found as they are, that is the only
+    way.
     """
     mappings: list[dict[str, str]] = []
     for old, new in [("", ""), *_guess_prefixes(whole, part)]:
-        if 2 * sum(name.startswith(old) for name in part) < len(part):
+        if 2 * sum(name.startswith(old) for name in part) <= len(part):
             continue
         names: dict[str, str] = {}
         for name in part:

@@ -32,12 +32,12 @@ SIZES: dict[str, Any] = {
 CONFIGS: dict[str, Any] = {
     "mixtral": transformers.MixtralConfig(**SIZES, num_local_experts=4),
     "qwen3_moe": transformers.Qwen3MoeConfig(
-        **SIZES, num_experts=4, moe_intermediate_size=6, decoder_sparse_step=1, head_dim=4
+        **SIZES, num_experts=4, moe_intermediate_size=8, decoder_sparse_step=1, head_dim=4
     ),
     "deepseek_v3": transformers.DeepseekV3Config(
         **SIZES,
         n_routed_experts=4,
-        moe_intermediate_size=6,
+        moe_intermediate_size=8,
         first_k_dense_replace=1,
         n_group=1,
         topk_group=1,

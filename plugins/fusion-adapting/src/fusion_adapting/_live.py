@@ -46,7 +46,7 @@ def merged_parameters(pool: ModelPool[Any], model: nn.Module) -> dict[str, nn.Pa
     A parameter that holds several of the sources' tensors has its name in `pool.live_layout`.
     """
     parameters = pool.parameters(model)
-    known = pool.reference.infos.keys()
+    known = set(pool.reference.infos)
     if not parameters.keys() <= known:
         known |= pool.live_layout.slots.keys()
     return {name: parameter for name, parameter in parameters.items() if name in known}

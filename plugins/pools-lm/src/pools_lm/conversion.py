@@ -91,7 +91,7 @@ def _slots(
             split = axes[operation.dim]
         elif isinstance(operation, MergeModulelist):
             stacked = axes.pop(operation.dim)
-        else:
+        elif isinstance(operation, Transpose):
             one, other = operation.dim0, operation.dim1
             axes[one], axes[other] = axes[other], axes[one]
     parts = 1 if split is None else len(templates)

@@ -96,11 +96,11 @@ def _find_names(
     Raises `AlignmentError` if no change of one prefix maps them all, or several do.
     """
     remedy = f'model_pool.map. For example: {{{name}: {{"model.*": "model.language_model.*"}}}}'
-    found = _complete_mappings(complete.infos, source.infos)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        first, second = min(pair for pair in zip(*found[:2], strict=True) if len(set(pair)) > 1)
+    mappings = _complete_mappings(complete.infos, source.infos)
+    if len(mappings) == 1:
+        return mappings[0]
+    if mappings:
+        first, second = min(pair for pair in zip(*mappings[:2], strict=True) if len(set(pair)) > 1)
         raise AlignmentError(
             f"model_pool.rest: {whole} has several parts like {name}: one with {first!r} and one "
             f"with {second!r}",

@@ -65,7 +65,7 @@ class SelectedPool(ModelPool[ComponentConfig]):
             else tuple(slot for slot in slots if slot.name in selected)
             for name, slots in whole.slots.items()
         }
-        slots = {name: kept for name, kept in slots.items() if kept}
+        slots = {name: chosen for name, chosen in slots.items() if chosen}
         return Layout(slots, {name: whole.shapes[name] for name in slots})
 
     def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:

@@ -10,8 +10,8 @@ from fusion_core.contracts.metrics_log import METRICS_FILE as METRICS
 from fusion_core.contracts.metrics_log import MetricsLog
 from fusion_core.contracts.specs import STAGES
 from fusion_core.contracts.stage import Coordinates, Stage
-from fusion_core.contracts.treatments import Average
 from fusion_core.errors import RecipeError
+from fusion_core.planning.averaging import Average
 from fusion_core.planning.needs import uses_tasks
 from fusion_core.planning.parts import (
     Part,

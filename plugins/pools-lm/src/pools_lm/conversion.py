@@ -20,7 +20,6 @@ from transformers.core_model_loading import (
 )
 
 from fusion_core.weights import Columns, Layout, Matrices, Rows, Stacked, TensorInfo
-from fusion_core.weights.matrices import find_slots
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +55,7 @@ def find_packed_experts(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -
                 info = TensorInfo(name, tuple(tensor.shape), tensor.dtype)
                 slots[name] = _slots(converter, info, templates)
                 break
-    slots = {name: found for name, found in slots.items() if found}
+    slots = {name: parts for name, parts in slots.items() if parts}
     return Layout(slots, {name: tuple(tensors[name].shape) for name in slots})
 
 
@@ -107,7 +106,7 @@ def _slots(
         declared.append(kind(**sizes) if is_split else kind(size))
     name = "{index} {part}" if split is not None else "{index} 0"
     matrices = Matrices((Stacked(info.shape[0]), *declared), name)
-    return tuple(replace(slot, name=_fill(templates, slot)) for slot in find_slots(info, matrices))
+    return tuple(replace(slot, name=_fill(templates, slot)) for slot in matrices.slots(info))
 
 
 def _fill(templates: Sequence[str], slot: Slot) -> str:

@@ -108,8 +108,8 @@ class LanguagePool(CheckpointsPool):
     @property
     def live_layout(self) -> Layout:
         """The positions of matrices in live parameters, also of experts stored one by one."""
-        own, separate = super().live_layout, self._separate_experts
-        return Layout({**own.slots, **separate.slots}, {**own.shapes, **separate.shapes})
+        stored, separate = super().live_layout, self._separate_experts
+        return Layout({**stored.slots, **separate.slots}, {**stored.shapes, **separate.shapes})
 
     @property
     def _live_names(self) -> Mapping[str, str]:

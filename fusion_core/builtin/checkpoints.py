@@ -77,6 +77,9 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
 
     def _select_parts(self) -> None:
         """Rename tensors by the option `map`, and complete models by the option `rest`."""
+        is_ambiguous = self.base is not None and "base" in self.experts  # alignment refuses it
+        if is_ambiguous or not (self._given.map or self._given.rest):
+            return
         models = dict(self.by_name)
         for name in (*self._given.map, *([] if self._given.rest is None else [self._given.rest])):
             if name not in models:

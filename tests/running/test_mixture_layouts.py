@@ -61,6 +61,7 @@ def merge(pool: CausalPool, algorithm: Any, output: Path | None = None) -> Any:
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("algorithm", ["ties", "tsv-m"])
 def test_every_mix_of_layouts_merges_to_the_same_model(
     models: Any, algorithm: str, tmp_path: Path
@@ -82,6 +83,7 @@ def test_every_mix_of_layouts_merges_to_the_same_model(
     assert made.shape[1] > 3
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "algorithm",
     [

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from mixture_files import make_states
+from mixture_files import write as write_mixture
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -26,6 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from typer.testing import CliRunner
+from vision_models import write_models as write_vision_models
 
 from fusion_core.cli.app import app
 from fusion_core.plugins.manager import load_plugins
@@ -415,6 +418,39 @@ def test_models_are_diagnosed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert shown[shown.index("") :][-10:] == plain[-10:]
     assert trial[-1] in tried
     assert any(line.startswith("latin - greek") for line in lines)
+
+
+def test_the_commands_for_mixtures_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "merge-mixtures.md"
+    for name, state, layout in zip(
+        ("base", "math", "code"),
+        make_states("qwen3_moe").values(),
+        ("separate", "packed", "separate"),
+        strict=True,
+    ):
+        write_mixture("qwen3_moe", state, layout, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    shell = "".join(blocks("sh", page)).replace("\\\n", " ").splitlines()
+    for command in (*shell, *commands(page)):
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, (command, done.exception)
+    for name in ("merged", "merged-router"):
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / name).num_parameters() > 100
+
+
+def test_the_recipes_for_parts_of_models_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = "merge-parts-of-models.md"
+    write_vision_models("llava", tmp_path, original_names=False)
+    monkeypatch.chdir(tmp_path)
+    for recipe in blocks("yaml", page):
+        Path("parts.yaml").write_text(recipe)
+        for command in commands(page):
+            done = CliRunner().invoke(app, shlex.split(command)[1:])
+            assert done.exit_code == 0, (command, done.exception)
+    assert "copied from vision (rest)" in CliRunner().invoke(app, ["check", "parts.yaml"]).stdout
+    assert Path("merged/model.safetensors").is_file()
 
 
 # --- training runs ------------------------------------------------------------------------------

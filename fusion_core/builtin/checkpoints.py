@@ -7,9 +7,6 @@ accepted wherever a path is. The pool never modifies them.
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,111 +14,35 @@ import torch
 from torch import nn
 
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core.builtin.checkpoints_model import PoolModel
+from fusion_core.builtin.checkpoints_parts import (
+    complete_models,
+    describe_part,
+    rename_by_patterns,
+)
+from fusion_core.builtin.checkpoints_routers import treat_routers
 from fusion_core.contracts.live_models import build_model
 from fusion_core.contracts.model_pool import ModelPool
-from fusion_core.errors import CheckpointError, FusionError
+from fusion_core.contracts.treatments import Treatment
+from fusion_core.errors import CheckpointError, FusionError, RecipeError
 from fusion_core.planning.nested import RecipeSource
-from fusion_core.plugins.formats import LocatedModel, find_model
-from fusion_core.weights import LoraSource, StateDictSource, WeightSource
+from fusion_core.plugins.formats import find_model
+from fusion_core.weights import LoraSource, WeightSource
 from fusion_core.weights.aligning.vocabulary import vocabulary_size
 from fusion_core.weights.reading.assets import (
-    CONFIG,
     change_config,
     check_side_files,
-    collect_side_files,
-    list_side_files,
     read_licence,
-    remove_keys,
     resize_vocabulary,
     select_tokenizer_files,
 )
-from fusion_core.weights.reading.location import ADAPTER_CONFIG, SINGLE
-from fusion_core.weights.reading.lora import read_base_name
-from fusion_core.weights.reading.quantisation import QUANTISERS_FILES
 from fusion_core.weights.source import reference_model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from fusion_core.weights.reading.assets import Files
-    from fusion_core.weights.reading.location import Location
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """One model of the pool: located files, or an object of the caller's."""
-
-    name: str
-    live: Any = None
-    located: LocatedModel | None = None
-    #: the directory of side files, in place of the model's own
-    side_directory: Path | None = None
-
-    @property
-    def location(self) -> Location | None:
-        """The location of the files; None for an object of the caller's."""
-        return None if self.located is None else self.located.location
-
-    @property
-    def is_delta(self) -> bool:
-        """Whether it is an adapter, which has a base but is not a full model."""
-        return self.located is not None and self.located.is_delta
-
-    def assets(self, *more: str, dtype: torch.dtype | None = None) -> Files:
-        """Return the files next to the weights that are copied with them."""
-        if isinstance(self.live, RecipeSource):
-            return self.live.assets(dtype)
-        if self.location is None:
-            return {}
-        directory = self._directory(self.location.path)
-        if not directory.is_dir():
-            return {}
-        return self._without_format(collect_side_files(directory, *more, dtype=dtype))
-
-    def side_files(self, *more: str) -> Files:
-        """Return the files that identify the model, such as configuration and tokenizer.
-
-        A single file has them only if it is the one model of its directory.
-        """
-        if self.located is not None:
-            location = self.located.location
-            if self.is_delta:  # trainers may put the base's own configuration there
-                return {**list_side_files(location.directory, ADAPTER_CONFIG, *more), CONFIG: b"{}"}
-            directory = self._directory(location.path)
-            if not directory.is_dir():
-                if location.path.name != SINGLE:
-                    return {}
-                directory = location.directory
-            quantisers = () if self.located.format.spec.config_keys else QUANTISERS_FILES
-            return self._without_format(list_side_files(directory, *quantisers, *more))
-        if isinstance(self.live, RecipeSource):
-            return self.live.assets(None)
-        describe = getattr(getattr(self.live, "config", None), "to_dict", None)
-        return {} if describe is None else {CONFIG: json.dumps(describe(), default=str).encode()}
-
-    def source(self, base: WeightSource | None) -> WeightSource:
-        """Return the weights. An adapter's are differences from the base."""
-        if isinstance(self.live, WeightSource):
-            return self.live
-        if self.located is None:
-            state = self.live if isinstance(self.live, Mapping) else self.live.state_dict()
-            return StateDictSource(state, label=f"{self.name} (live)")
-        if self.is_delta and base is None:
-            location = self.located.location
-            raise CheckpointError(
-                f"the adapter {location.name} needs its base, and the model pool has none",
-                hint=f"Name the base: --set model_pool.base={read_base_name(location) or 'PATH'}",
-            )
-        return self.located.open(base)
-
-    def _directory(self, path: Path) -> Path:
-        """Return the directory of the side files; an adapter's are its own."""
-        return path if self.side_directory is None or self.is_delta else self.side_directory
-
-    def _without_format(self, files: Files) -> Files:
-        """Remove a quantised format from the configuration, because merged weights are plain."""
-        keys = () if self.located is None else self.located.format.spec.config_keys
-        return change_config(files, partial(remove_keys, keys=keys)) if keys else files
 
 
 class CheckpointsPool(ModelPool[CheckpointsConfig]):
@@ -133,9 +54,12 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     config_class = CheckpointsConfig
     #: patterns of side files that models of this pool have in addition to the usual ones
     more_files: ClassVar[tuple[str, ...]] = ()
+    #: the tensors that only the model of the option `rest` has
+    _rest: Sequence[str] = ()
 
     def __init__(self, config: CheckpointsConfig) -> None:
         super().__init__(config)
+        self._given = config  # a subclass may set `config` to its own options
         self._side_directory: Path | None = None
         if config.side_files is not None:
             self._side_directory = check_side_files(
@@ -154,17 +78,47 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
             )
         self.base = None if self._base is None else self._base.source(None)
         self.experts = {name: model.source(self.base) for name, model in self._models.items()}
+        self._select_parts()
         self._sources = {**({} if self.base is None else {"": self.base}), **self.experts}
 
-    def _find(self, given: Any, name: str, option: str) -> _Model:  # noqa: ANN401 - the configuration checked
-        if not isinstance(given, str):
-            return _Model(name, live=given)
-        preferred = self.config.format
-        located = find_model(given, f"model_pool.{option}", *self.more_files, preferred=preferred)
-        return _Model(name, located=located, side_directory=self._side_directory)
+    def _select_parts(self) -> None:
+        """Rename tensors by the option `map`, and complete models by the option `rest`."""
+        is_ambiguous = self.base is not None and "base" in self.experts  # alignment refuses it
+        if is_ambiguous or not (self._given.map or self._given.rest):
+            return
+        models = dict(self.by_name)
+        for name in (*self._given.map, *([] if self._given.rest is None else [self._given.rest])):
+            if name not in models:
+                option = "map" if name in self._given.map else "rest"
+                raise RecipeError(
+                    f"model_pool.{option}: unknown model {name!r}",
+                    hint=f"The models are: {', '.join(models)}.",
+                )
+        for name, patterns in self._given.map.items():
+            models[name] = rename_by_patterns(models[name], patterns, f"model_pool.map.{name}")
+        if self._given.rest is not None:
+            models, self._rest = complete_models(models, self._given.rest)
+        if self.base is not None:
+            self.base = models.pop("base")
+        self.experts = models
 
     @property
-    def _all(self) -> list[_Model]:
+    def treatments(self) -> Mapping[str, Treatment]:
+        """The routers under the option `router`, and the tensors outside of the merged part."""
+        names, has_base = self.reference.infos, self.base is not None
+        rest = Treatment("copy", f"copied from {self._given.rest} (rest)")
+        routers = treat_routers(self._given.router, names, has_base=has_base)
+        return {**routers, **dict.fromkeys(self._rest, rest)}
+
+    def _find(self, given: Any, name: str, option: str) -> PoolModel:  # noqa: ANN401 - the configuration checked
+        if not isinstance(given, str):
+            return PoolModel(name, live=given)
+        preferred = self.config.format
+        located = find_model(given, f"model_pool.{option}", *self.more_files, preferred=preferred)
+        return PoolModel(name, located=located, side_directory=self._side_directory)
+
+    @property
+    def _all(self) -> list[PoolModel]:
         return [*([] if self._base is None else [self._base]), *self._models.values()]
 
     def with_sources(self, sources: Mapping[str, WeightSource]) -> Self:
@@ -214,7 +168,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         After padding of embeddings, the configuration names the new vocabulary size, and the
         tokenizer is that of a model with all tokens.
         """
-        first = reference_model(self._base, self._models)
+        first = self._first_model
         if isinstance(first.live, RecipeSource):
             dtype = dtype or _stored_dtype(self.reference)
         files = first.assets(*self.more_files, dtype=dtype)
@@ -228,6 +182,13 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
                 return {**files, **select_tokenizer_files(self.files_of(name))}
         return files
 
+    @property
+    def _first_model(self) -> PoolModel:
+        """The model whose side files the output has."""
+        if self._given.rest in self._models:
+            return self._models[self._given.rest]
+        return reference_model(self._base, self._models)
+
     def files_of(self, model: str) -> Files:
         """Return the side files of a model by its name, as they may be copied.
 
@@ -237,8 +198,14 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         return models[model].assets(*self.more_files)
 
     def side_files(self) -> Mapping[str, Files]:
-        """Return each model's side files. A nested recipe has those of its result."""
-        return {model.name: model.side_files(*self.more_files) for model in self._all}
+        """Return each model's side files. A nested recipe has those of its result.
+
+        Under the option `rest`, a configuration is that of the part which all models have.
+        """
+        files = {model.name: model.side_files(*self.more_files) for model in self._all}
+        if self._given.rest is None:
+            return files
+        return {model: change_config(known, describe_part) for model, known in files.items()}
 
     def licences(self) -> Mapping[str, str | None]:
         """Return each model's licence, as its model card states it."""

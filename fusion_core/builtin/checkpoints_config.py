@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     PlainValidator,
     SerializationInfo,
@@ -76,6 +77,16 @@ Source = Annotated[
 ]
 
 
+#: Options that a recipe records only if they have other values than these.
+_OMITTED: Mapping[str, Any] = {
+    "format": None,
+    "side_files": None,
+    "router": "merge",
+    "map": {},
+    "rest": None,
+}
+
+
 class CheckpointsConfig(ComponentConfig):
     """A base and experts: paths, hub ids or recipes. From Python also live models, state dicts."""
 
@@ -95,10 +106,21 @@ class CheckpointsConfig(ComponentConfig):
     """A directory with the models' config.json and tokenizer, for checkpoints that come without;
     default: each model's own directory."""
 
+    router: Literal["merge", "base", "average"] = "merge"
+    """Choose how the routers of mixtures of experts are merged: by the method (`merge`), copied
+    from the base (`base`), or as the mean of the experts' (`average`)."""
+    map: dict[str, dict[str, str]] = Field(default={})
+    """Rename tensors of some models by patterns with one `*`, such as {math: {"model.*":
+    "model.language_model.*"}}. `base` names the base."""
+    rest: str | None = None
+    """Merge a part of models: take the tensors that all other models lack, and all files next to
+    the weights, from the model of this name (`base`, or one of models)."""
+
     @model_serializer(mode="wrap")
-    def _omit_unset_options(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         options: dict[str, Any] = serialise(self)
-        optional = ("format", "side_files")
         return {
-            key: value for key, value in options.items() if value is not None or key not in optional
+            key: value
+            for key, value in options.items()
+            if key not in _OMITTED or value != _OMITTED[key]
         }

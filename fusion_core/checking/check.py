@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fusion_core.planning.fallbacks import Fallback
     from fusion_core.planning.packed_tensors import PackedTensors
     from fusion_core.planning.run_plan import Plan
+    from fusion_core.planning.tensor_groups import TensorGroup
 
 SCHEMA = 1
 
@@ -76,6 +77,8 @@ class Check:
     memory: Memory
     #: tensors that are merged matrix by matrix
     matrices: tuple[PackedTensors, ...]
+    #: every tensor of the result in one group; empty if a method makes other tensors
+    groups: tuple[TensorGroup, ...]
     #: tensors that a stage treats differently from what its name says
     fallbacks: tuple[Fallback, ...]
     warnings: tuple[str, ...]
@@ -84,9 +87,14 @@ class Check:
     #: what only the run itself can check, because it needs trust
     not_checked: tuple[str, ...]
 
+    @property
+    def outside_matrices(self) -> float | None:
+        """The share of the parameters that the method does not merge as matrices."""
+        return 1 - sum(group.in_matrices for group in self.groups) if self.groups else None
+
     def as_json(self) -> dict[str, Any]:
         """Return the check as JSON data."""
-        return {"schema": SCHEMA, **asdict(self)}
+        return {"schema": SCHEMA, **asdict(self), "outside_matrices": self.outside_matrices}
 
     def check_disk_space(self) -> None:
         """Raise `DiskError` if the output needs more space than is free."""
@@ -113,6 +121,7 @@ def check(plan: Plan) -> Check:
         _disk(plan),
         estimate(plan),
         plan.holdings,
+        plan.groups,
         plan.fallbacks,
         tuple(plan.warnings),
         plan.needs_trust,

@@ -118,6 +118,9 @@ def _print(checked: Check, bad: list[BadTensor] | None) -> None:
     print_table(headings, rows)
     print()
     print_table(["the run", ""], _rows(checked))
+    if checked.groups:
+        print()
+        print_table(["tensors", "count", "share", "holds", "treatment"], _group_rows(checked))
     if bad:
         print()
         counts = [
@@ -163,10 +166,22 @@ def _rows(checked: Check) -> list[list[str]]:
             for reason in reasons
         ),
         *(["not checked", text] for text in checked.not_checked),
-        *(["matrices", str(matrix)] for matrix in checked.matrices),
         *(["fallback", str(item)] for item in checked.fallbacks if not item.is_notable),
         *(["warning", warning] for warning in checked.warnings),
     ]
+
+
+def _group_rows(checked: Check) -> list[list[str]]:
+    rows = [
+        [group.tensors, str(group.count), _percent(group.share), group.holds, group.treatment]
+        for group in checked.groups
+    ]
+    share = _percent(max(checked.outside_matrices or 0, 0))
+    return [*rows, ["outside of matrices", "", share, "", "not reached by methods on matrices"]]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:

@@ -84,8 +84,17 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def named_tensors(pool: ModelPool[Any], model: nn.Module) -> dict[str, Tensor]:
-    """Return a live model's buffers and parameters, detached, by the pool's tensor names."""
-    named = {**dict(model.named_buffers(remove_duplicate=False)), **pool.parameters(model)}
+    """Return a live model's buffers and parameters, detached, by the pool's tensor names.
+
+    Tensors that one parameter holds are views of it.
+    """
+    parameters = pool.parameters(model)
+    named = {**dict(model.named_buffers(remove_duplicate=False)), **parameters}
+    if not parameters.keys() <= pool.reference.infos.keys():
+        for name, slots in pool.live_layout.slots.items():
+            if name in named and name not in pool.reference.infos:
+                values = named.pop(name).detach().view(-1)
+                named |= {slot.name: slot.view(values[slot.start : slot.stop]) for slot in slots}
     return {name: tensor.detach() for name, tensor in named.items()}
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from fusion_core.contracts.treatments import Treatment
     from fusion_core.hub import FileRequest
     from fusion_core.recipe.config import AlignmentPolicy
     from fusion_core.weights.matrices import Matrices
@@ -105,7 +106,10 @@ class ModelPool(ABC, Generic[ConfigT]):
         """Raise a `FusionError` if `build` cannot make a model; called before any work."""
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
-        """Map the sources' tensor names to the parameters of a model that `build` returned."""
+        """Map the sources' tensor names to the parameters of a model that `build` returned.
+
+        A parameter that holds several of the sources' tensors has a name in `live_layout` instead.
+        """
         return dict(module.named_parameters(remove_duplicate=False))
 
     def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
@@ -123,6 +127,14 @@ class ModelPool(ABC, Generic[ConfigT]):
                 return super().matrices(name, shape)
         """
         return matrices_by_name(name, shape)
+
+    @property
+    def treatments(self) -> Mapping[str, Treatment]:
+        """The tensors that the pool keeps from all stages, and how each gets its values.
+
+        For example routers of a mixture that come from the base. Default: none.
+        """
+        return {}
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Mapping[str, bytes | Path]:
         """Return the files that make an output directory loadable, by name: content or path.
@@ -231,6 +243,16 @@ class ModelPool(ABC, Generic[ConfigT]):
         `BrokenPluginError` if `matrices` does not fit the tensors.
         """
         return layout_of(self.reference.infos, self.matrices, type(self).__name__)
+
+    @property
+    def live_layout(self) -> Layout:
+        """The positions of the sources' matrices in live parameters, named as in `parameters`.
+
+        By default, parameters hold what the sources' tensors hold: `layout`. Override it for
+        parameters that hold several tensors, such as experts that the sources store one by one. The
+        slots then have the names of these tensors.
+        """
+        return self.layout
 
     @cached_property
     def _agreement(self) -> Agreement:

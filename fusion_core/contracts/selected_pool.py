@@ -8,7 +8,7 @@ import torch
 
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.recipe.config import ComponentConfig
-from fusion_core.weights import AlignedSource, RenamedSource, WeightSource
+from fusion_core.weights import AlignedSource, Layout, RenamedSource, WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -47,9 +47,26 @@ class SelectedPool(ModelPool[ComponentConfig]):
         return self._pool.build(whole, dtype=dtype, device=device)
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
-        """Map the selected tensor names to parameters of a live model."""
+        """Map the selected tensor names to parameters of a live model.
+
+        A parameter that holds several tensors is included if one of them is selected.
+        """
+        names = {*self.reference.infos, *self.live_layout.slots}
         parameters = self._pool.parameters(module)
-        return {name: parameters[name] for name in self.reference.infos if name in parameters}
+        return {name: parameters[name] for name in parameters if name in names}
+
+    @property
+    def live_layout(self) -> Layout:
+        """The positions of the selected matrices in live parameters."""
+        whole, selected = self._pool.live_layout, self.reference.infos
+        slots = {
+            name: slots
+            if name in selected
+            else tuple(slot for slot in slots if slot.name in selected)
+            for name, slots in whole.slots.items()
+        }
+        slots = {name: chosen for name, chosen in slots.items() if chosen}
+        return Layout(slots, {name: whole.shapes[name] for name in slots})
 
     def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
         """Return what the whole pool declares."""

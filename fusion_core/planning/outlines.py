@@ -45,6 +45,12 @@ def check_outline(stages: Sequence[PlannedStage], outline: Outline, pool: ModelP
                 f"result of {merge.name} has others",
                 hint=f"Leave {planned.name} out.",
             )
+    if pool.treatments:
+        raise RecipeError(
+            f"model_pool: {merge.name} takes whole models, since its result has other tensors than "
+            "they have, and the pool's options keep some tensors from it",
+            hint="Leave the options router and rest out.",
+        )
     if merge.resolved is None:
         return
     for option in ("only", "skip", "overrides", "by_depth"):

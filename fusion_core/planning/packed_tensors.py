@@ -32,14 +32,19 @@ class PackedTensors:
 def find_holdings(layout: Layout) -> Iterator[PackedTensors]:
     """Yield the tensors that are not merged as stored, grouped by name pattern and content."""
     groups = Counter(
-        (re.sub(r"(?<![^.])\d+(?![^.])", "*", name), _describe_matrices(slots))
-        for name, slots in layout.slots.items()
+        (star_numbers(name), describe_slots(slots)) for name, slots in layout.slots.items()
     )
     for (pattern, matrices), count in groups.items():
         yield PackedTensors(pattern, count, matrices)
 
 
-def _describe_matrices(slots: Sequence[Slot]) -> str:
+def star_numbers(name: str) -> str:
+    """Return a tensor's name with `*` for every part that is a number."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+
+
+def describe_slots(slots: Sequence[Slot]) -> str:
+    """Return the matrices of one tensor in words, such as "8 matrices of 64 x 32"."""
     descriptions = []
     for shape, count in Counter(slot.shape for slot in slots).items():
         one, many = ("vector", "vectors") if len(shape) == 1 else ("matrix", "matrices")

@@ -11,6 +11,7 @@ from fusion_core.contracts.metrics_log import MetricsLog
 from fusion_core.contracts.specs import STAGES
 from fusion_core.contracts.stage import Coordinates, Stage
 from fusion_core.errors import RecipeError
+from fusion_core.planning.averaging import Average
 from fusion_core.planning.needs import uses_tasks
 from fusion_core.planning.parts import (
     Part,
@@ -200,18 +201,22 @@ def merge_of(stages: Sequence[PlannedStage]) -> PlannedStage:
 def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[PlannedStage, ...]:
     """Return the stages with a pool's tensors split into parts.
 
-    Tensors that the merge leaves to the base are hidden from all stages. Raises `RecipeError` for a
-    pattern that matches nothing.
+    Tensors that the merge leaves to the base, or that the pool keeps from the stages, are hidden
+    from all of them. Raises `RecipeError` for a pattern that matches nothing.
     """
     names = list(pool.reference.infos) if pool.by_name else []
+    treatments = pool.treatments if names else {}
+    offered = [name for name in names if name not in treatments]
     merge = merge_of(stages)
-    parts = split_into_parts(merge.stage, merge.resolved, names, others=False)
+    parts = split_into_parts(merge.stage, merge.resolved, offered, others=bool(treatments))
     merged = [n for n in names if any(part.names is None or n in part.names for part in parts)]
     others = len(merged) < len(names)
+    averaged = frozenset(n for n, treatment in treatments.items() if treatment.kind == "average")
+    treated = (Part(Average(), averaged),) if averaged else ()
     return tuple(
         replace(
             stage,
-            parts=parts
+            parts=(*parts, *treated)
             if stage is merge
             else split_into_parts(stage.stage, stage.resolved, merged, others=others),
         )

@@ -18,6 +18,7 @@ from fusion_core.planning.outlines import has_own_outline, outline_of
 from fusion_core.planning.output_paths import free_paths
 from fusion_core.planning.packed_tensors import PackedTensors, find_holdings
 from fusion_core.planning.pipeline import PlannedStage, merge_of, section_of
+from fusion_core.planning.tensor_groups import TensorGroup, group_tensors
 from fusion_core.planning.trust import check_trusted, collect_needs
 from fusion_core.plugins.formats import distributions_of_formats
 from fusion_core.recipe.config import OutputOptions
@@ -160,6 +161,18 @@ class Plan:
     def holdings(self) -> tuple[PackedTensors, ...]:
         """The tensors that are merged matrix by matrix."""
         return tuple(find_holdings(self.layout))
+
+    @property
+    def groups(self) -> tuple[TensorGroup, ...]:
+        """All tensors of the result, grouped by name and by how the merge treats them.
+
+        Empty if the result has other tensors than the models.
+        """
+        infos = self.aligned.reference.infos
+        if not self.outline.is_like(infos):
+            return ()
+        parts = merge_of(self.stages).parts
+        return tuple(group_tensors(parts, infos, self.layout, self.aligned.treatments))
 
     @property
     def skipped(self) -> frozenset[str]:

@@ -87,6 +87,13 @@ class Matrices:
         """Declare that a tensor (out, in, k, ...) holds the matrix (out, in * k * ...)."""
         return cls((Rows(shape[0]), Columns(math.prod(shape[1:]))))
 
+    def slots(self, info: TensorInfo) -> tuple[Slot, ...]:
+        """Return the slots of a tensor's matrices; none if it is merged as it is stored.
+
+        Raises `ValueError` if the axes do not fit the tensor.
+        """
+        return find_slots(info, self)
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:

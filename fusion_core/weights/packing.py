@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from fusion_core.weights.matrices import Slot
+    from fusion_core.weights.origin import Origin
 
     Values = Mapping[str, torch.Tensor]
 
@@ -135,6 +136,11 @@ class UnpackedSource(WeightSource):
         """Name the model."""
         return self._source.describe()
 
+    @property
+    def origin(self) -> Origin | None:
+        """The origin of the source whose tensors hold the matrices."""
+        return self._source.origin
+
 
 class PackedSource(WeightSource):
     """Tensors that hold the matrices of another source, where each is a tensor of its own."""
@@ -215,6 +221,11 @@ class PackedSource(WeightSource):
     def describe(self) -> str:
         """Name the model."""
         return self.matrices.describe()
+
+    @property
+    def origin(self) -> Origin | None:
+        """The origin of the unpacked model."""
+        return self.matrices.origin
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -374,8 +375,8 @@ def test_the_matrices_of_packed_tensors_are_shown_and_recorded(
         packed = {f"layers.{n}.mlp.experts.up_proj": torch.randn(3, 6, 5) for n in range(2)}
         save_file(packed, f"{name}.safetensors")
     Path("recipe.yaml").write_text(json.dumps({"algorithm": "iso-c", "model_pool": pool}))
-    line = "layers.*.mlp.experts.up_proj: 2 tensors, each of which holds 3 matrices of 6 x 5"
-    assert line in fuse("check", "recipe.yaml").out
+    row = r"layers\.\*\.mlp\.experts\.up_proj +2 +100\.0 % +3 matrices of 6 x 5 +merged\n"
+    assert re.search(row, fuse("check", "recipe.yaml").out)
     data = json.loads(fuse("check", "recipe.yaml", "--json").out)
     assert data["matrices"] == [
         {
@@ -385,6 +386,39 @@ def test_the_matrices_of_packed_tensors_are_shown_and_recorded(
         }
     ]
     assert data["fallbacks"] == []
+    assert data["outside_matrices"] == 0
+
+
+def test_every_tensor_is_in_one_group_with_its_treatment(
+    fuse: Callable[..., Outcome], pool: dict[str, Any]
+) -> None:
+    for name in ("base", "a", "b"):
+        tensors = {
+            **{f"layers.{n}.mlp.experts.0.w1.weight": torch.randn(4, 5) for n in range(2)},
+            **{f"layers.{n}.mlp.gate.weight": torch.randn(2, 5) for n in range(2)},
+            "norm.weight": torch.randn(5),
+            "head.weight": torch.randn(3, 5),
+            "steps": torch.ones(5, dtype=torch.int64),
+        }
+        save_file(tensors, f"{name}.safetensors")
+    algorithm = {"name": "iso-c", "skip": "head.*"}
+    recipe = {"algorithm": algorithm, "model_pool": {**pool, "router": "base"}}
+    Path("recipe.yaml").write_text(json.dumps(recipe))
+    groups = json.loads(fuse("check", "recipe.yaml", "--json").out)["groups"]
+    assert {group["tensors"]: (group["count"], group["treatment"]) for group in groups} == {
+        "layers.*.mlp.experts.*.w1.weight": (2, "merged"),
+        "layers.*.mlp.gate.weight": (2, "copied from base (router: base)"),
+        "norm.weight": (1, "averaged"),
+        "head.weight": (1, "copied (only, skip)"),
+        "steps": (1, "copied (int64)"),
+    }
+    assert sum(group["share"] for group in groups) == pytest.approx(1)
+    assert sum(group["in_matrices"] for group in groups) == pytest.approx(40 / 85)
+    done = fuse("run", "recipe.yaml", "-o", "out")
+    assert done.code == 0
+    merged, base = (load_file(path) for path in ("out/model.safetensors", "base.safetensors"))
+    copied = {"layers.0.mlp.gate.weight", "layers.1.mlp.gate.weight", "head.weight", "steps"}
+    assert {name for name in base if torch.equal(merged[name], base[name])} == copied
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -10,6 +10,8 @@ from fusion_core.errors import AlignmentError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+#: In names of the tensors of experts, in either layout.
+_EXPERTS = ".experts."
 _MOST_ROWS = 20
 _LONGEST_VALUE, _SHARED_PREFIX = 60, 15
 
@@ -44,6 +46,11 @@ def misfit(side_files: Sequence[Difference], tensors: Iterable[Difference]) -> A
     remedies = sorted({row.remedy for row in ordered if row.remedy})
     advice = f"; to allow some differences: {', '.join(remedies)}" if remedies else ""
     hint = f"Check that every expert was fine-tuned from this base{advice}."
+    if any(_EXPERTS in row.subject for row in ordered if row.remedy):
+        hint += (
+            " Models that store the experts of a mixture one by one and packed ones merge in the "
+            "pools of pools-lm, such as causal-lm."
+        )
     return AlignmentError("\n".join(lines), hint=hint)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from fusion_core import AlignmentPolicy, RunOptions, run_fusion
-from fusion_core.errors import CheckpointError, OutputError
+from fusion_core.errors import AlignmentError, CheckpointError, OutputError
 from fusion_core.weights import CheckpointSource
 from fusion_testing import Mean
 from pools_lm.config import LanguageConfig
@@ -416,7 +416,7 @@ def test_models_come_from_the_hub(
     tiny.classes["sentence-encoder"].from_pretrained(merged)
 
 
-def test_a_mixture_that_transformers_packs_cannot_be_built(tmp_path: Path) -> None:
+def test_a_mixture_is_built_from_experts_that_are_stored_one_by_one(tmp_path: Path) -> None:
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 16}
     config = transformers.MixtralConfig(
         **sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2
@@ -425,8 +425,37 @@ def test_a_mixture_that_transformers_packs_cannot_be_built(tmp_path: Path) -> No
     for path in paths:
         transformers.MixtralForCausalLM(config).save_pretrained(path)
     pool = CausalPool(LanguageConfig(base=paths[0], models={"one": paths[1]}))
-    with pytest.raises(CheckpointError, match=r"experts\.gate_up_proj' is missing"):
+    pool.check_builds()
+    assert pool.base is not None
+    assert "model.layers.0.block_sparse_moe.experts.1.w3.weight" in pool.base.infos
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(paths[0]).state_dict()
+    built = pool.build(pool.base)
+    assert all(torch.equal(loaded[name], value) for name, value in built.state_dict().items())
+    parameters = pool.parameters(built)
+    experts = {name: slots for name, slots in pool.live_layout.slots.items() if name in parameters}
+    assert {name.rpartition(".")[2] for name in experts} == {"gate_up_proj", "down_proj"}
+    for name, slots in experts.items():
+        values = parameters[name].detach().view(-1)
+        for slot in slots:
+            part = slot.view(values[slot.start : slot.stop])
+            assert torch.equal(part, pool.base.tensor(slot.name)), slot.name
+
+
+def test_a_mixture_that_lacks_an_expert_cannot_be_built(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 16}
+    config = transformers.MixtralConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2
+    )
+    path = tmp_path / "model"
+    transformers.MixtralForCausalLM(config).save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    del tensors["model.layers.0.block_sparse_moe.experts.1.w3.weight"]
+    save_file(tensors, path / "model.safetensors")
+    pool = CausalPool(LanguageConfig(base=str(path), models={"one": str(path)}))
+    with pytest.raises(CheckpointError, match=r"experts\.1\.w3\.weight' is missing"):
         pool.check_builds()
+    with pytest.raises(AlignmentError, match=r"experts\.1\.w3\.weight' is missing"):
+        pool.build(pool.reference)
     pool.aligned(AlignmentPolicy())  # merging needs no live model
 
 

@@ -7,14 +7,13 @@ needs a gradient of its own, as large as the model. Several are computed at once
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import one_hot
 
 from fusion_adapting._experts import measure_experts
-from fusion_adapting._live import group_tied_names
+from fusion_adapting._live import group_tied_names, separate_tensors
 from fusion_adapting._squares import LogProbabilities, SquareSums
 from fusion_core import note
 from fusion_core.weights.merging.counters import counter_uniform
@@ -43,7 +42,11 @@ def squared_gradients(  # noqa: PLR0913 - which examples, and where to pass them
     expert is live at a time, and released before its gradients are yielded. The iterator keeps
     none. Raises `RecipeError` for an expert without a task, before loading any model.
     """
-    measure = partial(compute_squared_gradients, exact_up_to=exact_up_to, seed=seed)
+
+    def measure(*model_and_examples: Any) -> dict[str, Tensor]:  # noqa: ANN401 - as in `Measure`
+        squares = compute_squared_gradients(*model_and_examples, exact_up_to=exact_up_to, seed=seed)
+        return separate_tensors(pool, squares)
+
     where: Any = {"batch_size": batch_size, "seed": seed, "device": device}
     return measure_experts(measure, pool, tasks, samples=samples, **where)
 

@@ -12,7 +12,7 @@ from fusion_core.machine.linear_kernels import use_fast_linear_layers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from fusion_core import ModelPool
     from fusion_core.weights import WeightSource
@@ -41,9 +41,31 @@ def group_tied_names(parameters: Mapping[str, nn.Parameter]) -> dict[nn.Paramete
 
 
 def merged_parameters(pool: ModelPool[Any], model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a live model that the pool's sources contain, by source name."""
-    known = pool.reference.infos
-    return {name: parameter for name, parameter in pool.parameters(model).items() if name in known}
+    """Return the parameters of a live model that the pool's sources contain, by source name.
+
+    A parameter that holds several of the sources' tensors has its name in `pool.live_layout`.
+    """
+    parameters = pool.parameters(model)
+    known = set(pool.reference.infos)
+    if not parameters.keys() <= known:
+        known |= pool.live_layout.slots.keys()
+    return {name: parameter for name, parameter in parameters.items() if name in known}
+
+
+def separate_tensors(pool: ModelPool[Any], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return values of parameters by the sources' names.
+
+    A parameter that holds several of the sources' tensors is replaced by views of these.
+    """
+    slots = pool.live_layout.slots if values.keys() - pool.reference.infos.keys() else {}
+    separate: dict[str, Tensor] = {}
+    for name, tensor in values.items():
+        if name in pool.reference.infos or name not in slots:
+            separate[name] = tensor
+            continue
+        flat = tensor.view(-1)
+        separate |= {slot.name: slot.view(flat[slot.start : slot.stop]) for slot in slots[name]}
+    return separate
 
 
 @contextmanager

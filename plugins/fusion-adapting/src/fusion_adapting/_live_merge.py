@@ -197,7 +197,7 @@ class _Candidate:
 
 def _candidates(pool: ModelPool[Any], model: nn.Module) -> Iterator[_Candidate]:
     """Yield the merged parameters, or the matrices of those that hold several."""
-    slots = pool.layout.slots
+    slots = pool.live_layout.slots
     for parameter, tied in group_tied_names(merged_parameters(pool, model)).items():
         parameter.data = parameter.detach().contiguous()
         tensors = tuple(tied)

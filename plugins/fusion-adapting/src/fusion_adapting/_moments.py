@@ -62,14 +62,14 @@ def moments(  # noqa: PLR0913 - which examples, and where to pass them
 ) -> Iterator[tuple[str, dict[str, Moments]]]:
     """Yield every expert's name and the moments of its layers on examples of its own task.
 
-    `compute_moments` with the pool's layout says which layers have moments, and under which names.
-    One expert is live at a time, and released before its moments are yielded. The iterator keeps
-    no moments, but the loop variable of the caller does while the next ones are collected: `del` it
-    if memory is short.
+    `compute_moments` with the pool's `live_layout` says which layers have moments, and under which
+    names. One expert is live at a time, and released before its moments are yielded. The iterator
+    keeps no moments, but the loop variable of the caller does while the next ones are collected:
+    `del` it if memory is short.
     Raises `RecipeError` for an expert without a task, before loading any model.
     """
     where: Any = {"batch_size": batch_size, "seed": seed, "device": device}
-    measure = partial(compute_moments, layout=pool.layout)
+    measure = partial(compute_moments, layout=pool.live_layout)
     return measure_experts(measure, pool, tasks, samples=samples, **where)
 
 
@@ -91,8 +91,8 @@ def compute_moments(
     batch's mask. Raises `FusionError` if that mask does not fit a layer's inputs. The model, in
     evaluation mode, does not change.
 
-    With a pool's layout, the layers include packed experts, each under its matrix's name. Their
-    inputs are the positions routed to them. An expert that gets none is absent, like one of a
+    With a pool's `live_layout`, the layers include packed experts, each under its matrix's name.
+    Their inputs are the positions routed to them. An expert that gets none is absent, like one of a
     parameter that the model uses otherwise than in products with its matrices.
     """
     names: dict[Any, list[str]] = {**group_tied_names(parameters)}

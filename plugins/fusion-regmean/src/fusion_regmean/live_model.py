@@ -57,10 +57,11 @@ class LiveModel:
         self.layers: dict[nn.Module, str] = {
             layer: self._names[layer.weight][0] for layer in layers if layer.weight in self._names
         }
-        self.packed = PackedWeights(self.parameters if with_packed else {}, pool.layout)
+        layout = pool.live_layout
+        self.packed = PackedWeights(self.parameters if with_packed else {}, layout)
         self._tied = self.packed.tied_names
         self._packed_names = {
-            name: [slot.name for slot in pool.layout.slots[name]]
+            name: [slot.name for slot in layout.slots[name]]
             for parameter in self.packed.parameters
             for name in self._names[parameter]
         }

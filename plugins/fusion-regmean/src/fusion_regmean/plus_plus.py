@@ -73,5 +73,5 @@ class RegMeanPlusPlus(ForLayers, Algorithm[RegMeanConfig]):
         task = tasks_of(context).adaptive(pool.task_of(expert))
         names, batches = {*block.layers}, examples(task, self.config.samples, context)
         parameters = live.parameters_of(names)
-        gathered = compute_moments(live.model, parameters, task, batches, layout=pool.layout)
+        gathered = compute_moments(live.model, parameters, task, batches, layout=pool.live_layout)
         return {name: layer for name, layer in gathered.items() if name in names}

@@ -198,7 +198,8 @@ def _build(pool: Pool, source: WeightSource, **options: Any) -> nn.Module:  # no
 
 def check_weights(pool: Pool, model: nn.Module, source: WeightSource) -> None:
     """Fail unless the parameters and buffers of a live model equal the tensors of a source."""
-    if unknown := sorted(pool.parameters(model).keys() - source.infos.keys()):
+    known = source.infos.keys() | pool.live_layout.slots.keys()
+    if unknown := sorted(pool.parameters(model).keys() - known):
         fail(
             f"`parameters` returns a parameter {unknown[0]!r}, but the weights have no such "
             "tensor.",

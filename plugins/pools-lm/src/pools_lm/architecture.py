@@ -14,13 +14,16 @@ import transformers
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-from fusion_core.errors import CheckpointError
-from fusion_core.weights import RenamedSource, match_names
+from fusion_core.errors import AlignmentError, CheckpointError
+from fusion_core.weights import Layout, RenamedSource, match_names
+from pools_lm.conversion import find_packed_experts
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from fusion_core.weights import WeightSource
+    from fusion_core.weights import TensorInfo, WeightSource
 
 #: Buffers that old files contain and current models do not have.
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq$",)
@@ -59,20 +62,25 @@ class Architecture:
         """Parameters and buffers on the meta device. A tied tensor appears under all its names."""
         return _named_tensors(self._on_meta)
 
+    @cached_property
+    def packed_experts(self) -> Layout:
+        """The tensors that hold all experts of a mixture, and their parts as files name them."""
+        return find_packed_experts(self._on_meta, self.tensors)
+
     def find_misfit(self, weights: WeightSource) -> str | None:
         """Describe the first missing, unexpected or misshapen tensor; None if all fit."""
         infos = weights.infos
         stored = {self.tied[name] for name in self.tensors.keys() & infos.keys()}
         for name in self._on_meta.state_dict():
-            if self.tied[name] not in stored:
+            if self.tied[name] not in stored and not self._holds_any(name, infos):
                 return f"{name!r} is missing"
         for name in infos:
-            if name not in self.tensors:
+            if name not in self._shapes:
                 return f"{name!r} is unexpected"
         for name, info in infos.items():
-            if info.shape != (shape := tuple(self.tensors[name].shape)):
+            if info.shape != (shape := self._shapes[name]):
                 return f"{name!r} has shape {list(info.shape)}, expected {list(shape)}"
-        return None
+        return self._find_incomplete(infos)
 
     @property
     def version(self) -> str:
@@ -110,12 +118,83 @@ class Architecture:
     def rename_to_live(self, source: WeightSource) -> RenamedSource:
         """Return weights under the live model's names, without tensors that transformers ignores.
 
-        Names in old files are converted as transformers does on loading.
+        Names in old files are converted as transformers does on loading. Experts that are stored
+        one by one stay so, under the names in `packed_experts`.
         """
         stored = {self.modernize_name(name): name for name in source.infos}
-        live = {name: live_name for live_name, name in match_names(self.tensors, stored).items()}
+        live = {name: live_name for live_name, name in match_names(self._shapes, stored).items()}
         names = [name for name in stored if name in live or not self._is_ignored(name)]
         return RenamedSource(source, {live.get(name, name): stored[name] for name in names})
+
+    def pack(self, source: WeightSource) -> WeightSource:
+        """Return weights under live names with the experts packed as in the live model.
+
+        Raises `AlignmentError` for experts that are missing or have other shapes.
+        """
+        return self._pack(source, self.packed_experts.slots)
+
+    def pack_like(self, source: WeightSource, names: Collection[str]) -> WeightSource:
+        """Return weights under live names with experts packed, or one by one, as in `names`.
+
+        Raises `AlignmentError` for experts that are missing or have other shapes.
+        """
+        names = set(names)
+        slots, shapes = self.packed_experts.slots, self.packed_experts.shapes
+        separate = [n for n in slots if n in source.infos and self._holds_any(n, names)]
+        for name in separate:
+            if source.infos[name].shape != shapes[name]:
+                shape, expected = list(source.infos[name].shape), list(shapes[name])
+                raise self._misfit(source, f"{name!r} has shape {shape}, expected {expected}")
+        source = self._part(separate).unpack(source)
+        return self._pack(source, [name for name in slots if name in names])
+
+    def _pack(self, source: WeightSource, tensors: Collection[str]) -> WeightSource:
+        """Pack the experts of some live tensors, as far as the source has them one by one."""
+        layout = self._part(name for name in tensors if self._holds_any(name, source.infos))
+        problem = self._find_incomplete(source.infos) if layout.slots else None
+        if problem is not None:
+            raise self._misfit(source, problem)
+        return layout.pack(source)
+
+    def _misfit(self, source: WeightSource, problem: str) -> AlignmentError:
+        return AlignmentError(
+            f"{source.describe()} does not fit {self.class_name}: tensor {problem}",
+            hint="Check that the models have one configuration, and that it belongs to them.",
+        )
+
+    def _part(self, tensors: Iterable[str]) -> Layout:
+        """Return the layout of some tensors."""
+        slots = {name: self.packed_experts.slots[name] for name in tensors}
+        return Layout(slots, self.packed_experts.shapes)
+
+    def _holds_any(self, tensor: str, names: Collection[str]) -> bool:
+        """Tell whether a tensor holds matrices with any of these names."""
+        return any(slot.name in names for slot in self.packed_experts.slots.get(tensor, ()))
+
+    def _find_incomplete(self, infos: Mapping[str, TensorInfo]) -> str | None:
+        """Describe the first expert that does not fit the others that are packed with it."""
+        for slots in self.packed_experts.slots.values():
+            stored = [infos[slot.name] for slot in slots if slot.name in infos]
+            for slot in slots if stored else ():
+                if slot.name not in infos:
+                    return f"{slot.name!r} is missing"
+                info = infos[slot.name]
+                if info.shape != slot.shape:
+                    return (
+                        f"{slot.name!r} has shape {list(info.shape)}, expected {list(slot.shape)}"
+                    )
+                if info.dtype != stored[0].dtype:
+                    return f"{slot.name!r} has dtype {info.dtype}, the others {stored[0].dtype}"
+        return None
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every live tensor, and of every expert's tensor as files store it."""
+        experts = self.packed_experts.slots.values()
+        return {
+            **{name: tuple(tensor.shape) for name, tensor in self.tensors.items()},
+            **{slot.name: slot.shape for slots in experts for slot in slots},
+        }
 
     def modernize_name(self, name: str) -> str:
         """Return the current name in transformers of a tensor from an old file."""
@@ -139,7 +218,7 @@ class Architecture:
     def _is_ignored(self, name: str) -> bool:
         model = self._on_meta
         patterns = model._keys_to_ignore_on_load_unexpected or ()  # noqa: SLF001 - the only source
-        return any(re.search(pattern, name) for pattern in (*patterns, *_OLD_BUFFERS))
+        return is_old_buffer(name) or any(re.search(pattern, name) for pattern in patterns)
 
     @cached_property
     def _on_meta(self) -> PreTrainedModel:
@@ -170,6 +249,11 @@ class Architecture:
             hint="Choose the pool for this kind of model (fuse list pools), or 'checkpoints', "
             "which merges any weights.",
         )
+
+
+def is_old_buffer(name: str) -> bool:
+    """Tell whether a tensor is a buffer of old files that live models compute themselves."""
+    return any(re.search(pattern, name) for pattern in _OLD_BUFFERS)
 
 
 @lru_cache(maxsize=16)

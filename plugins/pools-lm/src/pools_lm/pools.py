@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -11,6 +12,7 @@ import torch
 from fusion_core import CheckpointsPool, build_model
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.weights import (
+    Layout,
     RenamedSource,
     as_weights,
     match_names,
@@ -44,10 +46,18 @@ class LanguagePool(CheckpointsPool):
     #: the Auto class of transformers that selects the model class
     auto: ClassVar[str]
     config: Any
+    #: tensors of the first model that transformers ignores, and that the output lacks
+    _ignored: tuple[str, ...] = ()
     #: None if each row already means the same token in all models
     _tokenizer_change: TokenizerChange | None = None
 
     def __init__(self, config: LanguageConfig) -> None:
+        if config.rest is not None:
+            raise RecipeError(
+                "model_pool.rest: a language pool builds one kind of model, and this option merges "
+                "a part of another kind",
+                hint="Use the pool 'checkpoints', which merges any weights.",
+            )
         super().__init__(config)
         self._options = config
         self._unify_names()
@@ -65,14 +75,15 @@ class LanguagePool(CheckpointsPool):
         Raises `CheckpointError` without a configuration that transformers knows, and
         `AlignmentError` for weights that do not fit the configuration.
         """
-        renamed = self._rename_to_live(as_weights(weights, self.base))
-        return build_model(self._architecture.construct, renamed, dtype=dtype, device=device)
+        architecture = self._architecture
+        packed = architecture.pack(self._rename_to_live(as_weights(weights, self.base)))
+        return build_model(architecture.construct, packed, dtype=dtype, device=device)
 
     def check_builds(self) -> None:
         """Raise `CheckpointError` if transformers cannot build a model from the checkpoint.
 
-        The check compares names and shapes on the meta device. Some versions of transformers fuse
-        tensors that files store separately, such as the experts of a mixture.
+        The check compares names and shapes on the meta device. transformers may fuse tensors that
+        files store separately. Only a mixture's experts are fused here, too.
         """
         architecture = self._architecture
         problem = architecture.find_misfit(self._rename_to_live(self.reference))
@@ -86,10 +97,35 @@ class LanguagePool(CheckpointsPool):
             )
 
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
-        """Map the sources' names to the live parameters; tied ones use the stored name."""
+        """Map the sources' names to the live parameters; tied ones use the stored name.
+
+        A parameter with experts that the sources store one by one has its live name.
+        """
         live = dict(module.named_parameters(remove_duplicate=False))
-        names = self._architecture.rename_to_live(self.reference).names
+        names = {**self._live_names, **{name: name for name in self._separate_experts.slots}}
         return {name: live[live_name] for live_name, name in names.items() if live_name in live}
+
+    @property
+    def live_layout(self) -> Layout:
+        """The positions of matrices in live parameters, also of experts stored one by one."""
+        stored, separate = super().live_layout, self._separate_experts
+        return Layout({**stored.slots, **separate.slots}, {**stored.shapes, **separate.shapes})
+
+    @property
+    def _live_names(self) -> Mapping[str, str]:
+        """The sources' names by live names."""
+        return self._architecture.rename_to_live(self.reference).names
+
+    @property
+    def _separate_experts(self) -> Layout:
+        """The live tensors of experts that the sources store one by one, by the sources' names."""
+        names, packed = self._live_names, self._architecture.packed_experts
+        slots = {
+            tensor: tuple(replace(slot, name=names[slot.name]) for slot in slots)
+            for tensor, slots in packed.slots.items()
+            if slots[0].name in names
+        }
+        return Layout(slots, {tensor: packed.shapes[tensor] for tensor in slots})
 
     def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
         """Return the matrices in a tensor, according to the models' configuration."""
@@ -174,6 +210,7 @@ class LanguagePool(CheckpointsPool):
             architecture.check()
         except CheckpointError:  # unknown to transformers: merge by the stored names
             return
+        from pools_lm.architecture import is_old_buffer
         from pools_lm.spelling import drop_ignored, rename_like
 
         renamed = {
@@ -186,6 +223,8 @@ class LanguagePool(CheckpointsPool):
             name: drop_ignored(expert, architecture) for name, expert in renamed.items()
         }
         self.base = None if self.base is None else drop_ignored(self.base, architecture)
+        dropped = [name for name in first.infos if name not in self.reference.infos]
+        self._ignored = tuple(name for name in dropped if not is_old_buffer(name))
 
     @property
     def _has_recipes(self) -> bool:
@@ -221,6 +260,11 @@ class LanguagePool(CheckpointsPool):
         """Yield warnings about what the base or an expert has and the output will lack."""
         if self._tokenizer_change is not None:
             yield from self._tokenizer_change.warnings
+        if self._ignored:
+            yield (
+                f"tensors of {self._first} left out, because transformers ignores them and the "
+                f"models differ: {len(self._ignored)}, among them {self._ignored[0]}"
+            )
         first, assets = self._all[0], self.assets()
         if first.location is None or not assets:
             return

@@ -1,7 +1,8 @@
-"""Rename a model's tensors like another model's, where transformers treats both names as equal.
+"""Present a model's tensors like another model's, where transformers treats both as equal.
 
 Old checkpoints use names such as `LayerNorm.gamma` or `embed_out`. Some savers store a tied matrix
-once, others twice. The core's alignment sees names only, so it cannot resolve either difference.
+once, others twice. A mixture's experts are stored one by one or packed into one tensor. The core's
+alignment sees names only, so it cannot resolve these differences.
 """
 
 from __future__ import annotations
@@ -27,11 +28,16 @@ def rename_like(
 ) -> WeightSource:
     """Return a model with the first model's names for the same tensors of the live model.
 
-    A tensor that the live model lacks keeps its name. A tied matrix is stored as often as the first
-    model stores it. A copy is only added or dropped after a comparison of its values.
+    Experts are packed, or stored one by one, as in the first model. A tensor that the live model
+    lacks keeps its name. A tied matrix is stored as often as the first model stores it. A copy is
+    only added or dropped after a comparison of its values.
     """
-    names = architecture.rename_to_live(source).names
     targets = architecture.rename_to_live(first).names
+    live = architecture.rename_to_live(source)
+    packed = architecture.pack_like(live, targets)
+    names = live.names
+    if packed is not live:
+        source, names = packed, {name: name for name in packed.infos}
     added = {
         targets[name]: names[twin]
         for name, twin in _tied_pairs(targets.keys() - names.keys(), names, targets, architecture)

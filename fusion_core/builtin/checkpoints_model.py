@@ -1,0 +1,109 @@
+"""One model of the pool `checkpoints`: located files, or an object of the caller's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.errors import CheckpointError
+from fusion_core.planning.nested import RecipeSource
+from fusion_core.weights import StateDictSource, WeightSource
+from fusion_core.weights.reading.assets import (
+    CONFIG,
+    change_config,
+    collect_side_files,
+    list_side_files,
+    remove_keys,
+)
+from fusion_core.weights.reading.location import ADAPTER_CONFIG, SINGLE
+from fusion_core.weights.reading.lora import read_base_name
+from fusion_core.weights.reading.quantisation import QUANTISERS_FILES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from fusion_core.plugins.formats import LocatedModel
+    from fusion_core.weights.reading.assets import Files
+    from fusion_core.weights.reading.location import Location
+
+
+@dataclass(frozen=True, slots=True)
+class PoolModel:
+    """One model of the pool: located files, or an object of the caller's."""
+
+    name: str
+    live: Any = None
+    located: LocatedModel | None = None
+    #: the directory of side files, in place of the model's own
+    side_directory: Path | None = None
+
+    @property
+    def location(self) -> Location | None:
+        """The location of the files; None for an object of the caller's."""
+        return None if self.located is None else self.located.location
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether it is an adapter, which has a base but is not a full model."""
+        return self.located is not None and self.located.is_delta
+
+    def assets(self, *more: str, dtype: torch.dtype | None = None) -> Files:
+        """Return the files next to the weights that are copied with them."""
+        if isinstance(self.live, RecipeSource):
+            return self.live.assets(dtype)
+        if self.location is None:
+            return {}
+        directory = self._directory(self.location.path)
+        if not directory.is_dir():
+            return {}
+        return self._without_format(collect_side_files(directory, *more, dtype=dtype))
+
+    def side_files(self, *more: str) -> Files:
+        """Return the files that identify the model, such as configuration and tokenizer.
+
+        A single file has them only if it is the one model of its directory.
+        """
+        if self.located is not None:
+            location = self.located.location
+            if self.is_delta:  # trainers may put the base's own configuration there
+                return {**list_side_files(location.directory, ADAPTER_CONFIG, *more), CONFIG: b"{}"}
+            directory = self._directory(location.path)
+            if not directory.is_dir():
+                if location.path.name != SINGLE:
+                    return {}
+                directory = location.directory
+            quantisers = () if self.located.format.spec.config_keys else QUANTISERS_FILES
+            return self._without_format(list_side_files(directory, *quantisers, *more))
+        if isinstance(self.live, RecipeSource):
+            return self.live.assets(None)
+        describe = getattr(getattr(self.live, "config", None), "to_dict", None)
+        return {} if describe is None else {CONFIG: json.dumps(describe(), default=str).encode()}
+
+    def source(self, base: WeightSource | None) -> WeightSource:
+        """Return the weights. An adapter's are differences from the base."""
+        if isinstance(self.live, WeightSource):
+            return self.live
+        if self.located is None:
+            state = self.live if isinstance(self.live, Mapping) else self.live.state_dict()
+            return StateDictSource(state, label=f"{self.name} (live)")
+        if self.is_delta and base is None:
+            location = self.located.location
+            raise CheckpointError(
+                f"the adapter {location.name} needs its base, and the model pool has none",
+                hint=f"Name the base: --set model_pool.base={read_base_name(location) or 'PATH'}",
+            )
+        return self.located.open(base)
+
+    def _directory(self, path: Path) -> Path:
+        """Return the directory of the side files; an adapter's are its own."""
+        return path if self.side_directory is None or self.is_delta else self.side_directory
+
+    def _without_format(self, files: Files) -> Files:
+        """Remove a quantised format from the configuration, because merged weights are plain."""
+        keys = () if self.located is None else self.located.format.spec.config_keys
+        return change_config(files, partial(remove_keys, keys=keys)) if keys else files

@@ -6,6 +6,7 @@ import re
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from study_cases import COUNTS as FEW_COUNTS
 from study_cases import FINER, LOOKED_AT, METHODS, REPORTED
 
 from pools_mini.plugin import TASKS
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 PAGE = "finer-coefficients.md"
 LEARNERS = ("layer", "row+column", "rank", "all weights")
-COUNTS, STEPS, ADAPTED, NOISE = (4, 16, 64, 256), (10, 30, 100), (2, 4), (0.5,)
+COUNTS, STEPS, ADAPTED, NOISE = (1, 4, 8, 16, 64, 256, 300), (10, 30, 100), (2, 4), (0.5,)
 _COLOURS = dict(zip(LEARNERS, ("#777777", "#d62728", "#9467bd", "#1f77b4"), strict=True))
+STRONG = "strong"
 PIPELINE = "orthogonalise, row+column"
 
 
@@ -82,13 +84,35 @@ def _both(study: Study, case: str) -> str:
     return f"{_mean(study.over(case, study.mean))} ({_mean(study.over(case, study.share))} %)"
 
 
+def _strong(study: Study) -> Iterator[str]:
+    """Yield the rows of the pipeline `strong` by the number of examples."""
+    yield f"| examples per task | {' | '.join(f'seed {n}' for n in REPORTED)} | mean | of the experts |"
+    yield "|---" * (len(REPORTED) + 3) + "|"
+    cases = {"none: `tsv-m`": "orthogonalise"}
+    cases |= {str(count or 300): f"{count or 300} examples: {STRONG}" for count in FEW_COUNTS}
+    for name, case in cases.items():
+        if study.seeds(case) == list(REPORTED):
+            means = study.over(case, study.mean)
+            cells = " | ".join(f"{mean:.1f}" for mean in means)
+            share = _mean(study.over(case, study.share))
+            yield f"| {name} | {cells} | {_mean(means)} | {share} % |"
+
+
 def _examples(study: Study) -> Iterator[str]:
-    yield f"| learned | {' | '.join(map(str, COUNTS))} | 300 |"
-    yield "|---" * (len(COUNTS) + 2) + "|"
-    for learner in LEARNERS:
-        cases = [f"{count} examples: {learner}" for count in COUNTS]
-        cells = [_mean(_few(study, case)) for case in (*cases, _whole(learner))]
+    yield f"| learned | {' | '.join(map(str, COUNTS))} |"
+    yield "|---" * (len(COUNTS) + 1) + "|"
+    for learner in (STRONG, *LEARNERS):
+        cells = [
+            _mean(_few(study, case)) if set(REPORTED[:2]) <= set(study.seeds(case)) else ""
+            for case in (_limited(learner, count) for count in COUNTS)
+        ]
         yield f"| {learner} | {' | '.join(cells)} |"
+
+
+def _limited(learner: str, count: int) -> str:
+    """Return the case of a learner with a number of examples per task."""
+    is_whole = count == COUNTS[-1] and learner != STRONG
+    return _whole(learner) if is_whole else f"{count} examples: {learner}"
 
 
 def _whole(learner: str) -> str:
@@ -160,6 +184,7 @@ def _spread(values: Sequence[float]) -> str:
 
 TABLES: dict[str, Callable[[Study], Iterator[str]]] = {
     "methods": _methods,
+    "strong": _strong,
     "examples": _examples,
     "steps": _steps,
     "teachers": _teachers,
@@ -203,15 +228,20 @@ def _draw_methods(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib
 
 
 def _draw_examples(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib's
-    for learner in LEARNERS:
-        cases = [*(f"{count} examples: {learner}" for count in COUNTS), _whole(learner)]
-        heights = [statistics.mean(_few(study, case)) for case in cases]
-        axes.plot((*COUNTS, 300), heights, "o-", color=_COLOURS[learner], label=learner)
+    for learner in (STRONG, *LEARNERS):
+        points = [
+            (count, statistics.mean(_few(study, case)))
+            for count in sorted({*COUNTS, *filter(None, FEW_COUNTS)})
+            if set(REPORTED[:2]) <= set(study.seeds(case := _limited(learner, count)))
+        ]
+        colour = _COLOURS.get(learner, "black")
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=learner)
     start = statistics.mean(_few(study, "orthogonalise"))
     axes.axhline(start, color="grey", linewidth=0.8, linestyle="dashed")
     axes.annotate("without any data", (40, start - 1.6), fontsize=7)
     axes.set(xscale="log", xlabel="unlabeled examples per task", ylabel="average accuracy in %")
-    axes.set_xticks(COUNTS, map(str, COUNTS))
+    ticks = COUNTS[:-1]  # 256 and 300 would overlap
+    axes.set_xticks(ticks, map(str, ticks))
     axes.minorticks_off()
     axes.legend(fontsize=8)
 

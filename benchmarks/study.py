@@ -4,7 +4,7 @@ Runs the cases of `study_cases.py` on `mini8`'s tasks with several sets of exper
 `plugins/pools-mini/build/experts.py`; seed 3 ships). Appends one JSON line per run to
 `docs/explanation/study.jsonl`: accuracy on the test images by task, the count of learned numbers,
 and seconds of the search on one core. Existing runs are skipped, so an interrupted study resumes.
-Then `study_page.py` draws the figures and writes the tables of the report.
+Then `study_page.py` and `study_figures.py` make the tables and figures of the report.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from study_cases import CASES, Case
+from study_figures import draw
 from study_page import write_page
 from study_parts import Distilled, counted, disturbed
 
@@ -50,7 +51,7 @@ def main() -> None:
             case = CASES[name]
             measured = _experts(case, pool) if case.alone else _run(case, pool, seed)
             _keep(options.runs, {"case": name, "seed": seed, **measured})
-    write_page(runs_of(options.runs), REPORT)
+    draw(write_page(runs_of(options.runs), REPORT), REPORT)
 
 
 def runs_of(path: Path) -> list[dict[str, Any]]:

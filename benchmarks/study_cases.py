@@ -119,9 +119,7 @@ CASES: dict[str, Case] = {
         for count in (4, 16, 64, 256)
         for name, case in _FEW.items()
     },
-    **{
-        f"{count or 300} examples: strong": STRONG.but("few", examples=count) for count in COUNTS
-    },
+    **{f"{count or 300} examples: strong": STRONG.but("few", examples=count) for count in COUNTS},
     **{
         f"{count} examples: {name}": _FEW[name].but("few", examples=count)
         for count in (1, 8)

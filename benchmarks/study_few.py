@@ -44,7 +44,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
 #: What to run on each pool, as learner and number of examples per task.
 CASES = {
     "texts": [("strong", 1), ("strong", 4), ("layer", 4), ("strong", 16)],
-    "lm-mini": [("strong", 1), ("free", 1), ("strong", 4), ("free", 4), ("strong", 8), ("free", 8)],
+    "lm-mini": [("strong", 1), ("free", 1), ("strong", 8), ("free", 8), ("strong", 4), ("free", 4)],
 }
 
 

@@ -190,8 +190,8 @@ def test_a_search_for_deviations_equals_autograd_with_their_penalty(
     for step in range(6):
         optimiser.zero_grad()
         merged = Merged(live, pool, rows, coefficients())
-        drawn = torch.cat(deviations, dim=1).square().mean(dim=1).sum()
-        (sum(objectives(tasks, merged, step)) + penalty * drawn).backward()
+        squares = torch.cat(deviations, dim=1).square().mean(dim=1).sum()
+        (sum(objectives(tasks, merged, step)) + penalty * squares).backward()
         optimiser.step()
     torch.testing.assert_close(
         learned.coefficients(), coefficients().detach(), rtol=1e-5, atol=1e-12

@@ -56,8 +56,8 @@ class LearnableDeviations(LearnableCoefficients):
         gradient = summed(self._live.gradient())
         parts = gradient.split_with_sizes(self._counts, dim=1)
         self.whole.grad = torch.stack([part.sum(dim=1) for part in parts], dim=1)
-        drawn = 2 * self._penalty / self.deviations.shape[1] * self.deviations
-        self.deviations.grad = gradient[:, self._finer] + drawn
+        pull = 2 * self._penalty / self.deviations.shape[1] * self.deviations
+        self.deviations.grad = gradient[:, self._finer] + pull
 
     def settle(self) -> None:
         """Clamp the coefficients, and with them the deviations, to [0, 1] if asked to."""

@@ -1,22 +1,16 @@
-"""Measure few examples on other pools than `mini8`: `study_few.py [--texts DIR] [--runs FILE]`.
+"""Few examples on other pools than `mini8`, for `study.py`.
 
-The pools are `lm-mini`, and the text encoder that `study_texts.py` made in DIR. Appends one JSON
-line per missing run to `docs/explanation/study-few.jsonl`, of which `study.py` makes a table.
-`strong` is the pipeline, `free` the same without shrinkage, and `layer` learns one coefficient per
-tensor.
+The pools are `lm-mini`, and the text encoder that `study_texts.py` makes. `strong` is the pipeline,
+`free` the same without shrinkage, and `layer` learns one coefficient per tensor.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from study import REPORT, runs_of
-from study_page import OTHER_POOLS
+from study_page import runs_of
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_core import RunContext
@@ -31,6 +25,8 @@ from pools_lm.tasks.sentence_config import ClassificationConfig
 from pools_lm.tasks.sentences import ClassificationTasks
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fusion_core import ModelPool, TaskPool
 
     Pools = tuple[ModelPool[Any], TaskPool[Any]]
@@ -48,15 +44,10 @@ CASES = {
 }
 
 
-def main() -> None:
-    """Make the missing runs."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--texts", type=Path, help="folder that study_texts.py wrote")
-    parser.add_argument("--runs", type=Path, default=REPORT / OTHER_POOLS, help="file of runs")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    done = {(run["pool"], run["case"]) for run in runs_of(options.runs)}
-    pools = {"texts": text_pool(options.texts)} if options.texts else {}
+def measure_other_pools(texts: Path | None, path: Path) -> None:
+    """Append one JSON line per missing run to a file; without `texts`, for `lm-mini` alone."""
+    done = {(run["pool"], run["case"]) for run in runs_of(path)}
+    pools = {"texts": text_pool(texts)} if texts else {}
     for name, (pool, tasks) in {**pools, "lm-mini": lm_mini()}.items():
         cases: dict[str, dict[str, Any] | None] = {"experts": None, "start": {**STRONG, "steps": 0}}
         for learner, count in CASES[name]:
@@ -67,7 +58,7 @@ def main() -> None:
                 scores = _experts(pool, tasks) if given is None else _merge(pool, tasks, given)
                 seconds = round(time.process_time() - started, 1)
                 run = {"pool": name, "case": case, "score": scores, "seconds": seconds}
-                with options.runs.open("a", encoding="utf-8") as file:
+                with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(run) + "\n")
                 print(name, case, scores, flush=True)
 
@@ -107,13 +98,9 @@ def _experts(pool: ModelPool[Any], tasks: TaskPool[Any]) -> dict[str, float]:
 
 
 def _scores(measured: Any) -> dict[str, float]:  # noqa: ANN401 - metrics by task
-    """Return the main metric of each task, which comes first; the inverse of a perplexity."""
+    """Return the main metric of each task, which comes first; the inverse of bits per byte."""
     scores = {}
     for task, metrics in measured.items():
         name, value = next(iter(metrics.items()))
-        scores[task] = round(1 / value if name == "perplexity" else value, 5)
+        scores[task] = round(1 / value if name == "bits_per_byte" else value, 5)
     return scores
-
-
-if __name__ == "__main__":
-    main()

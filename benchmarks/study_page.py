@@ -58,10 +58,15 @@ class Study:
         return [value(case, seed) for seed in self.seeds(case)]
 
 
+def runs_of(path: Path) -> list[dict[str, Any]]:
+    """Return the runs in a file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
 def write_page(runs: Sequence[Run], folder: Path) -> Study:
     """Write the tables between their markers in the page."""
-    lines = (folder / OTHER_POOLS).read_text(encoding="utf-8").splitlines()
-    study = Study(runs, [json.loads(line) for line in lines])
+    study = Study(runs, runs_of(folder / OTHER_POOLS))
     path = folder / PAGE
     path.write_text(filled(path.read_text(encoding="utf-8"), study), encoding="utf-8")
     return study

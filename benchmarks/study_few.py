@@ -1,7 +1,6 @@
-"""Few examples on other pools than `mini8`, for `study.py`.
+"""Few examples on the pool `lm-mini`, for `study.py`.
 
-The pools are `lm-mini`, and the text encoder that `study_texts.py` makes. `strong` is the pipeline,
-`free` the same without shrinkage, and `layer` learns one coefficient per tensor.
+`strong` is the pipeline, and `free` the same without shrinkage.
 """
 
 from __future__ import annotations
@@ -17,72 +16,43 @@ from fusion_core import RunContext
 from fusion_core.commands import Subject
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_spectral.orthogonalise import Orthogonalise
-from pools_lm.config import LanguageConfig
 from pools_lm.mini.config import MiniConfig, MiniTasksConfig
 from pools_lm.mini.pools import MiniPool, MiniTasks
-from pools_lm.pools import EncoderPool
-from pools_lm.tasks.sentence_config import ClassificationConfig
-from pools_lm.tasks.sentences import ClassificationTasks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fusion_core import ModelPool, TaskPool
 
-    Pools = tuple[ModelPool[Any], TaskPool[Any]]
-
 STRONG = {"preset": "strong", "init": 1.0}
 LEARNERS: dict[str, dict[str, Any]] = {
     "strong": STRONG,
     "free": {**STRONG, "shrinkage": 0},
-    "layer": {**STRONG, "granularity": "layer", "lr": 0.02, "temperature": 1},
 }
-#: What to run on each pool, as learner and number of examples per task.
-CASES = {
-    "texts": [("strong", 1), ("strong", 4), ("layer", 4), ("strong", 16)],
-    "lm-mini": [("strong", 1), ("free", 1), ("strong", 8), ("free", 8), ("strong", 4), ("free", 4)],
-}
+#: Numbers of prompts per task.
+COUNTS = (1, 4, 8)
 
 
-def measure_other_pools(texts: Path | None, path: Path) -> None:
-    """Append one JSON line per missing run to a file; without `texts`, for `lm-mini` alone."""
-    done = {(run["pool"], run["case"]) for run in runs_of(path)}
-    pools = {"texts": text_pool(texts)} if texts else {}
-    for name, (pool, tasks) in {**pools, "lm-mini": lm_mini()}.items():
-        cases: dict[str, dict[str, Any] | None] = {"experts": None, "start": {**STRONG, "steps": 0}}
-        for learner, count in CASES[name]:
-            cases[f"{count} examples: {learner}"] = {**LEARNERS[learner], "examples": count}
-        for case, given in cases.items():
-            if (name, case) not in done:
-                started = time.process_time()
-                scores = _experts(pool, tasks) if given is None else _merge(pool, tasks, given)
-                seconds = round(time.process_time() - started, 1)
-                run = {"pool": name, "case": case, "score": scores, "seconds": seconds}
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(run) + "\n")
-                print(name, case, scores, flush=True)
-
-
-def lm_mini() -> Pools:
-    """Return the tiny Llama, its six experts and their tasks."""
+def measure_lm_mini(path: Path) -> None:
+    """Append one JSON line per missing run to a file."""
+    done = {run["case"] for run in runs_of(path)}
     pool = MiniPool(MiniConfig()).aligned(AlignmentPolicy())
-    return pool, MiniTasks(MiniTasksConfig()).bind(pool)
-
-
-def text_pool(folder: Path) -> Pools:
-    """Return the encoder and its experts, each with the head of its task."""
-    experts = {path.name: str(path) for path in sorted((folder / "experts").iterdir())}
-    config = LanguageConfig(base=str(folder / "base"), models=experts)
-    pool = EncoderPool(config).aligned(AlignmentPolicy(extra="drop", missing="base"))
-    datasets = {
-        name: {
-            "head": expert,
-            **{split: str(folder / f"{name}.{split}.jsonl") for split in ("test", "unlabeled")},
-        }
-        for name, expert in experts.items()
+    tasks = MiniTasks(MiniTasksConfig()).bind(pool)
+    cases: dict[str, dict[str, Any] | None] = {"experts": None, "start": {**STRONG, "steps": 0}}
+    cases |= {
+        f"{count} examples: {learner}": {**options, "examples": count}
+        for count in COUNTS
+        for learner, options in LEARNERS.items()
     }
-    tasks = ClassificationConfig(head="expert", length=24, batch_size=100, datasets=datasets)
-    return pool, ClassificationTasks(tasks).bind(pool)
+    for case, given in cases.items():
+        if case not in done:
+            started = time.process_time()
+            scores = _experts(pool, tasks) if given is None else _merge(pool, tasks, given)
+            seconds = round(time.process_time() - started, 1)
+            run = {"pool": "lm-mini", "case": case, "score": scores, "seconds": seconds}
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(run) + "\n")
+            print("lm-mini", case, scores, flush=True)
 
 
 def _merge(pool: ModelPool[Any], tasks: TaskPool[Any], options: dict[str, Any]) -> dict[str, float]:

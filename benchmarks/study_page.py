@@ -23,12 +23,8 @@ OTHER_POOLS = "study-few.jsonl"
 LEARNERS = ("layer", "row+column", "rank", "all weights")
 COUNTS, STEPS, ADAPTED, NOISE = (1, 4, 8, 16, 64, 256, 300), (10, 30, 100), (2, 4), (0.5,)
 STRONG = "strong"
-OTHER_COUNTS = ("0", "1", "4", "8", "16")
-OTHER_LEARNERS = {
-    "strong": "strong",
-    "free": "row+column, no shrinkage",
-    "layer": "layer",
-}
+OTHER_COUNTS = ("0", "1", "4", "8")
+OTHER_LEARNERS = {"strong": "strong", "free": "row+column, no shrinkage"}
 
 
 class Study:

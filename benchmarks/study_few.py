@@ -64,7 +64,9 @@ def _merge(pool: ModelPool[Any], tasks: TaskPool[Any], options: dict[str, Any]) 
 
 def _experts(pool: ModelPool[Any], tasks: TaskPool[Any]) -> dict[str, float]:
     named = {pool.task_of(name): expert for name, expert in pool.experts.items()}
-    return _scores({name: tasks[name].evaluate(pool.build(own)) for name, own in named.items()})
+    return _scores(
+        {name: tasks[name].evaluate(pool.build(expert)) for name, expert in named.items()}
+    )
 
 
 def _scores(measured: Any) -> dict[str, float]:  # noqa: ANN401 - metrics by task

@@ -102,6 +102,7 @@ class AdaptiveTask(Task):
         learn from it less.
         """
         del split
+        return None
 
     def check(self) -> None:
         """Raise `OSError` or a `FusionError` for missing data; called before a run does work.

@@ -203,7 +203,7 @@ def diagnosis(session: nox.Session) -> None:
 def study(session: nox.Session) -> None:
     """Run what is missing of the study of finer coefficients: `nox -s study -- --experts DIR`.
 
-    From nothing that takes two hours; an interrupted one goes on. The report's tables and figures
+    From nothing that takes three hours; an interrupted one goes on. The report's tables and figures
     are made anew.
     """
     install(session, "test", "results")

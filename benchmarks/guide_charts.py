@@ -1,8 +1,8 @@
-"""Draw the charts of the how-to pages from committed figures.
+"""Draw the chart of the how-to page on choosing a method from committed figures.
 
-Run as `python benchmarks/guide_charts.py`. `nox -s results` and `nox -s study` draw them as well.
-The charts are narrow, so that their text is readable on a phone, and white, so that they are
-readable in dark mode.
+Run as `python benchmarks/guide_charts.py`. `nox -s results` draws them as well.
+The chart is narrow, so that its text is readable on a phone, and white, so that it is readable in
+dark mode.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
-from study_page import COUNTS, Study
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,11 +46,6 @@ GROUPS = {
     "learns from unlabeled images": "#2f855a",
     "needs the task at inference": "#b7791f",
 }
-#: The learners of the chart of examples, by their cases in the study.
-LEARNERS = {
-    "row+column": ("strong", "#0b5d43", "o-"),
-    "layer": ("one coefficient per tensor", "#b7791f", "s--"),
-}
 TEXT, FAINT = "#1f2933", "#cbd2d9"
 #: The style of a value next to its dot, which hides the lines behind it.
 VALUE: dict[str, Any] = {
@@ -81,29 +75,6 @@ def draw_methods(runs: Runs, path: Path) -> None:
     _mark(axes, 100, "experts", rows=len(order))
     for label, color in GROUPS.items():
         axes.plot([], [], "o", color=color, label=label)
-    figure.legend(loc="outside upper left", frameon=False, labelcolor=TEXT)
-    _save(figure, path)
-
-
-def draw_examples(runs: Runs, study: Study, path: Path) -> None:
-    """Draw the share of the experts against the number of unlabeled images per task."""
-    figure, axes = _new_chart(height=3.9)
-    for learner, (label, color, style) in LEARNERS.items():
-        whole = f"orthogonalise, {learner}" + ", teacher" * (learner == "layer")
-        cases = [*(f"{count} examples: {learner}" for count in COUNTS), whole]
-        seeds = study.seeds(cases[0])
-        heights = [statistics.mean(study.share(case, seed) for seed in seeds) for case in cases]
-        axes.plot((*COUNTS, 300), heights, style, color=color, label=label)
-    for name in ("tsv-m", "task-arithmetic"):
-        level = statistics.mean(_shares(runs[name]))
-        axes.axhline(level, color=TEXT, linewidth=1, linestyle=":")
-        axes.text(300, level + 0.5, f"{name}, without data", ha="right", color=TEXT, size=10)
-    axes.set(xscale="log", ylim=(72, 100))
-    axes.set_xticks((*COUNTS[:-1], 300), map(str, (*COUNTS[:-1], 300)))
-    axes.minorticks_off()
-    axes.set_xlabel("unlabeled images per task", color=TEXT)
-    axes.set_ylabel("score, in % of the experts", color=TEXT)
-    axes.spines["left"].set_visible(True)
     figure.legend(loc="outside upper left", frameon=False, labelcolor=TEXT)
     _save(figure, path)
 
@@ -144,11 +115,9 @@ def _save(figure: Any, path: Path) -> None:  # noqa: ANN401 - matplotlib's
 
 
 def main() -> None:
-    """Draw both charts from the committed figures."""
+    """Draw the chart from the committed figures."""
     runs = json.loads((DOCS / "reference" / "results.json").read_text())
-    lines = (DOCS / "explanation" / "study.jsonl").read_text().splitlines()
     draw_methods(runs, HOW_TO / "methods.svg")
-    draw_examples(runs, Study([json.loads(line) for line in lines]), HOW_TO / "examples.svg")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Runs the cases of `study_cases.py` on `mini8`'s tasks with several sets of exper
 `plugins/pools-mini/build/experts.py`; seed 3 ships). Appends one JSON line per run to
 `docs/explanation/study.jsonl`: accuracy on the test images by task, the count of learned numbers,
 and seconds of the search on one core. Existing runs are skipped, so an interrupted study resumes.
-Then `study_page.py` draws the figures and writes the tables of the report.
+Then `study_page.py` and `study_figures.py` make the tables and figures of the report.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import guide_charts
 import torch
 from study_cases import CASES, Case
-from study_page import write_page
+from study_few import measure_lm_mini
+from study_figures import draw
+from study_page import OTHER_POOLS, runs_of, write_page
 from study_parts import Distilled, counted, disturbed
 
 from fusion_adamerging.adamerging import AdaMerging
@@ -51,14 +52,9 @@ def main() -> None:
             case = CASES[name]
             measured = _experts(case, pool) if case.alone else _run(case, pool, seed)
             _keep(options.runs, {"case": name, "seed": seed, **measured})
-    write_page(runs_of(options.runs), REPORT)
-    guide_charts.main()
-
-
-def runs_of(path: Path) -> list[dict[str, Any]]:
-    """Return the runs in a file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    if not options.only:
+        measure_lm_mini(REPORT / OTHER_POOLS)
+    draw(write_page(runs_of(options.runs), REPORT), REPORT)
 
 
 def experts_of(seed: int, folder: Path | None) -> ClipPool:

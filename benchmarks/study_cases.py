@@ -32,7 +32,7 @@ class Case:
 
     def but(self, group: str, *, noise: float = 0.0, **options: Any) -> Case:  # noqa: ANN401
         """Return the case with changed options, in a different group."""
-        seeds = REPORTED if group == "methods" else REPORTED[:2]
+        seeds = REPORTED if group in {"methods", "few"} else REPORTED[:2]
         merged_options = self.options | options
         return replace(self, group=group, options=merged_options, noise=noise, seeds=seeds)
 
@@ -42,10 +42,11 @@ def _case(what: str, *, orthogonal: bool = False, **options: Any) -> Case:  # no
     rival = what == "all weights"
     learner = {"lr": 0.001} if rival else {"granularity": what}
     start = {"init": 1.0} if orthogonal else {}
-    merged_options = {"preset": "strong", **learner, **start, **options}
+    merged_options = {"preset": "strong", "shrinkage": 0, **learner, **start, **options}
     return Case("methods", merged_options, orthogonal=orthogonal, rival=rival)
 
 
+SHRINKAGE = 30
 FINER = ("row", "column", "row+column", "rank")
 LAYER = {"lr": 0.02, "temperature": 1}
 PIPELINE = _case("row+column", orthogonal=True)
@@ -73,6 +74,10 @@ _FEW = {
     "rank": METHODS["orthogonalise, rank"],
     "all weights": BOTH,
 }
+#: The pipeline `strong`, whose coefficients deviate the less, the fewer examples there are.
+STRONG = _case("row+column", orthogonal=True, shrinkage=SHRINKAGE)
+#: Numbers of examples per task; None: all 300.
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, None)
 _THREE = {"layer": COARSE, "row+column": PIPELINE, "all weights": BOTH}
 
 
@@ -113,6 +118,12 @@ CASES: dict[str, Case] = {
         f"{count} examples: {name}": case.but("examples", examples=count)
         for count in (4, 16, 64, 256)
         for name, case in _FEW.items()
+    },
+    **{f"{count or 300} examples: strong": STRONG.but("few", examples=count) for count in COUNTS},
+    **{
+        f"{count} examples: {name}": _FEW[name].but("few", examples=count)
+        for count in (1, 8)
+        for name in ("layer", "row+column")
     },
     **{
         f"{count} tasks: {name}": case.but("teachers", tasks=list(TASKS[:count]))

@@ -1,12 +1,14 @@
-"""Make the report's tables and figures from the runs of `study.py`."""
+"""Make the report's tables from the runs of `study.py` and `study_few.py`."""
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from study_cases import FINER, LOOKED_AT, METHODS, REPORTED
+from study_cases import COUNTS as FEW_COUNTS
+from study_cases import LOOKED_AT, METHODS, REPORTED
 
 from pools_mini.plugin import TASKS
 
@@ -17,17 +19,21 @@ if TYPE_CHECKING:
     Run = Mapping[str, Any]
 
 PAGE = "finer-coefficients.md"
+OTHER_POOLS = "study-few.jsonl"
 LEARNERS = ("layer", "row+column", "rank", "all weights")
-COUNTS, STEPS, ADAPTED, NOISE = (4, 16, 64, 256), (10, 30, 100), (2, 4), (0.5,)
-_COLOURS = dict(zip(LEARNERS, ("#777777", "#d62728", "#9467bd", "#1f77b4"), strict=True))
-PIPELINE = "orthogonalise, row+column"
+COUNTS, STEPS, ADAPTED, NOISE = (1, 4, 8, 16, 64, 256, 300), (10, 30, 100), (2, 4), (0.5,)
+STRONG = "strong"
+OTHER_COUNTS = ("0", "1", "4", "8")
+OTHER_LEARNERS = {"strong": "strong", "free": "row+column, no shrinkage"}
 
 
 class Study:
     """The runs by case and seed."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], others: Sequence[Run] = ()) -> None:
         self.runs = {(run["case"], run["seed"]): run for run in runs}
+        #: runs on other pools, by pool and case
+        self.others = {(run["pool"], run["case"]): run for run in others}
 
     def mean(self, case: str, seed: int, tasks: Sequence[str] = TASKS) -> float:
         """Return the mean accuracy over tasks, in per cent."""
@@ -48,12 +54,18 @@ class Study:
         return [value(case, seed) for seed in self.seeds(case)]
 
 
-def write_page(runs: Sequence[Run], folder: Path) -> None:
-    """Write the tables between their markers in the page, and draw the figures next to it."""
-    study = Study(runs)
+def runs_of(path: Path) -> list[dict[str, Any]]:
+    """Return the runs in a file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def write_page(runs: Sequence[Run], folder: Path) -> Study:
+    """Write the tables between their markers in the page."""
+    study = Study(runs, runs_of(folder / OTHER_POOLS))
     path = folder / PAGE
     path.write_text(filled(path.read_text(encoding="utf-8"), study), encoding="utf-8")
-    draw(study, folder)
+    return study
 
 
 def filled(text: str, study: Study) -> str:
@@ -82,16 +94,61 @@ def _both(study: Study, case: str) -> str:
     return f"{_mean(study.over(case, study.mean))} ({_mean(study.over(case, study.share))} %)"
 
 
+def _strong(study: Study) -> Iterator[str]:
+    """Yield the accuracy of the pipeline `strong` by seed, and its gain over the start."""
+    yield f"| examples per task | {' | '.join(f'seed {n}' for n in REPORTED)} | above the start |"
+    yield "|---" * (len(REPORTED) + 2) + "|"
+    cases = {"none: `tsv-m`, the start": "orthogonalise"}
+    cases |= {str(count or 300): f"{count or 300} examples: {STRONG}" for count in FEW_COUNTS}
+    for name, case in cases.items():
+        seeds = [seed for seed in REPORTED if seed in study.seeds(case)]
+        means = {seed: study.mean(case, seed) for seed in seeds}
+        gains = [means[seed] - study.mean("orthogonalise", seed) for seed in seeds]
+        cells = [f"{means[seed]:.1f}" if seed in means else "" for seed in REPORTED]
+        if seeds:
+            yield f"| {name} | {' | '.join(cells)} | {_mean(gains) if any(gains) else ''} |"
+
+
+def _pools(study: Study) -> Iterator[str]:
+    """Yield the mean over tasks of a merge's score divided by the expert's, for other pools."""
+    yield "| pool | learned | " + " | ".join(OTHER_COUNTS) + " |"
+    yield "|---" * (len(OTHER_COUNTS) + 2) + "|"
+    for pool in dict.fromkeys(pool for pool, _ in study.others):
+        cases = [case for name, case in study.others if name == pool]
+        for learner, said in OTHER_LEARNERS.items():
+            by_count = {count: f"{count} examples: {learner}" for count in OTHER_COUNTS}
+            cells = [
+                _normalised(study, pool, by_count[count]) if by_count[count] in cases else ""
+                for count in OTHER_COUNTS
+            ]
+            if any(cells):
+                cells[0] = _normalised(study, pool, "start")
+                yield f"| {pool} | {said} | {' | '.join(cells)} |"
+
+
+def _normalised(study: Study, pool: str, case: str) -> str:
+    scores, experts = (study.others[pool, name]["score"] for name in (case, "experts"))
+    return f"{100 * statistics.mean(scores[task] / experts[task] for task in scores):.1f}"
+
+
 def _examples(study: Study) -> Iterator[str]:
-    yield f"| learned | {' | '.join(map(str, COUNTS))} | 300 |"
-    yield "|---" * (len(COUNTS) + 2) + "|"
-    for learner in LEARNERS:
-        cases = [f"{count} examples: {learner}" for count in COUNTS]
-        cells = [_mean(_few(study, case)) for case in (*cases, _whole(learner))]
+    yield f"| learned | {' | '.join(map(str, COUNTS))} |"
+    yield "|---" * (len(COUNTS) + 1) + "|"
+    for learner in (STRONG, *LEARNERS):
+        cells = [
+            _mean(few(study, case)) if set(REPORTED[:2]) <= set(study.seeds(case)) else ""
+            for case in (limited(learner, count) for count in COUNTS)
+        ]
         yield f"| {learner} | {' | '.join(cells)} |"
 
 
-def _whole(learner: str) -> str:
+def limited(learner: str, count: int) -> str:
+    """Return the case of a learner with a number of examples per task."""
+    is_whole = count == COUNTS[-1] and learner != STRONG
+    return whole(learner) if is_whole else f"{count} examples: {learner}"
+
+
+def whole(learner: str) -> str:
     """Return the case of a learner with all images, all tasks and 100 steps."""
     return f"orthogonalise, {learner}" + ", teacher" * (learner == "layer")
 
@@ -101,12 +158,12 @@ def _steps(study: Study) -> Iterator[str]:
     yield f"| learned | {' | '.join(map(str, STEPS))} |"
     yield "|---" * (len(STEPS) + 1) + "|"
     for learner in learners:
-        cases = [_whole(learner) if n == 100 else f"{n} steps: {learner}" for n in STEPS]
-        cells = [_mean(_few(study, case)) for case in cases]
+        cases = [whole(learner) if n == 100 else f"{n} steps: {learner}" for n in STEPS]
+        cells = [_mean(few(study, case)) for case in cases]
         yield f"| {learner} | {' | '.join(cells)} |"
 
 
-def _few(study: Study, case: str) -> list[float]:
+def few(study: Study, case: str) -> list[float]:
     """Return the means for the seeds that all side studies share."""
     return [study.mean(case, seed) for seed in REPORTED[:2]]
 
@@ -135,8 +192,8 @@ def _noise(study: Study) -> Iterator[str]:
     yield f"| learned | none | {' | '.join(map(str, NOISE))} |"
     yield "|---" * (len(NOISE) + 2) + "|"
     for learner in ("layer", "row+column", "all weights"):
-        cases = (_whole(learner), *(f"noise {noise}: {learner}" for noise in NOISE))
-        cells = [_mean(_few(study, case)) for case in cases]
+        cases = (whole(learner), *(f"noise {noise}: {learner}" for noise in NOISE))
+        cells = [_mean(few(study, case)) for case in cases]
         yield f"| {learner} | {' | '.join(cells)} |"
 
 
@@ -160,71 +217,11 @@ def _spread(values: Sequence[float]) -> str:
 
 TABLES: dict[str, Callable[[Study], Iterator[str]]] = {
     "methods": _methods,
+    "strong": _strong,
+    "pools": _pools,
     "examples": _examples,
     "steps": _steps,
     "teachers": _teachers,
     "noise": _noise,
     "choice": _choice,
 }
-
-
-def draw(study: Study, folder: Path) -> None:
-    """Draw accuracy by learner, and accuracy against examples and steps."""
-    import matplotlib as mpl
-    from matplotlib import pyplot as plt
-
-    mpl.rcParams["svg.hashsalt"] = "study"  # the same file from the same figures
-    figure, axes = plt.subplots(figsize=(8, 4))
-    _draw_methods(study, axes)
-    _save(figure, folder / "study-methods.svg")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
-    _draw_examples(study, left)
-    _draw_steps(study, right)
-    _save(figure, folder / "study-examples.svg")
-
-
-def _draw_methods(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib's
-    learners = ("layer, teacher", *FINER, "all weights")
-    for offset, before, colour in ((-0.2, "", "#9ecae1"), (0.2, "orthogonalise, ", "#08519c")):
-        positions = [number + offset for number in range(len(learners))]
-        means = [study.over(before + name, study.mean) for name in learners]
-        heights = [statistics.mean(by_seed) for by_seed in means]
-        spread = [statistics.stdev(by_seed) for by_seed in means]
-        label = f"after {before.strip(', ')}" if before else "from task arithmetic"
-        axes.bar(positions, heights, 0.36, yerr=spread, color=colour, label=label)
-        for position, height in zip(positions, heights, strict=True):
-            axes.annotate(f"{height:.1f}", (position, height + 0.6), ha="center", fontsize=7)
-    experts = statistics.mean(study.mean("experts", seed) for seed in REPORTED)
-    axes.axhline(experts, color="grey", linewidth=0.8)
-    axes.annotate("experts", (-0.5, experts + 0.2), fontsize=7)
-    axes.set_xticks(range(len(learners)), learners)
-    axes.set(ylim=(75, 97), ylabel="average accuracy in %", xlabel="learned coefficients")
-    axes.legend(loc="upper right", fontsize=8, ncols=2)
-
-
-def _draw_examples(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib's
-    for learner in LEARNERS:
-        cases = [*(f"{count} examples: {learner}" for count in COUNTS), _whole(learner)]
-        heights = [statistics.mean(_few(study, case)) for case in cases]
-        axes.plot((*COUNTS, 300), heights, "o-", color=_COLOURS[learner], label=learner)
-    start = statistics.mean(_few(study, "orthogonalise"))
-    axes.axhline(start, color="grey", linewidth=0.8, linestyle="dashed")
-    axes.annotate("without any data", (40, start - 1.6), fontsize=7)
-    axes.set(xscale="log", xlabel="unlabeled examples per task", ylabel="average accuracy in %")
-    axes.set_xticks(COUNTS, map(str, COUNTS))
-    axes.minorticks_off()
-    axes.legend(fontsize=8)
-
-
-def _draw_steps(study: Study, axes: Any) -> None:  # noqa: ANN401 - matplotlib's
-    for learner in ("layer", "row+column", "all weights"):
-        cases = [_whole(learner) if n == 100 else f"{n} steps: {learner}" for n in STEPS]
-        heights = [statistics.mean(_few(study, case)) for case in cases]
-        axes.plot(STEPS, heights, "o-", color=_COLOURS[learner])
-    axes.set(xscale="log", xlabel="steps (16 examples per task)")
-    axes.set_xticks(STEPS, map(str, STEPS))
-    axes.minorticks_off()
-
-
-def _save(figure: Any, path: Path) -> None:  # noqa: ANN401 - matplotlib's
-    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")

@@ -24,8 +24,11 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def study(page: Any) -> Any:
-    lines = (REPORT / "study.jsonl").read_text().splitlines()
-    return page.Study([json.loads(line) for line in lines])
+    runs, others = (
+        [json.loads(line) for line in (REPORT / name).read_text().splitlines()]
+        for name in ("study.jsonl", page.OTHER_POOLS)
+    )
+    return page.Study(runs, others)
 
 
 def test_the_tables_are_made_of_the_runs(page: Any, study: Any) -> None:
@@ -51,3 +54,28 @@ def test_from_few_examples_fewer_numbers_are_better(study: Any) -> None:
             for what in ("layer", "row+column", "all weights")
         )
         assert layer > finer > every
+
+
+def test_strong_is_never_below_its_start_and_one_coefficient_per_layer(study: Any) -> None:
+    cases = {case for case, _ in study.runs if case.endswith(" examples: strong")}
+    assert {f"{count} examples: strong" for count in (1, 4, 16, 300)} <= cases
+    for case in cases:
+        layer = case.replace("strong", "layer")
+        for seed in study.seeds(case):
+            accuracy = study.mean(case, seed)
+            assert accuracy > study.mean("orthogonalise", seed), (case, seed)
+            if seed in study.seeds(layer):
+                assert accuracy > study.mean(layer, seed), (case, seed)
+
+
+def test_shrinkage_loses_nothing_with_all_examples(study: Any) -> None:
+    for seed in study.seeds("300 examples: strong"):
+        free = study.mean("orthogonalise, row+column", seed)
+        assert study.mean("300 examples: strong", seed) > free - 0.3
+
+
+def test_strong_is_above_its_start_on_other_pools(study: Any) -> None:
+    for (pool, case), run in study.others.items():
+        if case.endswith(": strong"):
+            start = study.others[pool, "start"]["score"]
+            assert statistics.mean(run["score"].values()) > statistics.mean(start.values()), case

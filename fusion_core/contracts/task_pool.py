@@ -95,6 +95,15 @@ class AdaptiveTask(Task):
         Run the model in every call: methods change its weights in between.
         """
 
+    def count(self, split: Split) -> int | None:
+        """Return the number of examples in a split, or None if it is unknown or unlimited.
+
+        Methods that adapt take smaller batches from a task with few examples, and trust what they
+        learn from it less.
+        """
+        del split
+        return None
+
     def check(self) -> None:
         """Raise `OSError` or a `FusionError` for missing data; called before a run does work.
 

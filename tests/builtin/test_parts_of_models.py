@@ -184,11 +184,11 @@ def test_a_prefix_is_found_wherever_it_is_inserted(path: list[str], inserted: st
     renamed = {name.replace(prefix, f"{prefix}.{inserted}{inserted}", 1): name for name in names}
     whole = state(*renamed, "tower.weight")
     base = {name: whole[new] + 1 for new, name in renamed.items()}
-    found = pool(base, {"vision": whole}, rest="vision")
-    assert found.base is not None
+    completed = pool(base, {"vision": whole}, rest="vision")
+    assert completed.base is not None
     for new, name in renamed.items():
-        assert torch.equal(found.base.tensor(new), base[name])
-    assert torch.equal(found.base.tensor("tower.weight"), whole["tower.weight"])
+        assert torch.equal(completed.base.tensor(new), base[name])
+    assert torch.equal(completed.base.tensor("tower.weight"), whole["tower.weight"])
 
 
 def test_routers_are_found_by_their_place() -> None:

@@ -243,12 +243,12 @@ def test_router_policies(models: Any) -> None:
     routers = [name for name in base if ".gate." in name]
     assert routers
     for name, value in base.items():
-        merged, kept, mean = (results[router].tensor(name) for router in results)
+        merged, copied, mean = (results[router].tensor(name) for router in results)
         if name not in routers:
-            assert torch.equal(merged, kept)
+            assert torch.equal(merged, copied)
             assert torch.equal(merged, mean)
             continue
-        assert torch.equal(kept, value)
+        assert torch.equal(copied, value)
         torch.testing.assert_close(mean, (experts[0][name] + experts[1][name]) / 2)
-        assert not torch.equal(merged, kept)
+        assert not torch.equal(merged, copied)
         assert not torch.equal(merged, mean)

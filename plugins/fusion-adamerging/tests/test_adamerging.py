@@ -430,12 +430,62 @@ def test_a_coefficients_file_records_how_they_were_learned(make_pool: Make, task
     _, saved = _run(make_pool("mlp"), tasks, steps=1, objective="teacher")[0]
     assert saved["learned"] == {
         "granularity": "layer",
+        "shrinkage": 0,
         "objective": "teacher",
         "trim": False,
         "density": 0.2,
         "adapt_split": "unlabeled",
         "tasks": ["a", "b"],
+        "examples": {},
     }
+
+
+def test_a_task_with_fewer_examples_than_a_batch_gives_what_it_has(
+    make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, batch = set(), tasks.kind.batch
+
+    def spy(self: Any, step: int, *, size: int, **options: Any) -> Any:
+        sizes.add((self.name, size))
+        return batch(self, step, size=size, **options)
+
+    counts = {"a": 4, "b": None}
+    monkeypatch.setattr(tasks.kind, "batch", spy)
+    monkeypatch.setattr(tasks.kind, "count", lambda self, _: counts[self.name])
+    context = RunContext(tasks=tasks)
+    AdaMerging(preset="strong", steps=2).run(make_pool("mlp"), context)
+    assert sizes == {("a", 4), ("b", 16)}
+    (warning,) = context.warnings
+    assert "fewer unlabeled examples than batch_size 16: a 4." in warning
+    saved = json.loads(context.side_files["coefficients.json"])
+    assert saved["learned"]["examples"] == {"a": 4}
+    assert saved["learned"]["shrinkage"] == AdaMergingConfig(preset="strong").shrinkage > 0
+
+
+def test_deviations_grow_with_the_examples_and_not_with_shrinkage(
+    make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, teacher = make_pool("mlp", trained=True), {"objective": "teacher", "lr": 0.05}
+
+    def deviation(count: int, shrinkage: float) -> float:
+        monkeypatch.setattr(tasks.kind, "count", lambda *_: count)
+        options = {"granularity": "row+column", "shrinkage": shrinkage, **teacher}
+        return _run(pool, tasks, batch_size=4, steps=60, **options)[1][-1]["deviation/a"]
+
+    assert deviation(4, 30) < 0.7 * deviation(40, 30) < 0.5 * deviation(400, 30)
+    assert deviation(4, 30) == deviation(40, 300), "their quotient counts"
+
+
+@pytest.mark.parametrize("granularity", ["layer", "model"])
+def test_shrinkage_leaves_one_coefficient_per_tensor_alone(
+    make_pool: Make, tasks: Any, granularity: str
+) -> None:
+    pool = make_pool("mlp")
+    (_, plain), (_, shrunk) = (
+        _run(pool, tasks, steps=3, granularity=granularity, shrinkage=shrinkage)[0]
+        for shrinkage in (0, 30)
+    )
+    assert plain["coefficients"] == shrunk["coefficients"]
 
 
 @pytest.mark.parametrize("names", [[], ["a", "a"]])

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from fusion_adamerging.components import LearnableComponents
 from fusion_adamerging.config import AdaMergingConfig, AdaRankConfig
+from fusion_adamerging.deviations import LearnableDeviations
 from fusion_adamerging.learnable import LearnableCoefficients
 from fusion_adamerging.objective import entropy_of
 from fusion_adamerging.search import Search
@@ -161,6 +162,41 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
     )
     assert (ours - INIT).abs().max() > 0.1
     assert not clamp or (ours.min() >= 0 and ours.max() <= 1)
+
+
+@pytest.mark.parametrize("granularity", ["row", "row+column", "rank"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_search_for_deviations_equals_autograd_with_their_penalty(
+    kind: str, granularity: str, make_pool: Callable[..., CheckpointsPool], tasks: Any
+) -> None:
+    pool, penalty = make_pool(kind, experts=2, dtype=torch.float64), 3.0
+    config = AdaMergingConfig(granularity=granularity, lr=0.2, init=INIT, steps=6)
+    live = live_merge(pool, trim=False, grain=config.grain)
+    learned = LearnableDeviations(live, list(pool.experts), CPU, config, penalty)
+    run_search(config, learned, live, tasks)
+
+    rows, counts = dense_rows(pool, trim=False), [leaf.count for leaf in live.leaves]
+    whole = torch.full((2, len(counts)), INIT, dtype=torch.float64).requires_grad_()
+    shapes = [(2, count) for count in counts if count > 1]
+    deviations = [torch.zeros(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    groups = [{"params": [whole], "lr": 0.02}, {"params": deviations}]
+    optimiser = torch.optim.Adam(groups, lr=0.2)
+
+    def coefficients() -> Tensor:
+        finer = iter(deviations)
+        columns = zip(whole.T.unsqueeze(-1), counts, strict=True)
+        return torch.cat([one + next(finer) if n > 1 else one for one, n in columns], dim=1)
+
+    for step in range(6):
+        optimiser.zero_grad()
+        merged = Merged(live, pool, rows, coefficients())
+        squares = torch.cat(deviations, dim=1).square().mean(dim=1).sum()
+        (sum(objectives(tasks, merged, step)) + penalty * squares).backward()
+        optimiser.step()
+    torch.testing.assert_close(
+        learned.coefficients(), coefficients().detach(), rtol=1e-5, atol=1e-12
+    )
+    assert learned.deviations.abs().max() > 0.01
 
 
 class Step(torch.autograd.Function):

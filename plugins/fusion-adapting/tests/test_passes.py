@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,8 @@ from torch import nn
 from torch.func import functional_call
 
 from fusion_adapting import Batches, Passes, disagreement, log_probabilities
+from fusion_core import Batch, Split, shuffled_rows
 from fusion_testing import TinyTasks, tiny_pool
-
-if TYPE_CHECKING:
-    from fusion_core import Batch
 
 CPU = torch.device("cpu")
 PLENTY = 10**9
@@ -189,6 +188,44 @@ def test_limited_examples_are_repeated_in_shuffled_rounds(examples: int, size: i
     assert {tuple(row) for rows in seen for row in rows} == whole
     assert seen[0] != seen[examples // min(size, examples)], "another round, another order"
     assert seen[7] == _rows(Batches(size, 1, examples=examples).of(task, 7))
+
+
+_TINY = type(TinyTasks("a")["a"])
+
+
+class _FewTask(_TINY):  # type: ignore[misc, valid-type]
+    """A task with five unlabeled examples, in whose batches none repeats."""
+
+    def count(self, split: Split) -> int:
+        return 5 if split is Split.UNLABELED else 100
+
+    def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
+        whole = super().batch(0, size=self.count(split), split=split, seed=0)
+        assert size <= len(whole), "an impossible size"
+        return whole.rows(shuffled_rows(step, size, len(whole), key=str(seed)))
+
+
+@pytest.mark.parametrize("examples", [None, 3, 5, 9])
+@pytest.mark.parametrize("size", [2, 4, 16])
+def test_a_capped_batch_takes_what_there_is(size: int, examples: int | None) -> None:
+    task = _FewTask("a")
+    batches = Batches(size, 1, examples=examples, is_capped=True)
+    expected = min(5, examples or 5)
+    assert batches.available(task) == expected
+    seen = [_rows(batches.of(task, step)) for step in range(6)]
+    assert {len(rows) for rows in seen} == {min(size, expected)}
+    assert all(len({tuple(row) for row in rows}) == len(rows) for rows in seen)
+    different = {tuple(row) for rows in seen for row in rows}
+    assert len(different) == expected
+    test_split = Batches(size, 1, Split.TEST, examples, is_capped=True)
+    assert len(test_split.of(task, 0)) == min(size, examples or 100)
+
+
+def test_a_task_that_does_not_count_has_unlimited_examples() -> None:
+    task = TinyTasks("a")["a"]
+    assert Batches(8, 1, is_capped=True).available(task) == math.inf
+    assert Batches(8, 1, examples=20, is_capped=True).available(task) == 20
+    assert len(Batches(8, 1, is_capped=True).of(task, 0)) == 8
 
 
 def _rows(batch: Batch) -> list[list[float]]:

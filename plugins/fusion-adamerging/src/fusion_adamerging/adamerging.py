@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fusion_adamerging.coefficient_merge import CoefficientMerge
 from fusion_adamerging.config import AdaMergingConfig
+from fusion_adamerging.deviations import LearnableDeviations
 from fusion_adamerging.learnable import LearnableCoefficients
 from fusion_core.weights import ElectKernel, TrimKernel
 
 if TYPE_CHECKING:
-    from fusion_core import ModelPool, RunContext
+    from collections.abc import Sequence
+
+    from fusion_adapting import LiveMerge
+    from fusion_core import AdaptiveTask, ModelPool, RunContext
     from fusion_core.weights import WeightSource
 
 
@@ -30,3 +35,19 @@ class AdaMerging(CoefficientMerge[AdaMergingConfig, LearnableCoefficients]):
             pool = context.transform(pool, TrimKernel(self.config.density))
             pool = context.transform(pool, ElectKernel())
         return super().run(pool, context)
+
+    def make_learned(
+        self,
+        pool: ModelPool[Any],
+        live: LiveMerge,
+        tasks: Sequence[AdaptiveTask],
+        context: RunContext,
+    ) -> LearnableCoefficients:
+        """Return coefficients, or with `shrinkage` deviations from those of whole tensors."""
+        has_finer = any(leaf.count > 1 for leaf in live.leaves)
+        if not (self.config.shrinkage and has_finer):
+            return super().make_learned(pool, live, tasks, context)
+        inverse_counts = [1 / count for count in self.examples_by_task(tasks, context).values()]
+        penalty = self.config.shrinkage * fmean(inverse_counts)
+        experts = list(pool.experts)
+        return LearnableDeviations(live, experts, context.device, self.config, penalty)

@@ -67,9 +67,26 @@ class UnlabeledMixin(Generic[UnlabeledT]):
         return [tasks.adaptive(tasks[name].name) for name in names]
 
     def batches(self, context: RunContext) -> Batches:
-        """Return the batches of examples to adapt on."""
+        """Return the batches of examples to adapt on, smaller ones for tasks with few examples."""
         split = Split.TEST if self.config.adapt_split == "test" else Split.UNLABELED
-        return Batches(self.config.batch_size, context.seed, split, self.config.examples)
+        size, examples = self.config.batch_size, self.config.examples
+        return Batches(size, context.seed, split, examples, is_capped=True)
+
+    def examples_by_task(
+        self, tasks: Sequence[AdaptiveTask], context: RunContext
+    ) -> dict[str, float]:
+        """Return how many different examples of each task a search sees; infinity if unlimited.
+
+        Raises `RecipeError` for a task without any.
+        """
+        batches = self.batches(context)
+        counts = {task.name: batches.available(task) for task in tasks}
+        if empty := [name for name, count in counts.items() if not count]:
+            raise RecipeError(
+                f"no {batches.split} examples to adapt on: {', '.join(empty)}",
+                hint="Add at least one example, or name other tasks in algorithm.tasks.",
+            )
+        return counts
 
 
 class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 #: The search options that give coefficients their meaning. A coefficients file records them.
-LEARNED_WITH = {"granularity", "rank", "objective", "trim", "density", "adapt_split"}
+LEARNED_WITH = {
+    *("granularity", "shrinkage", "rank", "objective"),
+    *("trim", "density", "adapt_split"),
+}
 _UNREADABLE = (
     OSError,
     ValueError,

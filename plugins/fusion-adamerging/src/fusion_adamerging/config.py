@@ -42,7 +42,7 @@ class UnlabeledConfig(ComponentConfig):
     """The examples to learn from."""
 
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Unlabeled examples per task and step."""
+    """Unlabeled examples per task and step. A task with fewer gives all of them."""
     tasks: Annotated[list[str], Field(min_length=1), AfterValidator(_check_unique)] | None = None
     """Tasks to adapt on; default: the tasks of the experts, or all tasks if none matches."""
     adapt_split: Literal["unlabeled", "test", "holdout"] = "unlabeled"
@@ -128,12 +128,17 @@ class AdaMergingConfig(GranularityConfig, CoefficientMergeConfig):
             "temperature": 4.0,
             "lr": 0.2,
             "init": 0.3,
+            "shrinkage": 30.0,
         },
     }
 
     preset: Literal["default", "paper", "strong"] = "default"
     """Values for the options that are not given: the defaults, the paper's 1000 small steps, or
     those that came closest to the experts (docs/explanation/finer-coefficients.md)."""
+    shrinkage: Annotated[float, Field(ge=0)] = 0.0
+    """Draw the coefficients of rows, columns or components towards one per tensor, which is learned
+    too: this weight, divided by the number of examples per task, times the mean squared deviation.
+    Default: learn each by itself."""
     trim: bool = False
     """Trim the task vectors and elect signs first, as TIES does (AdaMerging++)."""
     density: Annotated[float, Field(gt=0, le=1)] = 0.2

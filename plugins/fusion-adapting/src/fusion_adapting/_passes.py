@@ -7,6 +7,7 @@ product takes less time than several small ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
@@ -40,17 +41,26 @@ class Batches:
     split: Split = Split.UNLABELED
     #: use only the first examples of each task, this many, in shuffled rounds; None: use all
     examples: int | None = None
+    #: take all examples of a task that has fewer than `size` or `examples`, instead of failing
+    is_capped: bool = False
     _first_examples: dict[str, Batch] = field(default_factory=dict, compare=False)
 
     def of(self, task: AdaptiveTask, step: int) -> Batch:
         """Return a task's batch in a step."""
-        if self.examples is None:
-            return task.batch(step, size=self.size, split=self.split, seed=self.seed)
+        count = task.count(self.split) if self.is_capped else None
+        if self.examples is None or (count is not None and count <= self.examples):
+            size = self.size if count is None else min(self.size, count)
+            return task.batch(step, size=size, split=self.split, seed=self.seed)
         if task.name not in self._first_examples:
             whole = replace(self, size=min(self.size, self.examples), examples=None)
             joined = Batch.joined(list(whole.first(task, self.examples)))
             self._first_examples[task.name] = joined
         return self._first_examples[task.name].rows(self.rows(task.name, step, self.examples))
+
+    def available(self, task: AdaptiveTask) -> float:
+        """Return how many different examples of a task the steps see; infinity if unlimited."""
+        count = task.count(self.split)
+        return min(math.inf if number is None else number for number in (count, self.examples))
 
     def rows(self, task: str, step: int, examples: int) -> Tensor:
         """Return the indices of a step's examples; a round consists of whole batches."""

@@ -192,6 +192,10 @@ class ClipTask(FeatureTask):
             decoded = bytes_to_store(self._data, Split.TEST, self._clip.preprocessor, limit=limit)
             yield replace(download, made=decoded)
 
+    def count(self, split: Split) -> int:
+        """Return the number of images in a split."""
+        return len(self._images(split))
+
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
         """Return normalized pixels, fp32 of shape (size, channels, height, width).
 

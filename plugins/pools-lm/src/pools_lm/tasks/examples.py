@@ -121,6 +121,10 @@ class ExampleTask(AdaptiveTask):
             self._examples[split] = self.read_examples(split)
         return self._examples[split]
 
+    def count(self, split: Split) -> int:
+        """Return the number of examples in a split."""
+        return len(self.load_examples(split))
+
     def draw(self, step: int, *, size: int, split: Split, key: str) -> list[Any]:
         """Return one batch of a split's examples from shuffled epochs of full batches.
 

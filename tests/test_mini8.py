@@ -219,7 +219,7 @@ def test_what_an_object_has_adapted_on_is_known_when_it_is_measured_again(
         (("--tasks", "latin,grek"), 2, ("grek", "greek")),
         (("--set", "task_pool.limit=-1"), 2, ("task_pool.limit",)),
         (("--set", "model_pool.tasks=[nope]"), 2, ("nope",)),
-        (("--set", "algorithm.batch_size=100000"), 2, ("100000",)),
+        (("--set", "algorithm.batch_size=0"), 2, ("algorithm.batch_size",)),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(

@@ -24,6 +24,7 @@ from fusion_core.recipe.config import (
     AlignmentPolicy,
     Choice,
     OutputOptions,
+    OutputSection,
     Recipe,
     choice_of,
     choices_of,
@@ -302,6 +303,11 @@ def _read_sections(raw: Mapping[str, Any]) -> tuple[Recipe, frozenset[str]]:
             choices[section] = read(raw.get(section))
         except RecipeError:
             continue
+    output = raw.get("output")
+    if isinstance(output, Mapping):
+        known = OutputSection.model_fields
+        forms = {name: value for name, value in output.items() if name not in known}
+        choices["output"] = OutputSection.model_validate(forms)
     return Recipe(**choices), frozenset(_KINDS.keys() - choices.keys())
 
 

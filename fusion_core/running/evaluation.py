@@ -129,6 +129,8 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     trust = trust_in_environment() if trust is None else trust
     check_trust_names(trust, plugins)
     recipe = load_recipe(directory / RECIPE) if (directory / RECIPE).is_file() else {}
+    encoder = _recorded_encoder(recipe, plugins)
+    full_model = CheckpointSource(directory) if encoder is None else None
     as_recorded = bool(recipe) and model_pool is None and task_pool is None
     tasks_choice = choice_of(task_pool if task_pool is not None else recipe.get("task_pool"))
     pool_choice = choice_of(model_pool if model_pool is not None else recipe.get("model_pool"))
@@ -144,16 +146,14 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
         )
     resolved_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
     stages = _recorded_stages(recipe, plugins)
-    encoder = _recorded_encoder(recipe, plugins)
     if not stages and as_recorded:
         _check_not_adapted(directory)
     adapted = any(uses_tasks(stage.component.spec) for stage in stages)
     check_trusted(collect_needs([resolved_pool, resolved_tasks, *stages]), trust)
     with hub.session(progress):
         pool = resolved_pool.create()
-        weights = (
-            CheckpointSource(directory) if encoder is None else encoder.decode(directory, pool)
-        )
+        weights = full_model if encoder is None else encoder.decode(directory, pool)
+        assert weights is not None  # noqa: S101 - one of the two
         tasks = resolved_tasks.create().bind(pool)
         check_tasks(tasks)
         check_data(tasks, resolved_tasks.component.plugin.distribution)

@@ -329,11 +329,12 @@ def test_list_names_components(fuse: Fuse, kind: str, name: str) -> None:
 def test_listing_without_a_kind_shows_all(fuse: Fuse) -> None:
     lines = fuse("list").out.splitlines()
     assert [line for line in lines if line.endswith(":")] == [
-        *("algorithms:", "pools:", "tasks:", "formats:", "executors:", "commands:")
+        *("algorithms:", "pools:", "tasks:", "formats:", "executors:", "outputs:", "commands:")
     ]
     data = json.loads(fuse("list", "--json").out)
     assert data["pools"] == json.loads(fuse("list", "pools", "--json").out)
-    assert list(data) == ["algorithms", "pools", "tasks", "formats", "executors", "commands"]
+    kinds = ("algorithms", "pools", "tasks", "formats", "executors", "outputs", "commands")
+    assert tuple(data) == kinds
 
 
 def test_info_without_a_name_lists_all_components(fuse: Fuse) -> None:

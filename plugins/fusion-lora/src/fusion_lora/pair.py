@@ -74,6 +74,6 @@ def open_pair(expert: str, base: str) -> Pair:
         if name in original and original[name].shape != info.shape
     }
     threads = load_plugins().find(ExecutorSpec, "threads")
-    executor = threads.load_class()(threads.load_config()())
+    executor: Executor = threads.create(threads.load_config()())
     model = as_weights(aligned.experts["expert"], aligned.base)  # it may be an adapter
     return Pair(model, aligned.base, frozenset(grown), executor)

@@ -128,7 +128,9 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     """
     trust = trust_in_environment() if trust is None else trust
     check_trust_names(trust, plugins)
-    recipe = load_recipe(directory / RECIPE) if (directory / RECIPE).is_file() else {}
+    # the first look at the directory itself names it in the system's errors
+    has_recipe = directory.is_dir() and (directory / RECIPE).is_file()
+    recipe = load_recipe(directory / RECIPE) if has_recipe else {}
     encoder = _recorded_encoder(recipe, plugins)
     full_model = CheckpointSource(directory) if encoder is None else None
     as_recorded = bool(recipe) and model_pool is None and task_pool is None

@@ -41,12 +41,15 @@ class Ranks:
     #: ranks by name
     by_name: Mapping[str, int] = field(default_factory=dict)
 
-    def of(self, name: str) -> tuple[int | None, float | None]:
-        """Return the rank and the energy of a tensor. A rank of its own replaces the energy."""
+    def of(self, name: str, *parts: str) -> tuple[int | None, float | None]:
+        """Return the rank and the energy of a tensor. A rank of its own replaces the energy.
+
+        Patterns also match the stored tensors that a packed one consists of, its `parts`.
+        """
         if name in self.by_name:
             return self.by_name[name], None
         for pattern, rank in self.patterns.items():
-            if fnmatchcase(name, pattern):
+            if any(fnmatchcase(part, pattern) for part in (name, *parts)):
                 return rank, None
         return self.rank, self.energy
 
@@ -115,7 +118,7 @@ class Extraction:
     def extract_expert(self, work: tuple[ExpertGroup, int]) -> Factors:
         """Return the factors of one expert's matrix, as it is stored."""
         group, index = work
-        rank, energy = self.ranks.of(group.name)
+        rank, energy = self.ranks.of(group.name, *group.tensors)
         rows = torch.cat(
             [
                 self._read_rows(tensor, self.model.infos[tensor].shape[-1], first, last)

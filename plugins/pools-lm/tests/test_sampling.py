@@ -20,7 +20,7 @@ from pools_lm.pools import CausalPool, Seq2SeqPool
 from pools_lm.tasks.agreement import AgreementTasks
 from pools_lm.tasks.config import AgreementConfig
 from pools_lm.tasks.generation import TextGenerator
-from pools_lm.tasks.prompts import Prompts, Turn
+from pools_lm.tasks.prompts import Pair, Prompts, Turn
 from pools_lm.tasks.sampling import PROMPTS_FILE, PromptSampler
 
 if TYPE_CHECKING:
@@ -154,6 +154,20 @@ def test_a_base_and_experts_need_no_task_pool(tmp_path: Path) -> None:
     assert "lm-agreement" in (tmp_path / "named" / "recipe.yaml").read_text()
     without = run_fusion({**recipe, "algorithm": "ties"}, output=None)
     assert without.report is None  # only a method that needs examples brings its tasks
+
+
+def test_prompts_that_show_nothing_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    pool = MiniPool(MiniConfig(tasks=["roman"]))
+    sampler = sampler_of(pool)
+    start = sampler.prompts.user_start()
+    base = TextGenerator(sampler.prompts, pool.build(pool.base or pool.reference), 1)
+    (token,) = base.generate_tokens([start], label="test")[0]
+    sampler.warn_of_idle_prompts(
+        "roman", [Pair(start, [token, 5])] * 2 + [Pair(start, [token + 1])] * 2
+    )
+    assert caplog.text == ""
+    sampler.warn_of_idle_prompts("roman", [Pair(start, [token])] * 2 + [Pair(start, [token + 1])])
+    assert "for roman say little about it: the base begins 2 of 3 answers" in caplog.text
 
 
 def test_tasks_of_files_adapt_on_prompts_of_models() -> None:

@@ -15,7 +15,7 @@ from fusion_core import Measured, Metric, Split, TaskPool, choose_tasks, unknown
 from fusion_core.errors import RecipeError
 from pools_lm.tasks.config import AgreementConfig
 from pools_lm.tasks.prompts import Prompts
-from pools_lm.tasks.sampling import PROMPTS_FILE, PromptSampler, describe_prompts
+from pools_lm.tasks.sampling import PromptSampler, write_prompts
 from pools_lm.tasks.scoring import greedy_tokens
 from pools_lm.tasks.task import TokenTask
 
@@ -125,7 +125,7 @@ class AgreementTasks(TaskPool[AgreementConfig]):
             name: replace(task, sampler=replace(task.sampler, device=device))
             for name, task in self._tasks.items()
         }
-        save(PROMPTS_FILE, describe_prompts(clone._tasks.values()))  # noqa: SLF001
+        write_prompts(clone._tasks.values(), save)  # noqa: SLF001
         return clone
 
     def identity(self, name: str) -> Mapping[str, Any]:

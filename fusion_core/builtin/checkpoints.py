@@ -84,16 +84,10 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
     def _select_parts(self) -> None:
         """Rename tensors by the option `map`, and complete models by the option `rest`."""
         is_ambiguous = self.base is not None and "base" in self.experts  # alignment refuses it
-        if is_ambiguous or not (self._given.map or self._given.rest):
+        if is_ambiguous or (self._given.rest is None and not self._given.map):
             return
         models = dict(self.by_name)
-        for name in (*self._given.map, *([] if self._given.rest is None else [self._given.rest])):
-            if name not in models:
-                option = "map" if name in self._given.map else "rest"
-                raise RecipeError(
-                    f"model_pool.{option}: unknown model {name!r}",
-                    hint=f"The models are: {', '.join(models)}.",
-                )
+        self._check_parts(models)
         for name, patterns in self._given.map.items():
             models[name] = rename_by_patterns(models[name], patterns, f"model_pool.map.{name}")
         if self._given.rest is not None:
@@ -101,6 +95,25 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         if self.base is not None:
             self.base = models.pop("base")
         self.experts = models
+
+    def _check_parts(self, models: Mapping[str, WeightSource]) -> None:
+        """Raise `RecipeError` for options on unknown models, and on merges of nested recipes."""
+        rest = self._given.rest
+        named = {} if rest is None else {rest: "rest"}
+        named |= dict.fromkeys(self._given.map, "map")
+        for name, option in named.items():
+            if name not in models:
+                raise RecipeError(
+                    f"model_pool.{option}: unknown model {name!r}",
+                    hint=f"The models are: {', '.join(models)}.",
+                )
+        changed = named if rest is None else dict.fromkeys(models, "rest")
+        for name, option in changed.items():
+            if isinstance(models[name], RecipeSource):  # replaced by its merge only as it is
+                raise RecipeError(
+                    f"model_pool.{option}: {name} is a nested recipe, which is not merged yet",
+                    hint="Merge it in a run of its own, and name the output here.",
+                )
 
     @property
     def treatments(self) -> Mapping[str, Treatment]:
@@ -173,14 +186,18 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
             dtype = dtype or _stored_dtype(self.reference)
         files = first.assets(*self.more_files, dtype=dtype)
         size = vocabulary_size(self.reference)
-        original_size = vocabulary_size(next(iter(self._sources.values())))
+        original_size = self._vocabulary_size(first)
         if size == original_size:
             return files
         files = resize_vocabulary(files, original_size, size)
-        for name in self._models:
-            if vocabulary_size(self._sources[name]) == size:
-                return {**files, **select_tokenizer_files(self.files_of(name))}
+        for model in self._all:
+            if self._vocabulary_size(model) == size:
+                return {**files, **select_tokenizer_files(model.assets(*self.more_files))}
         return files
+
+    def _vocabulary_size(self, model: PoolModel) -> int:
+        """Return the number of tokens that a model had before padding."""
+        return vocabulary_size(self._sources["" if model is self._base else model.name])
 
     @property
     def _first_model(self) -> PoolModel:

@@ -77,14 +77,8 @@ Source = Annotated[
 ]
 
 
-#: Options that a recipe records only if they have other values than these.
-_OMITTED: Mapping[str, Any] = {
-    "format": None,
-    "side_files": None,
-    "router": "merge",
-    "map": {},
-    "rest": None,
-}
+#: Options that a recipe records only if they differ from their defaults.
+_OMITTED = frozenset({"format", "side_files", "router", "map", "rest"})
 
 
 class CheckpointsConfig(ComponentConfig):
@@ -119,8 +113,9 @@ class CheckpointsConfig(ComponentConfig):
     @model_serializer(mode="wrap")
     def _omit_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         options: dict[str, Any] = serialise(self)
+        fields = type(self).model_fields
         return {
             key: value
             for key, value in options.items()
-            if key not in _OMITTED or value != _OMITTED[key]
+            if key not in _OMITTED or value != fields[key].default
         }

@@ -79,12 +79,12 @@ def complete_models(
     }
     shared = {tensor for source in others.values() for tensor in source.infos}
     rest = [tensor for tensor in complete.infos if tensor not in shared]
-    completed = {name: _complete(source, complete, rest) for name, source in others.items()}
+    completed = {name: _complete(source, complete, shared) for name, source in others.items()}
     return {name: completed.get(name, complete) for name in models}, rest
 
 
-def _complete(source: WeightSource, whole: WeightSource, rest: Collection[str]) -> WeightSource:
-    wanted = {name: name for name in whole.infos if name in source.infos or name in rest}
+def _complete(source: WeightSource, whole: WeightSource, shared: Collection[str]) -> WeightSource:
+    wanted = {name: name for name in whole.infos if name in source.infos or name not in shared}
     return AlignedSource(source, RenamedSource(whole, wanted))
 
 

@@ -45,7 +45,7 @@ def treat_routers(router: str, names: Collection[str], *, has_base: bool) -> dic
     routers = find_routers(names)
     if not routers:
         raise RecipeError(
-            f"model_pool.router: {router} found no router: the models are no mixtures, or name "
+            f"model_pool.router: {router} found no router: the models are not mixtures, or name "
             "their routers neither `router` nor `gate` next to `experts`",
             hint="Leave router out, and select tensors by patterns: algorithm.skip.",
         )

@@ -90,7 +90,9 @@ class Check:
     @property
     def outside_matrices(self) -> float | None:
         """The share of the parameters that the method does not merge as matrices."""
-        return 1 - sum(group.in_matrices for group in self.groups) if self.groups else None
+        if not self.groups:
+            return None
+        return max(1 - sum(group.in_matrices for group in self.groups), 0.0)  # shares are rounded
 
     def as_json(self) -> dict[str, Any]:
         """Return the check as JSON data."""

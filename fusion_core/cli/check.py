@@ -176,7 +176,7 @@ def _group_rows(checked: Check) -> list[list[str]]:
         [group.tensors, str(group.count), _percent(group.share), group.holds, group.treatment]
         for group in checked.groups
     ]
-    share = _percent(max(checked.outside_matrices or 0, 0))
+    share = _percent(checked.outside_matrices or 0)
     return [*rows, ["outside of matrices", "", share, "", "not reached by methods on matrices"]]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.task_pool import AdaptiveTask
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.planning.resolution import needs_data
+from fusion_core.planning.resolution import data_needs_of
 
 if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
@@ -27,7 +27,7 @@ def check_needs(
             f"algorithm {spec.name!r} needs a base, and the model pool has none",
             hint="Give the model pool the model that the experts were fine-tuned from.",
         )
-    if needs_data(algorithm, spec.needs_tasks) and tasks is None:
+    if data_needs_of(algorithm) != "none" and tasks is None:
         raise RecipeError(
             f"algorithm {spec.name!r} needs tasks with {spec.needs_tasks} data, and there are none",
             hint="Name a task pool with --task-pool; see: fuse list tasks",

@@ -24,10 +24,6 @@ class PackedTensors:
     #: the matrices of one tensor, such as "8 matrices of 64 x 32"
     holds: str
 
-    def __str__(self) -> str:
-        noun = "tensor holds" if self.count == 1 else "tensors, each of which holds"
-        return f"{self.tensors}: {self.count} {noun} {self.holds}"
-
 
 def find_holdings(layout: Layout) -> Iterator[PackedTensors]:
     """Yield the tensors that are not merged as stored, grouped by name pattern and content."""

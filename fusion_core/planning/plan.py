@@ -61,13 +61,13 @@ def plan(raw: Mapping[str, Any], options: RunOptions, *, like: Plan | None = Non
     if output.path is not None:
         return replace(planned, path=Path(output.path))
     in_memory = any(map(find_in_memory_source, planned.pool.by_name.values()))
-    form = planned.resolved.form
-    if form is not None and (output.is_none or in_memory or planned.resolved.model_pool is None):
-        raise RecipeError(
-            f"output.{form.name} needs a directory to write, and the run writes nothing",
-            hint="Name one: output.path.",
-        )
     if output.is_none or in_memory or planned.resolved.model_pool is None:
+        form = planned.resolved.form
+        if form is not None:
+            raise RecipeError(
+                f"output.{form.name} needs a directory to write, and the run writes nothing",
+                hint="Name one: output.path.",
+            )
         return planned
     # The run looks for a free path again when it claims one.
     return replace(planned, path=next(planned.free_paths()))

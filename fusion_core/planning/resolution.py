@@ -143,25 +143,28 @@ def resolve_form(forms: Mapping[str, Any], plugins: PluginManager) -> Resolved[O
     for name in forms:
         if name not in known:
             home = distribution_of([OutputSpec.kind], name)
-            hint = (
-                None if home is None else f"Install the plugin that provides it: pip install {home}"
-            )
+            hint = home and f"Install the plugin that provides it: pip install {home}"
             validate(OutputOptions, {name: None}, prefix="output", hint=hint, suggestions=known)
     if len(forms) > 1:
         raise RecipeError(f"output: conflicting forms: {', '.join(forms)}", hint="Use one of them.")
-    for name, value in forms.items():
-        component = plugins.find(OutputSpec, name)
-        main = component.spec.main_option
-        if value is None or value is True:
-            value = {}  # noqa: PLW2901 - the default options
-        elif not isinstance(value, Mapping) and main is not None:
-            value = {main: value}  # noqa: PLW2901
-        section = f"output.{name}"
-        hint = f"See: fuse info {component.spec.name}"
-        config = validate(component.load_config(), value, prefix=section, hint=hint)
-        ambiguous = _is_ambiguous(component.spec.name, plugins.components(OutputSpec))
-        return Resolved(component, config, ambiguous, given=value, plugins=plugins)
-    return None
+    if not forms:
+        return None
+    ((name, given),) = forms.items()
+    component = plugins.find(OutputSpec, name)
+    options = _options_of_form(given, component.spec.main_option)
+    hint = f"See: fuse info {component.spec.name}"
+    config = validate(component.load_config(), options, prefix=f"output.{name}", hint=hint)
+    ambiguous = _is_ambiguous(component.spec.name, plugins.components(OutputSpec))
+    return Resolved(component, config, ambiguous, given=options, plugins=plugins)
+
+
+def _options_of_form(given: Any, main_option: str | None) -> Any:  # noqa: ANN401 - not validated yet
+    """Return a form's options: none for null or true, and a plain value as the main option."""
+    if given is None or given is True:
+        return {}
+    if isinstance(given, Mapping) or main_option is None:
+        return given
+    return {main_option: given}
 
 
 def _resolve_stages(
@@ -238,25 +241,25 @@ def choose_task_pool(
     """Return the chosen task pool, or else the default task pool of a model pool.
 
     The default task pool takes over the options that it shares with the model pool, such as the
-    tasks, unless they are set. A model pool may have a task pool only for stages that need
+    tasks, unless they are set. A model pool may have another task pool for stages that need
     unlabeled data.
     """
     spec = models.component.spec
-    choice = choice.with_default_name(spec.default_task_pool)
-    if any(stage is not None and needs_data(stage, "unlabeled") for stage in stages):
+    if any(stage is not None and data_needs_of(stage) == "unlabeled" for stage in stages):
         choice = choice.with_default_name(spec.unlabeled_task_pool)
+    choice = choice.with_default_name(spec.default_task_pool)
     if choice.name is None or choice.name.rpartition("/")[2] != spec.default_task_pool:
         return choice
     options = models.config.model_dump(mode="json", include=set(spec.shared_options))
     return Choice(name=choice.name, **{**options, **choice.options})
 
 
-def needs_data(algorithm: Resolved[AlgorithmSpec], kind: TaskData) -> bool:
-    """Tell whether an algorithm with its options needs this kind of task data."""
+def data_needs_of(algorithm: Resolved[AlgorithmSpec]) -> TaskData:
+    """Return the task data that an algorithm with these options cannot do without."""
     spec = algorithm.component.spec
     option = spec.needs_tasks_unless
     is_replaced = option is not None and getattr(algorithm.config, option) is not None
-    return kind != "none" and spec.needs_tasks == kind and not is_replaced
+    return "none" if is_replaced else spec.needs_tasks
 
 
 def shared_options(component: Component[Any]) -> Mapping[str, Any]:

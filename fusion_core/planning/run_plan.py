@@ -21,7 +21,6 @@ from fusion_core.planning.pipeline import PlannedStage, merge_of, section_of
 from fusion_core.planning.tensor_groups import TensorGroup, group_tensors
 from fusion_core.planning.trust import check_trusted, collect_needs
 from fusion_core.plugins.formats import distributions_of_formats
-from fusion_core.recipe.config import OutputOptions
 from fusion_core.weights import CheckpointSource
 
 if TYPE_CHECKING:
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
     from fusion_core.weights.packing import Layout
     from fusion_core.weights.reading.assets import Files
     from fusion_core.weights.source import TensorInfo, WeightSource
-
-
-_OUTPUT_OPTIONS = frozenset(OutputOptions.model_fields)
 
 
 @dataclass(frozen=True)
@@ -83,13 +79,14 @@ class Plan:
         if self.tasks is not None:
             sections["task_pool"] = section_of(self.resolved.task_pool, self.tasks, folder)
         rest = self.resolved.recipe.model_dump(
-            mode="json", include={"seed", "output", "alignment"}, exclude={"output": {"path"}}
+            mode="json",
+            include={"seed", "output", "alignment"},
+            exclude={"output": {"path", *self.resolved.recipe.output.forms}},
         )
         form = self.resolved.form
         if form is not None:
             options = form.as_recipe(folder)
-            plain = {key: value for key, value in rest["output"].items() if key in _OUTPUT_OPTIONS}
-            rest["output"] = {**plain, options.pop("name"): options}
+            rest["output"][options.pop("name")] = options
         return {**sections, **rest}
 
     @property

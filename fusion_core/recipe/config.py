@@ -124,7 +124,7 @@ class OutputOptions(Options):
 class OutputSection(OutputOptions):
     """The section `output`: its options, and the form of the output by name."""
 
-    model_config = ConfigDict(**{**STRICT, "extra": "allow"})
+    model_config = ConfigDict(extra="allow")
 
     @property
     def forms(self) -> dict[str, Any]:

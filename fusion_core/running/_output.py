@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
@@ -230,7 +231,9 @@ def _encode(  # noqa: PLR0913, PLR0917 - the parts of an output
         return EncodedOutput(cast_for_output(plan, merged, pool), assets)
     scratch = staging.state / "output"
     with report_disk_errors(scratch):
-        scratch.mkdir(exist_ok=True)
+        if scratch.exists():  # files of a run that was stopped
+            shutil.rmtree(scratch)
+        scratch.mkdir()
     parts = OutputParts(merged, pool, assets, context.executor, plan.options.progress, scratch)
     return plan.encoder.encode(parts)
 

@@ -13,11 +13,12 @@ from fusion_core import hub
 from fusion_core.contracts.measurements import Reference
 from fusion_core.contracts.outcomes import OUTCOMES
 from fusion_core.contracts.report import REPORT, Report, measuring_hint
-from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, TaskPoolSpec
+from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, OutputSpec, TaskPoolSpec
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.machine.attribution import forbid_exit
 from fusion_core.planning.needs import check_data, check_tasks, uses_tasks
 from fusion_core.planning.resolution import choose_task_pool, resolve_component, resolve_form
+from fusion_core.planning.resolved_recipe import Resolved
 from fusion_core.planning.trust import (
     check_trust_names,
     check_trusted,
@@ -42,9 +43,7 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.measurements import Metric
     from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.contracts.output import OutputEncoder
     from fusion_core.contracts.task_pool import TaskPool
-    from fusion_core.planning.resolved_recipe import Resolved
     from fusion_core.plugins.manager import PluginManager
 
 _CHECKPOINTS = "checkpoints"
@@ -131,8 +130,8 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     # the first look at the directory itself names it in the system's errors
     has_recipe = directory.is_dir() and (directory / RECIPE).is_file()
     recipe = load_recipe(directory / RECIPE) if has_recipe else {}
-    encoder = _recorded_encoder(recipe, plugins)
-    full_model = CheckpointSource(directory) if encoder is None else None
+    form = _recorded_form(recipe, plugins)
+    written = form or CheckpointSource(directory)
     as_recorded = bool(recipe) and model_pool is None and task_pool is None
     tasks_choice = choice_of(task_pool if task_pool is not None else recipe.get("task_pool"))
     pool_choice = choice_of(model_pool if model_pool is not None else recipe.get("model_pool"))
@@ -151,11 +150,12 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     if not stages and as_recorded:
         _check_not_adapted(directory)
     adapted = any(uses_tasks(stage.component.spec) for stage in stages)
-    check_trusted(collect_needs([resolved_pool, resolved_tasks, *stages]), trust)
+    check_trusted(collect_needs([resolved_pool, resolved_tasks, form, *stages]), trust)
     with hub.session(progress):
         pool = resolved_pool.create()
-        weights = full_model if encoder is None else encoder.decode(directory, pool)
-        assert weights is not None  # noqa: S101 - one of the two
+        weights = (
+            written.create().decode(directory, pool) if isinstance(written, Resolved) else written
+        )
         tasks = resolved_tasks.create().bind(pool)
         check_tasks(tasks)
         check_data(tasks, resolved_tasks.component.plugin.distribution)
@@ -236,13 +236,12 @@ def _check_not_adapted(directory: Path) -> None:
         )
 
 
-def _recorded_encoder(
+def _recorded_form(
     recipe: Mapping[str, Any], plugins: PluginManager
-) -> OutputEncoder[Any] | None:
-    """Return the encoder that wrote the model of a recipe, None for a full model."""
+) -> Resolved[OutputSpec] | None:
+    """Return the form in which the model of a recipe is written, None for a full model."""
     output = validate(OutputSection, recipe.get("output") or {}, prefix="output")
-    form = resolve_form(output.forms, plugins)
-    return None if form is None else form.create()
+    return resolve_form(output.forms, plugins)
 
 
 def _recorded_stages(

@@ -151,11 +151,10 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
         assets = {} if staging is None else read_assets(plan, pool)
         started = time.perf_counter()
         merged = apply_stages(plan.stages, pool, context)
-        if is_helper_process():
-            weights = cast_for_output(plan, merged, pool)
-            return RunResult(pool, weights, None, None, context.side_files)
         if staging is None:
             weights = cast_for_output(plan, merged, pool)
+            if is_helper_process():
+                return RunResult(pool, weights, None, None, context.side_files)
             tensors = read_state_dict(weights, executor, plan.options.progress)
             written: WeightSource = StateDictSource(tensors, label="the merge")
             plan.pool.check_unchanged()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from vision_models import write_models
 
 from fusion_core import (
@@ -221,3 +222,49 @@ def test_routers_of_the_base_need_a_base() -> None:
     models = {"a": state("l.experts.0.w", "l.gate.weight")}
     with pytest.raises(FusionError, match="needs a base"):
         _ = CheckpointsPool(CheckpointsConfig(models=models, router="base")).treatments
+
+
+@pytest.mark.plugins
+@pytest.mark.parametrize("given", [{"rest": "vision"}, {"map": {"inner": {"model.*": "x.*"}}}])
+def test_a_nested_recipe_has_no_parts_yet(tmp_path: Path, given: dict[str, Any]) -> None:
+    base, vision = (write(tmp_path / name, state(*TEXT)) for name in ("base", "vision"))
+    inner = {
+        "algorithm": "simple-average",
+        "model_pool": {"name": "checkpoints", "base": base, "models": {"a": vision}},
+    }
+    models = {"inner": inner, "vision": vision}
+    recipe = {
+        "algorithm": "simple-average",
+        "model_pool": {"name": "checkpoints", "base": base, "models": models, **given},
+    }
+    with pytest.raises(RecipeError, match="inner is a nested recipe"):
+        plan(recipe, RunOptions())
+
+
+def test_the_configuration_has_the_vocabulary_of_the_padded_whole_model(tmp_path: Path) -> None:
+    names = "model.embed_tokens.weight", "model.q.weight"
+    larger, smaller = (
+        {names[0]: torch.randn(rows, 4), names[1]: torch.randn(3, 4)} for rows in (6, 5)
+    )
+    parts = CheckpointsConfig(
+        base=write(tmp_path / "base", larger, 6),
+        models={
+            "vision": write(tmp_path / "vision", {**smaller, "tower.weight": torch.ones(1)}, 5)
+        },
+        rest="vision",
+    )
+    aligned = CheckpointsPool(parts).aligned(AlignmentPolicy(vocab="pad"))
+    assert aligned.reference.infos[names[0]].shape == (6, 4)
+    files = aligned.assets()
+    config = files["config.json"]
+    assert isinstance(config, bytes)
+    assert json.loads(config) == {"vocab_size": 6}
+    assert files["tokenizer.json"] == (tmp_path / "base" / "tokenizer.json").resolve()
+
+
+def write(folder: Path, tensors: State, rows: int = 3) -> str:
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"vocab_size": rows}))
+    (folder / "tokenizer.json").write_text(json.dumps({"rows": rows}))
+    return str(folder)

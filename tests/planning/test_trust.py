@@ -186,6 +186,44 @@ def test_models_of_a_recipe_are_not_made_without_trust(
     assert is_started()
 
 
+#: A plugin with a form of the output that starts a program; its creation says that it was trusted.
+FORM = """
+    from pathlib import Path
+    from fusion_core import ComponentConfig, OutputEncoder, OutputSpec, hookimpl
+
+    class Config(ComponentConfig):
+        def needs_trust(self):
+            return {"packer": "start a packer"}
+
+    class Packed(OutputEncoder):
+        config_class = Config
+
+        def __init__(self, config):
+            super().__init__(config)
+            Path("started").touch()
+
+        def encode(self, parts):
+            raise NotImplementedError
+
+    @hookimpl
+    def fusion_register_outputs():
+        names = {"target": "packer:Packed", "config": "packer:Config"}
+        yield OutputSpec(name="packed", summary="", trust=("packer",), **names)
+"""
+
+
+def test_the_form_of_a_recorded_output_is_not_made_without_trust(site: Site, fuse: Fuse) -> None:
+    site.install("packer", FORM, requires=("fusion-core>=0.1,<0.2",))
+    load_plugins.cache_clear()
+    shutil.copytree(BASE, "model")
+    write(recipe(task_pool="lm-mini", output={"packed": {}}), "model/recipe.yaml")
+    process = fuse("evaluate", "model")
+    assert (process.code, "packer: start a packer" in process.err) == (2, True)
+    assert not is_started()
+    fuse("evaluate", "model", "--trust", "packer")
+    assert is_started()
+
+
 def test_a_recipe_cannot_trust_itself(fuse: Fuse) -> None:
     write(recipe(trust=[NAME]))
     assert "trust" in fuse("run", "recipe.yaml").err.splitlines()[0]

@@ -121,6 +121,21 @@ def test_a_recipe_is_resolved_with_every_default(toys: PluginManager) -> None:
     assert algorithm.create().config.density == 0.2
 
 
+@pytest.mark.parametrize(("needs", "expected"), [("labeled", "games"), ("unlabeled", "riddles")])
+def test_a_model_pool_has_another_task_pool_for_unlabeled_data(
+    site: Site, needs: str, expected: str
+) -> None:
+    plugin = TOY.replace('aliases=("play",)', f"needs_tasks={needs!r}")
+    plugin = plugin.replace('="games", **', '="games", unlabeled_task_pool="riddles", **')
+    plugin += """
+        yield TaskPoolSpec(name="riddles", summary="", **keys)
+"""
+    site.install("toy-plugin", plugin, files={"toy_config.py": TOY_CONFIG})
+    tasks = resolve({"algorithm": "toy", "model_pool": "toys"}, _manager()).task_pool
+    assert tasks is not None
+    assert tasks.name == expected
+
+
 def test_all_errors_come_at_once(toys: PluginManager) -> None:
     raw = {
         "algorithm": {"name": "toy", "desnity": 1, "mode": "medium"},

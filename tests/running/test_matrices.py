@@ -400,18 +400,19 @@ def test_only_featcal_reports_packed_experts(name: str) -> None:
 def test_plan_and_provenance_describe_matrices(tmp_path: Path) -> None:
     pool = pool_of(states(2))
     planned = plan({"algorithm": "iso-c", "model_pool": pool}, RunOptions())
-    assert [str(holding) for holding in planned.holdings] == [
-        "blocks.*.experts.gate_up: 1 tensor holds 6 matrices of 6 x 5",
-        "blocks.*.experts.down_proj: 1 tensor holds 3 matrices of 5 x 6",
-        "blocks.*.experts.down_proj_bias: 1 tensor holds 3 vectors of 5",
-        "blocks.*.attn.fused.weight: 1 tensor holds 1 matrix of 6 x 5, 2 matrices of 4 x 5",
-        "blocks.*.attn.fused.bias: 1 tensor holds 1 vector of 6, 2 vectors of 4",
-        "blocks.*.by_head.weight: 1 tensor holds 3 matrices of 4 x 5",
+    assert [(known.tensors, known.count, known.holds) for known in planned.holdings] == [
+        ("blocks.*.experts.gate_up", 1, "6 matrices of 6 x 5"),
+        ("blocks.*.experts.down_proj", 1, "3 matrices of 5 x 6"),
+        ("blocks.*.experts.down_proj_bias", 1, "3 vectors of 5"),
+        ("blocks.*.attn.fused.weight", 1, "1 matrix of 6 x 5, 2 matrices of 4 x 5"),
+        ("blocks.*.attn.fused.bias", 1, "1 vector of 6, 2 vectors of 4"),
+        ("blocks.*.by_head.weight", 1, "3 matrices of 4 x 5"),
         (
-            "blocks.*.columns.weight: 1 tensor holds 1 matrix of 5 x 4, 1 matrix of 5 x 2, "
-            "1 matrix of 5 x 3"
+            "blocks.*.columns.weight",
+            1,
+            "1 matrix of 5 x 4, 1 matrix of 5 x 2, 1 matrix of 5 x 3",
         ),
-        "stem.conv.weight: 1 tensor holds 1 matrix of 4 x 12",
+        ("stem.conv.weight", 1, "1 matrix of 4 x 12"),
     ]
     run_fusion(algorithm="iso-c", model_pool=pool, output={"path": str(tmp_path / "out")})
     recorded = json.loads((tmp_path / "out" / "provenance.json").read_text())["matrices"]

@@ -10,7 +10,7 @@ from fusion_core.errors import AlignmentError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-#: In names of the tensors of experts, in either layout.
+#: A part of the names of a mixture's experts, in both layouts.
 _EXPERTS = ".experts."
 _MOST_ROWS = 20
 _LONGEST_VALUE, _SHARED_PREFIX = 60, 15

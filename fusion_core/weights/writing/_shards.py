@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.source import TensorInfo
 
-#: How the files of a model's weights begin.
+#: The beginning of the names of a model's weight files.
 STEM = SINGLE.removesuffix(".safetensors")
 _METADATA = {"format": "pt"}
 _CHUNK = 2**20

@@ -195,7 +195,7 @@ class TestMxfp4(FormatSuite):
             stored = dict(tensors)
             packed = stored.pop("experts.down_proj", None)
             if packed is not None:
-                moved = packed.transpose(1, 2)
+                moved = packed.transpose(1, 2).contiguous()
                 codes = torch.bucketize(moved.abs(), FP4_VALUES[:8], out_int32=True) + 8 * (
                     moved < 0
                 )

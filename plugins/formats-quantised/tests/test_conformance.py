@@ -186,7 +186,7 @@ class TestMxfp4(FormatSuite):
         index = torch.randint(0, 5, (1, 64, 3), generator=random)
         return {
             "experts.down_proj": values[index],
-            "router.weight": torch.randn(2, 64, generator=random),
+            "bias": torch.randn(2, 64, generator=random),
         }
 
     @pytest.fixture

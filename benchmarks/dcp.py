@@ -61,7 +61,7 @@ def print_table(measures: Measures) -> None:
     """Print times and peaks by layout."""
     columns = ("layout", "floor", "ours", "ours / floor", "CPU / safetensors", "peak above start")
     print(headings(columns))
-    start = max(usage.peak for usage in measures.taken["start-up ours"])
+    start = measures.peak("start-up ours")
     for layout in LAYOUTS:
         floor, seconds = measures.seconds(f"floor {layout}"), measures.seconds(f"ours {layout}")
         relative = measures.cpu(f"ours {layout}") / measures.cpu("ours safetensors")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 import torch
-from measuring import child, headings, row
+from measuring import MB, child, headings, row
 from safetensors.torch import load_file, save_file
 
 from fusion_core import find_model
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, torch.Tensor]
 
-MB = 1_000_000
 NAME, GROUP = "model.layers.0.mlp.up_proj", 128
 FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 ORDER = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
@@ -226,7 +225,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--width", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peak", type=Path)
+    parser.add_argument("--peak", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.peak:

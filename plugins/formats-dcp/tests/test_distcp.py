@@ -107,6 +107,7 @@ def test_tensors_that_share_or_transpose_memory(
 def test_empty_and_scalar_tensors(save: Callable[[Path, Any], Path], tmp_path: Path) -> None:
     tensors = {
         "none": torch.zeros(0, 4),
+        "no columns": torch.zeros(4, 0),
         "one": torch.tensor(2.5),
         "small": torch.tensor([1.0]).to(torch.float8_e4m3fn),
         "unsigned": torch.tensor([7], dtype=torch.uint16),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,14 @@ def test_a_grid_tiles_a_tensor_and_any_change_is_noticed(
         with pytest.raises(CheckpointError, match="stored twice"):
             check_tiling("w", shape, [everything, boxes[0]], "model")
     assert all(intersect(one, other) is None for one, other in pairwise(boxes))
+
+
+def test_many_overlapping_shards_are_refused_soon() -> None:
+    boxes: list[Box] = [((0, stop),) for stop in range(1, 20_001)]
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match="stored twice"):
+        check_tiling("w", (20_000,), boxes, "model")
+    assert time.process_time() - started < 5
 
 
 def test_shards_outside_of_the_shape_and_without_a_grid_are_refused() -> None:

@@ -179,7 +179,7 @@ def compressed(
 def four_bits(size: Size, kind: str, *, nested: bool, dtype: str = "bfloat16") -> Reference:
     """Weights that bitsandbytes quantises and dequantises.
 
-    If the width is no multiple of the block size, the CPU kernel of bitsandbytes 0.50 takes the
+    If the width is not a multiple of the block size, the CPU kernel of bitsandbytes 0.50 takes the
     scales of other blocks: its errors are four times as large as those of bitsandbytes' own torch
     code. That code is then the reference, with the table that is stored.
     """

@@ -186,7 +186,7 @@ class TestMxfp4(FormatSuite):
         index = torch.randint(0, 5, (1, 64, 3), generator=random)
         return {
             "experts.down_proj": values[index],
-            "router.weight": torch.randn(2, 64, generator=random),
+            "bias": torch.randn(2, 64, generator=random),
         }
 
     @pytest.fixture
@@ -195,7 +195,7 @@ class TestMxfp4(FormatSuite):
             stored = dict(tensors)
             packed = stored.pop("experts.down_proj", None)
             if packed is not None:
-                moved = packed.transpose(1, 2)
+                moved = packed.transpose(1, 2).contiguous()
                 codes = torch.bucketize(moved.abs(), FP4_VALUES[:8], out_int32=True) + 8 * (
                     moved < 0
                 )

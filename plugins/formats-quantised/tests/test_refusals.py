@@ -37,6 +37,12 @@ def refusal(directory: Path, case: str, **changes: Any) -> str:
     return str(caught.value.message)
 
 
+def state(**changes: int) -> torch.Tensor:
+    """Return a state of bitsandbytes with changed fields, as it is stored."""
+    fields = {"shape": [32, 64], "blocksize": 64, "dtype": "bfloat16", "nested_blocksize": 256}
+    return torch.tensor([*json.dumps(fields | changes).encode()], dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(
     ("case", "changes", "says"),
     [
@@ -70,6 +76,16 @@ def refusal(directory: Path, case: str, **changes: Any) -> str:
             {"__nf4": torch.tensor([*b'{"shape": [8, true]}'], dtype=torch.uint8)},
             "has an invalid shape",
         ),
+        (
+            "nf4-nested",
+            {"__nf4": state(nested_blocksize=2**40)},
+            "nested_blocksize or nested_offset",
+        ),
+        (
+            "nf4-nested",
+            {"__nf4": state(nested_offset=10**400)},
+            "nested_blocksize or nested_offset",
+        ),
         ("int8-rows", {"SCB": torch.ones(31)}, "has shape [31], expected [32]"),
         ("mxfp4", {"_scales": torch.ones(3, 32, 1, dtype=torch.uint8)}, "expected [3, 32, 2]"),
         ("pack-group", {"weight_shape": torch.tensor([32, 2**40])}, "does not fit"),
@@ -82,12 +98,23 @@ def test_what_is_not_known_is_refused(
     assert says in refusal(tmp_path / "model", case, **changes)
 
 
-def test_a_weight_that_is_stored_twice_is_refused(tmp_path: Path) -> None:
-    reference = read_reference(VALUES / "gptq-4.safetensors")
+@pytest.mark.parametrize("case", ["gptq-4", "pack-group"])
+def test_a_weight_that_is_stored_twice_is_refused(case: str, tmp_path: Path) -> None:
+    reference = read_reference(VALUES / f"{case}.safetensors")
     (name,) = reference.expected
     reference.tensors[name] = torch.ones(3)
     reference.write(tmp_path / "model")
     with pytest.raises(CheckpointError, match="stored both quantised and plain"):
+        find_model(str(tmp_path / "model"), "model").open()
+
+
+@pytest.mark.parametrize("case", ["float-channel", "pack-group"])
+def test_a_global_scale_of_other_codes_than_fp4_is_refused(case: str, tmp_path: Path) -> None:
+    reference = read_reference(VALUES / f"{case}.safetensors")
+    (name,) = reference.expected
+    reference.tensors[f"{name}_global_scale"] = torch.ones(1)
+    reference.write(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"weight_global_scale of .* is not supported"):
         find_model(str(tmp_path / "model"), "model").open()
 
 
@@ -125,6 +152,7 @@ def test_gguf_of_another_architecture_or_a_mixture_is_refused(tmp_path: Path) ->
     for old, new, says in (
         (b"ffn_up", b"ffn_xx", r"tensor 'blk\.0\.ffn_xx\.weight' of the architecture llama is not"),
         (b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0mamba", "the architecture 'mamba'"),
+        (b"general.architecture", b"general.architectxxx", "the architecture None"),
         (b"llama.attention.head_count_kv", b"llama.attention.head_count_xx", None),
         (
             b"llama.attention.head_count\x04",
@@ -136,6 +164,13 @@ def test_gguf_of_another_architecture_or_a_mixture_is_refused(tmp_path: Path) ->
         if says is not None:
             with pytest.raises(CheckpointError, match=says):
                 find_model(str(tmp_path / "b.gguf"), "model").open()
+
+
+def test_gguf_with_an_unknown_dtype_in_its_configuration_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", "llama", ["F16"])
+    (tmp_path / "config.json").write_text('{"dtype": "float64"}')
+    with pytest.raises(CheckpointError, match="has the dtype 'float64', expected bfloat16"):
+        find_model(str(tmp_path), "model").open()
 
 
 def test_gguf_shards_are_read_together_or_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The files in `values` name the library's version. transformers and gguf are aske
 from __future__ import annotations
 
 import random
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,10 @@ from references import CASES, VALUES, read_reference
 from transformers import AutoModelForCausalLM
 
 from formats_quantised.encodings import BandCache, RowEncoding, unpack_bits
+from formats_quantised.gguf_header import parse_gguf
 from formats_quantised.gguf_source import GgufTensor
 from fusion_core import TensorInfo, find_model
-from fusion_core.weights import StateDictSource
+from fusion_core.weights import Header, StateDictSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,6 +106,26 @@ def test_gguf_types_are_dequantised_by_gguf_or_refused(kind: gguf.GGMLQuantizati
     for start, stop in ((0, 6 * 512), (100, 1600), (511, 513), (700, 701)):
         values = tensor.read(stored, start, stop, BandCache())
         assert torch.equal(values.nan_to_num(7), expected.reshape(-1)[start:stop].nan_to_num(7))
+
+
+def test_a_bias_that_llama_cpp_permutes_is_put_back() -> None:
+    stored = StateDictSource({"w": torch.arange(8.0).view(torch.uint8)}, label="bytes")
+    bias = GgufTensor(TensorInfo("w", (8,), torch.float32), "w", 0, 2)
+    values = [0, 2, 1, 3, 4, 6, 5, 7]
+    assert bias.read(stored, 0, 8, BandCache()).tolist() == values
+    assert bias.read(stored, 3, 7, BandCache()).tolist() == values[3:7]
+    assert bias.read(stored, 3, 3, BandCache()).dtype is torch.float32
+
+
+def test_a_gguf_header_is_read_without_much_of_what_follows(tmp_path: Path) -> None:
+    count, text = 300, bytes(60_000)
+    header = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 8, count)
+    path = tmp_path / "model.gguf"
+    with path.open("w+b") as file:
+        file.write(header + count * (struct.pack("<Q", len(text)) + text))
+        end = file.tell()
+        file.truncate(2 * end)
+        assert 0 <= parse_gguf(Header(file.fileno(), path)).start - end < 32
 
 
 @dataclass(frozen=True)

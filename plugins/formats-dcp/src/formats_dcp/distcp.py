@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from formats_dcp.metadata import Entry, Shard
     from fusion_core.weights import Location
 
-METADATA = ".metadata"
+_METADATA = ".metadata"
 #: The most bytes of metadata, enough for about 45,000 shards. Its objects take thirty times the
 #: bytes of their text. The core's variable for larger headers raises the limit.
-LARGEST = 2**23
+_LARGEST = 2**23
 _VARIABLE = "FUSION_LARGEST_HEADER"
 
 
@@ -50,7 +50,7 @@ class DistcpFiles(ShardFiles):
         folder = self._find_folder()
         entries, objects = self._read_metadata(folder)
         model, others = select_model(entries, self.describe())
-        self._shapes = {name: entry.shape for name, entry in model.items()}
+        self.shapes = {name: entry.shape for name, entry in model.items()}
         self._present = {*self.location.matching(f"{folder}*.distcp")}
         self._left_out = count_parts(others, objects)
         if self._left_out:
@@ -60,11 +60,6 @@ class DistcpFiles(ShardFiles):
             for shard in shards or entry.shards[:1]:
                 yield self._locate(folder, name, entry, shard)
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes that the metadata states."""
-        return self._shapes
-
     def _find_folder(self) -> str:
         if self.location.pinned is None and not self.location.path.is_dir():
             raise CheckpointError(
@@ -73,7 +68,7 @@ class DistcpFiles(ShardFiles):
                 hint=f"Name the directory: {self.location.directory}",
             )
         for folder in FOLDERS:
-            if self.location.matching(f"{folder}{METADATA}"):
+            if self.location.matching(f"{folder}{_METADATA}"):
                 return folder
         raise CheckpointError(
             f"{self.describe()}: .metadata is missing, which torch writes last",
@@ -83,10 +78,10 @@ class DistcpFiles(ShardFiles):
 
     def _read_metadata(self, folder: str) -> tuple[list[Entry], list[str]]:
         is_limited = not os.environ.get(_VARIABLE)
-        header = self.open(f"{folder}{METADATA}", LARGEST if is_limited else None)
-        if is_limited and header.size > LARGEST:
+        header = self.open(f"{folder}{_METADATA}", _LARGEST if is_limited else None)
+        if is_limited and header.size > _LARGEST:
             raise CheckpointError(
-                f"{header.path}: expected at most {LARGEST:,} bytes of metadata, got "
+                f"{header.path}: expected at most {_LARGEST:,} bytes of metadata, got "
                 f"{header.size:,}",
                 hint=f"If you trust the file, set {_VARIABLE} to {header.size}.",
             )
@@ -113,7 +108,7 @@ class DistcpFiles(ShardFiles):
 
     def _identify(self, file: str) -> dict[str, Any]:
         identity = super()._identify(file)
-        return {**identity, "left_out": self._left_out} if file.endswith(METADATA) else identity
+        return {**identity, "left_out": self._left_out} if file.endswith(_METADATA) else identity
 
 
 @cache

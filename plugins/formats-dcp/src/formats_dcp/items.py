@@ -74,7 +74,7 @@ def find_values(header: Header, stored: Stored, shard: Shard, dtype: torch.dtype
         ) from error
     except UnsafePickleError as error:
         raise CheckpointError(
-            f"{where}: expected a tensor, got a pickle with more: {error}"
+            f"{where}: expected a tensor, got a pickle that is refused: {error}"
         ) from error
     if not is_little or values.compress_type != zipfile.ZIP_STORED:
         raise CheckpointError(f"{where}: compressed or big-endian values are not supported")
@@ -103,7 +103,7 @@ def _check(
             f"{tensor['dtype']} of shape {list(tensor['shape'])}"
         )
     strides = tensor["strides"]
-    is_dense = all(
+    is_dense = not count or all(
         size <= 1 or stride == step
         for size, stride, step in zip(shard.sizes, strides, expected, strict=True)
     )
@@ -121,7 +121,7 @@ def _describe(pickled: bytes) -> dict[str, Any]:
     if isinstance(tensor, Record) and tensor.kind.name == "_rebuild_parameter":
         tensor = tensor.arguments[0]
     if not isinstance(tensor, Record) or not tensor.kind.name.startswith("_rebuild_tensor_v"):
-        raise UnsafePickleError("it is no tensor")
+        raise UnsafePickleError("it does not hold a tensor")
     storage, offset, shape, strides, *more = tensor.arguments
     _, kind, key, _, _ = storage.arguments
     dtype = more[2].name if tensor.kind.name.endswith("v3") else _STORAGES[kind.name]

@@ -95,7 +95,7 @@ def parse_metadata(content: bytes, path: str) -> tuple[list[Entry], list[str]]:
 
 
 def _list_entries(metadata: Mapping[str, Any]) -> tuple[list[Entry], list[str]]:
-    places = _list_places(metadata["storage_data"])
+    stored = _locate_items(metadata["storage_data"])
     paths = metadata.get("planner_data")
     paths = paths if isinstance(paths, dict) else {}
     entries, others = [], []
@@ -113,19 +113,19 @@ def _list_entries(metadata: Mapping[str, Any]) -> tuple[list[Entry], list[str]]:
                 path=tuple(map(str, keys)) if isinstance(keys, tuple) and keys else (name,),
                 dtype=_dtype(tensor["properties"]),
                 shape=_numbers(tensor["size"]),
-                shards=tuple(_shard(name, chunk, places) for chunk in tensor["chunks"]),
+                shards=tuple(_shard(name, chunk, stored) for chunk in tensor["chunks"]),
             )
         )
     return entries, others
 
 
-def _list_places(stored: Mapping[Record, Record]) -> dict[tuple[str, tuple[int, ...]], Stored]:
+def _locate_items(items: Mapping[Record, Record]) -> dict[tuple[str, tuple[int, ...]], Stored]:
     """Return where items are, by the tensor's name and the shard's offsets."""
-    places = {}
-    for key, value in stored.items():
+    stored = {}
+    for key, value in items.items():
         index, info = _fields(key, "MetadataIndex"), _fields(value, "_StorageInfo")
         if index.get("offset") is None:
-            continue  # an object that is no tensor
+            continue  # an object that is not a tensor
         if info.get("transform_descriptors"):
             raise UnsafePickleError(
                 f"{index['fqn']!r} is stored by the extension {info['transform_descriptors'][0]!r}"
@@ -134,14 +134,14 @@ def _list_places(stored: Mapping[Record, Record]) -> dict[tuple[str, tuple[int, 
         if type(file) is not str or _FILE.fullmatch(file) is None:
             raise UnsafePickleError(f"{file!r:.60} is not the name of a .distcp file")
         begin, size = _numbers((offset, length))
-        places[index["fqn"], _numbers(index["offset"])] = Stored(file, begin, size)
-    return places
+        stored[index["fqn"], _numbers(index["offset"])] = Stored(file, begin, size)
+    return stored
 
 
-def _shard(name: str, chunk: Record, places: Mapping[tuple[str, tuple[int, ...]], Stored]) -> Shard:
+def _shard(name: str, chunk: Record, stored: Mapping[tuple[str, tuple[int, ...]], Stored]) -> Shard:
     box = _fields(chunk, "ChunkStorageMetadata")
     offsets, sizes = _numbers(box["offsets"]), _numbers(box["sizes"])
-    return Shard(offsets, sizes, places.get((name, offsets)))
+    return Shard(offsets, sizes, stored.get((name, offsets)))
 
 
 def _dtype(properties: Record) -> torch.dtype:

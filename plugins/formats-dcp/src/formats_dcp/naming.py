@@ -55,7 +55,7 @@ def select_model(entries: Iterable[Entry], label: str) -> tuple[dict[str, Entry]
 def count_parts(tensors: Iterable[str], objects: Iterable[str]) -> str:
     """Return the parts that were left out with their counts: `optim (24), step (1)`.
 
-    `tensors` are parts, `objects` the names of objects that are no tensors.
+    `tensors` are parts, `objects` the names of objects that are not tensors.
     """
     counts = Counter([*tensors, *(re.split(r"[./]", name)[0] for name in objects)])
     return ", ".join(f"{part} ({count})" for part, count in counts.items())

@@ -154,7 +154,7 @@ class _Reader:
     def _list(self) -> list[Any]:
         target = self._stack[-1]
         if type(target) is not list:
-            raise UnsafePickleError("it appends to an object that is no list")
+            raise UnsafePickleError("it appends to an object that is not a list")
         return target
 
     def set_item(self) -> None:
@@ -167,7 +167,7 @@ class _Reader:
     def _set(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not dict or len(items) % 2:
-            raise UnsafePickleError("it sets an item of an object that is no dict")
+            raise UnsafePickleError("it sets an item of an object that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in {str, int, Record}:  # a record is hashed by its identity
                 raise UnsafePickleError(f"it has a {type(key).__name__} as a key")
@@ -207,7 +207,7 @@ class _Reader:
 
     def _push_global(self, module: object, name: object) -> None:
         if not all(isinstance(text, str) and _NAME.fullmatch(text) for text in (module, name)):
-            raise UnsafePickleError("it names an object by no name")
+            raise UnsafePickleError("it names an object with an invalid module or name")
         named = Global(str(module), str(name))
         if not self._allowed(named):
             raise UnsafePickleError(f"it names {named}, which no checkpoint of torch needs")
@@ -216,7 +216,7 @@ class _Reader:
     def call(self) -> None:
         arguments, called = self._stack.pop(), self._stack.pop()
         if type(called) is not Global or type(arguments) is not tuple:
-            raise UnsafePickleError("it calls an object that is no class or function")
+            raise UnsafePickleError("it calls an object that is not a class or function")
         make = self._calls.get(called.name)
         self.push(Record(called, arguments) if make is None else make(arguments))
 
@@ -229,7 +229,7 @@ class _Reader:
     def persistent(self) -> None:
         identity = self._stack.pop()
         if type(identity) is not tuple:
-            raise UnsafePickleError("it refers to an object by no tuple")
+            raise UnsafePickleError("it refers to a stored object with a key that is not a tuple")
         self.push(Record(Global("torch", "Storage"), identity))
 
 

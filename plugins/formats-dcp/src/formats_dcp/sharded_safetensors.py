@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fusion_core.weights import Location
 
-PATTERN = "shard-*-model-*-of-*.safetensors"
+_PATTERN = "shard-*-model-*-of-*.safetensors"
 _NUMBER = re.compile(r"shard-(\d{1,7})-")
 _LIMIT = 2**62
 _INFO, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
@@ -38,20 +38,16 @@ class SafetensorsFiles(ShardFiles):
 
     def find_boxes(self) -> Iterator[StoredBox]:
         """Yield the tensors of all files, those without elements only if they have no others."""
-        files = self.location.matching(PATTERN)
+        files = self.location.matching(_PATTERN)
         self._check_numbers(files)
         shards: dict[str, list[StoredBox]] = {}
         for file in files:
             for box in self._read_boxes(file):
                 shards.setdefault(box.tensor, []).append(box)
-        self._shapes = {name: self._shape(boxes) for name, boxes in shards.items()}
+        # the smallest shapes that hold all shards
+        self.shapes = {name: self._shape(boxes) for name, boxes in shards.items()}
         for boxes in shards.values():
             yield from [box for box in boxes if math.prod(box.shape)] or boxes[:1]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The smallest shapes that hold all shards."""
-        return self._shapes
 
     def _read_boxes(self, file: str) -> Iterator[StoredBox]:
         header = self.open(file)

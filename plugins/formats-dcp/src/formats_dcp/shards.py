@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -22,8 +23,6 @@ from fusion_core.weights import FileSource, Origin, StoredTensor, WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-    from fusion_core.weights import Location
 
 #: A box of indices: a start and a stop for each dimension.
 Box = tuple[tuple[int, int], ...]
@@ -55,18 +54,13 @@ class StoredBox:
 class ShardFiles(FileSource):
     """The files of a checkpoint, whose tensors are boxes. A subclass implements `find_boxes`."""
 
-    def __init__(self, location: Location) -> None:
-        self.boxes: dict[str, list[StoredBox]] = {}
-        super().__init__(location)
+    boxes: dict[str, list[StoredBox]]
+    #: the shape of every tensor, which `find_boxes` sets
+    shapes: dict[str, tuple[int, ...]]
 
     @abstractmethod
     def find_boxes(self) -> Iterable[StoredBox]:
         """Yield every box of the model that is not empty, or the one box of an empty tensor."""
-
-    @property
-    @abstractmethod
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor; known after `find_boxes`."""
 
     def find_tensors(self) -> Iterator[StoredTensor]:
         """Yield each box as a tensor."""
@@ -209,19 +203,19 @@ def _find_gap(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
     limit = _CELLS_PER_BOX * len(boxes) + _FREE_CELLS
     if math.prod(len(edges) - 1 for edges in cuts) > limit:
         return f"its {len(boxes)} shards form no grid, which is not supported"
-    cells = Counter(
-        cell
-        for box in boxes
-        for cell in product(
-            *(
-                [pair for pair in pairwise(edges) if start <= pair[0] < stop]
-                for edges, (start, stop) in zip(cuts, box, strict=True)
-            )
+    covered: set[Box] = set()
+    for box in boxes:
+        spans = (
+            pairwise(edges[bisect_left(edges, start) : bisect_left(edges, stop) + 1])
+            for edges, (start, stop) in zip(cuts, box, strict=True)
         )
-    )
+        for cell in product(*spans):
+            if cell in covered:
+                return f"{_spell(cell)} is stored twice"
+            covered.add(cell)
     for cell in product(*(pairwise(edges) for edges in cuts)):
-        if cells[cell] != 1:
-            return f"{_spell(cell)} is {'missing' if not cells[cell] else 'stored twice'}"
+        if cell not in covered:
+            return f"{_spell(cell)} is missing"
     return None
 
 

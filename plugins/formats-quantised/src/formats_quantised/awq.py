@@ -15,11 +15,11 @@ import torch
 
 from formats_quantised.declaration import open_quantised
 from formats_quantised.encodings import BandEncoding, read_columns, unpack_bits
-from formats_quantised.source import DequantisedSource
 from fusion_core import TensorInfo
 
 if TYPE_CHECKING:
     from formats_quantised.declaration import Quantised
+    from formats_quantised.source import DequantisedSource
     from fusion_core.weights import Location, WeightSource
 
 _CODES, _ZEROS, _SCALES = ".qweight", ".qzeros", ".scales"
@@ -63,22 +63,18 @@ def open_awq(location: Location) -> DequantisedSource:
     """Open a checkpoint of AWQ."""
     model = open_quantised(location)
     layout = str(model.settings.get("version") or model.settings.get("format") or "gemm").lower()
-    if layout != "gemm" or model.settings.get("bits", _BITS) != _BITS:
-        bits = model.settings.get("bits", _BITS)
+    bits = model.settings.get("bits", _BITS)
+    if layout != "gemm" or bits != _BITS:
         raise model.refuse(f"AWQ with the layout {shorten(layout)} and {shorten(bits)} bits")
     encodings = [_encoding(model, prefix) for prefix, _ in model.pairs(_CODES)]
     used = [encoding.prefix + part for encoding in encodings for part in _PARTS]
-    return DequantisedSource(
-        model.stored, encodings, used=used, label="AWQ", declared_in=model.declared_in
-    )
+    return model.decode(encodings, used=used, label="AWQ")
 
 
 def _encoding(model: Quantised, prefix: str) -> AwqMatrix:
-    codes = model.info(prefix + _CODES, torch.int32)
-    scales = model.info(prefix + _SCALES, torch.float16, torch.bfloat16, torch.float32)
+    codes = model.matrix(prefix + _CODES, torch.int32)
+    scales = model.matrix(prefix + _SCALES, torch.float16, torch.bfloat16, torch.float32)
     model.info(prefix + _ZEROS, torch.int32)
-    if len(codes.shape) != 2 or len(scales.shape) != 2 or 0 in (*codes.shape, *scales.shape):  # noqa: PLR2004
-        raise model.error(codes.name, f"has shape {list(codes.shape)}, expected a matrix")
     (inputs, words), groups = codes.shape, scales.shape[0]
     if inputs % groups:
         raise model.error(scales.name, f"has {groups} groups, which do not divide {inputs} inputs")

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from formats_quantised.declaration import open_quantised
-from formats_quantised.encodings import RowEncoding
-from formats_quantised.source import DequantisedSource
+from formats_quantised.declaration import DTYPES, open_quantised
+from formats_quantised.encodings import RowEncoding, read_columns
 from fusion_core import TensorInfo
 from fusion_core.weights import parse_json
 
 if TYPE_CHECKING:
     from formats_quantised.declaration import Quantised
     from formats_quantised.encodings import Encoding, Rectangle
+    from formats_quantised.source import DequantisedSource
     from fusion_core.weights import Location, WeightSource
 
 _KINDS = ("nf4", "fp4")
@@ -30,6 +30,8 @@ _ABSMAX, _MAP = ".absmax", ".quant_map"
 _NESTED, _NESTED_MAP = ".nested_absmax", ".nested_quant_map"
 _ROWS, _LAYOUT = ".SCB", ".weight_format"
 _LARGEST_STATE = 4096
+#: Offsets of scales are within the range of fp32.
+_LARGEST_OFFSET = 1e38
 _BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _CODES, _NESTED_CODES = 16, 256
 #: 1 / 127 as bitsandbytes rounds it.
@@ -84,9 +86,7 @@ class RowInt8(RowEncoding):
 
     def read_rectangle(self, stored: WeightSource, part: Rectangle) -> torch.Tensor:
         """Multiply codes and the scales of their rows in fp32."""
-        start = part.top * self.width + part.left
-        stop = (part.bottom - 1) * self.width + part.right
-        codes = stored.read(self.info.name, start, stop).view(part.bottom - part.top, -1)
+        codes = read_columns(stored, self.info.name, part.rows, part.columns, self.width)
         return codes * stored.read(self.scales, part.top, part.bottom).view(-1, 1) * _INT8_STEP
 
 
@@ -106,9 +106,7 @@ def open_bitsandbytes(location: Location) -> DequantisedSource:
     for prefix, info in model.pairs(_ROWS):
         encodings.append(_int8(model, prefix, info))
         used |= {f"{prefix}.weight", info.name, prefix + _LAYOUT}
-    return DequantisedSource(
-        model.stored, encodings, used=used, label="bitsandbytes", declared_in=model.declared_in
-    )
+    return model.decode(encodings, used=used, label="bitsandbytes")
 
 
 def _four_bits(model: Quantised, name: str, kind: str) -> FourBits:
@@ -116,9 +114,9 @@ def _four_bits(model: Quantised, name: str, kind: str) -> FourBits:
     shape, block, dtype = state["shape"], state["blocksize"], state["dtype"]
     count = math.prod(shape)
     info = TensorInfo(name, shape, model.dtype)
-    model.info(name, torch.uint8)
-    if model.info(name).numel != -(-count // 2):
-        raise model.error(name, f"has {model.info(name).numel} bytes for shape {list(shape)}")
+    codes = model.info(name, torch.uint8)
+    if codes.numel != -(-count // 2):
+        raise model.error(name, f"has {codes.numel} bytes for shape {list(shape)}")
     blocks = -(-count // block)
     model.info(name + _MAP, torch.float32)
     model.check_shape(name + _MAP, (_CODES,))
@@ -142,29 +140,22 @@ def _read_state(model: Quantised, name: str) -> dict[str, Any]:
         raise model.error(name, f"has {info.numel} bytes, expected at most {_LARGEST_STATE}")
     text = bytes(model.stored.read(name, 0, info.numel).tolist())
     state = parse_json(text, path=f"{model.stored.describe()}: {name}")
-    shape, block, nested = (
-        state.get("shape"),
-        state.get("blocksize"),
-        state.get("nested_blocksize", 1),
-    )
-    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}.get(
-        str(state.get("dtype"))
-    )
-    offset = state.get("nested_offset", 0.0)
+    shape, block = state.get("shape"), state.get("blocksize")
+    nested, offset = state.get("nested_blocksize", _BLOCKS[0]), state.get("nested_offset", 0.0)
+    dtype = DTYPES.get(str(state.get("dtype")))
     is_shape = isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
     is_known = type(block) is int and block in _BLOCKS and dtype is not None
-    is_nested = type(nested) is int and nested > 0 and isinstance(offset, float | int)
-    if not (is_shape and is_known and is_nested):
-        raise model.error(name, "has an invalid shape, blocksize, dtype or nested_offset")
+    is_nested = type(nested) is int and nested in _BLOCKS and type(offset) in (int, float)
+    if not (is_shape and is_known and is_nested and abs(offset) < _LARGEST_OFFSET):
+        problem = "has an invalid shape, blocksize, dtype, nested_blocksize or nested_offset"
+        raise model.error(name, problem)
     state |= {"shape": tuple(shape or ()), "dtype": dtype, "nested_blocksize": nested}
     return {**state, "nested_offset": float(offset)}
 
 
 def _int8(model: Quantised, prefix: str, scales: TensorInfo) -> RowInt8:
     name = f"{prefix}.weight"
-    info = model.info(name, torch.int8)
+    info = model.matrix(name, torch.int8)
     model.info(scales.name, torch.float32)
-    if len(info.shape) != 2 or 0 in info.shape:  # noqa: PLR2004
-        raise model.error(name, f"has shape {list(info.shape)}, expected a matrix")
     model.check_shape(scales.name, (info.shape[0],))
     return RowInt8(TensorInfo(name, info.shape, model.dtype), scales.name)

@@ -6,20 +6,22 @@ transformers (`Fp8Dequantize`). Scales of one byte are exponents of two with the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from reprlib import repr as shorten
 from typing import TYPE_CHECKING
 
 import torch
 
 from formats_quantised.declaration import open_quantised
-from formats_quantised.encodings import RowEncoding, count_rows
+from formats_quantised.encodings import RowEncoding, read_columns
 from formats_quantised.grids import Grid
-from formats_quantised.source import DequantisedSource
 from fusion_core import TensorInfo
 
 if TYPE_CHECKING:
     from formats_quantised.declaration import Quantised
     from formats_quantised.encodings import Rectangle
+    from formats_quantised.source import DequantisedSource
     from fusion_core.weights import Location, WeightSource
 
 _SCALE = "_scale_inv"
@@ -36,13 +38,10 @@ class BlockFp8(RowEncoding):
 
     def read_rectangle(self, stored: WeightSource, part: Rectangle) -> torch.Tensor:
         """Multiply values and scales in fp32."""
-        start = part.top * self.width + part.left
-        stop = (part.bottom - 1) * self.width + part.right
-        values = stored.read(self.info.name, start, stop).float()
+        values = read_columns(stored, self.info.name, part.rows, part.columns, self.width).float()
         scales = self.grid.read(stored, part)
         if scales.dtype is torch.uint8:
             scales = (scales.float() - _BIAS).exp2()
-        values = values.view(-1, part.right - part.left)
         return values.mul_(self.grid.expand(scales.float(), part))
 
 
@@ -53,19 +52,13 @@ def open_fp8(location: Location) -> DequantisedSource:
     if block is not None and (
         len(block) != 2 or any(type(size) is not int or size < 1 for size in block)  # noqa: PLR2004
     ):
-        raise model.refuse(f"weight_block_size {block}")
+        raise model.refuse(f"weight_block_size {shorten(block)}")
     encodings = [_encoding(model, name, block) for name, _ in model.pairs(_SCALE)]
     used = {encoding.info.name for encoding in encodings}
     used |= {encoding.grid.name for encoding in encodings}
     used |= {name for name in model.stored.infos if name.rpartition(".")[2] in _ACTIVATIONS}
     size = "tensor" if block is None else f"block of {block[0]}x{block[1]}"
-    return DequantisedSource(
-        model.stored,
-        encodings,
-        used=used,
-        label=f"fp8 with one scale per {size}",
-        declared_in=model.declared_in,
-    )
+    return model.decode(encodings, used=used, label=f"fp8 with one scale per {size}")
 
 
 def _encoding(model: Quantised, name: str, block: list[int] | None) -> BlockFp8:
@@ -79,7 +72,8 @@ def _encoding(model: Quantised, name: str, block: list[int] | None) -> BlockFp8:
         model.check_shape(scale.name, (*batch, *blocks))
         grid = Grid(scale.name, blocks, (block[0], block[1]), rows)
     elif scale.numel == 1:
-        grid = Grid(scale.name, (1, 1), (count_rows(shape), width), count_rows(shape))
+        height = math.prod((*batch, rows))
+        grid = Grid(scale.name, (1, 1), (height, width), height)
     else:
         model.check_shape(scale.name, (*batch, 1, 1))
         grid = Grid(scale.name, (1, 1), (rows, width), rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from formats_quantised.encodings import RowEncoding, unpack_bits
+from formats_quantised.encodings import RowEncoding, read_columns, unpack_bits
 from formats_quantised.fp4 import FP4_VALUES
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ class Compressed(RowEncoding):
         words = info.shape[-1]
         per_word = 8 * info.dtype.itemsize // self.bits
         first, last = part.left // per_word, -(-part.right // per_word)
-        start = part.top * words + first
-        packed = stored.read(self.codes, start, (part.bottom - 1) * words + last)
-        packed = packed.view(part.bottom - part.top, last - first)
+        packed = read_columns(stored, self.codes, part.rows, (first, last), words)
         if info.dtype.itemsize == 1 and per_word == 1:
             return packed
         codes = unpack_bits(packed, self.bits)

@@ -15,13 +15,13 @@ import torch
 from formats_quantised.compressed import Compressed
 from formats_quantised.declaration import open_quantised
 from formats_quantised.grids import Grid
-from formats_quantised.source import DequantisedSource
 from fusion_core import TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from formats_quantised.declaration import Quantised
+    from formats_quantised.source import DequantisedSource
     from fusion_core.weights import Location
 
 #: The formats whose values are compared with the library's.
@@ -65,18 +65,12 @@ def open_compressed(location: Location) -> DequantisedSource:
     for prefix in _find_prefixes(model):
         encoding = _encoding(model, prefix, groups)
         encodings.append(encoding)
-        used |= {f"{prefix}{suffix}" for suffix in (".weight", ".weight_shape")}
-        used |= {encoding.codes, encoding.scales.name}
+        used |= {f"{prefix}.weight_shape", encoding.codes, encoding.scales.name}
         used |= {encoding.zeros.name} if encoding.zeros else set()
         used |= {encoding.global_scale} if encoding.global_scale else set()
     used |= {name for name in model.stored.infos if name.endswith(_ACTIVATIONS)}
-    return DequantisedSource(
-        model.stored,
-        encodings,
-        used=used,
-        label=f"compressed-tensors {model.settings.get('format', 'dense')}",
-        declared_in=model.declared_in,
-    )
+    label = f"compressed-tensors {model.settings.get('format', 'dense')}"
+    return model.decode(encodings, used=used, label=label)
 
 
 def _read_groups(model: Quantised) -> list[_Group]:
@@ -89,11 +83,11 @@ def _read_groups(model: Quantised) -> list[_Group]:
         raise model.refuse("transform_config")
     groups = []
     for group in (model.setting("config_groups", dict) or {}).values():
-        kind = group.get("format") if isinstance(group, dict) else None
-        for name in (form, kind or form):
+        fields = group if isinstance(group, dict) else {}
+        for name in (form, fields.get("format") or form):
             if name not in _FORMATS:
                 raise model.refuse(f"the format {shorten(name)}")
-        weights = group.get("weights") if isinstance(group, dict) else None
+        weights = fields.get("weights")
         if weights is not None:
             groups.append(_read_group(model, weights))
     return list(dict.fromkeys(groups))
@@ -134,10 +128,11 @@ def _encoding(model: Quantised, prefix: str, groups: list[_Group]) -> Compressed
     if f"{prefix}.weight_g_idx" in names:
         raise model.refuse(f"{prefix}.weight_g_idx (actorder: group)")
     is_packed = f"{prefix}.weight_packed" in names
-    codes = model.info(f"{weight}_packed" if is_packed else weight)
-    if len(codes.shape) != 2 or 0 in codes.shape:  # noqa: PLR2004
-        raise model.error(codes.name, f"has shape {list(codes.shape)}, expected a matrix")
+    codes = model.matrix(f"{weight}_packed" if is_packed else weight)
     zeros = f"{weight}_zero_point" if f"{weight}_zero_point" in names else None
+    factor = f"{weight}_global_scale"
+    if factor in names and codes.dtype is not torch.uint8:
+        raise model.refuse(f"{factor} of {codes.dtype}")
     if not is_packed:
         model.info(weight, torch.float8_e4m3fn, torch.int8)
         scale = model.info(f"{weight}_scale", *_SCALES, torch.uint8)
@@ -150,10 +145,10 @@ def _encoding(model: Quantised, prefix: str, groups: list[_Group]) -> Compressed
     if zeros is not None:
         raise model.refuse(f"{zeros} of packed fp4")
     shape = (codes.shape[0], 2 * codes.shape[1])
-    if f"{weight}_global_scale" in names:
+    if factor in names:
         scale = model.info(f"{weight}_scale", torch.float8_e4m3fn)
-        model.info(f"{weight}_global_scale", torch.float32)
-        model.check_shape(f"{weight}_global_scale", (), (1,))
+        model.info(factor, torch.float32)
+        model.check_shape(factor, (), (1,))
     else:
         scale = model.info(f"{weight}_scale", torch.uint8)
     return _fit(model, (codes.name, shape, 4), scale, groups, None)

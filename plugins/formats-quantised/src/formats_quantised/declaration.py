@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from formats_quantised.source import DequantisedSource
 from fusion_core.errors import CheckpointError
 from fusion_core.weights import Origin, find_config_value, open_checkpoint, read_config, stamp_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    from formats_quantised.encodings import Encoding
     from fusion_core import TensorInfo
     from fusion_core.weights import Location, WeightSource
 
 _CONFIG = "config.json"
 _KEYS = frozenset(("quantization_config",))
-_DTYPES = {
+#: The dtypes of weights, by their names in configurations.
+DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
@@ -44,11 +47,10 @@ class Quantised:
     #: the configuration's file
     declared_in: Origin
 
-    def setting(self, name: str, expected: type | tuple[type, ...], default: object = None) -> Any:  # noqa: ANN401 - JSON
-        """Return a setting; raise `CheckpointError` for one of another type."""
+    def setting(self, name: str, expected: type, default: object = None) -> Any:  # noqa: ANN401 - JSON
+        """Return a setting, which may be null; raise `CheckpointError` for one of another type."""
         value = self.settings.get(name, default)
-        is_truth = isinstance(value, bool) and expected is int
-        if value is not None and (is_truth or not isinstance(value, expected)):
+        if value is not None and not isinstance(value, expected):
             raise CheckpointError(
                 f"{self.stored.describe()}: {_CONFIG} has the invalid {name} {shorten(value)}",
                 hint="Save or download the model again.",
@@ -71,12 +73,27 @@ class Quantised:
             raise self.error(name, f"is {info.dtype}, expected {names}")
         return info
 
+    def matrix(self, name: str, *dtypes: torch.dtype) -> TensorInfo:
+        """Return the description of a stored matrix that has to have one of some dtypes."""
+        info = self.info(name, *dtypes)
+        if len(info.shape) != 2 or 0 in info.shape:  # noqa: PLR2004
+            raise self.error(name, f"has shape {list(info.shape)}, expected a matrix")
+        return info
+
     def check_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
         """Raise `CheckpointError` unless a stored tensor has one of some shapes."""
         shape = self.info(name).shape
         if shape not in shapes:
             expected = " or ".join(str(list(shape)) for shape in shapes)
             raise self.error(name, f"has shape {list(shape)}, expected {expected}")
+
+    def decode(
+        self, encodings: Iterable[Encoding], *, used: Iterable[str], label: str
+    ) -> DequantisedSource:
+        """Return the model with decoded tensors; the arguments are those of its source."""
+        return DequantisedSource(
+            self.stored, encodings, used=used, label=label, declared_in=self.declared_in
+        )
 
     def error(self, name: str, problem: str) -> CheckpointError:
         """Return the error for a stored tensor that does not fit its declaration."""
@@ -110,15 +127,16 @@ def open_quantised(location: Location) -> Quantised:
         files={_CONFIG: {"content_sha256": hashlib.sha256(content).hexdigest()}},
         stamps={path: stamp_of(path.stat())},
     )
-    return Quantised(open_checkpoint(location), settings, _dtype_of(config, location), declared_in)
+    dtype = read_dtype(config, location)
+    return Quantised(open_checkpoint(location), settings, dtype, declared_in)
 
 
-def _dtype_of(config: dict[str, Any], location: Location) -> torch.dtype:
+def read_dtype(config: dict[str, Any], location: Location) -> torch.dtype:
     """Return the dtype that a configuration names, bfloat16 if it names none."""
     name = find_config_value(config, frozenset(("dtype", "torch_dtype"))) or "bfloat16"
-    if not isinstance(name, str) or name.removeprefix("torch.") not in _DTYPES:
+    if not isinstance(name, str) or name.removeprefix("torch.") not in DTYPES:
         raise CheckpointError(
             f"{location.name}: {_CONFIG} has the dtype {shorten(name)}, expected "
-            f"{', '.join(_DTYPES)}"
+            f"{', '.join(DTYPES)}"
         )
-    return _DTYPES[name.removeprefix("torch.")]
+    return DTYPES[name.removeprefix("torch.")]

@@ -6,7 +6,6 @@ read by several threads.
 
 from __future__ import annotations
 
-import math
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -35,6 +34,16 @@ class Rectangle:
     bottom: int
     left: int
     right: int
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The first row, and the last one plus one."""
+        return self.top, self.bottom
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """The first column, and the last one plus one."""
+        return self.left, self.right
 
 
 @dataclass(frozen=True)
@@ -150,10 +159,14 @@ def read_columns(
     columns: tuple[int, int],
     width: int,
 ) -> torch.Tensor:
-    """Read some columns of some rows of a stored tensor, seen as a matrix of some width."""
+    """Read some columns of some rows of a stored tensor, seen as a matrix of some width.
+
+    Whole rows, and a part of one row, are read at once.
+    """
     (top, bottom), (left, right) = rows, columns
-    if right - left == width:
-        return stored.read(name, top * width, bottom * width).view(-1, width)
+    if right - left == width or bottom - top == 1:
+        values = stored.read(name, top * width + left, (bottom - 1) * width + right)
+        return values.view(bottom - top, right - left)
     parts = (stored.read(name, row * width + left, row * width + right) for row in range(*rows))
     return torch.stack(tuple(parts))
 
@@ -184,8 +197,3 @@ def _rectangles(start: int, stop: int, width: int) -> Iterator[Rectangle]:
             end = stop // width * width
             yield Rectangle(row, end // width, 0, width)
         start = end
-
-
-def count_rows(shape: tuple[int, ...]) -> int:
-    """Return the number of rows of a tensor, seen as a matrix of its last axis."""
-    return math.prod(shape[:-1])

@@ -1,20 +1,21 @@
 """The header of a GGUF file: its metadata and the tensors that it describes.
 
 The `gguf` package maps a whole file and makes an array per field. This parser reads the header
-alone, within the limits for untrusted files, and keeps only numbers and texts that are asked for.
+alone, within the limits for untrusted files, and skips arrays and long texts.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+    from fusion_core.weights import Header
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -24,16 +25,10 @@ _LONGEST_TEXT = 2**16
 #: Codes of types of metadata, with their formats.
 _NUMBERS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
-_CHUNK = 2**16
+#: Bytes that are read at a time: as many as before, within these limits.
+_CHUNK, _LARGEST_CHUNK = 2**16, 2**20
 
 Value = int | float | bool | str
-
-
-class _Stream(Protocol):
-    path: Path
-    size: int
-
-    def read(self, size: int = -1) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +54,11 @@ class GgufHeader:
     start: int
 
 
-def parse_gguf(stream: _Stream) -> GgufHeader:
+def parse_gguf(stream: Header) -> GgufHeader:
     """Parse the header of a GGUF file.
 
-    Raises `CheckpointError` for other files, and `ValueError` or `struct.error` for malformed ones.
+    Raises `CheckpointError` for other files, and `ValueError`, `KeyError` or `struct.error` for
+    malformed ones.
     """
     cursor = _Cursor(stream)
     magic, version = cursor.take(4), cursor.number("I")
@@ -100,7 +96,7 @@ def _read_entry(cursor: _Cursor) -> Entry:
 class _Cursor:
     """A position in a header, which is read in chunks as far as needed."""
 
-    def __init__(self, stream: _Stream) -> None:
+    def __init__(self, stream: Header) -> None:
         self.position = 0
         self._stream = stream
         self._content = b""
@@ -163,5 +159,6 @@ class _Cursor:
         if end > self._stream.size:
             raise ValueError("the file ends inside its header")
         if end > len(self._content):
-            wanted = max(end - len(self._content), len(self._content), _CHUNK)
+            usual = max(_CHUNK, min(len(self._content), _LARGEST_CHUNK))
+            wanted = max(end - len(self._content), usual)
             self._content += self._stream.read(min(wanted, self._stream.size - len(self._content)))

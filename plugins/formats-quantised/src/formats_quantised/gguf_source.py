@@ -5,6 +5,7 @@ Blocks are dequantised by the `gguf` package itself and rounded to one dtype.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -13,23 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from formats_quantised.encodings import RowEncoding
+from formats_quantised.declaration import read_dtype
+from formats_quantised.encodings import RowEncoding, read_columns
 from formats_quantised.gguf_header import parse_gguf
 from formats_quantised.gguf_names import UNUSED, count_heads, rename
 from formats_quantised.source import DequantisedSource
 from fusion_core import TensorInfo
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import (
-    FileSource,
-    StoredTensor,
-    find_config_value,
-    read_config,
-)
+from fusion_core.weights import FileSource, StoredTensor, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from formats_quantised.encodings import Rectangle
+    from formats_quantised.encodings import BandCache, Rectangle
     from formats_quantised.gguf_header import Entry, GgufHeader
     from fusion_core.weights import Location, WeightSource
 
@@ -51,8 +48,7 @@ class GgufFiles(FileSource):
                 block, size = _block_of(entry.kind)
                 if not entry.shape or entry.shape[-1] % block:
                     raise ValueError(f"tensor {entry.name!r} has shape {entry.shape}")
-                info = TensorInfo("", entry.shape, torch.uint8)
-                count = info.numel // block * size
+                count = math.prod(entry.shape) // block * size
                 self.entries[entry.name] = entry
                 info = TensorInfo(entry.name, (count,), torch.uint8)
                 yield StoredTensor(file, info, header.start + entry.offset)
@@ -68,30 +64,32 @@ class GgufTensor(RowEncoding):
     #: the heads whose rows are permuted
     heads: int | None
 
+    def read(self, stored: WeightSource, start: int, stop: int, cache: BandCache) -> torch.Tensor:
+        """Dequantise a range; a permuted bias, which is short, is read whole."""
+        if self.heads is None or len(self.info.shape) > 1:
+            return super().read(stored, start, stop, cache)
+        octets = stored.read(self.stored_name, 0, stored.infos[self.stored_name].numel)
+        order = [self._permuted(row, self.heads) for row in range(start, stop)]
+        return _dequantise(octets, self.kind)[order].to(self.info.dtype)
+
     def read_rectangle(self, stored: WeightSource, part: Rectangle) -> torch.Tensor:
         """Dequantise the blocks that a part touches."""
         block, size = _block_of(self.kind)
         first, last = part.left // block, -(-part.right // block)
         row_bytes = self.width // block * size
-        begin, end = first * size, last * size
-
-        def read(top: int, bottom: int) -> torch.Tensor:
-            start, stop = top * row_bytes + begin, (bottom - 1) * row_bytes + end
-            return stored.read(self.stored_name, start, stop)
-
-        if self.heads is None:
-            octets = read(part.top, part.bottom)
-        else:
-            rows = map(self._permuted, range(part.top, part.bottom))
-            octets = torch.cat([read(row, row + 1) for row in rows])
-        values = _dequantise(octets, self.kind).view(part.bottom - part.top, -1)
+        spans = [part.rows]
+        if self.heads is not None:
+            rows = [self._permuted(row, self.heads) for row in range(*part.rows)]
+            spans = [(row, row + 1) for row in rows]
+        columns = first * size, last * size
+        octets = [read_columns(stored, self.stored_name, s, columns, row_bytes) for s in spans]
+        values = _dequantise(torch.cat(octets).view(-1), self.kind).view(part.bottom - part.top, -1)
         offset = part.left - first * block
         return values[:, offset : offset + part.right - part.left]
 
-    def _permuted(self, row: int) -> int:
+    def _permuted(self, row: int, heads: int) -> int:
         """Return the position in the file of a row."""
-        assert self.heads is not None  # noqa: S101 - the caller looked
-        half = self.info.shape[0] // self.heads // 2
+        half = self.info.shape[0] // heads // 2
         head, inner = divmod(row, 2 * half)
         part, pair = divmod(inner, half)
         return head * 2 * half + 2 * pair + part
@@ -106,8 +104,8 @@ def open_gguf(location: Location) -> DequantisedSource:
     for name, entry in files.entries.items():
         if name in UNUSED:
             continue
-        heads = count_heads(name, header, entry.shape[0], location.name)
         info = TensorInfo(rename(name, header, location.name), entry.shape, dtype)
+        heads = count_heads(name, header, entry.shape[0], location.name)
         encodings.append(GgufTensor(info, name, entry.kind, heads))
     kinds = sorted({_name_of(encoding.kind) for encoding in encodings})
     return DequantisedSource(
@@ -138,14 +136,11 @@ def _dtype_of(location: Location, files: GgufFiles) -> torch.dtype:
     """Return the dtype that a configuration names, or that of most values, if they are plain."""
     path = location.path / "config.json"
     if location.path.is_dir() and path.is_file():
-        config = read_config(path)
-        name = find_config_value(config, frozenset(("dtype", "torch_dtype")))
-        names = {str(dtype).removeprefix("torch."): dtype for dtype in _PLAIN.values()}
-        return names.get(str(name).removeprefix("torch."), torch.bfloat16)
+        return read_dtype(read_config(path), location)
     counts: dict[torch.dtype | None, int] = {}
     for entry in files.entries.values():
         kind = _PLAIN.get(entry.kind)
-        counts[kind] = counts.get(kind, 0) + TensorInfo("", entry.shape, torch.uint8).numel
+        counts[kind] = counts.get(kind, 0) + math.prod(entry.shape)
     return max(counts, key=lambda kind: counts[kind], default=None) or torch.bfloat16
 
 

@@ -15,12 +15,12 @@ import torch
 
 from formats_quantised.declaration import open_quantised
 from formats_quantised.encodings import BandEncoding, read_columns, unpack_bits
-from formats_quantised.source import DequantisedSource
 from fusion_core import TensorInfo
 from fusion_core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from formats_quantised.declaration import Quantised
+    from formats_quantised.source import DequantisedSource
     from fusion_core.weights import Location, WeightSource
 
 _CODES, _ZEROS, _SCALES, _GROUPS = ".qweight", ".qzeros", ".scales", ".g_idx"
@@ -80,18 +80,14 @@ def open_gptq(location: Location) -> DequantisedSource:
         for prefix, _ in model.pairs(_CODES)
     ]
     used = [encoding.prefix + part for encoding in encodings for part in _PARTS]
-    return DequantisedSource(
-        model.stored, encodings, used=used, label=f"GPTQ ({form})", declared_in=model.declared_in
-    )
+    return model.decode(encodings, used=used, label=f"GPTQ ({form})")
 
 
 def _encoding(model: Quantised, prefix: str, *, is_first_version: bool) -> GptqMatrix:
-    codes = model.info(prefix + _CODES, torch.int32)
-    scales = model.info(prefix + _SCALES, torch.float16, torch.bfloat16, torch.float32)
+    codes = model.matrix(prefix + _CODES, torch.int32)
+    scales = model.matrix(prefix + _SCALES, torch.float16, torch.bfloat16, torch.float32)
     model.info(prefix + _ZEROS, torch.int32)
     order = model.info(prefix + _GROUPS, torch.int32, torch.int64)
-    if len(codes.shape) != 2 or len(scales.shape) != 2 or 0 in (*codes.shape, *scales.shape):  # noqa: PLR2004
-        raise model.error(codes.name, f"has shape {list(codes.shape)}, expected a matrix")
     inputs, (words, outputs), groups = order.numel, codes.shape, scales.shape[0]
     bits = words * _WORD // max(inputs, 1)
     if bits not in _LESS or bits * inputs != words * _WORD:

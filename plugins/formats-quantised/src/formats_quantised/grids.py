@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from formats_quantised.encodings import read_columns
+
 if TYPE_CHECKING:
     from formats_quantised.encodings import Rectangle
     from fusion_core.weights import WeightSource
@@ -30,10 +32,8 @@ class Grid:
 
         The part consists of whole rows, or lies in one row.
         """
-        (first, last), (left, right) = self._rows(part), self.columns(part)
-        width = self.shape[1]
-        values = stored.read(self.name, first * width + left, (last - 1) * width + right)
-        return values.view(last - first, right - left)
+        rows, columns = self._rows(part), self.columns(part)
+        return read_columns(stored, self.name, rows, columns, self.shape[1])
 
     def expand(self, values: torch.Tensor, part: Rectangle) -> torch.Tensor:
         """Repeat the values of blocks so that they broadcast with the elements of the part."""

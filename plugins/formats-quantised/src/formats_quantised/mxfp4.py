@@ -15,11 +15,11 @@ import torch
 from formats_quantised.declaration import open_quantised
 from formats_quantised.encodings import BandEncoding, read_columns, unpack_bits
 from formats_quantised.fp4 import FP4_VALUES
-from formats_quantised.source import DequantisedSource
 from fusion_core import TensorInfo
 
 if TYPE_CHECKING:
     from formats_quantised.declaration import Quantised
+    from formats_quantised.source import DequantisedSource
     from fusion_core.weights import Location, WeightSource
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
@@ -61,9 +61,7 @@ def open_mxfp4(location: Location) -> DequantisedSource:
     model = open_quantised(location)
     encodings = [_encoding(model, name) for name, _ in model.pairs(_BLOCKS)]
     used = [encoding.info.name + end for encoding in encodings for end in (_BLOCKS, _SCALES)]
-    return DequantisedSource(
-        model.stored, encodings, used=used, label="mxfp4", declared_in=model.declared_in
-    )
+    return model.decode(encodings, used=used, label="mxfp4")
 
 
 def _encoding(model: Quantised, name: str) -> Mxfp4Experts:

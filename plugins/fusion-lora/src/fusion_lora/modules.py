@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -50,12 +49,6 @@ class Module:
     name: str
     form: Form
     info: TensorInfo
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the weight as a stored matrix (rows, columns)."""
-        rows, *others = self.info.shape
-        return rows, math.prod(others)
 
     def name_factors(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
         """Return factors of the stored matrix under PEFT's names and in its shapes."""

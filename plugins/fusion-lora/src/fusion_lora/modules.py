@@ -38,7 +38,7 @@ class Form(Enum):
     TRANSPOSED = "transposed"
     EMBEDDING = "embedding"
     CONVOLUTION = "convolution"
-    #: a router of a mixture, which is no linear layer: PEFT adapts its parameter
+    #: a router of a mixture, which is not a linear layer: PEFT adapts its parameter
     PARAMETER = "parameter"
 
 
@@ -98,7 +98,7 @@ def is_vector(info: TensorInfo) -> bool:
 
 
 def describe_kind(name: str, info: TensorInfo) -> str:
-    """Say what a tensor is that no factors can change."""
+    """Name the kind of a tensor that factors cannot change."""
     if _EXPERT.search(name) or len(info.shape) == _PACKED:
         return EXPERTS
     if name.endswith(".bias"):

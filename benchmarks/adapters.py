@@ -131,7 +131,7 @@ def _take_svds(options: argparse.Namespace) -> str:
     error = size = 0.0
     paths = [options.directory / name / "model.safetensors" for name in ("base", "expert")]
     with safe_open(paths[0], "pt") as base, safe_open(paths[1], "pt") as expert:
-        for name in base.keys():  # noqa: SIM118 - it is no mapping
+        for name in base.keys():  # noqa: SIM118 - it is not a mapping
             change = expert.get_tensor(name).float() - base.get_tensor(name).float()
             values = torch.linalg.svd(change, full_matrices=False).S.double().square()
             error += values[options.rank :].sum().item()

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import peft
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fusion_core.cli.app import app
 from fusion_core.errors import FusionError, RecipeError
+from fusion_core.plugins.manager import PluginManager, load_plugins
 from fusion_core.running.run import run_fusion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 pytestmark = [pytest.mark.plugins, pytest.mark.filterwarnings("ignore")]
 
@@ -173,6 +176,66 @@ def test_experts_are_adapted_as_one_parameter(tmp_path: Path, kind: str) -> None
     assert distance({n: theirs[n] for n in changed}, changed) < 1e-5
 
 
+def test_experts_of_a_layer_may_be_in_several_shards(tmp_path: Path) -> None:
+    fine_tune(tmp_path, "gpt-oss")
+    extract(tmp_path, "--only", "*experts.*_proj")
+    whole = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name in ("base", "expert"):  # both layers' down_proj lie behind both layers' gate_up_proj
+        tensors = load(tmp_path / name)
+        (tmp_path / name / "model.safetensors").unlink()
+        parts = {"model-1.safetensors": {}, "model-2.safetensors": {}}
+        for tensor, values in tensors.items():
+            parts[f"model-{1 + ('down_proj' in tensor)}.safetensors"][tensor] = values
+        for file, part in parts.items():
+            save_file(part, tmp_path / name / file)
+        index = {"weight_map": {tensor: file for file, part in parts.items() for tensor in part}}
+        (tmp_path / name / "model.safetensors.index.json").write_text(json.dumps(index))
+    extract(tmp_path, "--only", "*experts.*_proj", "--overwrite")
+    sharded = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert sharded.keys() == whole.keys()
+    assert all(torch.equal(sharded[key], values) for key, values in whole.items())
+
+
+def test_experts_without_all_parts_are_refused(tmp_path: Path) -> None:
+    """A mixture without gates has no `gate_up_proj` that PEFT could adapt."""
+    for name, value in (("base", 0.0), ("expert", 1.0)):
+        (tmp_path / name).mkdir()
+        module, parts = "model.layers.0.mlp.experts.0", ("up_proj", "down_proj")
+        tensors = {f"{module}.{part}.weight": torch.full((4, 4), value) for part in parts}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    assert "experts.0.up_proj.weight and 0 other tensors" in extract(tmp_path, code=2)
+
+
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+
+    def fail(file: int, data: memoryview, offset: int) -> int:
+        if Path(f"/proc/self/fd/{file}").readlink().name == "factors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(file, data, offset)
+
+    fine_tune(tmp_path, "llama")
+    monkeypatch.setattr(os, "pwrite", fail)
+    assert "No space left" in extract(tmp_path, code=6)
+
+
+def test_blocked_plugins_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    discover, blocked = PluginManager.discover, []
+
+    def spy(self: PluginManager, *, block: frozenset[str]) -> None:
+        blocked.append(block)
+        discover(self, block=block)
+
+    fine_tune(tmp_path, "llama")
+    load_plugins.cache_clear()
+    monkeypatch.setattr(PluginManager, "discover", spy)
+    models = [str(tmp_path / "expert"), "--base", str(tmp_path / "base")]
+    command = ["extract-lora", *models, "-o", str(tmp_path / "out"), "-q"]
+    result = CliRunner().invoke(app, ["--no-plugin", "fusion-ties", *command])
+    assert result.exit_code == 0, result.output
+    assert blocked == [{"fusion-ties"}]
+
+
 def test_a_module_with_factors_cannot_be_stored_whole(tmp_path: Path) -> None:
     fine_tune(tmp_path, "gpt-oss")
     output = extract(tmp_path, "--save-whole", "*router.bias", code=2)
@@ -261,7 +324,7 @@ def test_a_merge_of_adapters_stays_an_adapter(
 
 
 def test_joined_factors_take_no_more_rank_than_needed(tmp_path: Path, adapters: Path) -> None:
-    output = {"path": str(tmp_path / "out"), "adapter": {}}
+    output = {"path": str(tmp_path / "out"), "adapter": {}, "shard_size": "1kB"}  # PEFT: one file
     run_fusion({**recipe(adapters, "task-arithmetic"), "output": output})
     factors = load_file(tmp_path / "out" / "adapter_model.safetensors")
     sizes = {name: tensor.shape[0] for name, tensor in factors.items() if "lora_A" in name}

@@ -39,6 +39,7 @@ from fusion_core.weights.merging.trimming import (
 from fusion_core.weights.origin import Origin, stamp_of
 from fusion_core.weights.packing import Layout
 from fusion_core.weights.ranges import read_range
+from fusion_core.weights.reading._lora_experts import EXPERT_LAYOUTS, are_experts_transposed
 from fusion_core.weights.reading._lora_factors import are_neighbours_transposed
 from fusion_core.weights.reading.assets import (
     Files,
@@ -74,12 +75,14 @@ from fusion_core.weights.source import (
     collect_origins,
 )
 from fusion_core.weights.state_dict import StateDictSource, find_in_memory_source
+from fusion_core.weights.writing.disk import DataFile
 from fusion_core.weights.writing.materialise import materialise
 from fusion_core.weights.writing.outputs import stage_output
 from fusion_core.weights.writing.writer import Staging
 
 __all__ = [
     "BLOCK",
+    "EXPERT_LAYOUTS",
     "AlignedSource",
     "Alignment",
     "CastSource",
@@ -88,6 +91,7 @@ __all__ = [
     "Components",
     "CoordinatesKernel",
     "Cut",
+    "DataFile",
     "ElectKernel",
     "FileSource",
     "Files",
@@ -125,6 +129,7 @@ __all__ = [
     "WeightSource",
     "agreeing_magnitudes",
     "align",
+    "are_experts_transposed",
     "are_neighbours_transposed",
     "as_weights",
     "assemble",

@@ -28,8 +28,9 @@ from fusion_core.weights.reading.name_matching import match_names
 from fusion_core.weights.source import TensorInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from fusion_core.weights.reading._lora_experts import Target
     from fusion_core.weights.source import WeightSource
 
 
@@ -71,16 +72,21 @@ def locate_changes(adapter: WeightSource, base: WeightSource, config: Mapping[st
         ]
     changes = Changes(dict(base.infos))
     finder = _Finder(adapter, base, config, base_names)
-    plain = [module for module in factors if {*parameters[module]} <= {"weight"}]
-    labels = {module: f"{module}.weight" if parameters[module] else module for module in plain}
+    targets = {
+        module: finder.find_experts(module, factors[module], targeted)
+        for module, targeted in parameters.items()
+        if not {*targeted} <= {"weight"}
+    }
+    labels = {module: f"{module}.weight" if parameters[module] else module for module in factors}
+    labels |= {module: experts[0].parameter for module, experts in targets.items()}
     scales = read_scales(config, adapter.describe(), [*labels.values()])
-    for module in plain:
-        is_parameter = bool(parameters[module])
-        finder.add_plain(
-            changes, module, factors[module], scales[labels[module]], is_parameter=is_parameter
-        )
-    for module in [module for module in factors if module not in labels]:
-        finder.add_experts(changes, module, factors[module], parameters[module])
+    for module, keys in factors.items():
+        scale = scales[labels[module]]
+        if module in targets:
+            finder.add_experts(changes, module, keys, targets[module], scale)
+        else:
+            is_parameter = bool(parameters[module])
+            finder.add_plain(changes, module, keys, scale, is_parameter=is_parameter)
     for key_name, key in whole.items():
         name = base_names.get(key_name, key_name)
         info = replace(adapter.infos[key], name=name, dtype=torch.float64)
@@ -140,25 +146,35 @@ class _Finder:
             Product(a.name, b.name, scale, transposed, magnitude, rounded),
         )
 
-    def add_experts(
-        self, changes: Changes, module: str, keys: Mapping[str, str], parameters: list[str]
-    ) -> None:
-        """Add the changes of packed experts (`target_parameters`)."""
-        a, b = self._find_factors(module, keys)
-        targets = find_targets(
+    def find_experts(
+        self, module: str, keys: Mapping[str, str], parameters: list[str]
+    ) -> list[Target]:
+        """Return the weights of packed experts that factors change (`target_parameters`)."""
+        return find_targets(
             self.adapter.describe(),
             strip_nesting(module),
             parameters,
-            (a, b),
+            self._find_factors(module, keys),
             (self.base.infos, self.base_names),
         )
-        label = targets[0].parameter
-        rank, scale = read_scales(self.config, self.adapter.describe(), [label])[label]
-        if a.shape[0] != rank * targets[0].part.count:
+
+    def add_experts(
+        self,
+        changes: Changes,
+        module: str,
+        keys: Mapping[str, str],
+        targets: Sequence[Target],
+        scales: tuple[int, float],
+    ) -> None:
+        """Add the changes of packed experts, after a check of their rank."""
+        a, b = self._find_factors(module, keys)
+        rank, scale = scales
+        parameter, count = targets[0].parameter, targets[0].part.count
+        if a.shape[0] != rank * count:
             raise CheckpointError(
-                f"{self.adapter.describe()}: the factors of {label} have the shapes "
+                f"{self.adapter.describe()}: the factors of {parameter} have the shapes "
                 f"{list(a.shape)} and {list(b.shape)}, which do not fit rank {rank} for "
-                f"{targets[0].part.count} experts"
+                f"{count} experts"
             )
         for target in targets:
             stored = self.base.infos[target.weight]

@@ -25,7 +25,7 @@ _NESTED = ".base_layer"
 _PACKED = 3
 _LIVE_FOLDER = ".mlp."
 #: How releases store packed parameters one by one: their folder, and the parts from top to bottom.
-_SEPARATE: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
+EXPERT_LAYOUTS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     (".mlp.", {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}),
     (".mlp.", {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}),
     (".block_sparse_moe.", {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}),
@@ -71,11 +71,24 @@ def is_stored(
     return any(names.find(name) is not None for name in probe_names(module, [parameter]))
 
 
+def are_experts_transposed(gate: TensorInfo | None, down: TensorInfo | None) -> bool:
+    """Tell whether the packed experts of a layer are stored as (inputs, outputs), as in GPT-OSS.
+
+    A square parameter does not show this, so both are compared: `gate_up_proj` has two outputs per
+    input of `down_proj`. Without `down_proj`, a gate with more outputs than inputs is assumed.
+    """
+    if gate is None or len(gate.shape) != _PACKED:
+        return False
+    if down is None or len(down.shape) != _PACKED:
+        return gate.shape[2] > gate.shape[1]
+    return gate.shape[2] == 2 * down.shape[1] and gate.shape[1] == down.shape[2]
+
+
 def probe_names(module: str, parameters: Iterable[str]) -> Iterator[str]:
     """Yield names that a base may have for a module's parameters, to find a common prefix."""
     for parameter in parameters:
         yield f"{module}.{parameter}"
-        for layout in _SEPARATE:
+        for layout in EXPERT_LAYOUTS:
             yield from _expert_names(module, parameter, layout, 0)
 
 
@@ -133,18 +146,11 @@ def _fit_packed(
         return []
     transposed = info.shape[1:] == turned
     if straight == turned:
-        transposed = _is_gate_transposed(f"{module}.gate_up_proj", names)
+        parameters = ("gate_up_proj", "down_proj")
+        transposed = are_experts_transposed(
+            *(names.find(f"{module}.{parameter}") for parameter in parameters)
+        )
     return [Target(info.name, label, ExpertPart(info.shape[0]), transposed)]
-
-
-def _is_gate_transposed(gate: str, names: _BaseNames) -> bool:
-    """Tell whether the experts of a module are stored as (inputs, outputs), as in GPT-OSS.
-
-    A square parameter does not show this. The gate's outputs are twice as many as its inputs if the
-    other parameter is square.
-    """
-    info = names.find(gate)
-    return info is not None and len(info.shape) == _PACKED and info.shape[2] > info.shape[1]
 
 
 def _fit_separate(
@@ -152,7 +158,7 @@ def _fit_separate(
 ) -> list[Target]:
     """Return the targets if the base stores experts one by one and the factors fit all of them."""
     (ranks, width), (height, columns) = (factor.shape for factor in factors)
-    for layout in _SEPARATE:
+    for layout in EXPERT_LAYOUTS:
         parts = (
             [names.find(name) for name in _expert_names(module, parameter, layout, index)]
             for index in count()

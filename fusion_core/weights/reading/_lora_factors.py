@@ -97,6 +97,8 @@ def are_neighbours_transposed(base: WeightSource, name: str) -> bool | None:
     the last one. The biases of other weights show it: a bias has one entry per output. Returns None
     if no bias shows it.
     """
+    if not any(other.endswith(".bias") for other in base.infos):
+        return None
     prefix = name.removesuffix(".weight")
     while prefix:
         prefix = prefix.rpartition(".")[0]

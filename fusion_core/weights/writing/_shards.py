@@ -65,12 +65,13 @@ class Layout:
     def of(cls, infos: Sequence[TensorInfo], shard_size: int, stem: str = STEM) -> Layout:
         """Assign tensors to files of at most `shard_size` bytes of data, named after `stem`.
 
-        A tensor larger than that gets a file of its own.
+        A tensor larger than that gets a file of its own. Only a full model has several files: PEFT
+        and other readers expect one.
         """
         groups: list[list[TensorInfo]] = [[]]
         room = shard_size
         for info in infos:
-            if info.nbytes > room and groups[-1]:
+            if stem == STEM and info.nbytes > room and groups[-1]:
                 groups.append([])
                 room = shard_size
             groups[-1].append(info)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -168,6 +169,7 @@ class Nearness(AdaptiveTask):
     def evaluate(self, model: nn.Module) -> Measured:
         weight = next(model.parameters()).detach()
         outcome = 1 / (1 + float((weight - self._scale * torch.eye(2)).norm()))
+        outcome = math.nan if weight[0, 0] < 0 else outcome  # a model that diverged
         return Measured({"nearness": outcome}, outcomes=[outcome])
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
@@ -213,6 +215,20 @@ def test_a_greedy_soup_keeps_what_improves_the_average_on_its_half() -> None:
     assert result.report is not None
     distance = 2 * 2**0.5  # from three times the identity, which the other half measures
     assert result.report.average == pytest.approx(1 / (1 + distance))
+
+
+@pytest.mark.parametrize("others", [{}, {"a": layer(1, 2), "b": layer(1, 0)}], ids=["all", "some"])
+def test_a_greedy_soup_tries_models_that_score_nan_last(others: dict[str, nn.Module]) -> None:
+    models = {"nan": layer(-9, 1), **others}
+    result = run_fusion(
+        algorithm=GreedySoup(GreedySoupConfig()),
+        model_pool={"name": "checkpoints", "models": models},
+        task_pool=Halved(ComponentConfig()),
+        output=None,
+        evaluate=False,
+    )
+    expected = torch.eye(2) if others else torch.diag(torch.tensor([-9.0, 1.0]))
+    assert torch.equal(result.weights.tensor("weight"), expected)
 
 
 def test_a_greedy_soup_refuses_to_choose_on_what_is_measured() -> None:

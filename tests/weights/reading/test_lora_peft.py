@@ -149,6 +149,11 @@ def merge(path: Path) -> dict[str, torch.Tensor]:
             {"target_parameters": EXPERTS, "model": {"intermediate_size": 24}},
             2,
         ),
+        (
+            "gpt-oss",
+            {"target_parameters": EXPERTS, "model": {"intermediate_size": 12}},
+            2,
+        ),
     ],
 )
 def test_the_bits_are_those_of_merge_and_unload(

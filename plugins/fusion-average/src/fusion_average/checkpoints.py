@@ -31,6 +31,11 @@ class Checkpoint:
     step: int
     path: Path
 
+    @property
+    def name(self) -> str:
+        """The name of the model in a recipe."""
+        return f"step-{self.step}"
+
 
 def find_checkpoints(run: Path, pattern: str = "*") -> list[Checkpoint]:
     """Return the checkpoints in a directory by step: directories and .safetensors files.

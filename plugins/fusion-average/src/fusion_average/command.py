@@ -199,9 +199,7 @@ def _compose_recipe(
     recipe = {} if tasks is None else load_recipe(tasks)
     pool = recipe.get("model_pool", {"name": "checkpoints"})
     pool = {"name": pool} if isinstance(pool, str) else dict(pool)
-    pool["models"] = {
-        f"step-{checkpoint.step}": str(checkpoint.path) for checkpoint in reversed(selected)
-    }
+    pool["models"] = {checkpoint.name: str(checkpoint.path) for checkpoint in reversed(selected)}
     if base is not None:
         pool["base"] = base
     if side_files is not None:
@@ -217,17 +215,16 @@ def _parse_window(text: str | None) -> tuple[int | None, int | None]:
     begin, colon, end = text.partition(":")
     if not colon or not all(not part or part.isdecimal() for part in (begin, end)):
         raise RecipeError(f"--window: expected FROM:TO, such as 20000:50000, got {text!r}")
-    bounds = (int(begin) if begin else None, int(end) if end else None)
-    if None not in bounds and bounds[0] > bounds[1]:  # type: ignore[operator] # both are numbers
+    if begin and end and int(begin) > int(end):
         raise RecipeError(f"--window {text}: the first step is larger than the last")
-    return bounds
+    return int(begin) if begin else None, int(end) if end else None
 
 
 def _print_weights(planned: Plan, selected: Sequence[Checkpoint], *, as_json: bool) -> None:
     from fusion_average.run_average import RunAverage
     from fusion_core.commands import print_json, print_table
 
-    names = [f"step-{checkpoint.step}" for checkpoint in selected]
+    names = [checkpoint.name for checkpoint in selected]
     averages = [stage.stage for stage in planned.stages if isinstance(stage.stage, RunAverage)]
     weights = averages[0].weights_of(names) if averages else {}
     rows = [

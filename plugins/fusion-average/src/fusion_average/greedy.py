@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from fusion_average.config import GreedySoupConfig
@@ -66,7 +67,7 @@ class GreedySoup(Algorithm[GreedySoupConfig]):
         tasks: TaskPool[Any],
         context: RunContext,
     ) -> float:
-        """Measure the mean of some experts; larger is better."""
+        """Measure the mean of some experts; larger is better, and NaN is the worst."""
         weights = tuple((name in chosen) / len(chosen) for name in pool.experts)
         merged = context.merge(pool, WeightedMean(weights))
         model = pool.build(merged, dtype=tasks.dtype, device=context.device).eval()
@@ -79,4 +80,5 @@ class GreedySoup(Algorithm[GreedySoupConfig]):
                 hint="Name such tasks with --tasks.",
             )
         first = next(iter(report.main_metrics.values()))
-        return report.average if first.higher_is_better else -report.average
+        score = report.average if first.higher_is_better else -report.average
+        return float("-inf") if math.isnan(score) else score

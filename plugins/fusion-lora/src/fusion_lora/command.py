@@ -64,7 +64,8 @@ def extract_lora(
     """Extract a LoRA adapter from a fine-tuned model.
 
     PEFT loads the directory, and so does every recipe. The report names the error of each module.
-    Tensors that change but are no matrices, such as norms, are named: --save-whole stores them.
+    The command names tensors that change but are not matrices, such as norms. --save-whole stores
+    them.
 
     \b
     Examples:
@@ -72,24 +73,26 @@ def extract_lora(
       fuse extract-lora math --base base -o math-lora --energy 0.95
       fuse extract-lora math --base base -o math-lora --save-whole '*norm*'
     """  # noqa: D301 - \b is typer's: lines stay as they are
+    from fusion_core import hub
     from fusion_core.commands import escape_control, print_json, print_table, progress_for
     from fusion_lora.options import read_options
     from fusion_lora.pair import open_pair
     from fusion_lora.record import HEADINGS
     from fusion_lora.writing import write_adapter
 
-    del context
+    blocked: frozenset[str] = context.obj or frozenset()
     options = read_options(rank=rank, energy=energy, patterns=rank_pattern, dtype=dtype)
-    pair = open_pair(expert, base)
-    with pair.executor:
+    progress = progress_for(quiet=quiet)
+    with hub.session(progress), (pair := open_pair(expert, base, blocked)).executor:
         extraction = pair.plan(options, only=only or (), skip=skip or (), whole=save_whole or ())
         record = write_adapter(
             extraction,
             output,
             pair.executor,
             base_name=base,
+            blocked=blocked,
             overwrite=overwrite,
-            progress=progress_for(quiet=quiet),
+            progress=progress,
         )
     if as_json:
         print_json(record.as_data())

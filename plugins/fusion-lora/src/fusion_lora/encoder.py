@@ -101,7 +101,7 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
             full = sorted(expert for expert, part in parts.items() if part is None)
             if full:
                 raise RecipeError(
-                    f"output.adapter.rank: required, because {full[0]} holds {name} not as factors",
+                    f"output.adapter.rank: required, because {full[0]} holds no factors of {name}",
                     hint="For example: --set output.adapter.rank=32",
                 )
             ranks[name] = sum(part.rank for part in parts.values() if part is not None)

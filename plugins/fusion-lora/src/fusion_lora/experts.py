@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from fusion_core.weights import EXPERT_LAYOUTS, are_experts_transposed
 from fusion_lora.modules import PREFIX, rename_mixture
 
 if TYPE_CHECKING:
@@ -24,14 +25,12 @@ if TYPE_CHECKING:
 
 _PACKED = re.compile(r"(?P<module>.+\.experts)\.(?P<parameter>gate_up_proj|down_proj)")
 _SEPARATE = re.compile(r"(?P<module>.+\.experts)\.(?P<index>\d+)\.(?P<part>\w+)\.weight")
-#: The packed parameter of each part, and the part's place in it from top to bottom.
+#: The packed parameter of each part, and the names of its parts from top to bottom.
 _PARTS = {
-    "gate_proj": ("gate_up_proj", 0),
-    "up_proj": ("gate_up_proj", 1),
-    "down_proj": ("down_proj", 0),
-    "w1": ("gate_up_proj", 0),
-    "w3": ("gate_up_proj", 1),
-    "w2": ("down_proj", 0),
+    part: (parameter, parts)
+    for _, parameters in EXPERT_LAYOUTS
+    for parameter, parts in parameters.items()
+    for part in parts
 }
 #: PEFT wraps a module once per parameter, in the order of the parameters: the first is innermost.
 _ORDER = ("gate_up_proj", "down_proj")
@@ -110,38 +109,27 @@ def _find_packed(infos: Mapping[str, TensorInfo]) -> Iterator[ExpertGroup]:
         match = _PACKED.fullmatch(name)
         if match is None or len(info.shape) != _RANK:
             continue
-        gate = infos.get(f"{match['module']}.gate_up_proj")
+        gate, down = (infos.get(f"{match['module']}.{parameter}") for parameter in _ORDER)
         count, height, _ = info.shape
         experts = tuple((Rows(name, n * height, (n + 1) * height),) for n in range(count))
-        transposed = gate is not None and _is_turned(gate, infos, match["module"])
-        yield ExpertGroup(match["module"], match["parameter"], experts, transposed)
-
-
-def _is_turned(gate: TensorInfo, infos: Mapping[str, TensorInfo], module: str) -> bool:
-    """Tell whether experts are stored as (inputs, outputs): their inner sizes must agree.
-
-    The width of one expert is half of the gate's outputs and all of the other's inputs.
-    """
-    down = infos.get(f"{module}.down_proj")
-    if down is None:
-        return gate.shape[2] > gate.shape[1]
-    straight = gate.shape[1] == 2 * down.shape[2] and gate.shape[2] == down.shape[1]
-    turned = gate.shape[2] == 2 * down.shape[1] and gate.shape[1] == down.shape[2]
-    return turned and not straight
+        yield ExpertGroup(
+            match["module"], match["parameter"], experts, are_experts_transposed(gate, down)
+        )
 
 
 def _find_separate(infos: Mapping[str, TensorInfo]) -> Iterator[ExpertGroup]:
-    groups: dict[tuple[str, str], dict[int, dict[int, Rows]]] = {}
+    """Yield the parameters whose experts are numbered without gaps and have all their parts."""
+    groups: dict[tuple[str, tuple[str, tuple[str, ...]]], dict[int, dict[str, Rows]]] = {}
     for name, info in infos.items():
         match = _SEPARATE.fullmatch(name)
         if match is None or match["part"] not in _PARTS or len(info.shape) != _RANK - 1:
             continue
-        parameter, position = _PARTS[match["part"]]
         module = rename_mixture(match["module"])
-        experts = groups.setdefault((module, parameter), {})
-        experts.setdefault(int(match["index"]), {})[position] = Rows(name, 0, info.shape[0])
-    for (module, parameter), experts in groups.items():
-        if sorted(experts) == list(range(len(experts))):
-            matrices = (experts[index] for index in sorted(experts))
-            rows = tuple(tuple(parts[position] for position in sorted(parts)) for parts in matrices)
-            yield ExpertGroup(module, parameter, rows, transposed=False)
+        experts = groups.setdefault((module, _PARTS[match["part"]]), {})
+        experts.setdefault(int(match["index"]), {})[match["part"]] = Rows(name, 0, info.shape[0])
+    for (module, (parameter, parts)), experts in groups.items():
+        is_complete = all(rows.keys() == {*parts} for rows in experts.values())
+        if is_complete and sorted(experts) == list(range(len(experts))):
+            matrices = (experts[index] for index in range(len(experts)))
+            stacked = tuple(tuple(rows[part] for part in parts) for rows in matrices)
+            yield ExpertGroup(module, parameter, stacked, transposed=False)

@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
-from itertools import groupby
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,11 +20,12 @@ from fusion_lora.modules import SKIPPED, describe_kind, find_module
 from fusion_lora.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from fusion_core import Progress, WeightSource
     from fusion_lora.experts import ExpertGroup
+    from fusion_lora.modules import Module
     from fusion_lora.spool import Spool
 
 
@@ -56,11 +55,11 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Change:
-    """The change of one tensor: its norm and, if it gets factors, these."""
+    """The change of one tensor: its norm and, if it gets factors, these with their module."""
 
     name: str
     squared_norm: float
-    factors: Factors | None = None
+    product: tuple[Module, Factors] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,10 @@ class Extraction:
                 if change.squared_norm:
                     self._store(change, adapter, record, spool)
                 advance(info.numel)
-            for _, layer in groupby(groups, key=attrgetter("module")):
-                self._store_experts([*layer], executor, adapter, record, spool)
-                advance(sum(self.model.infos[name].numel for name in grouped) // len(groups))
+            for layer in _group_by_module(groups):
+                self._store_experts(layer, executor, adapter, record, spool)
+                names = (name for group in layer for name in group.tensors)
+                advance(sum(self.model.infos[name].numel for name in names))
         if not spool.infos:
             raise WeightsError(
                 f"nothing to put into an adapter: {len(record.treatments)} tensors differ from the "
@@ -105,7 +105,9 @@ class Extraction:
 
     def extract(self, name: str) -> Change:
         """Return the change of one tensor."""
-        if name in self.whole or name not in self.names or find_module(self.base, name) is None:
+        is_factored = name in self.names and name not in self.whole
+        module = find_module(self.base, name) if is_factored else None
+        if module is None:
             return Change(name, self._read_difference(name).squared_norm())
         rank, energy = self.ranks.of(name)
         low_rank = self.model.low_rank(name)
@@ -113,7 +115,7 @@ class Extraction:
             factors = compress(*low_rank.read(), rank, self.dtype)
         else:
             factors = factorise(self._read_difference(name), rank, energy, self.dtype)
-        return Change(name, factors.squared_norm, factors)
+        return Change(name, factors.squared_norm, (module, factors))
 
     def extract_expert(self, work: tuple[ExpertGroup, int]) -> Factors:
         """Return the factors of one expert's matrix, as it is stored."""
@@ -160,9 +162,9 @@ class Extraction:
                 spool.add(key, [values], tuple(values.shape))
 
     def _store(self, change: Change, adapter: Adapter, record: Record, spool: Spool) -> None:
-        name, norm, factors = change.name, change.squared_norm, change.factors
-        module = find_module(self.base, name)
-        if factors is not None and module is not None:
+        name, norm = change.name, change.squared_norm
+        if change.product is not None:
+            module, factors = change.product
             adapter.add(module, factors.rank)
             record.add(name, "factors", norm, factors.squared_error, rank=factors.rank)
             for key, values in module.name_factors(factors.left, factors.right).items():
@@ -198,3 +200,11 @@ class Extraction:
         difference = model.sub(base).reshape(last - first, width)
         check_finite(difference, name, f"{self.model.describe()} - {self.base.describe()}")
         return difference
+
+
+def _group_by_module(groups: Iterable[ExpertGroup]) -> Iterable[list[ExpertGroup]]:
+    """Return the groups of each module; shards of a model may store them apart."""
+    layers: dict[str, list[ExpertGroup]] = {}
+    for group in groups:
+        layers.setdefault(group.module, []).append(group)
+    return layers.values()

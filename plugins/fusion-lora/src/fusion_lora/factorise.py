@@ -37,10 +37,6 @@ class Factors(NamedTuple):
         """The length of the product."""
         return self.left.shape[1]
 
-    def rounded_to(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the factors in another dtype."""
-        return self.left.to(dtype).contiguous(), self.right.to(dtype).contiguous()
-
 
 def factorise(
     matrix: BlockedMatrix, rank: int | None, energy: float | None, dtype: torch.dtype

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ class Form(Enum):
     TRANSPOSED = "transposed"
     EMBEDDING = "embedding"
     CONVOLUTION = "convolution"
-    #: a router of a mixture, which is no linear layer: PEFT adapts its parameter
+    #: a router of a mixture, which is not a linear layer: PEFT adapts its parameter
     PARAMETER = "parameter"
 
 
@@ -50,12 +49,6 @@ class Module:
     name: str
     form: Form
     info: TensorInfo
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the weight as a stored matrix (rows, columns)."""
-        rows, *others = self.info.shape
-        return rows, math.prod(others)
 
     def name_factors(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
         """Return factors of the stored matrix under PEFT's names and in its shapes."""
@@ -105,7 +98,7 @@ def is_vector(info: TensorInfo) -> bool:
 
 
 def describe_kind(name: str, info: TensorInfo) -> str:
-    """Say what a tensor is that no factors can change."""
+    """Name the kind of a tensor that factors cannot change."""
     if _EXPERT.search(name) or len(info.shape) == _PACKED:
         return EXPERTS
     if name.endswith(".bias"):

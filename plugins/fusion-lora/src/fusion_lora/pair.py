@@ -61,10 +61,15 @@ class Pair:
         )
 
 
-def open_pair(expert: str, base: str) -> Pair:
-    """Open a model and its base. Raises the errors of the pool `checkpoints`."""
-    pool = CheckpointsPool(CheckpointsConfig(base=base, models={"expert": expert}))
-    aligned = pool.aligned(_POLICY)
+def open_pair(expert: str, base: str, blocked: frozenset[str] = frozenset()) -> Pair:
+    """Open a model and its base, without the plugins in `blocked`.
+
+    Raises the errors of the pool `checkpoints`.
+    """
+    plugins = load_plugins(blocked)
+    with plugins.active():
+        pool = CheckpointsPool(CheckpointsConfig(base=base, models={"expert": expert}))
+        aligned = pool.aligned(_POLICY)
     assert pool.base is not None  # noqa: S101 - named above
     assert aligned.base is not None  # noqa: S101
     original = pool.base.infos
@@ -73,7 +78,7 @@ def open_pair(expert: str, base: str) -> Pair:
         for name, info in aligned.base.infos.items()
         if name in original and original[name].shape != info.shape
     }
-    threads = load_plugins().find(ExecutorSpec, "threads")
-    executor: Executor = threads.create(threads.load_config()())
     model = as_weights(aligned.experts["expert"], aligned.base)  # it may be an adapter
+    threads = plugins.find(ExecutorSpec, "threads")
+    executor: Executor = threads.create(threads.load_config()())
     return Pair(model, aligned.base, frozenset(grown), executor)

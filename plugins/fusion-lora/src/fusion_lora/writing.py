@@ -42,12 +42,13 @@ def write_adapter(  # noqa: PLR0913 - what is written, where, and how
     executor: Executor,
     *,
     base_name: str | None,
+    blocked: frozenset[str] = frozenset(),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Record:
     """Extract an adapter into a directory, which appears complete or not at all.
 
-    Returns the errors. Raises as `stage_output` does.
+    Loads no plugin in `blocked`. Returns the errors. Raises as `stage_output` does.
     """
     progress = progress or Progress()
     with stage_output(directory, overwrite=overwrite) as staging:
@@ -57,16 +58,19 @@ def write_adapter(  # noqa: PLR0913 - what is written, where, and how
         materialise(spool, staging, shard_size=ONE_FILE, stem=STEM)
         staging.add(CONFIG, adapter.config(extraction.base, base_name))
         staging.add(REPORT, record.as_json())
-        staging.add(_PROVENANCE, _describe(extraction, record, staging))
+        staging.add(_PROVENANCE, _describe(extraction, record, staging, blocked))
         for model in (extraction.model, extraction.base):
             check_unchanged(model)
         staging.commit(overwrite=overwrite)
     return record
 
 
-def _describe(extraction: Extraction, record: Record, staging: Staging) -> bytes:
+def _describe(
+    extraction: Extraction, record: Record, staging: Staging, blocked: frozenset[str]
+) -> bytes:
     """Return the content of `provenance.json`, by which `--overwrite` knows the output."""
-    environment = describe_environment({_PLUGIN}, load_plugins().plugins, torch.device("cpu"))
+    plugins = load_plugins(blocked).plugins
+    environment = describe_environment({_PLUGIN}, plugins, torch.device("cpu"))
     models = {"expert": extraction.model, "base": extraction.base}
     parts = {
         **environment,

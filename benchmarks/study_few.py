@@ -40,14 +40,14 @@ def measure_lm_mini(path: Path) -> None:
     tasks = MiniTasks(MiniTasksConfig()).bind(pool)
     cases: dict[str, dict[str, Any] | None] = {"experts": None, "start": {**STRONG, "steps": 0}}
     cases |= {
-        f"{count} examples: {learner}": {**options, "examples": count}
+        f"{count} examples: {name}": {**learner, "examples": count}
         for count in COUNTS
-        for learner, options in LEARNERS.items()
+        for name, learner in LEARNERS.items()
     }
-    for case, given in cases.items():
+    for case, options in cases.items():
         if case not in done:
             started = time.process_time()
-            scores = _experts(pool, tasks) if given is None else _merge(pool, tasks, given)
+            scores = _experts(pool, tasks) if options is None else _merge(pool, tasks, options)
             seconds = round(time.process_time() - started, 1)
             run = {"pool": "lm-mini", "case": case, "score": scores, "seconds": seconds}
             with path.open("a", encoding="utf-8") as file:

@@ -115,7 +115,7 @@ def _pools(study: Study) -> Iterator[str]:
     yield "|---" * (len(OTHER_COUNTS) + 2) + "|"
     for pool in dict.fromkeys(pool for pool, _ in study.others):
         cases = [case for name, case in study.others if name == pool]
-        for learner, said in OTHER_LEARNERS.items():
+        for learner, label in OTHER_LEARNERS.items():
             by_count = {count: f"{count} examples: {learner}" for count in OTHER_COUNTS}
             cells = [
                 _normalised(study, pool, by_count[count]) if by_count[count] in cases else ""
@@ -123,7 +123,7 @@ def _pools(study: Study) -> Iterator[str]:
             ]
             if any(cells):
                 cells[0] = _normalised(study, pool, "start")
-                yield f"| {pool} | {said} | {' | '.join(cells)} |"
+                yield f"| {pool} | {label} | {' | '.join(cells)} |"
 
 
 def _normalised(study: Study, pool: str, case: str) -> str:

@@ -93,6 +93,31 @@ def test_an_expert_answers_prompts_that_it_writes(monkeypatch: pytest.MonkeyPatc
     assert sampler_of(MiniPool(PAIR)).pairs("roman") == pairs
 
 
+def test_an_expert_is_built_once_to_write_and_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, builds, build = MiniPool(PAIR), [], MiniPool.build
+
+    def record_build(self: Any, *arguments: Any, **options: Any) -> Any:
+        builds.append(arguments)
+        return build(self, *arguments, **options)
+
+    monkeypatch.setattr(MiniPool, "build", record_build)
+    sampler_of(pool).pairs("roman")
+    assert len(builds) == 1
+
+
+def test_a_long_prompt_is_cut_so_that_its_answer_fits() -> None:
+    pool = MiniPool(PAIR)
+    sampler = sampler_of(pool)
+    short = replace(sampler, prompts=replace(sampler.prompts, length=10))
+    context = list(range(5, 15))
+    answered, given = short.answer("roman", [Pair(context), Pair(context[:5], context[5:])])
+    assert answered.context == context[-10 + FEW["answer_tokens"] :]
+    assert 0 < len(answered.continuation) <= FEW["answer_tokens"]
+    assert given == Pair(context[:5], context[5:])
+    unknown = [Pair(context)]
+    assert short.answer("unknown", unknown) == unknown
+
+
 def test_without_a_chat_template_models_write_texts(
     models_of: Callable[..., dict[str, Any]],
 ) -> None:
@@ -168,6 +193,24 @@ def test_prompts_that_show_nothing_are_named(caplog: pytest.LogCaptureFixture) -
     assert caplog.text == ""
     sampler.warn_of_idle_prompts("roman", [Pair(start, [token])] * 2 + [Pair(start, [token + 1])])
     assert "for roman say little about it: the base begins 2 of 3 answers" in caplog.text
+
+
+def test_experts_answer_the_tasks_own_prompts_on_the_runs_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    devices: list[torch.device] = []
+    tasks = MiniTasks(MiniTasksConfig(tasks=["roman"])).bind(MiniPool(PAIR))
+    files: dict[str, bytes] = {}
+    prepared = tasks.prepare(torch.device("meta"), files.__setitem__)
+    assert files == {}
+
+    def answer(*_: object, device: torch.device) -> list[list[int]]:
+        devices.append(device)
+        return [[1]] * 1000
+
+    monkeypatch.setattr("pools_lm.tasks.sampling.cached_answer", answer)
+    assert prepared["roman"].load_examples(Split.UNLABELED)[0].continuation == [1]
+    assert devices == [torch.device("meta")]
 
 
 def test_tasks_of_files_adapt_on_prompts_of_models() -> None:

@@ -13,8 +13,7 @@ import torch
 
 from fusion_adapting._low_rank import factorise
 from fusion_adapting._sharing import ByColumn, ByComponent, ByRow, ByTensor
-from fusion_adapting._task_vectors import RowKernel, pieces_of, rows_of, stored_base
-from fusion_core.weights import Cut, is_matrix
+from fusion_core.weights import is_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_adapting._sharing import Sharing
-    from fusion_core.weights import MergedSource
+    from fusion_adapting._task_vectors import Resident
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,15 @@ class Factored:
     experts: int
 
     @classmethod
-    def read(
-        cls, merged: MergedSource, kernel: RowKernel, sharing: Sharing, *, like: Tensor
-    ) -> Factored | None:
-        """Read one matrix's base and task vectors, to the device and dtype of `like`.
+    def of(cls, vectors: Resident) -> Factored | None:
+        """Return the factors of one matrix's task vectors in the dtype of the computation.
 
         Returns None unless the factors of all experts are smaller than the matrix.
         """
-        shape = sharing.info.shape
+        sharing, shape = vectors.sharing, vectors.sharing.info.shape
         if not is_matrix(shape) or isinstance(sharing, ByComponent):
             return None
-        ((_, piece),) = pieces_of(merged, sharing.info.name, Cut.TENSOR)
-        matrices = rows_of(kernel, piece).to(like).view(-1, *shape)
+        matrices = vectors.rows.view(-1, *shape)
         limit = sharing.info.numel // (sum(shape) * len(matrices))
         left, right, owner = [], [], []
         for number, matrix in enumerate(matrices):
@@ -62,9 +58,9 @@ class Factored:
             left.append(factors[0])
             right.append(factors[1])
             owner += [number] * len(factors[1])
-        base = stored_base(merged, sharing.info.name, piece.base).reshape(-1).to(like.device)
-        owners = torch.tensor(owner, dtype=torch.long, device=like.device)
-        return cls(sharing, base, torch.cat(left, 1), torch.cat(right), owners, len(matrices))
+        owners = torch.tensor(owner, dtype=torch.long, device=matrices.device)
+        lefts, rights = torch.cat(left, 1), torch.cat(right)
+        return cls(sharing, vectors.base, lefts, rights, owners, len(matrices))
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Add the products of scaled factors to the base."""

@@ -171,14 +171,14 @@ def _make_leaves(
             return rows_of(kernel, piece).to(parameter)
 
         sharing = choose_sharing(merged.infos[name], grain, read_rows)
-        vectors: TaskVectors | None = None
+        vectors: TaskVectors
         if storage == "disk":
             vectors = OnDisk(sharing, merged, kernel)
-        elif storage == "auto":
-            vectors = Factored.read(merged, kernel, sharing, like=parameter)
-        if vectors is None:
+        else:
             dtype = torch.bfloat16 if storage == "bf16" else parameter.dtype
-            vectors = Resident.read(merged, kernel, sharing, like=parameter, dtype=dtype)
+            whole = Resident.read(merged, kernel, sharing, like=parameter, dtype=dtype)
+            factored = Factored.of(whole) if storage == "auto" else None
+            vectors = whole if factored is None else factored
         return Leaf(candidate.names, parameter, vectors, candidate.tensors, candidate.slot)
 
     leaves = map_on_cores(make, _candidates(pool, model))

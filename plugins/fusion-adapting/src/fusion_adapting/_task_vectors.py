@@ -128,12 +128,8 @@ def rows_of(kernel: RowKernel, piece: Piece) -> Tensor:
     return kernel.rows(piece).unsqueeze(-1).flatten(1)
 
 
-def stored_base(merged: MergedSource, name: str, values: Tensor) -> Tensor:
-    """Return values of a tensor's base in the dtype in which it is stored, if that is narrower."""
-    return values.to(_stored_dtype(merged, name, values))
-
-
 def _stored_dtype(merged: MergedSource, name: str, values: Tensor) -> torch.dtype:
+    """Return the dtype in which a tensor's base is stored if that is 16 bits wide, or `values`'."""
     base = merged.operands.base
     stored = values.dtype if base is None else base.infos[name].dtype
     return stored if stored in {torch.bfloat16, torch.float16} else values.dtype

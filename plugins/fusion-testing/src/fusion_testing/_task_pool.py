@@ -208,7 +208,7 @@ class TaskPoolSuite(
         unbound = pool_class(config)
         before = dict(vars(unbound))
         bound: object = unbound.bind(models)
-        if not isinstance(bound, pool_class) or unbound.names not in ((), bound.names):
+        if not isinstance(bound, pool_class) or list(unbound.names) not in ([], list(bound.names)):
             fail(
                 f"expected a pool with the same tasks from `bind`, got {bound!r}.",
                 "Return self, or a copy of it that holds what it needs of the models.",

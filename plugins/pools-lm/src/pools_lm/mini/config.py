@@ -1,7 +1,5 @@
 """Options of lm-mini. Importing them does not import torch."""
 
-from typing import Literal
-
 from fusion_core import ComponentConfig
 from pools_lm.tasks.config import Count, SamplingConfig, TaskNames
 
@@ -16,8 +14,5 @@ class MiniConfig(ComponentConfig):
 class MiniTasksConfig(SamplingConfig):
     """Six tasks, included in the package. Unlabeled lines differ from the test lines."""
 
-    prompts: Literal["own", "experts", "base"] = "own"
-    """Adapt on the tasks' own unlabeled examples, or on prompts that each task's expert or the base
-    writes."""
     batch_size: Count = 32
     """Set the number of examples per batch in evaluation."""

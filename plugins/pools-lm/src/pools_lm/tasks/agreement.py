@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -36,7 +36,6 @@ class AgreementTask(TokenTask):
     """
 
     name: str
-    prompts: Prompts | None = field(kw_only=True)
     sampler: PromptSampler = field(kw_only=True)
     batch_size: int = field(kw_only=True)
 
@@ -122,8 +121,7 @@ class AgreementTasks(TaskPool[AgreementConfig]):
         """Return these tasks with prompts written on the run's device, and save the prompts."""
         clone = copy.copy(self)
         clone._tasks = {  # noqa: SLF001
-            name: replace(task, sampler=replace(task.sampler, device=device))
-            for name, task in self._tasks.items()
+            name: task.on_device(device) for name, task in self._tasks.items()
         }
         write_prompts(clone._tasks.values(), save)  # noqa: SLF001
         return clone

@@ -182,7 +182,9 @@ class ReadingConfig(MeasuringConfig):
 class SamplingConfig(MeasuringConfig):
     """How models write prompts, for tasks without data of their own."""
 
-    prompts: Literal["own", "experts", "base"]
+    prompts: Literal["own", "experts", "base"] = "own"
+    """Adapt on the tasks' own unlabeled examples, or on prompts that each task's expert or the base
+    writes."""
     sampled: Count = 64
     """Let models write this number of prompts per task."""
     prompt_tokens: Count = 48
@@ -212,10 +214,6 @@ class LinesTasksConfig(MeasuringConfig):
 
 class LanguageTasksConfig(SamplingConfig, ReadingConfig, LinesTasksConfig):
     """Your own tasks, of any kind."""
-
-    prompts: Literal["own", "experts", "base"] = "own"
-    """Adapt on the tasks' own unlabeled examples, or on prompts that each task's expert or the base
-    writes."""
 
     datasets: Annotated[Mapping[str, AnyLines], Field(min_length=1)]
     """Define the tasks by name: a `kind` (perplexity, choice or generate), files, and how to read

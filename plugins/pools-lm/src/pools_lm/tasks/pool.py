@@ -51,13 +51,17 @@ class LanguageTasks(LinesTasks):
         return self.map_tasks(lambda task: replace(task, prompts=prompts, sampler=sampler))
 
     def prepare(self, device: torch.device, save: Callable[[str, bytes], None]) -> Self:
-        """Return these tasks with the prompts that models write on the run's device."""
-        if self.options.prompts == "own":
-            return self
+        """Return these tasks with prompts and answers that models write on the run's device.
+
+        Prompts of models are written here, and saved.
+        """
         prepared = self.map_tasks(lambda task: task.on_device(device))
-        tasks = (cast("LanguageTask[Any]", task) for task in prepared)
-        written = [task for task in tasks if task.has_expert]
-        write_prompts(written, save)
+        if self.options.prompts != "own":
+            tasks = (cast("LanguageTask[Any]", task) for task in prepared)
+            written = (
+                task for task in tasks if task.sampler and task.sampler.has_expert(task.name)
+            )
+            write_prompts(written, save)
         return prepared
 
 

@@ -144,7 +144,7 @@ class Prompts:
         """Return the tokens after which a model writes what a user says.
 
         Without a chat template, that is the start token. Raises `RecipeError` for a template that
-        changes what users say.
+        omits what users say.
         """
         if not self.is_chat:
             return [self.start_token]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,33 +67,38 @@ class PromptSampler:
                 f"task {task!r}: an encoder-decoder writes answers, but no prompts",
                 hint="Name a file of prompts: task_pool.datasets.NAME.unlabeled",
             )
-        expert, base = self.pool.expert_of(task), self.pool.base
-        writer = base if self.config.prompts == "base" and base is not None else expert
-        rows = self._write(writer, system, key)
+        expert = _LazyModel(self, self.pool.expert_of(task))
+        source = self.pool.base if self.config.prompts == "base" else None
+        # A base is released before the expert is built to answer.
+        rows = self._write(_LazyModel(self, source) if source else expert, system, key)
         if not self.prompts.is_chat:
             return [Pair(row[:1], row[1:]) for row in rows]
         texts = list(dict.fromkeys(text.strip() for text in self.prompts.decode(rows)))
         texts = [text for text in texts if text][: self.config.sampled]
         if not texts:
             raise FusionError(
-                f"{writer.describe()} writes no prompts",
+                f"{(source or expert.source).describe()} writes no prompts",
                 hint="Name a file of prompts: task_pool.datasets.NAME.unlabeled",
             )
         questions = self.prompts.questions([[Turn(text)] for text in texts], system)
-        room = self.prompts.length - self.config.answer_tokens
-        contexts = [Pair(ids).within(room).context for ids in self.prompts.contexts(questions)]
-        return self.answer(task, [Pair(context) for context in contexts])
+        length = self.prompts.length
+        contexts = [Pair(ids).within(length) for ids in self.prompts.contexts(questions)]
+        return self._answer(expert, contexts)
 
     def answer(self, task: str, pairs: Sequence[Pair]) -> list[Pair]:
-        """Return pairs, those without a continuation with the expert's greedy answer.
+        """Return pairs, those without a continuation with the greedy answer of the task's expert.
 
-        The options may ask for no answers, and the encoders of encoder-decoders read none.
+        Their contexts are cut so that the answers fit. Pairs stay as they are if the task has no
+        expert, if the options ask for no answers, and for encoder-decoders, whose encoders read
+        none.
         """
-        asked = [pair.context for pair in pairs if not pair.continuation]
-        if not asked or not self.config.answer_tokens or self.prompts.is_seq2seq:
+        if not self.has_expert(task):
             return list(pairs)
-        answers = iter(self._answer(self.pool.expert_of(task), asked))
-        return [pair if pair.continuation else Pair(pair.context, next(answers)) for pair in pairs]
+        return self._answer(_LazyModel(self, self.pool.expert_of(task)), pairs)
+
+    def has_expert(self, task: str) -> bool:
+        """Tell whether the pool has an expert for a task."""
+        return task in map(self.pool.task_of, self.pool.experts)
 
     def warn_of_idle_prompts(self, task: str, pairs: Sequence[Pair]) -> None:
         """Warn if the base begins most answers as the task's expert does.
@@ -114,7 +120,7 @@ class PromptSampler:
             return greedy_tokens(model, answered, batch_size=_BATCH, label=f"{task}, base")
 
         question = {"begin": [[list(pair.context), list(pair.continuation)] for pair in answered]}
-        begun = self._cached(base, question, begin)
+        begun = _LazyModel(self, base).ask(question, begin)
         same = sum(
             row == list(pair.continuation) for row, pair in zip(begun, answered, strict=True)
         )
@@ -136,9 +142,9 @@ class PromptSampler:
             return greedy_tokens(model, pairs, batch_size=_BATCH, label=f"{task}, expert")
 
         question = {"pairs": [[list(pair.context), list(pair.continuation)] for pair in pairs]}
-        return self._cached(self.pool.expert_of(task), question, predict)
+        return _LazyModel(self, self.pool.expert_of(task)).ask(question, predict)
 
-    def _write(self, writer: WeightSource, system: str | None, key: str) -> list[list[int]]:
+    def _write(self, writer: _LazyModel, system: str | None, key: str) -> list[list[int]]:
         """Return the tokens of prompts; without a chat template, the start token is the first."""
         start = self.prompts.user_start(system)
         count = self.config.sampled * (_DRAWS if self.prompts.is_chat else 1)
@@ -150,38 +156,55 @@ class PromptSampler:
 
         seed, tokens = self.config.sampling_seed, self.config.prompt_tokens
         question = {"start": start, "key": key, "count": count, "tokens": tokens, "seed": seed}
-        return self._cached(writer, question, write)
+        return writer.ask(question, write)
 
-    def _answer(self, expert: WeightSource, contexts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return the tokens of an expert's greedy answers, with their end token."""
+    def _answer(self, expert: _LazyModel, pairs: Sequence[Pair]) -> list[Pair]:
+        """Return pairs, those without a continuation with an expert's answer and its end token."""
+        tokens = self.config.answer_tokens
+        room = self.prompts.length - tokens
+        contexts = [pair.within(room).context for pair in pairs if not pair.continuation]
+        if not contexts or not tokens or self.prompts.is_seq2seq:
+            return list(pairs)
 
         def answer(model: nn.Module) -> list[list[int]]:
-            generator = self._generator(model, self.config.answer_tokens)
-            return generator.generate_tokens(contexts, label="answers")
+            return self._generator(model, tokens).generate_tokens(contexts, label="answers")
 
-        question = {"contexts": list(map(list, contexts)), "tokens": self.config.answer_tokens}
-        return self._cached(expert, question, answer)
+        question = {"contexts": list(map(list, contexts)), "tokens": tokens}
+        answered = map(Pair, contexts, expert.ask(question, answer))
+        return [pair if pair.continuation else next(answered) for pair in pairs]
 
     def _generator(self, model: nn.Module, tokens: int) -> TextGenerator:
         return TextGenerator(self.prompts, model, tokens, batch_size=_BATCH)
 
-    def _cached(
-        self, source: WeightSource, question: dict[str, Any], ask: Callable[[nn.Module], Any]
-    ) -> list[list[int]]:
-        def compute() -> Any:  # noqa: ANN401 - JSON
-            return ask(build_live(self.pool, source, self.device))
 
-        key = {"sampled prompts": 1, "ends": list(self.prompts.ends), **question}
-        rows: list[list[int]] = cached_answer(self.pool, source, key, compute, device=self.device)
+@dataclass(frozen=True)
+class _LazyModel:
+    """A model that is built for the first question whose answer is not cached."""
+
+    sampler: PromptSampler
+    source: WeightSource
+
+    def ask(
+        self, question: dict[str, Any], answer: Callable[[nn.Module], list[list[int]]]
+    ) -> list[list[int]]:
+        """Return what `answer(model)` says, or what it said to the same question before."""
+        pool, device = self.sampler.pool, self.sampler.device
+        key = {"sampled prompts": 1, "ends": list(self.sampler.prompts.ends), **question}
+        rows: list[list[int]] = cached_answer(
+            pool, self.source, key, lambda: answer(self._live), device=device
+        )
         return rows
+
+    @cached_property
+    def _live(self) -> nn.Module:
+        return build_live(self.sampler.pool, self.source, self.sampler.device)
 
 
 def write_prompts(tasks: Iterable[TokenTask], save: Callable[[str, bytes], None]) -> None:
-    """Write the prompts to adapt on, check them, and save them as JSON lines.
+    """Let models write the prompts to adapt on, check these, and save them as JSON lines.
 
-    A line has the task, the prompt and, if known, its answer.
-
-    These are the texts that models read, chat template included, without special tokens.
+    A line has the task, the prompt and its answer, which is empty if it is unknown. Prompts are the
+    texts that models read, chat template included, without special tokens.
     """
     lines: list[str] = []
     for task in tasks:

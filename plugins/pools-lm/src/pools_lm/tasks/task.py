@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pools_lm.tasks.sampling import PromptSampler
 
 
+@dataclass
 class TokenTask(ExampleTask):
     """A task whose examples are contexts with, if known, their continuations.
 
@@ -31,9 +32,9 @@ class TokenTask(ExampleTask):
     """
 
     #: None until the pool is bound to models
-    prompts: Prompts | None = None
+    prompts: Prompts | None = field(default=None, kw_only=True)
     #: None until the pool is bound to models, which can write prompts
-    sampler: PromptSampler | None = None
+    sampler: PromptSampler | None = field(default=None, kw_only=True)
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
         """Return `input_ids` and `attention_mask`, shape (size, tokens); labels are next tokens.
@@ -64,15 +65,16 @@ class TokenTask(ExampleTask):
             raise unbound_error(self.name)
         return self.prompts
 
+    def on_device(self, device: torch.device) -> Self:
+        """Return this task with prompts and answers that models write on a device."""
+        return replace(self, sampler=self.sampler and replace(self.sampler, device=device))
+
 
 @dataclass
 class LanguageTask(AdaptiveLinesTask[DataT], TokenTask):
     """A task of lines that models read as tokens."""
 
     config: LanguageTasksConfig
-    prompts: Prompts | None = None
-    #: None until the pool is bound to models, which can write prompts
-    sampler: PromptSampler | None = None
 
     def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
         """Return the tokens of lines; UNLABELED lines need no answer."""
@@ -91,20 +93,7 @@ class LanguageTask(AdaptiveLinesTask[DataT], TokenTask):
             return super().read_examples(split)
         if self.is_sampled:
             return self.sampler.pairs(self.name, self.system, key=str(split))
-        pairs = super().read_examples(split)
-        return self.sampler.answer(self.name, pairs) if self.has_expert else pairs
-
-    def on_device(self, device: torch.device) -> Self:
-        """Return this task with prompts that models write on a device."""
-        return replace(self, sampler=self.sampler and replace(self.sampler, device=device))
-
-    @property
-    def has_expert(self) -> bool:
-        """Whether the pool has an expert for this task, which can answer prompts."""
-        if self.sampler is None:
-            return False
-        pool = self.sampler.pool
-        return self.name in map(pool.task_of, pool.experts)
+        return self.sampler.answer(self.name, super().read_examples(split))
 
     @property
     def is_sampled(self) -> bool:

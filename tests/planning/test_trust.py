@@ -29,6 +29,8 @@ pytestmark = pytest.mark.plugins
 NAME = "lm-eval-python"
 REFUSED = f"the recipe needs trust that you have not given:\n  {NAME}: start the program ./evil"
 BASE, EXPERT = str(DATA / "base"), str(DATA / "experts" / "kinds")
+#: Tasks that are soon measured.
+FEW = {"name": "lm-mini", "tasks": ["kinds"], "limit": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -216,7 +218,7 @@ def test_the_form_of_a_recorded_output_is_not_made_without_trust(site: Site, fus
     site.install("packer", FORM, requires=("fusion-core>=0.1,<0.2",))
     load_plugins.cache_clear()
     shutil.copytree(BASE, "model")
-    write(recipe(task_pool="lm-mini", output={"packed": {}}), "model/recipe.yaml")
+    write(recipe(task_pool=FEW, output={"packed": {}}), "model/recipe.yaml")
     process = fuse("evaluate", "model")
     assert (process.code, "packer: start a packer" in process.err) == (2, True)
     assert not is_started()

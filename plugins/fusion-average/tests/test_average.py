@@ -22,6 +22,7 @@ from fusion_core import (
     AdaptiveTask,
     ComponentConfig,
     Measured,
+    RunOptions,
     Task,
     TaskPool,
     run_fusion,
@@ -225,7 +226,7 @@ def test_a_greedy_soup_tries_models_that_score_nan_last(others: dict[str, nn.Mod
         model_pool={"name": "checkpoints", "models": models},
         task_pool=Halved(ComponentConfig()),
         output=None,
-        evaluate=False,
+        options=RunOptions(evaluate=False),
     )
     expected = torch.eye(2) if others else torch.diag(torch.tensor([-9.0, 1.0]))
     assert torch.equal(result.weights.tensor("weight"), expected)

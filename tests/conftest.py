@@ -64,7 +64,17 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def fresh_plugins() -> Iterator[None]:
+    """Discover plugins anew in a test that installs or blocks one, and after it."""
+    load_plugins.cache_clear()
+    yield
+    load_plugins.cache_clear()
+
+
+@pytest.fixture
+def site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_plugins: None
+) -> Iterator[Site]:
     """Return an empty site directory, first on sys.path."""
     path = tmp_path / "site"
     path.mkdir()
@@ -110,14 +120,6 @@ def fuse(
 def make_site() -> type[Site]:
     """Return the class of site directories, for fixtures that outlive a test."""
     return Site
-
-
-@pytest.fixture(autouse=True)
-def _fresh_plugins() -> Iterator[None]:
-    """Discover plugins anew in every test: some install or block one."""
-    load_plugins.cache_clear()
-    yield
-    load_plugins.cache_clear()
 
 
 @pytest.fixture(scope="session")

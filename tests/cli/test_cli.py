@@ -467,6 +467,7 @@ def test_completion_offers_names() -> None:
     assert "ties" not in dict(completion.algorithms("x"))
 
 
+@pytest.mark.usefixtures("fresh_plugins")
 def test_completion_is_silent_about_errors_that_the_command_reports(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,6 +11,11 @@ from zlib import crc32
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, here or in a child process
+# What processes import is compiled once, whatever the shell says: tests start hundreds of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# Tests end processes, not the machine: what they write need not reach the disk.
+os.fsync = os.fdatasync = os.fstat  # type: ignore[assignment]
 _CACHE = tempfile.TemporaryDirectory(prefix="fusion-core-tests-")
 _NUMBERS = count()
 for _home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):

@@ -72,9 +72,7 @@ def fresh_plugins() -> Iterator[None]:
 
 
 @pytest.fixture
-def site(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_plugins: None
-) -> Iterator[Site]:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_plugins: None) -> Iterator[Site]:
     """Return an empty site directory, first on sys.path."""
     path = tmp_path / "site"
     path.mkdir()

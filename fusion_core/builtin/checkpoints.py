@@ -128,7 +128,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
             return PoolModel(name, live=given)
         preferred = self.config.format
         located = find_model(given, f"model_pool.{option}", *self.more_files, preferred=preferred)
-        return PoolModel(name, located=located, side_directory=self._side_directory)
+        return PoolModel(name, None, located, self._side_directory, self.more_files)
 
     @property
     def _all(self) -> list[PoolModel]:
@@ -184,7 +184,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         first = self._first_model
         if isinstance(first.live, RecipeSource):
             dtype = dtype or _stored_dtype(self.reference)
-        files = first.assets(*self.more_files, dtype=dtype)
+        files = first.assets(dtype)
         size = vocabulary_size(self.reference)
         original_size = self._vocabulary_size(first)
         if size == original_size:
@@ -192,7 +192,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         files = resize_vocabulary(files, original_size, size)
         for model in self._all:
             if self._vocabulary_size(model) == size:
-                return {**files, **select_tokenizer_files(model.assets(*self.more_files))}
+                return {**files, **select_tokenizer_files(model.assets())}
         return files
 
     def _vocabulary_size(self, model: PoolModel) -> int:
@@ -212,14 +212,14 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         An adapter's are those of its trainer, perhaps with a tokenizer.
         """
         models = {known.name: known for known in self._all}
-        return models[model].assets(*self.more_files)
+        return models[model].assets()
 
     def side_files(self) -> Mapping[str, Files]:
         """Return each model's side files. A nested recipe has those of its result.
 
         Under the option `rest`, a configuration is that of the part which all models have.
         """
-        files = {model.name: model.side_files(*self.more_files) for model in self._all}
+        files = {model.name: model.side_files for model in self._all}
         if self._given.rest is None:
             return files
         return {model: change_config(known, describe_part) for model, known in files.items()}

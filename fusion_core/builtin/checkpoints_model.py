@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
@@ -17,6 +17,7 @@ from fusion_core.weights.reading.assets import (
     collect_side_files,
     list_side_files,
     remove_keys,
+    set_dtype,
 )
 from fusion_core.weights.reading.location import ADAPTER_CONFIG, SINGLE
 from fusion_core.weights.reading.lora import read_base_name
@@ -32,15 +33,20 @@ if TYPE_CHECKING:
     from fusion_core.weights.reading.location import Location
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PoolModel:
-    """One model of the pool: located files, or an object of the caller's."""
+    """One model of the pool: located files, or an object of the caller's.
+
+    Files next to the weights are listed once, as the headers of the weights are read once.
+    """
 
     name: str
     live: Any = None
     located: LocatedModel | None = None
     #: the directory of side files, in place of the model's own
     side_directory: Path | None = None
+    #: patterns of side files in addition to the usual ones
+    more_files: tuple[str, ...] = ()
 
     @property
     def location(self) -> Location | None:
@@ -52,33 +58,46 @@ class PoolModel:
         """Whether it is an adapter, which has a base but is not a full model."""
         return self.located is not None and self.located.is_delta
 
-    def assets(self, *more: str, dtype: torch.dtype | None = None) -> Files:
-        """Return the files next to the weights that are copied with them."""
+    def assets(self, dtype: torch.dtype | None = None) -> Files:
+        """Return the files next to the weights that are copied with them.
+
+        `dtype` replaces the one in `config.json`.
+        """
         if isinstance(self.live, RecipeSource):
             return self.live.assets(dtype)
+        return (
+            self._assets
+            if dtype is None
+            else change_config(self._assets, partial(set_dtype, dtype=dtype))
+        )
+
+    @cached_property
+    def _assets(self) -> Files:
         if self.location is None:
             return {}
         directory = self._directory(self.location.path)
         if not directory.is_dir():
             return {}
-        return self._without_format(collect_side_files(directory, *more, dtype=dtype))
+        return self._without_format(collect_side_files(directory, *self.more_files))
 
-    def side_files(self, *more: str) -> Files:
-        """Return the files that identify the model, such as configuration and tokenizer.
+    @cached_property
+    def side_files(self) -> Files:
+        """The files that identify the model, such as configuration and tokenizer.
 
         A single file has them only if it is the one model of its directory.
         """
         if self.located is not None:
             location = self.located.location
             if self.is_delta:  # trainers may put the base's own configuration there
-                return {**list_side_files(location.directory, ADAPTER_CONFIG, *more), CONFIG: b"{}"}
+                listed = list_side_files(location.directory, ADAPTER_CONFIG, *self.more_files)
+                return {**listed, CONFIG: b"{}"}
             directory = self._directory(location.path)
             if not directory.is_dir():
                 if location.path.name != SINGLE:
                     return {}
                 directory = location.directory
             quantisers = () if self.located.format.spec.config_keys else QUANTISERS_FILES
-            return self._without_format(list_side_files(directory, *quantisers, *more))
+            return self._without_format(list_side_files(directory, *quantisers, *self.more_files))
         if isinstance(self.live, RecipeSource):
             return self.live.assets(None)
         describe = getattr(getattr(self.live, "config", None), "to_dict", None)

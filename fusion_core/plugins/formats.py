@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import compress
+from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.specs import FormatSpec
 from fusion_core.errors import CheckpointError
@@ -14,7 +15,7 @@ from fusion_core.weights.reading.location import Location, locate
 from fusion_core.weights.reading.quantisation import find_config_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from fusion_core.plugins.components import Component
     from fusion_core.plugins.manager import PluginManager
@@ -94,11 +95,9 @@ def _format_of(
 
     Formats with configuration keys take precedence over others, and full models over adapters.
     """
-    claiming = [
-        component
-        for component in plugins.components(FormatSpec)
-        if claims(component.spec, location)
-    ]
+    components = list(plugins.components(FormatSpec))
+    claimed = claims([component.spec for component in components], location)
+    claiming = list(compress(components, claimed))
     if chosen is not None and chosen in claiming:
         return chosen
     claiming = [component for component in claiming if component.spec.config_keys] or claiming
@@ -113,16 +112,19 @@ def _format_of(
     return claiming[0] if claiming else plugins.find(FormatSpec, _DEFAULT)
 
 
-def claims(spec: FormatSpec, location: Location) -> bool:
-    """Tell whether a model is in a format, by its file names and its configuration's keys."""
-    if not any(map(location.matching, spec.files)):
-        return False
+def claims(specs: Sequence[FormatSpec], location: Location) -> list[bool]:
+    """Tell which formats claim a model, by its file names and its configuration's keys."""
+    has_files = [any(map(location.matching, spec.files)) for spec in specs]
+    path = location.directory / CONFIG
+    has_keys = any(spec.config_keys for spec in compress(specs, has_files))
+    config = read_config(path) if has_keys and path.is_file() else {}
+    return [fits and _has_keys(spec, config) for spec, fits in zip(specs, has_files, strict=True)]
+
+
+def _has_keys(spec: FormatSpec, config: Mapping[str, Any]) -> bool:
     if not spec.config_keys:
         return True
-    path = location.directory / CONFIG
-    if not path.is_file():
-        return False
-    value = find_config_value(read_config(path), frozenset(spec.config_keys))
+    value = find_config_value(config, frozenset(spec.config_keys))
     if not spec.config_values:
         return value is not None
     return isinstance(value, dict) and all(value.get(k) == v for k, v in spec.config_values)

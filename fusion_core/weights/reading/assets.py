@@ -77,13 +77,11 @@ _DANGEROUS = (
 )
 
 
-def collect_side_files(
-    directory: Path, *more: str, dtype: torch.dtype | None = None
-) -> dict[str, bytes | Path]:
+def collect_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
     """Return the side files of a model directory by name, configurations without dangerous fields.
 
-    `more` are patterns of further files. `dtype` replaces the one in `config.json`. Raises
-    `CheckpointError` for a link out of the directory, whose target would be copied.
+    `more` are patterns of further files. Raises `CheckpointError` for a link out of the directory,
+    whose target would be copied.
     """
     files: dict[str, bytes | Path] = {}
     for name, path in _list_members(directory, (*SIDE_FILES, *more)):
@@ -91,9 +89,6 @@ def collect_side_files(
         if name.endswith("config.json"):
             config = read_config(directory / name)
             safe = _without_dangerous_fields(config)
-            if name == CONFIG and dtype is not None:
-                safe.pop("torch_dtype", None)
-                safe["dtype"] = str(dtype).removeprefix("torch.")
             if name == CONFIG or safe != config:
                 files[name] = _to_json(safe)
     return files
@@ -160,6 +155,12 @@ def change_config(
     """Return side files with a changed configuration, if they have one."""
     config = parse_config(files, CONFIG, "the base")
     return dict(files) if config is None else {**files, CONFIG: _to_json(change(config))}
+
+
+def set_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Return a configuration that states a dtype."""
+    others = {key: value for key, value in config.items() if key != "torch_dtype"}
+    return {**others, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def remove_keys(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:

@@ -209,8 +209,14 @@ case(
 
 
 def crowded(value: str, count: int, *, mapping: bool = False) -> Build:
-    values = ",".join(value.replace("#", str(n)) for n in range(count))
-    return with_file(pack(f"{{{values}}}".encode() if mapping else f'{{"a":[{values}]}}'.encode()))
+    """Build a header of `count` values; `#` stands for the number of a value."""
+
+    def build(path: Path) -> None:
+        values = ",".join(value.replace("#", str(n)) for n in range(count))
+        text = f"{{{values}}}" if mapping else f'{{"a":[{values}]}}'
+        (path / SINGLE).write_bytes(pack(text.encode()))
+
+    return build
 
 
 for label, build in {

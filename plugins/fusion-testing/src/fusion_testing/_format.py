@@ -50,7 +50,7 @@ class FormatSuite(DamageChecks):
 
     def test_its_models_are_known_by_their_files(self, spec: FormatSpec, model: Path) -> None:
         """The spec recognises a model of the format by its file names and `config.json`."""
-        if not claims(spec, Location(model, str(model))):
+        if claims([spec], Location(model, str(model))) != [True]:
             files = ", ".join(sorted(path.name for path in model.iterdir()))
             fail(
                 f"the spec of {spec.name!r} does not recognise a model with the files {files}.",

@@ -67,9 +67,9 @@ def test_samples_follow_the_models_distribution() -> None:
     counted = torch.bincount(tokens, minlength=len(expected)) / len(rows)
     assert float((counted - expected).abs().sum()) / 2 < 0.1  # total variation
     assert expected.max() < 0.9
-    again = generator.sample_tokens([context] * 3000, seed=0, key="test")
-    other = generator.sample_tokens([context] * 3000, seed=1, key="test")
-    assert rows == again != other
+    again = generator.sample_tokens([context] * 100, seed=0, key="test")
+    other = generator.sample_tokens([context] * 100, seed=1, key="test")
+    assert rows[:100] == again != other
 
 
 def test_an_expert_answers_prompts_that_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,7 +212,9 @@ def crowded(value: str, count: int, *, mapping: bool = False) -> Build:
     """Build a header of `count` values; `#` stands for the number of a value."""
 
     def build(path: Path) -> None:
-        values = ",".join(value.replace("#", str(n)) for n in range(count))
+        begin, *end = value.split("#")
+        numbered = [f"{begin}{n}{end[0]}" for n in range(count)] if end else [value] * count
+        values = ",".join(numbered)
         text = f"{{{values}}}" if mapping else f'{{"a":[{values}]}}'
         (path / SINGLE).write_bytes(pack(text.encode()))
 

@@ -55,6 +55,7 @@ def test_the_suite_that_the_page_shows_passes(tmp_path: Path) -> None:
     assert find_failed(outcome) == {WRONG}, outcome
 
 
+@pytest.mark.thorough
 def test_the_declaration_that_it_calls_wrong_is_all_that_fails(tmp_path: Path) -> None:
     outcome = run_page(tmp_path, "-k", "test_it or (mlp and (order or scale or degenerate))")
     assert find_failed(outcome) == {WRONG}, outcome

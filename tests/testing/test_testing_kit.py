@@ -642,6 +642,7 @@ EXPECTING = """
 """
 
 
+@pytest.mark.thorough
 def test_expected_failures_are_strict(site: Site, tmp_path: Path) -> None:
     files = {"faulty_methods.py": METHODS, "faulty_options.py": OPTIONS}
     site.install("faulty-plugin", PLUGIN, files=files)

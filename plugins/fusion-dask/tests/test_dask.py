@@ -63,13 +63,6 @@ def wait_until(ready: Any) -> None:
         time.sleep(0.01)
 
 
-def test_a_merge_has_the_same_bytes(executor: Executor, checkpoint: Path, tmp_path: Path) -> None:
-    source = CheckpointSource(checkpoint)
-    files = copy_checkpoint(source, executor, tmp_path / "out")
-    assert len(files) == 9
-    assert files == copy_checkpoint(source, None, tmp_path / "alone")
-
-
 def test_a_worker_that_dies_does_not_change_the_result(
     deaths: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_an_endless_template_is_named(saved: Callable[..., dict[str, Path]]) -> 
     assert tokenizer.encode(["the fox"], special=False), "the child is restarted"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -88,6 +89,7 @@ def test_a_failing_template_is_named(saved: Callable[..., dict[str, Path]], temp
         tokenizer.render([MESSAGE])
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("_one_second")
 def test_an_endless_regular_expression_is_named(saved: Callable[..., dict[str, Path]]) -> None:
     pattern = {"Regex": "(x+x+)+y"}
@@ -100,6 +102,7 @@ def test_an_endless_regular_expression_is_named(saved: Callable[..., dict[str, P
         read_vocabulary(files, "models/base").tokenize(["x" * 50_000])
 
 
+@pytest.mark.thorough
 def test_an_invalid_answer_is_refused(saved: Callable[..., dict[str, Path]]) -> None:
     tokenizer_client = ConfinedTokenizer.of(saved(), "models/base").client
     numbers = TypeAdapter[list[int] | None](list[int] | None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from itertools import pairwise
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -152,10 +153,13 @@ def merge(chains: Chains) -> Path:
     return chains.root / "merged"
 
 
-def test_a_run_prints_the_smoke_test(merge: Path, run_fuse: Callable[..., Any]) -> None:
+def test_a_run_prints_the_smoke_test(merge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(merge.parent)
     pool = [f"model_pool.base={merge}/../base", f"model_pool.models=[{merge}/../math]"]
     options = ["--pool", "causal-lm", "--set", pool[0], "--set", pool[1]]
-    done = run_fuse("run", "--algo", "simple-average", *options, "-o", "again", "-q")
+    arguments = ["run", "--algo", "simple-average", *options, "-o", "again", "-q"]
+    done = CliRunner().invoke(resolve_name("fusion_core.cli.app:app"), arguments)
+    assert done.exit_code == 0
     assert done.stdout.startswith("written: again\n\nsmoke test: greedy, 32 tokens at most")
     assert "\n  base   " in done.stdout
     assert "\nto again  " in done.stdout

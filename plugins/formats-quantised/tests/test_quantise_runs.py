@@ -184,6 +184,37 @@ def test_transformers_quantises_the_modules_that_are_quantised(written: Path) ->
     assert modules == expected
 
 
+def test_packed_experts_have_the_layout_of_transformers_on_a_gpu(
+    models: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.integrations.finegrained_fp8 import FP8Experts
+
+    for name in ("base", "a", "b"):
+        model = AutoModelForCausalLM.from_pretrained(models / name, dtype="auto")
+        state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+        state.pop("lm_head.weight")
+        (tmp_path / name).mkdir()
+        save_file(state, tmp_path / name / "model.safetensors", {"format": "pt"})
+        config = (models / name / "config.json").read_bytes()
+        (tmp_path / name / "config.json").write_bytes(config)
+    result = run(models, tmp_path / "out", model_pool=pool(tmp_path))
+    assert "packed experts: 2 tensors" in result.summary[1]
+    stored, source = load(tmp_path / "out"), find_model(str(tmp_path / "out"), "model").open()
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    layer = "model.layers.0.mlp.experts"
+    expected = FP8Experts(config, block_size=(32, 32)).state_dict()
+    assert len(expected) == 4
+    for name, parameter in expected.items():
+        tensor = stored[f"{layer}.{name}"]
+        assert (tensor.shape, tensor.dtype) == (parameter.shape, parameter.dtype)
+    for name in ("gate_up_proj", "down_proj"):
+        scales = stored[f"{layer}.{name}_scale_inv"]
+        spread = scales.repeat_interleave(32, 1).repeat_interleave(32, 2)
+        decoded = (stored[f"{layer}.{name}"].float() * spread).bfloat16()
+        assert torch.equal(source.tensor(f"{layer}.{name}"), decoded)
+
+
 def test_the_error_is_that_of_the_written_values(written: Path, plain: Tensors) -> None:
     report = json.loads((written / "quantise_report.json").read_text())
     provenance = json.loads((written / "provenance.json").read_text())

@@ -58,6 +58,11 @@ class LinearWeights:
         return sorted({_HEAD, *map(module_of, self.plain)})
 
     @property
+    def packed(self) -> list[str]:
+        """The packed experts to quantise."""
+        return [name for name in self.chosen if not name.endswith(_WEIGHT)]
+
+    @property
     def by_reason(self) -> dict[str, list[str]]:
         """The tensors that stay plain, by reason."""
         groups = defaultdict(list)

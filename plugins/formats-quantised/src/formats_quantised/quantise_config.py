@@ -34,5 +34,5 @@ class QuantiseConfig(ComponentConfig):
     and vectors always do, and so does all that a quantised base stores plain."""
     partial_blocks: bool = False
     """Quantise matrices whose sides are not multiples of the block size, too, with smaller blocks
-    at the ends. transformers dequantises such blocks wrongly or not at all. Default: only
-    matrices that the base stores in fp8 already."""
+    at the ends. transformers dequantises such blocks wrongly or not at all. Without
+    this, only matrices that the base stores in the same blocks."""

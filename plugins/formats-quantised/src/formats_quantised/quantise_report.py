@@ -55,7 +55,7 @@ class QuantiseReport:
         return json.dumps(self.as_data(), indent=2).encode() + b"\n"
 
     def describe(self) -> Iterator[str]:
-        """Yield lines for people: the error, and matrices that stay plain though nobody asked."""
+        """Yield lines for people: the error, limits, and matrices that stay plain unasked."""
         largest = self._largest
         rows, columns = self.config.block_size
         yield (
@@ -63,6 +63,11 @@ class QuantiseReport:
             f"{rows}x{columns}, relative error {self._relative_error:.3g} (Frobenius), at most "
             f"{_relative_error(largest):.3g} in {largest.name}"
         )
+        if packed := self.weights.packed:
+            yield (
+                f"packed experts: {len(packed)} tensors, for example {packed[0]}: transformers "
+                "reads their scales on a GPU, and ignores them where it dequantises"
+            )
         for reason, names in self.weights.by_reason.items():
             if reason not in {NOT_LINEAR, SKIPPED}:
                 yield f"not quantised: {len(names)} matrices, for example {names[0]}: {reason}"

@@ -1,9 +1,13 @@
-"""Time and memory of reading quantised checkpoints, against torch on whole tensors in memory.
+"""Time and memory of reading and writing quantised checkpoints, against torch in memory.
 
 The floor of a format dequantises each stored tensor at once, from memory, with the same arithmetic
 on the same dtypes, and rounds it to bf16. Ours opens the directory and reads it range by range, as
 the engine does. Both run in one process on one thread, in turns; the best of each counts. Peak
 memory is measured in a child of its own, above that of importing torch and the plugin.
+
+Writing is an average of two experts with `output.quantise`. Its floor is the same run with plain
+output, and a loop that quantises the written tensors whole, from memory. `--write` measures only
+this.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import torch
 from measuring import MB, child, headings, row
 from safetensors.torch import load_file, save_file
 
-from fusion_core import find_model
+from fusion_core import RunOptions, find_model, run_fusion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,6 +210,56 @@ def read(directory: Path) -> None:
             source.read(name, start, stop)
 
 
+def make_experts(folder: Path, rows: int, width: int) -> None:
+    """Write two experts of eight matrices."""
+    for model in ("a", "b"):
+        (folder / model).mkdir()
+        (folder / model / "config.json").write_text('{"dtype": "bfloat16"}')
+        names = (f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(8))
+        tensors = {name: torch.randn(rows // 8, width).bfloat16() for name in names}
+        save_file(tensors, folder / model / "model.safetensors", {"format": "pt"})
+
+
+def merge(folder: Path, **form: str) -> None:
+    """Write the average of the experts on one worker."""
+    run_fusion(
+        algorithm="simple-average",
+        model_pool={"models": [str(folder / "a"), str(folder / "b")]},
+        output={"path": str(folder / "-".join(("out", *form))), **form},
+        options=RunOptions(workers=1, overwrite=True),
+    )
+
+
+def quantise(tensors: Tensors) -> None:
+    """Quantise whole tensors in blocks, and measure the error."""
+    for tensor in tensors.values():
+        values = tensor.float()
+        blocks = values.view(len(tensor) // GROUP, GROUP, -1, GROUP)
+        scales = blocks.abs().amax((1, 3), keepdim=True) / 448
+        codes = (blocks / scales).to(torch.float8_e4m3fn)
+        (codes.float() * scales - blocks).norm()
+
+
+def measure_writing(rows: int, width: int, repeats: int) -> None:
+    """Print the table of writing."""
+    print(headings(["written", "plain", "torch", "ours", "ours / (plain + torch)", "peak"]))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_experts(folder, rows, width)
+        merge(folder)
+        tensors = load_file(folder / "out" / "model.safetensors")
+        works = (
+            lambda: merge(folder),
+            lambda: quantise(tensors),
+            lambda: merge(folder, quantise="fp8-block"),
+        )
+        rounds = [[measure(work) for work in works] for _ in range(repeats)]
+        plain, torch_, ours = (min(times) for times in zip(*rounds, strict=True))
+        peak = int(child(Path(__file__), "--peak-writing", name))
+    times = (f"{plain:.2f} s", f"{torch_:.2f} s", f"{ours:.2f} s", f"{ours / (plain + torch_):.2f}")
+    print(row(["block-fp8", *times, f"{peak / MB:.0f} MB"]), flush=True)
+
+
 def peak_memory() -> int:
     """Return the peak memory of this process in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -226,6 +280,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peak", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--peak-writing", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.peak:
@@ -234,6 +290,16 @@ def main() -> None:
         before = peak_memory()
         read(given.peak)
         print(peak_memory() - before)
+        return
+    if given.peak_writing:
+        merge(given.peak_writing)  # imports all that a run needs
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = peak_memory()
+        merge(given.peak_writing, quantise="fp8-block")
+        print(peak_memory() - before)
+        return
+    if given.write:
+        measure_writing(given.rows, given.width, given.repeats)
         return
     print(headings(["format", "floor", "ours", "ours / floor", "peak above torch"]))
     for name, (_, floor) in FORMATS.items():
@@ -247,6 +313,7 @@ def main() -> None:
         whole, ours = (min(times) for times in zip(*pairs, strict=True))
         cells = [name, f"{whole:.2f} s", f"{ours:.2f} s", f"{ours / whole:.2f}"]
         print(row([*cells, f"{peak / MB:.0f} MB"]), flush=True)
+    measure_writing(given.rows, given.width, given.repeats)
 
 
 if __name__ == "__main__":

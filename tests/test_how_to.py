@@ -260,10 +260,13 @@ def test_a_quantised_base_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     page, name = "merge-quantised-models.md", "model.q_proj.weight"
     for seed, expert in enumerate(("base-fp8", "math", "code")):
         model(tmp_path / expert, seed)
+        tensors = load_file(tmp_path / expert / "model.safetensors")
+        tensors[name] = tensors[name].repeat(32, 32)  # a whole block for `output.quantise`
+        save_file(tensors, tmp_path / expert / "model.safetensors", metadata={"format": "pt"})
     path = tmp_path / "base-fp8"
     tensors = load_file(path / "model.safetensors")
     codes = tensors[name].to(torch.float8_e4m3fn)
-    tensors |= {name: codes, f"{name}_scale_inv": torch.full((2, 2), 0.5)}
+    tensors |= {name: codes, f"{name}_scale_inv": torch.full((64, 64), 0.5)}
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     config = {"model_type": "toy", "vocab_size": 20, "dtype": "float32"}
     settings = {"quant_method": "fp8", "weight_block_size": [2, 2]}
@@ -277,6 +280,9 @@ def test_a_quantised_base_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     check = CliRunner().invoke(app, ["check", "recipe.yaml", "--set", "output.path=other"])
     assert "fp8 with one scale per block of 2x2, 1 of 2 tensors" in check.output
     assert json.loads((tmp_path / "merged" / "config.json").read_text()) == config
+    quantised = load_file(tmp_path / "merged-fp8" / "model.safetensors")
+    assert quantised[name].dtype is torch.float8_e4m3fn
+    assert quantised[f"{name}_scale_inv"].shape == (1, 1)
     inputs = json.loads((tmp_path / "merged" / "provenance.json").read_text())["inputs"]
     assert inputs["base"]["decoded_from"].startswith("fp8")
     assert "decoded_from" not in inputs["math"]

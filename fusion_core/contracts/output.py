@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.progress import Progress
-    from fusion_core.weights import WeightSource
+    from fusion_core.weights import TensorInfo, WeightSource
     from fusion_core.weights.reading.assets import Files
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
@@ -29,6 +29,8 @@ class OutputParts:
 
     #: the lazy merge, before it is rounded to the dtypes in which it would be stored
     merged: WeightSource
+    #: the merge as a full model stores it, rounded to these dtypes
+    stored: WeightSource
     #: the aligned models
     pool: ModelPool[Any]
     #: the side files that a full model would have, by name
@@ -58,9 +60,9 @@ class EncodedOutput:
 class OutputEncoder(ABC, Generic[ConfigT]):
     """The base class of forms in which a merge is written, such as an adapter.
 
-    A recipe asks for a form by its name under `output`. A run creates the encoder while it plans,
-    calls `encode` once after the merge, writes and commits the files, and reads them back by
-    `decode`. Example::
+    A recipe asks for a form by its name under `output`. A run creates the encoder and calls `check`
+    while it plans, calls `encode` once after the merge, writes and commits the files, and reads
+    them back by `decode`. Example::
 
         from fusion_core import ComponentConfig, EncodedOutput, OutputEncoder
 
@@ -79,6 +81,12 @@ class OutputEncoder(ABC, Generic[ConfigT]):
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
+
+    def check(self, infos: Mapping[str, TensorInfo], pool: ModelPool[Any]) -> None:
+        """Raise a `FusionError` if the merge cannot have this form, which headers show.
+
+        `infos` describes the tensors of a full model, and `pool` is aligned.
+        """
 
     @abstractmethod
     def encode(self, parts: OutputParts) -> EncodedOutput:

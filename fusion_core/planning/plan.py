@@ -19,6 +19,7 @@ from fusion_core.contracts.task_pool import TaskPool
 from fusion_core.errors import RecipeError
 from fusion_core.machine.devices import resolve_device
 from fusion_core.machine.ranks import is_helper_process
+from fusion_core.planning.dtypes import describe_stored, parse_dtype
 from fusion_core.planning.expansion import expand_pipelines
 from fusion_core.planning.needs import check_needs, check_tasks
 from fusion_core.planning.nested import RecipeSource, name_errors, read_nested
@@ -120,6 +121,9 @@ def _plan(
     )
     if has_own_outline(stages):
         check_outline(stages, result.outline, result.aligned)
+    if parents is None and result.encoder is not None:
+        dtype = parse_dtype(resolved.recipe.output.dtype)
+        result.encoder.check(describe_stored(result.outline, dtype), result.aligned)
     return result
 
 

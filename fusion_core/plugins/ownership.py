@@ -13,6 +13,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "formats-dcp": {"format": ("dcp", "dcp-safetensors")},
     "formats-quantised": {
         "format": ("awq", "bitsandbytes", "compressed-tensors", "fp8", "gguf", "gptq", "mxfp4"),
+        "output": ("quantise",),
     },
     "fusion-adamerging": {
         "algorithm": ("adamerging", "adarank", "surgery", "symerge"),

@@ -227,14 +227,17 @@ def _encode(  # noqa: PLR0913, PLR0917 - the parts of an output
     context: RunContext,
 ) -> EncodedOutput:
     """Return the files of the output: those of a full model, or those of the recipe's form."""
+    stored = cast_for_output(plan, merged, pool)
     if plan.encoder is None:
-        return EncodedOutput(cast_for_output(plan, merged, pool), assets)
+        return EncodedOutput(stored, assets)
     scratch = staging.state / "output"
     with report_disk_errors(scratch):
         if scratch.exists():  # files of a run that was stopped
             shutil.rmtree(scratch)
         scratch.mkdir()
-    parts = OutputParts(merged, pool, assets, context.executor, plan.options.progress, scratch)
+    parts = OutputParts(
+        merged, stored, pool, assets, context.executor, plan.options.progress, scratch
+    )
     return plan.encoder.encode(parts)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from formats_quantised.declaration import open_quantised
 from formats_quantised.encodings import RowEncoding, read_columns
+from formats_quantised.fp8_blocks import decode_numbers
 from formats_quantised.grids import Grid
 from fusion_core import TensorInfo
 
@@ -38,11 +39,11 @@ class BlockFp8(RowEncoding):
 
     def read_rectangle(self, stored: WeightSource, part: Rectangle) -> torch.Tensor:
         """Multiply values and scales in fp32."""
-        values = read_columns(stored, self.info.name, part.rows, part.columns, self.width).float()
+        values = read_columns(stored, self.info.name, part.rows, part.columns, self.width)
         scales = self.grid.read(stored, part)
         if scales.dtype is torch.uint8:
             scales = (scales.float() - _BIAS).exp2()
-        return values.mul_(self.grid.expand(scales.float(), part))
+        return decode_numbers(values).mul_(self.grid.expand(scales.float(), part))
 
 
 def open_fp8(location: Location) -> DequantisedSource:

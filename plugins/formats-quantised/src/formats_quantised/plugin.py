@@ -1,10 +1,10 @@
-"""The formats of this plugin. Their readers are imported when a model is opened."""
+"""The formats of this plugin, and `output.quantise`; this module imports nothing heavy."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core import FormatSpec, hookimpl
+from fusion_core import FormatSpec, OutputSpec, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,4 +48,16 @@ def fusion_register_formats() -> Iterator[FormatSpec]:
         summary="GGUF of llama.cpp, of the architectures llama, qwen2 and qwen3.",
         target="formats_quantised.gguf_source:open_gguf",
         files=("*.gguf",),
+    )
+
+
+@hookimpl
+def fusion_register_outputs() -> Iterator[OutputSpec]:
+    """Register the form of quantised merges."""
+    yield OutputSpec(
+        name="quantise",
+        summary="Write a merge with quantised weights: fp8 with one scale per block.",
+        target="formats_quantised.encoder:QuantiseEncoder",
+        config="formats_quantised.quantise_config:QuantiseConfig",
+        main_option="target",
     )

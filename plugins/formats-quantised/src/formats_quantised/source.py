@@ -43,8 +43,9 @@ class DequantisedSource(WeightSource):
         a tensor that it does not use.
         """
         self._stored = stored
-        self._encodings = {encoding.info.name: encoding for encoding in encodings}
-        if not self._encodings:
+        #: the encodings of the tensors that are quantised, by name
+        self.encodings = {encoding.info.name: encoding for encoding in encodings}
+        if not self.encodings:
             raise CheckpointError(
                 f"{stored.describe()}: expected tensors in {label}, found none",
                 hint="If the weights are plain, take quantization_config out of config.json. To "
@@ -52,21 +53,25 @@ class DequantisedSource(WeightSource):
             )
         hidden = set(used)
         infos = {name: info for name, info in stored.infos.items() if name not in hidden}
-        if taken := self._encodings.keys() & infos.keys():
+        if taken := self.encodings.keys() & infos.keys():
             raise CheckpointError(
                 f"{stored.describe()}: tensor {min(taken)!r} is stored both quantised and plain",
                 hint="Save or download the model again.",
             )
-        self.infos = {**infos, **{name: code.info for name, code in self._encodings.items()}}
-        self._label = f"{label}, {len(self._encodings)} of {len(self.infos)} tensors"
+        self.infos = {**infos, **{name: code.info for name, code in self.encodings.items()}}
+        self._label = f"{label}, {len(self.encodings)} of {len(self.infos)} tensors"
         self._declared_in = declared_in or Origin()
         self._cache = BandCache()
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Decode a range of a tensor."""
-        if name not in self._encodings:
+        if name not in self.encodings:
             return self._stored.read(name, start, stop)
-        return self._encodings[name].read(self._stored, start, stop, self._cache)
+        return self.encodings[name].read(self._stored, start, stop, self._cache)
+
+    def stores_plain(self, name: str) -> bool:
+        """Tell whether a tensor is among those that are not quantised."""
+        return name in self.infos and name not in self.encodings
 
     def prepare(self, executor: Executor, name: str | None = None) -> None:
         """Download the files, if they are on the hub."""
@@ -76,7 +81,7 @@ class DequantisedSource(WeightSource):
     @property
     def kept_bytes(self) -> int:
         """The most bytes of the bands that are kept."""
-        bands = [code for code in self._encodings.values() if isinstance(code, BandEncoding)]
+        bands = [code for code in self.encodings.values() if isinstance(code, BandEncoding)]
         return max((band.kept_bytes for band in bands), default=0)
 
     def describe(self) -> str:

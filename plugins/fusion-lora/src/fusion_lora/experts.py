@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from fusion_core.weights import EXPERT_LAYOUTS, are_experts_transposed
-from fusion_lora.modules import PREFIX, rename_mixture
+from fusion_lora.modules import rename_mixture
+from fusion_lora.reading.experts import EXPERT_LAYOUTS, are_experts_transposed
+from fusion_lora.reading.factors import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

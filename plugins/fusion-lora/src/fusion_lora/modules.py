@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from fusion_core.weights import are_neighbours_transposed
+from fusion_lora.reading.factors import PREFIX, are_neighbours_transposed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from fusion_core import TensorInfo, WeightSource
 
-PREFIX = "base_model.model."
 _WEIGHT = ".weight"
 _EMBEDDINGS = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|wpe|word_embeddings|position_embeddings|token_type_embeddings|"

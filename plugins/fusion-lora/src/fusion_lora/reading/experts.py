@@ -13,13 +13,13 @@ from itertools import accumulate, count, pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading._lora_config import MERGE_WITH_PEFT
-from fusion_core.weights.reading._lora_factors import ExpertPart
+from fusion_lora.reading.config import MERGE_WITH_PEFT
+from fusion_lora.reading.factors import ExpertPart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from fusion_core.weights.source import TensorInfo
+    from fusion_core import TensorInfo
 
 _NESTED = ".base_layer"
 _PACKED = 3

@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fusion_core import Cut
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading._lora_config import MERGE_WITH_PEFT
-from fusion_core.weights.source import Cut
+from fusion_lora.reading.config import MERGE_WITH_PEFT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fusion_core.weights.source import TensorInfo, WeightSource
+    from fusion_core import TensorInfo, WeightSource
 
 _OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.weight$")
 _INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|shared|tok_embeddings)\.weight$")
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.weight)?"
 )
-_PREFIX = "base_model.model."
+#: The prefix of every tensor in a file of PEFT.
+PREFIX = "base_model.model."
 _WHOLE = (".weight", ".bias")
 #: The number of random vectors on which two products are compared.
 _PROBES = 4
@@ -72,7 +73,7 @@ def sort_tensors(adapter: WeightSource) -> tuple[dict[str, dict[str, str]], dict
     whole: dict[str, str] = {}
     unknown: list[str] = []
     for key in adapter.infos:
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         if ".original_module." in name:  # the base's, saved with its replacement
             continue
         if match := _FACTOR.fullmatch(name):

@@ -1,0 +1,4 @@
+from fusion_lora.reading.experts import EXPERT_LAYOUTS as EXPERT_LAYOUTS
+from fusion_lora.reading.experts import are_experts_transposed as are_experts_transposed
+from fusion_lora.reading.factors import are_neighbours_transposed as are_neighbours_transposed
+from fusion_lora.reading.source import LoraSource as LoraSource

@@ -199,7 +199,7 @@ def test_an_adapter_without_the_plugin_that_reads_it_names_that_plugin(
     for file in files:
         (tmp_path / file).write_text("{}")
     for given in (str(tmp_path), "org/adapter"):
-        with pytest.raises(CheckpointError, match=r"it has adapter_config\.json") as caught:
+        with pytest.raises(CheckpointError, match=r"an adapter \(adapter_config\.json") as caught:
             find_model(given, "model").open()
         assert "pip install fusion-lora" in (caught.value.hint or "")
 
@@ -229,7 +229,7 @@ def test_an_adapter_format_needs_a_base(
     with pytest.raises(CheckpointError, match=r"the adapter .*a needs its base") as caught:
         CheckpointsPool(CheckpointsConfig(models={"a": str(tmp_path / "a")}))
     assert caught.value.hint == "Name the base: --set model_pool.base=PATH"
-    with pytest.raises(CheckpointError, match=r"model_pool\.base: .* an adapter \(raw\): .*a$"):
+    with pytest.raises(CheckpointError, match=r"model_pool\.base: .* an adapter \(raw\): .*a"):
         CheckpointsPool(CheckpointsConfig(base=str(tmp_path / "a"), models={"a": str(base)}))
 
 

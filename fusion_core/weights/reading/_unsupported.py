@@ -62,7 +62,7 @@ def no_model_error(
         )
     if "adapter_config.json" in names:
         return CheckpointError(
-            f"{message}; it has adapter_config.json, an adapter's", hint=_INSTALL_LORA
+            f"{message}; it is an adapter (adapter_config.json)", hint=_INSTALL_LORA
         )
     if "adapter_model.safetensors" in safetensors:
         return CheckpointError(

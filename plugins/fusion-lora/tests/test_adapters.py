@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fusion_core import run_fusion
+from fusion_core.commands import load_plugins
 from fusion_core.errors import FusionError, RecipeError
 from fusion_lora.command import extract_lora
 
@@ -221,6 +222,23 @@ def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     fine_tune(tmp_path, "llama")
     monkeypatch.setattr(os, "pwrite", fail)
     assert "No space left" in extract(tmp_path, code=6)
+
+
+def test_blocked_plugins_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked: list[frozenset[str]] = []
+
+    def spy(block: frozenset[str]) -> object:
+        blocked.append(block)
+        return load_plugins(block)
+
+    fine_tune(tmp_path, "llama")
+    for module in ("pair", "writing"):
+        monkeypatch.setattr(f"fusion_lora.{module}.load_plugins", spy)
+    models = [str(tmp_path / "expert"), "--base", str(tmp_path / "base")]
+    command = [*models, "-o", str(tmp_path / "out"), "-q"]
+    result = CliRunner().invoke(app, command, obj=frozenset({"fusion-ties"}))
+    assert result.exit_code == 0, result.output
+    assert blocked == [{"fusion-ties"}] * 2
 
 
 def test_a_module_with_factors_cannot_be_stored_whole(tmp_path: Path) -> None:

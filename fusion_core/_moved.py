@@ -67,11 +67,12 @@ RENAMED = {
         "per_expert": "broadcast_per_expert",
         "renumbered": "renumber_layer",
         "safe_config": "parse_safe_config",
+        "replace_layers": "fusion_linear.layer_config.replace_layers",
         "same_tensors": "match_names",
         "staged": "stage_output",
         "tokenizer_of": "select_tokenizer_files",
         "with_config": "change_config",
-        "with_layers": "replace_layers",
+        "with_layers": "fusion_linear.layer_config.replace_layers",
     },
     "fusion_core.hub": {
         "Size": "DownloadSize",

@@ -52,7 +52,6 @@ from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.files import FileSource
 from fusion_core.weights.reading.format import parse_header
 from fusion_core.weights.reading.header import Header, StoredTensor
-from fusion_core.weights.reading.layer_config import replace_layers
 from fusion_core.weights.reading.location import Location
 from fusion_core.weights.reading.name_matching import match_names
 from fusion_core.weights.reading.package_files import PackagedFiles
@@ -159,7 +158,6 @@ __all__ = [
     "read_side_file",
     "refuse_packed",
     "renumber_layer",
-    "replace_layers",
     "run_all",
     "select_names",
     "select_tokenizer_files",

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from fusion_core import CheckpointsConfig, CheckpointsPool
+from fusion_core.errors import FusionError
 from fusion_core.weights import CheckpointSource, SerialExecutor
 
 if TYPE_CHECKING:
@@ -85,3 +87,17 @@ def test_offline_a_run_with_an_adapter_from_the_hub_opens_no_socket(
     assert done.returncode == 0, done.stderr
     merged = CheckpointSource(tmp_path / "out").tensor("layer.weight")
     assert merged.tolist() == [[3, 3], [3, 3]]
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_an_adapter_without_safetensors_is_named(
+    hub: HubServer, tmp_path: Path, *, is_remote: bool
+) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.bin").write_bytes(b"x")
+    hub.add_directory("org/adapter", tmp_path)
+    given = "org/adapter" if is_remote else str(tmp_path)
+    with pytest.raises(FusionError, match=r"adapter_model\.safetensors") as caught:
+        pool({"layer.weight": torch.zeros(2, 2)}, a=given)
+    advice = "adapter_model.bin" if is_remote else "Save the adapter again with PEFT"
+    assert advice in (caught.value.hint or "")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from fusion_lora.reading.experts import name_in_live_model
 from fusion_lora.reading.factors import PREFIX, are_neighbours_transposed
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def find_module(base: WeightSource, name: str) -> Module | None:
         return None
     router = _ROUTER.fullmatch(name)
     if router and any(other.startswith(f"{router['layer']}.experts.") for other in base.infos):
-        return Module(rename_mixture(module), Form.PARAMETER, info)
+        return Module(name_in_live_model(module), Form.PARAMETER, info)
     if len(info.shape) > _MATRIX:
         is_grouped = info.shape[1] == 1
         return None if is_grouped else Module(module, Form.CONVOLUTION, info)
@@ -84,11 +85,6 @@ def find_module(base: WeightSource, name: str) -> Module | None:
         return Module(module, Form.EMBEDDING, info)
     transposed = are_neighbours_transposed(base, name)
     return Module(module, Form.TRANSPOSED if transposed else Form.LINEAR, info)
-
-
-def rename_mixture(name: str) -> str:
-    """Return the name in a live model of a module of a mixture, as transformers maps it."""
-    return name.replace(".block_sparse_moe.", ".mlp.")
 
 
 def is_vector(info: TensorInfo) -> bool:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from fusion_core.weights import Contradiction
 from fusion_lora.reading.config import ADAPTER_CONFIG, KNOWN_OPTIONS
+from fusion_lora.reading.factors import INPUTS, OUTPUTS
 from fusion_lora.reading.origin import compare_base, compare_revision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from fusion_core import WeightSource
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 _LONGEST_KEY, _LONGEST_VALUE = 80, 60
 #: Classes of models whose output head may be the matrix of their embeddings.
 _GENERATES = re.compile(r"LMHead|For(CausalLM|ConditionalGeneration|MaskedLM|PreTraining)")
-_INPUT = frozenset(("embed_tokens", "wte", "word_embeddings", "shared", "tok_embeddings"))
-_OUTPUT = frozenset(("lm_head", "embed_out", "output_projection"))
 
 
 def find_contradictions(
@@ -82,8 +81,8 @@ def _find_half_changed_ties(
     if adapter.tied or not _ties_embeddings(base, base_config):
         return
     names = adapter.factored | adapter.whole
-    changed_inputs = [name for name in names if _has_part(name, _INPUT)]
-    changed_outputs = [name for name in names if _has_part(name, _OUTPUT)]
+    changed_inputs = [name for name in names if _has_part(name, INPUTS)]
+    changed_outputs = [name for name in names if _has_part(name, OUTPUTS)]
     if bool(changed_inputs) != bool(changed_outputs):
         other = "output head is" if changed_inputs else "input embeddings are"
         problem = (
@@ -100,12 +99,12 @@ def _ties_embeddings(base: WeightSource, config: Mapping[str, Any]) -> bool:
         return stated
     classes = config.get("architectures")
     generates = isinstance(classes, list) and any(map(_GENERATES.search, map(str, classes)))
-    return generates and not any(_has_part(name, _OUTPUT) for name in base.infos)
+    return generates and not any(_has_part(name, OUTPUTS) for name in base.infos)
 
 
 def _has_module(tensors: Iterable[str], module: str) -> bool:
     return any(f".{module}." in f".{name}" for name in tensors)
 
 
-def _has_part(name: str, parts: frozenset[str]) -> bool:
-    return not parts.isdisjoint(name.split("."))
+def _has_part(name: str, parts: Sequence[str]) -> bool:
+    return not {*parts}.isdisjoint(name.split("."))

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
     from fusion_core import TensorInfo, WeightSource
 
-_OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.weight$")
-_INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|shared|tok_embeddings)\.weight$")
+#: Names of modules whose weights a model may tie: input embeddings, and output heads.
+INPUTS = ("embed_tokens", "wte", "word_embeddings", "shared", "tok_embeddings")
+OUTPUTS = ("lm_head", "embed_out", "output_projection")
+_INPUT, _OUTPUT = (
+    re.compile(rf"(?:^|\.)(?:{'|'.join(modules)})\.weight$") for modules in (INPUTS, OUTPUTS)
+)
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.weight)?"
 )

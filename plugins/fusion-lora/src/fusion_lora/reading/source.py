@@ -13,11 +13,13 @@ import copy
 import hashlib
 import json
 import math
+import os
 from typing import TYPE_CHECKING
 
 import torch
 
 from fusion_core import Cut, WeightSource
+from fusion_core.errors import CheckpointError
 from fusion_core.files import report_unreadable, resolve_member
 from fusion_core.weights import (
     CheckpointSource,
@@ -54,6 +56,11 @@ class LoraSource(WeightSource):
 
     def __init__(self, location: Location, base: WeightSource) -> None:
         weights = location.file(f"{STEM}.safetensors")
+        if not os.path.lexists(weights):
+            raise CheckpointError(
+                f"{weights} does not exist",
+                hint="Save the adapter again with PEFT, which writes safetensors by default.",
+            )
         if weights.is_symlink():
             resolve_member(weights)  # `CheckpointSource` follows links to any file that it is given
         self._adapter = CheckpointSource(weights, name=location.name)

@@ -88,7 +88,7 @@ def locate(name: str, option: str, *more: str, formats: Collection[str] = ()) ->
     """Find a model by its path or its name on the hub; `option` names it in errors.
 
     `more` are patterns of further side files to download from a repository. A repository without
-    safetensors files is a model if one of its files matches a pattern in `formats`.
+    `model.safetensors` and its index is a model if one of its files matches a pattern in `formats`.
 
     Raises `CheckpointError` if the model is neither here nor on the hub, and the errors of
     `hub.download`.

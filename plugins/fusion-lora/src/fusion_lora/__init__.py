@@ -1,5 +1,7 @@
 """LoRA adapters: read as experts, extracted from full models, and written as results of merges.
 
+from pathlib import Path
+
 from fusion_core.weights import CheckpointSource, Location
 from fusion_lora import LoraSource
 

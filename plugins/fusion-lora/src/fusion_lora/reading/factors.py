@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from fusion_core import TensorInfo, WeightSource
 
-#: Names of modules whose weights a model may tie: input embeddings, and output heads.
+#: Names of the modules that a tied matrix serves: input embeddings, and output heads.
 INPUTS = ("embed_tokens", "wte", "word_embeddings", "shared", "tok_embeddings")
 OUTPUTS = ("lm_head", "embed_out", "output_projection")
 _INPUT, _OUTPUT = (

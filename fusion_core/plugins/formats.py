@@ -43,6 +43,8 @@ class LocatedModel:
         if self.format.spec.base_key is None:
             return None
         file, key = self.format.spec.base_key
+        if not self.location.matching(file):
+            return None
         name = read_config(self.location.file(file)).get(key)
         return name if isinstance(name, str) else None
 

@@ -70,7 +70,7 @@ READER = """
         def with_base(self, base):
             return Difference(self.location, base)
         def contradictions(self, base_config):
-            kind = base_config.get("model_type", "toy")
+            kind = base_config.get("kind", "toy")
             if kind != "toy":
                 yield Contradiction("w.raw kind", f"toy, the base is {kind}", kind == "wrong")
 
@@ -235,18 +235,20 @@ def test_an_adapter_format_needs_a_base(
 
 @pytest.mark.parametrize(
     ("about", "named"),
-    [('{"of": "org/base"}', "org/base"), ("{}", "PATH"), ('{"of": [1]}', "PATH")],
+    [('{"of": "org/base"}', "org/base"), ("{}", "PATH"), ('{"of": [1]}', "PATH"), (None, "PATH")],
 )
 def test_an_adapter_format_says_where_its_base_is_named(
     install: Callable[..., None],
     among: Callable[..., PluginManager],
     tmp_path: Path,
-    about: str,
+    about: str | None,
     named: str,
 ) -> None:
     install("raw", "Difference", more=", is_delta=True, base_key=('about.json', 'of')")
     among()
-    (raw(tmp_path / "a", 1) / "about.json").write_text(about)
+    raw(tmp_path / "a", 1)
+    if about is not None:
+        (tmp_path / "a" / "about.json").write_text(about)
     with pytest.raises(CheckpointError, match="needs its base") as caught:
         CheckpointsPool(CheckpointsConfig(models={"a": str(tmp_path / "a")}))
     assert caught.value.hint == f"Name the base: --set model_pool.base={named}"
@@ -270,17 +272,18 @@ def test_files_that_contradict_the_base_are_errors_or_warnings(
 ) -> None:
     install("raw", "Difference", more=", is_delta=True")
     among()
-    base, one = full(tmp_path / "base"), raw(tmp_path / "a", 1, 2)
-    config = CheckpointsConfig(
-        base=str(base), models={"a": str(one)}, map={"a": {"w*": "w*"}}
-    )  # through a source that renames it
+    base = full(tmp_path / "base")
+    models = {"a": str(raw(tmp_path / "a", 1, 2)), "b": str(full(tmp_path / "b"))}
+    renamed = {"a": {"w*": "w*"}}  # the contradictions of "a" come through a source that renames it
 
-    def warnings(kind: str, **policy: Any) -> tuple[str, ...]:
-        (base / "config.json").write_text(json.dumps({"model_type": kind}))
+    def warnings(kind: str, rest: str | None = None, **policy: Any) -> tuple[str, ...]:
+        (base / "config.json").write_text(json.dumps({"kind": kind}))
+        config = CheckpointsConfig(base=str(base), models=models, map=renamed, rest=rest)
         return CheckpointsPool(config).aligned(AlignmentPolicy(**policy)).warnings
 
     assert warnings("toy") == ()
     assert warnings("odd") == ("a: w.raw kind: toy, the base is odd",)
+    assert warnings("odd", rest="a") == ("a: w.raw kind: toy, the base is odd",)
     with pytest.raises(AlignmentError, match=r"w\.raw kind  a: toy, the base is wrong") as caught:
         warnings("wrong")
     assert "alignment.config=warn" in (caught.value.hint or "")

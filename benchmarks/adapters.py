@@ -152,7 +152,7 @@ def _extract(options: argparse.Namespace, *flags: str) -> str:
 
 def _merge(options: argparse.Namespace, *, dense: bool) -> str:
     from fusion_core import run_fusion
-    from fusion_core.weights import LoraSource
+    from fusion_lora import LoraSource
 
     if dense:
         LoraSource.low_rank = lambda *_: None  # type: ignore[method-assign]

@@ -42,10 +42,12 @@ MOVED_NAMES = {
     "Overrun": "fusion_core.files.LimitExceeded",
     "Refused": "fusion_core.files.WorkFailed",
 }
-#: The new names of public names, by package and their name in 0.1.
+#: The new names of public names, by package and their name in 0.1. A name with a package moved.
 RENAMED = {
     "fusion_core.weights": {
+        "EXPERT_LAYOUTS": "fusion_lora.EXPERT_LAYOUTS",
         "Electing": "ElectKernel",
+        "LoraSource": "fusion_lora.LoraSource",
         "Shared": "ResultCache",
         "Trim": "TrimSurvey",
         "Trimming": "TrimKernel",
@@ -63,11 +65,12 @@ RENAMED = {
         "per_expert": "broadcast_per_expert",
         "renumbered": "renumber_layer",
         "safe_config": "parse_safe_config",
+        "replace_layers": "fusion_linear.layer_config.replace_layers",
         "same_tensors": "match_names",
         "staged": "stage_output",
         "tokenizer_of": "select_tokenizer_files",
         "with_config": "change_config",
-        "with_layers": "replace_layers",
+        "with_layers": "fusion_linear.layer_config.replace_layers",
     },
     "fusion_core.hub": {
         "Size": "DownloadSize",
@@ -109,19 +112,24 @@ def moved_error(module: str) -> ImportError:
 
 def moved_name_error(name: str) -> ImportError:
     """Return the error for a name that `fusion_core`, or a class of it, had in 0.1."""
-    replacement = MOVED_NAMES[name]
+    return _moved_to(MOVED_NAMES[name], "fusion_core", name)
+
+
+def _moved_to(replacement: str, module: str, name: str) -> ImportError:
     package = replacement.partition(".")[0]
     hint = "" if package == "fusion_core" else f" (pip install {package.replace('_', '-')})"
-    return ImportError(f"fusion_core.{name} moved: use {replacement}{hint}", name="fusion_core")
+    return ImportError(f"{module}.{name} moved: use {replacement}{hint}", name=module)
 
 
 def refuse_old_names(module: str) -> Callable[[str], NoReturn]:
     """Return a `__getattr__` for a package: its error for a name of 0.1 gives the new name."""
 
     def refuse(name: str) -> NoReturn:
-        if name in RENAMED[module]:
-            replacement = f"{module}.{RENAMED[module][name]}"
-            raise ImportError(f"{module}.{name} was renamed: use {replacement}", name=module)
-        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        new = RENAMED[module].get(name)
+        if new is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        if "." in new:
+            raise _moved_to(new, module, name)
+        raise ImportError(f"{module}.{name} was renamed: use {module}.{new}", name=module)
 
     return refuse

@@ -1,4 +1,4 @@
-"""The core's own plugin, registered like any other: one pool, two formats, two executors."""
+"""The core's own plugin, registered like any other: one pool, one format, two executors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
     """Register the pool for checkpoints of any kind."""
     yield ModelPoolSpec(
         name="checkpoints",
-        summary="Any checkpoints and LoRA adapters: paths, hub ids, or live models.",
+        summary="Any checkpoints and adapters: paths, hub ids, or live models.",
         target="fusion_core.builtin.checkpoints:CheckpointsPool",
         config="fusion_core.builtin.checkpoints_config:CheckpointsConfig",
         offline=True,
@@ -25,19 +25,12 @@ def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
 
 @hookimpl
 def fusion_register_formats() -> Iterator[FormatSpec]:
-    """Register the common formats of full models and of adapters."""
+    """Register the common format of full models."""
     yield FormatSpec(
         name="safetensors",
         summary="One safetensors file, or several with an index.",
         target="fusion_core.weights.reading.remote:open_checkpoint",
         files=("model.safetensors", "model.safetensors.index.json"),
-    )
-    yield FormatSpec(
-        name="lora",
-        summary="A LoRA adapter of PEFT: low-rank factors of differences from a base.",
-        target="fusion_core.weights.reading.lora:LoraSource",
-        files=("adapter_config.json",),
-        is_delta=True,
     )
 
 

@@ -1,7 +1,7 @@
 """The pool `checkpoints`: weights of any architecture, with no knowledge of their model class.
 
-Models are paths, names on the hub, or LoRA adapters. From Python, live modules and state dicts are
-accepted wherever a path is. The pool never modifies them.
+Models are paths or names on the hub, of full models or of adapters. From Python, live modules and
+state dicts are accepted wherever a path is. The pool never modifies them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from fusion_core.contracts.treatments import Treatment
 from fusion_core.errors import CheckpointError, FusionError, RecipeError
 from fusion_core.planning.nested import RecipeSource
 from fusion_core.plugins.formats import find_model
-from fusion_core.weights import LoraSource, WeightSource
 from fusion_core.weights.aligning.vocabulary import vocabulary_size
 from fusion_core.weights.reading.assets import (
     change_config,
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from fusion_core.weights import WeightSource
     from fusion_core.weights.reading.assets import Files
 
 
@@ -69,10 +69,11 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         self._models = {
             name: self._find(given, name, f"models.{name}") for name, given in config.models.items()
         }
-        if self._base is not None and self._base.location and self._base.is_delta:
+        if self._base is not None and self._base.located and self._base.is_delta:
+            located = self._base.located
             raise CheckpointError(
-                "model_pool.base: expected a full model, found a LoRA adapter: "
-                f"{self._base.location.name}",
+                "model_pool.base: expected a full model, found an adapter "
+                f"({located.format.spec.name}): {located.location.name}",
                 hint="Name the model that the adapter was trained on as the base, and the adapter "
                 "under models.",
             )
@@ -139,8 +140,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         clone = super().with_sources(sources)
         if clone.base is not None:
             clone.experts = {
-                name: expert.on(clone.base) if isinstance(expert, LoraSource) else expert
-                for name, expert in clone.experts.items()
+                name: expert.with_base(clone.base) for name, expert in clone.experts.items()
             }
         return clone
 

@@ -92,7 +92,7 @@ class CheckpointsConfig(ComponentConfig):
     models: Annotated[
         dict[str, Source], BeforeValidator(name_after_paths), WithJsonSchema(_MODELS_SCHEMA)
     ]
-    """The experts: a list of models like the base, or a mapping of names to models. LoRA adapters
+    """The experts: a list of models like the base, or a mapping of names to models. Adapters
     are allowed."""
     format: str | None = None
     """The format to use for models that several formats could read; see: fuse list formats"""

@@ -19,8 +19,7 @@ from fusion_core.weights.reading.assets import (
     remove_keys,
     set_dtype,
 )
-from fusion_core.weights.reading.location import ADAPTER_CONFIG, SINGLE
-from fusion_core.weights.reading.lora import read_base_name
+from fusion_core.weights.reading.location import SINGLE
 from fusion_core.weights.reading.quantisation import QUANTISERS_FILES
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class PoolModel:
         if self.located is not None:
             location = self.located.location
             if self.is_delta:  # trainers may put the base's own configuration there
-                listed = list_side_files(location.directory, ADAPTER_CONFIG, *self.more_files)
+                listed = list_side_files(location.directory, *self.more_files)
                 return {**listed, CONFIG: b"{}"}
             directory = self._directory(location.path)
             if not directory.is_dir():
@@ -111,10 +110,10 @@ class PoolModel:
             state = self.live if isinstance(self.live, Mapping) else self.live.state_dict()
             return StateDictSource(state, label=f"{self.name} (live)")
         if self.is_delta and base is None:
-            location = self.located.location
             raise CheckpointError(
-                f"the adapter {location.name} needs its base, and the model pool has none",
-                hint=f"Name the base: --set model_pool.base={read_base_name(location) or 'PATH'}",
+                f"the adapter {self.located.location.name} needs its base, and the model pool has "
+                "none",
+                hint=f"Name the base: --set model_pool.base={self.located.base_name or 'PATH'}",
             )
         return self.located.open(base)
 

@@ -46,7 +46,7 @@ def build_model(  # noqa: PLR0913 - what to construct, from which weights, in wh
     """Return the module that `construct` makes, with these weights, in evaluation mode.
 
     `rename` maps the name of a tensor to its name in the module. `base` is required if the weights
-    are differences from it, as in a LoRA adapter.
+    are differences from it, as an adapter's are.
 
     Floating-point parameters and saved buffers get `dtype`; None keeps the dtypes that `construct`
     chose. Buffers outside the state dict keep their dtypes and, unless the weights have them, their

@@ -282,6 +282,8 @@ class FormatSpec(ComponentSpec):
     config_values: tuple[tuple[str, str], ...] = ()
     #: whether the files hold differences from a base, as adapters do
     is_delta: bool = False
+    #: the JSON file and the key in it that name this base, to suggest it where it is missing
+    base_key: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         ComponentSpec.__post_init__(self)
@@ -293,6 +295,8 @@ class FormatSpec(ComponentSpec):
             raise ValueError(f"format {self.name!r}: expected at least one name in files")
         if self.config_values and not self.config_keys:
             raise ValueError(f"format {self.name!r}: config_values are entries of config_keys")
+        if self.base_key is not None and not self.is_delta:
+            raise ValueError(f"format {self.name!r}: base_key needs is_delta")
         for pattern in self.files:
             if not pattern or pattern.startswith("/") or ".." in pattern.split("/"):
                 raise ValueError(f"format {self.name!r}: {pattern!r} is not the name of a file")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.weights import TensorInfo
+    from fusion_core.weights import Contradiction, TensorInfo
     from fusion_core.weights.reading.assets import Files
 
 
@@ -53,6 +53,11 @@ class RecipeSource(WeightSource):
     def sources(self) -> tuple[WeightSource, ...]:
         """The models to merge."""
         return tuple(self.pool.by_name.values())
+
+    def contradictions(self, base_config: Mapping[str, Any]) -> Iterator[Contradiction]:
+        """Yield none: the nested recipe reports those of its models."""
+        del base_config
+        return iter(())
 
     def describe(self) -> str:
         """Name the algorithm."""

@@ -38,6 +38,17 @@ class LocatedModel:
         """Whether the files hold differences from a base, as an adapter's do."""
         return self.format.spec.is_delta
 
+    @property
+    def base_name(self) -> str | None:
+        """The name that the files give to the base of their differences; None if they give none."""
+        if self.format.spec.base_key is None:
+            return None
+        file, key = self.format.spec.base_key
+        if not self.location.matching(file):
+            return None
+        name = read_config(self.location.file(file)).get(key)
+        return name if isinstance(name, str) else None
+
     def open(self, base: WeightSource | None = None) -> WeightSource:
         """Read the headers and return the weights. Differences are those from `base`.
 

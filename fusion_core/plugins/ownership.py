@@ -31,7 +31,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
             "simple-average", "slerp", "stack", "task-arithmetic", "weighted-average",
         ),
     },
-    "fusion-lora": {"command": ("extract-lora",), "output": ("adapter",)},
+    "fusion-lora": {"command": ("extract-lora",), "format": ("lora",), "output": ("adapter",)},
     "fusion-regmean": {
         "algorithm": ("cat", "featcal", "fisher", "lot", "regmean", "regmean-plus-plus"),
     },

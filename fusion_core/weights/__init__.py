@@ -36,11 +36,10 @@ from fusion_core.weights.merging.trimming import (
     count_for_density,
     elect_sign,
 )
+from fusion_core.weights.orientation import are_experts_transposed, are_neighbours_transposed
 from fusion_core.weights.origin import Origin, stamp_of
 from fusion_core.weights.packing import Layout
 from fusion_core.weights.ranges import read_range
-from fusion_core.weights.reading._lora_experts import EXPERT_LAYOUTS, are_experts_transposed
-from fusion_core.weights.reading._lora_factors import are_neighbours_transposed
 from fusion_core.weights.reading.assets import (
     Files,
     change_config,
@@ -54,17 +53,16 @@ from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.files import FileSource
 from fusion_core.weights.reading.format import parse_header
 from fusion_core.weights.reading.header import Header, StoredTensor
-from fusion_core.weights.reading.layer_config import replace_layers
 from fusion_core.weights.reading.location import Location
-from fusion_core.weights.reading.lora import LoraSource
 from fusion_core.weights.reading.name_matching import match_names
 from fusion_core.weights.reading.package_files import PackagedFiles
-from fusion_core.weights.reading.quantisation import find_config_value
+from fusion_core.weights.reading.quantisation import find_config_value, refuse_packed
 from fusion_core.weights.reading.remote import RemoteSource, open_checkpoint
 from fusion_core.weights.reading.task_masks import PackedMasks
 from fusion_core.weights.reading.untrusted_json import parse_json
 from fusion_core.weights.source import (
     BLOCK,
+    Contradiction,
     Cut,
     LowRank,
     RenamedSource,
@@ -82,13 +80,13 @@ from fusion_core.weights.writing.writer import Staging
 
 __all__ = [
     "BLOCK",
-    "EXPERT_LAYOUTS",
     "AlignedSource",
     "Alignment",
     "CastSource",
     "CheckpointSource",
     "Columns",
     "Components",
+    "Contradiction",
     "CoordinatesKernel",
     "Cut",
     "DataFile",
@@ -100,7 +98,6 @@ __all__ = [
     "Layout",
     "Linear",
     "Location",
-    "LoraSource",
     "LowRank",
     "Matrices",
     "MergedSource",
@@ -162,8 +159,8 @@ __all__ = [
     "read_licence",
     "read_range",
     "read_side_file",
+    "refuse_packed",
     "renumber_layer",
-    "replace_layers",
     "run_all",
     "select_names",
     "select_tokenizer_files",

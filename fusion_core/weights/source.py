@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
@@ -92,6 +92,16 @@ class LowRank:
         return cls(0, lambda: (torch.zeros(height, 0), torch.zeros(0, width)))
 
 
+class Contradiction(NamedTuple):
+    """A statement in a model's files that its tensors, or its base, contradict."""
+
+    #: the file, and the key in it
+    subject: str
+    problem: str
+    #: whether it makes a merge meaningless, not only doubtful
+    is_serious: bool
+
+
 class WeightSource(ABC):
     """Named tensors, read by range of their elements in row-major order.
 
@@ -126,6 +136,23 @@ class WeightSource(ABC):
         """
         del name
         return None
+
+    def with_base(self, base: WeightSource) -> WeightSource:
+        """Return the same differences from other weights of their base.
+
+        Override it in a source of differences that reads its base. Default: the source itself.
+        """
+        del base
+        return self
+
+    def contradictions(self, base_config: Mapping[str, Any]) -> Iterator[Contradiction]:
+        """Yield what the files say that their tensors, or the base, contradict.
+
+        `base_config` is the `config.json` of the base, empty if it has none. `alignment.config`
+        says whether serious ones are errors. Default: those of the sources that this one reads.
+        """
+        for source in self.sources:
+            yield from source.contradictions(base_config)
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a whole tensor in its shape and dtype."""

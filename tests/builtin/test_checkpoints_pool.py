@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -442,18 +440,6 @@ def test_live_models_have_no_known_licence() -> None:
     assert pool(nn.Linear(1, 1), a=nn.Linear(1, 1)).licences() == {"base": None, "a": None}
 
 
-def test_an_adapter_of_a_live_model_builds_a_live_model(tmp_path: Path) -> None:
-    factors = {"lora_A": torch.ones(1, 2), "lora_B": torch.ones(2, 1)}
-    tensors = {f"base_model.model.0.{part}.weight": factor for part, factor in factors.items()}
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 3}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    base = nn.Sequential(nn.Linear(2, 2))
-    opened = pool(base, a=str(tmp_path))
-    built = opened.build(opened.experts["a"])
-    assert torch.equal(built.state_dict()["0.weight"], base[0].weight + 3)
-
-
 def test_models_that_do_not_fit_are_found_out_before_their_weights_are_downloaded(
     hub: HubServer, tmp_path: Path
 ) -> None:
@@ -541,54 +527,3 @@ def test_an_index_that_names_a_file_that_is_not_there_is_refused(hub: HubServer)
     hub.add("org/half", {"model.safetensors.index.json": index})
     with pytest.raises(CheckpointError, match="does not exist, but the index names it"):
         pool(a="org/half")
-
-
-OFFLINE = """
-import socket, sys
-def refuse(*_): raise AssertionError("a socket was opened")
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
-from fusion_core.cli.app import main
-sys.argv[0] = "fuse"
-main()
-"""
-
-
-@pytest.mark.plugins
-def test_offline_a_run_with_an_adapter_from_the_hub_opens_no_socket(
-    hub: HubServer, directory: Path
-) -> None:
-    factors = {"lora_A": torch.ones(1, 2), "lora_B": torch.ones(2, 1)}
-    tensors = {f"base_model.model.layer.{part}.weight": factor for part, factor in factors.items()}
-    save_file({"layer.weight": torch.zeros(2, 2)}, directory / "base.safetensors")
-    save_file(tensors, directory / "factors.safetensors")
-    hub.add("org/base", {"model.safetensors": directory / "base.safetensors"})
-    files = {
-        "adapter_model.safetensors": directory / "factors.safetensors",
-        "adapter_config.json": b'{"peft_type": "LORA", "r": 1, "lora_alpha": 3}',
-        "README.md": b"---\nlicense: mit\n---\n",
-    }
-    hub.add("org/adapter", files)
-    online = pool("org/base", a="org/adapter")
-    assert online.licences() == {"base": None, "a": "mit"}
-    assert online.experts["a"].tensor("layer.weight").tolist() == [[3, 3], [3, 3]]
-    online.base.prepare(SerialExecutor())
-    hub.stop()
-    flags = [
-        "--set",
-        "algorithm.density=1.0",
-        "--set",
-        "model_pool.base=org/base",
-        "--set",
-        "model_pool.models=[org/adapter]",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE, "run", "--algo", "ties", *flags, "-o", "out"],
-        cwd=directory,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    merged = CheckpointSource(directory / "out").tensor("layer.weight")
-    assert merged.tolist() == [[3, 3], [3, 3]]

@@ -24,7 +24,6 @@ from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.text import dump_yaml, load_recipe
 from fusion_core.recipe.validation import validate
 from fusion_core.running.run import execute
-from fusion_core.weights.reading.location import ADAPTER
 from fusion_ties.ties import Ties
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.plugins
 
+ADAPTER = "adapter_model.safetensors"
 Models = dict[str, dict[str, torch.Tensor]]
 
 

@@ -11,7 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from fusion_core import CheckpointsConfig, CheckpointsPool, FormatSpec, find_model
-from fusion_core.errors import BrokenPluginError, CheckpointError, UnknownComponentError
+from fusion_core.errors import (
+    AlignmentError,
+    BrokenPluginError,
+    CheckpointError,
+    UnknownComponentError,
+)
 from fusion_core.plugins import manager
 from fusion_core.plugins.distributions import PluginStatus
 from fusion_core.plugins.formats import distributions_of_formats
@@ -40,7 +45,7 @@ READER = """
     import torch
     from fusion_core import TensorInfo
     from fusion_core.weights import CheckpointSource, FileSource, StateDictSource, StoredTensor
-    from fusion_core.weights import WeightSource
+    from fusion_core.weights import Contradiction, WeightSource
 
     class Raw(FileSource):
         def find_tensors(self):
@@ -62,6 +67,12 @@ READER = """
         def __init__(self, location, base):
             super().__init__(location)
             self.base = base
+        def with_base(self, base):
+            return Difference(self.location, base)
+        def contradictions(self, base_config):
+            kind = base_config.get("kind", "toy")
+            if kind != "toy":
+                yield Contradiction("w.raw kind", f"toy, the base is {kind}", kind == "wrong")
 
     def opened(location):
         return 3
@@ -179,9 +190,26 @@ def test_a_blocked_format_reads_nothing(
         find_model(str(raw(tmp_path / "b", 1)), "model").open()
 
 
-def test_a_full_model_takes_precedence_over_an_adapter_in_its_directory(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    assert format_of(tmp_path) == "lora"
+def test_an_adapter_without_the_plugin_that_reads_it_names_that_plugin(
+    among: Callable[..., PluginManager], tmp_path: Path, hub: HubServer
+) -> None:
+    among("*")
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    hub.add("org/adapter", dict.fromkeys(files, b"{}"))
+    for file in files:
+        (tmp_path / file).write_text("{}")
+    for given in (str(tmp_path), "org/adapter"):
+        with pytest.raises(CheckpointError, match=r"an adapter \(adapter_config\.json") as caught:
+            find_model(given, "model").open()
+        assert "pip install fusion-lora" in (caught.value.hint or "")
+
+
+def test_a_full_model_takes_precedence_over_an_adapter_in_its_directory(
+    install: Callable[..., None], among: Callable[..., PluginManager], tmp_path: Path
+) -> None:
+    install("raw", "Difference", more=", is_delta=True")
+    among()
+    assert format_of(raw(tmp_path, 1)) == "raw"
     assert format_of(full(tmp_path)) == "safetensors"
 
 
@@ -198,8 +226,69 @@ def test_an_adapter_format_needs_a_base(
     assert located.open(opened).base is opened  # type: ignore[attr-defined]
     pool = CheckpointsPool(CheckpointsConfig(base=str(base), models={"a": str(tmp_path / "a")}))
     assert pool.experts["a"].is_delta
-    with pytest.raises(CheckpointError, match=r"the adapter .*a needs its base"):
+    with pytest.raises(CheckpointError, match=r"the adapter .*a needs its base") as caught:
         CheckpointsPool(CheckpointsConfig(models={"a": str(tmp_path / "a")}))
+    assert caught.value.hint == "Name the base: --set model_pool.base=PATH"
+    with pytest.raises(CheckpointError, match=r"model_pool\.base: .* an adapter \(raw\): .*a"):
+        CheckpointsPool(CheckpointsConfig(base=str(tmp_path / "a"), models={"a": str(base)}))
+
+
+@pytest.mark.parametrize(
+    ("about", "named"),
+    [('{"of": "org/base"}', "org/base"), ("{}", "PATH"), ('{"of": [1]}', "PATH"), (None, "PATH")],
+)
+def test_an_adapter_format_says_where_its_base_is_named(
+    install: Callable[..., None],
+    among: Callable[..., PluginManager],
+    tmp_path: Path,
+    about: str | None,
+    named: str,
+) -> None:
+    install("raw", "Difference", more=", is_delta=True, base_key=('about.json', 'of')")
+    among()
+    raw(tmp_path / "a", 1)
+    if about is not None:
+        (tmp_path / "a" / "about.json").write_text(about)
+    with pytest.raises(CheckpointError, match="needs its base") as caught:
+        CheckpointsPool(CheckpointsConfig(models={"a": str(tmp_path / "a")}))
+    assert caught.value.hint == f"Name the base: --set model_pool.base={named}"
+
+
+def test_differences_follow_their_base(
+    install: Callable[..., None], among: Callable[..., PluginManager], tmp_path: Path
+) -> None:
+    install("raw", "Difference", more=", is_delta=True")
+    among()
+    models = {"a": str(raw(tmp_path / "a", 1, 2)), "b": str(full(tmp_path / "b"))}
+    pool = CheckpointsPool(CheckpointsConfig(base=str(full(tmp_path / "base")), models=models))
+    other = CheckpointSource(full(tmp_path / "other"))
+    moved = pool.with_sources({"base": other})
+    assert moved.experts["a"].base is other  # type: ignore[attr-defined]
+    assert moved.experts["b"] is pool.experts["b"]
+
+
+def test_files_that_contradict_the_base_are_errors_or_warnings(
+    install: Callable[..., None], among: Callable[..., PluginManager], tmp_path: Path
+) -> None:
+    install("raw", "Difference", more=", is_delta=True")
+    among()
+    base = full(tmp_path / "base")
+    models = {"a": str(raw(tmp_path / "a", 1, 2)), "b": str(full(tmp_path / "b"))}
+    renamed = {"a": {"w*": "w*"}}  # the contradictions of "a" come through a source that renames it
+
+    def warnings(kind: str, rest: str | None = None, **policy: Any) -> tuple[str, ...]:
+        (base / "config.json").write_text(json.dumps({"kind": kind}))
+        config = CheckpointsConfig(base=str(base), models=models, map=renamed, rest=rest)
+        return CheckpointsPool(config).aligned(AlignmentPolicy(**policy)).warnings
+
+    assert warnings("toy") == ()
+    assert warnings("odd") == ("a: w.raw kind: toy, the base is odd",)
+    assert warnings("odd", rest="a") == ("a: w.raw kind: toy, the base is odd",)
+    with pytest.raises(AlignmentError, match=r"w\.raw kind  a: toy, the base is wrong") as caught:
+        warnings("wrong")
+    assert "alignment.config=warn" in (caught.value.hint or "")
+    assert warnings("wrong", config="warn") == ("a: w.raw kind: toy, the base is wrong",)
+    assert warnings("wrong", config="ignore") == ()
 
 
 # --- keys of a configuration --------------------------------------------------------------------

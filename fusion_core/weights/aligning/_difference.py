@@ -66,11 +66,11 @@ def most_serious(differences: Iterable[Difference], model: str) -> Iterator[Diff
 
 def contrast(value: object, first: object, label: str) -> str:
     """Say how a value differs from the first one, which the model `label` has."""
-    excerpt, first_excerpt = excerpts(value, first)
+    excerpt, first_excerpt = _excerpts(value, first)
     return f"{excerpt}, {label}'s is {first_excerpt}"
 
 
-def excerpts(one: object, other: object) -> tuple[str, str]:
+def _excerpts(one: object, other: object) -> tuple[str, str]:
     """Format two values; of long ones, show the surroundings of their first difference."""
     texts = repr(one), repr(other)
     if max(map(len, texts)) <= _LONGEST_VALUE:

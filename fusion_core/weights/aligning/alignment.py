@@ -9,7 +9,7 @@ downstream sees operands with the same keys and shapes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from fusion_core.recipe.config import AlignmentPolicy
+    from fusion_core.weights.source import Contradiction
 
 #: A model has few tied matrices. If it lacks more tensors, it is another model, and is not read.
 _MOST_TIED = 8
@@ -79,6 +80,10 @@ class AlignedSource(WeightSource):
         if self.is_delta and not self._reference.is_delta:
             return LowRank.unchanged(self.infos[name].shape)
         return self._reference.low_rank(name)
+
+    def contradictions(self, base_config: Mapping[str, Any]) -> Iterator[Contradiction]:
+        """Yield those of the model; the reference has its own."""
+        return self._source.contradictions(base_config)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core.weights.aligning import _adapters as adapters
 from fusion_core.weights.aligning import _configuration as configuration
 from fusion_core.weights.aligning import _facts as facts
 from fusion_core.weights.aligning import _tokens as tokens
@@ -17,7 +16,6 @@ from fusion_core.weights.aligning._comparison import Comparison, Inspection, Sev
 from fusion_core.weights.aligning._difference import Difference
 from fusion_core.weights.aligning._tokenization import OPAQUE, tokenization
 from fusion_core.weights.reading.assets import CONFIG
-from fusion_core.weights.reading.location import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +28,14 @@ _TEMPLATES = (
     f"{facts.TEMPLATES}*.jinja",
 )
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", *tokens.SENTENCEPIECE)
+
+
+def _contradictions(models: Models) -> Iterator[Difference]:
+    """Name what the files of models say that their tensors, or the base, contradict."""
+    base_config = models.by_name["base"].config(CONFIG) if "base" in models.by_name else {}
+    for model in models.by_name.values():
+        for subject, problem, is_serious in model.source.contradictions(base_config):
+            yield Difference(subject, model.name, problem, is_serious=is_serious)
 
 
 def _missing_in_output(models: Models) -> Iterator[Difference]:
@@ -75,14 +81,8 @@ TABLE: tuple[Comparison | Inspection, ...] = (
     ),
     # Tokenizers of two classes split and number texts differently.
     Comparison("config", (facts.TOKENIZER_CONFIG,), Severity.ERROR, facts.tokenizer_class),
-    # An adapter's differences belong to the weights that it was trained on.
-    Inspection("config", (ADAPTER_CONFIG,), adapters.compare_bases),
-    # An unknown option may change the adapter's formula.
-    Inspection("config", (ADAPTER_CONFIG,), adapters.unknown_options),
-    # Without all that was trained, an adapter is incomplete.
-    Inspection("config", (ADAPTER_CONFIG,), adapters.missing_modules),
-    # A tied matrix is merged once and used twice.
-    Inspection("config", (ADAPTER_CONFIG,), adapters.partly_changed_ties),
+    # Differences belong to the weights that they were made from, and a format knows its own files.
+    Inspection("config", (), _contradictions),
     # Weights can be merged, but the output has only the side files of the base.
     Inspection("config", (*_TOKENIZERS, *_TEMPLATES, *_PROCESSORS), _missing_in_output),
     # Embeddings are merged by token id, so an id has to stand for one token.

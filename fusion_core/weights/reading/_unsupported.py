@@ -25,6 +25,7 @@ QUANTISED = (
     f"compressed-tensors, mxfp4, bitsandbytes, GPTQ and AWQ. {DEQUANTISE}"
 )
 _INSTALL_DCP = "Install formats-dcp, which reads it: pip install formats-dcp."
+_INSTALL_LORA = "Install fusion-lora, which reads it: pip install fusion-lora."
 _PICKLE = ("a pickle, which can run code", CONVERT)
 _LLAMA_CPP = "in the format of llama.cpp, mostly quantised"
 _OTHER_LIBRARY = ("in the format of another library", CONVERT)
@@ -58,6 +59,10 @@ def no_model_error(
             f"{message}; it has {len(safetensors)} shards, such as {safetensors[0]}, without their "
             "index",
             hint="Copy or download the index too: it says which tensor is in which shard.",
+        )
+    if "adapter_config.json" in names:
+        return CheckpointError(
+            f"{message}; it is an adapter (adapter_config.json)", hint=_INSTALL_LORA
         )
     if "adapter_model.safetensors" in safetensors:
         return CheckpointError(

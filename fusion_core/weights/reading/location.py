@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 _MOST_NEIGHBOURS = 1000
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ADAPTER = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ def locate(name: str, option: str, *more: str, formats: Collection[str] = ()) ->
     """Find a model by its path or its name on the hub; `option` names it in errors.
 
     `more` are patterns of further side files to download from a repository. A repository without
-    safetensors files is a model if one of its files matches a pattern in `formats`.
+    `model.safetensors` and its index is a model if one of its files matches a pattern in `formats`.
 
     Raises `CheckpointError` if the model is neither here nor on the hub, and the errors of
     `hub.download`.
@@ -141,12 +139,9 @@ def _find_similar(path: Path) -> Path | None:
 def _locate_on_hub(
     pinned: hub.Reference, more: Sequence[str], formats: Collection[str]
 ) -> Location:
-    """Download a repository's side files, and the weights of an adapter."""
+    """Download a repository's side files."""
     weights = _weight_files(pinned, formats)
-    side_files = [*SIDE_FILES, *more, CARD, INDEX, ADAPTER_CONFIG]
-    if weights == [ADAPTER]:
-        return Location(hub.download(pinned, [*side_files, ADAPTER]), str(pinned))
-    path = hub.download(pinned, side_files)
+    path = hub.download(pinned, [*SIDE_FILES, *more, CARD, INDEX])
     is_complete = all((path / name).is_file() for name in weights)
     return Location(path, str(pinned), pinned, () if is_complete else tuple(weights))
 
@@ -159,14 +154,13 @@ def _weight_files(pinned: hub.Reference, formats: Collection[str]) -> list[str]:
         with path.open("rb") as stream:
             index = parse_index(stream.read(LARGEST_INDEX + 1), path=f"{pinned}: {INDEX}")
         return list(dict.fromkeys(index.values()))
-    for name in (SINGLE, ADAPTER):
-        if name in listing:
-            return [name]
+    if SINGLE in listing:
+        return [SINGLE]
     if any(_matches(name, pattern) for pattern in formats for name in listing):
         return []
     raise no_model_error(
         str(pinned),
-        f"has neither {SINGLE} nor {INDEX} nor {ADAPTER}",
+        f"has neither {SINGLE} nor {INDEX}",
         listing,
         f"Download the file and name it: hf download {pinned.repo} ",
     )

@@ -10,7 +10,7 @@ from reprlib import repr as shorten
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading._unsupported import QUANTISED
+from fusion_core.weights.reading._unsupported import DEQUANTISE, QUANTISED
 from fusion_core.weights.reading.assets import CONFIG, parse_config
 
 if TYPE_CHECKING:
@@ -63,6 +63,12 @@ def refuse_quantised(models: Mapping[str, WeightSource], side_files: Mapping[str
     if messages:
         advice = f" Their {CONFIG} names: {', '.join(originals)}." if any(originals) else ""
         raise CheckpointError("\n".join(messages), hint=QUANTISED + advice)
+
+
+def refuse_packed(source: WeightSource) -> None:
+    """Raise `CheckpointError` if a source's tensors show that its weights are packed."""
+    if (reason := find_packed_tensor(source.infos)) is not None:
+        raise CheckpointError(f"{source.describe()} is quantised: {reason}", hint=DEQUANTISE)
 
 
 def find_packed_tensor(infos: Mapping[str, TensorInfo]) -> str | None:

@@ -359,6 +359,8 @@ def test_an_adapter_with_new_tokens_becomes_a_full_model(
     options = several("llama", {"base": tokenizer, "a": tokenizer}, rows={"base": 99, "a": 99})
     options["models"]["lora"] = adapter(tmp_path / "lora", "model.embed_tokens", rows=99)
     change_tokenizer(tokenizer, None, "<|lora|>").save_pretrained(tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "o/x"}))
     before = open_pool(
         "llama", {**options, "models": {"lora": str(tmp_path / "lora")}}, tokenizer="base"
     )
@@ -370,6 +372,9 @@ def test_an_adapter_with_new_tokens_becomes_a_full_model(
     for name in ("base", "a", "lora"):
         torch.testing.assert_close(pool.by_name[name].tensor(key)[len(tokenizer)], row)
     assert before.experts["lora"].is_delta
+    assert not pool.experts["lora"].is_delta
+    (warning,) = (line for line in pool.aligned(AlignmentPolicy()).warnings if "'o/x'" in line)
+    assert warning.startswith("lora: adapter_config.json base_model_name_or_path: 'o/x'")
 
 
 def delta_of(directory: Path) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Comparison of side files: configurations, classes of tokenizers, bases of adapters."""
+"""Comparison of side files: configurations, classes of tokenizers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from fusion_testing import Mean
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from hub_server import HubServer
 
 WEIGHTS = {"q.weight": torch.zeros(8, 8), "q.bias": torch.zeros(8)}
 LLAMA: dict[str, Any] = {
@@ -76,16 +74,6 @@ def model(path: Path, config: dict[str, Any] | None = None, **files: Any) -> str
     for name, content in {"config": config, **files}.items():
         if content is not None:
             (path / f"{name}.json").write_text(json.dumps(content))
-    return str(path)
-
-
-def adapter(path: Path, **config: Any) -> str:
-    path.mkdir(parents=True, exist_ok=True)
-    names = {"lora_A": (2, 8), "lora_B": (8, 2)}
-    factors = {f"base_model.model.q.{k}.weight": torch.ones(v) for k, v in names.items()}
-    save_file(factors, path / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}
-    (path / "adapter_config.json").write_text(json.dumps(config))
     return str(path)
 
 
@@ -291,59 +279,6 @@ def test_tokenizers_of_different_classes_are_an_error(tmp_path: Path) -> None:
     assert rows(base, other) == [
         "tokenizer_config.json tokenizer_class  m0: 'GPT2Tokenizer', the base's is 'LlamaTokenizer'"
     ]
-
-
-# --- an adapter's base --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "named",
-    [
-        None,
-        "",
-        "org/base",
-        "Base",
-        "other/Base-bnb-4bit",
-        "gone/../base/",
-        "/gone/x",
-        "\0",
-        "x" * 5000,
-    ],
-)
-def test_an_adapter_of_the_base_or_of_an_unknown_model_fits(tmp_path: Path, named: Any) -> None:
-    base = model(tmp_path / "base")
-    assert warnings(base, adapter(tmp_path / "a", base_model_name_or_path=named)) == ()
-
-
-def test_an_adapter_that_names_another_model_by_name_alone_is_a_warning(tmp_path: Path) -> None:
-    base = model(tmp_path / "base")
-    (warning,) = warnings(base, adapter(tmp_path / "a", base_model_name_or_path="org/other"))
-    assert "'org/other'" in warning
-    base = model(tmp_path / "base", {"_name_or_path": "org/other"})
-    assert warnings(base, adapter(tmp_path / "a", base_model_name_or_path="org/other")) == ()
-
-
-def test_an_adapter_of_another_model_on_the_hub_is_an_error(tmp_path: Path, hub: HubServer) -> None:
-    model(tmp_path / "base")
-    hub.add_directory("org/Llama-3-8B", tmp_path / "base")
-    one = adapter(tmp_path / "a", base_model_name_or_path="else/Meta-Llama-3-8B-unsloth-bnb-4bit")
-    assert warnings("org/Llama-3-8B", one) == ()
-    other = adapter(tmp_path / "b", base_model_name_or_path="org/Llama-3-8B-Instruct")
-    assert "Llama-3-8B-Instruct" in rows("org/Llama-3-8B", other)[0]
-
-
-def test_an_adapter_of_another_directory_is_an_error_unless_it_is_a_copy(tmp_path: Path) -> None:
-    base, copy = model(tmp_path / "base"), model(tmp_path / "copy")
-    assert warnings(base, adapter(tmp_path / "a", base_model_name_or_path=copy)) == ()
-    assert warnings(base, adapter(tmp_path / "a", base_model_name_or_path=base)) == ()
-    save_file({k: v + 1 for k, v in WEIGHTS.items()}, tmp_path / "copy/model.safetensors")
-    one = adapter(tmp_path / "a", base_model_name_or_path=copy)
-    assert "base_model_name_or_path" in rows(base, one)[0]
-    assert len(warnings(base, one, config="warn")) == 1
-
-
-def test_the_base_of_an_adapter_is_not_compared_with_a_live_model(tmp_path: Path) -> None:
-    assert warnings(WEIGHTS, adapter(tmp_path, base_model_name_or_path="org/other")) == ()
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])

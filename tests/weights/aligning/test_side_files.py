@@ -52,8 +52,7 @@ MERGES = {"vocab.json": bpe([])["model"]["vocab"], "merges.txt": "#version: 0.2\
 
 def write(path: Path, tensors: dict[str, Tensor], files: dict[str, Any]) -> str:
     path.mkdir()
-    name = "adapter_model" if "adapter_config.json" in files else "model"
-    save_file(tensors, path / f"{name}.safetensors")
+    save_file(tensors, path / "model.safetensors")
     for file, content in files.items():
         (path / file).parent.mkdir(exist_ok=True)
         (path / file).write_text(content if isinstance(content, str) else json.dumps(content))
@@ -245,86 +244,6 @@ def test_the_same_settings_in_another_form_are_not_a_difference(
     assert [
         warning for warning in warnings_of(tmp_path, *forms) if "tokenizer: the base" not in warning
     ] == []
-
-
-# --- adapters -----------------------------------------------------------------------------------
-
-FACTORS = {"q.lora_A.weight": torch.ones(2, 8), "q.lora_B.weight": torch.ones(8, 2)}
-DOWN, UP = torch.randn(2, 8), torch.randn(20, 2)
-EMBEDDINGS = {
-    "embed_tokens.lora_embedding_A": UP.T.contiguous(),
-    "embed_tokens.lora_embedding_B": DOWN.T.contiguous(),
-}
-HEAD = {"lm_head.lora_A.weight": DOWN, "lm_head.lora_B.weight": UP}
-
-
-def adapter(path: Path, tensors: dict[str, Tensor], **config: Any) -> str:
-    named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
-    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}
-    return write(path, named, {"adapter_config.json": settings})
-
-
-def tied(path: Path) -> str:
-    config = {"model_type": "llama", "tie_word_embeddings": True}
-    return write(path, {**BODY, "embed_tokens.weight": UP @ DOWN}, {"config.json": config})
-
-
-def test_an_unknown_option_that_is_switched_on_is_an_error(tmp_path: Path) -> None:
-    base = write(tmp_path / "base", BODY, {})
-    one = adapter(tmp_path / "one", FACTORS, use_novel=True, novel_rank=4, other=None, off=False)
-    with pytest.raises(AlignmentError, match=r"use_novel  m0: unknown option True"):
-        warnings(base, one)
-    assert len(warnings(base, one, config="warn")) == 2
-
-
-def test_an_adapter_of_another_revision_is_a_warning(tmp_path: Path) -> None:
-    snapshot = tmp_path / "models--org--base" / "snapshots"
-    snapshot.mkdir(parents=True)
-    base = write(snapshot / ("a1" * 20), BODY, {})
-    same = adapter(tmp_path / "same", FACTORS, revision="a1" * 20)
-    assert warnings(base, same, adapter(tmp_path / "main", FACTORS, revision="main")) == ()
-    (warning,) = warnings(base, adapter(tmp_path / "other", FACTORS, revision="b2" * 20))
-    assert warning.startswith("m0: adapter_config.json revision: 'b2b2")
-
-
-def test_a_missing_module_to_save_is_reported(tmp_path: Path) -> None:
-    base = write(tmp_path / "base", {**BODY, "k.weight": torch.zeros(2, 8)}, {})
-    torn = adapter(tmp_path / "torn", FACTORS, modules_to_save=["k"])
-    with pytest.raises(AlignmentError, match="modules_to_save  m0: names 'k', but the adapter"):
-        warnings(base, torn)
-    (warning,) = warnings(base, adapter(tmp_path / "a", FACTORS, modules_to_save=["classifier"]))
-    assert "names 'classifier'" in warning
-    scored = {**FACTORS, "k.modules_to_save.weight": torch.ones(2, 8)}
-    one = adapter(tmp_path / "b", scored, modules_to_save=["classifier", "k"])
-    assert warnings(base, one) == ()
-
-
-def test_a_tied_head_with_the_changes_of_its_embeddings_is_one_matrix(tmp_path: Path) -> None:
-    base = tied(tmp_path / "base")
-    one = adapter(tmp_path / "one", {**FACTORS, **EMBEDDINGS, **HEAD})
-    whole = {"embed_tokens.weight": UP @ DOWN + 1, "lm_head.weight": UP @ DOWN + 1}
-    two = adapter(tmp_path / "two", {**FACTORS, **whole})
-    assert warnings(base, one, two) == ()
-    pool = CheckpointsPool(CheckpointsConfig(base=base, models={"one": one, "two": two}))
-    assert "lm_head.weight" not in pool.experts["one"].infos
-    merged = pool.experts["one"].tensor("embed_tokens.weight")
-    torch.testing.assert_close(merged, 2 * UP @ DOWN)
-
-
-@pytest.mark.parametrize("name", ["lm_head.lora_A.weight", "lm_head.lora_B.weight"])
-def test_a_tied_head_with_other_changes_is_refused(tmp_path: Path, name: str) -> None:
-    changed = {**FACTORS, **EMBEDDINGS, **HEAD, name: HEAD[name] * 1.01}
-    one = adapter(tmp_path / "one", changed)
-    with pytest.raises(
-        CheckpointError, match=r"'lm_head.weight' and 'embed_tokens.weight' in diff"
-    ):
-        warnings(tied(tmp_path / "base"), one)
-
-
-def test_an_adapter_of_one_use_of_a_tied_matrix_is_a_warning(tmp_path: Path) -> None:
-    one = adapter(tmp_path / "one", {**FACTORS, **EMBEDDINGS})
-    (warning,) = warnings(tied(tmp_path / "base"), one)
-    assert "changes only embed_tokens.weight; the output head is the same matrix" in warning
 
 
 # --- sizes --------------------------------------------------------------------------------------

@@ -266,6 +266,7 @@ def test_other_special_tokens_are_warnings(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.plugins
 def test_an_adapters_own_tokenizer_is_compared(tmp_path: Path) -> None:
     base = model(tmp_path / "base", {"vocab.json": number_words(WORDS)})
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1}

@@ -23,6 +23,8 @@ from fusion_core.recipe.config import AlignmentPolicy
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.plugins  # an adapter is among the models
+
 ROUNDS = 4
 MUTANTS = int(os.environ.get("FUSION_FUZZ_MUTANTS", "20000")) // 80 // ROUNDS
 SEED = os.environ.get("FUSION_FUZZ_SEED", "2026")

@@ -11,8 +11,9 @@ import torch
 
 from fusion_core import Algorithm, Cut, Outline, RunContext
 from fusion_core.errors import RecipeError
-from fusion_core.weights import WeightSource, as_weights, layers_of, renumber_layer, replace_layers
+from fusion_core.weights import WeightSource, as_weights, layers_of, renumber_layer
 from fusion_linear.config import StackConfig
+from fusion_linear.layer_config import replace_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

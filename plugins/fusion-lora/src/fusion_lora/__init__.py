@@ -1,1 +1,18 @@
-"""LoRA adapters as results: `fuse extract-lora`, and `output.adapter` of a recipe."""
+"""LoRA adapters: read as experts, extracted from full models, and written as results of merges.
+
+from pathlib import Path
+
+from fusion_core.weights import CheckpointSource, Location
+from fusion_lora import LoraSource
+
+base = CheckpointSource("base")
+task_vectors = LoraSource(Location(Path("math-lora"), "math-lora"), base)
+"""
+
+from fusion_core.commands import lazy_exports
+
+__all__, __getattr__ = lazy_exports(__name__, __file__)
+
+
+def __dir__() -> list[str]:
+    return __all__

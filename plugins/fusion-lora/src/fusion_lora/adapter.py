@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
-from fusion_lora.modules import PREFIX, Form, choose_targets, most_common
+from fusion_lora.modules import Form, choose_targets, most_common
+from fusion_lora.reading.factors import PREFIX
 
 if TYPE_CHECKING:
     from fusion_core import WeightSource
     from fusion_lora.modules import Module
-
-CONFIG = "adapter_config.json"
-STEM = "adapter_model"
 
 
 @dataclass

@@ -8,12 +8,13 @@ import torch
 
 from fusion_core import EncodedOutput, OutputEncoder
 from fusion_core.errors import RecipeError
-from fusion_core.weights import Location, LoraSource, as_weights
-from fusion_lora.adapter import CONFIG, STEM
+from fusion_core.weights import Location, as_weights
 from fusion_lora.config import AdapterConfig
 from fusion_lora.experts import find_groups
 from fusion_lora.extraction import Extraction, Ranks
 from fusion_lora.modules import find_module, is_vector
+from fusion_lora.reading.config import ADAPTER_CONFIG
+from fusion_lora.reading.source import STEM, LoraSource
 from fusion_lora.record import REPORT
 from fusion_lora.spool import Spool
 
@@ -76,7 +77,7 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
                 f"skip these tensors: --set 'algorithm.skip={treatments[0].tensor}'",
             )
         files = {name: content for name, content in parts.files.items() if name not in _MODEL_FILES}
-        files[CONFIG] = adapter.config(base, name_of_base(pool))
+        files[ADAPTER_CONFIG] = adapter.config(base, name_of_base(pool))
         files[REPORT] = record.as_json()
         summary = (f"adapter: {record.describe()}",)
         return EncodedOutput(spool, files, STEM, {"adapter": record.as_data()}, summary)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from fusion_core.weights import EXPERT_LAYOUTS, are_experts_transposed
-from fusion_lora.modules import PREFIX, rename_mixture
+from fusion_core.weights import are_experts_transposed
+from fusion_lora.reading.experts import EXPERT_LAYOUTS, PARAMETERS, name_in_live_model
+from fusion_lora.reading.factors import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from fusion_core import TensorInfo
     from fusion_lora.factorise import Factors
 
-_PACKED = re.compile(r"(?P<module>.+\.experts)\.(?P<parameter>gate_up_proj|down_proj)")
+_PACKED = re.compile(rf"(?P<module>.+\.experts)\.(?P<parameter>{'|'.join(PARAMETERS)})")
 _SEPARATE = re.compile(r"(?P<module>.+\.experts)\.(?P<index>\d+)\.(?P<part>\w+)\.weight")
 #: The packed parameter of each part, and the names of its parts from top to bottom.
 _PARTS = {
@@ -32,8 +33,6 @@ _PARTS = {
     for parameter, parts in parameters.items()
     for part in parts
 }
-#: PEFT wraps a module once per parameter, in the order of the parameters: the first is innermost.
-_ORDER = ("gate_up_proj", "down_proj")
 _RANK = 3
 
 
@@ -98,7 +97,7 @@ def name_factors(
         other
         for other in groups
         if other.module == group.module
-        and _ORDER.index(other.parameter) > _ORDER.index(group.parameter)
+        and PARAMETERS.index(other.parameter) > PARAMETERS.index(group.parameter)
     ]
     key = f"{PREFIX}{group.module}{'.base_layer' * len(outer)}.lora_"
     return {f"{key}A.weight": a, f"{key}B.weight": b}
@@ -109,7 +108,7 @@ def _find_packed(infos: Mapping[str, TensorInfo]) -> Iterator[ExpertGroup]:
         match = _PACKED.fullmatch(name)
         if match is None or len(info.shape) != _RANK:
             continue
-        gate, down = (infos.get(f"{match['module']}.{parameter}") for parameter in _ORDER)
+        gate, down = (infos.get(f"{match['module']}.{parameter}") for parameter in PARAMETERS)
         count, height, _ = info.shape
         experts = tuple((Rows(name, n * height, (n + 1) * height),) for n in range(count))
         yield ExpertGroup(
@@ -124,7 +123,7 @@ def _find_separate(infos: Mapping[str, TensorInfo]) -> Iterator[ExpertGroup]:
         match = _SEPARATE.fullmatch(name)
         if match is None or match["part"] not in _PARTS or len(info.shape) != _RANK - 1:
             continue
-        module = rename_mixture(match["module"])
+        module = name_in_live_model(match["module"])
         experts = groups.setdefault((module, _PARTS[match["part"]]), {})
         experts.setdefault(int(match["index"]), {})[match["part"]] = Rows(name, 0, info.shape[0])
     for (module, (parameter, parts)), experts in groups.items():

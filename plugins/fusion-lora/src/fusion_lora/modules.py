@@ -9,6 +9,8 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from fusion_core.weights import are_neighbours_transposed
+from fusion_lora.reading.experts import name_in_live_model
+from fusion_lora.reading.factors import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
     from fusion_core import TensorInfo, WeightSource
 
-PREFIX = "base_model.model."
 _WEIGHT = ".weight"
 _EMBEDDINGS = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|wpe|word_embeddings|position_embeddings|token_type_embeddings|"
@@ -77,7 +78,7 @@ def find_module(base: WeightSource, name: str) -> Module | None:
         return None
     router = _ROUTER.fullmatch(name)
     if router and any(other.startswith(f"{router['layer']}.experts.") for other in base.infos):
-        return Module(rename_mixture(module), Form.PARAMETER, info)
+        return Module(name_in_live_model(module), Form.PARAMETER, info)
     if len(info.shape) > _MATRIX:
         is_grouped = info.shape[1] == 1
         return None if is_grouped else Module(module, Form.CONVOLUTION, info)
@@ -85,11 +86,6 @@ def find_module(base: WeightSource, name: str) -> Module | None:
         return Module(module, Form.EMBEDDING, info)
     transposed = are_neighbours_transposed(base, name)
     return Module(module, Form.TRANSPOSED if transposed else Form.LINEAR, info)
-
-
-def rename_mixture(name: str) -> str:
-    """Return the name in a live model of a module of a mixture, as transformers maps it."""
-    return name.replace(".block_sparse_moe.", ".mlp.")
 
 
 def is_vector(info: TensorInfo) -> bool:

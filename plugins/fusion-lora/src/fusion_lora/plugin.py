@@ -1,13 +1,26 @@
-"""Register `extract-lora` and `output.adapter`; this module imports nothing heavy."""
+"""Register the format `lora`, `extract-lora` and `output.adapter`; nothing heavy is imported."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core import CommandSpec, OutputSpec, hookimpl
+from fusion_core import CommandSpec, FormatSpec, OutputSpec, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@hookimpl
+def fusion_register_formats() -> Iterator[FormatSpec]:
+    """Register the format of adapters."""
+    yield FormatSpec(
+        name="lora",
+        summary="A LoRA adapter of PEFT: low-rank factors of differences from a base.",
+        target="fusion_lora.reading.source:LoraSource",
+        files=("adapter_config.json",),
+        is_delta=True,
+        base_key=("adapter_config.json", "base_model_name_or_path"),
+    )
 
 
 @hookimpl

@@ -18,8 +18,9 @@ from fusion_core.commands import (
 )
 from fusion_core.errors import RecipeError
 from fusion_core.weights import check_unchanged, collect_origins, materialise, stage_output
-from fusion_lora.adapter import CONFIG, STEM
 from fusion_lora.modules import EXPERTS
+from fusion_lora.reading.config import ADAPTER_CONFIG
+from fusion_lora.reading.source import STEM
 from fusion_lora.record import REPORT
 from fusion_lora.spool import Spool
 
@@ -56,7 +57,7 @@ def write_adapter(  # noqa: PLR0913 - what is written, where, and how
         adapter, record = extraction.run(spool, executor, progress)
         _refuse_experts(record)
         materialise(spool, staging, shard_size=ONE_FILE, stem=STEM)
-        staging.add(CONFIG, adapter.config(extraction.base, base_name))
+        staging.add(ADAPTER_CONFIG, adapter.config(extraction.base, base_name))
         staging.add(REPORT, record.as_json())
         staging.add(_PROVENANCE, _describe(extraction, record, staging, blocked))
         for model in (extraction.model, extraction.base):

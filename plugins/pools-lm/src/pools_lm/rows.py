@@ -11,7 +11,7 @@ import hashlib
 from collections import ChainMap
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
+
+    from fusion_core.weights import Contradiction
 
 
 class Rows(Protocol):
@@ -214,6 +216,10 @@ class TokenSource(WeightSource):
         """The model, and the models of other layers."""
         others = (source for layer in self._layers for source in layer.rows.sources)
         return tuple({id(source): source for source in (self._source, *others)}.values())
+
+    def contradictions(self, base_config: Mapping[str, Any]) -> Iterator[Contradiction]:
+        """Yield those of the model; the models of other layers have their own."""
+        return self._source.contradictions(base_config)
 
     def describe(self) -> str:
         """Name the model."""

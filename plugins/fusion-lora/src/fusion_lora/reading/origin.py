@@ -1,4 +1,4 @@
-"""Whether the base of a pool is the model that an adapter was trained on.
+"""Whether a base is the model that an adapter was trained on.
 
 Unless both are local directories, only their names can be compared. Quantised copies of a model
 count as that model, because QLoRA trains on them.
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_core import hub
-from fusion_core.weights.aligning._difference import Difference
-from fusion_core.weights.reading.containment import open_named, report_unreadable
-from fusion_core.weights.reading.location import ADAPTER_CONFIG
+from fusion_core.files import open_named, report_unreadable
+from fusion_core.weights import Contradiction
+from fusion_lora.reading.config import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
-    from fusion_core.weights.source import WeightSource
+    from fusion_core import WeightSource
 
 _QUANTISED = re.compile(r"(-(unsloth|dynamic|bnb|hf|gptq|awq|gguf|fp8|int[48]|[48]bit|nf4))+$")
 _HEX = re.compile(r"[0-9a-f]{7,40}")
@@ -29,8 +29,8 @@ _SAMPLE = 2**16
 
 
 def compare_base(
-    adapter: Mapping[str, Any], expert: str, base: WeightSource, config: Mapping[str, Any]
-) -> Iterator[Difference]:
+    adapter: Mapping[str, Any], base: WeightSource, config: Mapping[str, Any]
+) -> Iterator[Contradiction]:
     """Compare the model that an adapter names with the base, which has this configuration."""
     trained_on, used = adapter.get("base_model_name_or_path"), base.describe()
     if not isinstance(trained_on, str) or not trained_on:
@@ -50,12 +50,10 @@ def compare_base(
     if is_serious is not None:
         subject = f"{ADAPTER_CONFIG} base_model_name_or_path"
         problem = f"{trained_on[:_LONGEST_NAME]!r}, the base is {used}"
-        yield Difference(subject, expert, problem, is_serious=is_serious)
+        yield Contradiction(subject, problem, is_serious=is_serious)
 
 
-def compare_revision(
-    adapter: Mapping[str, Any], expert: str, base: WeightSource
-) -> Iterator[Difference]:
+def compare_revision(adapter: Mapping[str, Any], base: WeightSource) -> Iterator[Contradiction]:
     """Compare the revision that an adapter names with the commit of the base, if it is known.
 
     A branch or a tag may be that commit or not: only the hub knows.
@@ -65,7 +63,7 @@ def compare_revision(
         return
     if _HEX.fullmatch(revision) is None or not (_commit(used) or "").startswith(revision):
         problem = f"{revision[:_LONGEST_NAME]!r}, the base is {used}, which may be another revision"
-        yield Difference(f"{ADAPTER_CONFIG} revision", expert, problem, is_serious=False)
+        yield Contradiction(f"{ADAPTER_CONFIG} revision", problem, is_serious=False)
 
 
 def _commit(used: str) -> str | None:

@@ -10,14 +10,14 @@ import json
 import re
 from typing import TYPE_CHECKING, cast
 
-from fusion_core.machine.sandbox import LimitExceeded, Limits, SandboxedWorker, WorkFailed
+from fusion_core.files import LimitExceeded, Limits, SandboxedWorker, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 #: Many times what the adapters of large models need.
 _LIMITS = Limits(seconds=1, memory=128_000_000, answer=16_000_000)
-_CHILD = SandboxedWorker("fusion_core.machine.patterns:serve")
+_CHILD = SandboxedWorker("fusion_lora.reading.patterns:serve")
 
 
 def find_first_matches(patterns: Sequence[str], modules: Sequence[str]) -> list[int | None]:

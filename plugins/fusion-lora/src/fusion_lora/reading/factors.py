@@ -12,21 +12,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fusion_core import Cut
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading._lora_config import MERGE_WITH_PEFT
-from fusion_core.weights.source import Cut
+from fusion_lora.reading.config import MERGE_WITH_PEFT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fusion_core.weights.source import TensorInfo, WeightSource
+    from fusion_core import TensorInfo, WeightSource
 
-_OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.weight$")
-_INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|shared|tok_embeddings)\.weight$")
+#: Names of the modules that a tied matrix serves: input embeddings, and output heads.
+INPUTS = ("embed_tokens", "wte", "word_embeddings", "shared", "tok_embeddings")
+OUTPUTS = ("lm_head", "embed_out", "output_projection")
+_INPUT, _OUTPUT = (
+    re.compile(rf"(?:^|\.)(?:{'|'.join(modules)})\.weight$") for modules in (INPUTS, OUTPUTS)
+)
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.weight)?"
 )
-_PREFIX = "base_model.model."
+#: The prefix of every tensor in a file of PEFT.
+PREFIX = "base_model.model."
 _WHOLE = (".weight", ".bias")
 #: The number of random vectors on which two products are compared.
 _PROBES = 4
@@ -72,7 +77,7 @@ def sort_tensors(adapter: WeightSource) -> tuple[dict[str, dict[str, str]], dict
     whole: dict[str, str] = {}
     unknown: list[str] = []
     for key in adapter.infos:
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         if ".original_module." in name:  # the base's, saved with its replacement
             continue
         if match := _FACTOR.fullmatch(name):
@@ -88,36 +93,6 @@ def sort_tensors(adapter: WeightSource) -> tuple[dict[str, dict[str, str]], dict
             hint=MERGE_WITH_PEFT,
         )
     return factors, whole
-
-
-def are_neighbours_transposed(base: WeightSource, name: str) -> bool | None:
-    """Tell whether the weights nearest to one are stored as (inputs, outputs), as in Conv1D.
-
-    A square weight does not show its orientation, and PEFT saves for all modules what was right for
-    the last one. The biases of other weights show it: a bias has one entry per output. Returns None
-    if no bias shows it.
-    """
-    if not any(other.endswith(".bias") for other in base.infos):
-        return None
-    prefix = name.removesuffix(".weight")
-    while prefix:
-        prefix = prefix.rpartition(".")[0]
-        orientations = {
-            bias_shape == info.shape[1:]
-            for weight, info in base.infos.items()
-            if weight.startswith(f"{prefix}." if prefix else "")
-            and (bias_shape := _bias_shape(base, weight)) in {info.shape[1:], info.shape[:1]}
-            and len(info.shape) == 2  # noqa: PLR2004 - a matrix
-            and info.shape[0] != info.shape[1]
-        }
-        if orientations:
-            return orientations.pop() if len(orientations) == 1 else None
-    return None
-
-
-def _bias_shape(base: WeightSource, weight: str) -> tuple[int, ...] | None:
-    bias = base.infos.get(f"{weight.removesuffix('.weight')}.bias")
-    return bias.shape if bias is not None and weight.endswith(".weight") else None
 
 
 def find_tied_heads(

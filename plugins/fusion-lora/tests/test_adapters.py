@@ -13,18 +13,19 @@ import peft
 import pytest
 import torch
 import transformers
+import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from fusion_core.cli.app import app
+from fusion_core import run_fusion
+from fusion_core.commands import load_plugins
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.plugins.manager import PluginManager, load_plugins
-from fusion_core.running.run import run_fusion
+from fusion_lora.command import extract_lora
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-pytestmark = [pytest.mark.plugins, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 Tensors = dict[str, torch.Tensor]
 
@@ -65,9 +66,13 @@ def fine_tune(path: Path, kind: str) -> None:
     model.save_pretrained(path / "expert")
 
 
+app = typer.Typer()
+app.command()(extract_lora)
+
+
 def extract(path: Path, *arguments: str, code: int = 0) -> str:
     given = [str(path / "expert"), "--base", str(path / "base"), "-o", str(path / "adapter")]
-    result = CliRunner().invoke(app, ["extract-lora", *given, "-q", *arguments])
+    result = CliRunner().invoke(app, [*given, "-q", *arguments])
     if isinstance(result.exception, FusionError):  # `main` prints it
         assert result.exception.exit_code == code
         return str(result.exception)
@@ -220,20 +225,20 @@ def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_blocked_plugins_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    discover, blocked = PluginManager.discover, []
+    blocked: list[frozenset[str]] = []
 
-    def spy(self: PluginManager, *, block: frozenset[str]) -> None:
+    def spy(block: frozenset[str]) -> object:
         blocked.append(block)
-        discover(self, block=block)
+        return load_plugins(block)
 
     fine_tune(tmp_path, "llama")
-    load_plugins.cache_clear()
-    monkeypatch.setattr(PluginManager, "discover", spy)
+    for module in ("pair", "writing"):
+        monkeypatch.setattr(f"fusion_lora.{module}.load_plugins", spy)
     models = [str(tmp_path / "expert"), "--base", str(tmp_path / "base")]
-    command = ["extract-lora", *models, "-o", str(tmp_path / "out"), "-q"]
-    result = CliRunner().invoke(app, ["--no-plugin", "fusion-ties", *command])
+    command = [*models, "-o", str(tmp_path / "out"), "-q"]
+    result = CliRunner().invoke(app, command, obj=frozenset({"fusion-ties"}))
     assert result.exit_code == 0, result.output
-    assert blocked == [{"fusion-ties"}]
+    assert blocked == [{"fusion-ties"}] * 2
 
 
 def test_a_module_with_factors_cannot_be_stored_whole(tmp_path: Path) -> None:

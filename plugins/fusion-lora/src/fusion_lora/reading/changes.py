@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core import TensorInfo
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading._lora_config import MERGE_WITH_PEFT, read_scales
-from fusion_core.weights.reading._lora_experts import (
+from fusion_core.weights import are_neighbours_transposed, match_names
+from fusion_lora.reading.config import MERGE_WITH_PEFT, read_scales
+from fusion_lora.reading.experts import (
     find_parameters,
     find_targets,
     is_stored,
@@ -18,20 +20,14 @@ from fusion_core.weights.reading._lora_experts import (
     probe_names,
     strip_nesting,
 )
-from fusion_core.weights.reading._lora_factors import (
-    Product,
-    are_neighbours_transposed,
-    sort_tensors,
-)
-from fusion_core.weights.reading._lora_products import wide_dtype
-from fusion_core.weights.reading.name_matching import match_names
-from fusion_core.weights.source import TensorInfo
+from fusion_lora.reading.factors import Product, sort_tensors
+from fusion_lora.reading.products import wide_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fusion_core.weights.reading._lora_experts import Target
-    from fusion_core.weights.source import WeightSource
+    from fusion_core import WeightSource
+    from fusion_lora.reading.experts import Target
 
 
 @dataclass(frozen=True, slots=True)

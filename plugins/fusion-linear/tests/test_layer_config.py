@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import replace_layers
+from fusion_linear.layer_config import replace_layers
 
 CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gpt2": ({"n_layer": 3, "n_head": 3}, {"n_layer": 2, "n_head": 3}),

@@ -11,16 +11,15 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from fusion_core import run_fusion
 from fusion_core.errors import CheckpointError
-from fusion_core.running.run import run_fusion
-from fusion_core.weights import StateDictSource
-from fusion_core.weights.reading.location import Location
-from fusion_core.weights.reading.lora import LoraSource
+from fusion_core.weights import Location, StateDictSource
+from fusion_lora import LoraSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.plugins, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 GPT2 = {
     "n_embd": 16,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from fusion_core.weights.source import LowRank
+from fusion_core.weights import LowRank
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fusion_core.weights.reading._lora_factors import Product
-    from fusion_core.weights.source import TensorInfo, WeightSource
+    from fusion_core import TensorInfo, WeightSource
+    from fusion_lora.reading.factors import Product
 
 #: The convolution of a weight with so many dimensions.
 _CONVOLUTIONS = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}

@@ -1,4 +1,4 @@
-"""LoRA adapters, held against products written out; `test_lora_peft.py` holds them against PEFT."""
+"""LoRA adapters, held against products written out; `test_peft.py` holds them against PEFT."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
-from fusion_core.contracts.algorithm import Algorithm
+from fusion_core import (
+    Algorithm,
+    AlignmentPolicy,
+    CheckpointsConfig,
+    CheckpointsPool,
+    ComponentConfig,
+    Cut,
+    run_fusion,
+)
 from fusion_core.errors import AlignmentError, CheckpointError, IntegrityError
-from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig
-from fusion_core.running.run import run_fusion
 from fusion_core.weights import (
     BLOCK,
-    Cut,
     Linear,
+    Location,
     MergedSource,
     Operands,
+    SerialExecutor,
     StateDictSource,
     check_unchanged,
 )
-from fusion_core.weights.merging.execution import SerialExecutor
-from fusion_core.weights.reading._lora_config import KNOWN_OPTIONS
-from fusion_core.weights.reading.location import Location
-from fusion_core.weights.reading.lora import LoraSource
+from fusion_lora import LoraSource
+from fusion_lora.reading.config import KNOWN_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from fusion_core.contracts.context import RunContext
-    from fusion_core.contracts.model_pool import ModelPool
-    from fusion_core.weights import WeightSource
+    from fusion_core import ModelPool, RunContext, WeightSource
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "org/base"}
 PREFIX = "base_model.model."
@@ -326,7 +327,7 @@ def test_an_adapter_needs_its_base(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"the adapter .* needs its base") as caught:
         pool(None, x=str(tmp_path))
     assert caught.value.hint == "Name the base: --set model_pool.base=org/base"
-    with pytest.raises(CheckpointError, match="expected a full model, found a LoRA adapter"):
+    with pytest.raises(CheckpointError, match=r"expected a full model, found an adapter \(lora\)"):
         pool(str(tmp_path), x={"a.weight": torch.ones(1)})
 
 

@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.machine.patterns import find_first_matches
-from fusion_core.weights.reading.location import ADAPTER_CONFIG
+from fusion_lora.reading.patterns import find_first_matches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+ADAPTER_CONFIG = "adapter_config.json"
 #: Options under which the task vector is not `scale * B @ A`.
 _OTHER_MATHS = (
     "lora_bias",

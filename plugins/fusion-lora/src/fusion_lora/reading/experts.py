@@ -13,22 +13,26 @@ from itertools import accumulate, count, pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.reading._lora_config import MERGE_WITH_PEFT
-from fusion_core.weights.reading._lora_factors import ExpertPart
+from fusion_core.weights import are_experts_transposed
+from fusion_lora.reading.config import MERGE_WITH_PEFT
+from fusion_lora.reading.factors import ExpertPart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from fusion_core.weights.source import TensorInfo
+    from fusion_core import TensorInfo
 
 _NESTED = ".base_layer"
 _PACKED = 3
-_LIVE_FOLDER = ".mlp."
+_LIVE_FOLDER, _RELEASE_FOLDER = ".mlp.", ".block_sparse_moe."
+#: The packed parameters of a layer's experts, in the order in which PEFT wraps their module: the
+#: first is innermost.
+PARAMETERS = ("gate_up_proj", "down_proj")
 #: How releases store packed parameters one by one: their folder, and the parts from top to bottom.
 EXPERT_LAYOUTS: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
-    (".mlp.", {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}),
-    (".mlp.", {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}),
-    (".block_sparse_moe.", {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}),
+    (_LIVE_FOLDER, {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}),
+    (_LIVE_FOLDER, {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}),
+    (_RELEASE_FOLDER, {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}),
 )
 
 
@@ -60,7 +64,12 @@ def find_parameters(config: Mapping[str, Any], module: str) -> list[str]:
 
 def name_in_release(name: str) -> str:
     """Return the name that Mixtral's release, and so transformers on disk, gives to a tensor."""
-    return name.replace(_LIVE_FOLDER, ".block_sparse_moe.")
+    return name.replace(_LIVE_FOLDER, _RELEASE_FOLDER)
+
+
+def name_in_live_model(name: str) -> str:
+    """Return the name in a live model of a module of a mixture, as transformers maps it."""
+    return name.replace(_RELEASE_FOLDER, _LIVE_FOLDER)
 
 
 def is_stored(
@@ -69,19 +78,6 @@ def is_stored(
     """Tell whether a base stores a parameter of a module, whole or expert by expert."""
     names = _BaseNames(base, base_names)
     return any(names.find(name) is not None for name in probe_names(module, [parameter]))
-
-
-def are_experts_transposed(gate: TensorInfo | None, down: TensorInfo | None) -> bool:
-    """Tell whether the packed experts of a layer are stored as (inputs, outputs), as in GPT-OSS.
-
-    A square parameter does not show this, so both are compared: `gate_up_proj` has two outputs per
-    input of `down_proj`. Without `down_proj`, a gate with more outputs than inputs is assumed.
-    """
-    if gate is None or len(gate.shape) != _PACKED:
-        return False
-    if down is None or len(down.shape) != _PACKED:
-        return gate.shape[2] > gate.shape[1]
-    return gate.shape[2] == 2 * down.shape[1] and gate.shape[1] == down.shape[2]
 
 
 def probe_names(module: str, parameters: Iterable[str]) -> Iterator[str]:
@@ -146,9 +142,8 @@ def _fit_packed(
         return []
     transposed = info.shape[1:] == turned
     if straight == turned:
-        parameters = ("gate_up_proj", "down_proj")
         transposed = are_experts_transposed(
-            *(names.find(f"{module}.{parameter}") for parameter in parameters)
+            *(names.find(f"{module}.{parameter}") for parameter in PARAMETERS)
         )
     return [Target(info.name, label, ExpertPart(info.shape[0]), transposed)]
 
@@ -185,5 +180,5 @@ def _expert_names(
 ) -> list[str]:
     """Return the adapter's names for the parts of one expert, as a release stores them."""
     folder, parts = layout
-    experts = module.replace(".mlp.", folder)
+    experts = module.replace(_LIVE_FOLDER, folder)
     return [f"{experts}.{index}.{part}.weight" for part in parts.get(parameter, ())]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fusion_core.machine.patterns import find_first_matches
+from fusion_lora.reading.patterns import find_first_matches
 
 NAMES = [
     *("q", "a", "b.a", "h.0.q_proj", "model.layers.10.q_proj", "x.h.0", "h10q", "aab", "0.1.9"),
@@ -58,6 +58,6 @@ def test_patterns_for_every_module_of_a_large_model_are_matched() -> None:
 
 
 def test_the_child_imports_no_torch() -> None:
-    code = "import sys, fusion_core.machine.patterns as p; p.serve(); print('torch' in sys.modules)"
+    code = "import sys, fusion_lora.reading.patterns as p; p.serve(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -13,26 +13,36 @@ import copy
 import hashlib
 import json
 import math
+import os
 from typing import TYPE_CHECKING
 
 import torch
 
+from fusion_core import Cut, WeightSource
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.origin import Origin, stamp_of
-from fusion_core.weights.reading._lora_changes import locate_changes
-from fusion_core.weights.reading._lora_config import check_supported
-from fusion_core.weights.reading._lora_factors import find_tied_heads
-from fusion_core.weights.reading._lora_products import Products
-from fusion_core.weights.reading._unsupported import DEQUANTISE
-from fusion_core.weights.reading.assets import read_config
-from fusion_core.weights.reading.checkpoint import CheckpointSource
-from fusion_core.weights.reading.containment import report_unreadable, resolve_member
-from fusion_core.weights.reading.location import ADAPTER, ADAPTER_CONFIG
-from fusion_core.weights.reading.quantisation import find_packed_tensor
-from fusion_core.weights.source import Cut, LowRank, WeightSource
+from fusion_core.files import report_unreadable, resolve_member
+from fusion_core.weights import (
+    CheckpointSource,
+    LowRank,
+    Origin,
+    read_config,
+    refuse_packed,
+    stamp_of,
+)
+from fusion_lora.reading.changes import locate_changes
+from fusion_lora.reading.config import ADAPTER_CONFIG, check_supported
+from fusion_lora.reading.contradictions import find_contradictions
+from fusion_lora.reading.factors import find_tied_heads
+from fusion_lora.reading.products import Products
 
 if TYPE_CHECKING:
-    from fusion_core.weights.reading.location import Location
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from fusion_core.weights import Contradiction, Location
+
+#: The name of the file of weights, without its ending.
+STEM = "adapter_model"
 
 
 class LoraSource(WeightSource):
@@ -45,15 +55,20 @@ class LoraSource(WeightSource):
     is_delta = True
 
     def __init__(self, location: Location, base: WeightSource) -> None:
-        weights = location.directory / ADAPTER
+        weights = location.file(f"{STEM}.safetensors")
+        if not os.path.lexists(weights):
+            raise CheckpointError(
+                f"{weights} does not exist",
+                hint="Save the adapter again with PEFT, which writes safetensors by default.",
+            )
         if weights.is_symlink():
             resolve_member(weights)  # `CheckpointSource` follows links to any file that it is given
         self._adapter = CheckpointSource(weights, name=location.name)
         self._base = base
-        config_path = location.directory / ADAPTER_CONFIG
+        config_path = location.file(ADAPTER_CONFIG)
         with report_unreadable(config_path):
             stamp = stamp_of(config_path.stat())
-        config = read_config(config_path)
+        self._config = config = read_config(config_path)
         content = json.dumps(config, sort_keys=True).encode()
         config_identity = {"content_sha256": hashlib.sha256(content).hexdigest()}
         self._origin = Origin(
@@ -61,8 +76,7 @@ class LoraSource(WeightSource):
             stamps={config_path: stamp},
         )
         check_supported(config, location.name)
-        if (reason := find_packed_tensor(self._adapter.infos)) is not None:
-            raise CheckpointError(f"{location.name} is quantised: {reason}", hint=DEQUANTISE)
+        refuse_packed(self._adapter)
         changes = locate_changes(self._adapter, base, config)
         products, self._whole = changes.products, changes.whole
         tied_heads = find_tied_heads(self._adapter, products, self._whole, base.infos)
@@ -73,7 +87,7 @@ class LoraSource(WeightSource):
         self._products = Products(self._adapter, products)
         self._tied = frozenset(tied_heads.values())
 
-    def on(self, base: WeightSource) -> LoraSource:
+    def with_base(self, base: WeightSource) -> LoraSource:
         """Return the same adapter on other weights of its base."""
         clone = copy.copy(self)
         clone._base = base  # noqa: SLF001 - of this class
@@ -110,6 +124,10 @@ class LoraSource(WeightSource):
             torch.equal(self._adapter.read(key, *span), self._base.read(name, *span))
             for span in self.ranges(name)
         )
+
+    def contradictions(self, base_config: Mapping[str, Any]) -> Iterator[Contradiction]:
+        """Yield what `adapter_config.json` says that the tensors, or the base, contradict."""
+        return find_contradictions(self, self._config, self._base, base_config)
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
@@ -160,11 +178,3 @@ class LoraSource(WeightSource):
         whole = self._adapter.read(self._whole[name], start, stop)
         base = self._base.read(name, start, stop)
         return whole.double() - base.double()
-
-
-def read_base_name(location: Location) -> str | None:
-    """Return an adapter's name for the model that it was trained on, None if it has none."""
-    if not location.matching(ADAPTER_CONFIG):
-        return None
-    name = read_config(location.directory / ADAPTER_CONFIG).get("base_model_name_or_path")
-    return name if isinstance(name, str) else None

@@ -1,0 +1,1 @@
+"""Reading of PEFT's LoRA adapters as task vectors."""

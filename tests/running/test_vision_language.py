@@ -133,5 +133,9 @@ def test_language_pools_say_which_pool_merges_parts(kind: Any) -> None:
 def test_a_language_model_is_no_vision_language_model(kind: Any) -> None:
     _, folder = kind
     pool = {"name": "vision-language", "base": str(folder / "language")}
-    with pytest.raises(CheckpointError, match="cannot build an AutoModelForImageTextToText"):
+    with pytest.raises(
+        CheckpointError, match="cannot build an AutoModelForImageTextToText"
+    ) as caught:
         measure({**pool, "models": {"math": str(folder / "language-math")}}, folder)
+    assert len(str(caught.value)) < 500  # without the list of all models that transformers has
+    assert "fuse list pools" in (caught.value.hint or "")

@@ -4,7 +4,9 @@
 
 Four ranks save the same random weights as rows (as FSDP does), as columns (as tensor parallelism
 does) and as one safetensors file. The *floor* is `cat` of the inputs from the page cache, plus
-writing and syncing as many bytes as the output has. Prints ratios, each side measured in one run.
+writing and syncing as many bytes as the output has. Prints times without start-up, each side
+measured in one run, and peak memory above that of Python with torch. On a busy machine, compare
+processor times.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ def main() -> None:
         folder = Path(name)
         child(Path(__file__), "--save", name, str(arguments.models), str(tensors))
         measures = Measures(folder)
+        measures.measure("bare", [sys.executable, "-c", "import torch"])
         for _ in range(arguments.repeats):
             for layout in LAYOUTS:
                 measure(measures, folder, layout, arguments.models)
@@ -58,16 +61,23 @@ def measure(measures: Measures, folder: Path, layout: str, count: int) -> None:
 
 
 def print_table(measures: Measures) -> None:
-    """Print times and peaks by layout."""
-    columns = ("layout", "floor", "ours", "ours / floor", "CPU / safetensors", "peak above start")
-    print(headings(columns))
-    start = measures.peak("start-up ours")
+    """Print times and peaks by layout, and the load of the machine."""
+    columns = ("floor", "ours", "ours / floor", "CPU: floor, ours", "CPU / safetensors")
+    print(headings(("layout", *columns, "peak above torch")))
     for layout in LAYOUTS:
-        floor, seconds = measures.seconds(f"floor {layout}"), measures.seconds(f"ours {layout}")
-        relative = measures.cpu(f"ours {layout}") / measures.cpu("ours safetensors")
-        peak = (measures.peak(f"ours {layout}") - start) / MB
-        times = (f"{floor:.2f} s", f"{seconds:.2f} s", f"{seconds / floor:.2f}")
-        print(row((layout, *times, f"{relative:.2f}", f"{peak:.0f} MB")))
+        floor, ours = f"floor {layout}", f"ours {layout}"
+        seconds = (measures.seconds(floor), measures.seconds(ours))
+        cpu = (measures.cpu(floor), measures.cpu(ours))
+        above = (measures.peak(ours) - measures.peak("bare")) / MB
+        cells = (
+            *(f"{time:.2f} s" for time in seconds),
+            f"{seconds[1] / seconds[0]:.2f}",
+            ", ".join(f"{time:.1f} s" for time in cpu),
+            f"{cpu[1] / measures.cpu('ours safetensors'):.2f}",
+            f"{above:.0f} MB",
+        )
+        print(row((layout, *cells)))
+    print(f"load: {os.getloadavg()[1]:.1f}")
 
 
 def save_models(folder: Path, count: int, tensors: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 import warnings
 from itertools import chain
@@ -202,12 +203,18 @@ def test_the_page_of_sentence_encoders_runs_in_its_order(encoders: Path) -> None
     assert all(torch.equal(put[name], tensor) for name, tensor in merged.items())
 
 
-def language_model(directory: Path, seed: int) -> None:
-    words = {"<unk>": 0, "two": 1, "four": 2, "</s>": 3}
-    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+WORDS = {"<unk>": 0, "two": 1, "four": 2, "</s>": 3}
+
+
+def write_tokenizer(directory: Path) -> None:
+    core = Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(directory)
+
+
+def language_model(directory: Path, seed: int) -> None:
+    write_tokenizer(directory)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(words), num_hidden_layers=1, **sizes)
+    config = LlamaConfig(vocab_size=len(WORDS), num_hidden_layers=1, **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         AutoModelForCausalLM.from_config(config).save_pretrained(directory)
@@ -451,6 +458,9 @@ def test_the_recipes_for_parts_of_models_run(
 ) -> None:
     page = "merge-parts-of-models.md"
     write_vision_models("llava", tmp_path, original_names=False)
+    for name in ("language", "language-math", "vision-language"):
+        write_tokenizer(tmp_path / name)
+    (tmp_path / "prose.txt").write_text("two two four\n")
     monkeypatch.chdir(tmp_path)
     for recipe in blocks("yaml", page):
         Path("parts.yaml").write_text(recipe)
@@ -459,6 +469,10 @@ def test_the_recipes_for_parts_of_models_run(
             assert done.exit_code == 0, (command, done.exception)
     assert "copied from vision (rest)" in CliRunner().invoke(app, ["check", "parts.yaml"]).stdout
     assert Path("merged/model.safetensors").is_file()
+    (measured,) = blocks("sh", page)
+    done = CliRunner().invoke(app, shlex.split(measured.replace("\\\n", " "))[1:])
+    assert done.exit_code == 0, done.exception
+    assert "bits_per_byte, lower is better" in done.stdout
 
 
 # --- training runs ------------------------------------------------------------------------------
@@ -479,7 +493,9 @@ def test_the_page_of_training_runs_runs_in_its_order() -> None:
     (tasks,) = blocks("yaml", TRAINING)
     Path("tasks.yaml").write_text(tasks)
     (table,) = blocks("text", TRAINING)
-    assert len(commands(TRAINING)) == 4
+    for step in range(1, 5):
+        shutil.copytree("sums-lora", f"runs/lora/checkpoint-{step}")
+    assert len(commands(TRAINING)) == 5
     for command in commands(TRAINING):
         done = CliRunner().invoke(app, shlex.split(command)[1:])
         assert done.exit_code == 0, (command, done.exception)
@@ -487,3 +503,4 @@ def test_the_page_of_training_runs_runs_in_its_order() -> None:
     titan = load_file("averaged-titan/model.safetensors")
     assert torch.equal(titan["w"], torch.full((2, 2), 350.0))
     assert Path("averaged-titan/tokenizer.json").is_file()
+    assert Path("averaged-lora/adapter_model.safetensors").is_file()

@@ -328,6 +328,33 @@ def test_a_merge_of_adapters_stays_an_adapter(
     assert '"relative_error"' in tensors
 
 
+@pytest.mark.parametrize("rank", [None, 3])
+def test_an_average_of_a_run_of_adapters_stays_an_adapter(tmp_path: Path, rank: int | None) -> None:
+    tiny("llama").save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"])
+    model = peft.get_peft_model(tiny("llama"), config)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for step in (10, 20, 30):
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.add_(torch.randn_like(parameter) / 20)
+        model.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+    command = ["average", str(tmp_path / "run"), "--base", str(tmp_path / "base"), "-q"]
+    form = "output.adapter={}" if rank is None else f"output.adapter={rank}"
+    for name, flags in (("full", []), ("adapter", ["--set", form])):
+        flags += ["--schedule", "linear", "-o", str(tmp_path / name)]
+        result = CliRunner().invoke(app, [*command, *flags])
+        assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert content["target_modules"] == ["down_proj", "q_proj"]  # nothing else was trained
+    assert content["r"] == (rank or 3 * 2)
+    merged = merge_with_peft("llama", tmp_path / "base", tmp_path / "adapter")
+    dense, base = load(tmp_path / "full"), load(tmp_path / "base")
+    error = distance(merged, dense) / distance(base, dense)
+    assert error == pytest.approx(stated_error(tmp_path / "adapter"), rel=1e-3, abs=1e-6)
+    assert error < (1e-6 if rank is None else 1)
+
+
 def test_joined_factors_take_no_more_rank_than_needed(tmp_path: Path, adapters: Path) -> None:
     output = {"path": str(tmp_path / "out"), "adapter": {}, "shard_size": "1kB"}  # PEFT: one file
     run_fusion({**recipe(adapters, "task-arithmetic"), "output": output})

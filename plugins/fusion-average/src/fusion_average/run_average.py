@@ -40,6 +40,11 @@ class WeightedMean(Kernel):
             piece.expert(index) * weight for index, weight in enumerate(self.weights) if weight > 0
         )
 
+    def constant_coefficients(self, name: str) -> tuple[float, ...]:
+        """Return the weights: their sum is 1, so an average of experts is one of task vectors."""
+        del name
+        return self.weights
+
 
 class RunAverage(Algorithm[RunAverageConfig]):
     """Average checkpoints of one training run, with weights by their steps (arXiv:2507.17634).

@@ -104,6 +104,15 @@ def read_vectors(operands: Operands, progress: Progress) -> TaskVectors:
     return TaskVectors(list(operands.experts), products)
 
 
+def measure_cosine(operands: Operands, names: Iterable[str]) -> float:
+    """Return the mean cosine between two task vectors within some tensors.
+
+    NaN if at most one task vector differs from zero there.
+    """
+    infos = [info for info in merged_infos(operands) if info.name in {*names}]
+    return TaskVectors(list(operands.experts), {"": _products(operands, infos)}).mean_cosine("")
+
+
 def merged_infos(operands: Operands) -> list[TensorInfo]:
     """Return the merged tensors: all floating-point ones."""
     infos = operands.reference.infos.values()

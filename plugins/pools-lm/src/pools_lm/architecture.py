@@ -243,9 +243,10 @@ class Architecture:
 
     def _unsupported(self, error: Exception) -> CheckpointError:
         model_type = json.loads(self.config).get("model_type")
+        reason = str(error).partition("\n")[0]  # transformers goes on to list all its models
         return CheckpointError(
             f"transformers {transformers.__version__} cannot build an {self.auto} from config.json "
-            f"with model_type {model_type!r}: {error}",
+            f"with model_type {model_type!r}: {reason}",
             hint="Choose the pool for this kind of model (fuse list pools), or 'checkpoints', "
             "which merges any weights.",
         )

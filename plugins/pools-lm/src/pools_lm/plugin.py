@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 _POOLS = {
     "causal-lm": ("CausalPool", "Models that continue a text: Llama, Qwen, GPT-2, ..."),
+    "vision-language": (
+        "VisionLanguagePool",
+        "Vision-language models, measured on text: LLaVA, Qwen-VL, ...",
+    ),
     "seq2seq-lm": ("Seq2SeqPool", "Models that map one text to another: T5, BART, ..."),
     "sequence-classification": ("ClassificationPool", "Text classifiers with one shared head."),
     "sentence-encoder": ("EncoderPool", "Text encoders, including SentenceTransformers."),

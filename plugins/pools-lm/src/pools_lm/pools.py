@@ -45,6 +45,8 @@ class LanguagePool(CheckpointsPool):
     config_class: ClassVar[Any] = LanguageConfig
     #: the Auto class of transformers that selects the model class
     auto: ClassVar[str]
+    #: whether a model may contain the others as a part, so that the option `rest` makes sense
+    holds_parts: ClassVar[bool] = False
     config: Any
     #: tensors of the first model that transformers ignores, and that the output lacks
     _ignored: tuple[str, ...] = ()
@@ -53,15 +55,12 @@ class LanguagePool(CheckpointsPool):
 
     def __init__(self, config: LanguageConfig) -> None:
         if config.rest is not None:
-            raise RecipeError(
-                "model_pool.rest: a language pool builds one kind of model, and this option merges "
-                "a part of another kind",
-                hint="Use the pool 'checkpoints', which merges any weights.",
-            )
+            self._check_rest(config)
         super().__init__(config)
         self._options = config
-        self._unify_names()
-        self._unify_tokens()
+        if config.rest is None:  # or all models have the names and files of one already
+            self._unify_names()
+            self._unify_tokens()
 
     def build(
         self,
@@ -171,6 +170,22 @@ class LanguagePool(CheckpointsPool):
     def _rename_to_live(self, weights: WeightSource) -> RenamedSource:
         """Return weights under the live model's names."""
         return self._architecture.rename_to_live(weights)
+
+    def _check_rest(self, config: LanguageConfig) -> None:
+        """Raise `RecipeError` for parts of models that this pool cannot build or match."""
+        if not self.holds_parts:
+            raise RecipeError(
+                f"model_pool.rest: this pool builds models of {self.auto}, and the option merges "
+                "a part of another kind of model",
+                hint="Use the pool 'vision-language' for a language model in a vision-language "
+                "model, or 'checkpoints', which merges any weights and evaluates none.",
+            )
+        if config.tokenizer != "base" or config.pad_to_multiple_of is not None:
+            raise RecipeError(
+                "model_pool.rest: the output has the tokenizer of this model, so tokenizer and "
+                "pad_to_multiple_of conflict with it",
+                hint="Leave them out. For models with fewer tokens: --set alignment.vocab=pad",
+            )
 
     def _unify_tokens(self) -> None:
         """Give all models the rows of one tokenizer, unless they share one already."""
@@ -284,6 +299,17 @@ class CausalPool(LanguagePool):
     """Decoders that continue a text."""
 
     auto = "AutoModelForCausalLM"
+
+
+class VisionLanguagePool(LanguagePool):
+    """Vision-language models. Text tasks measure them without images.
+
+    Under the option `rest`, a part of one model is merged with language models, and the others are
+    built with its remaining tensors.
+    """
+
+    auto = "AutoModelForImageTextToText"
+    holds_parts = True
 
 
 class Seq2SeqPool(LanguagePool):

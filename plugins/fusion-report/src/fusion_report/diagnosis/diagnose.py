@@ -11,6 +11,7 @@ from fusion_core import AdaptiveTask, RunOptions, hub, load_models, merge, plan,
 from fusion_core.commands import below_base_warnings, evaluate_experts, load_recipe, resolve_device
 from fusion_core.errors import PluginError, RecipeError
 from fusion_report.diagnosis.advice import advise
+from fusion_report.diagnosis.cautions import find_cautions
 from fusion_report.diagnosis.kinds import matching_kinds
 from fusion_report.diagnosis.merges import AVERAGE, MERGES, TRIED, Mean
 from fusion_report.diagnosis.predictions import Survey
@@ -71,6 +72,7 @@ class Diagnosis:
             },
             "figures": self.figures.as_json(),
             "advice": [prediction.as_json() for prediction in self.advice],
+            "cautions": [asdict(caution) for caution in find_cautions(self.figures)],
             "experts_below_base": measured and measured["experts_below_base"],
         }
 

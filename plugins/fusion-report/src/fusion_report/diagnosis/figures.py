@@ -34,6 +34,8 @@ class Expert:
     rank_share: float
     #: share of the singular values that are at least 1 % of the largest
     numerical_rank_share: float = math.nan
+    #: share of entries that differ from the base, within the tensors that the expert changed at all
+    density: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,18 @@ class Part:
     relative_norm: float
     #: mean cosine between two task vectors
     cosine: float
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Measurements of models that are mixtures of experts: each of their layers has experts."""
+
+    #: share of the models' entries that the layers' experts hold
+    share: float
+    #: mean cosine between the routers' task vectors; NaN if at most one model changed its routers
+    router_cosine: float
+    #: whether the method merges routers, as the pool's option `router` says
+    merges_routers: bool
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,8 @@ class Figures:
     paths: Sequence[Path] = ()
     #: architecture in the base's `config.json`; empty without one
     architecture: str = ""
+    #: None if the models have no routers
+    mixture: Mixture | None = None
 
     @property
     def kind(self) -> Kind:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: A pool may have this many times the entries of a counted kind's largest pool.
 _MAX_GROWTH = 10
-_CAUSAL, _CLIP = "causal language models", "CLIP vision towers"
+CAUSAL, _CLIP = "causal language models", "CLIP vision towers"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Kind:
 
 #: The kinds in `record.json`, from the pools of benchmarks/diagnosis_pools.py.
 COUNTED: Mapping[str, Kind] = {
-    "lm-mini": Kind(_CAUSAL, is_low_rank=False, experts=6, entries=1_672_896),
+    "lm-mini": Kind(CAUSAL, is_low_rank=False, experts=6, entries=1_672_896),
     "mini8": Kind(_CLIP, is_low_rank=False, experts=8, entries=802_176),
     "mini8, low rank": Kind(_CLIP, is_low_rank=True, experts=5, entries=802_176),
     "toys": Kind("", is_low_rank=False, experts=8, entries=8_352),
@@ -66,5 +66,5 @@ def read_architecture(pool: ModelPool[Any]) -> str:
     content = json.loads(file.read_bytes() if isinstance(file, Path) else file)
     name = str((content.get("architectures") or [content.get("model_type", "")])[0])
     if name.endswith("ForCausalLM"):
-        return _CAUSAL
+        return CAUSAL
     return _CLIP if name.lower().startswith("clip") else name

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fusion_core.commands import escape_control, print_table
+from fusion_report.diagnosis.cautions import find_cautions
 from fusion_report.diagnosis.kinds import matching_kinds
 from fusion_report.diagnosis.ranks import COLUMNS
 from fusion_report.diagnosis.record import read_record
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from fusion_report.diagnosis.advice import Advice
     from fusion_report.diagnosis.diagnose import Diagnosis
-    from fusion_report.diagnosis.figures import Figures
+    from fusion_report.diagnosis.figures import Figures, Mixture
     from fusion_report.diagnosis.record import Count
 
     #: headings and rows
@@ -78,6 +79,8 @@ def _vector_table(figures: Figures) -> Layout:
     if figures.count < 2:  # noqa: PLR2004 - nothing to compare
         return [], []
     rows = [*_vector_rows(figures)] if figures.has_base else []
+    if figures.mixture is not None:
+        rows.append(["mixture", _describe_mixture(figures.mixture)])
     changed = [item for item in figures.parts.items() if item[1].relative_norm > 0]
     largest = sorted(changed, key=lambda item: -item[1].relative_norm)[:_MAX_ROWS]
     parts = ", ".join(f"{name} ({_percent(part.relative_norm)})" for name, part in largest)
@@ -97,6 +100,13 @@ def _vector_rows(figures: Figures) -> Iterator[list[str]]:
         entries = f"entries that several experts keep when trimmed to {_percent(DENSITY)}"
         yield ["sign conflict", f"{_percent(figures.conflict)} of the {entries}"]
         yield ["magnitude opposed", f"{_percent(figures.opposed)} of the magnitude that they keep"]
+
+
+def _describe_mixture(mixture: Mixture) -> str:
+    described = f"experts of layers hold {_percent(mixture.share)} of the entries"
+    if math.isnan(mixture.router_cosine):
+        return f"{described}; at most one model changed its routers"
+    return f"{described}; cosines of routers: mean {_cosine(mixture.router_cosine)}"
 
 
 def _model_table(figures: Figures) -> Layout:
@@ -166,6 +176,8 @@ def _notes(figures: Figures, advice: Sequence[Advice]) -> Iterator[str]:
             if prediction.is_counted:
                 record = f"{_describe_count(prediction.own_count)} of this kind; {record}"
             yield f"cannot tell: {prediction.claim}? ({record})"
+    for caution in find_cautions(figures):
+        yield f"{caution.name}: {escape_control(caution.text)}"
     yield from _missing_notes(figures)
     decomposed, total = figures.matrices
     if decomposed < total:

@@ -1,4 +1,4 @@
-"""Measure sign conflicts between task vectors, and the share of entries that experts changed."""
+"""Measure sign conflicts between task vectors, and the shares of entries that experts changed."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Signs:
 
     #: share of entries that differ from the base, one per expert
     changed: Sequence[float]
+    #: the same within the tensors that an expert changed at all; NaN if it changed none
+    density: Sequence[float]
     #: among entries that several experts keep, the share with both signs
     conflict: float
     #: share of the kept magnitude whose sign is opposite to the majority of its entry
@@ -40,12 +42,21 @@ def measure_signs(operands: Operands) -> Signs:
 
     Trimming is that of TIES (arXiv:2306.01708), over the whole model. Shares of nothing are NaN.
     """
-    scan = make_scan(operands, merged_infos(operands))
-    trim = TrimSurvey.of(scan, DENSITY, majority=False)
+    infos = merged_infos(operands)
+    trim = TrimSurvey.of(make_scan(operands, infos), DENSITY, majority=False)
+    tally = partial(_tally, trim=trim)
     zero = torch.zeros(4 + len(operands.experts), dtype=torch.float64)
-    shared, conflicting, mass, against, *changed = scan(partial(_tally, trim=trim), torch.add, zero)
-    shares = [float(count / scan.numel) for count in changed]
-    return Signs(shares, float(conflicting / shared), float(against / mass))
+    tallies = torch.stack([make_scan(operands, [info])(tally, torch.add, zero) for info in infos])
+    shared, conflicting, mass, against = tallies[:, :4].sum(0)
+    changed = tallies[:, 4:]  # of shape (tensors, experts)
+    sizes = torch.tensor([[info.numel] for info in infos], dtype=torch.float64)
+    count, touched = changed.sum(0), (sizes * changed.ne(0)).sum(0)
+    return Signs(
+        (count / sizes.sum()).tolist(),
+        (count / touched).tolist(),
+        float(conflicting / shared),
+        float(against / mass),
+    )
 
 
 def _tally(piece: Piece, trim: TrimSurvey) -> Tensor:

@@ -6,12 +6,13 @@ import math
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.commands import find_routers
 from fusion_core.weights import Linear, MergedSource, Operands
-from fusion_report.diagnosis.figures import Expert, Figures, Part
+from fusion_report.diagnosis.figures import Expert, Figures, Mixture, Part
 from fusion_report.diagnosis.kinds import read_architecture
 from fusion_report.diagnosis.ranks import measure_ranks
 from fusion_report.diagnosis.signs import measure_signs
-from fusion_report.vectors import merged_infos, read_vectors
+from fusion_report.vectors import measure_cosine, merged_infos, read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +43,7 @@ def measure_weights(pool: ModelPool[Any], progress: Progress) -> Figures:
         ranks.ranks,
         ranks.shares,
         ranks.numerical_shares,
+        signs.density,
         strict=True,
     )
     experts = {
@@ -60,6 +62,7 @@ def measure_weights(pool: ModelPool[Any], progress: Progress) -> Figures:
         ranks.matrices,
         ranks.is_sampled,
         architecture=read_architecture(pool),
+        mixture=_measure_mixture(pool, operands),
     )
 
 
@@ -69,6 +72,19 @@ def _origin(pool: ModelPool[Any]) -> WeightSource:
         return pool.base
     count = len(pool.experts)
     return MergedSource(Linear((1 / count,) * count, relative=False), Operands(None, pool.experts))
+
+
+def _measure_mixture(pool: ModelPool[Any], operands: Operands) -> Mixture | None:
+    infos = pool.reference.infos
+    routers = find_routers(infos)
+    if not routers:
+        return None
+    experts = [info.numel for name, info in infos.items() if ".experts." in f".{name}"]
+    return Mixture(
+        sum(experts) / sum(info.numel for info in infos.values()),
+        measure_cosine(operands, routers),
+        pool.treatments.keys().isdisjoint(routers),
+    )
 
 
 def _measure_parts(vectors: TaskVectors) -> dict[str, Part]:

@@ -10,7 +10,7 @@ from fusion_core.commands import load_plugins, load_recipe
 from fusion_core.errors import CheckpointError, FusionError
 from fusion_core.weights import read_config
 from pools_lm.config import LanguageConfig
-from pools_lm.pools import CausalPool, LanguagePool, Seq2SeqPool
+from pools_lm.pools import CausalPool, LanguagePool, Seq2SeqPool, VisionLanguagePool
 from pools_lm.smoke.interview import NamedModel
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool
 
 _LOG = logging.getLogger(__name__)
-_POOLS = {"causal-lm": CausalPool, "seq2seq-lm": Seq2SeqPool}
+_POOLS: dict[str, type[LanguagePool]] = {
+    "causal-lm": CausalPool,
+    "seq2seq-lm": Seq2SeqPool,
+    "vision-language": VisionLanguagePool,
+}
 _RECIPE = "recipe.yaml"
 
 
@@ -80,4 +84,6 @@ def models_of_pool(pool: ModelPool[Any], directory: Path) -> list[NamedModel]:
 def _pool_name(directory: Path) -> str:
     """Return the name of the pool that can build the model in a directory."""
     config = read_config(directory / "config.json")
+    if "vision_config" in config:
+        return "vision-language"
     return "seq2seq-lm" if config.get("is_encoder_decoder") else "causal-lm"

@@ -20,6 +20,7 @@ from fusion_core.planning.option_descriptions import describe_options, recipe_sc
 from fusion_core.planning.resolution import resolve
 from fusion_core.plugins.manager import PluginManager
 from fusion_core.plugins.ownership import COMPONENTS
+from fusion_core.plugins.recipe_files import load_recipe
 from fusion_core.recipe.assignments import override
 from fusion_core.recipe.config import (
     Choice,
@@ -29,7 +30,7 @@ from fusion_core.recipe.config import (
     Recipe,
     choice_of,
 )
-from fusion_core.recipe.text import dump_yaml, load_recipe, load_yaml
+from fusion_core.recipe.text import dump_yaml, load_yaml
 from fusion_core.recipe.validation import validate
 
 if TYPE_CHECKING:

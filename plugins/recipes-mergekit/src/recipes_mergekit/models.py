@@ -49,6 +49,7 @@ class Models:
         return {
             "algorithm": {"name": "task-arithmetic", "scale": 1.0},
             "model_pool": {"base": owner, "models": {self.name(model): model.adapter}},
+            "alignment": UNCHECKED,
         }
 
     def stack(self, sources: Sequence[Source]) -> Any:  # noqa: ANN401 - a path or a recipe

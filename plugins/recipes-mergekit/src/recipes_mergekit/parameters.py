@@ -151,7 +151,7 @@ def check_names(configuration: Configuration, known: frozenset[str], findings: F
     for where, parameters, usable in levels:
         for name in parameters:
             key = f"{configuration.prefix}{where}.{name}"
-            if name in usable:
+            if name in usable or name == "int8_mask":
                 continue
             if name in known:
                 findings.warn(key, "ignored; mergekit reads it for the whole merge or a slice")

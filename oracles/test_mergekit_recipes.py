@@ -2,8 +2,8 @@
 
 Both compute in fp32 or, for methods of norms and angles, mergekit in fp64. A result may differ by
 one unit in the last place of its dtype, and by one of fp32's for the largest input: where inputs
-cancel, the result's own unit is smaller than the rounding of its terms. Methods that draw random numbers keep all entries here;
-`test_mergekit.py` compares them with equal numbers.
+cancel, the result's own unit is smaller than the rounding of its terms. Methods that draw random
+numbers keep all entries here; `test_mergekit.py` compares them with equal numbers.
 """
 
 from __future__ import annotations

@@ -257,9 +257,7 @@ class Reader:
         options = self._read_mapping(options, "tokenizer")
         self._check_keys(options, ("source", "tokens", "pad_to_multiple_of"), "tokenizer.")
         if options.get("tokens"):
-            reason = (
-                "rows of single tokens cannot be chosen; the pool's new_rows fills unknown ones"
-            )
+            reason = "rows of single tokens cannot be chosen, only the pool's new_rows"
             self._refuse("tokenizer.tokens", reason)
         step = options.get("pad_to_multiple_of")
         if step is not None and (not isinstance(step, int) or step < 1):

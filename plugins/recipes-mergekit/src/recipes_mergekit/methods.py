@@ -82,9 +82,7 @@ def _karcher(given: Parameters) -> Algorithm:
 
 def _model_stock(given: Parameters) -> Algorithm:
     if given.switch("filter_wise", default=False):
-        given.refuse(
-            "filter_wise", "model-stock has one ratio per tensor or per model, not per row"
-        )
+        given.refuse("filter_wise", "model-stock has one ratio per tensor, not per row")
     return Algorithm("model-stock")
 
 

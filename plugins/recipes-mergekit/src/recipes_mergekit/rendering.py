@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from io import StringIO
 from pathlib import Path
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
     from recipes_mergekit.importing import Imported
 
-#: Comments on options, by their last keys in the recipe.
+_MAX_LINE = 80
+
+#: Comments on options, by section and option.
 _ORIGINS = {
     ("algorithm", "name"): "merge_method",
     ("algorithm", "weights"): "weight",
@@ -70,18 +73,21 @@ def move_paths(recipe: Mapping[str, Any], folder: os.PathLike[str]) -> dict[str,
 
 
 def _comment(value: Any, path: tuple[str, ...] = ()) -> Any:  # noqa: ANN401 - YAML holds anything
-    """Return data with comments, and with lists of scalars on one line."""
+    """Return data with comments. What is short and lies below a section's options is one line."""
+    is_short = len(path) > 1 and len(json.dumps(value)) <= _MAX_LINE
     match value:
         case dict():
             tree = CommentedMap((key, _comment(item, (*path, key))) for key, item in value.items())
+            if is_short:
+                tree.fa.set_flow_style()
             for key in value:
-                origin = _ORIGINS.get((*path[-1:], key))
-                if origin is not None and len(path) == 1:
+                origin = _ORIGINS.get((*path, key))
+                if origin is not None:
                     tree.yaml_add_eol_comment(origin, key)
             return tree
         case list():
-            items = CommentedSeq(_comment(item, path) for item in value)
-            if not any(isinstance(item, dict | list) for item in value):
+            items = CommentedSeq(_comment(item, (*path, "")) for item in value)
+            if is_short and not any(isinstance(item, dict) for item in value):
                 items.fa.set_flow_style()
             return items
         case _:

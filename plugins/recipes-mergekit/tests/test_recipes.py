@@ -188,7 +188,7 @@ def stack(models: dict[str, str], *slices: tuple[str, int, int]) -> dict[str, An
     return {
         "algorithm": {"name": "stack", "slices": listed},
         "model_pool": {"models": models},
-        "alignment": LOOSE,
+        "alignment": {**LOOSE, "outliers": "allow"},
     }
 
 
@@ -249,7 +249,10 @@ models:
   - model: {{model: {{path: org/x, revision: r}}, lora: me/poet}}
 parameters: {{weight: 1}}
 """
-    assert recipe_of(text)["model_pool"]["models"] == {
+    assert problems_of(text) == [
+        "dtype: missing, and the merge of org/x@r+me/poet has none that is stored"
+    ]
+    assert recipe_of(f"{text}dtype: float16")["model_pool"]["models"] == {
         "poet": "me/poet",
         "poet-2": {
             "algorithm": {"name": "task-arithmetic", "scale": 1.0},
@@ -282,6 +285,10 @@ dtype: float32
 merge_method: passthrough
 models: [{{model: first}}]
 """
+    without = text.replace("dtype: float32", "")
+    assert problems_of(without) == [
+        "document 2: dtype: missing, and the merge of first has none that is stored"
+    ]
     recipe = recipe_of(text)
     first = recipe["model_pool"]["models"]["first"]
     assert recipe["algorithm"] == {"name": "passthrough", "model": "first"}
@@ -317,7 +324,7 @@ REFUSALS = {
         "tokenizer.tokens: rows of single tokens cannot be chosen, only the pool's new_rows",
     ],
     "merge_method: slerp\nparameters: {t: 0.5}": [
-        "models: slerp takes exactly 1 models besides the base, got 2"
+        "models: slerp takes exactly 1 model(s) besides the base, got 2"
     ],
     "merge_method: ties\nparameters: {normalize: [{filter: mlp, value: false}]}": [
         "parameters.normalize: varies between tensors, and the method has one value for all"

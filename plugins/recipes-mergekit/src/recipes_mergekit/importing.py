@@ -100,15 +100,13 @@ class _File:
             self.findings.refuse("documents", f"merges need each other: {cycle}")
             return {}
         if name not in self.recipes:
-            merge = self.merges[name]
+            merge, recipe = self.merges[name], {}
             for used in self._uses(merge):
                 self._make(used, (*above, name))
             self.sizes[name] = 1 + sum(self.sizes.get(used, 0) for used in self._uses(merge))
             if self.sizes[name] > _MAX_MERGES:
-                self.findings.refuse(name, f"more than {_MAX_MERGES} nested merges")
-                return {}
-            self.recipes[name] = Merge(merge, self.recipes, self.findings).make_recipe()
-            if above and not (merge.dtype or merge.out_dtype):
-                reason = "missing; mergekit rounds this result to its models' dtype, fuse does not"
-                self.findings.warn(f"{merge.prefix}dtype", reason)
+                self.findings.refuse("documents", f"more than {_MAX_MERGES} nested merges")
+            else:
+                recipe = Merge(merge, self.recipes, self.findings).make_recipe()
+            self.recipes[name] = recipe
         return self.recipes[name]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes_mergekit.findings import guess
 from recipes_mergekit.methods import METHODS, UNSUPPORTED, Method
-from recipes_mergekit.models import UNCHECKED, Models
+from recipes_mergekit.models import STACKED, UNCHECKED, Models
 from recipes_mergekit.parameters import Parameters, check_names
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Merge:
             stacked = pool["models"][names[0]]
             if isinstance(stacked, dict) and stacked["algorithm"]["name"] == "stack":
                 recipe = {name: stacked[name] for name in ("algorithm", "model_pool")}
-        return {**recipe, **self._make_output(), "alignment": self._make_alignment()}
+        alignment = dict(STACKED if recipe["algorithm"]["name"] == "stack" else UNCHECKED)
+        return {**recipe, **self._make_output(models), "alignment": self._check_dtypes(alignment)}
 
     def _refuse(self, key: str, reason: str) -> None:
         self.findings.refuse(self.configuration.prefix + key, reason)
@@ -103,7 +104,7 @@ class Merge:
         if count < method.least or (most is not None and count > most):
             wanted = f"at least {method.least}" if most is None else f"exactly {most}"
             besides = "" if method.base == "input" else " besides the base"
-            reason = f"{self.configuration.method} takes {wanted} models{besides}, got {count}"
+            reason = f"{self.configuration.method} takes {wanted} model(s){besides}, got {count}"
             self._refuse(self.configuration.slices[0].key, reason)
             return False
         return True
@@ -158,18 +159,21 @@ class Merge:
             options["pad_to_multiple_of"] = tokens.pad_to_multiple_of
         return options
 
-    def _make_output(self) -> dict[str, Any]:
+    def _make_output(self, models: Models) -> dict[str, Any]:
         dtype = self.configuration.out_dtype or self.configuration.dtype
+        if dtype is None and models.unrounded:
+            first = models.unrounded[0]
+            self._refuse("dtype", f"missing, and the merge of {first} has none that is stored")
         if dtype == "float64":
             key = "dtype" if self.configuration.out_dtype is None else "out_dtype"
             self._refuse(key, "float64: merges are computed in fp32")
         return {} if dtype is None else {"output": {"dtype": dtype}}
 
-    def _make_alignment(self) -> dict[str, str]:
+    def _check_dtypes(self, alignment: dict[str, str]) -> dict[str, str]:
         """Return the checks. Without a dtype, mergekit promotes different ones: an error here."""
-        if self.configuration.out_dtype or self.configuration.dtype:
-            return dict(UNCHECKED)
-        return {**UNCHECKED, "dtype": "error"}
+        if not (self.configuration.out_dtype or self.configuration.dtype):
+            alignment["dtype"] = "error"
+        return alignment
 
 
 def _name_experts(models: Models, experts: Sequence[Sequence[Source]]) -> list[str]:

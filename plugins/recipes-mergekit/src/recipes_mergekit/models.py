@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 #: mergekit compares neither configurations nor tokenizers.
 UNCHECKED = {"config": "warn", "tokenizer": "warn"}
+#: A layer may move anywhere, so nothing is near the model that was there.
+STACKED = {**UNCHECKED, "outliers": "allow"}
 
 
 @dataclass
@@ -25,6 +27,8 @@ class Models:
     #: recipes of the file's other documents, by name
     documents: Mapping[str, Mapping[str, Any]]
     names: dict[Reference, str] = field(default_factory=dict)
+    #: models that are merged in fp32 before the merge
+    unrounded: list[Reference] = field(default_factory=list)
 
     def name(self, model: Reference) -> str:
         """Return the name of a model in the pool, made from its path."""
@@ -41,11 +45,14 @@ class Models:
 
         An adapter of the pool's base is a path. An adapter of another model is added to it first.
         """
+        owner = self.documents.get(model.path, model.path)
         if model.adapter is None:
-            return self.documents.get(model.path, model.path)
+            if isinstance(owner, dict) and "output" not in owner:
+                self.unrounded.append(model)
+            return owner
         if base is not None and base.adapter is None and model.path == base.path:
             return model.adapter
-        owner = self.documents.get(model.path, model.path)
+        self.unrounded.append(model)
         return {
             "algorithm": {"name": "task-arithmetic", "scale": 1.0},
             "model_pool": {"base": owner, "models": {self.name(model): model.adapter}},
@@ -71,7 +78,7 @@ class Models:
                 ],
             },
             "model_pool": {"models": {self.name(model): self.locate(model) for model in used}},
-            "alignment": UNCHECKED,
+            "alignment": STACKED,
         }
 
     def _is_whole(self, model: Reference, ranges: Sequence[tuple[int, int]]) -> bool:

@@ -37,6 +37,7 @@ _ORIGINS = {
     ("output", "dtype"): "out_dtype, or else dtype; merges are computed in fp32",
     ("alignment", "config"): "mergekit does not compare configurations",
     ("alignment", "tokenizer"): "mergekit does not compare tokenizers",
+    ("alignment", "outliers"): "a layer may move anywhere",
     ("alignment", "dtype"): "without a dtype mergekit promotes different ones",
 }
 

@@ -1,4 +1,4 @@
-"""Everything that an import has to say: problems, warnings, and the origin of each option."""
+"""Everything that an import has to say: problems and warnings."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     #: what has no effect, or a different one
     warnings: list[str] = field(default_factory=list)
-    #: comments on the recipe by the path of an option in it
-    comments: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     def refuse(self, key: str, reason: str) -> None:
         """Record that the recipe cannot express a key of the file."""
@@ -30,10 +28,6 @@ class Findings:
     def warn(self, key: str, reason: str) -> None:
         """Record that a key of the file has no effect, or a different one."""
         self._add(self.warnings, key, reason)
-
-    def comment(self, *path: str, text: str) -> None:
-        """Comment an option of the recipe."""
-        self.comments[path] = text
 
     @staticmethod
     def _add(entries: list[str], key: str, reason: str) -> None:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.commands import load_documents
 from fusion_core.errors import RecipeError
-from recipes_mergekit.configuration import Configuration, Reader
 from recipes_mergekit.findings import Findings, shorten
 from recipes_mergekit.merge import Merge
+from recipes_mergekit.reading import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from recipes_mergekit.configuration import Configuration
 
 _MERGE = "merge_method"
 _PAGE = "See docs/how-to/port-from-mergekit.md."

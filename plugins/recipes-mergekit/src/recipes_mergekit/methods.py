@@ -1,4 +1,4 @@
-"""mergekit's merge methods as algorithms. Its `docs/how-to` page lists both side by side."""
+"""mergekit's merge methods as algorithms (docs/how-to/port-from-mergekit.md lists them)."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ PAGE = (Path(__file__).parents[1] / "docs/how-to/port-from-mergekit.md").read_te
 PAIRS = {
     title: pair
     for title, *pair in re.findall(
-        r"^### (.*)\n\n```yaml\n(.*?)```\n\n```yaml\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL
+        r"^### (.*)\n\n```yaml\n([^`]*)```\n\n```yaml\n([^`]*)```", PAGE, re.MULTILINE
     )
 }
 

@@ -109,7 +109,7 @@ class Reader:
     def _read_sources(
         self, entries: list[Any], key: str, known: tuple[str, ...]
     ) -> tuple[Source, ...]:
-        sources = []
+        sources: list[Source] = []
         for number, given in enumerate(entries):
             where = f"{key}.{number}"
             entry = self._read_mapping(given, where)
@@ -147,9 +147,9 @@ class Reader:
                 if rest.get("override_architecture") is not None:
                     reason = "fusion-core reads tensors by name, and knows no architectures"
                     self._refuse(f"{key}.override_architecture", reason)
-                path, adapter = self._read_path(model), self._read_path(rest.get("lora"))
-                if path is not None:
-                    return Reference(path, adapter)
+                owner, lora = self._read_path(model), self._read_path(rest.get("lora"))
+                if owner is not None:
+                    return Reference(owner, lora)
         self._refuse(
             key, f"expected a model, as in org/name or org/base+org/adapter, got {shorten(value)}"
         )

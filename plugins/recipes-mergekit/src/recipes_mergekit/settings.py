@@ -58,8 +58,9 @@ def read_rules(levels: Iterable[object], convert: Callable[[object], float]) -> 
 
 
 def _read_setting(setting: object, convert: Callable[[object], float]) -> list[Rule]:
-    conditions = setting if isinstance(setting, list) else [setting]
-    if conditions and all(isinstance(condition, dict) for condition in conditions):
+    listed = setting if isinstance(setting, list) else [setting]
+    conditions = [condition for condition in listed if isinstance(condition, dict)]
+    if conditions and len(conditions) == len(listed):
         return [_read_condition(condition, convert) for condition in conditions]
     return [Rule(None, _read_values(setting, convert))]
 

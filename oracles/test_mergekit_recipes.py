@@ -193,6 +193,25 @@ KINDS = {
     "passthrough-slices": STACK.split("        parameters:", maxsplit=1)[0]
     + STACK[STACK.index("merge_method") :],
     "passthrough-slices-scale": STACK,
+    "ties-each": """
+models:
+  - {model: a, parameters: {density: [1, 0.7, 0.1], weight: 1.0}}
+  - {model: b, parameters: {density: 0.5, weight: [0, 0.3, 0.7, 1]}}
+  - model: c
+    parameters: {density: 0.33, weight: [{filter: mlp, value: 0.5}, {value: 0}]}
+merge_method: ties
+base_model: base
+parameters: {normalize: true, int8_mask: true}
+dtype: float32
+""",
+    "breadcrumbs-each": """
+models:
+  - {model: a, parameters: {density: 0.8, gamma: 0.1, weight: 1.0}}
+  - {model: b, parameters: {density: 0.4, gamma: [0.05, 0.2], weight: 0.5}}
+merge_method: breadcrumbs
+base_model: base
+dtype: float32
+""",
     "adapter": TWO.replace("model: b,", "model: base+adapter,") + "merge_method: task_arithmetic",
     "adapter-elsewhere": TWO.replace("model: b,", "model: a+adapter,") + "merge_method: linear\n"
     "parameters: {weight: 0.2}",

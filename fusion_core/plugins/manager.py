@@ -255,7 +255,7 @@ class PluginManager(pluggy.PluginManager):
         for implementation in self.hook.fusion_import_recipe.get_hookimpls():
             name = implementation.plugin_name
             try:
-                recipe = implementation.function(path=path, text=text)
+                recipe: Any = implementation.function(path=path, text=text)
             except FusionError:
                 raise
             except Exception as error:

@@ -57,7 +57,7 @@ def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds an
     """Parse YAML 1.2. `origin` names the text in errors."""
     documents = load_documents(text, origin=origin)
     if len(documents) > 1:
-        raise RecipeError(f"{origin}: expected one YAML document, found {len(documents)}")
+        raise RecipeError(f"{origin}: invalid YAML: expected one document, found {len(documents)}")
     return documents[0] if documents else None
 
 

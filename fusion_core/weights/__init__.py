@@ -41,6 +41,7 @@ from fusion_core.weights.merging.trimming import (
     agreeing_magnitudes,
     count_for_density,
     elect_sign,
+    largest_by_rank,
 )
 from fusion_core.weights.origin import Origin, stamp_of
 from fusion_core.weights.packing import Layout
@@ -157,6 +158,7 @@ __all__ = [
     "is_matrix",
     "joint_rank",
     "kth_largest_magnitudes",
+    "largest_by_rank",
     "layers_of",
     "match_names",
     "materialise",

@@ -171,6 +171,24 @@ parameters: {{weight: [{{filter: mlp, value: 9}}, {{filter: "*", value: 0.6}}, {
     ]
 
 
+def test_fractions_may_differ_between_models() -> None:
+    text = f"""
+merge_method: breadcrumbs
+{BASE}
+models:
+  - {{model: org/math, parameters: {{density: 0.5}}}}
+  - {{model: org/code, parameters: {{density: 0.3, gamma: [0, 0.1]}}}}
+parameters: {{weight: 1}}
+"""
+    assert recipe_of(text)["algorithm"] == {
+        "name": "breadcrumbs",
+        "density": {"math": 0.5, "code": 0.3},
+        "elect": "none",
+        "scale": 1.0,
+        "by_depth": [{"outside": "all", "gamma": {"math": [0.01], "code": [0.0, 0.1]}}],
+    }
+
+
 SLICES = """
 merge_method: slerp
 base_model: org/base

@@ -43,6 +43,17 @@ class Algorithm:
         elif {*values.values()} != {1.0}:
             self.options[option] = values
 
+    def set_fractions(self, option: str, settings: Mapping[str, Setting]) -> None:
+        """Set an option of every expert that may be one value for all."""
+        if len({*settings.values()}) == 1:
+            self.set(option, next(iter(settings.values())))
+            return
+        values = {expert: _constant(setting) for expert, setting in settings.items()}
+        if None in values.values():
+            self.curves |= {(option, expert): setting for expert, setting in settings.items()}
+        else:
+            self.options[option] = values
+
     def as_section(self, slices: Sequence[Slice]) -> dict[str, Any]:
         """Return the section of the recipe."""
         section: dict[str, Any] = {"name": self.name, **self.options}

@@ -118,7 +118,7 @@ def _ties(given: Parameters) -> Algorithm:
     if given.switch("rescale", default=False) and not _is_one(density):
         given.refuse("rescale", "ties does not rescale task vectors after trimming")
     algorithm = Algorithm("ties", {"scope": "tensor", "zero_sign": "positive"})
-    algorithm.set("density", density)
+    algorithm.set_fractions("density", density)
     algorithm.options["normalize"] = given.switch("normalize", default=True)
     algorithm.set("scale", given.shared("lambda", 1.0))
     algorithm.set_by_expert("weights", given.by_expert("weight"))
@@ -129,13 +129,13 @@ def _dare(elect: str) -> Callable[[Parameters], Algorithm]:
     def translate(given: Parameters) -> Algorithm:
         _warn_of_randomness(given)
         algorithm, density = Algorithm("dare"), _density(given)
-        algorithm.set("density", density)
+        algorithm.set_fractions("density", density)
         scale = given.shared("lambda", 1.0)
         algorithm.options |= {"rescale": "l1", "elect": elect}
         if not given.switch("rescale", default=True):
-            kept = {constant(rules) for rules in density}
+            kept = {constant(rules) for setting in density.values() for rules in setting}
             if len(kept) != 1 or None in kept:
-                given.refuse("rescale", "false needs one density for all tensors")
+                given.refuse("rescale", "false needs one density for all models and tensors")
                 return algorithm
             factor = kept.pop() or 1.0  # entries that are kept are divided by it
             algorithm.options["rescale"] = "paper"
@@ -152,8 +152,8 @@ def _della(elect: str, *, normalize: bool) -> Callable[[Parameters], Algorithm]:
     def translate(given: Parameters) -> Algorithm:
         _warn_of_randomness(given)
         algorithm, density = Algorithm("della"), _density(given)
-        algorithm.set("density", density)
-        algorithm.set("epsilon", given.agreed("epsilon", 0.15))
+        algorithm.set_fractions("density", density)
+        algorithm.set_fractions("epsilon", given.by_expert("epsilon", 0.15))
         algorithm.options |= {"rescale": "l1", "elect": elect}
         if not given.switch("rescale", default=True) and not _is_one(density):
             given.refuse("rescale", "della always rescales the entries that it keeps")
@@ -168,8 +168,8 @@ def _della(elect: str, *, normalize: bool) -> Callable[[Parameters], Algorithm]:
 def _breadcrumbs(elect: str) -> Callable[[Parameters], Algorithm]:
     def translate(given: Parameters) -> Algorithm:
         algorithm, density = Algorithm("breadcrumbs"), _density(given)
-        algorithm.set("density", density)
-        algorithm.set("gamma", given.agreed("gamma", 0.01))
+        algorithm.set_fractions("density", density)
+        algorithm.set_fractions("gamma", given.by_expert("gamma", 0.01))
         algorithm.options["elect"] = elect
         for name in ("normalize", "rescale"):
             if given.switch(name, default=False):
@@ -181,8 +181,11 @@ def _breadcrumbs(elect: str) -> Callable[[Parameters], Algorithm]:
     return translate
 
 
-def _density(given: Parameters) -> Setting:
-    return _as_fraction(given, "density", given.agreed("density", 1.0))
+def _density(given: Parameters) -> dict[str, Setting]:
+    return {
+        expert: _as_fraction(given, "density", setting)
+        for expert, setting in given.by_expert("density", 1.0).items()
+    }
 
 
 def _as_fraction(given: Parameters, name: str, setting: Setting) -> Setting:
@@ -192,8 +195,8 @@ def _as_fraction(given: Parameters, name: str, setting: Setting) -> Setting:
     return tuple(change(rules, lambda value: min(value, 1.0)) for rules in setting)
 
 
-def _is_one(setting: Setting) -> bool:
-    return all(constant(rules) == 1 for rules in setting)
+def _is_one(settings: dict[str, Setting]) -> bool:
+    return all(constant(rules) == 1 for setting in settings.values() for rules in setting)
 
 
 def _warn_of_randomness(given: Parameters) -> None:

@@ -62,13 +62,6 @@ class Parameters:
             for number, expert in enumerate(self.experts)
         }
 
-    def agreed(self, name: str, default: float | None = None) -> Setting:
-        """Return the rules that all experts share. Different ones are a problem."""
-        settings = [*dict.fromkeys(self.by_expert(name, default).values())]
-        if len(settings) > 1:
-            self.refuse(name, "differs between models, and the method has one value for all")
-        return settings[0]
-
     def number(self, name: str, default: float) -> float:
         """Return a number that does not vary between tensors."""
         return self._constant(name, self.shared(name, default), default)

@@ -48,10 +48,10 @@ def largest_by_rank(scan: Scan, ranks: Sequence[Sequence[int]]) -> torch.Tensor:
     distinct = tuple(sorted({*chain.from_iterable(ranks)} - {0}))
     if not distinct:
         return torch.full((len(ranks), len(scan.operands.experts)), torch.inf)
-    found = dict(zip(distinct, kth_largest_magnitudes(scan, distinct), strict=True))
-    none = torch.full_like(found[distinct[0]], torch.inf)
+    magnitudes = dict(zip(distinct, kth_largest_magnitudes(scan, distinct), strict=True))
+    none = torch.full_like(magnitudes[distinct[0]], torch.inf)
     rows = [
-        torch.stack([found.get(rank, none)[expert] for expert, rank in enumerate(row)])
+        torch.stack([magnitudes.get(rank, none)[expert] for expert, rank in enumerate(row)])
         for row in ranks
     ]
     return torch.stack(rows)

@@ -9,7 +9,9 @@ import typer
 
 
 def import_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A configuration of mergekit.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Import this configuration of mergekit.")
+    ],
     output: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads these annotations at run time
         typer.Option("-o", "--output", metavar="RECIPE", help="Write the recipe to RECIPE."),

@@ -67,8 +67,8 @@ class Merge:
 
     def _levels(self) -> list[Mapping[str, Any]]:
         parts = self.configuration.slices
-        own = [source.parameters for part in parts for source in part.sources]
-        return [self.configuration.parameters, *(part.parameters for part in parts), *own]
+        of_sources = [source.parameters for part in parts for source in part.sources]
+        return [self.configuration.parameters, *(part.parameters for part in parts), *of_sources]
 
     def _split_sources(
         self, method: Method

@@ -133,11 +133,11 @@ def _dare(elect: str) -> Callable[[Parameters], Algorithm]:
         scale = given.shared("lambda", 1.0)
         algorithm.options |= {"rescale": "l1", "elect": elect}
         if not given.switch("rescale", default=True):
-            kept = {constant(rules) for setting in density.values() for rules in setting}
-            if len(kept) != 1 or None in kept:
+            values = {constant(rules) for setting in density.values() for rules in setting}
+            if len(values) != 1 or None in values:
                 given.refuse("rescale", "false needs one density for all models and tensors")
                 return algorithm
-            factor = kept.pop() or 1.0  # entries that are kept are divided by it
+            factor = values.pop() or 1.0  # entries that are kept are divided by it
             algorithm.options["rescale"] = "paper"
             scale = tuple(change(rules, lambda value: value * factor) for rules in scale)
         algorithm.options["normalize"] = given.switch("normalize", default=False)

@@ -74,7 +74,7 @@ def move_paths(recipe: Mapping[str, Any], folder: os.PathLike[str]) -> dict[str,
 
 
 def _comment(value: Any, path: tuple[str, ...] = ()) -> Any:  # noqa: ANN401 - YAML holds anything
-    """Return data with comments. What is short and lies below a section's options is one line."""
+    """Return data with comments. A short value below a section's options takes one line."""
     is_short = len(path) > 1 and len(json.dumps(value)) <= _MAX_LINE
     match value:
         case dict():

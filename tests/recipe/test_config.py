@@ -6,13 +6,13 @@ import shlex
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AmbiguousComponentError, PluginError, RecipeError
@@ -738,9 +738,15 @@ def test_a_configuration_made_of_another_is_as_strict() -> None:
     class More(Strict):
         extra: int = 0
 
+    class Checked(More):
+        @model_validator(mode="after")
+        def _check(self) -> Self:
+            return self
+
     for option in ("number", "extra"):
-        with pytest.raises(RecipeError, match=option):
-            validate(More, {option: "1"})
+        for config in (More, Checked):
+            with pytest.raises(RecipeError, match=option):
+                validate(config, {option: "1"})
 
 
 # --- the JSON schema ----------------------------------------------------------------------------

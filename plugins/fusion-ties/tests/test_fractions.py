@@ -52,9 +52,9 @@ def test_every_expert_has_its_own_fraction(
     given = {option: form(values) for option, values in fractions.items()}
     for number, expert in enumerate("abc"):
         alone = {option: values[number] for option, values in fractions.items()}
-        own = sparse_vector(models, {**stage, **given}, expert)
+        result = sparse_vector(models, {**stage, **given}, expert)
         expected = sparse_vector(models, {**stage, **alone}, expert)
-        assert all(torch.equal(own[name], expected[name]) for name in SHAPES)
+        assert all(torch.equal(result[name], expected[name]) for name in SHAPES)
 
 
 def test_ties_trims_every_expert_by_its_own_density(models: dict[str, State]) -> None:
@@ -67,8 +67,8 @@ def test_ties_trims_every_expert_by_its_own_density(models: dict[str, State]) ->
         rows = []
         for expert, weight in zip("abc", options["weights"], strict=True):
             vector = experts[expert][name] - base
-            kept = vector.flatten().abs().topk(max(1, int(density[expert] * vector.numel())))
-            rows.append(weight * vector * (vector.abs() >= kept.values.min()))
+            largest = vector.flatten().abs().topk(max(1, int(density[expert] * vector.numel())))
+            rows.append(weight * vector * (vector.abs() >= largest.values.min()))
         signs = torch.where(sum(rows) >= 0, 1.0, -1.0)
         agree = [(row * signs > 0) for row in rows]
         total = sum(row * mask for row, mask in zip(rows, agree, strict=True))

@@ -1,7 +1,7 @@
-"""Run configurations with mergekit, in its own environment: `python mergekit_recipes.py FOLDER...`.
+"""Run configurations with mergekit, in its own environment: `python mergekit_recipes.py DIRECTORY`.
 
-Runs every `*.yml` in each folder, from inside it, and writes the result to `theirs/<name>`. A file
-of several documents runs as `mergekit-multi` does. This file runs where fusion-core is not
+Runs every `*.yml` in the directory, from inside it, and writes the result to `theirs/<name>`. A
+file of several documents runs as `mergekit-multi` does. This file runs where fusion-core is not
 installed.
 """
 
@@ -22,7 +22,7 @@ OPTIONS = {"write_model_card": False, "quiet": True, "random_seed": 0}
 
 
 def main(directory: Path) -> None:
-    """Run every configuration in a folder."""
+    """Run every configuration."""
     os.chdir(directory)
     options = MergeOptions(**OPTIONS, lora_merge_cache="cache")
     for path in sorted(Path.cwd().glob("*.yml")):
@@ -37,5 +37,4 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    for folder in sys.argv[1:]:
-        main(Path(folder).resolve())
+    main(Path(sys.argv[1]))

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from oracle_tokenizers import TOKENIZERS
 from safetensors.torch import load_file, save_file
-from test_mergekit_tokens import TOKENIZERS
 
 from fusion_core import run_fusion
 from fusion_core.commands import load_recipe
@@ -308,8 +308,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("recipes")
     _write_models(root)
     write_configurations(root)
-    folders = [root, *(root / kind for kind in ARCHITECTURES)]
-    subprocess.run([PYTHON, Path(__file__).with_name("mergekit_recipes.py"), *folders], check=True)
+    script = Path(__file__).with_name("mergekit_recipes.py")
+    for folder in (root, *(root / kind for kind in ARCHITECTURES)):
+        # a process per folder: mergekit keeps models by their relative paths
+        subprocess.run([PYTHON, script, folder], check=True)
     return root
 
 

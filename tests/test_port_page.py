@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,6 +15,10 @@ from typer.testing import CliRunner
 
 from fusion_core.cli.app import app
 from fusion_core.commands import load_recipe, load_yaml
+from fusion_core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 pytestmark = pytest.mark.plugins
 
@@ -40,6 +44,30 @@ def test_there_are_sixteen_pairs_and_all_methods_are_listed() -> None:
     assert len(PAIRS) == 16
     (table,) = re.findall(r"## Methods\n(.*?)\n## ", PAGE, re.DOTALL)
     assert {*METHODS, *UNSUPPORTED} <= {*re.findall(r"`([^`]+)`", table)}
+
+
+def test_all_layers_of_a_model_on_the_hub_are_the_model(tmp_path: Path, hub: HubServer) -> None:
+    for name, layers in {"base": 2, "math": 2, "deep": 3}.items():
+        (tmp_path / name).mkdir()
+        save_file({"layers.0.w": torch.zeros(1)}, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps({"num_hidden_layers": layers}))
+        hub.add_directory(f"org/{name}", tmp_path / name)
+    text = """
+slices:
+  - sources: [{model: org/base, layer_range: [0, 2]}, {model: org/math, layer_range: [0, 2]}]
+merge_method: slerp
+base_model: org/base
+parameters: {t: 0.5}
+tokenizer_source: base
+dtype: float32
+"""
+    (tmp_path / "mergekit.yml").write_text(text)
+    pool = load_recipe(tmp_path / "mergekit.yml")["model_pool"]
+    assert pool["base"] == "org/base"
+    assert pool["models"] == {"math": "org/math"}
+    (tmp_path / "mergekit.yml").write_text(text.replace("org/math", "org/deep"))
+    with pytest.raises(RecipeError, match="tokenizer_source: is not combined with slices"):
+        load_recipe(tmp_path / "mergekit.yml")
 
 
 def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

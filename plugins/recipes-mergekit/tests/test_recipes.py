@@ -6,15 +6,18 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
+from safetensors.torch import save_file
 
 from fusion_core.errors import FusionError, RecipeError
 from recipes_mergekit.importing import import_text
 from recipes_mergekit.rendering import render
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 BASE = "base_model: org/base\n"
@@ -27,6 +30,13 @@ POOL = {"base": "org/base", "models": {"math": "org/math", "code": "org/code@v2"
 WEIGHTS = {"weights": {"math": 0.7, "code": 0.4}}
 LOOSE = {"config": "warn", "tokenizer": "warn"}
 STRICT = {**LOOSE, "dtype": "error"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _offline() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
 
 
 def recipe_of(text: str) -> dict[str, Any]:
@@ -247,6 +257,7 @@ def test_all_layers_of_a_local_model_are_the_model(tmp_path: Path) -> None:
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
+        save_file({"layers.0.w": torch.zeros(1)}, tmp_path / name / "model.safetensors")
     sources = "[{{model: {0}/a, layer_range: {1}}}, {{model: {0}/b, layer_range: {1}}}]"
     slices = "".join(
         f"  - sources: {sources.format(tmp_path, span)}\n" for span in ([0, 2], [2, 4])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,12 +87,14 @@ class Models:
 
 
 def _count_layers(path: str) -> int | None:
-    """Return the number of layers in the configuration of a local model, or None."""
+    """Return the number of layers in a model's configuration; None if it cannot be read."""
+    from fusion_core import find_model
+    from fusion_core.errors import FusionError
+    from fusion_core.weights import read_config
+
     try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(config, dict):
+        config = read_config(find_model(path, "model").location.directory / "config.json")
+    except (FusionError, OSError, ValueError):  # the run names the model's problem
         return None
     text = config.get("text_config")
     for options in (config, text if isinstance(text, dict) else {}):

@@ -35,19 +35,19 @@ class Algorithm:
         else:
             self.options[option] = value
 
-    def set_by_expert(self, option: str, settings: Mapping[str, Setting]) -> None:
-        """Set an option of every expert. Its default is 1 for each."""
-        values = {expert: _constant(setting) for expert, setting in settings.items()}
-        if None in values.values():
-            self.curves |= {(option, expert): setting for expert, setting in settings.items()}
-        elif {*values.values()} != {1.0}:
-            self.options[option] = values
+    def set_weights(self, option: str, settings: Mapping[str, Setting]) -> None:
+        """Set an option of every expert whose default is 1 for each."""
+        if any(_constant(setting) != 1 for setting in settings.values()):
+            self._set_each(option, settings)
 
     def set_fractions(self, option: str, settings: Mapping[str, Setting]) -> None:
         """Set an option of every expert that may be one value for all."""
         if len({*settings.values()}) == 1:
             self.set(option, next(iter(settings.values())))
-            return
+        else:
+            self._set_each(option, settings)
+
+    def _set_each(self, option: str, settings: Mapping[str, Setting]) -> None:
         values = {expert: _constant(setting) for expert, setting in settings.items()}
         if None in values.values():
             self.curves |= {(option, expert): setting for expert, setting in settings.items()}

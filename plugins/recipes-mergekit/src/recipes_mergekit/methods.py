@@ -29,7 +29,7 @@ class Method:
 
 def _linear(given: Parameters) -> Algorithm:
     algorithm = Algorithm("weighted-average")
-    algorithm.set_by_expert("weights", given.by_expert("weight"))
+    algorithm.set_weights("weights", given.by_expert("weight"))
     if not given.switch("normalize", default=True):
         algorithm.options["normalize"] = False
     return algorithm
@@ -41,7 +41,7 @@ def _passthrough(given: Parameters) -> Algorithm:
     if all(constant(rules) == 1 for rules in scales[expert]):
         return Algorithm("passthrough", {"model": expert})
     algorithm = Algorithm("weighted-average", {"normalize": False})
-    algorithm.set_by_expert("weights", scales)
+    algorithm.set_weights("weights", scales)
     return algorithm
 
 
@@ -58,7 +58,7 @@ def _nuslerp(given: Parameters) -> Algorithm:
     is_column = given.switch("nuslerp_row_wise", default=False)
     mode = "flat" if is_flat else "column" if is_column else "row"
     algorithm = Algorithm("nuslerp", {"mode": mode})
-    algorithm.set_by_expert("weights", given.by_expert("weight"))
+    algorithm.set_weights("weights", given.by_expert("weight"))
     return algorithm
 
 
@@ -68,7 +68,7 @@ def _multi_slerp(given: Parameters) -> Algorithm:
     if given.number("eps", 1e-8) != 1e-8:  # noqa: PLR2004 - mergekit's default
         given.refuse("eps", "has no counterpart")
     algorithm = Algorithm("multi-slerp")
-    algorithm.set_by_expert("weights", given.by_expert("weight"))
+    algorithm.set_weights("weights", given.by_expert("weight"))
     return algorithm
 
 
@@ -109,7 +109,7 @@ def _task_arithmetic(given: Parameters) -> Algorithm:
         options = {"density": 1.0, "rescale": "paper", "elect": "none", "normalize": True}
         algorithm = Algorithm("dare", options)
     algorithm.set("scale", given.shared("lambda", 1.0))
-    algorithm.set_by_expert("weights", given.by_expert("weight"))
+    algorithm.set_weights("weights", given.by_expert("weight"))
     return algorithm
 
 
@@ -121,7 +121,7 @@ def _ties(given: Parameters) -> Algorithm:
     algorithm.set_fractions("density", density)
     algorithm.options["normalize"] = given.switch("normalize", default=True)
     algorithm.set("scale", given.shared("lambda", 1.0))
-    algorithm.set_by_expert("weights", given.by_expert("weight"))
+    algorithm.set_weights("weights", given.by_expert("weight"))
     return algorithm
 
 
@@ -142,7 +142,7 @@ def _dare(elect: str) -> Callable[[Parameters], Algorithm]:
             scale = tuple(change(rules, lambda value: value * factor) for rules in scale)
         algorithm.options["normalize"] = given.switch("normalize", default=False)
         algorithm.set("scale", scale)
-        algorithm.set_by_expert("weights", given.by_expert("weight"))
+        algorithm.set_weights("weights", given.by_expert("weight"))
         return algorithm
 
     return translate
@@ -159,7 +159,7 @@ def _della(elect: str, *, normalize: bool) -> Callable[[Parameters], Algorithm]:
             given.refuse("rescale", "della always rescales the entries that it keeps")
         algorithm.options["normalize"] = given.switch("normalize", default=normalize)
         algorithm.set("scale", given.shared("lambda", 1.0))
-        algorithm.set_by_expert("weights", given.by_expert("weight"))
+        algorithm.set_weights("weights", given.by_expert("weight"))
         return algorithm
 
     return translate
@@ -175,7 +175,7 @@ def _breadcrumbs(elect: str) -> Callable[[Parameters], Algorithm]:
             if given.switch(name, default=False):
                 given.refuse(name, f"breadcrumbs does not {name}")
         algorithm.set("scale", given.shared("lambda", 1.0))
-        algorithm.set_by_expert("weights", given.by_expert("weight"))
+        algorithm.set_weights("weights", given.by_expert("weight"))
         return algorithm
 
     return translate

@@ -21,10 +21,11 @@ from fusion_core.machine.devices import resolve_device as resolve_device
 from fusion_core.machine.distributions import import_optional as import_optional
 from fusion_core.planning.run_plan import Plan as Plan
 from fusion_core.plugins.manager import load_plugins as load_plugins
+from fusion_core.plugins.recipe_files import load_recipe as load_recipe
 from fusion_core.recipe.assignments import assign as assign
 from fusion_core.recipe.assignments import override as override
 from fusion_core.recipe.text import dump_yaml as dump_yaml
-from fusion_core.recipe.text import load_recipe as load_recipe
+from fusion_core.recipe.text import load_documents as load_documents
 from fusion_core.recipe.text import load_yaml as load_yaml
 from fusion_core.report.below_base import below_base_warnings as below_base_warnings
 from fusion_core.report.table import print_reports as print_reports

@@ -18,12 +18,13 @@ heavy: a spec names its class as a string, and the core imports the class when a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     import torch
 
@@ -115,6 +116,20 @@ def fusion_register_commands() -> Iterable[CommandSpec]:  # type: ignore[empty-b
 
     Called like `fusion_register_algorithms`. The core imports what a spec names when the user calls
     the command.
+    """
+
+
+# --- recipes: called when a run reads a recipe file ----------------------------------------------
+
+
+@hookspec
+def fusion_import_recipe(path: Path, text: str) -> Mapping[str, Any] | None:
+    """Return the recipe that another tool's configuration stands for, or None for other files.
+
+    Called for a file with top-level keys that no recipe has, or with several YAML documents. `text`
+    is its content. Parse it with `fusion_core.commands.load_documents`, which bounds hostile YAML.
+    Return sections as `run_fusion` takes them. Raise `RecipeError` with everything that the recipe
+    cannot express, before anything is read. Log warnings for what has no effect.
     """
 
 

@@ -175,7 +175,8 @@ def install_wheels() -> Callable[..., None]:
 def borrowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with torch and the like, and no project of this repository."""
     packages = tmp_path_factory.mktemp("borrowed")
-    ours = ("fusion_", "_fusion_", "pools_", "_pools_", "_editable", "__editable")
+    ours = ("fusion_", "formats_", "pools_", "recipes_")
+    ours += ("_fusion_", "_pools_", "_editable", "__editable")
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if not path.name.startswith(ours):
             (packages / path.name).symlink_to(path)

@@ -33,6 +33,7 @@ LIGHT = [
     "fusion_report.plugin",
     "fusion_ties.plugin",
     "fusion_trackers.plugin",
+    "recipes_mergekit.plugin",
 ]
 WITHOUT_TORCH = [
     "fusion_core.recipe.config",

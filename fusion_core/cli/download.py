@@ -44,11 +44,12 @@ def download(
     warn_of_broken_plugins(plugins)
     from fusion_core import hub
     from fusion_core.planning.downloads import create_pools, list_downloads
+    from fusion_core.plugins.recipe_files import load_recipe
     from fusion_core.recipe.assignments import override
-    from fusion_core.recipe.text import check_not_foreign, load_recipe
+    from fusion_core.recipe.text import check_not_foreign
 
     names = {"model_pool": pool, "task_pool": task_pool}
-    raw = {} if recipe is None else load_recipe(recipe)
+    raw = {} if recipe is None else load_recipe(recipe, plugins)
     check_not_foreign(raw)
     sections = override(sections_from(raw, names, tasks), assignments or [])
     if "model_pool" not in sections:

@@ -145,10 +145,10 @@ def plan_from_flags(
     Warns of plugins that failed to load, and names the default model pool if it is used.
     """
     warn_of_broken_plugins(load_plugins(context.obj))
+    from fusion_core.plugins.recipe_files import load_recipe
     from fusion_core.recipe.assignments import assign, override
-    from fusion_core.recipe.text import load_recipe
 
-    raw = {} if recipe is None else load_recipe(recipe)
+    raw = {} if recipe is None else load_recipe(recipe, load_plugins(context.obj))
     names = {"algorithm": algo, "model_pool": pool, "task_pool": task_pool, "executor": executor}
     raw = override(sections_from(raw, names, tasks), assignments or [])
     if seed is not None:

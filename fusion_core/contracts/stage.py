@@ -18,7 +18,7 @@ from fusion_core.contracts.outline import Outline
 from fusion_core.contracts.result import check_result
 from fusion_core.errors import RecipeError
 from fusion_core.recipe.config import ComponentConfig, ExpertWeights
-from fusion_core.recipe.text import dump_yaml, load_recipe
+from fusion_core.recipe.text import check_sections, dump_yaml, load_yaml, read_recipe_text
 from fusion_core.recipe.validation import validate
 from fusion_core.weights import CoordinatesKernel, Kernel, RowsKernel, WeightSource
 from fusion_core.weights.merging.piece import MERGED
@@ -94,7 +94,9 @@ class Stage(ABC, Generic[ConfigT]):
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         """Create a stage from a YAML file of options, as `to_yaml` writes it."""
-        config: Any = validate(cls.config_class, load_recipe(path), prefix=str(path))
+        text = read_recipe_text(Path(path))
+        options = check_sections([load_yaml(text, origin=str(path))], Path(path))
+        config: Any = validate(cls.config_class, options, prefix=str(path))
         return cls(config)
 
     def to_yaml(self, path: str | Path) -> None:

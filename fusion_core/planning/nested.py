@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import BrokenPluginError, FusionError, RecipeError
-from fusion_core.recipe.text import format_value, load_recipe
+from fusion_core.plugins.recipe_files import load_recipe
+from fusion_core.recipe.text import format_value
 from fusion_core.weights import WeightSource
 from fusion_core.weights.origin import Origin
 

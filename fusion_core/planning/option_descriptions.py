@@ -89,8 +89,9 @@ def _type_name(schema: Mapping[str, Any]) -> str:
         return " | ".join(map(str, schema["enum"]))
     if "const" in schema:
         return str(schema["const"])
-    if "anyOf" in schema:  # null is left out: the default shows that an option is optional
-        schemas = (branch for branch in schema["anyOf"] if branch.get("type") != "null")
+    if branches := schema.get("anyOf", schema.get("oneOf")):
+        # null is left out: the default shows that an option is optional
+        schemas = (branch for branch in branches if branch.get("type") != "null")
         return " | ".join(dict.fromkeys(map(_type_name, schemas)))
     if schema.get("type") == "array" and "items" in schema:
         return f"list of {_type_name(schema['items'])}"

@@ -33,6 +33,8 @@ from fusion_core.contracts.specs import (
 from fusion_core.errors import (
     AmbiguousComponentError,
     BrokenPluginError,
+    FusionError,
+    PluginError,
     UnknownComponentError,
 )
 from fusion_core.formatting import suggest
@@ -48,8 +50,9 @@ from fusion_core.plugins.distributions import (
 from fusion_core.plugins.ownership import distribution_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from importlib import metadata
+    from pathlib import Path
 
 #: Slower imports are reported: every listing and every completion waits for them.
 SLOW_SECONDS = 0.5
@@ -242,6 +245,30 @@ class PluginManager(pluggy.PluginManager):
                     summarize_error(error),
                 )
         return [answer for answer in answers if answer is not None]
+
+    def import_recipe(self, path: Path, text: str) -> Mapping[str, Any] | None:
+        """Return the recipe that another tool's file stands for; None if no plugin knows the tool.
+
+        Raises `PluginError` if several plugins claim the file, or if one of them breaks.
+        """
+        recipes: dict[str, Mapping[str, Any]] = {}
+        for implementation in self.hook.fusion_import_recipe.get_hookimpls():
+            name = implementation.plugin_name
+            try:
+                recipe: Any = implementation.function(path=path, text=text)
+            except FusionError:
+                raise
+            except Exception as error:
+                problem = f"plugin {name} failed to import {path}: {summarize_error(error)}"
+                raise BrokenPluginError(problem) from error
+            if recipe is not None:
+                recipes[name] = recipe
+        if len(recipes) > 1:
+            raise PluginError(
+                f"several plugins import {path}: {', '.join(recipes)}",
+                hint="Block all but one with --no-plugin.",
+            )
+        return next(iter(recipes.values()), None)
 
     def require_all(self) -> None:
         """Raise `BrokenPluginError` if a plugin is broken or incompatible, naming every one."""

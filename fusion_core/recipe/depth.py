@@ -15,15 +15,32 @@ if TYPE_CHECKING:
 
 _NUMBERED = re.compile(r"(?P<stack>.*?)(?:^|\.)(?P<layer>\d+)(?:\.|$)")
 
+#: Names of tensors before the first layer: embeddings of any spelling (but not GPT-NeoX's head
+#: `embed_out`), and norms that say so. mergekit lists them by architecture, to the same effect.
+_BEFORE_LAYERS = re.compile(
+    r"emb(?!ed_out)|(?:^|[._])(?:w[tp]e|pe|pos|positional|tokens?|patch|conv\d?|stem|rotary)(?:[._]|$)"
+    r"|(?:^|[._])pre_?la?y|_pre(?:[._]|$)"
+)
 
-def depths(names: Iterable[str]) -> Mapping[str, float]:
-    """Return the depth of every tensor that belongs to a layer."""
+
+def depths(names: Iterable[str], span: tuple[int, int] | None = None) -> Mapping[str, float]:
+    """Return the depth of every tensor that belongs to a layer.
+
+    With a span of layers, from its first up to its excluded last, only these have a depth, from 0
+    to 1 among themselves.
+    """
     return {
-        name: rank / max(len(layers) - 1, 1)
+        name: rank / max(len(chosen) - 1, 1)
         for layers in layers_of(names).values()
-        for rank, layer in enumerate(sorted(layers))
+        for chosen in [sorted(n for n in layers if span is None or span[0] <= n < span[1])]
+        for rank, layer in enumerate(chosen)
         for name in layers[layer]
     }
+
+
+def is_before_layers(name: str) -> bool:
+    """Return whether a tensor in no layer comes before the first one, as embeddings do."""
+    return _BEFORE_LAYERS.search(name) is not None
 
 
 def layers_of(names: Iterable[str]) -> Mapping[str, Mapping[int, Sequence[str]]]:

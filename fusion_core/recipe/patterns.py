@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import re
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from fusion_core.errors import RecipeError
 from fusion_core.formatting import similar_names
-from fusion_core.recipe.depth import depths, interpolate
+from fusion_core.recipe.depth import depths, interpolate, is_before_layers
 from fusion_core.recipe.validation import STRICT, Options
 
 if TYPE_CHECKING:
@@ -47,29 +48,83 @@ class Override(Options):
 
 
 class Curve(Override):
-    """Options that change with a tensor's depth. Each is a list of values, first layer to last."""
+    """Options that change with a tensor's depth. Each is a list of values, first layer to last.
+
+    An option with one value per expert is a mapping of such lists.
+    """
 
     match: Patterns = ("*",)
     """One glob pattern on tensor names, or a list of them; default: all tensors."""
+    layers: tuple[Annotated[int, Field(ge=0)], int] | None = None
+    """Only the layers from the first number up to, but not including, the second. The values then
+    run from the first of them to the last."""
+    outside: Literal["none", "before", "after", "all"] = "none"
+    """Give the first value to tensors in no layer, too: those before the layers (embeddings), those
+    after them (final norm, head), or all."""
 
     @model_validator(mode="after")
     def _check_values(self) -> Self:
         if not self.options:
             raise ValueError("expected an option with its values: {density: [0.2, 0.5, 0.8]}")
-        for name, points in self.options.items():
-            if not (isinstance(points, list | tuple) and points and all(map(_is_number, points))):
-                raise ValueError(f"expected {name} to be a list of numbers, first layer to last")
+        for name, values in self.options.items():
+            by_expert = values.values() if isinstance(values, dict) and values else [values]
+            if not all(map(_is_list_of_numbers, by_expert)):
+                raise ValueError(
+                    f"expected {name} to be a list of numbers, first layer to last, or a mapping "
+                    "of experts to such lists"
+                )
+        if self.layers is not None and self.layers[0] >= self.layers[1]:
+            raise ValueError(
+                f"layers {list(self.layers)} selects none: the second number is excluded"
+            )
         return self
 
     @property
     def corners(self) -> list[float]:
         """The depths of the given values."""
-        lengths = {len(points) for points in self.options.values()}
+        lists = chain.from_iterable(
+            values.values() if isinstance(values, dict) else [values]
+            for values in self.options.values()
+        )
+        lengths = {len(points) for points in lists}
         return sorted({n / max(count - 1, 1) for count in lengths for n in range(count)})
 
-    def at(self, depth: float) -> dict[str, float]:
+    def at(self, depth: float) -> dict[str, Any]:
         """Return the options' values at a depth between 0 and 1."""
-        return {name: interpolate(points, depth) for name, points in self.options.items()}
+        return {
+            name: {expert: interpolate(points, depth) for expert, points in values.items()}
+            if isinstance(values, dict)
+            else interpolate(values, depth)
+            for name, values in self.options.items()
+        }
+
+    def depths(self, names: Collection[str], option: str) -> dict[str, float]:
+        """Return the depths of the tensors that the curve covers.
+
+        Raises `RecipeError` for a pattern that matches no tensor, and if no tensor has a depth.
+        """
+        matched = select_names(self.match, names, option)
+        layered, depth_of = depths(names), depths(names, self.layers)
+        if self.layers and not depths(names, (self.layers[1] - 1, self.layers[1])):
+            raise RecipeError(
+                f"{option.removesuffix('match')}layers: there is no layer {self.layers[1] - 1}",
+                hint="Layers are numbered from 0, and the second number is excluded.",
+            )
+        covered = {name: depth for name, depth in depth_of.items() if name in matched}
+        for name in matched.difference(layered):
+            side = "before" if is_before_layers(name) else "after"
+            if self.outside in {side, "all"}:
+                covered[name] = 0.0
+        if not matched.intersection(layered) and self.outside == "none":
+            raise RecipeError(
+                f"{option}: no matching tensor belongs to a numbered layer",
+                hint="Only names with a number, such as layers.0.mlp.weight, have a depth.",
+            )
+        return covered
+
+
+def _is_list_of_numbers(points: object) -> bool:
+    return isinstance(points, list | tuple) and bool(points) and all(map(_is_number, points))
 
 
 def _is_number(value: object) -> bool:
@@ -96,7 +151,7 @@ class Selection(Options):
     wins."""
     by_depth: Curves = ()
     """Options that change from the first layer to the last: {OPTION: [VALUE, ...]}, or a list of
-    these. Add `match` to restrict one to some tensors."""
+    these. Add `match` or `layers` to restrict one to some tensors."""
 
     def chosen(self, names: Collection[str]) -> list[str]:
         """Return the names of the tensors to merge, in their order.
@@ -125,7 +180,7 @@ class Selection(Options):
         for name in chosen:
             values, number = curve_values.get(name, {}), override_numbers.get(name)
             override = {} if number is None else self.overrides[number].options
-            key = (number, *sorted(values.items()))
+            key = (number, repr(sorted(values.items())))
             groups.setdefault(key, ({**values, **override}, []))[1].append(name)
         return list(groups.values())
 
@@ -137,20 +192,21 @@ class Selection(Options):
                 numbers.setdefault(name, number)
         return numbers
 
-    def _curve_values(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Return each layered tensor's values on the curves. The first curve of an option wins."""
-        values: dict[str, dict[str, float]] = {}
-        depth_of = depths(names) if self.by_depth else {}
+    def _curve_values(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return each tensor's values on the curves.
+
+        The first curve of an option wins, or of one expert's value of an option.
+        """
+        values: dict[str, dict[str, Any]] = {}
         for number, curve in enumerate(self.by_depth):
-            option = f"algorithm.by_depth.{number}.match"
-            layered = depth_of.keys() & select_names(curve.match, names, option)
-            if not layered:
-                raise RecipeError(
-                    f"{option}: no matching tensor belongs to a numbered layer",
-                    hint="Only names with a number, such as layers.0.mlp.weight, have a depth.",
-                )
-            for name in layered:
-                values[name] = {**curve.at(depth_of[name]), **values.get(name, {})}
+            for name, depth in curve.depths(names, f"algorithm.by_depth.{number}.match").items():
+                earlier = values.setdefault(name, {})
+                for option, value in curve.at(depth).items():
+                    known = earlier.get(option, {} if isinstance(value, dict) else None)
+                    if isinstance(value, dict) and isinstance(known, dict):
+                        earlier[option] = {**value, **known}
+                    else:
+                        earlier.setdefault(option, value)
         return values
 
 

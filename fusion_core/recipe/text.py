@@ -10,7 +10,6 @@ import os
 import re
 from io import StringIO
 from itertools import accumulate, chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ruamel.yaml import YAML
@@ -23,7 +22,8 @@ from fusion_core.formatting import suggest
 from fusion_core.recipe.paths import mark_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from ruamel.yaml.nodes import Node, ScalarNode
 
@@ -37,20 +37,17 @@ _MAX_DEPTH = 100
 _MAX_DIGITS = 1_000
 _MAX_SHOWN = 60
 
-#: Other programs' files: keys that no recipe has, and the names of their parts in a recipe.
+#: Other programs' files: keys that no recipe has, and what to do.
 _FOREIGN = {
     "mergekit": (
         {"merge_method", "slices", "tokenizer_source"},
-        (
-            "merge_method is algorithm.name, parameters are algorithm.<option>, models are "
-            "model_pool.models, base_model is model_pool.base, dtype is output.dtype"
-        ),
+        "Install the plugin that runs the file as it is: pip install recipes-mergekit",
     ),
     "FusionBench": (
         {"modelpool", "taskpool", "_target_", "defaults", "hydra"},
         (
-            "method is algorithm, modelpool is model_pool, taskpool is task_pool, _target_ is a "
-            "section's name, and only fuse's own flags override a file"
+            "Translate it: method is algorithm, modelpool is model_pool, taskpool is task_pool, "
+            "_target_ is a section's name, and only fuse's own flags override a file."
         ),
     ),
 }
@@ -58,6 +55,14 @@ _FOREIGN = {
 
 def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds anything
     """Parse YAML 1.2. `origin` names the text in errors."""
+    documents = load_documents(text, origin=origin)
+    if len(documents) > 1:
+        raise RecipeError(f"{origin}: invalid YAML: expected one document, found {len(documents)}")
+    return documents[0] if documents else None
+
+
+def load_documents(text: str, *, origin: str) -> list[Any]:
+    """Parse a stream of YAML 1.2 documents. `origin` names the text in errors."""
     if len(text) > _MAX_CHARACTERS:
         raise RecipeError(f"{origin}: too large: expected at most 1 MiB of YAML")
     steps = ((char in "[{") - (char in "]}") for char in text)
@@ -66,7 +71,7 @@ def load_yaml(text: str, *, origin: str) -> Any:  # noqa: ANN401 - YAML holds an
     parser = YAML(typ="safe", pure=True)
     parser.Constructor = _BoundedConstructor
     try:
-        return parser.load(text)
+        return list(parser.load_all(text))
     except MarkedYAMLError as error:
         raise _syntax_error(error, origin) from error
     except Exception as error:  # the parser may raise anything for an untrusted text
@@ -133,15 +138,10 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
     return stream.getvalue()
 
 
-def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a recipe file. The run validates it, after flags have overridden it.
-
-    Relative paths in it start in its own folder (`paths.py`). Raises `RecipeError` if the file is
-    missing, is not YAML, or is not a mapping.
-    """
-    path = Path(path)
+def read_recipe_text(path: Path) -> str:
+    """Return the text of a recipe file. Raises `RecipeError` if it is missing or unreadable."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         guess = suggest(str(path), map(str, path.parent.glob("*.y*ml")))
         raise RecipeError(f"recipe not found: {path}{guess and f'; {guess}'}") from error
@@ -156,13 +156,18 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise RecipeError(f"recipe {path} cannot be read: {error}") from error
-    recipe = load_yaml(text, origin=str(path))
-    if not isinstance(recipe, dict):
+
+
+def check_sections(documents: Sequence[Any], path: Path) -> dict[str, Any]:
+    """Return the sections in a recipe file's documents. Raises `RecipeError` unless it has one."""
+    if len(documents) > 1:
+        raise RecipeError(f"{path}: expected one YAML document, found {len(documents)}")
+    if not (documents and isinstance(documents[0], dict)):
         raise RecipeError(
             f"recipe {path} is not a mapping of sections to options",
             hint="A recipe begins, for example, with: algorithm: ties",
         )
-    placed: Any = mark_folder(recipe, os.path.dirname(path))  # noqa: PTH120 - Path would say `.`
+    placed: Any = mark_folder(documents[0], os.path.dirname(path))  # noqa: PTH120 - Path would say `.`
     return cast("dict[str, Any]", placed)
 
 
@@ -173,12 +178,11 @@ def check_not_foreign(recipe: Mapping[str, Any]) -> None:
     """
     if "algorithm" in recipe:
         return
-    for program, (foreign_keys, translation) in _FOREIGN.items():
+    for program, (foreign_keys, remedy) in _FOREIGN.items():
         if keys := sorted(foreign_keys & {*recipe}):
             raise RecipeError(
                 f"expected a recipe, found a configuration of {program} with {', '.join(keys)}",
-                hint=f"Translate it: {translation}.\n"
-                f"See docs/how-to/port-from-{program.lower()}.md.",
+                hint=f"{remedy}\nSee docs/how-to/port-from-{program.lower()}.md.",
             )
 
 

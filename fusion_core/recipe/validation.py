@@ -93,6 +93,8 @@ class Options(BaseModel, metaclass=_OptionsType):
         """Make every number and truth value strict, in nested lists and mappings too."""
         schema = handler(source)
         resolved: dict[str, Any] = handler.resolve_ref_schema(schema)  # type: ignore[assignment]
+        while resolved["type"].startswith("function-"):  # validators of the whole class
+            resolved = resolved["schema"]
         resolved |= {
             key: value if key in _OTHER_KEYS else _make_strict(value)
             for key, value in resolved.items()

@@ -25,9 +25,10 @@ from fusion_core.planning.trust import (
     collect_needs,
     trust_in_environment,
 )
+from fusion_core.plugins.recipe_files import load_recipe
 from fusion_core.progress import Progress
 from fusion_core.recipe.config import Choice, OutputSection, choice_of, choices_of
-from fusion_core.recipe.text import RECIPE, load_recipe
+from fusion_core.recipe.text import RECIPE
 from fusion_core.recipe.validation import validate
 from fusion_core.running._evaluator import Evaluator
 from fusion_core.running.task_overrides import TaskOverrides, read_recorded_overrides

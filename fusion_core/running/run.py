@@ -21,8 +21,9 @@ from fusion_core.machine.ranks import is_helper_process
 from fusion_core.planning.pipeline import apply_stages
 from fusion_core.planning.plan import plan
 from fusion_core.planning.run_options import RunOptions
+from fusion_core.plugins.manager import load_plugins
+from fusion_core.plugins.recipe_files import load_recipe
 from fusion_core.recipe.assignments import assign
-from fusion_core.recipe.text import load_recipe
 from fusion_core.report.below_base import below_base_warnings
 from fusion_core.running._context import cast_for_output, notify, prepare
 from fusion_core.running._output import (
@@ -71,7 +72,10 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
     Raises a `FusionError` for everything that the caller can fix. Nothing is left half-written.
     """
     sections = {"algorithm": algorithm, "model_pool": model_pool, "task_pool": task_pool}
-    raw = dict(load_recipe(recipe) if isinstance(recipe, str | Path) else recipe or {})
+    options = options or RunOptions()
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(recipe, load_plugins(options.block))
+    raw = dict(recipe or {})
     raw |= {name: value for name, value in sections.items() if value is not None}
     if seed is not None:
         raw["seed"] = seed
@@ -79,7 +83,7 @@ def run_fusion(  # noqa: PLR0913 - the sections of a recipe, and how to run it
         raw["output"] = dict(output)
     elif output is not ...:
         raw = assign(raw, ("output", "path"), output and str(output), origin="output")
-    planned = plan(raw, options or RunOptions())
+    planned = plan(raw, options)
     for warning in () if is_helper_process() else planned.warnings:
         _LOG.warning("%s", warning)
     result = execute(planned)

@@ -12,7 +12,8 @@ from fusion_core.contracts.feature_adapters import attach_adapter
 from fusion_core.contracts.subject import Subject
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.plugins.manager import PluginManager, load_plugins
-from fusion_core.recipe.text import RECIPE, load_recipe
+from fusion_core.plugins.recipe_files import load_recipe
+from fusion_core.recipe.text import RECIPE
 from fusion_core.running.lazy_merge import load_models
 from fusion_core.weights import (
     AlignedSource,

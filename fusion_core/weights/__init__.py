@@ -1,7 +1,13 @@
 """Named tensors that can be read one range at a time, and the engine that merges them."""
 
 from fusion_core._moved import refuse_old_names
-from fusion_core.recipe.depth import depths, interpolate, layers_of, renumber_layer
+from fusion_core.recipe.depth import (
+    depths,
+    interpolate,
+    is_before_layers,
+    layers_of,
+    renumber_layer,
+)
 from fusion_core.recipe.patterns import select_names
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
 from fusion_core.weights.matrices import Columns, Matrices, Rows, Slot, Stacked
@@ -35,6 +41,7 @@ from fusion_core.weights.merging.trimming import (
     agreeing_magnitudes,
     count_for_density,
     elect_sign,
+    largest_by_rank,
 )
 from fusion_core.weights.orientation import are_experts_transposed, are_neighbours_transposed
 from fusion_core.weights.origin import Origin, stamp_of
@@ -143,10 +150,12 @@ __all__ = [
     "find_config_value",
     "find_in_memory_source",
     "interpolate",
+    "is_before_layers",
     "is_in_process",
     "is_matrix",
     "joint_rank",
     "kth_largest_magnitudes",
+    "largest_by_rank",
     "layers_of",
     "match_names",
     "materialise",

@@ -20,8 +20,9 @@ from fusion_core.contracts.task_pool import AdaptiveTask, Task, TaskPool
 from fusion_core.errors import AlignmentError, BrokenPluginError, CheckpointError, RecipeError
 from fusion_core.planning.plan import plan
 from fusion_core.planning.run_options import RunOptions
+from fusion_core.plugins.recipe_files import load_recipe
 from fusion_core.recipe.config import ComponentConfig
-from fusion_core.recipe.text import dump_yaml, load_recipe
+from fusion_core.recipe.text import dump_yaml
 from fusion_core.recipe.validation import validate
 from fusion_core.running.run import execute
 from fusion_ties.ties import Ties

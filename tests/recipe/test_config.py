@@ -6,13 +6,13 @@ import shlex
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AmbiguousComponentError, PluginError, RecipeError
@@ -20,6 +20,7 @@ from fusion_core.planning.option_descriptions import describe_options, recipe_sc
 from fusion_core.planning.resolution import resolve
 from fusion_core.plugins.manager import PluginManager
 from fusion_core.plugins.ownership import COMPONENTS
+from fusion_core.plugins.recipe_files import load_recipe
 from fusion_core.recipe.assignments import override
 from fusion_core.recipe.config import (
     Choice,
@@ -29,7 +30,7 @@ from fusion_core.recipe.config import (
     Recipe,
     choice_of,
 )
-from fusion_core.recipe.text import dump_yaml, load_recipe, load_yaml
+from fusion_core.recipe.text import dump_yaml, load_yaml
 from fusion_core.recipe.validation import validate
 
 if TYPE_CHECKING:
@@ -430,7 +431,7 @@ def test_set_replaces_no_list_or_number_by_a_mapping(present: object) -> None:
         ("a: 1\na: 2", "duplicate key"),
         ("a: {b: 1, b: 2}", "duplicate key"),
         ("a: [", "expected"),
-        ("a: 1\n---\nb: 2", "single document"),
+        ("a: 1\n---\nb: 2", "one document"),
         ("!!python/object/apply:os.system ['true']", "tag"),
         ("!!python/name:os.system", "tag"),
         ("!thing {a: 1}", "tag"),
@@ -737,9 +738,15 @@ def test_a_configuration_made_of_another_is_as_strict() -> None:
     class More(Strict):
         extra: int = 0
 
+    class Checked(More):
+        @model_validator(mode="after")
+        def _check(self) -> Self:
+            return self
+
     for option in ("number", "extra"):
-        with pytest.raises(RecipeError, match=option):
-            validate(More, {option: "1"})
+        for config in (More, Checked):
+            with pytest.raises(RecipeError, match=option):
+                validate(config, {option: "1"})
 
 
 # --- the JSON schema ----------------------------------------------------------------------------

@@ -65,7 +65,44 @@ def test_tensors_without_a_depth_cannot_follow_a_curve() -> None:
         Selection(by_depth={"match": "head", "x": [1, 2]}).groups(NAMES)
 
 
-@pytest.mark.parametrize("points", [3, [], ["a"], [True], [float("nan")]])
+def _options_of(*curves: dict[str, object]) -> dict[str, dict[str, object]]:
+    groups = Selection(by_depth=curves).groups(NAMES)
+    return {name: options for options, names in groups for name in names}
+
+
+def test_a_curve_may_cover_tensors_outside_of_layers_and_a_span_of_layers() -> None:
+    options = _options_of(
+        {"match": "*.up", "layers": [1, 4], "x": [1.0, 3.0], "outside": "after"},
+        {"match": "embed", "x": [9.0], "outside": "before"},
+        {"match": "head", "x": [8.0, 7.0], "outside": "all"},
+    )
+    assert [options[f"layers.{n}.up"].get("x") for n in range(5)] == [None, 1, 2, 3, None]
+    assert options["layers.1.norm"] == {}
+    assert options["embed"] == {"x": 9}
+    assert options["head"] == {"x": 8}
+    everything = {"layers": [0, 2], "x": [1.0, 2.0]}
+    for side, covered in {"none": [], "before": ["embed"], "after": ["head"]}.items():
+        options = _options_of({**everything, "outside": side})
+        assert [name for name in ("embed", "head") if options[name]] == covered
+    for layers, problem in ([4, 6], "there is no layer 5"), ([2, 2], r"\[2, 2\] selects none"):
+        with pytest.raises(RecipeError, match=problem):
+            _options_of({"layers": layers, "x": [1.0]})
+
+
+def test_the_first_curve_of_one_experts_value_wins() -> None:
+    options = _options_of(
+        {"match": "*.up", "weights": {"a": [0.0, 1.0]}},
+        {"weights": {"a": [5.0], "b": [0.0, 4.0]}},
+    )
+    assert options["layers.1.up"] == {"weights": {"a": 0.25, "b": 1.0}}
+    assert options["layers.1.norm"] == {"weights": {"a": 5.0, "b": 1.0}}
+    plain = _options_of({"match": "*.up", "weights": [2.0]}, {"weights": {"a": [0.0]}})
+    assert plain["layers.0.up"] == {"weights": 2.0}
+    with pytest.raises(RecipeError, match="or a mapping of experts to such lists"):
+        _options_of({"weights": {"a": 0.5}})
+
+
+@pytest.mark.parametrize("points", [3, [], ["a"], [True], [float("nan")], {}])
 def test_a_curve_is_a_list_of_numbers(points: object) -> None:
     with pytest.raises(RecipeError, match=r"by_depth.* expected density to be a list of numbers"):
         Selection(by_depth={"density": points})

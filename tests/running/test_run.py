@@ -32,9 +32,9 @@ from fusion_core.errors import (
 from fusion_core.machine.devices import resolve_device
 from fusion_core.planning.plan import plan
 from fusion_core.planning.run_options import RunOptions
+from fusion_core.plugins.recipe_files import load_recipe
 from fusion_core.progress import Progress, note
 from fusion_core.recipe.config import ComponentConfig
-from fusion_core.recipe.text import load_recipe
 from fusion_core.running import run
 from fusion_core.running.run import execute
 from fusion_core.weights import CheckpointSource, Piece, StateDictSource, WeightSource, sum_in_order

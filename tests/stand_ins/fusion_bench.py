@@ -6,7 +6,8 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from fusion_core.recipe.text import dump_yaml, load_recipe
+from fusion_core.plugins.recipe_files import load_recipe
+from fusion_core.recipe.text import dump_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

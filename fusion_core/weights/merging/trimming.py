@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,8 @@ from fusion_core.weights.merging.piece import sum_in_order
 from fusion_core.weights.merging.selection import kth_largest_magnitudes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fusion_core.weights.merging.piece import Piece
     from fusion_core.weights.merging.scan import Scan
 
@@ -26,12 +29,32 @@ def count_for_density(density: float, numel: int) -> int:
     return 0 if density == 0 else max(1, int(density * numel))
 
 
-def trim_thresholds(scan: Scan, density: float) -> torch.Tensor:
-    """Return the smallest magnitude that a density keeps of each expert, of shape (experts,)."""
-    count = count_for_density(density, scan.numel)
-    if count == 0 or scan.numel == 0:
-        return torch.full((len(scan.operands.experts),), torch.inf)
-    return kth_largest_magnitudes(scan, count)
+def trim_thresholds(scan: Scan, density: float | Sequence[float]) -> torch.Tensor:
+    """Return the smallest magnitude that a density keeps of each expert, of shape (experts,).
+
+    The experts share one density, or have one each.
+    """
+    experts = len(scan.operands.experts)
+    densities = [density] * experts if isinstance(density, int | float) else density
+    counts = [count_for_density(share, scan.numel) if scan.numel else 0 for share in densities]
+    return largest_by_rank(scan, [counts])[0]
+
+
+def largest_by_rank(scan: Scan, ranks: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return each expert's magnitude of its own rank, 1 for the largest, and infinity for rank 0.
+
+    `ranks` has one row of ranks per row of the result, which has the shape (rows, experts).
+    """
+    distinct = tuple(sorted({*chain.from_iterable(ranks)} - {0}))
+    if not distinct:
+        return torch.full((len(ranks), len(scan.operands.experts)), torch.inf)
+    magnitudes = dict(zip(distinct, kth_largest_magnitudes(scan, distinct), strict=True))
+    none = torch.full_like(magnitudes[distinct[0]], torch.inf)
+    rows = [
+        torch.stack([magnitudes.get(rank, none)[expert] for expert, rank in enumerate(row)])
+        for row in ranks
+    ]
+    return torch.stack(rows)
 
 
 def trim(task_vectors: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
@@ -57,7 +80,7 @@ class TrimKernel(RowsKernel):
     It also keeps entries that equal the smallest of these.
     """
 
-    density: float
+    density: float | tuple[float, ...]
     scope: Scope = Scope.MODEL
 
     def survey(self, scan: Scan) -> torch.Tensor:
@@ -100,8 +123,12 @@ class TrimSurvey:
     tie: float
 
     @classmethod
-    def of(cls, scan: Scan, density: float, *, majority: bool = True) -> TrimSurvey:
+    def of(
+        cls, scan: Scan, density: float | Sequence[float], *, majority: bool = True
+    ) -> TrimSurvey:
         """Survey the thresholds and, by default, the sign of the majority.
+
+        The experts share one density, or have one each.
 
         Without the majority, entries that cancel are positive.
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,13 @@ import torch
 
 from fusion_core import Algorithm, Cut, Outline, RunContext
 from fusion_core.errors import RecipeError
-from fusion_core.weights import WeightSource, as_weights, layers_of, renumber_layer
+from fusion_core.weights import (
+    WeightSource,
+    as_weights,
+    is_before_layers,
+    layers_of,
+    renumber_layer,
+)
 from fusion_linear.config import StackConfig
 from fusion_linear.layer_config import replace_layers
 
@@ -23,13 +28,6 @@ if TYPE_CHECKING:
 
     #: Where a tensor comes from: a model, and the tensor's name in it.
     Origin = tuple[str, str]
-
-#: Names of tensors before the first layer: embeddings of any spelling (but not GPT-NeoX's head
-#: `embed_out`), and norms that say so. mergekit lists them by architecture, to the same effect.
-_BEFORE_THE_LAYERS = re.compile(
-    r"emb(?!ed_out)|(?:^|[._])(?:w[tp]e|pe|pos|positional|tokens?|patch|conv\d?|stem|rotary)(?:[._]|$)"
-    r"|(?:^|[._])pre_?la?y|_pre(?:[._]|$)"
-)
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,7 @@ class Stack(Algorithm[StackConfig]):
                 )
         chosen = [(part.model, number) for part in slices for number in range(*part.layers)]
         outside = set(names).difference(*layers.values())
-        is_before = {
-            name: bool(_BEFORE_THE_LAYERS.search(name)) for name in names if name in outside
-        }
+        is_before = {name: is_before_layers(name) for name in names if name in outside}
         first, last = slices[0].model, slices[-1].model
         return _Layout(
             {name: (first, name) for name, before in is_before.items() if before},

@@ -1,19 +1,69 @@
 """Options of the sparsifying and sign-electing methods."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from fusion_core import ComponentConfig, ExpertWeights
+from fusion_core.errors import RecipeError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _name_form(value: Any) -> str:  # noqa: ANN401 - whatever a recipe holds
+    if isinstance(value, Mapping):
+        return "[by name]"
+    return "[in order]" if isinstance(value, list | tuple) else "[one]"
+
+
+#: One fraction for all experts, or one per expert, by name or as a list in pool order.
+Fractions = Annotated[
+    Annotated[Fraction, Tag("[one]")]
+    | Annotated[dict[str, Fraction], Tag("[by name]")]
+    | Annotated[tuple[Fraction, ...], Tag("[in order]")],
+    Discriminator(_name_form),
+]
+
+
+def fractions_of(value: Any, experts: Sequence[str], option: str) -> tuple[float, ...]:  # noqa: ANN401 - one of the forms of Fractions
+    """Return one fraction per expert. Raises `RecipeError` unless every expert has one."""
+    if isinstance(value, int | float):
+        return (float(value),) * len(experts)
+    if isinstance(value, Mapping):
+        if value.keys() == {*experts}:
+            return tuple(value[name] for name in experts)
+        given = ", ".join(value) or "none"
+    elif len(value) == len(experts):
+        return tuple(value)
+    else:
+        given = f"{len(value)} values"
+    raise RecipeError(
+        f"algorithm.{option}: expected one value per expert, got {given}",
+        hint=f"The experts are: {', '.join(experts)}.",
+    )
+
+
+def _pairs(first: Any, second: Any) -> list[tuple[float, float]]:  # noqa: ANN401 - of Fractions
+    """Return the values of two options that belong to one expert."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return [(first[name], second[name]) for name in first if name in second]
+    one, other = (
+        [*value.values()] if isinstance(value, Mapping) else value for value in (first, second)
+    )
+    if isinstance(one, int | float):
+        return [(one, value) for value in ([other] if isinstance(other, int | float) else other)]
+    if isinstance(other, int | float):
+        return [(value, other) for value in one]
+    return [*zip(one, other, strict=False)]
 
 
 class TrimConfig(ComponentConfig):
     """Options of `trim`."""
 
-    density: Fraction = 0.2
-    """Keep this fraction of each task vector's entries, the largest ones."""
+    density: Fractions = 0.2
+    """Keep this fraction of each task vector's entries, the largest ones; or one per expert, by
+    name or as a list in pool order."""
     scope: Literal["model", "tensor"] = "model"
     """Use one threshold for the whole model (the paper), or one per tensor (mergekit)."""
 
@@ -33,8 +83,9 @@ class ElectConfig(ComponentConfig):
 class TiesConfig(ComponentConfig):
     """Options of `ties`."""
 
-    density: Fraction = 0.2
-    """Keep this fraction of each task vector's entries, the largest ones."""
+    density: Fractions = 0.2
+    """Keep this fraction of each task vector's entries, the largest ones; or one per expert, by
+    name or as a list in pool order."""
     scale: float = 1.0
     """Multiply the merged task vector by this factor (lambda)."""
     scope: Literal["model", "tensor"] = "model"
@@ -50,8 +101,9 @@ class TiesConfig(ComponentConfig):
 class DropConfig(ComponentConfig):
     """Options of `drop`."""
 
-    density: Fraction = 0.5
-    """Keep each entry with this probability."""
+    density: Fractions = 0.5
+    """Keep each entry with this probability; or one per expert, by name or as a list in pool
+    order."""
     rescale: Literal["paper", "l1"] = "paper"
     """Divide kept entries by the density, or restore each tensor's sum of magnitudes (l1)."""
 
@@ -59,32 +111,34 @@ class DropConfig(ComponentConfig):
 class MagPruneConfig(ComponentConfig):
     """Options of `magprune`."""
 
-    density: Fraction = 0.5
-    """Keep entries with this probability on average."""
-    epsilon: Fraction = 0.15
+    density: Fractions = 0.5
+    """Keep entries with this probability on average; or one per expert, by name or as a list in
+    pool order."""
+    epsilon: Fractions = 0.15
     """Keep a row's smallest entry with probability density - epsilon, its largest with density +
-    epsilon."""
+    epsilon; or one per expert."""
     rescale: Literal["paper", "l1"] = "paper"
     """Divide kept entries by their probability, or restore each tensor's sum of magnitudes (l1)."""
 
     @model_validator(mode="after")
     def _check_probabilities(self) -> Self:
-        density, epsilon = self.density, self.epsilon
-        if density not in {0, 1} and not epsilon <= density <= 1 - epsilon:
-            raise ValueError(
-                f"expected probabilities, got density {density:g} -+ epsilon {epsilon:g}; "
-                f"epsilon can be at most {min(density, 1 - density):g}"
-            )
+        for density, epsilon in _pairs(self.density, self.epsilon):
+            if density not in {0, 1} and not epsilon <= density <= 1 - epsilon:
+                raise ValueError(
+                    f"expected probabilities, got density {density:g} -+ epsilon {epsilon:g}; "
+                    f"epsilon can be at most {min(density, 1 - density):g}"
+                )
         return self
 
 
 class BandConfig(ComponentConfig):
     """Options of `band`."""
 
-    density: Fraction = 0.1
-    """Keep this fraction of each tensor's entries, the largest below the dropped ones."""
-    gamma: Fraction = 0.01
-    """Drop this fraction of each tensor's entries, the largest ones."""
+    density: Fractions = 0.1
+    """Keep this fraction of each tensor's entries, the largest below the dropped ones; or one per
+    expert, by name or as a list in pool order."""
+    gamma: Fractions = 0.01
+    """Drop this fraction of each tensor's entries, the largest ones; or one per expert."""
 
 
 class SparseConfig(ComponentConfig):

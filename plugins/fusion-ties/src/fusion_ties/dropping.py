@@ -13,7 +13,7 @@ import torch
 
 from fusion_core import Cut, Transform
 from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert
-from fusion_ties.config import DropConfig, MagPruneConfig
+from fusion_ties.config import DropConfig, MagPruneConfig, fractions_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,10 +49,15 @@ class Drop(Transform[DropConfig]):
         rows = self._drop(piece)
         if self.config.rescale == "l1":
             return rows.mul_(broadcast_per_expert(piece.state, rows))
-        return rows.div_(self.config.density or 1)
+        for row, density in zip(rows, self._densities(piece), strict=True):
+            row.div_(density or 1)
+        return rows
 
     def _drop(self, piece: Piece) -> Tensor:
-        return _keep_at_random(piece, [self.config.density] * len(piece.names))
+        return _keep_at_random(piece, self._densities(piece))
+
+    def _densities(self, piece: Piece) -> tuple[float, ...]:
+        return fractions_of(self.config.density, piece.names, "density")
 
 
 class MagPrune(Transform[MagPruneConfig]):
@@ -86,30 +91,38 @@ class MagPrune(Transform[MagPruneConfig]):
 
     def rows(self, piece: Piece) -> Tensor:
         """Drop entries of one piece, and rescale the others."""
-        probabilities = self._probabilities(piece.task_vectors)
+        probabilities = self._probabilities(piece)
         rows = _keep_at_random(piece, probabilities)
         if self.config.rescale == "l1":
             return rows.mul_(broadcast_per_expert(piece.state, rows))
         return rows.div_(probabilities.where(probabilities > 0, 1))
 
     def _drop(self, piece: Piece) -> Tensor:
-        return _keep_at_random(piece, self._probabilities(piece.task_vectors))
+        return _keep_at_random(piece, self._probabilities(piece))
 
-    def _probabilities(self, rows: Tensor) -> Tensor:
-        """Return every entry's probability to be kept, of the shape of `rows`."""
-        density, epsilon = self.config.density, self.config.epsilon
-        probabilities = torch.full_like(rows, density)
-        if density in {0, 1} or not rows.numel():
-            return probabilities
-        lines = rows.abs().reshape(len(rows), rows.shape[1] if rows.dim() > 2 else 1, -1)  # noqa: PLR2004
-        if lines.shape[-1] > 1:
-            by_rank = torch.linspace(density - epsilon, density + epsilon, lines.shape[-1]).to(rows)
-            order = lines.argsort(dim=-1, stable=True)
-            probabilities.view(lines.shape).scatter_(-1, order, by_rank.expand_as(order))
+    def _probabilities(self, piece: Piece) -> Tensor:
+        """Return every entry's probability to be kept, of the shape of the task vectors."""
+        rows, names = piece.task_vectors, piece.names
+        densities = fractions_of(self.config.density, names, "density")
+        epsilons = fractions_of(self.config.epsilon, names, "epsilon")
+        probabilities = torch.empty_like(rows)
+        for expert, (density, epsilon) in enumerate(zip(densities, epsilons, strict=True)):
+            probabilities[expert] = density
+            row = rows[expert]
+            if density in {0, 1} or not row.numel():
+                continue
+            lines = row.abs().reshape(row.shape[0] if row.dim() > 1 else 1, -1)
+            if lines.shape[-1] > 1:
+                ends = density - epsilon, density + epsilon
+                by_rank = torch.linspace(*ends, lines.shape[-1]).to(rows)
+                order = lines.argsort(dim=-1, stable=True)
+                probabilities[expert].view(lines.shape).scatter_(
+                    -1, order, by_rank.expand_as(order)
+                )
         return probabilities
 
 
-def _keep_at_random(piece: Piece, probabilities: Tensor | list[float]) -> Tensor:
+def _keep_at_random(piece: Piece, probabilities: Tensor | tuple[float, ...]) -> Tensor:
     """Keep every entry with its probability, zero the others; probabilities are given by expert."""
     rows = torch.empty_like(piece.task_vectors)
     for expert, (row, limit) in enumerate(zip(piece.task_vectors, probabilities, strict=True)):

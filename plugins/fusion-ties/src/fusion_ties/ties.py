@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fusion_core import TensorwiseAlgorithm
 from fusion_core.weights import Piece, Scan, Scope, TrimSurvey
 from fusion_ties.combining import disjoint_merge
-from fusion_ties.config import TiesConfig
+from fusion_ties.config import TiesConfig, fractions_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +19,10 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
     Formula: base + scale * mean of the t_k with sign(t_k) = sign(sum of w_j * t_j), where t_k is
     tau_k with all but its `density` largest entries set to zero. Entries equal to the smallest kept
     one are kept too. Thresholds are exact, found by streaming.
-    Options: `density` (fraction of entries; 0.2), `scale` (factor; 1.0), `scope` (one threshold per
-    `model` or per `tensor`; `model`), `weights` (one factor per expert; 1 each), `normalize` (mean,
-    not sum; true), `zero_sign` (sign of entries that cancel exactly; `majority`).
+    Options: `density` (fraction of entries, or one per expert; 0.2), `scale` (factor; 1.0), `scope`
+    (one threshold per `model` or per `tensor`; `model`), `weights` (one factor per expert; 1 each),
+    `normalize` (mean, not sum; true), `zero_sign` (sign of entries that cancel exactly;
+    `majority`).
     Source: arXiv:2306.01708. Shapes: any. Data: none. Cost: several passes.
     """
 
@@ -35,9 +36,8 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
 
     def survey(self, scan: Scan) -> TrimSurvey:
         """Return the thresholds, and the majority sign if the option asks for it."""
-        return TrimSurvey.of(
-            scan, self.config.density, majority=self.config.zero_sign == "majority"
-        )
+        density = fractions_of(self.config.density, [*scan.operands.experts], "density")
+        return TrimSurvey.of(scan, density, majority=self.config.zero_sign == "majority")
 
     def merge(self, piece: Piece) -> Tensor:
         """Trim, elect and merge one piece."""

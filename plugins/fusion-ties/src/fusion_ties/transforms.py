@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fusion_core import Transform
 from fusion_core.weights import (
     ElectKernel,
@@ -15,11 +13,13 @@ from fusion_core.weights import (
     TrimKernel,
     broadcast_per_expert,
     count_for_density,
-    kth_largest_magnitudes,
+    largest_by_rank,
 )
-from fusion_ties.config import BandConfig, ElectConfig, TrimConfig
+from fusion_ties.config import BandConfig, ElectConfig, TrimConfig, fractions_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 
@@ -42,11 +42,14 @@ class Trim(Transform[TrimConfig]):
 
     def survey(self, scan: Scan) -> Tensor:
         """Return one threshold per expert."""
-        return TrimKernel(self.config.density).survey(scan)
+        return self._kernel([*scan.operands.experts]).survey(scan)
 
     def rows(self, piece: Piece) -> Tensor:
         """Trim one piece."""
-        return TrimKernel(self.config.density).rows(piece)
+        return self._kernel(piece.names).rows(piece)
+
+    def _kernel(self, experts: Sequence[str]) -> TrimKernel:
+        return TrimKernel(fractions_of(self.config.density, experts, "density"))
 
 
 class Elect(Transform[ElectConfig]):
@@ -94,11 +97,15 @@ class Band(Transform[BandConfig]):
 
     def survey(self, scan: Scan) -> Tensor:
         """Return the smallest and the largest kept magnitude, of shape (2, experts)."""
-        count = count_for_density(self.config.density, scan.numel)
-        if not count or not scan.numel:
-            return torch.full((2, len(scan.operands.experts)), torch.inf)
-        dropped = min(int(self.config.gamma * scan.numel), scan.numel - count)
-        return kth_largest_magnitudes(scan, (dropped + count, dropped + 1))
+        names = [*scan.operands.experts]
+        densities = fractions_of(self.config.density, names, "density")
+        gammas = fractions_of(self.config.gamma, names, "gamma")
+        bands = [
+            _find_ranks(density, gamma, scan.numel)
+            for density, gamma in zip(densities, gammas, strict=True)
+        ]
+        lowest, highest = zip(*bands, strict=True)
+        return largest_by_rank(scan, (lowest, highest))
 
     def rows(self, piece: Piece) -> Tensor:
         """Keep the entries of one piece between the thresholds."""
@@ -106,3 +113,10 @@ class Band(Transform[BandConfig]):
         low, high = (broadcast_per_expert(bounds, magnitudes) for bounds in piece.state)
         inside = (magnitudes >= low) & (magnitudes <= high)
         return piece.task_vectors.where(inside, 0)
+
+
+def _find_ranks(density: float, gamma: float, numel: int) -> tuple[int, int]:
+    """Return the ranks of the smallest and the largest kept entry; 0 if none is kept."""
+    count = count_for_density(density, numel) if numel else 0
+    dropped = min(int(gamma * numel), numel - count)
+    return (dropped + count, dropped + 1) if count else (0, 0)

@@ -1,0 +1,112 @@
+"""The section `algorithm` of a recipe: a method's options, and its curves by depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from glob import escape
+from typing import TYPE_CHECKING, Any
+
+from recipes_mergekit.settings import constant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from recipes_mergekit.configuration import Slice
+    from recipes_mergekit.parameters import Setting
+    from recipes_mergekit.settings import Rule, Rules
+
+#: An option, and the expert whose value it is; None for one value for all.
+_Option = tuple[str, str | None]
+
+
+@dataclass
+class Algorithm:
+    """A method with its options. Options that vary between tensors are curves."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    curves: dict[_Option, Setting] = field(default_factory=dict)
+
+    def set(self, option: str, setting: Setting) -> None:
+        """Set an option of all experts."""
+        value = _constant(setting)
+        if value is None:
+            self.curves[option, None] = setting
+        else:
+            self.options[option] = value
+
+    def set_weights(self, option: str, settings: Mapping[str, Setting]) -> None:
+        """Set an option of every expert whose default is 1 for each."""
+        if any(_constant(setting) != 1 for setting in settings.values()):
+            self._set_each(option, settings)
+
+    def set_fractions(self, option: str, settings: Mapping[str, Setting]) -> None:
+        """Set an option of every expert that may be one value for all."""
+        if len({*settings.values()}) == 1:
+            self.set(option, next(iter(settings.values())))
+        else:
+            self._set_each(option, settings)
+
+    def _set_each(self, option: str, settings: Mapping[str, Setting]) -> None:
+        values = {expert: _constant(setting) for expert, setting in settings.items()}
+        if None in values.values():
+            self.curves |= {(option, expert): setting for expert, setting in settings.items()}
+        else:
+            self.options[option] = values
+
+    def as_section(self, slices: Sequence[Slice]) -> dict[str, Any]:
+        """Return the section of the recipe."""
+        section: dict[str, Any] = {"name": self.name, **self.options}
+        if self.curves:
+            section["by_depth"] = [*self._make_curves(slices)]
+        return section
+
+    def _make_curves(self, slices: Sequence[Slice]) -> Iterator[dict[str, Any]]:
+        """Yield the curves of every slice. The first that covers a tensor gives it its value."""
+        start = 0
+        for number, part in enumerate(slices):
+            where: dict[str, Any] = {"outside": "all"}
+            if len(slices) > 1:
+                side = {0: "before", len(slices) - 1: "after"}.get(number)
+                where = {"layers": [start, start + part.length]}
+                where |= {} if side is None else {"outside": side}
+                start += part.length
+            rules = {option: setting[number] for option, setting in self.curves.items()}
+            for pattern, values in _merge_rules(rules):
+                match = {} if pattern is None else {"match": f"*{escape(pattern)}*"}
+                yield {**match, **where, **_nest(values)}
+
+
+def _constant(setting: Setting) -> float | None:
+    values = {constant(rules) for rules in setting}
+    return values.pop() if len(values) == 1 else None
+
+
+def _merge_rules(
+    rules: Mapping[_Option, Rules],
+) -> Iterator[tuple[str | None, dict[_Option, Rule]]]:
+    """Yield filters with the rules that have them, so that each option keeps its order."""
+    waiting = {option: [*chain] for option, chain in rules.items()}
+    while any(waiting.values()):
+        heads = [chain[0] for chain in waiting.values() if chain]
+        patterns = dict.fromkeys(rule.filter for rule in heads)
+        patterns.pop(None, None)  # rules for all tensors come last
+        pattern = next(iter(patterns), None)
+        chosen = {
+            option: chain.pop(0)
+            for option, chain in waiting.items()
+            if chain and chain[0].filter == pattern
+        }
+        yield pattern, chosen
+
+
+def _nest(rules: Mapping[_Option, Rule]) -> dict[str, Any]:
+    """Return the values of options as a curve holds them."""
+    options: dict[str, Any] = {}
+    for (option, expert), rule in rules.items():
+        values = [*rule.values]
+        if expert is None:
+            options[option] = values
+        else:
+            options.setdefault(option, {})[expert] = values
+    return options

@@ -1,0 +1,186 @@
+"""One merge of mergekit as a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from recipes_mergekit.findings import guess
+from recipes_mergekit.methods import METHODS, UNSUPPORTED, Method
+from recipes_mergekit.models import STACKED, UNCHECKED, Models
+from recipes_mergekit.parameters import Parameters, check_names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from recipes_mergekit.configuration import Configuration, Reference, Slice, Source
+    from recipes_mergekit.findings import Findings
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Turns a configuration into a recipe, and records what it cannot express."""
+
+    configuration: Configuration
+    documents: Mapping[str, Mapping[str, Any]]
+    findings: Findings
+
+    def make_recipe(self) -> dict[str, Any]:
+        """Return the recipe. It is incomplete if there are problems."""
+        method = self._find_method()
+        if method is None:
+            return {}
+        check_names(self.configuration, method.parameters, self.findings)
+        bases, experts = self._split_sources(method)
+        if not experts or not self._check_counts(method, experts):
+            return {}
+        if any("int8_mask" in level for level in self._levels()):
+            self._warn("parameters.int8_mask", "has no effect on values")
+        models = Models(self.documents)
+        names = _name_experts(models, experts)
+        parameters = Parameters(self.configuration, experts, names, self.findings)
+        algorithm = method.translate(parameters)
+        pool = self._make_pool(models, bases, experts, names, method)
+        section = algorithm.as_section(self.configuration.slices)
+        recipe = {"algorithm": section, "model_pool": pool}
+        if algorithm.name == "passthrough" and self.configuration.has_ranges:
+            stacked = pool["models"][names[0]]
+            if isinstance(stacked, dict) and stacked["algorithm"]["name"] == "stack":
+                recipe = {name: stacked[name] for name in ("algorithm", "model_pool")}
+        alignment = dict(STACKED if recipe["algorithm"]["name"] == "stack" else UNCHECKED)
+        return {**recipe, **self._make_output(models), "alignment": self._check_dtypes(alignment)}
+
+    def _refuse(self, key: str, reason: str) -> None:
+        self.findings.refuse(self.configuration.prefix + key, reason)
+
+    def _warn(self, key: str, reason: str) -> None:
+        self.findings.warn(self.configuration.prefix + key, reason)
+
+    def _find_method(self) -> Method | None:
+        name = self.configuration.method
+        if name in METHODS:
+            return METHODS[name]
+        meant = guess(name, METHODS)
+        known = f"unknown method {name!r}" + (f"; did you mean {meant}?" if meant else "")
+        self._refuse("merge_method", f"{name} has no counterpart" if name in UNSUPPORTED else known)
+        return None
+
+    def _levels(self) -> list[Mapping[str, Any]]:
+        parts = self.configuration.slices
+        of_sources = [source.parameters for part in parts for source in part.sources]
+        return [self.configuration.parameters, *(part.parameters for part in parts), *of_sources]
+
+    def _split_sources(
+        self, method: Method
+    ) -> tuple[list[Source] | None, list[tuple[Source, ...]]]:
+        """Return the base of every slice, None without one, and the experts of every slice."""
+        bases: list[Source] = []
+        experts: list[tuple[Source, ...]] = []
+        for part in self.configuration.slices:
+            base = self._base_of(part)
+            chosen = [source for source in part.sources if source.model == base]
+            if method.base == "input":
+                experts.append(part.sources)
+                continue
+            experts.append(tuple(source for source in part.sources if source.model != base))
+            bases += chosen
+            if method.base == "required" and not chosen:
+                where = "base_model" if base is None else f"{part.key}.sources"
+                self._refuse(where, f"{self.configuration.method} needs a base model here")
+                return None, []
+        if bases and len(bases) != len(experts):
+            self._refuse("base_model", "some slices have the base among their sources, others not")
+        return bases or None, experts
+
+    def _base_of(self, part: Slice) -> Reference | None:
+        return part.base or self.configuration.base
+
+    def _check_counts(self, method: Method, experts: Sequence[Sequence[Source]]) -> bool:
+        counts = sorted({len(sources) for sources in experts})
+        if len(counts) > 1:
+            self._refuse("slices", f"slices merge different numbers of models: {counts}")
+            return False
+        count, most = counts[0], method.most
+        if count < method.least or (most is not None and count > most):
+            wanted = f"at least {method.least}" if most is None else f"exactly {most}"
+            besides = "" if method.base == "input" else " besides the base"
+            reason = f"{self.configuration.method} takes {wanted} model(s){besides}, got {count}"
+            self._refuse(self.configuration.slices[0].key, reason)
+            return False
+        return True
+
+    def _make_pool(
+        self,
+        models: Models,
+        bases: Sequence[Source] | None,
+        experts: Sequence[Sequence[Source]],
+        names: Sequence[str],
+        method: Method,
+    ) -> dict[str, Any]:
+        pool: dict[str, Any] = {}
+        base = self.configuration.base
+        if bases is not None:
+            base = bases[0].model
+            pool["base"] = self._locate(models, bases)
+        elif base is not None and method.base == "input" and not self.configuration.has_ranges:
+            pool["base"] = models.locate(base)  # whose configuration and tokenizer the result has
+        pool["models"] = {
+            name: self._locate(models, [sources[number] for sources in experts], base)
+            for number, name in enumerate(names)
+        }
+        return {**self._make_tokens(models, pool), **pool}
+
+    def _locate(
+        self, models: Models, sources: Sequence[Source], base: Reference | None = None
+    ) -> Any:  # noqa: ANN401 - a path or a recipe
+        if sources[0].layers is not None:
+            return models.stack(sources)
+        return models.locate(sources[0].model, base)
+
+    def _make_tokens(self, models: Models, pool: Mapping[str, Any]) -> dict[str, Any]:
+        tokens = self.configuration.tokens
+        if tokens is None:
+            return {}
+        base, source = self.configuration.base, tokens.source
+        if isinstance(source, str):
+            name = source
+            if source == "base" and "base" not in pool:
+                reason = "needs base_model: mergekit takes the tokenizer of any model without one"
+                self.findings.refuse(tokens.key, reason)
+        else:
+            name = "base" if source == base else models.names.get(source, "")
+            if name not in {"base", *pool["models"]}:
+                self.findings.refuse(tokens.key, f"{source} is none of the merged models")
+        if any(isinstance(model, dict) for model in (pool.get("base"), *pool["models"].values())):
+            reason = "is not combined with slices, other documents, or adapters of other models"
+            self.findings.refuse(tokens.key, reason)
+        options: dict[str, Any] = {"name": "causal-lm", "tokenizer": name}
+        if tokens.pad_to_multiple_of is not None:
+            options["pad_to_multiple_of"] = tokens.pad_to_multiple_of
+        return options
+
+    def _make_output(self, models: Models) -> dict[str, Any]:
+        dtype = self.configuration.out_dtype or self.configuration.dtype
+        if dtype is None and models.unrounded:
+            first = models.unrounded[0]
+            self._refuse("dtype", f"missing, and the merge of {first} has none that is stored")
+        if dtype == "float64":
+            key = "dtype" if self.configuration.out_dtype is None else "out_dtype"
+            self._refuse(key, "float64: merges are computed in fp32")
+        return {} if dtype is None else {"output": {"dtype": dtype}}
+
+    def _check_dtypes(self, alignment: dict[str, str]) -> dict[str, str]:
+        """Return the checks. Without a dtype, mergekit promotes different ones: an error here."""
+        if not (self.configuration.out_dtype or self.configuration.dtype):
+            alignment["dtype"] = "error"
+        return alignment
+
+
+def _name_experts(models: Models, experts: Sequence[Sequence[Source]]) -> list[str]:
+    """Return one name per expert: the model's, or `stack` with a number for layers of several."""
+    names: list[str] = []
+    for number in range(len(experts[0])):
+        used = dict.fromkeys(sources[number].model for sources in experts)
+        name = models.name(next(iter(used))) if len(used) == 1 else f"stack-{number + 1}"
+        names.append(name if name not in names else f"{name}-{number + 1}")
+    return names

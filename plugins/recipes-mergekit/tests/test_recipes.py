@@ -1,0 +1,470 @@
+"""Configurations and their recipes, refusals, and hostile files."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+from safetensors.torch import save_file
+
+from fusion_core.errors import FusionError, RecipeError
+from recipes_mergekit.importing import import_text
+from recipes_mergekit.rendering import render
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BASE = "base_model: org/base\n"
+TWO = """
+models:
+  - {model: org/math, parameters: {weight: 0.7}}
+  - {model: org/code@v2, parameters: {weight: 0.4}}
+"""
+POOL = {"base": "org/base", "models": {"math": "org/math", "code": "org/code@v2"}}
+WEIGHTS = {"weights": {"math": 0.7, "code": 0.4}}
+LOOSE = {"config": "warn", "tokenizer": "warn"}
+STRICT = {**LOOSE, "dtype": "error"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _offline() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+def recipe_of(text: str) -> dict[str, Any]:
+    imported = import_text(text, "mergekit.yml")
+    assert imported is not None
+    return imported.recipe
+
+
+def problems_of(text: str) -> list[str]:
+    """Return the lines of the refusal."""
+    with pytest.raises(RecipeError) as caught:
+        import_text(text, "mergekit.yml")
+    return [line.strip() for line in caught.value.message.splitlines()[1:]]
+
+
+METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("linear", {"name": "weighted-average", **WEIGHTS}),
+    ("task_arithmetic", {"name": "task-arithmetic", "scale": 1.0, **WEIGHTS}),
+    (
+        "ties\nparameters: {density: '5e-1', lambda: 0.8, normalize: no}",
+        {
+            "name": "ties",
+            "scope": "tensor",
+            "zero_sign": "positive",
+            "density": 0.5,
+            "normalize": False,
+            "scale": 0.8,
+            **WEIGHTS,
+        },
+    ),
+    (
+        "dare_ties\nparameters: {density: 0.5, rescale: false}",
+        {
+            "name": "dare",
+            "density": 0.5,
+            "rescale": "paper",
+            "elect": "ties",
+            "normalize": False,
+            "scale": 0.5,
+            **WEIGHTS,
+        },
+    ),
+    (
+        "della\nparameters: {density: 0.5, epsilon: 0.1}",
+        {
+            "name": "della",
+            "density": 0.5,
+            "epsilon": 0.1,
+            "rescale": "l1",
+            "elect": "ties",
+            "normalize": True,
+            "scale": 1.0,
+            **WEIGHTS,
+        },
+    ),
+    (
+        "breadcrumbs_ties\nparameters: {density: 1.5, gamma: 0.02}",
+        {
+            "name": "breadcrumbs",
+            "density": 1.0,
+            "gamma": 0.02,
+            "elect": "ties",
+            "scale": 1.0,
+            **WEIGHTS,
+        },
+    ),
+    (
+        "nuslerp\nparameters: {nuslerp_flatten: false}",
+        {"name": "nuslerp", "mode": "row", **WEIGHTS},
+    ),
+    ("multislerp", {"name": "multi-slerp", **WEIGHTS}),
+    ("karcher", {"name": "karcher", "iterations": 10, "tolerance": 1e-5}),
+    ("sce\nparameters: {select_topk: 0.1}", {"name": "sce", "density": 0.1}),
+    ("model_stock", {"name": "model-stock"}),
+]
+
+
+@pytest.mark.parametrize(("method", "algorithm"), METHODS, ids=[name for name, _ in METHODS])
+def test_methods(method: str, algorithm: dict[str, Any]) -> None:
+    has_base = method.partition("\n")[0] not in {"linear", "karcher"}
+    recipe = recipe_of(f"{TWO}{BASE if has_base else ''}dtype: bfloat16\nmerge_method: {method}")
+    pool = POOL if has_base else {"models": POOL["models"]}
+    assert recipe == {
+        "algorithm": algorithm,
+        "model_pool": pool,
+        "output": {"dtype": "bfloat16"},
+        "alignment": LOOSE,
+    }
+
+
+def test_a_base_is_one_more_input_of_an_average_and_needs_a_weight() -> None:
+    recipe = recipe_of(f"{TWO}{BASE}merge_method: linear\nparameters: {{weight: 0.2}}")
+    assert recipe["model_pool"]["base"] == "org/base"
+    assert recipe["algorithm"]["weights"] == {"math": 0.7, "code": 0.4, "base-2": 0.2}
+    assert recipe["model_pool"]["models"]["base-2"] == "org/base"
+    assert "output" not in recipe
+    assert recipe["alignment"] == STRICT
+    assert problems_of(f"{TWO}{BASE}merge_method: linear") == ["models: weight is missing"]
+
+
+def test_filters_and_gradients_become_curves() -> None:
+    text = """
+merge_method: slerp
+base_model: org/base
+models: [{model: org/base}, {model: org/math, parameters: {t: 0.9}}]
+parameters:
+  t:
+    - {filter: self_attn, value: [0, 0.5, 1]}
+    - {filter: "a[0]*", value: 0.1}
+    - {value: 0.5}
+"""
+    assert recipe_of(text)["algorithm"] == {
+        "name": "slerp",
+        "by_depth": [
+            {"match": "*self_attn*", "outside": "all", "t": [0.0, 0.5, 1.0]},
+            {"match": "*a[[]0][*]*", "outside": "all", "t": [0.1]},
+            {"outside": "all", "t": [0.5]},
+        ],
+    }
+    imported = import_text(text, "mergekit.yml")
+    assert imported is not None
+    assert imported.warnings == (
+        "parameters of org/math.t: ignored; mergekit reads it for the whole merge or a slice",
+    )
+
+
+def test_a_models_own_rules_come_before_those_of_the_merge() -> None:
+    text = f"""
+merge_method: task_arithmetic
+{BASE}
+models:
+  - model: org/math
+    parameters:
+      weight: [{{filter: mlp, value: [0, 1]}}, {{filter: norm, value: 0.3}}]
+  - {{model: org/code, parameters: {{weight: [{{filter: mlp, value: 0.2}}]}}}}
+parameters: {{weight: [{{filter: mlp, value: 9}}, {{filter: "*", value: 0.6}}, {{value: 8}}]}}
+"""
+    assert recipe_of(text)["algorithm"]["by_depth"] == [
+        {"match": "*mlp*", "outside": "all", "weights": {"math": [0.0, 1.0], "code": [0.2]}},
+        {"match": "*norm*", "outside": "all", "weights": {"math": [0.3]}},
+        {"outside": "all", "weights": {"math": [0.6], "code": [0.6]}},
+    ]
+
+
+def test_fractions_may_differ_between_models() -> None:
+    text = f"""
+merge_method: breadcrumbs
+{BASE}
+models:
+  - {{model: org/math, parameters: {{density: 0.5}}}}
+  - {{model: org/code, parameters: {{density: 0.3, gamma: [0, 0.1]}}}}
+parameters: {{weight: 1}}
+"""
+    assert recipe_of(text)["algorithm"] == {
+        "name": "breadcrumbs",
+        "density": {"math": 0.5, "code": 0.3},
+        "elect": "none",
+        "scale": 1.0,
+        "by_depth": [{"outside": "all", "gamma": {"math": [0.01], "code": [0.0, 0.1]}}],
+    }
+
+
+SLICES = """
+merge_method: slerp
+base_model: org/base
+slices:
+  - sources: [{model: org/base, layer_range: [0, 2]}, {model: org/math, layer_range: [0, 2]}]
+    parameters: {t: [0, 1]}
+  - sources: [{model: org/code, layer_range: [4, 6]}, {model: org/base, layer_range: [1, 3]}]
+  - sources: [{model: org/base, layer_range: [0, 1]}, {model: org/math, layer_range: [3, 4]}]
+parameters: {t: 0.25}
+"""
+
+
+def stack(models: dict[str, str], *slices: tuple[str, int, int]) -> dict[str, Any]:
+    listed = [{"model": model, "layers": [start, stop]} for model, start, stop in slices]
+    return {
+        "algorithm": {"name": "stack", "slices": listed},
+        "model_pool": {"models": models},
+        "alignment": {**LOOSE, "outliers": "allow"},
+    }
+
+
+def test_slices_merge_stacks_of_layers() -> None:
+    recipe = recipe_of(SLICES)
+    assert recipe["algorithm"]["by_depth"] == [
+        {"layers": [0, 2], "outside": "before", "t": [0.0, 1.0]},
+        {"layers": [2, 4], "t": [0.25]},
+        {"layers": [4, 5], "outside": "after", "t": [0.25]},
+    ]
+    names = {"base-2": "org/base"}
+    assert recipe["model_pool"]["base"] == stack(
+        names, ("base-2", 0, 2), ("base-2", 1, 3), ("base-2", 0, 1)
+    )
+    assert recipe["model_pool"]["models"] == {
+        "stack-1": stack(
+            {"math": "org/math", "code": "org/code"}, ("math", 0, 2), ("code", 4, 6), ("math", 3, 4)
+        )
+    }
+
+
+def test_slices_of_one_source_are_a_stack() -> None:
+    text = """
+merge_method: passthrough
+slices:
+  - sources: [{model: org/math, layer_range: [0, 24]}]
+  - sources: [{model: org/code, layer_range: [8, 32]}]
+dtype: float16
+"""
+    expected = stack({"math": "org/math", "code": "org/code"}, ("math", 0, 24), ("code", 8, 32))
+    assert recipe_of(text) == {**expected, "output": {"dtype": "float16"}}
+
+
+def test_all_layers_of_a_local_model_are_the_model(tmp_path: Path) -> None:
+    for name, config in {
+        "a": {"n_layer": 4},
+        "b": {"text_config": {"num_hidden_layers": 5}},
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        save_file({"layers.0.w": torch.zeros(1)}, tmp_path / name / "model.safetensors")
+    sources = "[{{model: {0}/a, layer_range: {1}}}, {{model: {0}/b, layer_range: {1}}}]"
+    slices = "".join(
+        f"  - sources: {sources.format(tmp_path, span)}\n" for span in ([0, 2], [2, 4])
+    )
+    method = f"merge_method: slerp\nbase_model: {tmp_path}/a\nparameters: {{t: 0.5}}"
+    text = f"slices:\n{slices}{method}"
+    pool = recipe_of(text)["model_pool"]
+    assert pool["base"] == f"{tmp_path}/a"
+    assert pool["models"]["b"]["algorithm"]["name"] == "stack"  # b has a fifth layer
+
+
+def test_adapters_stay_adapters_of_the_base_and_are_added_to_other_models() -> None:
+    text = f"""
+merge_method: task_arithmetic
+{BASE}
+models:
+  - model: org/base+me/poet
+  - model: {{model: {{path: org/x, revision: r}}, lora: me/poet}}
+parameters: {{weight: 1}}
+"""
+    assert problems_of(text) == [
+        "dtype: missing, and the merge of org/x@r+me/poet has none that is stored"
+    ]
+    assert recipe_of(f"{text}dtype: float16")["model_pool"]["models"] == {
+        "poet": "me/poet",
+        "poet-2": {
+            "algorithm": {"name": "task-arithmetic", "scale": 1.0},
+            "model_pool": {"base": "org/x@r", "models": {"poet-2": "me/poet"}},
+            "alignment": LOOSE,
+        },
+    }
+
+
+def test_a_tokenizer_needs_a_pool_that_knows_tokens() -> None:
+    source = "tokenizer: {source: org/math, pad_to_multiple_of: 64}"
+    recipe = recipe_of(f"{TWO}{BASE}merge_method: ties\n{source}")
+    assert recipe["model_pool"] == {
+        "name": "causal-lm",
+        "tokenizer": "math",
+        "pad_to_multiple_of": 64,
+        **POOL,
+    }
+    union = recipe_of(f"{TWO}{BASE}merge_method: ties\ntokenizer_source: union")
+    assert union["model_pool"]["tokenizer"] == "union"
+
+
+def test_documents_that_name_each_other_are_nested() -> None:
+    text = f"""---
+name: first
+merge_method: linear
+{TWO}
+dtype: float32
+---
+merge_method: passthrough
+models: [{{model: first}}]
+"""
+    without = text.replace("dtype: float32", "")
+    assert problems_of(without) == [
+        "document 2: dtype: missing, and the merge of first has none that is stored"
+    ]
+    recipe = recipe_of(text)
+    first = recipe["model_pool"]["models"]["first"]
+    assert recipe["algorithm"] == {"name": "passthrough", "model": "first"}
+    assert first["algorithm"]["name"] == "weighted-average"
+    assert first["output"] == {"dtype": "float32"}
+    unused = text.replace("{model: first}", "{model: org/x}")
+    assert problems_of(unused) == [
+        "documents: expected one merge that no other document uses, got first, without a name"
+    ]
+    cycle = text.replace("org/math", "first")
+    assert problems_of(cycle) == ["documents: merges need each other: first -> first"]
+
+
+REFUSALS = {
+    "merge_method: ram": ["merge_method: ram has no counterpart"],
+    "merge_method: dare-ties": [
+        "merge_method: unknown method 'dare-ties'; did you mean dare_ties?"
+    ],
+    "merge_method: ties\ndtpye: float16": ["dtpye: unknown key; did you mean dtype?"],
+    "merge_method: ties\nparameters: {desnity: 0.2}": [
+        "parameters.desnity: unknown parameter; did you mean density?"
+    ],
+    "merge_method: ties\nparameters: {density: 0, rescale: true}": [
+        "parameters.density: expected values above 0; skip a model by weight: 0",
+        "parameters.rescale: ties does not rescale task vectors after trimming",
+    ],
+    "merge_method: model_stock\nparameters: {filter_wise: true}": [
+        "parameters.filter_wise: model-stock has one ratio per tensor, not per row"
+    ],
+    "merge_method: ties\ndtype: float64": ["dtype: float64: merges are computed in fp32"],
+    "merge_method: ties\nchat_template: auto\ntokenizer: {tokens: {x: {source: org/math}}}": [
+        "chat_template: the output has the template of the chosen tokenizer; replace it there",
+        "tokenizer.tokens: rows of single tokens cannot be chosen, only the pool's new_rows",
+    ],
+    "merge_method: slerp\nparameters: {t: 0.5}": [
+        "models: slerp takes exactly 1 model(s) besides the base, got 2"
+    ],
+    "merge_method: ties\nparameters: {normalize: [{filter: mlp, value: false}]}": [
+        "parameters.normalize: varies between tensors, and the method has one value for all"
+    ],
+    "merge_method: ties\nparameters: {lambda: .nan}": [
+        "parameters.lambda: expected a number, got nan"
+    ],
+    "merge_method: ties\nmodules: {x: 1}": [
+        "modules: merges of several modules have no counterpart"
+    ],
+}
+
+
+@pytest.mark.parametrize("text", REFUSALS)
+def test_a_refusal_lists_everything(text: str) -> None:
+    assert problems_of(f"{BASE}{TWO}{text}") == REFUSALS[text]
+
+
+def test_slices_refuse_rules_that_they_would_change() -> None:
+    one_layer = SLICES.replace("parameters: {t: 0.25}", "parameters: {t: [0, 1]}")
+    assert problems_of(one_layer) == [
+        "parameters.t: a gradient over one layer; mergekit takes its last value"
+    ]
+    by_number = "parameters: {t: [{filter: layers.3, value: 1}, {value: 0}]}"
+    assert problems_of(SLICES.replace("parameters: {t: 0.25}", by_number)) == [
+        "parameters.t: the filter 'layers.3' has a layer number, which slices change"
+    ]
+    without_base = SLICES.replace("org/code", "org/base").replace(
+        "{model: org/base, layer_range: [1, 3]}", "{model: org/x, layer_range: [1, 4]}"
+    )
+    assert problems_of(without_base) == [
+        "slices.1: the sources have different numbers of layers: [2, 3]"
+    ]
+
+
+def test_other_files_are_not_claimed() -> None:
+    assert import_text("algorithm: ties\nmodel_pool: {models: [a]}", "x.yml") is None
+    assert import_text("- merge_method\n", "x.yml") is None
+
+
+HOSTILE = {
+    "aliases": "merge_method: x\na: &a [1,1,1,1,1,1,1,1,1,1]\n"
+    + "".join(f"{c}: &{c} [{', '.join([f'*{p}'] * 10)}]\n" for p, c in zip("abcdef", "bcdefg")),  # noqa: B905
+    "duplicate keys": "merge_method: ties\nmerge_method: linear\n",
+    "depth": "merge_method: x\nmodels: " + "[" * 5000,
+    "depth of blocks": "merge_method: x\nmodels:\n"
+    + "".join(" " * n + "-\n" for n in range(1, 3000)),
+    "digits": f"merge_method: linear\nmodels: [{{model: a, parameters: {{weight: {'9' * 5000}}}}}]",
+    "tag": "merge_method: !!python/object/apply:os.system ['true']",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_yaml_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError):
+        import_text(HOSTILE[name], "mergekit.yml")
+
+
+def test_many_nested_documents_are_refused() -> None:
+    first = f"name: d0\nmerge_method: linear\n{TWO}\n"
+    others = "".join(
+        f"---\nname: d{n}\nmerge_method: task_arithmetic\nbase_model: d{n - 1}\n"
+        f"models: [{{model: d{n - 1}+me/poet}}, {{model: d{max(n - 2, 0)}+me/poet}}]\n"
+        "parameters: {weight: 1}\n"
+        for n in range(1, 40)
+    )
+    assert any("nested merges" in problem for problem in problems_of(f"{first}{others}"))
+
+
+leaves = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=4)
+values = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["model", "parameters", "weight", "value", "filter", "sources", "t"]),
+            inner,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                *("models", "slices", "base_model", "parameters", "dtype", "tokenizer"),
+                *("tokenizer_source", "modules", "name", "chat_template"),
+            ]
+        ),
+        values,
+    ),
+    st.sampled_from(["linear", "ties", "slerp", "passthrough", "nuslerp"]),
+)
+def test_any_content_gives_a_recipe_or_a_refusal(content: dict[str, Any], method: str) -> None:
+    from recipes_mergekit.findings import Findings
+    from recipes_mergekit.importing import _File
+
+    findings = Findings()
+    recipe = _File([{**content, "merge_method": method}], findings).make_recipe()
+    assert findings.problems or recipe["algorithm"]["name"]
+
+
+def test_the_printed_recipe_is_the_recipe(tmp_path: Path) -> None:
+    imported = import_text(SLICES + "int8_mask: true\n", "mergekit.yml")
+    assert imported is not None
+    text = render(imported, "mergekit.yml")
+    assert YAML(typ="safe").load(text) == imported.recipe
+    assert "# warning: int8_mask: unknown key, ignored" in text
+    assert "name: slerp # merge_method" in " ".join(text.split())
+    assert issubclass(RecipeError, FusionError)
+    assert tmp_path.exists()

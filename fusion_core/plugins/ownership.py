@@ -58,6 +58,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
         "command": ("smoke",),
         "model pool": (
             "causal-lm", "flan-t5-glue", "gpt2-glue", "lm-mini", "sentence-encoder", "seq2seq-lm",
+            "vision-language",
             "sequence-classification",
         ),
         "task pool": (

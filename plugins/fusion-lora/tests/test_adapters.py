@@ -7,6 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import peft
@@ -341,9 +342,10 @@ def test_an_average_of_a_run_of_adapters_stays_an_adapter(tmp_path: Path, rank: 
         model.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
     command = ["average", str(tmp_path / "run"), "--base", str(tmp_path / "base"), "-q"]
     form = "output.adapter={}" if rank is None else f"output.adapter={rank}"
+    fuse = resolve_name("fusion_core.cli.app:app")
     for name, flags in (("full", []), ("adapter", ["--set", form])):
         flags += ["--schedule", "linear", "-o", str(tmp_path / name)]
-        result = CliRunner().invoke(app, [*command, *flags])
+        result = CliRunner().invoke(fuse, [*command, *flags])
         assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert content["target_modules"] == ["down_proj", "q_proj"]  # nothing else was trained

@@ -286,6 +286,7 @@ def test_embeddings_accept_an_adapter(workshop: Workshop, encoders: EncoderPool)
 MODES = ["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean", ("cls", "mean")]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", MODES)
 def test_similarities_match_sentence_transformers(
     workshop: Workshop, encoders: EncoderPool, mode: Any

@@ -241,8 +241,8 @@ def case(
 
 @pytest.mark.parametrize("case", ALL if NIGHTLY else FEW[:2], indirect=True, ids="-".join)
 def test_run_killed_at_any_fault_point_resumes_to_the_same_bytes(case: Case) -> None:
-    """One run per fault point. A push takes odd points of one case, even ones of the other."""
-    kills, step = 0, 1 if NIGHTLY else 2
+    """One run per fault point. A push takes one in four points of two cases."""
+    kills, step = 0, 1 if NIGHTLY else 4
     first = 2 if case.replaces and not NIGHTLY else 1
     for number in itertools.count(first, step):
         case.reset()
@@ -259,7 +259,7 @@ def test_run_killed_at_any_fault_point_resumes_to_the_same_bytes(case: Case) -> 
 def test_repeatedly_killed_run_resumes_to_the_same_bytes(case: Case) -> None:
     """One to five kills in a row, at random fault points."""
     chance = random.Random(7)
-    for _ in range(45 if NIGHTLY else 12):
+    for _ in range(45 if NIGHTLY else 8):
         case.reset()
         for _ in range(chance.randint(1, 5)):
             kill_at(chance.randint(1, 60), case.resume_once)

@@ -58,8 +58,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
         "command": ("smoke",),
         "model pool": (
             "causal-lm", "flan-t5-glue", "gpt2-glue", "lm-mini", "sentence-encoder", "seq2seq-lm",
-            "vision-language",
-            "sequence-classification",
+            "sequence-classification", "vision-language",
         ),
         "task pool": (
             "flan-t5-glue", "gpt2-glue", "lm-agreement", "lm-choice", "lm-eval", "lm-generate",

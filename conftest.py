@@ -25,8 +25,8 @@ for _home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
 VARIANTS = {"model", "cut", "workers", "dtype", "size"}
 #: On each push, a check of a suite for methods runs on one in three of them, in one variant.
 METHODS = 3
-#: On each push, every check of a suite for pools runs on one in four of a distribution's pools,
-#: and so does every check of a suite for formats.
+#: On each push, every check of a suite for pools runs on one in four pools, and every check of a
+#: suite for formats on one in four formats.
 POOLS = 4
 
 pytest_plugins = ["hub_server"]  # tests/hub_server.py: the fixture `hub`
@@ -67,7 +67,7 @@ def _check_of(item: pytest.Item) -> tuple[str, int] | None:
     """Name the check that a test is one case of, and say that one in so many cases runs.
 
     `@pytest.mark.sampled(3)` runs one in three cases of a test. A check of a suite for pools runs
-    on one in `POOLS` pools of a distribution. A check of a suite for methods runs in one variant,
+    on one in `POOLS` pools. A check of a suite for methods runs in one variant,
     for one in `METHODS` methods; None if the method has no turn.
     """
     function = item.nodeid.partition("[")[0]
@@ -75,7 +75,7 @@ def _check_of(item: pytest.Item) -> tuple[str, int] | None:
         return function, mark.args[0]
     suites = {base.__name__ for base in getattr(getattr(item, "cls", None), "__mro__", ())}
     for suite in suites & {"ModelPoolSuite", "TaskPoolSuite", "FormatSuite"}:
-        return f"{item.path.parent} {suite} {function.rpartition('::')[2]}", POOLS
+        return f"{suite} {function.rpartition('::')[2]}", POOLS
     callspec = getattr(item, "callspec", None)
     if item.path.name != "test_conformance.py" or callspec is None:
         return item.nodeid, 1

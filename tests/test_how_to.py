@@ -251,6 +251,7 @@ def language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("page", ["merge-language-models.md", "merge-lora-adapters.md"])
 def test_pages_of_language_models_run_in_their_order(page: str, language_models: Path) -> None:
     (recipe,) = blocks("yaml", page)

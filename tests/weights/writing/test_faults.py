@@ -413,7 +413,7 @@ class Target:
         assert os.listdir(self.output.parent) == ["out"]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("lasts", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("output", OUTPUTS if NIGHTLY else OUTPUTS[::2])
 def test_disk_failure_is_reported_and_run_resumes(

@@ -437,12 +437,11 @@ def with_patterns(**patterns: dict[str, int]) -> Build:
     return build
 
 
-for pattern in ("(a*)*b", "(a|a)*b", "a?" * 99 + "a" * 400, "(.*.*)*(.*.*)*b"):
-    case(
-        f"a pattern without an end: {pattern[:20]}",
-        with_patterns(rank_pattern={pattern: 1}),
-        says="matching its patterns took more than 1 seconds",
-    )
+case(
+    "a pattern without an end",
+    with_patterns(rank_pattern={"(.*.*)*(.*.*)*b": 1}),
+    says="matching its patterns took more than 1 seconds",
+)
 case(
     "a pattern of a million groups",
     with_patterns(alpha_pattern={"(a|b)" * 1_000_000: 1}),

@@ -293,7 +293,7 @@ def recipe() -> str:
 
 def vars_of(option: Any) -> dict[str, Any]:  # noqa: ANN401 - the core's own class of options
     """Return an option and the options inside it as dictionaries."""
-    names = ("name", "type", "default", "required", "description")
+    names = ("name", "type", "default", "required", "description", "forms")
     inner = [vars_of(inside) for inside in option.options]
     return {**{name: getattr(option, name) for name in names}, "options": inner}
 
@@ -315,7 +315,8 @@ def _flat(
 
 def _row(option: Mapping[str, Any], name: str) -> str:
     default = "required" if option["required"] else f"`{_value(option['default'])}`"
-    cells = (f"`{name}`", option["type"], default, _escaped(option["description"]))
+    kind = " | ".join(option["forms"]) or option["type"]
+    cells = (f"`{name}`", kind, default, _escaped(option["description"]))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

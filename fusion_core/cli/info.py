@@ -19,6 +19,7 @@ from fusion_core.contracts.specs import (
 )
 from fusion_core.formatting import format_bytes
 from fusion_core.plugins.manager import REGISTER_HOOKS, load_plugins
+from fusion_core.recipe.numeric_forms import FORMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,7 +84,8 @@ def option_rows(options: list[dict[str, Any]], prefix: str = "") -> Iterator[lis
     for option in options:
         name = f"{prefix}{option['name']}"
         default = "required" if option["required"] else _format_value(option["default"])
-        yield [name, option["type"], default, option["description"]]
+        kind = " | ".join(option["forms"]) or option["type"]
+        yield [name, kind, default, option["description"]]
         nested = f"{name}.NAME." if option["type"] == "mapping" else f"{name}."
         yield from option_rows(option["options"], nested)
 
@@ -148,10 +150,18 @@ def _print(description: dict[str, Any]) -> None:
     if options:
         print()
         print_table(["option", "type", "default", "description"], list(option_rows(options)))
+        _print_forms({form for option in options for form in option["forms"]})
     if presets:
         print()
         rows = [[name, _format_options(values)] for name, values in presets.items()]
         print_table(["preset", "sets, unless given"], rows)
+
+
+def _print_forms(forms: set[str]) -> None:
+    """Print the forms of numbers, where some option has more than one."""
+    if len(forms) > 1:
+        print()
+        print_table(["form", "written"], [[form, FORMS[form]] for form in FORMS if form in forms])
 
 
 def _format_field(key: str, value: Any) -> str:  # noqa: ANN401 - any field's

@@ -49,7 +49,7 @@ def result(component: Component[AlgorithmSpec], options: dict[str, Any]) -> dict
     """Run a method on tiny models with layers."""
     spec = component.spec
     draw = torch.Generator().manual_seed(0)
-    names = "abc"[: min(3, spec.max_experts or 3)]
+    names = [f"step-{number}" for number in range(min(3, spec.max_experts or 3))]
     base, *experts = (
         {name: torch.randn(shape, generator=draw) for name, shape in SHAPES.items()}
         for _ in range(len(names) + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -73,6 +73,6 @@ def _with(bench: Bench, option: str, value: object) -> Bench:
     """Return the algorithm with one option changed."""
     config = bench.algorithm.config
     options = {name: getattr(config, name) for name in type(config).model_fields}
-    algorithm = type(bench.algorithm)(**{**options, option: value})
+    algorithm: Any = type(bench.algorithm)(**{**options, option: value})
     algorithm.uses_tasks = bench.algorithm.uses_tasks
     return replace(bench, algorithm=algorithm)

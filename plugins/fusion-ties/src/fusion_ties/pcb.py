@@ -113,11 +113,11 @@ def _threshold(scan: Scan, counts: Sequence[int], balance: Balance) -> Tensor:
 
     The k-th largest of n is the (n - k + 1)-th smallest.
     """
-    (positive,) = largest_by_rank(scan, [counts], _OneSign(balance, 1))
+    positive = largest_by_rank(scan, [counts], _OneSign(balance, 1))[0]
     if bool((positive > 0).all()):
         return positive
     from_below = [scan.numel - count + 1 for count in counts]
-    (negative,) = largest_by_rank(scan, [from_below], _OneSign(balance, -1))
+    negative = largest_by_rank(scan, [from_below], _OneSign(balance, -1))[0]
     return positive.where(positive > 0, -negative)
 
 

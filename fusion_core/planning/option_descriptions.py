@@ -55,8 +55,8 @@ def describe_component_options(component: Component[Any]) -> list[Option]:
     config, spec = _load_config(component), component.spec
     if not isinstance(spec, AlgorithmSpec):
         return [*describe_options(config)]
-    own = describe_options(config, by_depth=spec.follows_depth)
-    return [*own, *describe_options(Selection)]
+    options = describe_options(config, by_depth=spec.follows_depth)
+    return [*options, *describe_options(Selection)]
 
 
 def _load_config(component: Component[Any]) -> type[BaseModel]:

@@ -25,7 +25,7 @@ STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, 
 #: Keys of a pydantic schema that hold no schemas of values.
 _OTHER_KEYS = frozenset({"metadata", "serialization", "config", "cls", "expected", "default"})
 
-#: What an error calls a value that is not a number.
+#: The words of errors for values that are not numbers.
 _OTHER_KINDS: dict[Any, str] = {
     bool: "a truth value",
     str | bytes: "text",

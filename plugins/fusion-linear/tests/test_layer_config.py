@@ -101,9 +101,9 @@ def test_every_field_that_lists_layers_follows_them(kind: str) -> None:
     config = {"text_config": {"num_hidden_layers": 4, **before}}
     changed = {"text_config": {"num_hidden_layers": 4, **after}}
     assert replace_layers(config, count=4, layers=layers) == changed
-    found = doubts(config, count=4, layers=layers)
-    assert len(found) == len(expected)
-    assert all(f"config.json: {words}" in line for line, words in zip(found, expected, strict=True))
+    lines = doubts(config, count=4, layers=layers)
+    assert len(lines) == len(expected)
+    assert all(f"config.json: {words}" in line for line, words in zip(lines, expected, strict=True))
 
 
 def test_all_layers_in_order_change_nothing() -> None:

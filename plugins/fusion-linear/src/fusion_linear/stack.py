@@ -156,19 +156,19 @@ def _read_factors(
     factors: dict[str, float] = {}
     position = 0
     for index, part in enumerate(slices):
-        ours: list[tuple[str, str]] = []  # names in the slice's model, and in the result
+        tensors: list[tuple[str, str]] = []  # names in the slice's model, and in the result
         if index == 0:
-            ours += [(name, name) for name in layout.before]
+            tensors += [(name, name) for name in layout.before]
         for number in range(*part.layers):
-            ours += [(name, renumber_layer(name, position)) for name in layers[number]]
+            tensors += [(name, renumber_layer(name, position)) for name in layers[number]]
             position += 1
         if index == len(slices) - 1:
-            ours += [(name, name) for name in layout.after]
-        names = dict.fromkeys(name for name, _ in ours)
+            tensors += [(name, name) for name in layout.after]
+        names = dict.fromkeys(name for name, _ in tensors)
         scale = part.scale if isinstance(part.scale, dict) else {"*": part.scale}
         option = f"algorithm.slices.{index}.scale"
         matches = {pattern: select_names([pattern], names, option) for pattern in scale}
-        for name, there in ours:
+        for name, there in tensors:
             factor = next((scale[p] for p, matched in matches.items() if name in matched), 1.0)
             if factor != 1:
                 factors[there] = factor

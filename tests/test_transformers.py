@@ -458,7 +458,10 @@ def test_a_stack_of_layers_loads_and_computes_what_one_made_by_hand_does(
 WINDOWS: dict[str, tuple[dict[str, Any], str, list[list[int]], list[int]]] = {
     "Gemma2": ({}, "sfsf", [[0, 2], [1, 4]], [0, 1, 1, 2, 3]),
     "Gemma3": ({"sliding_window_pattern": 2}, "sfsf", [[0, 2], [1, 4]], [0, 1, 1, 2, 3]),
-    "Qwen2": ({"use_sliding_window": True, "max_window_layers": 2}, "ffss", [[1, 4]], [1, 2, 3]),
+    "Qwen2": (
+        {"use_sliding_window": True, "max_window_layers": 2},
+        *("ffss", [[0, 3], [1, 4]], [0, 1, 2, 1, 2, 3]),
+    ),
 }
 
 

@@ -316,7 +316,7 @@ def _flat(
 
 def _row(option: Mapping[str, Any], name: str) -> str:
     default = "required" if option["required"] else f"`{_value(option['default'])}`"
-    kind = " | ".join(option["forms"]) or option["type"]
+    kind = " | ".join(option["forms"]) if len(option["forms"]) > 1 else option["type"]
     cells = (f"`{name}`", kind, default, _escaped(option["description"]))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

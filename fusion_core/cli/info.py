@@ -19,7 +19,6 @@ from fusion_core.contracts.specs import (
 )
 from fusion_core.formatting import format_bytes
 from fusion_core.plugins.manager import REGISTER_HOOKS, load_plugins
-from fusion_core.recipe.numeric_forms import FORMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,7 +83,7 @@ def option_rows(options: list[dict[str, Any]], prefix: str = "") -> Iterator[lis
     for option in options:
         name = f"{prefix}{option['name']}"
         default = "required" if option["required"] else _format_value(option["default"])
-        kind = " | ".join(option["forms"]) or option["type"]
+        kind = " | ".join(option["forms"]) if len(option["forms"]) > 1 else option["type"]
         yield [name, kind, default, option["description"]]
         nested = f"{name}.NAME." if option["type"] == "mapping" else f"{name}."
         yield from option_rows(option["options"], nested)
@@ -159,6 +158,8 @@ def _print(description: dict[str, Any]) -> None:
 
 def _print_forms(forms: set[str]) -> None:
     """Print the forms of numbers, where some option has more than one."""
+    from fusion_core.recipe.numeric_forms import FORMS
+
     if len(forms) > 1:
         print()
         print_table(["form", "written"], [[form, FORMS[form]] for form in FORMS if form in forms])

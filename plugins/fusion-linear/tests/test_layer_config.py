@@ -68,6 +68,15 @@ MOVED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         {"max_window_layers": 1, "use_sliding_window": False},
         [],
     ),
+    "windows": (
+        {"max_window_layers": 2, "use_sliding_window": True},
+        {
+            "max_window_layers": 1,
+            "use_sliding_window": True,
+            "layer_types": [f"{kind}_attention" for kind in ("full", "sliding", "sliding", "full")],
+        },
+        [],
+    ),
     "end": (
         {"num_kv_shared_layers": 3},
         {"num_kv_shared_layers": 3},

@@ -170,8 +170,9 @@ class _Replacement:
         """Return how many new layers at the start are among the `value` first ones."""
         is_leading = [old < value for old in self.layers]
         count = _count_first(is_leading)
-        is_used = key != "max_window_layers" or config.get("use_sliding_window") is not False
-        if any(is_leading[count:]) and is_used and not config.get(_LEADING[key]):
+        # Without windows the number has no effect, and with them the kinds are spelled out.
+        is_known = key == "max_window_layers" and type(config.get("use_sliding_window")) is bool
+        if any(is_leading[count:]) and not is_known and not config.get(_LEADING[key]):
             self._doubt(key, "counts layers at the start, and some of them now come later")
         return count
 
@@ -192,7 +193,13 @@ class _Replacement:
         return period < 1 or all((old - new) % period == 0 for new, old in enumerate(self.layers))
 
     def _spell_out_window(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `layer_types` where the family's rule would give the new layers other windows."""
+        """Return `layer_types` where the other fields would give the new layers other windows."""
+        first = config.get("max_window_layers")
+        if config.get("use_sliding_window") is True and type(first) is int:
+            kinds = [
+                "sliding_attention" if old >= first else "full_attention" for old in self.layers
+            ]
+            return {"layer_types": kinds} if kinds != sorted(kinds) else {}
         period = _SLIDING.get(str(config.get("model_type")))
         if period is None:
             return {}

@@ -36,7 +36,6 @@ from fusion_core.contracts.stage import Calibration as Calibration
 from fusion_core.contracts.stage import Coordinates as Coordinates
 from fusion_core.contracts.stage import TensorwiseCalibration as TensorwiseCalibration
 from fusion_core.contracts.stage import Transform as Transform
-from fusion_core.contracts.stage import expert_weights as expert_weights
 from fusion_core.contracts.task_data import evaluation_mode as evaluation_mode
 from fusion_core.contracts.task_data import shuffled_rows as shuffled_rows
 from fusion_core.contracts.task_names import choose_tasks as choose_tasks
@@ -57,8 +56,11 @@ from fusion_core.progress import show_notes_on as show_notes_on
 from fusion_core.recipe.config import AlignmentPolicy as AlignmentPolicy
 from fusion_core.recipe.config import ComponentConfig as ComponentConfig
 from fusion_core.recipe.config import Dtype as Dtype
-from fusion_core.recipe.config import ExpertWeights as ExpertWeights
 from fusion_core.recipe.config import Recipe as Recipe
+from fusion_core.recipe.per_expert import ExpertWeights as ExpertWeights
+from fusion_core.recipe.per_expert import PerExpert as PerExpert
+from fusion_core.recipe.per_expert import expert_values as expert_values
+from fusion_core.recipe.per_expert import expert_weights as expert_weights
 from fusion_core.running.lazy_merge import load_models as load_models
 from fusion_core.running.lazy_merge import merge as merge
 from fusion_core.running.run import run_fusion as run_fusion

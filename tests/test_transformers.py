@@ -452,3 +452,50 @@ def test_a_stack_of_layers_loads_and_computes_what_one_made_by_hand_does(
     assert torch.equal(head, expected)
     tied = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
     assert tied == one.config.tie_word_embeddings
+
+
+#: Families whose layers differ in their window: options, kinds of layers, slices, and their layers.
+WINDOWS: dict[str, tuple[dict[str, Any], str, list[list[int]], list[int]]] = {
+    "Gemma2": ({}, "sfsf", [[0, 2], [1, 4]], [0, 1, 1, 2, 3]),
+    "Gemma3": ({"sliding_window_pattern": 2}, "sfsf", [[0, 2], [1, 4]], [0, 1, 1, 2, 3]),
+    "Qwen2": (
+        {"use_sliding_window": True, "max_window_layers": 2},
+        *("ffss", [[0, 3], [1, 4]], [0, 1, 2, 1, 2, 3]),
+    ),
+}
+
+
+@pytest.mark.parametrize("lists", ["with layer_types", "without"])
+@pytest.mark.parametrize("family", WINDOWS)
+def test_every_layer_of_a_stack_keeps_its_window(tmp_path: Path, family: str, lists: str) -> None:
+    options, letters, slices, layers = WINDOWS[family]
+    kinds = [{"s": "sliding_attention", "f": "full_attention"}[letter] for letter in letters]
+    config_class = getattr(transformers, f"{family}{'Text' * (family == 'Gemma3')}Config")
+    sizes = {**HEADS, **TOKENS, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 40}
+
+    def make(kinds: list[str]) -> Any:
+        counts = {"num_hidden_layers": len(kinds), "layer_types": kinds, "sliding_window": 2}
+        config = config_class(**{**sizes, **options, **counts})
+        return getattr(transformers, f"{family}ForCausalLM")(config).eval()
+
+    torch.manual_seed(0)
+    model = make(kinds)
+    model.save_pretrained(tmp_path / "m0")
+    if lists == "without":  # as in files of older versions
+        file = tmp_path / "m0" / "config.json"
+        written = json.loads(file.read_text())
+        del written["layer_types"]
+        file.write_text(json.dumps({**written, **options}))
+    run_fusion(
+        algorithm={"name": "stack", "slices": [{"model": "m0", "layers": s} for s in slices]},
+        model_pool={"models": {"m0": str(tmp_path / "m0")}},
+        output=tmp_path / "out",
+    )
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert loaded.config.layer_types == [kinds[layer] for layer in layers]
+    expected = make([kinds[layer] for layer in layers])
+    expected.load_state_dict(model.state_dict(), strict=False)
+    for layer, origin in zip(expected.model.layers, layers, strict=True):
+        layer.load_state_dict(model.model.layers[origin].state_dict())
+    (head, *_), (wanted, *_) = (outputs(m, {"input_ids": WORDS}) for m in (loaded, expected))
+    assert torch.equal(head, wanted)

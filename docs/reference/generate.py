@@ -200,6 +200,7 @@ This page lists every algorithm, pool, format and executor of this repository, w
 It is generated from `fuse info NAME --json`. `fuse info NAME` prints the same for any plugin.
 
 All stages of a pipeline also take [`only`, `skip`, `overrides` and `by_depth`](recipe.md#stages).
+[Choose tensors](../how-to/choose-tensors.md) shows the forms of numbers: one, per expert, by depth.
 In formulas, W_k is expert k of K, tau_k = W_k - base, and tau is the merge minus the base.
 """
 _RECIPE_HEAD = """# Recipes
@@ -293,7 +294,7 @@ def recipe() -> str:
 
 def vars_of(option: Any) -> dict[str, Any]:  # noqa: ANN401 - the core's own class of options
     """Return an option and the options inside it as dictionaries."""
-    names = ("name", "type", "default", "required", "description")
+    names = ("name", "type", "default", "required", "description", "forms")
     inner = [vars_of(inside) for inside in option.options]
     return {**{name: getattr(option, name) for name in names}, "options": inner}
 
@@ -315,7 +316,8 @@ def _flat(
 
 def _row(option: Mapping[str, Any], name: str) -> str:
     default = "required" if option["required"] else f"`{_value(option['default'])}`"
-    cells = (f"`{name}`", option["type"], default, _escaped(option["description"]))
+    kind = " | ".join(option["forms"]) if len(option["forms"]) > 1 else option["type"]
+    cells = (f"`{name}`", kind, default, _escaped(option["description"]))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -83,7 +83,8 @@ def option_rows(options: list[dict[str, Any]], prefix: str = "") -> Iterator[lis
     for option in options:
         name = f"{prefix}{option['name']}"
         default = "required" if option["required"] else _format_value(option["default"])
-        yield [name, option["type"], default, option["description"]]
+        kind = " | ".join(option["forms"]) if len(option["forms"]) > 1 else option["type"]
+        yield [name, kind, default, option["description"]]
         nested = f"{name}.NAME." if option["type"] == "mapping" else f"{name}."
         yield from option_rows(option["options"], nested)
 
@@ -148,10 +149,20 @@ def _print(description: dict[str, Any]) -> None:
     if options:
         print()
         print_table(["option", "type", "default", "description"], list(option_rows(options)))
+        _print_forms({form for option in options for form in option["forms"]})
     if presets:
         print()
         rows = [[name, _format_options(values)] for name, values in presets.items()]
         print_table(["preset", "sets, unless given"], rows)
+
+
+def _print_forms(forms: set[str]) -> None:
+    """Print the forms of numbers, where some option has more than one."""
+    from fusion_core.recipe.numeric_forms import FORMS
+
+    if len(forms) > 1:
+        print()
+        print_table(["form", "written"], [[form, FORMS[form]] for form in FORMS if form in forms])
 
 
 def _format_field(key: str, value: Any) -> str:  # noqa: ANN401 - any field's

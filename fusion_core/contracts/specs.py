@@ -159,6 +159,11 @@ class AlgorithmSpec(ComponentSpec):
             object.__setattr__(self, "needs_base", True)
 
     @property
+    def follows_depth(self) -> bool:
+        """Whether options may follow a tensor's depth: not if one search is for all tensors."""
+        return self.needs_tasks == "none"
+
+    @property
     def base(self) -> str:  # type: ignore[override] # depends on the stage
         """The required base class of `target`."""
         return STAGES[self.stage].base

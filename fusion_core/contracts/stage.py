@@ -9,21 +9,22 @@ order.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 from fusion_core.contracts.outline import Outline
 from fusion_core.contracts.result import check_result
-from fusion_core.errors import RecipeError
-from fusion_core.recipe.config import ComponentConfig, ExpertWeights
+from fusion_core.recipe.config import ComponentConfig
+from fusion_core.recipe.per_expert import expert_weights
 from fusion_core.recipe.text import check_sections, dump_yaml, load_yaml, read_recipe_text
 from fusion_core.recipe.validation import validate
 from fusion_core.weights import CoordinatesKernel, Kernel, RowsKernel, WeightSource
 from fusion_core.weights.merging.piece import MERGED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.flow import Flow
     from fusion_core.contracts.model_pool import ModelPool
@@ -227,26 +228,3 @@ class TensorwiseCalibration(Calibration[ConfigT], Kernel):
 def weights_of(stage: Stage[Any], pool: ModelPool[Any]) -> list[float]:
     """Resolve a stage's option `weights`: one factor per expert, 1 if it has no such option."""
     return expert_weights(getattr(stage.config, "weights", None), list(pool.experts))
-
-
-def expert_weights(weights: ExpertWeights | None, experts: Sequence[str]) -> list[float]:
-    """Resolve the option `weights`: one factor per expert, in pool order; 1 for missing ones.
-
-    Raises `RecipeError` for an unknown expert or a list of the wrong length.
-    """
-    if weights is None:
-        return [1.0] * len(experts)
-    if isinstance(weights, Mapping):
-        unknown = sorted(weights.keys() - set(experts))
-        if unknown:
-            raise RecipeError(
-                f"weights names unknown experts: {', '.join(unknown)}",
-                hint=f"The experts are: {', '.join(experts)}.",
-            )
-        return [float(weights.get(name, 1.0)) for name in experts]
-    if len(weights) != len(experts):
-        raise RecipeError(
-            f"weights has {len(weights)} entries for {len(experts)} experts",
-            hint=f"The experts, in order: {', '.join(experts)}.",
-        )
-    return [float(weight) for weight in weights]

@@ -20,6 +20,7 @@ from fusion_core.errors import PluginError
 from fusion_core.machine.distributions import summarize_error
 from fusion_core.planning.resolution import shared_options
 from fusion_core.recipe.config import ComponentConfig, Recipe
+from fusion_core.recipe.numeric_forms import forms_of
 from fusion_core.recipe.patterns import Selection
 from fusion_core.recipe.validation import option_models
 
@@ -45,12 +46,17 @@ class Option:
     example: Any
     #: the options nested in its value, for example in the values of a mapping
     options: tuple[Option, ...] = ()
+    #: the forms of a number, keys of `FORMS`
+    forms: tuple[str, ...] = ()
 
 
 def describe_component_options(component: Component[Any]) -> list[Option]:
     """Describe a component's own options, then those that all components of its kind take."""
-    shared = describe_options(Selection) if shared_options(component) else ()
-    return [*describe_options(_load_config(component)), *shared]
+    config, spec = _load_config(component), component.spec
+    if not isinstance(spec, AlgorithmSpec):
+        return [*describe_options(config)]
+    options = describe_options(config, by_depth=spec.follows_depth)
+    return [*options, *describe_options(Selection)]
 
 
 def _load_config(component: Component[Any]) -> type[BaseModel]:
@@ -63,8 +69,11 @@ def _load_config(component: Component[Any]) -> type[BaseModel]:
     return config
 
 
-def describe_options(config: type[BaseModel]) -> Iterator[Option]:
-    """Describe the fields of a configuration class, in order."""
+def describe_options(config: type[BaseModel], *, by_depth: bool = False) -> Iterator[Option]:
+    """Describe the fields of a configuration class, in order.
+
+    `by_depth` says whether they may follow a tensor's depth.
+    """
     properties = config.model_json_schema().get("properties", {})
     for name, field in config.model_fields.items():
         default = field.get_default(call_default_factory=True, validated_data={})
@@ -81,6 +90,7 @@ def describe_options(config: type[BaseModel]) -> Iterator[Option]:
             description=(field.description or "").replace("\n", " "),
             example=next(iter(field.examples or ()), None),
             options=tuple(distinct),
+            forms=forms_of(field, by_depth=by_depth),
         )
 
 

@@ -21,6 +21,7 @@ from fusion_core.planning.parts import (
     split_into_parts,
 )
 from fusion_core.planning.resolution import resolve_object
+from fusion_core.recipe.per_expert import check_experts
 from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
@@ -202,7 +203,8 @@ def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[Pl
     """Return the stages with a pool's tensors split into parts.
 
     Tensors that the merge leaves to the base, or that the pool keeps from the stages, are hidden
-    from all of them. Raises `RecipeError` for a pattern that matches nothing.
+    from all of them. Raises `RecipeError` for a pattern that matches nothing, and for options whose
+    values per expert do not fit the experts.
     """
     names = list(pool.reference.infos) if pool.by_name else []
     treatments = pool.treatments if names else {}
@@ -213,7 +215,7 @@ def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[Pl
     others = len(merged) < len(names)
     averaged = frozenset(n for n, treatment in treatments.items() if treatment.kind == "average")
     treated = (Part(Average(), averaged),) if averaged else ()
-    return tuple(
+    planned = tuple(
         replace(
             stage,
             parts=(*parts, *treated)
@@ -222,3 +224,14 @@ def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[Pl
         )
         for stage in stages
     )
+    if pool.by_name:
+        _check_experts(planned, [*pool.experts])
+    return planned
+
+
+def _check_experts(stages: Sequence[PlannedStage], experts: Sequence[str]) -> None:
+    """Raise `RecipeError` for options whose values per expert do not fit the experts."""
+    for stage in stages:
+        section = "algorithm" if len(stages) == 1 else f"algorithm.{stage.name}"
+        for part in stage.parts:
+            check_experts(part.algorithm.config, experts, section=section)

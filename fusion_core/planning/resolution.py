@@ -18,7 +18,12 @@ from fusion_core.contracts.specs import (
     TaskPoolSpec,
 )
 from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
-from fusion_core.planning.resolved_recipe import Resolved, ResolvedRecipe, SpecT
+from fusion_core.planning.resolved_recipe import (
+    Resolved,
+    ResolvedRecipe,
+    SpecT,
+    hint_at_options,
+)
 from fusion_core.plugins.ownership import distribution_of
 from fusion_core.recipe.config import (
     AlignmentPolicy,
@@ -200,7 +205,8 @@ def resolve_component(
     own_options = {name: value for name, value in choice.options.items() if name not in shared}
     selected = {name: value for name, value in choice.options.items() if name in shared}
     problems = _Problems()
-    context: dict[str, Any] = {"prefix": section, "hint": f"See: fuse info {component.spec.name}"}
+    hint = hint_at_options(component, own_options)
+    context: dict[str, Any] = {"prefix": section, "hint": hint}
     config = problems.attempt(
         validate, config_class, own_options, **context, suggestions=shared, context=nesting
     )

@@ -14,6 +14,7 @@ from fusion_core.contracts.specs import (
     OutputSpec,
     TaskPoolSpec,
 )
+from fusion_core.recipe.numeric_forms import hint_at_forms
 from fusion_core.recipe.patterns import Selection
 from fusion_core.recipe.validation import validate
 
@@ -74,9 +75,17 @@ class Resolved(Generic[SpecT]):
 
     def changed(self, options: Mapping[str, Any], *, prefix: str = "algorithm") -> Self:
         """Return a copy with some options changed; raises `RecipeError` for invalid options."""
-        config_class, hint = self.component.load_config(), f"See: fuse info {self.name}"
-        config = validate(config_class, {**self.given, **options}, prefix=prefix, hint=hint)
+        hint = hint_at_options(self.component, options)
+        values = {**self.given, **options}
+        config = validate(self.component.load_config(), values, prefix=prefix, hint=hint)
         return replace(self, config=config)
+
+
+def hint_at_options(component: Component[Any], options: Mapping[str, Any]) -> str:
+    """Return the hint of an error about a component's options."""
+    by_depth = isinstance(component.spec, AlgorithmSpec) and component.spec.follows_depth
+    hints = hint_at_forms(component.load_config(), options, by_depth=by_depth)
+    return "\n".join([*hints, f"See: fuse info {component.spec.name}"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Nothing heavy is imported here: configuration classes live in modules without to
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -25,9 +25,6 @@ from fusion_core.errors import RecipeError
 from fusion_core.recipe.paths import resolve_path
 from fusion_core.recipe.text import spell_out
 from fusion_core.recipe.validation import STRICT, Options, validate
-
-#: One factor per expert, by name or in pool order. Missing names count as 1.
-ExpertWeights = Mapping[str, float] | Sequence[float]
 
 
 def _if_path(read: Callable[[Any], str]) -> BeforeValidator:

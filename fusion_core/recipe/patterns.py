@@ -50,7 +50,8 @@ class Override(Options):
 class Curve(Override):
     """Options that change with a tensor's depth. Each is a list of values, first layer to last.
 
-    An option with one value per expert is a mapping of such lists.
+    A number is the same value in every layer. An option with one value per expert is a mapping of
+    lists and numbers.
     """
 
     match: Patterns = ("*",)
@@ -68,10 +69,11 @@ class Curve(Override):
             raise ValueError("expected an option with its values: {density: [0.2, 0.5, 0.8]}")
         for name, values in self.options.items():
             by_expert = values.values() if isinstance(values, dict) and values else [values]
-            if not all(map(_is_list_of_numbers, by_expert)):
+            if not all(map(_is_curve, by_expert)):
                 raise ValueError(
-                    f"expected {name} to be a list of numbers, first layer to last, or a mapping "
-                    "of experts to such lists"
+                    f"expected {name} to be a list of numbers, first layer to last, such as "
+                    f"{{{name}: [0.2, 0.5]}}, or a mapping of experts to lists or numbers, such "
+                    f"as {{{name}: {{math: [0.2, 0.5], code: 0.3}}}}"
                 )
         if self.layers is not None and self.layers[0] >= self.layers[1]:
             raise ValueError(
@@ -82,19 +84,21 @@ class Curve(Override):
     @property
     def corners(self) -> list[float]:
         """The depths of the given values."""
-        lists = chain.from_iterable(
+        curves = chain.from_iterable(
             values.values() if isinstance(values, dict) else [values]
             for values in self.options.values()
         )
-        lengths = {len(points) for points in lists}
+        lengths = {len(_points_of(curve)) for curve in curves}
         return sorted({n / max(count - 1, 1) for count in lengths for n in range(count)})
 
     def at(self, depth: float) -> dict[str, Any]:
         """Return the options' values at a depth between 0 and 1."""
         return {
-            name: {expert: interpolate(points, depth) for expert, points in values.items()}
+            name: {
+                expert: interpolate(_points_of(curve), depth) for expert, curve in values.items()
+            }
             if isinstance(values, dict)
-            else interpolate(values, depth)
+            else interpolate(_points_of(values), depth)
             for name, values in self.options.items()
         }
 
@@ -123,8 +127,15 @@ class Curve(Override):
         return covered
 
 
-def _is_list_of_numbers(points: object) -> bool:
-    return isinstance(points, list | tuple) and bool(points) and all(map(_is_number, points))
+def _is_curve(curve: object) -> bool:
+    if isinstance(curve, list | tuple):
+        return bool(curve) and all(map(_is_number, curve))
+    return _is_number(curve)
+
+
+def _points_of(curve: float | Sequence[float]) -> Sequence[float]:
+    """Return the values of a curve from the first layer to the last; one if it is a number."""
+    return [curve] if isinstance(curve, int | float) else curve
 
 
 def _is_number(value: object) -> bool:
@@ -150,8 +161,9 @@ class Selection(Options):
     """Other options for some tensors: a list of {match: PATTERN, OPTION: VALUE}. The first match
     wins."""
     by_depth: Curves = ()
-    """Options that change from the first layer to the last: {OPTION: [VALUE, ...]}, or a list of
-    these. Add `match` or `layers` to restrict one to some tensors."""
+    """Options that change from the first layer to the last: {OPTION: [VALUE, ...]}, per expert
+    {OPTION: {EXPERT: [VALUE, ...]}}, or a list of these. Add `match` or `layers` to restrict one to
+    some tensors."""
 
     def chosen(self, names: Collection[str]) -> list[str]:
         """Return the names of the tensors to merge, in their order.

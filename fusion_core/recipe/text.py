@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from io import StringIO
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +23,7 @@ from fusion_core.formatting import suggest
 from fusion_core.recipe.paths import mark_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ruamel.yaml.nodes import Node, ScalarNode
@@ -191,6 +192,16 @@ def spell_out(value: object) -> object:
     if value is None:  # an empty section
         return {}
     return {"name": value} if isinstance(value, str) else value
+
+
+def format_flow(value: object) -> str:
+    """Format lists and mappings of numbers as YAML on one line, for hints."""
+    if isinstance(value, Mapping):
+        items = (f"{key}: {format_flow(item)}" for key, item in value.items())
+        return f"{{{', '.join(items)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(format_flow, value))}]"
+    return str(value)
 
 
 def format_value(value: object) -> str:

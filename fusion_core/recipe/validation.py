@@ -5,6 +5,7 @@ This module knows pydantic, but no recipe. Classes of options derive from `Optio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
@@ -24,6 +25,14 @@ STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, 
 #: Keys of a pydantic schema that hold no schemas of values.
 _OTHER_KEYS = frozenset({"metadata", "serialization", "config", "cls", "expected", "default"})
 
+#: The words of errors for values that are not numbers.
+_OTHER_KINDS: dict[Any, str] = {
+    bool: "a truth value",
+    str | bytes: "text",
+    list | tuple: "a list",
+    Mapping: "a mapping",
+}
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -36,10 +45,10 @@ def _check_number(value: object) -> object:
 
 
 def _refuse_text(value: object, expected: str) -> object:
-    if isinstance(value, str | bytes | bool):
-        got = "a truth value" if isinstance(value, bool) else "text"
-        context = {"expected": expected, "got": got}
-        raise PydanticCustomError("number", "expected {expected}, got {got}", context)
+    for kind, got in _OTHER_KINDS.items():
+        if isinstance(value, kind):
+            context = {"expected": expected, "got": got}
+            raise PydanticCustomError("number", "expected {expected}, got {got}", context)
     return value
 
 
@@ -80,7 +89,7 @@ else:
 
 
 class Options(BaseModel, metaclass=_OptionsType):
-    """Frozen options that refuse unknown names, and text in the place of a number.
+    """Frozen options that refuse unknown names, and anything but a number in the place of one.
 
     YAML tells numbers and truth values from text, so `"0.5"` and `"yes"` are mistakes. Pydantic
     converts everything else: lists to tuples, names to members of an enumeration, text to paths.

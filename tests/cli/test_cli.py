@@ -350,8 +350,9 @@ def test_info_shows_options_with_types_defaults_and_meaning(fuse: Fuse) -> None:
     shown = fuse("info", "ties").out
     assert "arXiv:2306.01708" in shown
     line = next(line for line in shown.splitlines() if line.startswith("density"))
-    expected = "density number | mapping | list of number 0.2 Keep this fraction"
+    expected = "density number | per expert | by depth 0.2 Keep this fraction"
     assert " ".join(line.split()).startswith(expected)
+    assert "by_depth: {OPTION: {math: [0.2, 0.5], code: 0.3}}" in shown
     (described,) = json.loads(fuse("info", "ties", "--json").out)
     assert described["kind"] == "algorithm"
     assert [option["name"] for option in described["options"]][:2] == ["density", "scale"]

@@ -11,9 +11,9 @@ from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
 from fusion_core.contracts.context import RunContext
-from fusion_core.contracts.stage import expert_weights
 from fusion_core.errors import RecipeError
-from fusion_core.recipe.config import ComponentConfig, ExpertWeights
+from fusion_core.recipe.config import ComponentConfig
+from fusion_core.recipe.per_expert import ExpertWeights, expert_weights
 from fusion_core.recipe.validation import validate
 from fusion_core.weights import Cut, MergedSource, Piece, Scan, Scope, WeightSource, sum_in_order
 from fusion_core.weights.merging.piece import Bound
@@ -195,6 +195,7 @@ def test_an_algorithm_may_return_any_source(models: Models) -> None:
         ({"c": 3, "a": 2}, [2, 1, 3]),
         ([1, 2, 3], [1, 2, 3]),
         ((0.5, 0, -1), [0.5, 0, -1]),
+        (0.5, [0.5, 0.5, 0.5]),
     ],
 )
 def test_weights_are_resolved_in_pool_order(weights: Any, expected: list[float]) -> None:

@@ -25,11 +25,11 @@ from fusion_core.recipe.assignments import override
 from fusion_core.recipe.config import (
     Choice,
     ComponentConfig,
-    ExpertWeights,
     OutputOptions,
     Recipe,
     choice_of,
 )
+from fusion_core.recipe.per_expert import ExpertWeights
 from fusion_core.recipe.text import dump_yaml, load_yaml
 from fusion_core.recipe.validation import validate
 

@@ -98,11 +98,19 @@ def test_the_first_curve_of_one_experts_value_wins() -> None:
     assert options["layers.1.norm"] == {"weights": {"a": 5.0, "b": 1.0}}
     plain = _options_of({"match": "*.up", "weights": [2.0]}, {"weights": {"a": [0.0]}})
     assert plain["layers.0.up"] == {"weights": 2.0}
-    with pytest.raises(RecipeError, match="or a mapping of experts to such lists"):
-        _options_of({"weights": {"a": 0.5}})
 
 
-@pytest.mark.parametrize("points", [3, [], ["a"], [True], [float("nan")], {}])
+def test_a_number_is_a_flat_curve() -> None:
+    for flat in (0.5, [0.5], [0.5, 0.5, 0.5]):
+        options = _options_of(
+            {"weights": {"a": flat, "b": [0.0, 4.0]}, "layers": [0, 3], "x": flat}
+        )
+        assert options["layers.1.up"] == {"weights": {"a": 0.5, "b": 2.0}, "x": 0.5}
+
+
+@pytest.mark.parametrize(
+    "points", ["3", True, None, [], ["a"], [True], [float("nan")], {}, {"a": []}, {"a": None}]
+)
 def test_a_curve_is_a_list_of_numbers(points: object) -> None:
     with pytest.raises(RecipeError, match=r"by_depth.* expected density to be a list of numbers"):
         Selection(by_depth={"density": points})

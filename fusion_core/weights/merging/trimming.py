@@ -15,13 +15,14 @@ import torch
 
 from fusion_core.weights.merging.kernels import RowsKernel, Scope
 from fusion_core.weights.merging.piece import sum_in_order
-from fusion_core.weights.merging.selection import kth_largest_magnitudes
+from fusion_core.weights.merging.selection import kth_largest_magnitudes, task_vectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fusion_core.weights.merging.piece import Piece
     from fusion_core.weights.merging.scan import Scan
+    from fusion_core.weights.merging.selection import Rows
 
 
 def count_for_density(density: float, numel: int) -> int:
@@ -40,21 +41,24 @@ def trim_thresholds(scan: Scan, density: float | Sequence[float]) -> torch.Tenso
     return largest_by_rank(scan, [counts])[0]
 
 
-def largest_by_rank(scan: Scan, ranks: Sequence[Sequence[int]]) -> torch.Tensor:
+def largest_by_rank(
+    scan: Scan, ranks: Sequence[Sequence[int]], rows: Rows = task_vectors_of
+) -> torch.Tensor:
     """Return each expert's magnitude of its own rank, 1 for the largest, and infinity for rank 0.
 
     `ranks` has one row of ranks per row of the result, which has the shape (rows, experts).
+    `rows(piece)` returns the values, as in `kth_largest_magnitudes`.
     """
     distinct = tuple(sorted({*chain.from_iterable(ranks)} - {0}))
     if not distinct:
         return torch.full((len(ranks), len(scan.operands.experts)), torch.inf)
-    magnitudes = dict(zip(distinct, kth_largest_magnitudes(scan, distinct), strict=True))
+    magnitudes = dict(zip(distinct, kth_largest_magnitudes(scan, distinct, rows), strict=True))
     none = torch.full_like(magnitudes[distinct[0]], torch.inf)
-    rows = [
+    chosen = [
         torch.stack([magnitudes.get(rank, none)[expert] for expert, rank in enumerate(row)])
         for row in ranks
     ]
-    return torch.stack(rows)
+    return torch.stack(chosen)
 
 
 def trim(task_vectors: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:

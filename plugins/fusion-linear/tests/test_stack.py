@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core import RunOptions, merge, run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_linear.stack import Stack, StackedSource
+from fusion_linear.stack import Stack
+from fusion_linear.stacked_source import StackedSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -211,3 +212,74 @@ def test_a_configuration_without_a_number_of_layers_is_an_error(tmp_path: Path) 
             options=RunOptions(evaluate=False),
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+SCALED = [
+    {"model": "a", "layers": [0, 2], "scale": 0.3},
+    {"model": "b", "layers": [1, 3], "scale": {"layers.2.*": 0.7, "*.w": -1, "head*": 0}},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_slices_are_scaled_with_the_tensors_before_and_after_them(dtype: torch.dtype) -> None:
+    pool = make_models()
+    for state in (pool["base"], *pool["models"].values()):
+        state |= {name: values.to(dtype) for name, values in state.items()}
+    a, b = pool["models"]["a"], pool["models"]["b"]
+    for state in (pool["base"], a, b):
+        state["layers.0.steps"] = torch.tensor([3])
+    merged = stack(pool, SCALED)
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    expected = {
+        "embed.weight": a["embed.weight"].to(wide) * 0.3,
+        "layers.0.w": a["layers.0.w"].to(wide) * 0.3,
+        "layers.0.steps": torch.tensor([3]),
+        "layers.1.w": a["layers.1.w"].to(wide) * 0.3,
+        "layers.2.w": b["layers.1.w"].to(wide) * -1,
+        "layers.3.w": b["layers.2.w"].to(wide) * 0.7,
+        "head.weight": b["head.weight"].to(wide) * 0,
+    }
+    assert merged.keys() == expected.keys()
+    for name, values in expected.items():
+        stored = values.to(dtype) if values.is_floating_point() else values
+        assert torch.equal(merged[name], stored), name
+
+
+@pytest.mark.parametrize("model", ["a", "b"])
+def test_a_head_that_is_a_copy_is_scaled_like_the_embedding(model: str) -> None:
+    pool = make_models()
+    for state in pool["models"].values():
+        state["head.weight"] = state["embed.weight"]
+    merged = stack(pool, [SCALED[0], {"model": model, "layers": [0, 1]}])
+    assert torch.equal(merged["head.weight"], merged["embed.weight"])
+    assert torch.equal(merged["head.weight"], pool["models"]["a"]["embed.weight"] * 0.3)
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ("x", r"slices\.0\.scale = 'x': expected a number, or numbers by pattern"),
+        ([1, 2], r"slices\.0\.scale = \[1, 2\]: expected a number, or numbers by pattern"),
+        ({"*.w": "x"}, r"slices\.0\.scale\.\*\.w = 'x': expected a number, got text"),
+        ({"layers.2.w": 1}, r"slices\.0\.scale: no tensor matches 'layers\.2\.w'"),
+        ({"head*": 1}, r"slices\.0\.scale: no tensor matches 'head\*'"),
+        (float("nan"), r"slices\.0\.scale = nan: expected a finite number"),
+    ],
+)
+def test_invalid_scales_are_errors(scale: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        stack(make_models(), [{**SLICES[0], "scale": scale}, SLICES[1]])
+
+
+def test_doubts_about_the_configuration_are_warnings(tmp_path: Path) -> None:
+    for name, state in make_models()["models"].items():
+        (tmp_path / name).mkdir()
+        save_file(state, tmp_path / name / "model.safetensors")
+        config = {"num_hidden_layers": 3, "decoder_sparse_step": 2}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    pool = {"models": {name: str(tmp_path / name) for name in ("a", "b")}}
+    options = RunOptions(evaluate=False)
+    algorithm = {"name": "stack", "slices": SLICES[1:]}
+    run_fusion(algorithm=algorithm, model_pool=pool, output=tmp_path / "out", options=options)
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert any("decoder_sparse_step" in line for line in provenance["warnings"])

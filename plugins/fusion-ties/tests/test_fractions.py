@@ -80,16 +80,17 @@ def test_ties_trims_every_expert_by_its_own_density(models: dict[str, State]) ->
 @pytest.mark.parametrize(
     ("density", "problem"),
     [
-        ({"a": 0.5, "b": 0.5}, "one value per expert, got a, b"),
-        ({"a": 0.5, "b": 0.5, "x": 1}, "one value per expert, got a, b, x"),
-        ([0.5], "one value per expert, got 1 values"),
-        ([], "one value per expert, got 0 values"),
+        ({"a": 0.5, "b": 0.5}, r"algorithm\.density has no value for c"),
+        ({"a": 0.5, "b": 0.5, "x": 1}, "density names unknown experts: x"),
+        ([0.5], "density has 1 entries for 3 experts"),
+        ([], "density has 0 entries for 3 experts"),
         (
             {"a": 0.5, "b": 0.5, "c": 1.5},
             r"algorithm\.density\.c = 1\.5: .*less than or equal to 1",
         ),
         (1.5, r"algorithm\.density = 1\.5: .*less than or equal to 1"),
-        ("half", "algorithm.density = 'half': expected a number, got text"),
+        ("half", "algorithm.density = 'half': expected a number, one per expert by name, such as"),
+        ({"a": [0.5, 1]}, r"algorithm\.density\.a = \[0\.5, 1\]: expected a number, got a list"),
     ],
 )
 @pytest.mark.parametrize("method", ["trim", "ties", "dare", "breadcrumbs", "della"])

@@ -9,6 +9,7 @@ from fusion_adamerging.coefficient_merge import CoefficientMerge
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.deviations import LearnableDeviations
 from fusion_adamerging.learnable import LearnableCoefficients
+from fusion_core import expert_values
 from fusion_core.weights import ElectKernel, TrimKernel
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class AdaMerging(CoefficientMerge[AdaMergingConfig, LearnableCoefficients]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Search or load the coefficients, and return the lazy merge."""
         if self.config.trim:
-            pool = context.transform(pool, TrimKernel(self.config.density))
+            densities = expert_values(self.config.density, [*pool.experts], "density")
+            pool = context.transform(pool, TrimKernel(densities))
             pool = context.transform(pool, ElectKernel())
         return super().run(pool, context)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
 
-from fusion_core import ComponentConfig, InputPath
+from fusion_core import ComponentConfig, InputPath, PerExpert
 
 if TYPE_CHECKING:
     from fusion_adapting import Grain
@@ -141,7 +141,7 @@ class AdaMergingConfig(GranularityConfig, CoefficientMergeConfig):
     Default: learn each by itself."""
     trim: bool = False
     """Trim the task vectors and elect signs first, as TIES does (AdaMerging++)."""
-    density: Annotated[float, Field(gt=0, le=1)] = 0.2
+    density: PerExpert[Annotated[float, Field(gt=0, le=1)]] = 0.2
     """With `trim`: fraction of each task vector's entries to keep before the election."""
 
 

@@ -1,8 +1,10 @@
 """Options of the linear methods."""
 
+from collections.abc import Mapping
+from numbers import Real
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from fusion_core import ComponentConfig, ExpertWeights
 
@@ -79,6 +81,24 @@ class PassthroughConfig(ComponentConfig):
     """Copy this model: an expert's name, or `base`."""
 
 
+#: A factor, or factors by patterns on tensor names.
+Scale = Annotated[
+    Annotated[float, Tag("[one]")]
+    | Annotated[dict[Annotated[str, Field(min_length=1)], float], Tag("[by pattern]")],
+    Discriminator(
+        lambda value: (
+            "[by pattern]"
+            if isinstance(value, Mapping)
+            else "[one]"
+            if isinstance(value, Real)
+            else None
+        ),
+        custom_error_type="scale",
+        custom_error_message="expected a number, or numbers by pattern: {'*.o_proj.*': 0.5}",
+    ),
+]
+
+
 class Slice(ComponentConfig):
     """A range of one model's layers."""
 
@@ -87,6 +107,10 @@ class Slice(ComponentConfig):
     layers: tuple[Annotated[int, Field(ge=0)], int]
     """Take the layers from the first number up to, but not including, the second: [0, 24] are the
     first 24."""
+    scale: Scale = 1.0
+    """Multiply the slice's tensors by this factor, or those that match a pattern by the factor of
+    the first match: {"*.o_proj.*": 0.5}. The first slice includes the tensors before the layers,
+    the last slice all others outside of them."""
 
     @field_validator("layers")
     @classmethod
@@ -102,7 +126,8 @@ class StackConfig(ComponentConfig):
     slices: tuple[Slice, ...] = Field(
         examples=["[{model: latin, layers: [0, 3]}, {model: greek, layers: [1, 4]}]"]
     )
-    """Stack these slices in order: a list of {model: NAME, layers: [FROM, TO]}, TO excluded."""
+    """Stack these slices in order: a list of {model: NAME, layers: [FROM, TO], scale: FACTOR}, TO
+    excluded."""
 
     @field_validator("slices")
     @classmethod

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core import Algorithm, Cut, Outline, RunContext
+from fusion_core import Algorithm, Outline, RunContext
 from fusion_core.errors import RecipeError
 from fusion_core.weights import (
     WeightSource,
     as_weights,
     is_before_layers,
     layers_of,
+    parse_safe_config,
     renumber_layer,
+    select_names,
 )
 from fusion_linear.config import StackConfig
-from fusion_linear.layer_config import replace_layers
+from fusion_linear.layer_config import doubts, replace_layers
+from fusion_linear.stacked_source import StackedSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
 
-    from fusion_core import ModelPool, TensorInfo
+    from fusion_core import ModelPool
+    from fusion_linear.config import Slice
 
     #: Where a tensor comes from: a model, and the tensor's name in it.
     Origin = tuple[str, str]
@@ -40,6 +44,8 @@ class _Layout:
     #: the number of layers of each model, and the layers of the result as numbers there
     count: int
     layers: tuple[int, ...]
+    #: the factors of the tensors that have one other than 1
+    factors: Mapping[str, float]
 
     @property
     def origins(self) -> dict[str, Origin]:
@@ -50,13 +56,15 @@ class _Layout:
 class Stack(Algorithm[StackConfig]):
     """Copy layers of several models one after another, to a deeper or a shallower model.
 
-    Formula: layer n of the result is the n-th layer that `slices` lists. Embeddings and all other
-    tensors before the layers come from the first slice's model, the final norm, the head and all
-    other tensors from the last slice's.
-    Options: `slices` (a list of `{model, layers: [from, to]}`, `to` excluded; required).
+    Formula: layer n of the result is the n-th layer that `slices` lists, times the slice's `scale`.
+    Embeddings and all other tensors before the layers belong to the first slice, the final norm,
+    the head and all other tensors to the last one.
+    Options: `slices` (a list of `{model, layers: [from, to], scale}`, `to` excluded; required).
+    `scale` (factor, or factors by pattern on the tensor names of the slice's model; 1) leaves
+    integers alone.
     Source: mergekit's `passthrough` with slices (no paper; "frankenmerge", or "depth up-scaling" in
-    arXiv:2312.15166). Different on purpose: a head that is a copy of the embedding stays a copy, so
-    that tied weights are tied in the result.
+    arXiv:2312.15166). Different on purpose: a head that is a copy of the embedding stays a copy,
+    scaled alike, so that tied weights are tied in the result.
     Shapes: any, of models with one list of layers. Data: none. Cost: a copy.
     """
 
@@ -75,8 +83,17 @@ class Stack(Algorithm[StackConfig]):
         layout = self._layout(pool)
         models = {model: pool.by_name[model] for model, _ in layout.origins.values()}
         sources = {name: as_weights(model, pool.base) for name, model in models.items()}
-        origins = {**layout.origins, **_tied_heads(layout, sources, context.executor)}
-        return StackedSource(sources, origins)
+        for doubt in self._doubts(pool, layout):
+            context.warn(doubt)
+        origins, factors = layout.origins, dict(layout.factors)
+        for head, embedding in _tied_heads(layout, sources, context.executor).items():
+            origins[head] = origins[embedding][0], head
+            factors[head] = factors.get(embedding, 1.0)
+        return StackedSource(sources, origins, factors)
+
+    def _doubts(self, pool: ModelPool[Any], layout: _Layout) -> Sequence[str]:
+        config = parse_safe_config(pool.assets(), "the base")
+        return () if config is None else doubts(config, layout.count, layout.layers)
 
     def _layout(self, pool: ModelPool[Any]) -> _Layout:
         names = list(pool.reference.infos)
@@ -98,7 +115,7 @@ class Stack(Algorithm[StackConfig]):
         outside = set(names).difference(*layers.values())
         is_before = {name: is_before_layers(name) for name in names if name in outside}
         first, last = slices[0].model, slices[-1].model
-        return _Layout(
+        layout = _Layout(
             {name: (first, name) for name, before in is_before.items() if before},
             {
                 renumber_layer(name, position): (model, name)
@@ -108,7 +125,9 @@ class Stack(Algorithm[StackConfig]):
             {name: (last, name) for name, before in is_before.items() if not before},
             len(layers),
             tuple(number for _, number in chosen),
+            {},
         )
+        return replace(layout, factors=_read_factors(slices, layers, layout))
 
 
 def _read_layers(names: Sequence[str]) -> Mapping[int, Sequence[str]]:
@@ -130,18 +149,45 @@ def _read_layers(names: Sequence[str]) -> Mapping[int, Sequence[str]]:
     return layers
 
 
+def _read_factors(
+    slices: Sequence[Slice], layers: Mapping[int, Sequence[str]], layout: _Layout
+) -> dict[str, float]:
+    """Return the factors other than 1, by tensor; raises `RecipeError` for an unmatched pattern."""
+    factors: dict[str, float] = {}
+    position = 0
+    for index, part in enumerate(slices):
+        tensors: list[tuple[str, str]] = []  # names in the slice's model, and in the result
+        if index == 0:
+            tensors += [(name, name) for name in layout.before]
+        for number in range(*part.layers):
+            tensors += [(name, renumber_layer(name, position)) for name in layers[number]]
+            position += 1
+        if index == len(slices) - 1:
+            tensors += [(name, name) for name in layout.after]
+        names = dict.fromkeys(name for name, _ in tensors)
+        scale = part.scale if isinstance(part.scale, dict) else {"*": part.scale}
+        option = f"algorithm.slices.{index}.scale"
+        matches = {pattern: select_names([pattern], names, option) for pattern in scale}
+        for name, there in tensors:
+            factor = next((scale[p] for p, matched in matches.items() if name in matched), 1.0)
+            if factor != 1:
+                factors[there] = factor
+    return factors
+
+
 def _tied_heads(
     layout: _Layout, sources: Mapping[str, WeightSource], executor: Executor
-) -> dict[str, Origin]:
-    """Return the heads that copy an embedding in both end models: they follow the first model."""
-    origins: dict[str, Origin] = {}
+) -> dict[str, str]:
+    """Return the heads that copy an embedding in both end models, but would not in the result."""
+    heads: dict[str, str] = {}
     for head, (last, _) in layout.after.items():
         for embedding, (first, _) in layout.before.items():
-            if first != last and all(
-                _are_equal(sources[model], head, embedding, executor) for model in (first, last)
+            factors = (layout.factors.get(name, 1.0) for name in (head, embedding))
+            if (first != last or len({*factors}) > 1) and all(
+                _are_equal(sources[model], head, embedding, executor) for model in {first, last}
             ):
-                origins[head] = first, head
-    return origins
+                heads[head] = embedding
+    return heads
 
 
 def _are_equal(source: WeightSource, head: str, embedding: str, executor: Executor) -> bool:
@@ -156,45 +202,3 @@ def _are_equal(source: WeightSource, head: str, embedding: str, executor: Execut
         torch.equal(source.read(head, *span), source.read(embedding, *span))
         for span in source.ranges(head)
     )
-
-
-class StackedSource(WeightSource):
-    """Tensors of several sources under new names."""
-
-    def __init__(
-        self, sources: Mapping[str, WeightSource], origins: Mapping[str, tuple[str, str]]
-    ) -> None:
-        """Map each tensor to the name of its source and its name there (`origins`)."""
-        self._sources, self._origins = dict(sources), dict(origins)
-        self.infos: Mapping[str, TensorInfo] = {
-            name: replace(sources[source].infos[there], name=name)
-            for name, (source, there) in self._origins.items()
-        }
-        self.cut = reduce(Cut.coarser, (source.cut for source in self.sources))
-
-    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Read a range from the tensor's source."""
-        source, there = self._origins[name]
-        return self._sources[source].read(there, start, stop)
-
-    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
-        """Yield the ranges of the tensor's source."""
-        source, there = self._origins[name]
-        return self._sources[source].ranges(there)
-
-    @property
-    def sources(self) -> tuple[WeightSource, ...]:
-        """The sources, in the order of their first tensors."""
-        return tuple(self._sources.values())
-
-    def prepare(self, executor: Executor, name: str | None = None) -> None:
-        """Prepare all sources, or the source of one tensor."""
-        if name is None:
-            super().prepare(executor)
-        elif name in self._origins:
-            source, there = self._origins[name]
-            self._sources[source].prepare(executor, there)
-
-    def describe(self) -> str:
-        """Name the sources."""
-        return f"layers of {', '.join(source.describe() for source in self.sources)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import Algorithm, Piece
+from fusion_core import Algorithm, Piece, expert_values
 from fusion_core.weights import Kernel, decompose, is_matrix, sum_in_order
 from fusion_spectral.config import CartConfig
 from fusion_spectral.matrixwise import ForMatrices, Matrixwise, mean
@@ -34,7 +34,8 @@ class Cart(ForMatrices, Algorithm[CartConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
         config = self.config
-        kernel = _CartKernel(config.rank_fraction, config.scale, relative=pool.base is not None)
+        fractions = expert_values(config.rank_fraction, [*pool.experts], "rank_fraction")
+        kernel = _CartKernel(fractions, config.scale, relative=pool.base is not None)
         return context.merge(pool, kernel)
 
 
@@ -42,7 +43,7 @@ class Cart(ForMatrices, Algorithm[CartConfig]):
 class _CartKernel(Matrixwise, Kernel):
     """CART of the task vectors if `relative`, else of the experts' weights."""
 
-    rank_fraction: float
+    rank_fractions: tuple[float, ...]
     scale: float
     relative: bool
 
@@ -53,10 +54,12 @@ class _CartKernel(Matrixwise, Kernel):
         rows = piece.task_vectors if self.relative else piece.experts
         merged = centre = mean(rows)
         if is_matrix(piece.shape):
-            merged = sum_in_order(self._low_rank(row - centre) for row in rows)
+            pairs = zip(rows, self.rank_fractions, strict=True)
+            merged = sum_in_order(_low_rank(row - centre, fraction) for row, fraction in pairs)
             merged = merged.mul_(self.scale).add_(centre)
         return merged.add_(piece.base) if self.relative else merged
 
-    def _low_rank(self, difference: Tensor) -> Tensor:
-        parts = decompose(difference)
-        return parts.largest(max(1, int(self.rank_fraction * parts.rank))).product()
+
+def _low_rank(difference: Tensor, fraction: float) -> Tensor:
+    parts = decompose(difference)
+    return parts.largest(max(1, int(fraction * parts.rank))).product()

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fusion_core import ComponentConfig
+from fusion_core import ComponentConfig, PerExpert
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -14,7 +14,7 @@ Steps = Annotated[int, Field(ge=0)]
 class OrthogonaliseConfig(ComponentConfig):
     """Options of `orthogonalise`."""
 
-    rank_fraction: Fraction | None = None
+    rank_fraction: PerExpert[Fraction] | None = None
     """Keep this fraction of the min(m, n) singular components per expert; default: 1 / experts."""
 
 
@@ -24,7 +24,7 @@ class TruncateConfig(ComponentConfig):
     by: Literal["nuclear", "energy", "fraction"] = "nuclear"
     """Measure `keep` by the sum of singular values, the sum of their squares, or the number of
     nonzero ones."""
-    keep: Fraction = 0.4
+    keep: PerExpert[Fraction] = 0.4
     """Keep as few singular components as reach this fraction, at least one."""
     rescale: bool = True
     """Scale the kept singular values to the sum of all (the nuclear norm)."""
@@ -63,7 +63,7 @@ class IsoCtsConfig(ScaleConfig):
 class CartConfig(ComponentConfig):
     """Options of `cart`."""
 
-    rank_fraction: Fraction = 0.08
+    rank_fraction: PerExpert[Fraction] = 0.08
     """Keep this fraction of the nonzero singular components of each expert's difference from the
     average, at least one."""
     scale: float = 1.0
@@ -73,7 +73,7 @@ class CartConfig(ComponentConfig):
 class StarConfig(ComponentConfig):
     """Options of `star`."""
 
-    keep: Fraction = 0.4
+    keep: PerExpert[Fraction] = 0.4
     """Keep as few singular components as reach this fraction of a matrix's nuclear norm (eta)."""
 
 
@@ -108,7 +108,7 @@ class OrthomergeConfig(ComponentConfig):
 class KnotsConfig(ComponentConfig):
     """Options of `knots`."""
 
-    density: Annotated[float, Field(ge=0, le=1)] = 0.2
+    density: PerExpert[Annotated[float, Field(ge=0, le=1)]] = 0.2
     """Keep this fraction of each expert's coordinates over the whole model, the largest ones."""
     scale: float = 1.0
     """Multiply the merged task vector by this factor (lambda)."""
@@ -117,9 +117,9 @@ class KnotsConfig(ComponentConfig):
 class DogeConfig(ComponentConfig):
     """Options of `doge`."""
 
-    scale: float = 0.07
+    scale: PerExpert[float] = 0.07
     """Scale each expert's task vector of a matrix to this norm (eta)."""
-    density: Annotated[float, Field(ge=0, le=1)] = 0.3
+    density: PerExpert[Annotated[float, Field(ge=0, le=1)]] = 0.3
     """Keep this fraction of each expert's entries over all matrices, the largest ones."""
     subspace: Annotated[int, Field(ge=1)] = 6
     """Divide the joint rank of the task vectors by this: so many directions are shared, and the

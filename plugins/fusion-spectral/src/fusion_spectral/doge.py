@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core import Piece, TensorwiseAlgorithm
-from fusion_core.weights import Scope, TrimSurvey, decompose, is_matrix, joint_rank, sum_in_order
+from fusion_core import Piece, TensorwiseAlgorithm, expert_values
+from fusion_core.weights import (
+    Scope,
+    TrimSurvey,
+    broadcast_per_expert,
+    decompose,
+    is_matrix,
+    joint_rank,
+    sum_in_order,
+)
 from fusion_spectral.config import DogeConfig
 from fusion_spectral.descent import descend
 from fusion_spectral.matrixwise import Matrixwise, mean
@@ -50,7 +58,8 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
     def survey(self, scan: Scan) -> TrimSurvey:
         """Return the thresholds over all matrices."""
         matrices = replace(scan, infos=[info for info in scan.infos if is_matrix(info.shape)])
-        return TrimSurvey.of(matrices, self.config.density, majority=False)
+        densities = expert_values(self.config.density, [*scan.operands.experts], "density")
+        return TrimSurvey.of(matrices, densities, majority=False)
 
     def merge(self, piece: Piece) -> Tensor:
         """Learn the correction, mask and sum."""
@@ -58,7 +67,9 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
         if not is_matrix(piece.shape):
             return mean(rows).add_(piece.base)
         norms = torch.linalg.matrix_norm(rows)[:, None, None]
-        shares = torch.where(norms > 0, self.config.scale / norms, 0)
+        scales = expert_values(self.config.scale, piece.names, "scale")
+        targets = broadcast_per_expert(torch.tensor(scales, dtype=torch.float64), rows)
+        shares = torch.where(norms > 0, norms.reciprocal() * targets, 0)
         gradient = _conflict_gradient(rows, shares, self._shared_subspace(rows))
         start = torch.zeros_like(piece.base)
         correction = descend(start, gradient, steps=self.config.steps, lr=self.config.lr)

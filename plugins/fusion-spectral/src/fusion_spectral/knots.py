@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import Algorithm, Piece
+from fusion_core import Algorithm, Piece, expert_values
 from fusion_core.weights import (
     Kernel,
     Scope,
@@ -45,7 +45,8 @@ class Knots(ForMatrices, Algorithm[KnotsConfig]):
         """Return the lazy merge: to coordinates, TIES, and back."""
         space = CoreSpace(bases="left")
         coordinates = context.transform(pool, space)
-        ties = _CoordinateTies(self.config.density, self.config.scale)
+        densities = expert_values(self.config.density, [*pool.experts], "density")
+        ties = _CoordinateTies(densities, self.config.scale)
         return context.restore(context.merge(coordinates, ties), pool, space)
 
 
@@ -53,7 +54,7 @@ class Knots(ForMatrices, Algorithm[KnotsConfig]):
 class _CoordinateTies(Kernel):
     """scale * the TIES merge of a matrix's coordinates, or scale * the mean of another tensor."""
 
-    density: float
+    densities: tuple[float, ...]
     scale: float
 
     scope = Scope.MODEL  # thresholds are over all matrices
@@ -62,8 +63,12 @@ class _CoordinateTies(Kernel):
         """Return the thresholds over the entries in the bases."""
         matrices = replace(scan, infos=[info for info in scan.infos if is_matrix(info.shape)])
         entries = matrices(_count_entries, int.__add__, 0)
-        count = int(self.density * entries) + 0.5  # halfway between integers: safe from rounding
-        return TrimSurvey.of(matrices, count / max(matrices.numel, 1) if self.density else 0.0)
+        size = max(matrices.numel, 1)
+        # A count halfway between integers is safe from rounding.
+        densities = [
+            (int(density * entries) + 0.5) / size if density else 0.0 for density in self.densities
+        ]
+        return TrimSurvey.of(matrices, densities)
 
     def merge(self, piece: Piece) -> Tensor:
         if not is_matrix(piece.shape):

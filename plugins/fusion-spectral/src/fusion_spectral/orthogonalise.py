@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core import Piece, Transform
+from fusion_core import Piece, Transform, expert_values
 from fusion_core.weights import Components, decompose, is_matrix, polar
 from fusion_spectral.config import OrthogonaliseConfig
 from fusion_spectral.matrixwise import Matrixwise
@@ -42,10 +42,17 @@ class Orthogonalise(Matrixwise, Transform[OrthogonaliseConfig]):
         rows = piece.task_vectors
         if not is_matrix(piece.shape):
             return rows / len(rows)
-        rank, fraction = min(piece.shape), self.config.rank_fraction
-        per_expert = rank // len(rows) if fraction is None else int(fraction * rank)
-        parts = [decompose(row).largest(max(1, per_expert)) for row in rows]
+        pairs = zip(rows, self._counts(piece), strict=True)
+        parts = [decompose(row).largest(max(1, count)) for row, count in pairs]
         return torch.stack([part.product() for part in orthogonalise_bases(parts)])
+
+    def _counts(self, piece: Piece) -> list[int]:
+        """Return how many components to keep of each expert."""
+        rank, fraction, experts = min(piece.shape), self.config.rank_fraction, piece.names
+        if fraction is None:
+            return [rank // len(experts)] * len(experts)
+        fractions = expert_values(fraction, experts, "rank_fraction")
+        return [int(share * rank) for share in fractions]
 
 
 def orthogonalise_bases(parts: Sequence[Components]) -> list[Components]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core import Algorithm, Piece, Transform
+from fusion_core import Algorithm, Piece, Transform, expert_values
 from fusion_core.weights import Linear, decompose, is_matrix
 from fusion_spectral.config import StarConfig, TruncateConfig
 from fusion_spectral.matrixwise import ForMatrices, Matrixwise
@@ -39,23 +39,25 @@ class Truncate(Matrixwise, Transform[TruncateConfig]):
         rows = piece.task_vectors
         if not is_matrix(piece.shape):
             return rows
-        return torch.stack([self._truncate(row) for row in rows])
+        fractions = expert_values(self.config.keep, piece.names, "keep")
+        pairs = zip(rows, fractions, strict=True)
+        return torch.stack([self._truncate(row, keep) for row, keep in pairs])
 
-    def _truncate(self, row: Tensor) -> Tensor:
+    def _truncate(self, row: Tensor, keep: float) -> Tensor:
         parts = decompose(row)
-        largest = parts.largest(self._count(parts))
+        largest = parts.largest(self._count(parts, keep))
         total = largest.values.sum()
         if self.config.rescale and total > 0:
             largest = largest._replace(values=largest.values * (parts.values.sum() / total))
         return largest.product()
 
-    def _count(self, parts: Components) -> int:
+    def _count(self, parts: Components, keep: float) -> int:
         """Return how many components reach `keep`."""
         if self.config.by == "fraction":
-            return max(1, int(self.config.keep * parts.rank))
+            return max(1, int(keep * parts.rank))
         values = parts.values.double()
         sums = (values if self.config.by == "nuclear" else values.square()).cumsum(0)
-        return int((sums < self.config.keep * sums[-1]).sum()) + 1
+        return int((sums < keep * sums[-1]).sum()) + 1
 
 
 class Star(ForMatrices, Algorithm[StarConfig]):

@@ -21,6 +21,7 @@ from fusion_testing._determinism import DeterminismChecks
 from fusion_testing._merging import MergeChecks
 from fusion_testing._models import tiny_pool
 from fusion_testing._pairs import PairChecks
+from fusion_testing._per_expert import PerExpertChecks
 from fusion_testing._refusals import RefusalChecks
 from fusion_testing._suite import fail
 
@@ -38,7 +39,13 @@ _EXPERTS = 5
 
 
 class AlgorithmSuite(
-    MergeChecks, DegenerateChecks, DeterminismChecks, PairChecks, RefusalChecks, ComponentSuite
+    MergeChecks,
+    DegenerateChecks,
+    DeterminismChecks,
+    PairChecks,
+    PerExpertChecks,
+    RefusalChecks,
+    ComponentSuite,
 ):
     """Checks that every algorithm must pass.
 

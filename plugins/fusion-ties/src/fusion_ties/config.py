@@ -1,47 +1,17 @@
 """Options of the sparsifying and sign-electing methods."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from fusion_core import ComponentConfig, ExpertWeights
-from fusion_core.errors import RecipeError
+from fusion_core import ComponentConfig, ExpertWeights, PerExpert
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-def _name_form(value: Any) -> str:  # noqa: ANN401 - whatever a recipe holds
-    if isinstance(value, Mapping):
-        return "[by name]"
-    return "[in order]" if isinstance(value, list | tuple) else "[one]"
-
-
-#: One fraction for all experts, or one per expert, by name or as a list in pool order.
-Fractions = Annotated[
-    Annotated[Fraction, Tag("[one]")]
-    | Annotated[dict[str, Fraction], Tag("[by name]")]
-    | Annotated[tuple[Fraction, ...], Tag("[in order]")],
-    Discriminator(_name_form),
-]
-
-
-def fractions_of(value: Any, experts: Sequence[str], option: str) -> tuple[float, ...]:  # noqa: ANN401 - one of the forms of Fractions
-    """Return one fraction per expert. Raises `RecipeError` unless every expert has one."""
-    if isinstance(value, int | float):
-        return (float(value),) * len(experts)
-    if isinstance(value, Mapping):
-        if value.keys() == {*experts}:
-            return tuple(value[name] for name in experts)
-        given = ", ".join(value) or "none"
-    elif len(value) == len(experts):
-        return tuple(value)
-    else:
-        given = f"{len(value)} values"
-    raise RecipeError(
-        f"algorithm.{option}: expected one value per expert, got {given}",
-        hint=f"The experts are: {', '.join(experts)}.",
-    )
+#: One fraction for all experts, or one per expert.
+Fractions = PerExpert[Fraction]
 
 
 def _pairs(first: Any, second: Any) -> list[tuple[float, float]]:  # noqa: ANN401 - of Fractions
@@ -62,8 +32,7 @@ class TrimConfig(ComponentConfig):
     """Options of `trim`."""
 
     density: Fractions = 0.2
-    """Keep this fraction of each task vector's entries, the largest ones; or one per expert, by
-    name or as a list in pool order."""
+    """Keep this fraction of each task vector's entries, the largest ones."""
     scope: Literal["model", "tensor"] = "model"
     """Use one threshold for the whole model (the paper), or one per tensor (mergekit)."""
 
@@ -84,8 +53,7 @@ class TiesConfig(ComponentConfig):
     """Options of `ties`."""
 
     density: Fractions = 0.2
-    """Keep this fraction of each task vector's entries, the largest ones; or one per expert, by
-    name or as a list in pool order."""
+    """Keep this fraction of each task vector's entries, the largest ones."""
     scale: float = 1.0
     """Multiply the merged task vector by this factor (lambda)."""
     scope: Literal["model", "tensor"] = "model"
@@ -102,8 +70,7 @@ class DropConfig(ComponentConfig):
     """Options of `drop`."""
 
     density: Fractions = 0.5
-    """Keep each entry with this probability; or one per expert, by name or as a list in pool
-    order."""
+    """Keep each entry with this probability."""
     rescale: Literal["paper", "l1"] = "paper"
     """Divide kept entries by the density, or restore each tensor's sum of magnitudes (l1)."""
 
@@ -112,11 +79,10 @@ class MagPruneConfig(ComponentConfig):
     """Options of `magprune`."""
 
     density: Fractions = 0.5
-    """Keep entries with this probability on average; or one per expert, by name or as a list in
-    pool order."""
+    """Keep entries with this probability on average."""
     epsilon: Fractions = 0.15
     """Keep a row's smallest entry with probability density - epsilon, its largest with density +
-    epsilon; or one per expert."""
+    epsilon."""
     rescale: Literal["paper", "l1"] = "paper"
     """Divide kept entries by their probability, or restore each tensor's sum of magnitudes (l1)."""
 
@@ -135,10 +101,9 @@ class BandConfig(ComponentConfig):
     """Options of `band`."""
 
     density: Fractions = 0.1
-    """Keep this fraction of each tensor's entries, the largest below the dropped ones; or one per
-    expert, by name or as a list in pool order."""
+    """Keep this fraction of each tensor's entries, the largest below the dropped ones."""
     gamma: Fractions = 0.01
-    """Drop this fraction of each tensor's entries, the largest ones; or one per expert."""
+    """Drop this fraction of each tensor's entries, the largest ones."""
 
 
 class SparseConfig(ComponentConfig):
@@ -198,7 +163,7 @@ class ConsensusConfig(ComponentConfig):
     k: Annotated[int, Field(ge=0)] | None = None
     """Keep entries that are in the masks of at least this many experts; default: 2, or 1 with
     task_masks."""
-    tall_lambda: Annotated[float, Field(ge=0)] = 0.4
+    tall_lambda: PerExpert[Annotated[float, Field(ge=0)]] = 0.4
     """Put an entry in an expert's mask if it is at least this many times the sum of the others."""
     scale: float = 0.3
     """Multiply the merged task vector by this factor (lambda); a task's own weights have factor
@@ -226,10 +191,10 @@ class ConsensusConfig(ComponentConfig):
 class PcbConfig(ComponentConfig):
     """Options of `pcb`."""
 
-    density: Annotated[float, Field(gt=0, le=1)] = 0.1
+    density: PerExpert[Annotated[float, Field(gt=0, le=1)]] = 0.1
     """Merge this fraction of each task vector's entries, those that compete best."""
-    clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.0001
-    """Clip this fraction of the magnitudes at either end."""
+    clip: PerExpert[Annotated[float, Field(ge=0, lt=0.5)]] = 0.0001
+    """Clip this fraction of each task vector's magnitudes at either end."""
     weights: ExpertWeights | None = None
     """One factor per expert, by name or as a list in pool order, without dividing by their sum;
     default: 1 each."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core import Cut, Transform
+from fusion_core import Cut, Transform, expert_values
 from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert
-from fusion_ties.config import DropConfig, MagPruneConfig, fractions_of
+from fusion_ties.config import DropConfig, MagPruneConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ class Drop(Transform[DropConfig]):
         return _keep_at_random(piece, self._densities(piece))
 
     def _densities(self, piece: Piece) -> tuple[float, ...]:
-        return fractions_of(self.config.density, piece.names, "density")
+        return expert_values(self.config.density, piece.names, "density")
 
 
 class MagPrune(Transform[MagPruneConfig]):
@@ -103,8 +103,8 @@ class MagPrune(Transform[MagPruneConfig]):
     def _probabilities(self, piece: Piece) -> Tensor:
         """Return every entry's probability to be kept, of the shape of the task vectors."""
         rows, names = piece.task_vectors, piece.names
-        densities = fractions_of(self.config.density, names, "density")
-        epsilons = fractions_of(self.config.epsilon, names, "epsilon")
+        densities = expert_values(self.config.density, names, "density")
+        epsilons = expert_values(self.config.epsilon, names, "epsilon")
         probabilities = torch.empty_like(rows)
         for expert, (density, epsilon) in enumerate(zip(densities, epsilons, strict=True)):
             probabilities[expert] = density

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import Algorithm, TensorwiseAlgorithm
+from fusion_core import Algorithm, TensorwiseAlgorithm, expert_values
 from fusion_core.errors import RecipeError
 from fusion_core.weights import Kernel, Piece, RowsKernel, sum_in_order
 from fusion_ties.config import ConsensusConfig, MagMaxConfig
@@ -63,10 +63,11 @@ class Consensus(Algorithm[ConsensusConfig]):
                 "entry would be merged",
                 hint=f"Set algorithm.k to at most {count}.",
             )
+        lambdas = expert_values(config.tall_lambda, [*pool.experts], "tall_lambda")
         if config.task_masks:
-            masks = context.transform(pool, TallMasks(config.tall_lambda)).experts
+            masks = context.transform(pool, TallMasks(lambdas)).experts
             context.save_task_masks(masks, dict.fromkeys(masks, 1 / config.scale))
-        kernel = ConsensusSum(config.min_masks, config.tall_lambda, config.scale)
+        kernel = ConsensusSum(config.min_masks, lambdas, config.scale)
         return context.merge(pool, kernel)
 
 
@@ -77,13 +78,13 @@ class ConsensusSum(Kernel):
     pieces_held = (3, 4.25)
 
     k: int
-    tall_lambda: float
+    lambdas: tuple[float, ...]
     scale: float
 
     def merge(self, piece: Piece) -> Tensor:
         """Sum and mask one piece."""
         total = sum_in_order(piece.task_vectors)
-        masks = _tall_masks(piece.task_vectors, total, self.tall_lambda)
+        masks = _tall_masks(piece.task_vectors, total, self.lambdas)
         return total.where(masks.sum(0) >= self.k, 0).mul_(self.scale).add_(piece.base)
 
 
@@ -91,13 +92,16 @@ class ConsensusSum(Kernel):
 class TallMasks(RowsKernel):
     """The TALL masks of all experts, as ones and zeros."""
 
-    tall_lambda: float
+    lambdas: tuple[float, ...]
 
     def rows(self, piece: Piece) -> Tensor:
         """Return the masks of one piece."""
         rows = piece.task_vectors
-        return _tall_masks(rows, sum_in_order(rows), self.tall_lambda).to(rows)
+        return _tall_masks(rows, sum_in_order(rows), self.lambdas).to(rows)
 
 
-def _tall_masks(rows: Tensor, total: Tensor, tall_lambda: float) -> Tensor:
-    return rows.abs() >= (total - rows).abs_().mul_(tall_lambda)
+def _tall_masks(rows: Tensor, total: Tensor, lambdas: tuple[float, ...]) -> Tensor:
+    others = (total - rows).abs_()
+    for row, tall_lambda in zip(others, lambdas, strict=True):
+        row.mul_(tall_lambda)
+    return rows.abs() >= others

@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core import TensorwiseAlgorithm
+from fusion_core import TensorwiseAlgorithm, expert_values
 from fusion_core.weights import (
     Piece,
     Scan,
     Scope,
     broadcast_per_expert,
-    kth_largest_magnitudes,
+    largest_by_rank,
     sum_in_order,
 )
 from fusion_ties.config import PcbConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 
@@ -46,15 +48,18 @@ class Pcb(TensorwiseAlgorithm[PcbConfig]):
 
     def survey(self, scan: Scan) -> Balance:
         """Return each expert's clipping bounds, threshold and largest balance."""
-        size, clip = scan.numel, self.config.clip
+        size, experts = scan.numel, [*scan.operands.experts]
         if not size:
-            return Balance(*[torch.zeros(len(scan.operands.experts))] * 4)
-        ascending = (int(size * clip), max(int(size * (1 - clip) - 1), 0))
-        low, high = kth_largest_magnitudes(scan, [size - rank for rank in ascending])
+            return Balance(*[torch.zeros(len(experts))] * 4)
+        clips = expert_values(self.config.clip, experts, "clip")
+        lowest = [size - int(size * clip) for clip in clips]
+        highest = [size - max(int(size * (1 - clip) - 1), 0) for clip in clips]
+        low, high = largest_by_rank(scan, [lowest, highest])
         balance = Balance(low, high, torch.zeros_like(low), torch.ones_like(low))
-        count = max(1, size - int(size * (1 - self.config.density)))
+        densities = expert_values(self.config.density, experts, "density")
+        counts = [max(1, size - int(size * (1 - density))) for density in densities]
         top = scan(_LargestBalance(balance), torch.maximum, torch.full_like(low, -torch.inf))
-        return Balance(low, high, _threshold(scan, count, balance), top)
+        return Balance(low, high, _threshold(scan, counts, balance), top)
 
     def merge(self, piece: Piece) -> Tensor:
         """Weigh and merge one piece."""
@@ -103,12 +108,16 @@ class Balance:
         )
 
 
-def _threshold(scan: Scan, k: int, balance: Balance) -> Tensor:
-    """Return each expert's k-th largest balance, which is the (n - k + 1)-th smallest."""
-    positive = kth_largest_magnitudes(scan, k, _OneSign(balance, 1))
+def _threshold(scan: Scan, counts: Sequence[int], balance: Balance) -> Tensor:
+    """Return the smallest of each expert's `counts` largest balances.
+
+    The k-th largest of n is the (n - k + 1)-th smallest.
+    """
+    positive = largest_by_rank(scan, [counts], _OneSign(balance, 1))[0]
     if bool((positive > 0).all()):
         return positive
-    negative = kth_largest_magnitudes(scan, scan.numel - k + 1, _OneSign(balance, -1))
+    from_below = [scan.numel - count + 1 for count in counts]
+    negative = largest_by_rank(scan, [from_below], _OneSign(balance, -1))[0]
     return positive.where(positive > 0, -negative)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core import TensorwiseAlgorithm
+from fusion_core import TensorwiseAlgorithm, expert_values
 from fusion_core.weights import Piece, Scan, Scope, TrimSurvey
 from fusion_ties.combining import disjoint_merge
-from fusion_ties.config import TiesConfig, fractions_of
+from fusion_ties.config import TiesConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
 
     def survey(self, scan: Scan) -> TrimSurvey:
         """Return the thresholds, and the majority sign if the option asks for it."""
-        density = fractions_of(self.config.density, [*scan.operands.experts], "density")
+        density = expert_values(self.config.density, [*scan.operands.experts], "density")
         return TrimSurvey.of(scan, density, majority=self.config.zero_sign == "majority")
 
     def merge(self, piece: Piece) -> Tensor:

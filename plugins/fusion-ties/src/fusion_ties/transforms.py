@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core import Transform
+from fusion_core import Transform, expert_values
 from fusion_core.weights import (
     ElectKernel,
     Piece,
@@ -15,7 +15,7 @@ from fusion_core.weights import (
     count_for_density,
     largest_by_rank,
 )
-from fusion_ties.config import BandConfig, ElectConfig, TrimConfig, fractions_of
+from fusion_ties.config import BandConfig, ElectConfig, TrimConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Trim(Transform[TrimConfig]):
         return self._kernel(piece.names).rows(piece)
 
     def _kernel(self, experts: Sequence[str]) -> TrimKernel:
-        return TrimKernel(fractions_of(self.config.density, experts, "density"))
+        return TrimKernel(expert_values(self.config.density, experts, "density"))
 
 
 class Elect(Transform[ElectConfig]):
@@ -98,8 +98,8 @@ class Band(Transform[BandConfig]):
     def survey(self, scan: Scan) -> Tensor:
         """Return the smallest and the largest kept magnitude, of shape (2, experts)."""
         names = [*scan.operands.experts]
-        densities = fractions_of(self.config.density, names, "density")
-        gammas = fractions_of(self.config.gamma, names, "gamma")
+        densities = expert_values(self.config.density, names, "density")
+        gammas = expert_values(self.config.gamma, names, "gamma")
         bands = [
             _find_ranks(density, gamma, scan.numel)
             for density, gamma in zip(densities, gammas, strict=True)

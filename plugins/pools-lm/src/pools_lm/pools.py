@@ -44,6 +44,7 @@ class LanguagePool(CheckpointsPool):
     """
 
     config_class: ClassVar[Any] = LanguageConfig
+    builds_any_depth = True  # of weights in a directory, whose configuration states their layers
     #: the Auto class of transformers that selects the model class
     auto: ClassVar[str]
     config: Any

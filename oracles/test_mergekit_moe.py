@@ -40,8 +40,8 @@ def describe(kind: str, gate: str) -> dict[str, Any]:
     experts[0]["negative_prompts"] = NEGATIVE
     experts[1]["residual_scale"] = 0.7
     recipe = {"base_model": "base", "gate_mode": gate, "dtype": "float32", "experts": experts}
-    if kind == "Qwen2":
-        recipe |= {"shared_experts": [experts.pop()]}
+    if kind == "Qwen2":  # mergekit opens no other model than the base and the routed experts
+        recipe |= {"shared_experts": [{**experts.pop(), "source_model": "base"}]}
     return recipe
 
 
@@ -75,9 +75,10 @@ def test_a_mixture_is_mergekits(directory: Path, number: int) -> None:
         "output_scale": {"b": 0.7},
         "layout": KINDS[kind],
     }
+    models = {name: str(folder / name) for name in PROMPTS}
     if kind == "Qwen2":
         options["shared_expert"] = "c"
-    models = {name: str(folder / name) for name in PROMPTS}
+        models["c"] = str(folder / "base")
     run_fusion(
         algorithm={"name": "moe", **options},
         model_pool={"name": "causal-lm", "base": str(folder / "base"), "models": models},

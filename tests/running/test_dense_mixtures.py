@@ -70,7 +70,7 @@ def test_a_mixture_is_evaluated_by_its_run_and_again_from_its_directory(mixture:
 def test_a_mixture_is_asked_next_to_its_base_and_experts(mixture: Path) -> None:
     result = CliRunner().invoke(app, ["smoke", str(mixture), "--json", "--quiet", "--tokens", "8"])
     assert result.exit_code in {0, 1}, result.output
-    assert {"base", *EXPERTS, "out"} <= json.loads(result.stdout)["answers"].keys()
+    assert {"base", *EXPERTS, "out"} <= json.loads(result.stdout)["models"].keys()
 
 
 def test_a_mixture_in_memory_cannot_be_built() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from torch import nn
@@ -12,7 +12,7 @@ from fusion_moe import plugin
 from fusion_testing import MODELS, AlgorithmSuite, tiny_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from fusion_core import AlgorithmSpec
 
@@ -49,7 +49,17 @@ class Dense(nn.Module):
         self.config = SimpleNamespace(to_dict=lambda: {"model_type": "llama"})
 
 
+_NAMES = "the check's tensor has a name that no Llama has; test_refusals.py makes the check"
+
+
 class TestMoe(AlgorithmSuite):
+    expected_failures: ClassVar[Mapping[str, str]] = {
+        "test_models_that_do_not_fit_are_refused_by_name": _NAMES,
+        "test_nan_in_an_expert_is_refused_by_name": _NAMES,
+        "test_nan_in_the_base_is_refused_by_name": _NAMES,
+        "test_degenerate_task_vectors_stay_bounded": "a mixture refuses the tensors that it adds",
+    }
+
     @pytest.fixture
     def spec(self) -> AlgorithmSpec:
         (spec,) = plugin.fusion_register_algorithms()

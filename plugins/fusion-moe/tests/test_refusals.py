@@ -11,7 +11,13 @@ from dense_models import mix, word_pool
 from safetensors.torch import load_file, save_file
 
 from fusion_core import CheckpointsConfig, CheckpointsPool
-from fusion_core.errors import AlignmentError, CheckpointError, FusionError, RecipeError
+from fusion_core.errors import (
+    AlignmentError,
+    CheckpointError,
+    FusionError,
+    RecipeError,
+    WeightsError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,6 +144,43 @@ def test_tensors_that_do_not_fit_are_named(
     with pytest.raises(AlignmentError, match=message):
         mix(pool, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("layout", ["separate", "packed"])
+@pytest.mark.parametrize(("model", "name"), [("b", UP), ("base", "model.norm.weight")])
+def test_nan_is_refused_by_name(
+    model: str, name: str, layout: str, save: Callable[..., Any], tmp_path: Path
+) -> None:
+    pool = save("llama")
+    path = Path({"base": pool["base"], **pool["models"]}[model], "model.safetensors")
+    tensors = load_file(path)
+    tensors[name].view(-1)[3] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(
+        WeightsError, match=r"norm\.weight|experts\.1\.w3\.weight|experts\.gate_up_proj"
+    ):
+        mix(pool, tmp_path / "out", layout=layout)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("problem", ["missing", "extra", "shape"])
+def test_an_expert_with_other_tensors_is_refused_by_name(
+    problem: str, save: Callable[..., Any]
+) -> None:
+    pool = save("llama")
+    path = Path(pool["models"]["b"], "model.safetensors")
+    tensors = load_file(path)
+    values = tensors.pop(UP)
+    if problem == "shape":
+        tensors[UP] = values[:-1].clone()
+    elif problem == "extra":
+        tensors |= {UP: values, UP.replace("weight", "bias"): values[:, 0].clone()}
+    save_file(tensors, path)
+    with pytest.raises(AlignmentError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        mix(pool)
 
 
 def test_frequencies_in_old_files_are_left_out(save: Callable[..., Any], tmp_path: Path) -> None:

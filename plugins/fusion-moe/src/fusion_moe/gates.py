@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_adapting import build_live
-from fusion_core.weights import as_weights, read_range
+from fusion_core.weights import read_range
 from fusion_moe.blueprint import EMBEDDINGS
 from fusion_moe.prompts import tokenize_prompts
 
@@ -52,7 +52,7 @@ def compute_gates(
             for name, texts in prompts.items()
         }
     observer = _Observer(
-        config, blueprint, build_live(pool, pool.base, context.device), start_token
+        config, blueprint, build_live(pool, pool.reference, context.device), start_token
     )
     gates = {}
     with context.progress.track("prompts", total=len(prompts)) as advance:
@@ -67,7 +67,7 @@ def compute_gates(
 
 def _unit(directions: Tensor) -> Tensor:
     """Return vectors of length 1 in the last dimension."""
-    return directions / directions.norm(dim=-1, keepdim=True).clamp(min=_LEAST_LENGTH)
+    return nn.functional.normalize(directions, dim=-1, eps=_LEAST_LENGTH)
 
 
 def _draw(expert: str, blueprint: Blueprint, seed: int) -> Tensor:
@@ -81,7 +81,7 @@ class _Embedding:
     """Texts as the direction of their tokens' embeddings, the same in all layers."""
 
     def __init__(self, pool: ModelPool[Any], blueprint: Blueprint) -> None:
-        self._base = as_weights(pool.base, None)
+        self._base = pool.reference
         self._layers, self._width = len(blueprint.layers), blueprint.hidden
 
     def __call__(self, texts: Tokens) -> Tensor:

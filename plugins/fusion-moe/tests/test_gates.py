@@ -36,8 +36,8 @@ def states_of(pool: Any, text: str, *, at_blocks: bool) -> Tensor:
             lambda _module, _args, output: blocks.append(output[0])
         )
     with torch.no_grad():
-        found = model(torch.tensor([tokens]), output_hidden_states=True)
-    return torch.stack(blocks if at_blocks else [state[0] for state in found.hidden_states[:-1]])
+        output = model(torch.tensor([tokens]), output_hidden_states=True)
+    return torch.stack(blocks if at_blocks else [state[0] for state in output.hidden_states[:-1]])
 
 
 def mean_states(pool: Any, gate: str, texts: list[str]) -> Tensor:

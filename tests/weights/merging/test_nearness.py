@@ -53,8 +53,8 @@ def test_a_merge_with_tensors_of_its_own_is_not_reported(vectors: torch.Tensor) 
     """A mixture shares only its attention with the base, and that is the base's."""
     base, first, second, _ = vectors
     experts = sources(x=base + first, y=base + second)
-    own = {**source(base).state_dict(), "experts.0.weight": first}
-    assert describe_nearness(StateDictSource(own), source(base), experts) == []
+    mixture = {**source(base).state_dict(), "experts.0.weight": first}
+    assert describe_nearness(StateDictSource(mixture), source(base), experts) == []
 
 
 def test_copies_of_one_model_are_not_reported(vectors: torch.Tensor) -> None:

@@ -22,11 +22,11 @@ class MoeConfig(ComponentConfig):
     Mistral (qwen2_moe with a shared expert), qwen2_moe for Qwen2, qwen3_moe for Qwen3 (glm4_moe
     with a shared expert). glm4_moe is shaped like DeepSeek-V3, with ordinary attention."""
     gate: Literal["hidden", "last-hidden", "embeddings", "random"] = "hidden"
-    """An expert's row in the routers: the mean input of each layer's feed-forward block in the
-    base, over the tokens of the expert's prompts (hidden); the mean input of each layer at their
-    last tokens (last-hidden, mergekit's hidden); the mean embedding of their tokens, in all layers
-    (embeddings, mergekit's cheap_embed), each with length 1; or standard normal numbers
-    (random)."""
+    """How an expert's row in each router is made, always of length 1 but for random. hidden: the mean
+    input of the layer's feed-forward block in the base, over the tokens of the expert's prompts.
+    last-hidden: the mean input of the layer, at the last token of each prompt (mergekit's hidden).
+    embeddings: the mean embedding of the tokens (mergekit's cheap_embed). random: standard normal
+    numbers from the seed, without prompts."""
     prompts: Prompts = Field({}, examples=["{math: [2 + 2 =], code: ['def f(x):']}"])
     """Texts of the kind that each expert should receive, by expert; needless for random gates."""
     negative_prompts: Prompts = Field({})

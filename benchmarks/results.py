@@ -80,12 +80,13 @@ def main() -> None:
 def _algorithms() -> dict[str, tuple[AlgorithmSpec, Algorithm]]:
     """Return the runs by name: each method, alone or in a pipeline, and the further runs.
 
-    Averages over one training run are left out: `mini8` has experts of eight tasks.
+    Averages over one training run are left out: `mini8` has experts of eight tasks. So are mixtures
+    from language models.
     """
     specs = {
         component.spec.name: component.spec
         for component in load_plugins().components(AlgorithmSpec)
-        if component.plugin.distribution != "fusion-average"
+        if component.plugin.distribution not in {"fusion-average", "fusion-moe"}
     }
     alone = {name: (spec, _alone(spec)) for name, spec in specs.items()}
     return alone | {name: (specs[spec], options) for name, (spec, options) in MORE.items()}

@@ -115,7 +115,7 @@ def test_every_how_to_shows_something_that_is_tested() -> None:
         *("choose-a-method", "evaluate-with-lm-eval", "report"),
         *("learn-without-labels", "merge-language-models", "merge-lora-adapters"),
         *("average-a-training-run", "merge-quantised-models"),
-        *("merge-mixtures", "merge-parts-of-models"),
+        *("merge-mixtures", "merge-parts-of-models", "mixtures-from-dense-models"),
         "convert-to-gguf",  # nox -s real_lm does it
     }
     assert unproven == {*commands, "log-runs", "publish-a-plugin"}

@@ -29,6 +29,7 @@ LIGHT = [
     "formats_dcp.plugin",
     "fusion_average.plugin",
     "fusion_linear.plugin",
+    "fusion_moe.plugin",
     "fusion_regmean.plugin",
     "fusion_report.plugin",
     "fusion_ties.plugin",
@@ -44,6 +45,7 @@ WITHOUT_TORCH = [
     "fusion_core.builtin.executors",
     "fusion_average.config",
     "fusion_linear.config",
+    "fusion_moe.config",
     "fusion_regmean.config",
     "fusion_ties.config",
 ]

@@ -454,6 +454,19 @@ def test_the_commands_for_mixtures_run(tmp_path: Path, monkeypatch: pytest.Monke
         assert AutoModelForCausalLM.from_pretrained(tmp_path / name).num_parameters() > 100
 
 
+def test_the_commands_for_mixtures_from_dense_models_run(language_models: Path) -> None:
+    page = "mixtures-from-dense-models.md"
+    language_model(language_models / "code", 3)
+    (recipe,) = blocks("yaml", page)
+    (language_models / "moe.yaml").write_text(recipe)
+    for command in "".join(blocks("sh", page)).splitlines():
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, (command, done.exception)
+    for name in ("mixture", "mixture-on-merge"):
+        mixture = AutoModelForCausalLM.from_pretrained(language_models / name)
+        assert mixture.config.model_type == "mixtral"
+
+
 def test_the_recipes_for_parts_of_models_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,11 +29,14 @@ def describe_nearness(
 
     `base` and `experts` are the aligned models that were merged. Distances are Euclidean, over the
     floating-point tensors that all models have in one shape, and estimated from evenly spaced
-    ranges. If all experts are the same model, none is reported.
+    ranges. If all experts are the same model, none is reported. Nor is any for a merge with tensors
+    that no model has: the tensors that they share do not tell whether the models are alike.
     """
     if len(experts) + (base is not None) < 2:  # noqa: PLR2004 - a copy of the only model
         return []
     models = [*([] if base is None else [base]), *experts.values()]
+    if not merged.infos.keys() <= set().union(*(model.infos for model in models)):
+        return []
     distances = _distances([*models, merged], base)
     first = len(models) - len(experts)
     between = distances[first:-1, first:-1]

@@ -397,3 +397,27 @@ def test_full_experts_need_a_rank(tmp_path: Path) -> None:
     merged = merge_with_peft("llama", tmp_path / "base", tmp_path / "out")
     dense = run_fusion(run, output=None).weights.state_dict()
     assert distance(merged, dense) < 1e-5 * distance(load(tmp_path / "base"), dense)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"name": "stack", "slices": [{"model": "expert", "layers": [0, 2]}] * 2},
+        {"name": "moe", "gate": "random"},
+    ],
+)
+def test_a_merge_with_tensors_of_its_own_is_no_adapter(
+    algorithm: dict[str, Any], tmp_path: Path
+) -> None:
+    fine_tune(tmp_path, "llama")
+    models = {name: str(tmp_path / "expert") for name in ("expert", "other")}
+    run = {
+        "algorithm": algorithm,
+        "model_pool": {"base": str(tmp_path / "base"), "models": models},
+        "output": {"path": str(tmp_path / "out"), "adapter": {"rank": 2}},
+    }
+    with pytest.raises(
+        RecipeError, match=r"output\.adapter: an adapter changes tensors of its base"
+    ):
+        run_fusion(run)
+    assert not (tmp_path / "out").exists()

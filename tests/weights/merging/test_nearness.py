@@ -49,6 +49,14 @@ def test_a_merge_near_one_expert_is_reported_with_and_without_a_base(vectors: to
     assert describe_nearness(source(base + (first + second) / 2), source(base), experts) == []
 
 
+def test_a_merge_with_tensors_of_its_own_is_not_reported(vectors: torch.Tensor) -> None:
+    """A mixture shares only its attention with the base, and that is the base's."""
+    base, first, second, _ = vectors
+    experts = sources(x=base + first, y=base + second)
+    mixture = {**source(base).state_dict(), "experts.0.weight": first}
+    assert describe_nearness(StateDictSource(mixture), source(base), experts) == []
+
+
 def test_copies_of_one_model_are_not_reported(vectors: torch.Tensor) -> None:
     base, first, _, _ = vectors
     experts = sources(x=base + first, y=base + first)

@@ -19,10 +19,10 @@ from fusion_lora.record import REPORT
 from fusion_lora.spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from fusion_core import ModelPool, OutputParts, WeightSource
+    from fusion_core import ModelPool, OutputParts, TensorInfo, WeightSource
 
 #: The side files that also belong to an adapter: PEFT users expect the tokenizer next to it.
 _MODEL_FILES = ("config.json", "generation_config.json")
@@ -37,6 +37,19 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
     """
 
     config_class = AdapterConfig
+
+    def check(self, infos: Mapping[str, TensorInfo], pool: ModelPool[Any]) -> None:
+        """Raise `RecipeError` for a merge with other tensors than its base, such as a stack's."""
+        if pool.base is None:  # `encode` refuses it
+            return
+        shapes = {name: info.shape for name, info in pool.base.infos.items()}
+        for name, info in infos.items():
+            if shapes.get(name) != info.shape:
+                raise RecipeError(
+                    f"output.adapter: an adapter changes tensors of its base, and the base has no "
+                    f"{name!r} of shape {list(info.shape)}, as the merge has",
+                    hint="Leave output.adapter out, and write a full model.",
+                )
 
     def encode(self, parts: OutputParts) -> EncodedOutput:
         """Return the adapter's files. Raises `RecipeError` for a pool without base or adapters."""

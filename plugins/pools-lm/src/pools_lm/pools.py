@@ -12,6 +12,7 @@ import torch
 from fusion_core import CheckpointsPool, build_model
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.weights import (
+    CheckpointSource,
     Layout,
     RenamedSource,
     as_weights,
@@ -26,7 +27,7 @@ from pools_lm.target_tokens import TokenizerChange
 from pools_lm.tokenizer_files import add_tokens, replace_tokenizer, resize_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -43,6 +44,7 @@ class LanguagePool(CheckpointsPool):
     """
 
     config_class: ClassVar[Any] = LanguageConfig
+    builds_any_depth = True  # of weights in a directory, whose configuration states their layers
     #: the Auto class of transformers that selects the model class
     auto: ClassVar[str]
     #: whether a model may contain the others as a part, so that the option `rest` makes sense
@@ -71,12 +73,27 @@ class LanguagePool(CheckpointsPool):
     ) -> nn.Module:
         """Return a live transformers model with these weights.
 
+        Weights from a directory may have other tensors than the pool's models, such as more layers
+        or a mixture's experts. The model is then the one that the directory's configuration states.
         Raises `CheckpointError` without a configuration that transformers knows, and
         `AlignmentError` for weights that do not fit the configuration.
         """
-        architecture = self._architecture
-        packed = architecture.pack(self._rename_to_live(as_weights(weights, self.base)))
+        architecture = self._architecture_of(weights)
+        renamed = self._rename_to_live(as_weights(weights, self.base), architecture)
+        packed = architecture.pack(renamed)
         return build_model(architecture.construct, packed, dtype=dtype, device=device)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of texts, after the token that begins a text if there is one.
+
+        The tokenizer runs in a child process. Raises `CheckpointError` if it cannot be read.
+        """
+        from pools_lm.confined.tokenizer import ConfinedTokenizer
+        from pools_lm.tasks.prompts import name_tokenizer_model
+
+        tokenizer = ConfinedTokenizer.of(self.assets(), name_tokenizer_model(self))
+        start = [] if tokenizer.facts.bos is None else [tokenizer.facts.bos]
+        return [[*start, *tokens] for tokens in tokenizer.encode(texts, special=False)]
 
     def check_builds(self) -> None:
         """Raise `CheckpointError` if transformers cannot build a model from the checkpoint.
@@ -85,7 +102,7 @@ class LanguagePool(CheckpointsPool):
         files store separately. Only a mixture's experts are fused here, too.
         """
         architecture = self._architecture
-        problem = architecture.find_misfit(self._rename_to_live(self.reference))
+        problem = architecture.find_misfit(self._rename_to_live(self.reference, architecture))
         if problem is not None:
             raise CheckpointError(
                 f"transformers {architecture.version} builds a {architecture.class_name} whose "
@@ -167,9 +184,9 @@ class LanguagePool(CheckpointsPool):
         first = replace_tokenizer(files_by_model[self._first], files_by_model[chosen])
         return {**files_by_model, self._first: first}
 
-    def _rename_to_live(self, weights: WeightSource) -> RenamedSource:
+    def _rename_to_live(self, weights: WeightSource, architecture: Architecture) -> RenamedSource:
         """Return weights under the live model's names."""
-        return self._architecture.rename_to_live(weights)
+        return architecture.rename_to_live(weights)
 
     def _check_rest(self, config: LanguageConfig) -> None:
         """Raise `RecipeError` for parts of models that this pool cannot build or match."""
@@ -267,6 +284,18 @@ class LanguagePool(CheckpointsPool):
             )
         return load_architecture(self.auto, json.dumps(config))
 
+    def _architecture_of(self, weights: WeightSource) -> Architecture:
+        """Return the architecture of weights: that of their own directory if tensors differ."""
+        if not isinstance(weights, CheckpointSource) or _is_like(weights, self.reference):
+            return self._architecture
+        path = weights.path / "config.json"
+        config = parse_safe_config({path.name: path}, str(weights.path)) if path.is_file() else None
+        if config is None:
+            return self._architecture
+        from pools_lm.architecture import load_architecture
+
+        return load_architecture(self.auto, json.dumps(config))
+
     @property
     def _first(self) -> str:
         return next(iter(self.by_name))
@@ -287,6 +316,13 @@ class LanguagePool(CheckpointsPool):
             yield f"files of {first.name} not copied (code never is): {', '.join(lost)}"
         if not any(map(select_tokenizer_files, (assets, *map(self.files_of, self.experts)))):
             yield f"{first.name} has no tokenizer, so the output has none"
+
+
+def _is_like(source: WeightSource, first: WeightSource) -> bool:
+    """Tell whether a model has the first model's names and shapes."""
+    return {name: info.shape for name, info in source.infos.items()} == {
+        name: info.shape for name, info in first.infos.items()
+    }
 
 
 def _has_names_of(source: WeightSource, first: WeightSource) -> bool:
@@ -334,9 +370,9 @@ class EncoderPool(LanguagePool):
         """Return an encoder's side files, including those of its modules."""
         return drop_foreign_modules(super().assets(dtype=dtype))
 
-    def _rename_to_live(self, weights: WeightSource) -> RenamedSource:
+    def _rename_to_live(self, weights: WeightSource, architecture: Architecture) -> RenamedSource:
         """Return an encoder's weights without heads, which transformers drops as well."""
-        architecture, names = self._architecture, super()._rename_to_live(weights).names
+        names = super()._rename_to_live(weights, architecture).names
         without_heads = {
             name: stored
             for name, stored in names.items()

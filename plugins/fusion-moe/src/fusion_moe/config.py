@@ -22,7 +22,7 @@ class MoeConfig(ComponentConfig):
     Mistral (qwen2_moe with a shared expert), qwen2_moe for Qwen2, qwen3_moe for Qwen3 (glm4_moe
     with a shared expert). glm4_moe is shaped like DeepSeek-V3, with ordinary attention."""
     gate: Literal["hidden", "last-hidden", "embeddings", "random"] = "hidden"
-    """How a row of the routers is made, always of length 1 but for random. hidden: the mean
+    """How an expert's row in each router is made, of length 1 unless it is random. hidden: the mean
     input of the layer's feed-forward block in the base, over the tokens of the expert's prompts.
     last-hidden: the mean input of the layer, at the last token of each prompt (mergekit's hidden).
     embeddings: the mean embedding of the tokens (mergekit's cheap_embed). random: standard normal

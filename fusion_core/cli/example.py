@@ -22,6 +22,8 @@ def example_command(
     """Return a command with as many experts as the algorithm takes, and its required options."""
     pipeline, most = spec.name, None
     if isinstance(spec, AlgorithmSpec):
+        if spec.example:
+            return shlex.join(("fuse", "run", "--algo", spec.name, *spec.example))
         pipeline, most = STAGES[spec.stage].example.format(spec.name), spec.max_experts
     words = ["fuse", "run", "--algo", pipeline]
     pool = next(

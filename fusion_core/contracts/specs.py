@@ -144,6 +144,8 @@ class AlgorithmSpec(ComponentSpec):
     cost: Cost | None = None
     #: the publication, e.g. "arXiv:2306.01708"
     reference: str | None = None
+    #: arguments of `fuse run` in the example of `fuse info`; default: those of the default pool
+    example: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ComponentSpec.__post_init__(self)  # super() fails: slots=True creates a new class

@@ -510,7 +510,7 @@ def test_a_full_disk_exits_6(
         (("--algo", "tise"), 3, "did you mean ties"),
         (("--set", "algorithm.densty=1"), 2, "did you mean density?"),
         (("--set", "algorithm.skip=layr"), 2, "no tensor matches 'layr'"),
-        (("--set", "algorithm.density='0.2'"), 2, "expected a number, got text"),
+        (("--set", "algorithm.density='0.2'"), 2, "expected a number, one per expert"),
         (("-o", "recipe.yaml"), 7, "is a file"),
         (("--device", "meta"), 2, "device 'meta'"),
     ],

@@ -34,7 +34,7 @@ SHAPES = [(2400, 80), (80, 1200), (320, 320)]
 AROUND = {"transform": "{} task-arithmetic", "merge": "{}", "calibrate": "task-arithmetic {}"}
 OPTIONS: dict[str, dict[str, Any]] = {"wudi": {"steps": 2}, "doge": {"steps": 2}}
 #: They return tensors of single models, and hold next to nothing.
-COPIES = {"passthrough", "stack"}
+COPIES = {"moe", "passthrough", "stack"}
 #: The workspace of LAPACK in addition to the result, in squares of the smaller side.
 WORKSPACES = {"linalg_eigh": 2, "linalg_svd": 4, "linalg_solve_ex": 1}
 

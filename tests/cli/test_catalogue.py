@@ -42,8 +42,9 @@ def test_our_algorithms_have_family_cost_and_formula(spec: AlgorithmSpec) -> Non
     assert spec.cost
     assert spec.formula
     assert "\n" not in spec.formula
-    data = {"forward", "backward"}
-    assert (spec.cost in data) == (spec.needs_tasks != "none")
+    passes = spec.cost in {"forward", "backward"}
+    has_texts = spec.name == "moe"  # among its options
+    assert passes == (spec.needs_tasks != "none" or has_texts)
 
 
 @pytest.mark.sampled(4)
@@ -62,7 +63,7 @@ def test_families_stand_together_from_the_cheapest_on(fuse: Fuse) -> None:
     headings = [line for line in lines if re.search(": (transforms|merges|calibrations)", line)]
     families = list(dict.fromkeys(heading.partition(":")[0] for heading in headings))
     assert families[0] == "averages and arithmetic"
-    assert families[-1] == "learned coefficients"
+    assert families[-2:] == ["learned coefficients", "mixtures of experts"]
     at = headings.index("signs and sparsity: merges")
     assert headings[at - 1] == "signs and sparsity: transforms, before a merge"
     row = next(line for line in lines if line.startswith("lot "))

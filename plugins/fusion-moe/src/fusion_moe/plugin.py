@@ -19,4 +19,5 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         min_experts=2,
         ordered=True,
         cost="forward",
+        example=("--pool", "lm-mini", "--set", "algorithm.gate=random"),
     )

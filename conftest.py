@@ -11,7 +11,7 @@ from zlib import crc32
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, here or in a child process
-# What processes import is compiled once, whatever the shell says: tests start hundreds of them.
+# Modules are compiled once, whatever the shell says: tests start hundreds of processes.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 # Tests end processes, not the machine: what they write need not reach the disk.

@@ -23,15 +23,22 @@ _BEFORE_LAYERS = re.compile(
 )
 
 
-def depths(names: Iterable[str], span: tuple[int, int] | None = None) -> Mapping[str, float]:
-    """Return the depth of every tensor that belongs to a layer.
+def depths(names: Iterable[str]) -> Mapping[str, float]:
+    """Return the depth of every tensor that belongs to a layer."""
+    return depths_of(layers_of(names))
+
+
+def depths_of(
+    stacks: Mapping[str, Mapping[int, Sequence[str]]], span: tuple[int, int] | None = None
+) -> Mapping[str, float]:
+    """Return the depth of every tensor in the layers that `layers_of` returns.
 
     With a span of layers, from its first up to its excluded last, only these have a depth, from 0
     to 1 among themselves.
     """
     return {
         name: rank / max(len(chosen) - 1, 1)
-        for layers in layers_of(names).values()
+        for layers in stacks.values()
         for chosen in [sorted(n for n in layers if span is None or span[0] <= n < span[1])]
         for rank, layer in enumerate(chosen)
         for name in layers[layer]

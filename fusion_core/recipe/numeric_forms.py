@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
-#: What `fuse info` calls the forms of numeric options, and what it says about them.
+#: The forms of numeric options, and how `fuse info` explains them.
 FORMS = {
     "number": "one value for all experts and layers",
     "per expert": "a number per expert by name, such as {math: 0.2, code: 0.5}, or a list in pool "

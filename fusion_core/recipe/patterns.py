@@ -16,11 +16,11 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 
 from fusion_core.errors import RecipeError
 from fusion_core.formatting import similar_names
-from fusion_core.recipe.depth import depths, interpolate, is_before_layers
+from fusion_core.recipe.depth import depths_of, interpolate, is_before_layers, layers_of
 from fusion_core.recipe.validation import STRICT, Options
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 _ONE_OR_MORE = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
@@ -102,24 +102,27 @@ class Curve(Override):
             for name, values in self.options.items()
         }
 
-    def depths(self, names: Collection[str], option: str) -> dict[str, float]:
-        """Return the depths of the tensors that the curve covers.
+    def depths(
+        self, names: Collection[str], stacks: Mapping[str, Mapping[int, Sequence[str]]], option: str
+    ) -> dict[str, float]:
+        """Return the depths of the tensors that the curve covers; `stacks` are their layers.
 
         Raises `RecipeError` for a pattern that matches no tensor, and if no tensor has a depth.
         """
         matched = select_names(self.match, names, option)
-        layered, depth_of = depths(names), depths(names, self.layers)
-        if self.layers and not depths(names, (self.layers[1] - 1, self.layers[1])):
+        unlayered = matched.difference(*(t for layers in stacks.values() for t in layers.values()))
+        if self.layers and not any(self.layers[1] - 1 in layers for layers in stacks.values()):
             raise RecipeError(
                 f"{option.removesuffix('match')}layers: there is no layer {self.layers[1] - 1}",
                 hint="Layers are numbered from 0, and the second number is excluded.",
             )
+        depth_of = depths_of(stacks, self.layers)
         covered = {name: depth for name, depth in depth_of.items() if name in matched}
-        for name in matched.difference(layered):
+        for name in unlayered:
             side = "before" if is_before_layers(name) else "after"
             if self.outside in {side, "all"}:
                 covered[name] = 0.0
-        if not matched.intersection(layered) and self.outside == "none":
+        if unlayered == matched and self.outside == "none":
             raise RecipeError(
                 f"{option}: no matching tensor belongs to a numbered layer",
                 hint="Only names with a number, such as layers.0.mlp.weight, have a depth.",
@@ -170,7 +173,7 @@ class Selection(Options):
 
         Raises `RecipeError` for a pattern that matches none, or if no tensor is left.
         """
-        only = select_names(self.only, names, "algorithm.only") if self.only is not None else names
+        only = {*names} if self.only is None else select_names(self.only, names, "algorithm.only")
         skipped = select_names(self.skip or (), names, "algorithm.skip")
         chosen = [name for name in names if name in only and name not in skipped]
         if not chosen:
@@ -210,15 +213,17 @@ class Selection(Options):
         The first curve of an option wins, or of one expert's value of an option.
         """
         values: dict[str, dict[str, Any]] = {}
+        stacks = layers_of(names) if self.by_depth else {}
         for number, curve in enumerate(self.by_depth):
-            for name, depth in curve.depths(names, f"algorithm.by_depth.{number}.match").items():
+            option = f"algorithm.by_depth.{number}.match"
+            for name, depth in curve.depths(names, stacks, option).items():
                 earlier = values.setdefault(name, {})
-                for option, value in curve.at(depth).items():
-                    known = earlier.get(option, {} if isinstance(value, dict) else None)
+                for key, value in curve.at(depth).items():
+                    known = earlier.get(key, {} if isinstance(value, dict) else None)
                     if isinstance(value, dict) and isinstance(known, dict):
-                        earlier[option] = {**value, **known}
+                        earlier[key] = {**value, **known}
                     else:
-                        earlier.setdefault(option, value)
+                        earlier.setdefault(key, value)
         return values
 
 

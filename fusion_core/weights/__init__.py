@@ -10,6 +10,7 @@ from fusion_core.recipe.depth import (
 )
 from fusion_core.recipe.patterns import select_names
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
+from fusion_core.weights.joined import JoinedSource, RenamedSource
 from fusion_core.weights.matrices import Columns, Matrices, Rows, Slot, Stacked
 from fusion_core.weights.merging.execution import SerialExecutor, is_in_process, run_all
 from fusion_core.weights.merging.kernels import (
@@ -72,7 +73,6 @@ from fusion_core.weights.source import (
     Contradiction,
     Cut,
     LowRank,
-    RenamedSource,
     TensorInfo,
     WeightSource,
     assemble,
@@ -101,6 +101,7 @@ __all__ = [
     "FileSource",
     "Files",
     "Header",
+    "JoinedSource",
     "Kernel",
     "Layout",
     "Linear",

@@ -15,8 +15,9 @@ import torch
 
 from fusion_core.weights.aligning._difference import Difference, misfit
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource, differs_in_vocabulary
+from fusion_core.weights.joined import RenamedSource
 from fusion_core.weights.reading.name_matching import match_names
-from fusion_core.weights.source import Cut, LowRank, RenamedSource, WeightSource, reference_model
+from fusion_core.weights.source import Cut, LowRank, WeightSource, reference_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fusion_core.weights.aligning.alignment import AlignedSource
+from fusion_core.weights.joined import RenamedSource
 from fusion_core.weights.merging.kernels import Kernel
 from fusion_core.weights.merging.merged_source import MergedSource
 from fusion_core.weights.merging.piece import Operands
 from fusion_core.weights.reading.task_masks import TaskMask
-from fusion_core.weights.source import RenamedSource
 
 if TYPE_CHECKING:
     import torch

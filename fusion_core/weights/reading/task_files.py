@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fusion_core.weights.joined import RenamedSource
 from fusion_core.weights.reading.task_masks import MASKS, SCALES
-from fusion_core.weights.source import RenamedSource, WeightSource
 from fusion_core.weights.state_dict import StateDictSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+
+    from fusion_core.weights.source import WeightSource
 
 #: Keys are task/tensor, with the names of the model's tensors.
 TENSORS = "task_tensors.safetensors"

@@ -25,6 +25,7 @@ from fusion_core.plugins.recipe_files import load_recipe as load_recipe
 from fusion_core.recipe.assignments import assign as assign
 from fusion_core.recipe.assignments import override as override
 from fusion_core.recipe.text import dump_yaml as dump_yaml
+from fusion_core.recipe.text import format_value as format_value
 from fusion_core.recipe.text import load_documents as load_documents
 from fusion_core.recipe.text import load_yaml as load_yaml
 from fusion_core.report.below_base import below_base_warnings as below_base_warnings

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_MAX_SHOWN = 60
-
 
 @dataclass
 class Findings:
@@ -34,12 +32,6 @@ class Findings:
         entry = f"{key}: {reason}"
         if entry not in entries:
             entries.append(entry)
-
-
-def shorten(value: object) -> str:
-    """Format a value of the file on one short line."""
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def guess(name: object, known: Iterable[str]) -> str | None:

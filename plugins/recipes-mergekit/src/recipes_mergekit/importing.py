@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.commands import load_documents
+from fusion_core.commands import format_value, load_documents
 from fusion_core.errors import RecipeError
-from recipes_mergekit.findings import Findings, shorten
+from recipes_mergekit.findings import Findings
 from recipes_mergekit.merge import Merge
 from recipes_mergekit.reading import Reader
 
@@ -76,7 +76,7 @@ class _File:
 
     def _read(self, document: object, prefix: str) -> None:
         if not isinstance(document, dict):
-            reason = f"expected a mapping, got {shorten(document)}"
+            reason = f"expected a mapping, got {format_value(document)}"
             self.findings.refuse(f"{prefix}content", reason)
             return
         name = document.get("name", "") if len(self.documents) > 1 else ""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.commands import format_value
 from recipes_mergekit.configuration import Configuration, Reference, Slice, Source, Tokens
-from recipes_mergekit.findings import guess, shorten
+from recipes_mergekit.findings import guess
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -36,7 +37,7 @@ class Reader:
         base = self._read_reference(document.get("base_model"), "base_model")
         slices = self._read_slices(document, base)
         if not isinstance(method, str):
-            self._refuse("merge_method", f"expected a name, got {shorten(method)}")
+            self._refuse("merge_method", f"expected a name, got {format_value(method)}")
         if document.get("chat_template") is not None:
             reason = "the output has the template of the chosen tokenizer; replace it there"
             self._refuse("chat_template", reason)
@@ -76,7 +77,7 @@ class Reader:
         (key,) = given
         entries = document[key]
         if not isinstance(entries, list):
-            self._refuse(key, f"expected a list, got {shorten(entries)}")
+            self._refuse(key, f"expected a list, got {format_value(entries)}")
             return []
         if key == "models":
             sources = self._read_sources(entries, key, ("model", "parameters"))
@@ -91,7 +92,9 @@ class Reader:
         self._check_keys(entry, known, f"{key}.")
         sources = entry.get("sources")
         if not isinstance(sources, list) or not sources:
-            self._refuse(f"{key}.sources", f"expected a list of models, got {shorten(sources)}")
+            self._refuse(
+                f"{key}.sources", f"expected a list of models, got {format_value(sources)}"
+            )
             sources = []
         part = Slice(
             self._read_sources(sources, f"{key}.sources", ("model", "layer_range", "parameters")),
@@ -130,7 +133,7 @@ class Reader:
             case [int() as start, int() as stop] if 0 <= start < stop:
                 return start, stop
             case given:
-                reason = f"expected two layer numbers, as in [0, 24], got {shorten(given)}"
+                reason = f"expected two layer numbers, as in [0, 24], got {format_value(given)}"
                 self._refuse(f"{key}.layer_range", reason)
                 return 0, 1
 
@@ -151,7 +154,8 @@ class Reader:
                 if owner is not None:
                     return Reference(owner, lora)
         self._refuse(
-            key, f"expected a model, as in org/name or org/base+org/adapter, got {shorten(value)}"
+            key,
+            f"expected a model, as in org/name or org/base+org/adapter, got {format_value(value)}",
         )
         return None
 
@@ -169,7 +173,7 @@ class Reader:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            self._refuse(key, f"expected a mapping, got {shorten(value)}")
+            self._refuse(key, f"expected a mapping, got {format_value(value)}")
             return {}
         return {str(name): item for name, item in value.items()}
 
@@ -178,7 +182,7 @@ class Reader:
         name = given.removeprefix("torch.") if isinstance(given, str) else given
         if name is None or name in _DTYPES:
             return name
-        self._refuse(key, f"expected one of {', '.join(_DTYPES)}, got {shorten(given)}")
+        self._refuse(key, f"expected one of {', '.join(_DTYPES)}, got {format_value(given)}")
         return None
 
     def _read_tokens(self, document: Mapping[str, Any]) -> Tokens | None:
@@ -194,7 +198,7 @@ class Reader:
             self._refuse("tokenizer.tokens", reason)
         step = options.get("pad_to_multiple_of")
         if step is not None and (not isinstance(step, int) or step < 1):
-            reason = f"expected a positive number, got {shorten(step)}"
+            reason = f"expected a positive number, got {format_value(step)}"
             self._refuse("tokenizer.pad_to_multiple_of", reason)
             step = None
         return self._make_tokens(options.get("source", "union"), step, "tokenizer.source")

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes_mergekit.findings import shorten
+from fusion_core.commands import format_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -68,9 +68,9 @@ def _read_setting(setting: object, convert: Callable[[object], float]) -> list[R
 def _read_condition(condition: Mapping[str, Any], convert: Callable[[object], float]) -> Rule:
     pattern = condition.get("filter")
     if not {"value"} <= condition.keys() <= {"value", "filter"}:
-        raise ValueError(f"expected a mapping of filter and value, got {shorten(condition)}")
+        raise ValueError(f"expected a mapping of filter and value, got {format_value(condition)}")
     if not isinstance(pattern, str | None):
-        raise ValueError(f"expected a text as the filter, got {shorten(pattern)}")  # noqa: TRY004 - one kind of error
+        raise ValueError(f"expected a text as the filter, got {format_value(pattern)}")  # noqa: TRY004 - one kind of error
     matches_all = pattern in {None, "*", ""}
     return Rule(None if matches_all else pattern, _read_values(condition["value"], convert))
 
@@ -91,7 +91,7 @@ def read_number(value: object) -> float:
             number = math.nan
         if math.isfinite(number):
             return number
-    raise ValueError(f"expected a number, got {shorten(value)}")
+    raise ValueError(f"expected a number, got {format_value(value)}")
 
 
 def read_switch(value: object) -> float:
@@ -99,4 +99,4 @@ def read_switch(value: object) -> float:
     word = str(value).lower()
     if isinstance(value, str | bool | int) and word in _TRUE | _FALSE:
         return float(word in _TRUE)
-    raise ValueError(f"expected true or false, got {shorten(value)}")
+    raise ValueError(f"expected true or false, got {format_value(value)}")

@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 import transformers
+from hybrid_mixture import HIDDEN, HYBRID, INNER, TEXT
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -28,42 +29,6 @@ if TYPE_CHECKING:
     State = dict[str, Tensor]
 
 pytestmark = [pytest.mark.plugins, pytest.mark.filterwarnings("ignore")]
-
-HIDDEN, INNER, EXPERTS = 32, 8, 4
-TEXT: dict[str, Any] = {
-    "vocab_size": 24,
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "moe_intermediate_size": INNER,
-    "num_experts": EXPERTS,
-    "num_experts_per_tok": 2,
-}
-HYBRID = transformers.Qwen3_5MoeConfig(
-    text_config={
-        **TEXT,
-        "shared_expert_intermediate_size": INNER,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 2,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
-        "layer_types": ["linear_attention", "full_attention"],
-    },
-    vision_config={
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_heads": 2,
-        "out_hidden_size": HIDDEN,
-        "num_position_embeddings": 16,
-    },
-    image_token_id=20,
-    video_token_id=21,
-    vision_start_token_id=22,
-    vision_end_token_id=23,
-)
 
 
 def save_noisy(model: Any, seed: int, path: Path) -> str:

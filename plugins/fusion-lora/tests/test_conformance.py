@@ -1,4 +1,4 @@
-"""What every command and every format keeps, checked by the suites of fusion-core."""
+"""The suites of fusion-testing, run on the command and the format."""
 
 from __future__ import annotations
 

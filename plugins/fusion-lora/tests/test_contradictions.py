@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from differences import rows, warnings
 from safetensors.torch import save_file
 
 from fusion_core import AlignmentPolicy, CheckpointsConfig, CheckpointsPool
@@ -45,19 +46,6 @@ def adapter(path: Path, tensors: dict[str, Tensor] = FACTORS, /, **config: Any) 
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}
     (path / "adapter_config.json").write_text(json.dumps(settings))
     return str(path)
-
-
-def warnings(base: Any, *models: Any, **policy: Any) -> tuple[str, ...]:
-    by_name = {f"m{n}": path for n, path in enumerate(models)}
-    pool = CheckpointsPool(CheckpointsConfig(base=base, models=by_name))
-    return pool.aligned(AlignmentPolicy(**policy)).warnings
-
-
-def rows(base: Any, *models: Any) -> list[str]:
-    with pytest.raises(AlignmentError) as caught:
-        warnings(base, *models)
-    assert "alignment.config=warn" in (caught.value.hint or "")
-    return [row.strip() for row in caught.value.message.splitlines()[1:]]
 
 
 # --- options and tensors ------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What every command keeps, checked by the suite of fusion-core."""
+"""The suite of fusion-testing, run on every command."""
 
 from __future__ import annotations
 

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from differences import rows, warnings
 from safetensors.torch import save_file
 
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.running.run import run_fusion
 from fusion_testing import Mean
 
@@ -75,19 +73,6 @@ def model(path: Path, config: dict[str, Any] | None = None, **files: Any) -> str
         if content is not None:
             (path / f"{name}.json").write_text(json.dumps(content))
     return str(path)
-
-
-def warnings(base: Any, *models: Any, **policy: Any) -> tuple[str, ...]:
-    by_name = {f"m{n}": path for n, path in enumerate(models)}
-    pool = CheckpointsPool(CheckpointsConfig(base=base, models=by_name))
-    return pool.aligned(AlignmentPolicy(**policy)).warnings
-
-
-def rows(base: Any, *models: Any) -> list[str]:
-    with pytest.raises(AlignmentError) as caught:
-        warnings(base, *models)
-    assert "alignment.config=warn" in (caught.value.hint or "")
-    return [row.strip() for row in caught.value.message.splitlines()[1:]]
 
 
 def pair(tmp_path: Path, ours: Any, theirs: Any) -> tuple[str, str]:

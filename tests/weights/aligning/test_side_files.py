@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from differences import warnings
 from safetensors.torch import save_file
 
 from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights.aligning.side_files import NOT_COMPARED, TABLE
 from fusion_core.weights.reading.assets import SIDE_FILES
 
@@ -65,12 +65,6 @@ def warnings_of(
     """Return the warnings about models with some side files; the first model is the base."""
     paths = [write(tmp_path / f"m{n}", tensors, files) for n, files in enumerate(models)]
     return warnings(paths[0], *paths[1:], **policy)
-
-
-def warnings(base: str, *models: str, **policy: Any) -> tuple[str, ...]:
-    by_name = {f"m{n}": path for n, path in enumerate(models)}
-    pool = CheckpointsPool(CheckpointsConfig(base=base, models=by_name))
-    return pool.aligned(AlignmentPolicy(**policy)).warnings
 
 
 def test_every_side_file_is_in_the_table_or_has_a_reason_not_to_be() -> None:

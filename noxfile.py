@@ -43,8 +43,9 @@ KERNELS = {
 #: What torch says of a processor, and the values of ATEN_CPU_CAPABILITY that it can then run.
 ABOVE_DEFAULT = {"avx2": ("avx2",), "avx512": ("avx2", "avx512")}
 #: One process per core, each with one thread of torch's: more only wait for each other. Tests of
-#: one file share what they make.
-ON_ALL_CORES = ("-n", "auto", "--dist", "loadfile")
+#: one file share what they make. Files keep their order: by default those with few tests come last,
+#: some of which are slow, and one core waits for the other.
+ON_ALL_CORES = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 #: What every plugin is tested with.
 TESTING = ("-e", "./plugins/fusion-testing")

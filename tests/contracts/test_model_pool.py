@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from fusion_core import CheckpointsConfig, CheckpointsPool
 from fusion_core.errors import RecipeError
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 
 class Seasons(CheckpointsPool):

@@ -14,8 +14,6 @@ from signed import sign
 from torch import nn
 
 from fusion_core import run_fusion
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
 from fusion_core.contracts.measurements import Metric
 from fusion_core.contracts.report import Report
@@ -41,6 +39,7 @@ from fusion_core.weights import CheckpointSource, Piece, StateDictSource, Weight
 from fusion_core.weights.writing import _fault as fault
 from fusion_core.weights.writing.disk import write_durably
 from fusion_core.weights.writing.lock import lock_output
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

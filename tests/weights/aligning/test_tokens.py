@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from fusion_core.weights.aligning._models import Model, Models
+from fusion_core.weights.aligning._tokens import conflicts
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AlignmentError, CheckpointError
 from fusion_core.recipe.config import AlignmentPolicy
-from fusion_core.weights.aligning._models import Model, Models
-from fusion_core.weights.aligning._tokens import conflicts
 from fusion_core.weights.reading.assets import list_side_files
 from fusion_core.weights.state_dict import StateDictSource
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

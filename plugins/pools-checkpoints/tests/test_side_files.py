@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from differences import warnings
-from fusion_core.weights.aligning.side_files import NOT_COMPARED, TABLE
 from safetensors.torch import save_file
 
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.weights.reading.assets import SIDE_FILES
+from fusion_core.weights import SIDE_FILES
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
+from pools_checkpoints.comparison.table import NOT_COMPARED, TABLE
 
 if TYPE_CHECKING:
     from pathlib import Path

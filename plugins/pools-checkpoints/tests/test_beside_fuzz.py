@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fusion_core import AlignmentPolicy
 from fusion_core.errors import FusionError
-from fusion_core.recipe.config import AlignmentPolicy
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:

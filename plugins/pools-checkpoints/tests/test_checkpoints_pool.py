@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fusion_core import AlignmentPolicy, run_fusion
 from fusion_core.errors import (
     AlignmentError,
     CheckpointError,
@@ -20,15 +21,13 @@ from fusion_core.errors import (
     IntegrityError,
     RecipeError,
 )
-from fusion_core.recipe.config import AlignmentPolicy
-from fusion_core.running.run import run_fusion
 from fusion_core.weights import (
     CheckpointSource,
+    RemoteSource,
     SerialExecutor,
     StateDictSource,
     check_unchanged,
 )
-from fusion_core.weights.reading.remote import RemoteSource
 from pools_checkpoints import (
     CheckpointsConfig,
     CheckpointsPool,

@@ -296,7 +296,7 @@ def test_the_command_says_what_comes_next(
     again = fuse("new-plugin", "fusion-median")
     assert (again.code, again.out, "already exists" in again.err) == (7, "", True)
     printed = fuse("new-plugin", "fusion-checkpoints", "--kind", "model-pool").err
-    assert "warning: fusion-core/checkpoints also has the name 'checkpoints'" in printed
+    assert "warning: pools-checkpoints/checkpoints also has the name 'checkpoints'" in printed
     assert fuse("new-plugin", "pools-checkpoints").err == ""  # another kind
 
 

@@ -136,7 +136,8 @@ def test_environment_names_libraries_of_plugins(site: Site) -> None:
     environment = provenance.describe_environment(
         {"pools-mini"}, load_plugins().plugins, torch.device("cpu")
     )
-    assert environment["plugins"].keys() == {"fusion-adapting", "pools-clip", "pools-mini"}
+    libraries = {"fusion-adapting", "pools-checkpoints"}
+    assert environment["plugins"].keys() == {*libraries, "pools-clip", "pools-mini"}
 
 
 def test_statement_separates_timings() -> None:

@@ -17,6 +17,7 @@ MOVED = {
 MOVED_NAMES = {
     "CheckpointsConfig": "pools_checkpoints.CheckpointsConfig",
     "CheckpointsPool": "pools_checkpoints.CheckpointsPool",
+    "Limits": "pools_checkpoints.Limits",
     "Report.plot": "fusion_report.plot",
     "Report.to_dataframe": "fusion_report.to_dataframe",
     "RunResult.plot": "fusion_report.plot",
@@ -40,9 +41,9 @@ MOVED_NAMES = {
     "table_of": "fusion_core.commands.build_table",
     "trusted_by": "fusion_core.commands.trusted_names",
     "locked": "fusion_core.files.lock_output",
-    "Confined": "fusion_core.files.SandboxedWorker",
-    "Overrun": "fusion_core.files.LimitExceeded",
-    "Refused": "fusion_core.files.WorkFailed",
+    "Confined": "pools_checkpoints.SandboxedWorker",
+    "Overrun": "pools_checkpoints.LimitExceeded",
+    "Refused": "pools_checkpoints.WorkFailed",
 }
 #: The new names of public names, by package and their name in 0.1. A name with a package moved.
 RENAMED = {
@@ -77,6 +78,12 @@ RENAMED = {
         "with_layers": "fusion_linear.layer_config.replace_layers",
     },
     "fusion_core.commands": {"find_routers": "pools_checkpoints.find_routers"},
+    "fusion_core.files": {
+        "LimitExceeded": "pools_checkpoints.LimitExceeded",
+        "Limits": "pools_checkpoints.Limits",
+        "SandboxedWorker": "pools_checkpoints.SandboxedWorker",
+        "WorkFailed": "pools_checkpoints.WorkFailed",
+    },
     "fusion_core.hub": {
         "Size": "DownloadSize",
         "Wanted": "FileRequest",

@@ -329,7 +329,7 @@ def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> 
     assert result.report is None
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["schema"] == 1
-    assert provenance["plugins"].keys() == {"fusion-core", "fusion-ties", "pools-checkpoints"}
+    assert provenance["plugins"].keys() == {"fusion-ties", "pools-checkpoints"}
     assert provenance["inputs"].keys() == {"base", "a", "b", "c"}
     assert provenance["inputs"]["a"]["source"] == "a"
     assert provenance["tensors"] == {"merged": 5, "copied": 1, "dropped": 0}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from fusion_core import build_model
+from fusion_core import RecipeSource, build_model
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.weights import (
     CheckpointSource,
@@ -261,7 +261,7 @@ class LanguagePool(CheckpointsPool):
     @property
     def _has_recipes(self) -> bool:
         """Whether a model stands for the merge of another recipe, which is inserted later."""
-        return any(hasattr(model.live, "recipe_in") for model in self._all)
+        return any(isinstance(model.live, RecipeSource) for model in self._all)
 
     @cached_property
     def _packing(self) -> Packing | None:

@@ -110,7 +110,7 @@ ModelPaths = Annotated[dict[str, ModelPath], BeforeValidator(name_after_paths)]
 
 
 #: A model of any kind: a path, a name on the hub, a recipe, which becomes a `RecipeSource`, or from
-#: Python a state dict or a live model. A field of this type needs `arbitrary_types_allowed`.
+#: Python a state dict or a live model.
 AnyModel = Annotated[
     Any,
     PlainValidator(_check_model),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from fusion_core import AnyModel, AnyModels, ComponentConfig, InputPath
 
@@ -17,8 +17,6 @@ _OMITTED = frozenset({"format", "side_files", "router", "map", "rest"})
 
 class CheckpointsConfig(ComponentConfig):
     """A base and experts: paths, hub ids or recipes. From Python also live models, state dicts."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     base: AnyModel | None = None
     """The model that the experts were fine-tuned from: a directory, a .safetensors file,

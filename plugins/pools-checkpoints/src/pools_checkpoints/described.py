@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from fusion_core import ComponentConfig, ModelPool
-from pools_checkpoints.comparison.agreement import Agreement
+from pools_checkpoints.comparison.models import Model, Models
+from pools_checkpoints.comparison.table import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +31,24 @@ class DescribedPool(ModelPool[ConfigT]):
     """
 
     def differences(self, topic: Topic) -> Sequence[Difference]:
-        """Compare the models' side files."""
-        return self._agreement.differences(topic)
+        """Compare the models' side files. A run aligns its models often and compares them once."""
+        if topic not in self._differences:
+            rows = [row for row in TABLE if row.topic == topic]
+            self._differences[topic] = [
+                difference for row in rows for difference in row.find(self._described_models)
+            ]
+        return self._differences[topic]
 
     @cached_property
-    def _agreement(self) -> Agreement:
-        return Agreement(self.by_name, self.side_files())
+    def _differences(self) -> dict[Topic, Sequence[Difference]]:
+        return {}
+
+    @cached_property
+    def _described_models(self) -> Models:
+        files = self.side_files()
+        return Models(
+            {
+                name: Model(name, source, files.get(name, {}))
+                for name, source in self.by_name.items()
+            }
+        )

@@ -20,15 +20,16 @@ TYPING = "tests/typing"
 NEEDS_PLUGINS = re.compile(r"^pytestmark = .*pytest\.mark\.plugins", re.MULTILINE)
 #: Tests of hostile input: `nox -s fuzz` runs them at their nightly size.
 HOSTILE = [
-    *("reading/test_format_fuzz.py", "reading/test_beside_fuzz.py"),
-    "reading/test_hostile_inputs.py",
-    *("writing/test_changing_inputs.py", "merging/test_bad_weights.py"),
+    *(f"tests/weights/reading/test_{subject}.py" for subject in ("format_fuzz", "hostile_inputs")),
+    "tests/weights/writing/test_changing_inputs.py",
+    "tests/weights/merging/test_bad_weights.py",
+    "plugins/pools-checkpoints/tests/test_beside_fuzz.py",
 ]
 #: Tests that no kernel can change: of files, recipes, the command line, the hub, and pages. Every
 #: other test counts as numeric, so that `nox -s processors` runs a new file of tests unasked.
 WITHOUT_NUMBERS = [
     *(f"tests/{room}" for room in ("cli", "hub", "plugins", "recipe", "skeleton")),
-    *("tests/weights/writing", *(f"tests/weights/{p}" for p in HOSTILE if p.startswith("reading"))),
+    *("tests/weights/writing", *(path for path in HOSTILE if "fuzz" in path or "hostile" in path)),
     *(f"tests/test_{subject}.py" for subject in ("author_pages", "docs", "errors", "exports")),
     *(f"tests/test_{subject}.py" for subject in ("house", "public", "readme", "wheels")),
 ]
@@ -47,8 +48,8 @@ ABOVE_DEFAULT = {"avx2": ("avx2",), "avx512": ("avx2", "avx512")}
 #: some of which are slow, and one core waits for the other.
 ON_ALL_CORES = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-#: What every plugin is tested with.
-TESTING = ("-e", "./plugins/fusion-testing")
+#: What every plugin is tested with: the suites, and the pool of their tiny models.
+TESTING = ("-e", "./plugins/fusion-testing", "-e", "./plugins/pools-checkpoints")
 SOURCES = ["fusion_core", *(str(path / "src") for path in PLUGINS)]
 
 
@@ -137,8 +138,7 @@ def fuzz(session: nox.Session) -> None:
     """Try hostile input at its nightly size: two million headers, as many indexes."""
     install(session, "test")
     sizes = {"FUSION_FUZZ_MUTANTS": "2000000", "FUSION_CUTS": "2000", "FUSION_NIGHTLY": "1"}
-    tests = [f"tests/weights/{path}" for path in HOSTILE]
-    session.run("pytest", *tests, "tests/test_determinism.py", *session.posargs, env=sizes)
+    session.run("pytest", *HOSTILE, "tests/test_determinism.py", *session.posargs, env=sizes)
 
 
 @nox.session(default=False)
@@ -309,7 +309,7 @@ def _mergekit(session: nox.Session) -> Path:
 
 @nox.session(default=False)
 def core_alone(session: nox.Session) -> None:
-    """Test the core with no plugin but fusion-testing, whose tiny models its tests use."""
+    """Test the core with no plugin but fusion-testing and the pool of its tiny models."""
     session.install("-e", ".", *TESTING, *nox.project.dependency_groups(PYPROJECT, "test"))
     alone = [
         str(path)

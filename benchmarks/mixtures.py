@@ -24,14 +24,13 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from fusion_core import (
     AdaptiveTask,
     Batch,
-    CheckpointsConfig,
-    CheckpointsPool,
     ComponentConfig,
     RunOptions,
     Split,
     TaskPool,
     run_fusion,
 )
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -1,5 +1,3 @@
-from fusion_core.builtin.checkpoints import CheckpointsPool as CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig as CheckpointsConfig
 from fusion_core.checking.check import check as check
 from fusion_core.contracts.algorithm import Algorithm as Algorithm
 from fusion_core.contracts.algorithm import TensorwiseAlgorithm as TensorwiseAlgorithm
@@ -13,6 +11,8 @@ from fusion_core.contracts.measurements import Metric as Metric
 from fusion_core.contracts.measurements import MetricValues as MetricValues
 from fusion_core.contracts.measurements import Reference as Reference
 from fusion_core.contracts.model_pool import ModelPool as ModelPool
+from fusion_core.contracts.options import AnyModel as AnyModel
+from fusion_core.contracts.options import AnyModels as AnyModels
 from fusion_core.contracts.options import InputPath as InputPath
 from fusion_core.contracts.options import ModelPath as ModelPath
 from fusion_core.contracts.options import ModelPaths as ModelPaths
@@ -44,8 +44,10 @@ from fusion_core.contracts.task_pool import AdaptiveTask as AdaptiveTask
 from fusion_core.contracts.task_pool import FeatureTask as FeatureTask
 from fusion_core.contracts.task_pool import Task as Task
 from fusion_core.contracts.task_pool import TaskPool as TaskPool
+from fusion_core.contracts.treatments import Treatment as Treatment
 from fusion_core.errors import FusionError as FusionError
 from fusion_core.hookspecs import hookimpl as hookimpl
+from fusion_core.planning.nested import RecipeSource as RecipeSource
 from fusion_core.planning.plan import plan as plan
 from fusion_core.planning.run_options import RunOptions as RunOptions
 from fusion_core.plugins.formats import LocatedModel as LocatedModel

@@ -24,7 +24,9 @@ def lazy_exports(module: str, file: str) -> tuple[list[str], Callable[[str], Any
 
     def load(name: str) -> Any:  # noqa: ANN401 - any public object
         if name not in homes:
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+            from fusion_core._moved import refuse_old_names
+
+            refuse_old_names(module)(name)
         return getattr(import_module(homes[name]), name)
 
     return sorted(homes), load

@@ -15,6 +15,9 @@ MOVED = {
 }
 #: The replacement of a name of `fusion_core`, with its package.
 MOVED_NAMES = {
+    "CheckpointsConfig": "pools_checkpoints.CheckpointsConfig",
+    "CheckpointsPool": "pools_checkpoints.CheckpointsPool",
+    "Limits": "pools_checkpoints.Limits",
     "Report.plot": "fusion_report.plot",
     "Report.to_dataframe": "fusion_report.to_dataframe",
     "RunResult.plot": "fusion_report.plot",
@@ -38,9 +41,9 @@ MOVED_NAMES = {
     "table_of": "fusion_core.commands.build_table",
     "trusted_by": "fusion_core.commands.trusted_names",
     "locked": "fusion_core.files.lock_output",
-    "Confined": "fusion_core.files.SandboxedWorker",
-    "Overrun": "fusion_core.files.LimitExceeded",
-    "Refused": "fusion_core.files.WorkFailed",
+    "Confined": "pools_checkpoints.SandboxedWorker",
+    "Overrun": "pools_checkpoints.LimitExceeded",
+    "Refused": "pools_checkpoints.WorkFailed",
 }
 #: The new names of public names, by package and their name in 0.1. A name with a package moved.
 RENAMED = {
@@ -58,19 +61,28 @@ RENAMED = {
         "held_in_memory": "find_in_memory_source",
         "in_order": "sum_in_order",
         "kept_count": "count_for_density",
-        "licence_of": "read_licence",
+        "licence_of": "pools_checkpoints.read_licence",
         "matching": "select_names",
         "nearness": "describe_nearness",
         "origins": "collect_origins",
         "per_expert": "broadcast_per_expert",
+        "read_licence": "pools_checkpoints.read_licence",
         "renumbered": "renumber_layer",
         "safe_config": "parse_safe_config",
         "replace_layers": "fusion_linear.layer_config.replace_layers",
         "same_tensors": "match_names",
         "staged": "stage_output",
-        "tokenizer_of": "select_tokenizer_files",
+        "select_tokenizer_files": "pools_checkpoints.select_tokenizer_files",
+        "tokenizer_of": "pools_checkpoints.select_tokenizer_files",
         "with_config": "change_config",
         "with_layers": "fusion_linear.layer_config.replace_layers",
+    },
+    "fusion_core.commands": {"find_routers": "pools_checkpoints.find_routers"},
+    "fusion_core.files": {
+        "LimitExceeded": "pools_checkpoints.LimitExceeded",
+        "Limits": "pools_checkpoints.Limits",
+        "SandboxedWorker": "pools_checkpoints.SandboxedWorker",
+        "WorkFailed": "pools_checkpoints.WorkFailed",
     },
     "fusion_core.hub": {
         "Size": "DownloadSize",
@@ -125,7 +137,7 @@ def refuse_old_names(module: str) -> Callable[[str], NoReturn]:
     """Return a `__getattr__` for a package: its error for a name of 0.1 gives the new name."""
 
     def refuse(name: str) -> NoReturn:
-        new = RENAMED[module].get(name)
+        new = RENAMED.get(module, {}).get(name)
         if new is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         if "." in new:

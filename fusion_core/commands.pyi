@@ -1,5 +1,4 @@
 from fusion_core._exports import lazy_exports as lazy_exports
-from fusion_core.builtin.checkpoints_routers import find_routers as find_routers
 from fusion_core.checking.check import scan as scan
 from fusion_core.cli.flags import sections_from as sections_from
 from fusion_core.cli.flags import trusted_names as trusted_names

@@ -1,8 +1,4 @@
 from fusion_core.contracts.task_data import file_stamps as file_stamps
-from fusion_core.machine.sandbox import LimitExceeded as LimitExceeded
-from fusion_core.machine.sandbox import Limits as Limits
-from fusion_core.machine.sandbox import SandboxedWorker as SandboxedWorker
-from fusion_core.machine.sandbox import WorkFailed as WorkFailed
 from fusion_core.weights.reading.containment import open_named as open_named
 from fusion_core.weights.reading.containment import report_unreadable as report_unreadable
 from fusion_core.weights.reading.containment import resolve_member as resolve_member

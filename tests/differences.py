@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AlignmentError
 from fusion_core.recipe.config import AlignmentPolicy
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 
 def warnings(base: Any, *models: Any, **policy: Any) -> tuple[str, ...]:

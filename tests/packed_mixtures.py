@@ -16,17 +16,9 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from fusion_core import (
-    AdaptiveTask,
-    Batch,
-    CheckpointsConfig,
-    CheckpointsPool,
-    ComponentConfig,
-    RunOptions,
-    TaskPool,
-    run_fusion,
-)
+from fusion_core import AdaptiveTask, Batch, ComponentConfig, RunOptions, TaskPool, run_fusion
 from fusion_core.weights import Columns, Matrices, Rows, Stacked
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,15 +8,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fusion_core import (
-    AdaptiveTask,
-    Batch,
-    CheckpointsConfig,
-    CheckpointsPool,
-    ComponentConfig,
-    Split,
-    TaskPool,
-)
+from fusion_core import AdaptiveTask, Batch, ComponentConfig, Split, TaskPool
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -34,6 +34,8 @@ LIGHT = [
     "fusion_report.plugin",
     "fusion_ties.plugin",
     "fusion_trackers.plugin",
+    "pools_checkpoints",
+    "pools_checkpoints.plugin",
     "recipes_mergekit.plugin",
 ]
 WITHOUT_TORCH = [
@@ -41,13 +43,14 @@ WITHOUT_TORCH = [
     "fusion_core.planning.resolution",
     "fusion_core.recipe.text",
     "fusion_core.planning.option_descriptions",
-    "fusion_core.builtin.checkpoints_config",
+    "fusion_core.contracts.options",
     "fusion_core.builtin.executors",
     "fusion_average.config",
     "fusion_linear.config",
     "fusion_moe.config",
     "fusion_regmean.config",
     "fusion_ties.config",
+    "pools_checkpoints.config",
 ]
 
 
@@ -116,7 +119,7 @@ def test_a_renamed_name_says_the_new_one(package: str) -> None:
 def test_the_replacement_of_a_moved_name_exists() -> None:
     for replacement in sorted(set(MOVED_NAMES.values())):
         package, names = re.fullmatch(
-            r"(fusion_\w+(?:\.[a-z]+)??)\.(\w+(?:\(\)\.\w+)?)", replacement
+            r"((?:fusion|pools)_\w+(?:\.[a-z]+)??)\.(\w+(?:\(\)\.\w+)?)", replacement
         ).groups()
         value = import_module(package)
         for name in names.replace("()", "").split("."):

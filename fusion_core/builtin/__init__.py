@@ -1,26 +1,14 @@
-"""The core's own plugin, registered like any other: one pool, one format, two executors."""
+"""The core's own plugin, registered like any other: one format, two executors."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core.contracts.specs import ExecutorSpec, FormatSpec, ModelPoolSpec
+from fusion_core.contracts.specs import ExecutorSpec, FormatSpec
 from fusion_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@hookimpl
-def fusion_register_model_pools() -> Iterator[ModelPoolSpec]:
-    """Register the pool for checkpoints of any kind."""
-    yield ModelPoolSpec(
-        name="checkpoints",
-        summary="Any checkpoints and adapters: paths, hub ids, or live models.",
-        target="fusion_core.builtin.checkpoints:CheckpointsPool",
-        config="fusion_core.builtin.checkpoints_config:CheckpointsConfig",
-        offline=True,
-    )
 
 
 @hookimpl

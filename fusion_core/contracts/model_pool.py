@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 import torch
 
 from fusion_core.contracts.matrices import layout_of, matrices_by_name
-from fusion_core.errors import RecipeError
+from fusion_core.errors import BrokenPluginError, RecipeError
 from fusion_core.recipe.config import ComponentConfig
-from fusion_core.weights import WeightSource, align
-from fusion_core.weights.aligning.agreement import Agreement
+from fusion_core.weights import Difference, WeightSource, align
+from fusion_core.weights.aligning.difference import judge
 from fusion_core.weights.origin import Origin
+from fusion_core.weights.reading.assets import CONFIG, parse_config
 from fusion_core.weights.reading.quantisation import refuse_quantised
 from fusion_core.weights.source import check_unchanged, collect_origins, reference_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.treatments import Treatment
     from fusion_core.hub import FileRequest
     from fusion_core.recipe.config import AlignmentPolicy
+    from fusion_core.weights.aligning.difference import Topic
     from fusion_core.weights.matrices import Matrices
     from fusion_core.weights.packing import Layout
     from fusion_core.weights.reading.assets import Files
@@ -147,10 +149,27 @@ class ModelPool(ABC, Generic[ConfigT]):
     def side_files(self) -> Mapping[str, Files]:
         """Return the files next to each model's weights that describe it, by the model's name.
 
-        `config.json`, tokenizer files and the like: alignment compares the models by them. Default:
-        none are known.
+        `config.json`, tokenizer files and the like. A pool that has some compares the models by
+        them, in `differences`. Default: none are known.
         """
         return {}
+
+    def differences(self, topic: Topic) -> Iterable[Difference]:
+        """Find ways in which the descriptions of models contradict each other.
+
+        Alignment asks for the topics `config` and `tokenizer`, unless a policy ignores them. A
+        serious difference is an error, which the policy of the topic may allow. Others are
+        warnings. Default: none, for models without side files. For others, derive the pool from
+        `pools_checkpoints.DescribedPool`, which compares all files that transformers writes.
+        """
+        del topic
+        if any(self.side_files().values()):
+            raise BrokenPluginError(
+                f"the model pool {type(self).__name__} has side files and does not compare them",
+                hint="Its authors must derive it from pools_checkpoints.DescribedPool, or "
+                "implement `differences`.",
+            )
+        return ()
 
     def task_of(self, expert: str) -> str:
         """Return the task that an expert was fine-tuned for; default: they share a name."""
@@ -223,7 +242,7 @@ class ModelPool(ABC, Generic[ConfigT]):
                 hint="Rename that expert.",
             )
         refuse_quantised(self.by_name, self.side_files())
-        differences, warnings = self._agreement.judged(policy)
+        differences, warnings = judge(self._find_differences, policy)
         clone = copy.copy(self)
         alignment = align(self.base, self.experts, policy, differences)
         clone.base, clone.experts = alignment.base, alignment.experts
@@ -254,9 +273,20 @@ class ModelPool(ABC, Generic[ConfigT]):
         """
         return self.layout
 
+    def _find_differences(self, topic: Topic) -> Iterator[Difference]:
+        yield from self.differences(topic)
+        if topic == "config":
+            yield from self._contradictions
+
     @cached_property
-    def _agreement(self) -> Agreement:
-        return Agreement(self.base, self.by_name, self.side_files())
+    def _contradictions(self) -> Sequence[Difference]:
+        """What files of weights say that their tensors, or the base, contradict."""
+        base_config = parse_config(self.side_files().get("base", {}), CONFIG, "base") or {}
+        return [
+            Difference(subject, name, problem, is_serious=is_serious)
+            for name, source in self.by_name.items()
+            for subject, problem, is_serious in source.contradictions(base_config)
+        ]
 
     @property
     def by_name(self) -> Mapping[str, WeightSource]:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer, SerializationInfo
+from pydantic import (
+    BeforeValidator,
+    PlainSerializer,
+    PlainValidator,
+    SerializationInfo,
+    ValidationInfo,
+    WithJsonSchema,
+)
 
 from fusion_core.hub.reference import looks_like_id, parse
 from fusion_core.recipe.config import _if_path
@@ -55,6 +62,41 @@ def _name_of(model: str) -> str:
     return path.stem if path.suffix in {".safetensors", *RECIPE_SUFFIXES} else path.name
 
 
+def _check_model(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a path, or the caller's live model
+    if _is_recipe(value):
+        if info.context is None:
+            raise ValueError("a recipe in the place of a model needs a run to merge it")
+        return info.context(value if isinstance(value, Mapping) else resolve_input_path(value))
+    if isinstance(value, str | os.PathLike):
+        return model_path(value)
+    if isinstance(value, Mapping) or callable(getattr(value, "state_dict", None)):
+        return value
+    raise ValueError("expected a path, a recipe, a state dict or a live model")
+
+
+def _is_recipe(value: Any) -> bool:  # noqa: ANN401 - whatever a recipe holds
+    """Tell whether a model is given by a recipe: a file, or a mapping."""
+    if isinstance(value, str | os.PathLike):
+        return Path(value).suffix in RECIPE_SUFFIXES
+    return isinstance(value, Mapping) and not {"algorithm", "model_pool"}.isdisjoint(value)
+
+
+def _serialise_model(value: Any, info: SerializationInfo) -> Any:  # noqa: ANN401 - a path, or a recipe in full
+    if isinstance(value, str):
+        return serialise_path(value, info)
+    if hasattr(value, "recipe_in"):
+        return value.recipe_in(info.context)
+    return f"<live {type(value).__name__}>"
+
+
+_ANY_MODEL = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["algorithm"]}]}
+_ANY_MODELS = {
+    "anyOf": [
+        {"type": "object", "additionalProperties": _ANY_MODEL},
+        {"type": "array", "items": _ANY_MODEL},
+    ]
+}
+
 #: The path of an input file or directory; a relative path in a recipe starts in its folder.
 InputPath = Annotated[str, _if_path(resolve_input_path), PlainSerializer(serialise_path)]
 
@@ -65,3 +107,19 @@ ModelPath = Annotated[str, _if_path(model_path), PlainSerializer(serialise_path)
 
 #: Input models by name; a list is named after its paths or hub ids.
 ModelPaths = Annotated[dict[str, ModelPath], BeforeValidator(name_after_paths)]
+
+
+#: A model of any kind: a path, a name on the hub, a recipe, which becomes a `RecipeSource`, or from
+#: Python a state dict or a live model.
+AnyModel = Annotated[
+    Any,
+    PlainValidator(_check_model),
+    PlainSerializer(_serialise_model),
+    WithJsonSchema(_ANY_MODEL),
+]
+
+
+#: Models of any kind by name; a list is named after its paths or hub ids.
+AnyModels = Annotated[
+    dict[str, AnyModel], BeforeValidator(name_after_paths), WithJsonSchema(_ANY_MODELS)
+]

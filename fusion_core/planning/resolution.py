@@ -56,7 +56,7 @@ _KINDS: dict[str, type[ComponentSpec]] = {
     "executor": ExecutorSpec,
 }
 #: The model pool that takes models of any kind.
-_ANY_MODELS = "checkpoints"
+ANY_MODELS = "checkpoints"
 _NAME_ONE = "Choose one with --algo NAME; see: fuse list algorithms"
 _DEFAULT_EXECUTOR = "threads"
 
@@ -287,7 +287,7 @@ def shared_options(component: Component[Any]) -> Mapping[str, Any]:
 
 def _options_of_sections(raw: Mapping[str, Any], plugins: PluginManager) -> Iterator[str]:
     """Yield the options of a recipe's sections, to suggest them for options one level too high."""
-    defaults = {"model_pool": _ANY_MODELS, "executor": _DEFAULT_EXECUTOR}
+    defaults = {"model_pool": ANY_MODELS, "executor": _DEFAULT_EXECUTOR}
     for section, kind in _KINDS.items():
         for stage in stages_in(raw.get(section)):
             try:
@@ -324,7 +324,7 @@ def _default_model_pool(recipe: Recipe, plugins: PluginManager, live: frozenset[
     if "model_pool" in live or recipe.model_pool.name is not None:
         return None
     if recipe.model_pool.options.keys() & {"base", "models"}:
-        return _ANY_MODELS
+        return ANY_MODELS
     names = [
         component.qualified_name
         for component in plugins.components(ModelPoolSpec)

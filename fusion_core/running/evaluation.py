@@ -17,7 +17,12 @@ from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, OutputSpec
 from fusion_core.errors import PluginError, RecipeError
 from fusion_core.machine.attribution import forbid_exit
 from fusion_core.planning.needs import check_data, check_tasks, uses_tasks
-from fusion_core.planning.resolution import choose_task_pool, resolve_component, resolve_form
+from fusion_core.planning.resolution import (
+    ANY_MODELS,
+    choose_task_pool,
+    resolve_component,
+    resolve_form,
+)
 from fusion_core.planning.resolved_recipe import Resolved
 from fusion_core.planning.trust import (
     check_trust_names,
@@ -46,8 +51,6 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.plugins.manager import PluginManager
-
-_CHECKPOINTS = "checkpoints"
 
 
 @report_out_of_memory()
@@ -202,7 +205,7 @@ def write_report(report: Report, directory: Path) -> None:
 
 def _builds_nothing(pool: Choice, plugins: PluginManager) -> bool:
     """Tell whether there is no model pool, or only that of checkpoints, which has no class."""
-    return pool.name is None or plugins.find(ModelPoolSpec, pool.name).spec.name == _CHECKPOINTS
+    return pool.name is None or plugins.find(ModelPoolSpec, pool.name).spec.name == ANY_MODELS
 
 
 def _find_pool(tasks: str | None, plugins: PluginManager, directory: Path) -> Choice:

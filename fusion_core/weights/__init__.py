@@ -10,6 +10,8 @@ from fusion_core.recipe.depth import (
 )
 from fusion_core.recipe.patterns import select_names
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
+from fusion_core.weights.aligning.difference import Difference
+from fusion_core.weights.aligning.vocabulary import differs_in_vocabulary, vocabulary_size
 from fusion_core.weights.joined import JoinedSource, RenamedSource
 from fusion_core.weights.matrices import Columns, Matrices, Rows, Slot, Stacked
 from fusion_core.weights.merging.execution import SerialExecutor, is_in_process, run_all
@@ -49,13 +51,16 @@ from fusion_core.weights.origin import Origin, stamp_of
 from fusion_core.weights.packing import Layout
 from fusion_core.weights.ranges import read_range
 from fusion_core.weights.reading.assets import (
+    SIDE_FILES,
+    TOKENIZER_FILES,
     Files,
     change_config,
+    drop_dangerous_fields,
+    is_same_content,
+    parse_config,
     parse_safe_config,
     read_config,
-    read_licence,
     read_side_file,
-    select_tokenizer_files,
 )
 from fusion_core.weights.reading.checkpoint import CheckpointSource
 from fusion_core.weights.reading.files import FileSource
@@ -64,7 +69,11 @@ from fusion_core.weights.reading.header import Header, StoredTensor
 from fusion_core.weights.reading.location import Location
 from fusion_core.weights.reading.name_matching import match_names
 from fusion_core.weights.reading.package_files import PackagedFiles
-from fusion_core.weights.reading.quantisation import find_config_value, refuse_packed
+from fusion_core.weights.reading.quantisation import (
+    QUANTISER_FILES,
+    find_config_value,
+    refuse_packed,
+)
 from fusion_core.weights.reading.remote import RemoteSource, open_checkpoint
 from fusion_core.weights.reading.task_masks import PackedMasks
 from fusion_core.weights.reading.untrusted_json import parse_json
@@ -87,6 +96,9 @@ from fusion_core.weights.writing.writer import Staging
 
 __all__ = [
     "BLOCK",
+    "QUANTISER_FILES",
+    "SIDE_FILES",
+    "TOKENIZER_FILES",
     "AlignedSource",
     "Alignment",
     "CastSource",
@@ -97,6 +109,7 @@ __all__ = [
     "CoordinatesKernel",
     "Cut",
     "DataFile",
+    "Difference",
     "ElectKernel",
     "FileSource",
     "Files",
@@ -147,6 +160,8 @@ __all__ = [
     "decompose",
     "depths",
     "describe_nearness",
+    "differs_in_vocabulary",
+    "drop_dangerous_fields",
     "elect_sign",
     "find_config_value",
     "find_in_memory_source",
@@ -154,6 +169,7 @@ __all__ = [
     "is_before_layers",
     "is_in_process",
     "is_matrix",
+    "is_same_content",
     "joint_rank",
     "kth_largest_magnitudes",
     "largest_by_rank",
@@ -161,23 +177,23 @@ __all__ = [
     "match_names",
     "materialise",
     "open_checkpoint",
+    "parse_config",
     "parse_header",
     "parse_json",
     "parse_safe_config",
     "polar",
     "read_config",
-    "read_licence",
     "read_range",
     "read_side_file",
     "refuse_packed",
     "renumber_layer",
     "run_all",
     "select_names",
-    "select_tokenizer_files",
     "stage_output",
     "stamp_of",
     "sum_in_order",
     "task_weights",
+    "vocabulary_size",
 ]
 
 __getattr__ = refuse_old_names(__name__)

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fusion_core import run_fusion
-from fusion_core.builtin.checkpoints import CheckpointsPool
 from fusion_core.checking.check import Check, check, scan
 from fusion_core.errors import AlignmentError, DiskError
 from fusion_core.planning.plan import plan
 from fusion_core.planning.run_options import RunOptions
 from fusion_core.weights import CheckpointSource, Cut
 from fusion_core.weights.merging.finite import BadTensor
+from pools_checkpoints import CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -11,18 +11,12 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fusion_core import (
-    AlgorithmSpec,
-    CheckpointsConfig,
-    CheckpointsPool,
-    RunContext,
-    RunOptions,
-    plan,
-)
+from fusion_core import AlgorithmSpec, RunContext, RunOptions, plan
 from fusion_core.checking._working import working_memory
 from fusion_core.commands import load_plugins
 from fusion_core.planning.pipeline import apply_stages
 from fusion_core.weights import Columns, Matrices, Rows, Stacked
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from pathlib import Path

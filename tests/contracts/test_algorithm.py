@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from fusion_core import run_fusion
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
 from fusion_core.contracts.context import RunContext
 from fusion_core.errors import RecipeError
@@ -17,6 +15,7 @@ from fusion_core.recipe.per_expert import ExpertWeights, expert_weights
 from fusion_core.recipe.validation import validate
 from fusion_core.weights import Cut, MergedSource, Piece, Scan, Scope, WeightSource, sum_in_order
 from fusion_core.weights.merging.piece import Bound
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fusion_core import CheckpointsConfig, CheckpointsPool, WeightSource, build_model
+from fusion_core import WeightSource, build_model
 from fusion_core.contracts.live_models import tensors_of
 from fusion_core.contracts.selected_pool import SelectedPool
 from fusion_core.errors import AlignmentError, BrokenPluginError
 from fusion_core.weights import StateDictSource
 from fusion_testing._sources import as_delta, doubled, flattened, shifted, without
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

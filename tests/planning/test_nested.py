@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fusion_core import run_fusion
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.checking.check import scan
 from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.batch import Batch, Split
@@ -26,6 +25,7 @@ from fusion_core.recipe.text import dump_yaml
 from fusion_core.recipe.validation import validate
 from fusion_core.running.run import execute
 from fusion_ties.ties import Ties
+from pools_checkpoints import CheckpointsConfig
 
 if TYPE_CHECKING:
     from pathlib import Path

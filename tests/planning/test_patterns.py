@@ -11,8 +11,6 @@ import torch
 from torch import nn
 
 from fusion_core import run_fusion
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.context import RunContext
 from fusion_core.contracts.selected_pool import SelectedPool
@@ -25,6 +23,7 @@ from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.patterns import Selection, select_names
 from fusion_core.recipe.text import dump_yaml, load_yaml
 from fusion_core.weights import StateDictSource
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -148,7 +148,8 @@ def test_without_trust_nothing_starts(
 PICKLES = """
     from collections.abc import Mapping
     from pathlib import Path
-    from fusion_core import CheckpointsConfig, CheckpointsPool, ModelPoolSpec, hookimpl
+    from fusion_core import ModelPoolSpec, hookimpl
+    from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
     class Config(CheckpointsConfig):
         def needs_trust(self) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core import CheckpointsConfig, CheckpointsPool, FormatSpec, find_model
+from fusion_core import FormatSpec, find_model
 from fusion_core.errors import (
     AlignmentError,
     BrokenPluginError,
@@ -24,6 +24,7 @@ from fusion_core.plugins.manager import PluginManager
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights import CheckpointSource
 from fusion_core.weights.reading.location import Location
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

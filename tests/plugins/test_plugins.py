@@ -65,7 +65,7 @@ def names(manager: PluginManager) -> set[str]:
 
 def assert_others_work(manager: PluginManager) -> None:
     """The core and a healthy neighbour are there, whatever became of the plugin under test."""
-    assert manager.find(ModelPoolSpec, "checkpoints").plugin.distribution == "fusion-core"
+    assert manager.find(ExecutorSpec, "threads").plugin.distribution == "fusion-core"
     assert manager.find(AlgorithmSpec, "healthy").qualified_name == "zz-healthy/healthy"
 
 
@@ -324,7 +324,7 @@ def test_a_blocked_plugin_is_never_imported(
     manager = discovered((blocked,) if how == "argument" else ())
     assert plugin_of(manager, "quiet-one").status is PluginStatus.BLOCKED
     assert not (tmp_path / "woken").exists()
-    assert manager.find(ModelPoolSpec, "checkpoints")
+    assert manager.find(ExecutorSpec, "threads")
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
@@ -730,4 +730,4 @@ def test_strict_plugins_stop_what_would_go_on_without_them(
     monkeypatch.setenv("FUSION_STRICT_PLUGINS", "1")
     assert troubled("list", "pools").code == 3
     monkeypatch.setenv("FUSION_BLOCK_PLUGINS", "*")
-    assert "checkpoints" in troubled("list", "pools").out
+    assert "threads" in troubled("list", "executors").out

@@ -14,8 +14,6 @@ from torch import nn
 
 from fusion_core import (
     AlgorithmSpec,
-    CheckpointsConfig,
-    CheckpointsPool,
     Cut,
     RunContext,
     RunOptions,
@@ -32,6 +30,7 @@ from fusion_core.weights import Columns, Linear, Matrices, Rows, Stacked
 from fusion_testing import TinyTasks
 from fusion_testing._bench import with_sources
 from fusion_testing._sources import recut
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from pathlib import Path

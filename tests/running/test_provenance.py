@@ -9,8 +9,6 @@ import torch
 from blake3 import blake3
 from safetensors.torch import save_file
 
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.planning.run_plan import count_tensors
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.config import AlignmentPolicy
@@ -23,6 +21,7 @@ from fusion_core.weights import (
     stage_output,
 )
 from fusion_core.weights.writing.digest import bytes_digest, tensors_digest
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,7 +136,8 @@ def test_environment_names_libraries_of_plugins(site: Site) -> None:
     environment = provenance.describe_environment(
         {"pools-mini"}, load_plugins().plugins, torch.device("cpu")
     )
-    assert environment["plugins"].keys() == {"fusion-adapting", "pools-clip", "pools-mini"}
+    libraries = {"fusion-adapting", "pools-checkpoints"}
+    assert environment["plugins"].keys() == {*libraries, "pools-clip", "pools-mini"}
 
 
 def test_statement_separates_timings() -> None:

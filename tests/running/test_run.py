@@ -14,8 +14,6 @@ from signed import sign
 from torch import nn
 
 from fusion_core import run_fusion
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.contracts.algorithm import Algorithm, TensorwiseAlgorithm
 from fusion_core.contracts.measurements import Metric
 from fusion_core.contracts.report import Report
@@ -41,6 +39,7 @@ from fusion_core.weights import CheckpointSource, Piece, StateDictSource, Weight
 from fusion_core.weights.writing import _fault as fault
 from fusion_core.weights.writing.disk import write_durably
 from fusion_core.weights.writing.lock import lock_output
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -330,7 +329,7 @@ def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> 
     assert result.report is None
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["schema"] == 1
-    assert provenance["plugins"].keys() == {"fusion-core", "fusion-ties"}
+    assert provenance["plugins"].keys() == {"fusion-ties", "pools-checkpoints"}
     assert provenance["inputs"].keys() == {"base", "a", "b", "c"}
     assert provenance["inputs"]["a"]["source"] == "a"
     assert provenance["tensors"] == {"merged": 5, "copied": 1, "dropped": 0}

@@ -296,8 +296,8 @@ def test_the_command_says_what_comes_next(
     again = fuse("new-plugin", "fusion-median")
     assert (again.code, again.out, "already exists" in again.err) == (7, "", True)
     printed = fuse("new-plugin", "fusion-checkpoints", "--kind", "model-pool").err
-    assert "warning: fusion-core/checkpoints also has the name 'checkpoints'" in printed
-    assert fuse("new-plugin", "pools-checkpoints").err == ""  # another kind
+    assert "warning: pools-checkpoints/checkpoints also has the name 'checkpoints'" in printed
+    assert fuse("new-plugin", "fusion-mini8").err == ""  # another kind
 
 
 @pytest.mark.parametrize(

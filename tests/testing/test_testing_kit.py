@@ -12,14 +12,12 @@ import torch
 from suites import expressions, run_suites
 
 import fusion_testing
-from fusion_core import ExecutorSpec, ModelPoolSpec, TaskPoolSpec, builtin
+from fusion_core import ExecutorSpec, TaskPoolSpec
 from fusion_core.commands import Subject
 from fusion_core.plugins.manager import load_plugins
-from fusion_core.weights import StateDictSource, materialise, stage_output
 from fusion_testing import (
     AlgorithmSuite,
     ExecutorSuite,
-    ModelPoolSuite,
     TaskPoolSuite,
     TinyTasks,
     tiny_pool,
@@ -29,66 +27,10 @@ from fusion_testing._guards import digest
 from fusion_testing._models import MODELS, tiny_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from conftest import Site
-
-
-# --- the core's own pool ------------------------------------------------------------------------
-
-_UNKNOWN_CLASS = "the pool does not know which class its files belong to"
-
-
-class TestCheckpointsOnDisk(ModelPoolSuite):
-    expected_failures: ClassVar[dict[str, str]] = dict.fromkeys(
-        [
-            "test_a_live_model_has_the_weights",
-            "test_a_live_model_has_the_weights_that_it_is_built_from",
-            "test_every_expert_is_built_from_its_own_weights",
-            "test_every_tensor_of_a_live_model_has_values",
-            "test_a_live_model_has_the_dtype_that_is_asked_for",
-            "test_a_live_model_is_on_the_device_that_is_asked_for",
-            "test_differences_are_built_as_the_models_that_they_make",
-            "test_a_pool_with_merges_in_the_places_of_models_builds_those",
-            "test_live_models_are_independent",
-            "test_building_refuses_what_does_not_fit",
-            "test_building_leaves_global_state_alone",
-            "test_a_merge_is_a_model_of_the_pool",
-        ],
-        _UNKNOWN_CLASS,
-    )
-
-    @pytest.fixture
-    def spec(self) -> ModelPoolSpec:
-        (spec,) = builtin.fusion_register_model_pools()
-        return spec
-
-    @pytest.fixture
-    def options(self, tmp_path: Path) -> Mapping[str, Any]:
-        for seed, name in enumerate(("base", "x", "y")):
-            source = StateDictSource(tiny_model("mlp", seed=seed).state_dict())
-            with stage_output(tmp_path / name, overwrite=False) as staging:
-                materialise(source, staging, shard_size=2000)
-                staging.commit(overwrite=False)
-        models = {name: str(tmp_path / name) for name in ("x", "y")}
-        return {"base": str(tmp_path / "base"), "models": models}
-
-
-class TestLiveCheckpoints(ModelPoolSuite):
-    expected_failures: ClassVar[dict[str, str]] = {
-        "test_options_survive_a_recipe": "a live model cannot be written into a recipe"
-    }
-
-    @pytest.fixture
-    def spec(self) -> ModelPoolSpec:
-        (spec,) = builtin.fusion_register_model_pools()
-        return spec
-
-    @pytest.fixture(params=list(MODELS))
-    def options(self, request: pytest.FixtureRequest) -> Mapping[str, Any]:
-        config = tiny_pool(request.param).config
-        return {"base": config.base, "models": config.models}
 
 
 # --- the core's own executors -------------------------------------------------------------------

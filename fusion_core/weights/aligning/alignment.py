@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.weights.aligning._difference import Difference, misfit
+from fusion_core.weights.aligning.difference import Difference, misfit
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource, differs_in_vocabulary
 from fusion_core.weights.joined import RenamedSource
 from fusion_core.weights.reading.name_matching import match_names

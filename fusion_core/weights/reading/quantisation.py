@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fusion_core.weights.source import TensorInfo, WeightSource
 
 #: Files that only quantised models have.
-QUANTISERS_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+QUANTISER_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _KEYS = frozenset({"quantization_config", "compression_config"})
 #: Parts of tensor names, and the format that uses them.
 _PARTS = {
@@ -107,7 +107,7 @@ def _find_declaration(files: Files, config: Mapping[str, Any]) -> str | None:
             method = value.get("quant_method") if isinstance(value, dict) else None
             kind = f" of {shorten(method)}" if isinstance(method, str) else ""
             return f"its {CONFIG} has a {key}{kind}"
-    name = next((name for name in QUANTISERS_FILES if name in files), None)
+    name = next((name for name in QUANTISER_FILES if name in files), None)
     return None if name is None else f"it comes with {name}"
 
 

@@ -136,7 +136,8 @@ def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_method_is_refused_by_name(tmp_path: Path) -> None:
-    from fusion_core import AlignmentPolicy, CheckpointsConfig, CheckpointsPool
+    from fusion_core import AlignmentPolicy
+    from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
     reference = read_reference(VALUES / "awq.safetensors")
     reference.config["quant_method"] = "aqlm"

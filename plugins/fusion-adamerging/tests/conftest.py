@@ -9,16 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_core import (
-    AdaptiveTask,
-    Batch,
-    CheckpointsConfig,
-    CheckpointsPool,
-    ComponentConfig,
-    FeatureTask,
-    Split,
-    TaskPool,
-)
+from fusion_core import AdaptiveTask, Batch, ComponentConfig, FeatureTask, Split, TaskPool
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

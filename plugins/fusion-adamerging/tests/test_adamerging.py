@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fusion_core import CheckpointsPool
+    from pools_checkpoints import CheckpointsPool
 
 KERNELS = "fusion_core.machine.linear_kernels"
 Make = "Callable[..., CheckpointsPool]"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fusion_core import CheckpointsPool
+    from pools_checkpoints import CheckpointsPool
 
 
 VARIED = {0: 8, 1: 8}

@@ -17,7 +17,7 @@ from fusion_core.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fusion_core import CheckpointsPool
+    from pools_checkpoints import CheckpointsPool
 
 
 def test_entropy_of_a_uniform_prediction_is_log_of_the_classes() -> None:

@@ -19,7 +19,7 @@ from fusion_core import RunContext
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fusion_core import CheckpointsPool
+    from pools_checkpoints import CheckpointsPool
 
 HERE = Path(__file__).parent
 SCRIPT = """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fusion_adapting import Grain
-    from fusion_core import CheckpointsPool
+    from pools_checkpoints import CheckpointsPool
 
 KINDS = ["mlp", "convolution", "transformer", "recurrent"]
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from fusion_core import CheckpointsPool
+    from pools_checkpoints import CheckpointsPool
 
 
 class KilledError(Exception):

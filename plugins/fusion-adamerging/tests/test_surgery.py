@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fusion_core import CheckpointsPool
+    from pools_checkpoints import CheckpointsPool
 
     Make = Callable[..., CheckpointsPool]
 

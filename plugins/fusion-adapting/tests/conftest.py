@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_core import CheckpointsConfig, CheckpointsPool
 from fusion_testing import tiny_pool
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ from fusion_core.weights import Linear
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fusion_core import CheckpointsPool
+    from pools_checkpoints import CheckpointsPool
 
 _GRAINS = ["tensor", "row", "column", "row+column", "rank"]
 

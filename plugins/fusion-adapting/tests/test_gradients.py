@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_core import Batch, CheckpointsPool
+    from fusion_core import Batch
+    from pools_checkpoints import CheckpointsPool
 
 OPTIONS: dict[str, Any] = {"samples": SAMPLES, "batch_size": SIZE}
 #: Of a tensor's largest entry. Forward and back there are twelve products of at most six terms, and

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fusion_core import CheckpointsPool, Piece
+    from fusion_core import Piece
+    from pools_checkpoints import CheckpointsPool
 
 CPU = torch.device("cpu")
 INIT = 0.3

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fusion_adapting import PackedWeights, compute_moments, is_packed
-from fusion_core import AdaptiveTask, Batch, CheckpointsConfig, CheckpointsPool, Split
+from fusion_core import AdaptiveTask, Batch, Split
 from fusion_core.errors import FusionError
 from fusion_core.weights import Columns, Matrices, Rows, Stacked
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

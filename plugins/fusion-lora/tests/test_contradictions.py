@@ -10,8 +10,9 @@ import torch
 from differences import rows, warnings
 from safetensors.torch import save_file
 
-from fusion_core import AlignmentPolicy, CheckpointsConfig, CheckpointsPool
+from fusion_core import AlignmentPolicy
 from fusion_core.errors import AlignmentError, CheckpointError
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from pathlib import Path

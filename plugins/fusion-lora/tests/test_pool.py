@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fusion_core import CheckpointsConfig, CheckpointsPool
 from fusion_core.errors import FusionError
 from fusion_core.weights import CheckpointSource, SerialExecutor
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,15 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core import (
-    Algorithm,
-    AlignmentPolicy,
-    CheckpointsConfig,
-    CheckpointsPool,
-    ComponentConfig,
-    Cut,
-    run_fusion,
-)
+from fusion_core import Algorithm, AlignmentPolicy, ComponentConfig, Cut, run_fusion
 from fusion_core.errors import AlignmentError, CheckpointError, IntegrityError
 from fusion_core.weights import (
     BLOCK,
@@ -33,6 +25,7 @@ from fusion_core.weights import (
 )
 from fusion_lora import LoraSource
 from fusion_lora.reading.config import KNOWN_OPTIONS
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

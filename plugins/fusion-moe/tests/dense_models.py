@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from fusion_core import CheckpointsConfig, CheckpointsPool, RunOptions, run_fusion
+from fusion_core import RunOptions, run_fusion
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,6 @@ import pytest
 from dense_models import mix, word_pool
 from safetensors.torch import load_file, save_file
 
-from fusion_core import CheckpointsConfig, CheckpointsPool
 from fusion_core.errors import (
     AlignmentError,
     CheckpointError,
@@ -18,6 +17,7 @@ from fusion_core.errors import (
     RecipeError,
     WeightsError,
 )
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

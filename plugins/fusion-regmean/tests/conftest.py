@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_core import CheckpointsConfig, CheckpointsPool, RunOptions, Split, run_fusion
+from fusion_core import RunOptions, Split, run_fusion
 from fusion_testing import TinyTasks
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,7 +22,7 @@ from packed_mixtures import (
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fusion_core import Batch, CheckpointsConfig, CheckpointsPool, RunOptions, plan
+from fusion_core import Batch, RunOptions, plan
 from fusion_core.weights import Columns, Matrices, Rows
 from fusion_regmean.cat import Cat
 from fusion_regmean.fisher import Fisher
@@ -30,6 +30,7 @@ from fusion_regmean.lot import Lot
 from fusion_regmean.plus_plus import RegMeanPlusPlus
 from fusion_regmean.regmean import RegMean
 from fusion_testing import TinyTasks
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

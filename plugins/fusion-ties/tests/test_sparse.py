@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fusion_core import CheckpointsConfig, CheckpointsPool, RunContext, merge
+from fusion_core import RunContext, merge
 from fusion_core.errors import RecipeError
 from fusion_core.weights import sum_in_order
 from fusion_ties.dropping import Drop, MagPrune
 from fusion_ties.sparse import Breadcrumbs, Dare, Della
 from fusion_ties.transforms import Band
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_core import AlgorithmSpec, CheckpointsConfig, CheckpointsPool, RunContext, run_fusion
+from fusion_core import AlgorithmSpec, RunContext, run_fusion
 from fusion_core.commands import load_plugins
 from fusion_core.errors import RecipeError
 from fusion_ties.ties import Ties
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 State = dict[str, torch.Tensor]
 

@@ -30,8 +30,8 @@ from fusion_core.contracts.report import Published, Report
 from fusion_core.errors import CheckpointError
 from fusion_core.report.table import print_reports
 from fusion_core.weights import CheckpointSource
-from fusion_core.weights.reading.assets import collect_side_files
 from fusion_core.weights.reading.untrusted_json import LARGEST_HEADER
+from pools_checkpoints.files import collect_side_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,12 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import CheckpointError
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights import CheckpointSource
 from fusion_core.weights.reading._unsupported import unsupported_kind
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from pathlib import Path

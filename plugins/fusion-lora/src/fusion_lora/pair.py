@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusion_core import AlignmentPolicy, CheckpointsConfig, CheckpointsPool, ExecutorSpec
+from fusion_core import AlignmentPolicy, ExecutorSpec
 from fusion_core.commands import load_plugins
 from fusion_core.errors import AlignmentError
 from fusion_core.weights import as_weights, select_names
 from fusion_lora.extraction import Extraction
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

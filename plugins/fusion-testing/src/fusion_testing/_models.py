@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-    from fusion_core.builtin.checkpoints import CheckpointsPool
     from fusion_testing._tasks import TinyTasks
+    from pools_checkpoints import CheckpointsPool
 
 
 @pytest.hookimpl(wrapper=True)

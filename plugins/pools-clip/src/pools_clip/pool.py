@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from fusion_core import ComponentConfig, ModelPool, build_model
+from fusion_core import ComponentConfig, build_model
 from fusion_core.errors import AlignmentError
-from fusion_core.weights import layers_of, read_licence
+from fusion_core.weights import layers_of
+from pools_checkpoints import DescribedPool, read_licence
 from pools_clip.config import ClipConfig
 from pools_clip.directory import CONFIG, PREPROCESSOR, ClipDirectory
 from pools_clip.vision import PREFIX, VisionTower, canonical_name, vision_config
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _SHAPELESS_FIELDS = ("hidden_act", "layer_norm_eps", "num_attention_heads")
 
 
-class ClipPool(ModelPool[ComponentConfig]):
+class ClipPool(DescribedPool[ComponentConfig]):
     """Vision towers of a base and its experts, under the names of the hub's files.
 
     The text tower, the projections and the logit scale are not merged. They define the heads of

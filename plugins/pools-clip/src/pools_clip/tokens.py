@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from fusion_core.errors import CheckpointError
-from fusion_core.files import LimitExceeded, Limits, SandboxedWorker, WorkFailed
+from pools_checkpoints import LimitExceeded, Limits, SandboxedWorker, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

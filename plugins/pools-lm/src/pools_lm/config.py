@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fusion_core import CheckpointsConfig, ComponentConfig, InputPath
+from fusion_core import ComponentConfig, InputPath
+from pools_checkpoints import CheckpointsConfig
 
 #: The value of `tokenizer` that combines the tokens of all models.
 UNION = "union"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from fusion_core import CheckpointsPool, build_model
+from fusion_core import RecipeSource, build_model
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.weights import (
     CheckpointSource,
@@ -18,8 +18,8 @@ from fusion_core.weights import (
     as_weights,
     match_names,
     parse_safe_config,
-    select_tokenizer_files,
 )
+from pools_checkpoints import CheckpointsPool, select_tokenizer_files
 from pools_lm.config import LanguageConfig
 from pools_lm.packing import Packing
 from pools_lm.side_files import ENCODER_FILES, drop_foreign_modules, files_not_copied
@@ -261,7 +261,7 @@ class LanguagePool(CheckpointsPool):
     @property
     def _has_recipes(self) -> bool:
         """Whether a model stands for the merge of another recipe, which is inserted later."""
-        return any(hasattr(model.live, "recipe_in") for model in self._all)
+        return any(isinstance(model.live, RecipeSource) for model in self._all)
 
     @cached_property
     def _packing(self) -> Packing | None:

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.weights import match_names, select_tokenizer_files
+from fusion_core.weights import match_names
+from pools_checkpoints import select_tokenizer_files
 from pools_lm.config import UNION
 from pools_lm.rows import ModelRows
 from pools_lm.target_tokens import Model, TargetTokens

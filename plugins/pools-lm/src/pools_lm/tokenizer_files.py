@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights import select_tokenizer_files
+from pools_checkpoints import select_tokenizer_files
 from pools_lm.confined.client import SETTINGS, TOKENIZER
 from pools_lm.vocabularies import FILES_WITHOUT_IDS, read_json
 

@@ -10,7 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, cast
 
-from fusion_core.files import LimitExceeded, Limits, SandboxedWorker, WorkFailed
+from pools_checkpoints import LimitExceeded, Limits, SandboxedWorker, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,13 +6,13 @@ import math
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.commands import find_routers
 from fusion_core.weights import Linear, MergedSource, Operands
 from fusion_report.diagnosis.figures import Expert, Figures, Mixture, Part
 from fusion_report.diagnosis.kinds import read_architecture
 from fusion_report.diagnosis.ranks import measure_ranks
 from fusion_report.diagnosis.signs import measure_signs
 from fusion_report.vectors import measure_cosine, merged_infos, read_vectors
+from pools_checkpoints import find_routers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

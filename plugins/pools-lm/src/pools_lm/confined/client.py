@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from fusion_core.errors import CheckpointError
-from fusion_core.files import LimitExceeded, Limits, SandboxedWorker, WorkFailed
+from pools_checkpoints import LimitExceeded, Limits, SandboxedWorker, WorkFailed
 from pools_lm.side_files import read_content
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, TypeAdapter
 
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_core.files import WorkFailed
+from pools_checkpoints import WorkFailed
 from pools_lm.confined.client import RENDERING, SETTINGS, TokenizerClient, split_batches
 
 if TYPE_CHECKING:

@@ -11,11 +11,10 @@ import torch
 from differences import warnings
 from safetensors.torch import save_file
 
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.weights.aligning.side_files import NOT_COMPARED, TABLE
-from fusion_core.weights.reading.assets import SIDE_FILES
+from fusion_core.weights import SIDE_FILES
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
+from pools_checkpoints.comparison.table import NOT_COMPARED, TABLE
 
 if TYPE_CHECKING:
     from pathlib import Path

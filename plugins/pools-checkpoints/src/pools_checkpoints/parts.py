@@ -7,9 +7,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import AlignmentError, RecipeError
-from fusion_core.recipe.patterns import select_names
-from fusion_core.weights import AlignedSource, RenamedSource
-from fusion_core.weights.aligning.vocabulary import differs_in_vocabulary
+from fusion_core.weights import (
+    AlignedSource,
+    RenamedSource,
+    differs_in_vocabulary,
+    select_names,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -14,13 +14,13 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.aligning._models import Fact
-from fusion_core.weights.reading.untrusted_json import parse_json
+from fusion_core.weights import parse_json
+from pools_checkpoints.comparison.models import Fact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fusion_core.weights.aligning._models import Model
+    from pools_checkpoints.comparison.models import Model
 
 #: The hint of errors about tokenizers.
 IGNORE = "Set alignment.tokenizer to 'ignore' to merge without comparing tokenizers."

@@ -13,39 +13,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import nn
 
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
-from fusion_core.builtin.checkpoints_model import PoolModel
-from fusion_core.builtin.checkpoints_parts import (
-    complete_models,
-    describe_part,
-    rename_by_patterns,
-)
-from fusion_core.builtin.checkpoints_routers import treat_routers
-from fusion_core.contracts.live_models import build_model
-from fusion_core.contracts.model_pool import ModelPool
-from fusion_core.contracts.treatments import Treatment
+from fusion_core import RecipeSource, Treatment, build_model, find_model
 from fusion_core.errors import CheckpointError, FusionError, RecipeError
-from fusion_core.planning.nested import RecipeSource
-from fusion_core.plugins.formats import find_model
-from fusion_core.weights.aligning.vocabulary import vocabulary_size
-from fusion_core.weights.reading.assets import (
-    change_config,
-    check_side_files,
-    read_licence,
-    resize_vocabulary,
-    select_tokenizer_files,
-)
-from fusion_core.weights.source import reference_model
+from fusion_core.weights import change_config, vocabulary_size
+from pools_checkpoints.config import CheckpointsConfig
+from pools_checkpoints.described import DescribedPool
+from pools_checkpoints.files import check_side_files, resize_vocabulary, select_tokenizer_files
+from pools_checkpoints.licence import read_licence
+from pools_checkpoints.model import PoolModel
+from pools_checkpoints.parts import complete_models, describe_part, rename_by_patterns
+from pools_checkpoints.routers import treat_routers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from fusion_core.weights import WeightSource
-    from fusion_core.weights.reading.assets import Files
+    from fusion_core import WeightSource
+    from fusion_core.weights import Files
 
 
-class CheckpointsPool(ModelPool[CheckpointsConfig]):
+class CheckpointsPool(DescribedPool[CheckpointsConfig]):
     """Checkpoints by path or hub id, adapters, and live models. Only names and shapes are known.
 
     For models on the hub, the constructor reads headers. Weights are read on demand.
@@ -204,7 +191,7 @@ class CheckpointsPool(ModelPool[CheckpointsConfig]):
         """The model whose side files the output has."""
         if self._given.rest in self._models:
             return self._models[self._given.rest]
-        return reference_model(self._base, self._models)
+        return self._all[0]
 
     def files_of(self, model: str) -> Files:
         """Return the side files of a model by its name, as they may be copied.

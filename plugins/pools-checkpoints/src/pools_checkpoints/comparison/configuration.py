@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights.aligning._comparison import are_equal
-from fusion_core.weights.aligning._difference import Difference, contrast, most_serious
-from fusion_core.weights.aligning._models import architecture
-from fusion_core.weights.reading.assets import CONFIG
+from fusion_core.weights import Difference
+from pools_checkpoints.comparison.differences import contrast, most_serious
+from pools_checkpoints.comparison.models import architecture
+from pools_checkpoints.comparison.rows import are_equal
+from pools_checkpoints.files import CONFIG
 
 if TYPE_CHECKING:
-    from fusion_core.weights.aligning._models import Models
+    from pools_checkpoints.comparison.models import Models
 
 Config = Mapping[str, Any]
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import filecmp
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fusion_core.weights.reading.assets import LARGEST_TOKENIZER, parse_config, read_side_file
-from fusion_core.weights.reading.containment import file_size, report_unreadable
+from fusion_core.weights import is_same_content, parse_config, read_side_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from fusion_core.weights.reading.assets import Files
-    from fusion_core.weights.source import WeightSource
+    from fusion_core import WeightSource
+    from fusion_core.weights import Files
 
 #: Names of modules that classify vectors, where they lie at the top of a model.
 _CLASSIFIERS = frozenset(
@@ -81,7 +78,6 @@ class Model:
 class Models:
     """The models that are compared, the base first where there is one."""
 
-    base: WeightSource | None
     by_name: Mapping[str, Model]
 
     @property
@@ -95,16 +91,3 @@ def architecture(config: Mapping[str, Any]) -> str:
     classes = config.get("architectures")
     first = classes[0] if isinstance(classes, list) and classes else ""
     return first[:_LONGEST_CLASS] if isinstance(first, str) else ""
-
-
-def is_same_content(one: bytes | Path | None, other: bytes | Path | None) -> bool:
-    """Tell whether two side files hold the same bytes; too large files never do."""
-    if one is None or other is None:
-        return one is other
-    sizes = {file_size(file) if isinstance(file, Path) else len(file) for file in (one, other)}
-    if len(sizes) > 1 or max(sizes) > LARGEST_TOKENIZER:
-        return False
-    if isinstance(one, bytes) or isinstance(other, bytes):
-        return read_side_file(one) == read_side_file(other)
-    with report_unreadable(one):
-        return filecmp.cmp(one, other, shallow=False)

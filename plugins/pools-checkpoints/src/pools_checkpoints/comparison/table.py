@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core.weights.aligning import _configuration as configuration
-from fusion_core.weights.aligning import _facts as facts
-from fusion_core.weights.aligning import _tokens as tokens
-from fusion_core.weights.aligning._comparison import Comparison, Inspection, Severity
-from fusion_core.weights.aligning._difference import Difference
-from fusion_core.weights.aligning._tokenization import OPAQUE, tokenization
-from fusion_core.weights.reading.assets import CONFIG
+from fusion_core.weights import Difference
+from pools_checkpoints.comparison import configuration, facts, tokens
+from pools_checkpoints.comparison.rows import Comparison, Inspection, Severity
+from pools_checkpoints.comparison.tokenization import OPAQUE, tokenization
+from pools_checkpoints.files import CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fusion_core.weights.aligning._models import Model, Models
+    from pools_checkpoints.comparison.models import Model, Models
 
 _PROCESSORS = (facts.PREPROCESSOR, facts.VIDEO, facts.PROCESSOR)
 _TEMPLATES = (
@@ -28,14 +26,6 @@ _TEMPLATES = (
     f"{facts.TEMPLATES}*.jinja",
 )
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", *tokens.SENTENCEPIECE)
-
-
-def _contradictions(models: Models) -> Iterator[Difference]:
-    """Name what the files of models say that their tensors, or the base, contradict."""
-    base_config = models.by_name["base"].config(CONFIG) if "base" in models.by_name else {}
-    for model in models.by_name.values():
-        for subject, problem, is_serious in model.source.contradictions(base_config):
-            yield Difference(subject, model.name, problem, is_serious=is_serious)
 
 
 def _missing_in_output(models: Models) -> Iterator[Difference]:
@@ -81,8 +71,6 @@ TABLE: tuple[Comparison | Inspection, ...] = (
     ),
     # Tokenizers of two classes split and number texts differently.
     Comparison("config", (facts.TOKENIZER_CONFIG,), Severity.ERROR, facts.tokenizer_class),
-    # Differences belong to the weights that they were made from, and a format knows its own files.
-    Inspection("config", (), _contradictions),
     # Weights can be merged, but the output has only the side files of the base.
     Inspection("config", (*_TOKENIZERS, *_TEMPLATES, *_PROCESSORS), _missing_in_output),
     # Embeddings are merged by token id, so an id has to stand for one token.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_core.contracts.treatments import Treatment
+from fusion_core import Treatment
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:

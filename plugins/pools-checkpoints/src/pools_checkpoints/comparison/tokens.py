@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights.aligning._difference import Difference
-from fusion_core.weights.aligning._models import is_same_content
-from fusion_core.weights.aligning._tokenization import BYTES_PER_VALUE, IGNORE, split_merges
-from fusion_core.weights.reading.assets import read_side_file
-from fusion_core.weights.reading.untrusted_json import parse_json
+from fusion_core.weights import Difference, is_same_content, parse_json, read_side_file
+from pools_checkpoints.comparison.tokenization import BYTES_PER_VALUE, IGNORE, split_merges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fusion_core.weights.aligning._models import Model, Models
+    from pools_checkpoints.comparison.models import Model, Models
 
     Tokens = dict[int, str]
 

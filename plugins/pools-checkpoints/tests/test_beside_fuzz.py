@@ -15,10 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core import AlignmentPolicy
 from fusion_core.errors import FusionError
-from fusion_core.recipe.config import AlignmentPolicy
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,14 +12,13 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core import AlignmentPolicy
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.recipe.config import AlignmentPolicy
-from fusion_core.weights.aligning._models import Model, Models
-from fusion_core.weights.aligning._tokens import conflicts
-from fusion_core.weights.reading.assets import list_side_files
-from fusion_core.weights.state_dict import StateDictSource
+from fusion_core.weights import StateDictSource
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
+from pools_checkpoints.comparison.models import Model, Models
+from pools_checkpoints.comparison.tokens import conflicts
+from pools_checkpoints.files import list_side_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +85,7 @@ def messages(*models: str) -> list[str]:
     by_name = {
         f"m{n}": Model(f"m{n}", source, list_side_files(Path(p))) for n, p in enumerate(models)
     }
-    return [str(conflict) for conflict in conflicts(Models(None, by_name))]
+    return [str(conflict) for conflict in conflicts(Models(by_name))]
 
 
 @pytest.mark.parametrize("form", FORMS)

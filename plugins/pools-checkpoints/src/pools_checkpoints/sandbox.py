@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Never
 
-from fusion_core.machine._sandbox_child import LENGTH, Status
+from pools_checkpoints._sandbox_child import LENGTH, Status
 
 _SECONDS_TO_START, _SECONDS_TO_END = 120.0, 5.0
 
@@ -112,7 +112,7 @@ class _Child:
         self._is_ready = False
         with child_socket:
             descriptor = child_socket.fileno()
-            command = ["-P", "-m", "fusion_core.machine._sandbox_child", target, str(descriptor)]
+            command = ["-P", "-m", "pools_checkpoints._sandbox_child", target, str(descriptor)]
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, *command],
                 stdin=subprocess.DEVNULL,

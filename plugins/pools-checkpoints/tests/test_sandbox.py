@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fusion_core.machine.sandbox import LimitExceeded, Limits, SandboxedWorker, WorkFailed
+from pools_checkpoints.sandbox import LimitExceeded, Limits, SandboxedWorker, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,7 +134,7 @@ def test_an_interrupt_leaves_no_half_answer(
 
 def test_no_child_outlives_a_program_that_ends(child: SandboxedWorker) -> None:
     program = (
-        "from fusion_core.machine.sandbox import *\n"
+        "from pools_checkpoints.sandbox import *\n"
         "child = SandboxedWorker('work:serve')\n"
         f"print(child.ask('os.getpid()', {LIMITS}).decode())\n"
     )

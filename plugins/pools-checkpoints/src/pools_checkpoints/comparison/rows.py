@@ -9,14 +9,15 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
-from fusion_core.weights.aligning._difference import Difference, contrast, most_serious
-from fusion_core.weights.aligning._models import Fact, Model, Models
+from fusion_core.weights import Difference
+from pools_checkpoints.comparison.differences import contrast, most_serious
+from pools_checkpoints.comparison.models import Fact, Model, Models
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: The policy, `alignment.config` or `alignment.tokenizer`, that a difference falls under.
-Policy = Literal["config", "tokenizer"]
+#: The policy, `alignment.config` or `alignment.tokenizer`, that judges a difference.
+Topic = Literal["config", "tokenizer"]
 
 _LONGEST_KEY = 80
 
@@ -48,7 +49,7 @@ def are_equal(one: Any, other: Any) -> bool:  # noqa: ANN401 - JSON
 class Inspection:
     """A row of the table that finds differences in its own way."""
 
-    policy: Policy
+    topic: Topic
     #: patterns of files
     files: tuple[str, ...]
     find: Callable[[Models], Iterator[Difference]]
@@ -62,7 +63,7 @@ class Comparison:
     such files, or all have the same bytes, nothing is parsed.
     """
 
-    policy: Policy
+    topic: Topic
     #: patterns of files
     files: tuple[str, ...]
     severity: Severity | Judge

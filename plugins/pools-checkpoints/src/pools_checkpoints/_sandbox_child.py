@@ -1,6 +1,6 @@
-"""The child process of `confined`: it answers requests, each under limits of its own.
+"""The child process of a `SandboxedWorker`: it answers requests, each under limits of its own.
 
-Run as a program: `python -m fusion_core.machine._sandbox_child TARGET SOCKET`.
+Run as a program: `python -m pools_checkpoints._sandbox_child TARGET SOCKET`.
 """
 
 from __future__ import annotations

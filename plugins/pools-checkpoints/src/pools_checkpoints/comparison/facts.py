@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights.aligning._comparison import Severity, are_equal
-from fusion_core.weights.aligning._models import Fact, architecture
-from fusion_core.weights.reading.assets import CONFIG
+from pools_checkpoints.comparison.models import Fact, architecture
+from pools_checkpoints.comparison.rows import Severity, are_equal
+from pools_checkpoints.files import CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fusion_core.weights.aligning._models import Model, Models
+    from pools_checkpoints.comparison.models import Model, Models
 
 GENERATION = "generation_config.json"
 PREPROCESSOR, VIDEO, PROCESSOR = (

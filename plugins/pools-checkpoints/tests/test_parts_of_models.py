@@ -13,17 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from vision_models import write_models
 
-from fusion_core import (
-    AlignmentPolicy,
-    CheckpointsConfig,
-    CheckpointsPool,
-    RunOptions,
-    check,
-    plan,
-    run_fusion,
-)
-from fusion_core.builtin.checkpoints_routers import find_routers
+from fusion_core import AlignmentPolicy, RunOptions, check, plan, run_fusion
 from fusion_core.errors import AlignmentError, FusionError, RecipeError
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool, find_routers
 
 if TYPE_CHECKING:
     from pathlib import Path

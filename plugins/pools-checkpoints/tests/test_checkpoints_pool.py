@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fusion_core.builtin.checkpoints import CheckpointsPool
-from fusion_core.builtin.checkpoints_config import CheckpointsConfig
+from fusion_core import AlignmentPolicy, run_fusion
 from fusion_core.errors import (
     AlignmentError,
     CheckpointError,
@@ -22,16 +21,19 @@ from fusion_core.errors import (
     IntegrityError,
     RecipeError,
 )
-from fusion_core.recipe.config import AlignmentPolicy
-from fusion_core.running.run import run_fusion
 from fusion_core.weights import (
     CheckpointSource,
+    RemoteSource,
     SerialExecutor,
     StateDictSource,
     check_unchanged,
 )
-from fusion_core.weights.reading.assets import read_licence, select_tokenizer_files
-from fusion_core.weights.reading.remote import RemoteSource
+from pools_checkpoints import (
+    CheckpointsConfig,
+    CheckpointsPool,
+    read_licence,
+    select_tokenizer_files,
+)
 
 if TYPE_CHECKING:
     from hub_server import HubServer

@@ -8,28 +8,27 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from fusion_core import RecipeSource, WeightSource
 from fusion_core.errors import CheckpointError
-from fusion_core.planning.nested import RecipeSource
-from fusion_core.weights import StateDictSource, WeightSource
-from fusion_core.weights.reading.assets import (
+from fusion_core.weights import QUANTISER_FILES, StateDictSource, change_config
+from pools_checkpoints.files import (
     CONFIG,
-    change_config,
     collect_side_files,
     list_side_files,
     remove_keys,
     set_dtype,
 )
-from fusion_core.weights.reading.location import SINGLE
-from fusion_core.weights.reading.quantisation import QUANTISERS_FILES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-    from fusion_core.plugins.formats import LocatedModel
-    from fusion_core.weights.reading.assets import Files
-    from fusion_core.weights.reading.location import Location
+    from fusion_core import LocatedModel
+    from fusion_core.weights import Files, Location
+
+#: The file of a model that is one safetensors file, as save_pretrained names it.
+_SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,10 @@ class PoolModel:
                 return {**listed, CONFIG: b"{}"}
             directory = self._directory(location.path)
             if not directory.is_dir():
-                if location.path.name != SINGLE:
+                if location.path.name != _SINGLE:
                     return {}
                 directory = location.directory
-            quantisers = () if self.located.format.spec.config_keys else QUANTISERS_FILES
+            quantisers = () if self.located.format.spec.config_keys else QUANTISER_FILES
             return self._without_format(list_side_files(directory, *quantisers, *self.more_files))
         if isinstance(self.live, RecipeSource):
             return self.live.assets(None)

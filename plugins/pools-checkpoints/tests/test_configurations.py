@@ -12,8 +12,8 @@ import transformers
 from differences import rows, warnings
 from safetensors.torch import save_file
 
+from fusion_core import run_fusion
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.running.run import run_fusion
 from fusion_testing import Mean
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Comparison of models by their side files: configurations, tokenizers, processors, labels."""

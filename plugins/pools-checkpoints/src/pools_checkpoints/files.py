@@ -1,0 +1,118 @@
+"""The files next to the weights: configuration, tokenizer, processor.
+
+They are copied by name from fixed lists, and code is never copied. Configurations, including those
+of tokenizers and processors, lose the fields that make a loader run code or pick an implementation.
+A configuration without such fields keeps its bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.errors import CheckpointError
+from fusion_core.files import resolve_member
+from fusion_core.weights import (
+    SIDE_FILES,
+    TOKENIZER_FILES,
+    change_config,
+    drop_dangerous_fields,
+    read_config,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    import torch
+
+    from fusion_core.weights import Files
+
+CONFIG = "config.json"
+
+
+def collect_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
+    """Return the side files of a model directory by name, configurations without dangerous fields.
+
+    `more` are patterns of further files. Raises `CheckpointError` for a link out of the directory,
+    whose target would be copied.
+    """
+    files: dict[str, bytes | Path] = {}
+    for name, path in _list_members(directory, (*SIDE_FILES, *more)):
+        files[name] = path
+        if name.endswith("config.json"):
+            config = read_config(directory / name)
+            safe = drop_dangerous_fields(config)
+            if name == CONFIG or safe != config:
+                content = json.dumps(safe, indent=2, ensure_ascii=False)
+                files[name] = content.encode() + b"\n"
+    return files
+
+
+def list_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
+    """Return the paths of a model directory's side files by name, and of those matching `more`."""
+    return dict(_list_members(directory, (*SIDE_FILES, *more)))
+
+
+def check_side_files(directory: str, option: str, *more: str) -> Path:
+    """Return a directory of side files, which an option names.
+
+    Raises `CheckpointError` if it is missing or holds no side files.
+    """
+    path = Path(directory)
+    if path.is_dir() and list_side_files(path, *more):
+        return path
+    problem = "has no config.json or tokenizer" if path.is_dir() else "is not a directory"
+    raise CheckpointError(
+        f"{option}: {directory} {problem}",
+        hint="Name a directory with the models' config.json, such as one of save_pretrained.",
+    )
+
+
+def select_tokenizer_files(files: Files) -> dict[str, bytes | Path]:
+    """Return the side files that make up the tokenizer."""
+    return {
+        name: content
+        for name, content in files.items()
+        if any(fnmatchcase(name, pattern) for pattern in TOKENIZER_FILES)
+    }
+
+
+def resize_vocabulary(files: Files, before: int, after: int) -> dict[str, bytes | Path]:
+    """Return side files whose configuration has another vocabulary size, at any depth."""
+
+    def resize(value: Any) -> Any:  # noqa: ANN401 - JSON
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: after if (key, inner) == ("vocab_size", before) else resize(inner)
+            for key, inner in value.items()
+        }
+
+    return change_config(files, resize)
+
+
+def set_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Return a configuration that states a dtype."""
+    others = {key: value for key, value in config.items() if key != "torch_dtype"}
+    return {**others, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def remove_keys(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """Return a configuration without some keys, at any depth."""
+    return {
+        key: remove_keys(value, keys) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in keys
+    }
+
+
+def _list_members(directory: Path, patterns: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Yield each matching file's name relative to the directory, and its resolved path."""
+    for pattern in patterns:
+        for path in sorted(directory.glob(pattern)):
+            if path.is_file():
+                if path.parent != directory:
+                    resolve_member(path.parent)  # a folder may be a link, too
+                yield path.relative_to(directory).as_posix(), resolve_member(path)

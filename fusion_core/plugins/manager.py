@@ -9,6 +9,7 @@ plugins.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from contextlib import contextmanager, redirect_stdout
@@ -25,6 +26,7 @@ from fusion_core.contracts.specs import (
     ComponentSpec,
     ExecutorSpec,
     FormatSpec,
+    KernelSpec,
     ModelPoolSpec,
     OutputSpec,
     PipelineSpec,
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from importlib import metadata
     from pathlib import Path
 
+#: The environment variable that switches compiled kernels off.
+KERNELS_VARIABLE = "FUSION_KERNELS"
 #: Slower imports are reported: every listing and every completion waits for them.
 SLOW_SECONDS = 0.5
 
@@ -66,6 +70,7 @@ REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
     "fusion_register_executors": ExecutorSpec,
     "fusion_register_formats": FormatSpec,
     "fusion_register_outputs": OutputSpec,
+    "fusion_register_kernels": KernelSpec,
     "fusion_register_commands": CommandSpec,
 }
 #: The commands that list the components of a kind.
@@ -76,6 +81,7 @@ _LISTINGS: dict[type[ComponentSpec], str] = {
     ExecutorSpec: "fuse list executors",
     FormatSpec: "fuse list formats",
     OutputSpec: "fuse list outputs",
+    KernelSpec: "fuse list kernels",
     CommandSpec: "fuse list commands",
 }
 
@@ -269,6 +275,34 @@ class PluginManager(pluggy.PluginManager):
                 hint="Block all but one with --no-plugin.",
             )
         return next(iter(recipes.values()), None)
+
+    def kernels(self) -> Mapping[str, tuple[str, str]]:
+        """Return names and targets of kernels by the functions that they replace.
+
+        With `FUSION_KERNELS=torch` there are none. Raises `PluginError` for another value of the
+        variable, and for two kernels that replace one function.
+        """
+        wanted = os.environ.get(KERNELS_VARIABLE, "")
+        if wanted not in {"", "torch"}:
+            raise PluginError(
+                f"unknown value of {KERNELS_VARIABLE}: {wanted!r}",
+                hint="Set it to torch to use no compiled kernels, or unset it.",
+            )
+        components = [] if wanted else [*self.components(KernelSpec)]
+        owners: dict[str, Component[KernelSpec]] = {}
+        for component in components:
+            for function in component.spec.replaces:
+                if function in owners:
+                    names = owners[function].qualified_name, component.qualified_name
+                    raise PluginError(
+                        f"two kernels replace {function}: {' and '.join(names)}",
+                        hint="Block one of the plugins with --no-plugin.",
+                    )
+                owners[function] = component
+        return {
+            function: (component.qualified_name, component.spec.target)
+            for function, component in owners.items()
+        }
 
     def require_all(self) -> None:
         """Raise `BrokenPluginError` if a plugin is broken or incompatible, naming every one."""

@@ -12,6 +12,7 @@ from fusion_core.recipe.patterns import select_names
 from fusion_core.weights.aligning.alignment import AlignedSource, Alignment, align
 from fusion_core.weights.joined import JoinedSource, RenamedSource
 from fusion_core.weights.matrices import Columns, Matrices, Rows, Slot, Stacked
+from fusion_core.weights.merging.compiled import CompiledFunction
 from fusion_core.weights.merging.execution import SerialExecutor, is_in_process, run_all
 from fusion_core.weights.merging.kernels import (
     CoordinatesKernel,
@@ -92,6 +93,7 @@ __all__ = [
     "CastSource",
     "CheckpointSource",
     "Columns",
+    "CompiledFunction",
     "Components",
     "Contradiction",
     "CoordinatesKernel",

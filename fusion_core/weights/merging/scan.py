@@ -113,6 +113,7 @@ class _Work(Generic[PartT]):
     joins: bool
 
     def __call__(self, blocks: Sequence[Block]) -> Sequence[PartT]:
-        results = [self.kernel(Piece(self.operands, *block, self.cut)) for block in blocks]
+        call = self.operands.compiled.call
+        results = [call(self.kernel, Piece(self.operands, *block, self.cut)) for block in blocks]
         join = getattr(self.kernel, "join", None) if self.joins else None
         return results if join is None else [join(results)]

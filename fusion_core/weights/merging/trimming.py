@@ -64,13 +64,13 @@ def largest_by_rank(
 def trim(task_vectors: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     """Zero every entry whose magnitude is below its expert's threshold; keep equal ones."""
     result = torch.empty_like(task_vectors)
-    below = _next_below(thresholds, task_vectors.dtype).tolist()
+    below = next_below(thresholds, task_vectors.dtype).tolist()
     for row, out, bound in zip(task_vectors, result, below, strict=True):
         torch.hardshrink(row, bound, out=out)
     return result
 
 
-def _next_below(thresholds: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def next_below(thresholds: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return the largest numbers below thresholds; keep infinity, which trims everything."""
     rounded = thresholds.to(dtype)
     is_below = thresholds.isinf() | (rounded.double() < thresholds.double())
@@ -154,11 +154,11 @@ def majority_sign(scan: Scan, thresholds: torch.Tensor | None = None) -> float:
     An entry elects the sign of the weighted sum of its task vectors, which are first trimmed if
     there are thresholds.
     """
-    votes = scan(partial(_count_votes, thresholds), torch.add, torch.zeros((), dtype=torch.int64))
+    votes = scan(partial(count_votes, thresholds), torch.add, torch.zeros((), dtype=torch.int64))
     return float(votes.sign())
 
 
-def _count_votes(thresholds: torch.Tensor | None, piece: Piece) -> torch.Tensor:
+def count_votes(thresholds: torch.Tensor | None, piece: Piece) -> torch.Tensor:
     """Count positive minus negative signs of a block's summed entries."""
     rows = piece.task_vectors
     rows = rows if thresholds is None else trim(rows, thresholds)

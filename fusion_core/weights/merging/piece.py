@@ -216,8 +216,12 @@ class Piece:
         Each depends only on the seed, the algorithm, the expert, the tensor and the element's
         index, so a random method gives the same bytes however the work is cut.
         """
-        key = f"{self.operands.key}\0{self.names[expert]}\0{self.info.name}"
-        return self._to_device(counter_uniform(key, self.start, self.stop).reshape(self.shape))
+        numbers = counter_uniform(self.random_key(expert), self.start, self.stop)
+        return self._to_device(numbers.reshape(self.shape))
+
+    def random_key(self, expert: int) -> str:
+        """Return the key from which an expert's random numbers of this tensor derive."""
+        return f"{self.operands.key}\0{self.names[expert]}\0{self.info.name}"
 
     def _rows(self, *, relative: bool) -> torch.Tensor:
         """Stack the experts or their task vectors."""

@@ -9,18 +9,20 @@ import torch
 
 from fusion_core.weights import CompiledFunction
 from fusion_core.weights.merging.selection import tally_bins, task_vectors_of
-from fusion_kernels.loops import LARGEST, STRIP, compiled, read_row, widen
-from fusion_kernels.operands import can_read, read_addresses
+from fusion_kernels.loops import LARGEST, MAGNITUDE, STRIP, Parts, compiled, read_strip
+from fusion_kernels.operands import can_read, read_parts
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from fusion_core.weights import Operands, Piece, TensorInfo
-    from fusion_core.weights.merging.selection import BlockTally
+    from fusion_core.weights.merging._tally import BlockTally
 
 #: A window holds few of the magnitudes, so most groups of this many have none.
 _GROUP = 32
 
 
-class CountingKernel(CompiledFunction):
+class WindowCounts(CompiledFunction):
     """`WindowCount` of task vectors."""
 
     def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
@@ -33,27 +35,14 @@ class CountingKernel(CompiledFunction):
         )
 
     def __call__(self, function: Any, piece: Piece) -> list[BlockTally] | None:  # noqa: ANN401
-        """Count one block."""
+        """Count one block, in one window per search; several searches may be of one expert."""
         searches = function.searches
-        experts = len(piece.names)
-        parts = read_addresses(piece, relative=True)
-        repeats = len(searches) // experts
-        above, inside = np.zeros(len(searches), np.int64), np.zeros(len(searches), np.int64)
-        keys = np.empty((len(searches), parts.count + 1), np.int32)
-        is_finite = _count(
-            np.tile(parts.experts, repeats),
-            np.tile(parts.kinds, repeats),
-            np.tile(parts.modes, repeats),
-            parts.base,
-            parts.base_kind,
-            parts.count,
-            np.array([search.low for search in searches], np.uint32),
-            np.array([search.high - search.low for search in searches], np.uint32),
-            above,
-            inside,
-            keys,
-        )
-        if not is_finite:
+        parts, _tensors = read_parts(piece, relative=True)
+        above, inside = np.zeros((2, len(searches)), np.int64)
+        keys = np.empty((len(searches), parts.elements + 1), np.int32)
+        lows = np.array([search.low for search in searches], np.uint32)
+        widths = np.array([search.high - search.low for search in searches], np.uint32)
+        if not _count(parts, lows, widths, above, inside, keys):
             return None
         return [
             tally_bins(int(higher), torch.from_numpy(row[:number]) >> search.shift)
@@ -62,45 +51,37 @@ class CountingKernel(CompiledFunction):
 
 
 @compiled
-def _count(  # noqa: PLR0913, PLR0917 - the operands of a loop
-    experts: np.ndarray,
-    kinds: np.ndarray,
-    modes: np.ndarray,
-    base_address: int,
-    base_kind: int,
-    count: int,
-    lows: np.ndarray,
-    widths: np.ndarray,
-    above: np.ndarray,
-    inside: np.ndarray,
-    keys: np.ndarray,
-) -> bool:
-    """Count magnitudes above each window, and list those inside it less its lower end.
+def _count(  # noqa: PLR0913, PLR0917 - numba knows no keywords
+    parts: Parts,
+    lows: npt.NDArray[np.uint32],
+    widths: npt.NDArray[np.uint32],
+    above: npt.NDArray[np.int64],
+    inside: npt.NDArray[np.int64],
+    keys: npt.NDArray[np.int32],
+) -> np.bool_:
+    """Count magnitudes above each window, and list those inside it, less its lower end.
 
-    Returns False if an operand is not finite. `keys` has room for one magnitude more than a block
-    holds, because each is written before it is known to lie inside.
+    Returns false if an operand is not finite. `keys` has room for one more than a block holds,
+    because each magnitude is written before it is known to lie inside.
     """
-    base, row = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
-    bits = row.view(np.uint32)
+    base = np.empty(STRIP, np.float32)
+    rows = np.empty((len(parts.experts), STRIP), np.float32)
+    offsets = np.empty(STRIP, np.uint32)
     largest = np.uint32(0)
-    for start in range(0, count, STRIP):
-        size = min(STRIP, count - start)
-        widen(base_address, base_kind, start, base, size)
-        for number in range(len(experts)):
-            row_largest = read_row(
-                experts[number], kinds[number], modes[number], base, start, row, size
-            )
-            largest = max(largest, row_largest)
-            low, width = lows[number], widths[number]
+    for start in range(0, parts.elements, STRIP):
+        size = min(STRIP, parts.elements - start)
+        largest = max(largest, read_strip(parts, start, size, base, rows))
+        for search in range(len(lows)):
+            bits = rows[search % len(rows)].view(np.uint32)
+            low, width = lows[search], widths[search]
             at_least = np.int32(0)
             for i in range(size):
-                magnitude = bits[i] & np.uint32(0x7FFFFFFF)
+                magnitude = bits[i] & MAGNITUDE
                 at_least += np.int32(magnitude >= low)
-                bits[i] = magnitude - low  # of smaller ones: more than any width
-            listed, filled = keys[number], inside[number]
-            before = filled
+                offsets[i] = magnitude - low  # of smaller ones: more than any width
+            listed, filled = keys[search], inside[search]
             for begin in range(0, size, _GROUP):
-                group = bits[begin : min(begin + _GROUP, size)]
+                group = offsets[begin : min(begin + _GROUP, size)]
                 smallest = np.uint32(0xFFFFFFFF)
                 for i in range(len(group)):
                     smallest = min(smallest, group[i])
@@ -108,6 +89,6 @@ def _count(  # noqa: PLR0913, PLR0917 - the operands of a loop
                     for i in range(len(group)):
                         listed[filled] = group[i]
                         filled += np.int64(group[i] <= width)
-            inside[number] = filled
-            above[number] += at_least - (filled - before)
-    return largest <= np.uint32(LARGEST)
+            above[search] += at_least - (filled - inside[search])
+            inside[search] = filled
+    return largest <= LARGEST

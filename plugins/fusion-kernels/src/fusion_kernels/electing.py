@@ -1,4 +1,4 @@
-"""TIES after its survey: trim, elect a sign per entry, combine the entries that have it."""
+"""Signs that entries elect: the majority, the entries that agree, and their mean, as in TIES."""
 
 from __future__ import annotations
 
@@ -7,48 +7,46 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fusion_core.weights import CompiledFunction
-from fusion_kernels.loops import LARGEST, STRIP, Floats, compiled, read_row, widen
-from fusion_kernels.operands import can_read, read_addresses
-from fusion_kernels.trimming import trim_bounds, trim_row
+from fusion_kernels.loops import (
+    LARGEST,
+    ONE,
+    SIGN,
+    STRIP,
+    ZERO,
+    Floats,
+    Parts,
+    add_weighted,
+    compiled,
+    read_strip,
+)
+from fusion_kernels.operands import TaskVectorFunction, read_parts, weights_of
+from fusion_kernels.trimming import trim_bounds, trim_rows
 
 if TYPE_CHECKING:
-    from fusion_core.weights import Operands, Piece, TensorInfo
+    from fusion_core.weights import Piece
 
-_ONE = 0x3F800000
-_SIGN = 0x80000000
+_ONE_BITS = np.uint32(0x3F800000)
 
 
-class ElectingKernel(CompiledFunction):
+class AgreeingMean(TaskVectorFunction):
     """The merge of `ties`, and the merge of sparse task vectors that elects signs in the same way.
 
-    The two differ only in where their options are, and in whether they trim.
+    They differ in where their options are, and in whether they trim.
     """
-
-    def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401, ARG002
-        """Serve all options."""
-        return operands.base is not None and can_read(operands, info)
 
     def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
         """Merge one piece."""
         method, survey = function.__self__, piece.state
         options = getattr(method, "config", method)
-        experts = len(piece.names)
-        nothing_below = np.full(experts, -1, np.float32)
-        bounds = nothing_below if survey is None else trim_bounds(survey.thresholds)
-        weights = np.array(piece.operands.weights or (1.0,) * experts, np.float32)
-        parts = read_addresses(piece, relative=True)
+        bounds = trim_bounds(None if survey is None else survey.thresholds, len(piece.names))
+        tie = 1.0 if survey is None else survey.tie
+        parts, _tensors = read_parts(piece, relative=True)
         merged = torch.empty(piece.shape)
         is_finite = _merge(
-            parts.experts,
-            parts.kinds,
-            parts.modes,
-            parts.base,
-            parts.base_kind,
-            parts.count,
+            parts,
             bounds,
-            weights,
-            1.0 if survey is None else survey.tie,
+            weights_of(piece),
+            tie,
             options.normalize,
             np.float32(options.scale),
             merged.view(-1).numpy(),
@@ -56,76 +54,118 @@ class ElectingKernel(CompiledFunction):
         return merged if is_finite else None
 
 
+class AgreeingEntries(TaskVectorFunction):
+    """The rows of `elect`: entries that have the elected sign."""
+
+    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401, ARG002
+        """Keep the entries of one piece."""
+        tie = 1.0 if piece.state is None else piece.state
+        parts, _tensors = read_parts(piece, relative=True)
+        kept = torch.empty((len(piece.names), *piece.shape))
+        flat = kept.view(len(piece.names), -1).numpy()
+        return kept if _keep(parts, weights_of(piece), tie, flat) else None
+
+
+class Votes(TaskVectorFunction):
+    """`count_votes`: positive minus negative signs of the sums over experts."""
+
+    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
+        """Count one block."""
+        (thresholds,) = function.args
+        parts, _tensors = read_parts(piece, relative=True)
+        bounds = trim_bounds(thresholds, len(piece.names))
+        votes, is_finite = _count_votes(parts, bounds, weights_of(piece))
+        return torch.tensor(votes) if is_finite else None
+
+
 @compiled
-def elect(total: Floats, tie: float, sign: Floats, size: int) -> None:
+def _elect(total: Floats, tie: float, size: int, sign: Floats) -> None:
     """Write the sign of each sum, 1 or -1; where it is zero, that of `tie`, which may be 0."""
     if tie == 0:
         for i in range(size):
-            sign[i] = np.float32(total[i] > 0) - np.float32(total[i] < 0)
+            sign[i] = np.float32(total[i] > ZERO) - np.float32(total[i] < ZERO)
         return
     bits, signs = total.view(np.uint32), sign.view(np.uint32)
-    one = np.uint32(_ONE)
+    one = _ONE_BITS
     if tie < 0:  # an exact zero is +0: negate it, and all signs with it
-        one |= np.uint32(_SIGN)
+        one |= SIGN
         for i in range(size):
-            total[i] = np.float32(0) - total[i]
+            total[i] = ZERO - total[i]
     for i in range(size):
-        signs[i] = (bits[i] & np.uint32(_SIGN)) ^ one
+        signs[i] = (bits[i] & SIGN) ^ one
 
 
 @compiled
-def _merge(  # noqa: C901, PLR0913, PLR0917 - one loop over a piece
-    experts: np.ndarray,
-    kinds: np.ndarray,
-    modes: np.ndarray,
-    base_address: int,
-    base_kind: int,
-    count: int,
+def _merge(  # noqa: PLR0913, PLR0917 - numba knows no keywords
+    parts: Parts,
     bounds: Floats,
     weights: Floats,
     tie: float,
-    normalize: bool,  # noqa: FBT001 - numba knows no keywords
+    normalize: bool,  # noqa: FBT001
     scale: np.float32,
     merged: Floats,
-) -> bool:
-    """Merge a piece; False if an operand is not finite."""
-    base, total = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
-    sign, share = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
-    rows = np.empty((len(experts), STRIP), np.float32)
-    zero, one = np.float32(0), np.float32(1)
+) -> np.bool_:
+    """Merge a piece; false if an operand is not finite."""
+    strips = np.empty((4, STRIP), np.float32)
+    base, total, sign, share = strips[0], strips[1], strips[2], strips[3]
+    rows = np.empty((len(parts.experts), STRIP), np.float32)
     largest = np.uint32(0)
-    for start in range(0, count, STRIP):
-        size = min(STRIP, count - start)
-        widen(base_address, base_kind, start, base, size)
-        for number in range(len(experts)):
-            row, weight = rows[number], weights[number]
-            row_largest = read_row(
-                experts[number], kinds[number], modes[number], base, start, row, size
-            )
-            largest = max(largest, row_largest)
-            trim_row(row, bounds[number], size)
-            if number == 0:
-                for i in range(size):
-                    row[i] *= weight
-                    total[i] = row[i]
-            else:
-                for i in range(size):
-                    row[i] *= weight
-                    total[i] += row[i]
-        elect(total, tie, sign, size)
-        for i in range(size):
-            share[i] = zero
-        for number in range(len(experts)):
-            row, weight = rows[number], weights[number]
+    for start in range(0, parts.elements, STRIP):
+        size = min(STRIP, parts.elements - start)
+        largest = max(largest, read_strip(parts, start, size, base, rows))
+        trim_rows(rows, bounds, size)
+        add_weighted(rows, weights, size, total)
+        _elect(total, tie, size, sign)
+        share[:] = ZERO
+        for expert in range(len(rows)):
+            row, weight = rows[expert], weights[expert]
             for i in range(size):
                 agreeing = row[i] * sign[i]
-                agreeing = max(agreeing, zero)
-                total[i] = agreeing if number == 0 else total[i] + agreeing
-                share[i] += weight if agreeing > zero else zero
+                agreeing = max(agreeing, ZERO)
+                total[i] = agreeing if expert == 0 else total[i] + agreeing
+                share[i] += weight if agreeing > ZERO else ZERO
         target = merged[start : start + size]
         for i in range(size):
             value = total[i] * sign[i]
             if normalize:
-                value /= share[i] if share[i] != zero else one
+                value /= share[i] if share[i] != ZERO else ONE
             target[i] = value * scale + base[i]
-    return largest <= np.uint32(LARGEST)
+    return largest <= LARGEST
+
+
+@compiled
+def _keep(parts: Parts, weights: Floats, tie: float, kept: Floats) -> np.bool_:
+    """Keep the agreeing entries of a piece; false if an operand is not finite."""
+    strips = np.empty((3, STRIP), np.float32)
+    base, total, sign = strips[0], strips[1], strips[2]
+    rows = np.empty((len(parts.experts), STRIP), np.float32)
+    weighted = np.empty_like(rows)
+    largest = np.uint32(0)
+    for start in range(0, parts.elements, STRIP):
+        size = min(STRIP, parts.elements - start)
+        largest = max(largest, read_strip(parts, start, size, base, rows))
+        weighted[:] = rows
+        add_weighted(weighted, weights, size, total)
+        _elect(total, tie, size, sign)
+        for expert in range(len(rows)):
+            row, products = rows[expert], weighted[expert]
+            target = kept[expert][start : start + size]
+            for i in range(size):
+                target[i] = row[i] * (ONE if products[i] * sign[i] > ZERO else ZERO)
+    return largest <= LARGEST
+
+
+@compiled
+def _count_votes(parts: Parts, bounds: Floats, weights: Floats) -> tuple[int, np.bool_]:
+    """Count the votes of a block; the second value is false if an operand is not finite."""
+    base, total = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
+    rows = np.empty((len(parts.experts), STRIP), np.float32)
+    largest, votes = np.uint32(0), 0
+    for start in range(0, parts.elements, STRIP):
+        size = min(STRIP, parts.elements - start)
+        largest = max(largest, read_strip(parts, start, size, base, rows))
+        trim_rows(rows, bounds, size)
+        add_weighted(rows, weights, size, total)
+        for i in range(size):
+            votes += int(total[i] > ZERO) - int(total[i] < ZERO)
+    return votes, largest <= LARGEST

@@ -8,41 +8,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fusion_core.weights import CompiledFunction
 from fusion_core.weights.merging.trimming import next_below
-from fusion_kernels.loops import LARGEST, STRIP, Floats, compiled, read_row, widen
-from fusion_kernels.operands import can_read, read_addresses
+from fusion_kernels.loops import LARGEST, STRIP, ZERO, Floats, Parts, compiled, read_strip
+from fusion_kernels.operands import TaskVectorFunction, read_parts
 
 if TYPE_CHECKING:
-    from fusion_core.weights import Operands, Piece, TensorInfo
+    from fusion_core.weights import Piece
 
 
-class TrimmingKernel(CompiledFunction):
+class TrimmedRows(TaskVectorFunction):
     """The rows of `trim`: entries whose magnitude is at least their expert's threshold."""
-
-    def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401, ARG002
-        """Serve all options."""
-        return operands.base is not None and can_read(operands, info)
 
     def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401, ARG002
         """Trim one piece."""
-        parts = read_addresses(piece, relative=True)
+        parts, _tensors = read_parts(piece, relative=True)
         trimmed = torch.empty((len(piece.names), *piece.shape))
-        is_finite = _trim(
-            parts.experts,
-            parts.kinds,
-            parts.modes,
-            parts.base,
-            parts.base_kind,
-            parts.count,
-            trim_bounds(piece.state),
-            trimmed.view(len(piece.names), -1).numpy(),
-        )
-        return trimmed if is_finite else None
+        flat = trimmed.view(len(piece.names), -1).numpy()
+        return trimmed if _trim(parts, trim_bounds(piece.state), flat) else None
 
 
-def trim_bounds(thresholds: torch.Tensor) -> Floats:
-    """Return the largest magnitude of each expert that is dropped, of shape (experts,)."""
+def trim_bounds(thresholds: torch.Tensor | None, experts: int = 0) -> Floats:
+    """Return the largest magnitude of each expert that is dropped; -1, and so none, by default."""
+    if thresholds is None:
+        return np.full(experts, -1, np.float32)
     return _trim_bounds(tuple(thresholds.tolist()))
 
 
@@ -54,34 +42,26 @@ def _trim_bounds(thresholds: tuple[float, ...]) -> Floats:
 
 
 @compiled
-def trim_row(row: Floats, bound: np.float32, size: int) -> None:
-    """Zero the entries that are no larger than the bound."""
-    for i in range(size):
-        row[i] = row[i] if abs(row[i]) > bound else np.float32(0)
+def trim_rows(rows: Floats, bounds: Floats, size: int) -> None:
+    """Zero the entries of each row that are no larger than its bound."""
+    for expert in range(len(rows)):
+        row, bound = rows[expert], bounds[expert]
+        for i in range(size):
+            row[i] = row[i] if abs(row[i]) > bound else ZERO
 
 
 @compiled
-def _trim(  # noqa: PLR0913, PLR0917 - the operands of a loop
-    experts: np.ndarray,
-    kinds: np.ndarray,
-    modes: np.ndarray,
-    base_address: int,
-    base_kind: int,
-    count: int,
-    bounds: Floats,
-    trimmed: np.ndarray,
-) -> bool:
-    """Trim a piece; False if an operand is not finite."""
+def _trim(parts: Parts, bounds: Floats, trimmed: Floats) -> np.bool_:
+    """Trim a piece; false if an operand is not finite."""
     base = np.empty(STRIP, np.float32)
+    rows = np.empty((len(parts.experts), STRIP), np.float32)
     largest = np.uint32(0)
-    for start in range(0, count, STRIP):
-        size = min(STRIP, count - start)
-        widen(base_address, base_kind, start, base, size)
-        for number in range(len(experts)):
-            row = trimmed[number, start : start + size]
-            row_largest = read_row(
-                experts[number], kinds[number], modes[number], base, start, row, size
-            )
-            largest = max(largest, row_largest)
-            trim_row(row, bounds[number], size)
-    return largest <= np.uint32(LARGEST)
+    for start in range(0, parts.elements, STRIP):
+        size = min(STRIP, parts.elements - start)
+        largest = max(largest, read_strip(parts, start, size, base, rows))
+        for expert in range(len(rows)):
+            row, bound = rows[expert], bounds[expert]
+            target = trimmed[expert][start : start + size]
+            for i in range(size):
+                target[i] = row[i] if abs(row[i]) > bound else ZERO
+    return largest <= LARGEST

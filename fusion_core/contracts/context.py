@@ -21,7 +21,6 @@ from fusion_core.weights import (
     RowsKernel,
     SerialExecutor,
 )
-from fusion_core.weights.merging.compiled import CompiledFunctions
 from fusion_core.weights.merging.piece import MERGED, Bound
 from fusion_core.weights.merging.transforms import RestoreKernel, ZeroOrigin, transform_experts
 from fusion_core.weights.reading.task_files import ADAPTED, ADAPTERS, TENSORS, join_tasks
@@ -58,8 +57,8 @@ class RunContext:
     finite: bool = True
     #: which task vectors limit how far merged values may lie from the base
     bound: Bound = Bound.TENSOR
-    #: what plugins offer in place of kernels' functions
-    compiled: CompiledFunctions = field(default_factory=CompiledFunctions)
+    #: compiled functions of plugins, as in `Operands`
+    kernels: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     #: called by `log` with step and metrics
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None
     #: the files to commit with the model, by name
@@ -167,7 +166,7 @@ class RunContext:
             bound=self.bound,
             device=self.device,
             extras={name: unpack(extra) for name, extra in extras.items()},
-            compiled=self.compiled,
+            kernels=self.kernels,
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

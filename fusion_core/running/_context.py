@@ -12,7 +12,6 @@ from fusion_core.machine.ranks import is_helper_process
 from fusion_core.planning.dtypes import describe_stored, parse_dtype
 from fusion_core.planning.pipeline import apply_stages
 from fusion_core.weights import CastSource, WeightSource
-from fusion_core.weights.merging.compiled import CompiledFunctions
 from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def prepare(
         progress=plan.options.progress,
         finite=policy.nan == "error",
         bound=Bound.NONE if policy.outliers == "allow" else Bound.TENSOR,
-        compiled=CompiledFunctions(plan.plugins.kernels()),
+        kernels=plan.plugins.kernels(),
         on_metrics=on_metrics,
         state=state,
         output=plan.path,

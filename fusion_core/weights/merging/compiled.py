@@ -7,7 +7,6 @@ or leaves a piece to it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from fusion_core.weights.merging.piece import Operands, Piece
     from fusion_core.weights.source import TensorInfo
@@ -58,35 +57,28 @@ class CompiledFunction(ABC):
         """
 
 
-@dataclass(frozen=True)
-class CompiledFunctions:
-    """The compiled functions of a merge, by the functions that they replace."""
+def call(function: Function, piece: Piece) -> Any:  # noqa: ANN401 - as of `function`
+    """Call a function of a piece, or what replaces it among the kernels of the operands."""
+    if piece.operands.kernels and piece.device.type == "cpu":
+        replacement = _find(function, piece.operands, piece.info)
+        result = None if replacement is None else replacement(function, piece)
+        if result is not None:
+            return result
+    return function(piece)
 
-    #: "module:name" of a function -> the name of the kernel, and "module:class" of the replacement
-    targets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
-    def call(self, function: Function, piece: Piece) -> Any:  # noqa: ANN401 - as of `function`
-        """Call a function, or its replacement if that has one for this piece."""
-        if self.targets and piece.device.type == "cpu":
-            replacement = self._find(function, piece.operands, piece.info)
-            result = None if replacement is None else replacement(function, piece)
-            if result is not None:
-                return result
-        return function(piece)
+def kernel_for(function: Function, operands: Operands, info: TensorInfo) -> str | None:
+    """Return the name of the kernel that replaces a function for a tensor, or None."""
+    is_replaced = _find(function, operands, info) is not None
+    return operands.kernels[_name_of(function)][0] if is_replaced else None
 
-    def name_for(self, function: Function, operands: Operands, info: TensorInfo) -> str | None:
-        """Return the name of the kernel that serves a function for a tensor, or None."""
-        replacement = self._find(function, operands, info)
-        return None if replacement is None else self.targets[_name_of(function)][0]
 
-    def _find(
-        self, function: Function, operands: Operands, info: TensorInfo
-    ) -> CompiledFunction | None:
-        target = self.targets.get(_name_of(function))
-        if target is None or operands.dtype(info.name) is not torch.float32:
-            return None
-        replacement = _make(target[1])
-        return replacement if replacement.fits(function, operands, info) else None
+def _find(function: Function, operands: Operands, info: TensorInfo) -> CompiledFunction | None:
+    kernel = operands.kernels.get(_name_of(function))
+    if kernel is None or operands.dtype(info.name) is not torch.float32:
+        return None
+    replacement = _make(kernel[1])
+    return replacement if replacement.fits(function, operands, info) else None
 
 
 @cache

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from torch import Tensor
 
 from fusion_core.errors import BrokenPluginError
+from fusion_core.weights.merging.compiled import call, kernel_for
 from fusion_core.weights.merging.execution import SerialExecutor, on_one_core
 from fusion_core.weights.merging.outliers import OutlierGuard
 from fusion_core.weights.merging.piece import (
@@ -222,7 +223,7 @@ class AppliedKernel(ABC, Generic[KernelT]):
         return computed
 
     def _call(self, method: Callable[[Piece], Tensor], piece: Piece, rows: int | None) -> Tensor:
-        computed: Any = self.operands.compiled.call(method, piece)
+        computed: Any = call(method, piece)
         where = (
             f"algorithm {type(self.kernel).__name__}: for tensor {piece.info.name!r} "
             f"`{method.__name__}`"
@@ -249,8 +250,7 @@ class AppliedKernel(ABC, Generic[KernelT]):
     def count_compiled(self) -> Counter[str]:
         """Count the tensors whose pieces a compiled function computes, by its name."""
         infos = [info for info in self.infos.values() if is_merged(info)]
-        find = self.operands.compiled.name_for
-        names = [find(self.function, self.operands, info) for info in infos]
+        names = [kernel_for(self.function, self.operands, info) for info in infos]
         return Counter(name for name in names if name is not None)
 
     def make_surveys(self, executor: Executor, name: str | None) -> None:

@@ -15,8 +15,7 @@ import torch
 
 from fusion_core.errors import WeightsError
 from fusion_core.weights.merging._lazy import lazy
-from fusion_core.weights.merging.compiled import CompiledFunctions
-from fusion_core.weights.merging.counters import counter_uniform
+from fusion_core.weights.merging.counters import counter_uniform, seed_of
 from fusion_core.weights.source import Cut, reference_model
 
 if TYPE_CHECKING:
@@ -64,8 +63,8 @@ class Operands:
     wide: bool = False
     #: further operands of a kernel, by name, with the models' tensors and shapes
     extras: Mapping[str, WeightSource] = field(default_factory=dict)
-    #: what plugins offer in place of kernels' functions, with the same bytes
-    compiled: CompiledFunctions = field(default_factory=CompiledFunctions)
+    #: compiled functions of plugins: name and "module:class", by the function that each replaces
+    kernels: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def reference(self) -> WeightSource:
@@ -216,11 +215,14 @@ class Piece:
         Each depends only on the seed, the algorithm, the expert, the tensor and the element's
         index, so a random method gives the same bytes however the work is cut.
         """
-        numbers = counter_uniform(self.random_key(expert), self.start, self.stop)
+        numbers = counter_uniform(self._random_key(expert), self.start, self.stop)
         return self._to_device(numbers.reshape(self.shape))
 
-    def random_key(self, expert: int) -> str:
-        """Return the key from which an expert's random numbers of this tensor derive."""
+    def seed(self, expert: int) -> int:
+        """Return the 64 signed bits from which `uniform` derives the numbers of an expert."""
+        return seed_of(self._random_key(expert))
+
+    def _random_key(self, expert: int) -> str:
         return f"{self.operands.key}\0{self.names[expert]}\0{self.info.name}"
 
     def _rows(self, *, relative: bool) -> torch.Tensor:

@@ -99,6 +99,18 @@ class WindowCount:
     dtype: torch.dtype
     searches: tuple[Search, ...]
 
+    @property
+    def of_task_vectors(self) -> bool:
+        """Whether it counts the magnitudes of task vectors."""
+        return self.rows is task_vectors_of
+
+    def tally(self, search: int, above: int, offsets: torch.Tensor) -> BlockTally:
+        """Return the tally of a block: `above` values above the window, and those inside it.
+
+        `offsets` holds the integers inside the window of a search, less its lower end.
+        """
+        return _tally_bins(above, offsets >> self.searches[search].shift)
+
     def __call__(self, piece: Piece) -> list[BlockTally]:
         """Count one block: a tally per search."""
         keys = _Magnitudes(self.rows, self.dtype)(piece)
@@ -119,11 +131,10 @@ def _count(keys: torch.Tensor, search: Search) -> BlockTally:
         bins = torch.zeros(1, dtype=torch.int64)
         return BlockTally(above - count, count, bins, torch.tensor([count]))
     bins = (select_by_mask(keys, inside.bool()) - search.low) >> search.shift
-    return tally_bins(above - len(bins), bins)
+    return _tally_bins(above - len(bins), bins)
 
 
-def tally_bins(above: int, bins: torch.Tensor) -> BlockTally:
-    """Return the tally of a block with `above` values above the window, and these bins inside."""
+def _tally_bins(above: int, bins: torch.Tensor) -> BlockTally:
     if len(bins) < _UNTALLIED:
         return BlockTally(above, len(bins), bins)
     counts = torch.bincount(bins)

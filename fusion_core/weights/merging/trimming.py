@@ -64,13 +64,13 @@ def largest_by_rank(
 def trim(task_vectors: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     """Zero every entry whose magnitude is below its expert's threshold; keep equal ones."""
     result = torch.empty_like(task_vectors)
-    below = next_below(thresholds, task_vectors.dtype).tolist()
+    below = _next_below(thresholds, task_vectors.dtype).tolist()
     for row, out, bound in zip(task_vectors, result, below, strict=True):
         torch.hardshrink(row, bound, out=out)
     return result
 
 
-def next_below(thresholds: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _next_below(thresholds: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return the largest numbers below thresholds; keep infinity, which trims everything."""
     rounded = thresholds.to(dtype)
     is_below = thresholds.isinf() | (rounded.double() < thresholds.double())

@@ -10,6 +10,7 @@ import pytest
 
 from fusion_core.weights import Linear, PieceKernel
 from fusion_kernels import plugin
+from fusion_linear.averages import SimpleAverage
 from fusion_testing import KernelSuite
 from fusion_ties.combining import DisjointMerge
 from fusion_ties.dropping import Drop
@@ -35,6 +36,7 @@ _METHODS: dict[str, Methods] = {
         Linear(tuple(1 / (number + 2) for number in range(count)), relative=False),
         Linear({"layer.weight": (-0.7,) * count}),
     ],
+    "average": lambda _: [SimpleAverage()],
     "elect": lambda _: [*_TIES, DisjointMerge(0.3, normalize=True), DisjointMerge(1.0, False)],
     "agree": lambda _: [Elect(), Elect(zero_sign="positive", scope="tensor")],
     "trim": lambda _: [Trim(), Trim(scope="tensor", density=0.5), Trim(density=0.0)],

@@ -21,9 +21,9 @@ class BandOfMagnitudes(TaskVectorFunction):
         """Keep the entries of one piece."""
         lows, highs = piece.state.to(torch.float32).numpy()
         parts, _tensors = read_parts(piece, relative=True)
-        kept = torch.empty((len(piece.names), *piece.shape))
-        is_finite = _keep_band(parts, lows, highs, kept.view(len(piece.names), -1).numpy())
-        return kept if is_finite else None
+        chosen = torch.empty((len(piece.names), *piece.shape))
+        is_finite = _keep_band(parts, lows, highs, chosen.view(len(piece.names), -1).numpy())
+        return chosen if is_finite else None
 
 
 class LargestEntries(TaskVectorFunction):
@@ -56,7 +56,7 @@ class MaskedSum(TaskVectorFunction):
 
 
 @compiled
-def _keep_band(parts: Parts, lows: Floats, highs: Floats, kept: Floats) -> np.bool_:
+def _keep_band(parts: Parts, lows: Floats, highs: Floats, chosen: Floats) -> np.bool_:
     """Keep the entries of a piece inside the bands; false if an operand is not finite."""
     base = np.empty(STRIP, np.float32)
     rows = np.empty((len(parts.experts), STRIP), np.float32)
@@ -66,7 +66,7 @@ def _keep_band(parts: Parts, lows: Floats, highs: Floats, kept: Floats) -> np.bo
         largest = max(largest, read_strip(parts, start, size, base, rows))
         for expert in range(len(rows)):
             row, low, high = rows[expert], lows[expert], highs[expert]
-            target = kept[expert][start : start + size]
+            target = chosen[expert][start : start + size]
             for i in range(size):
                 is_inside = (abs(row[i]) >= low) & (abs(row[i]) <= high)
                 target[i] = row[i] if is_inside else ZERO

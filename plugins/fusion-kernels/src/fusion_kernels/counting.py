@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from fusion_core.weights import CompiledFunction
-from fusion_core.weights.merging.selection import tally_bins, task_vectors_of
 from fusion_kernels.loops import LARGEST, MAGNITUDE, STRIP, Parts, compiled, read_strip
 from fusion_kernels.operands import can_read, read_parts
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fusion_core.weights import Operands, Piece, TensorInfo
-    from fusion_core.weights.merging._tally import BlockTally
 
 #: A window holds few of the magnitudes, so most groups of this many have none.
 _GROUP = 32
@@ -29,12 +27,12 @@ class WindowCounts(CompiledFunction):
         """Serve magnitudes of task vectors in fp32."""
         return (
             operands.base is not None
-            and function.rows is task_vectors_of
+            and function.of_task_vectors
             and function.dtype is torch.float32
             and can_read(operands, info)
         )
 
-    def __call__(self, function: Any, piece: Piece) -> list[BlockTally] | None:  # noqa: ANN401
+    def __call__(self, function: Any, piece: Piece) -> list[Any] | None:  # noqa: ANN401
         """Count one block, in one window per search; several searches may be of one expert."""
         searches = function.searches
         parts, _tensors = read_parts(piece, relative=True)
@@ -45,8 +43,8 @@ class WindowCounts(CompiledFunction):
         if not _count(parts, lows, widths, above, inside, keys):
             return None
         return [
-            tally_bins(int(higher), torch.from_numpy(row[:number]) >> search.shift)
-            for row, number, higher, search in zip(keys, inside, above, searches, strict=True)
+            function.tally(search, int(above[search]), torch.from_numpy(keys[search, :filled]))
+            for search, filled in enumerate(inside)
         ]
 
 

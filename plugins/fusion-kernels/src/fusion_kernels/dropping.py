@@ -9,7 +9,6 @@ import torch
 
 from fusion_core import expert_values
 from fusion_core.weights import broadcast_per_expert
-from fusion_core.weights.merging.counters import seed_of
 from fusion_kernels.loops import LARGEST, STRIP, ZERO, Floats, Parts, compiled, read_strip
 from fusion_kernels.operands import TaskVectorFunction, read_parts
 
@@ -26,28 +25,28 @@ class RandomEntries(TaskVectorFunction):
         """Keep entries of one piece, and rescale them."""
         config = function.__self__.config
         densities = expert_values(config.density, piece.names, "density")
-        seeds = [seed_of(piece.random_key(expert)) for expert in range(len(piece.names))]
+        seeds = [piece.seed(expert) for expert in range(len(piece.names))]
         parts, _tensors = read_parts(piece, relative=True)
-        kept = torch.empty((len(piece.names), *piece.shape))
+        chosen = torch.empty((len(piece.names), *piece.shape))
         is_finite = _keep(
             parts,
             np.array(seeds, np.int64).view(np.uint64),
             np.array(densities, np.float32),
             piece.start,
-            kept.view(len(piece.names), -1).numpy(),
+            chosen.view(len(piece.names), -1).numpy(),
         )
         if not is_finite:
             return None
         if config.rescale == "l1":
-            return kept.mul_(broadcast_per_expert(piece.state, kept))
-        for row, density in zip(kept, densities, strict=True):
+            return chosen.mul_(broadcast_per_expert(piece.state, chosen))
+        for row, density in zip(chosen, densities, strict=True):
             row.div_(density or 1)
-        return kept
+        return chosen
 
 
 @compiled
 def _keep(
-    parts: Parts, seeds: npt.NDArray[np.uint64], limits: Floats, first: int, kept: Floats
+    parts: Parts, seeds: npt.NDArray[np.uint64], limits: Floats, first: int, chosen: Floats
 ) -> np.bool_:
     """Keep the entries of a piece that starts at element `first`; false if one is not finite."""
     base = np.empty(STRIP, np.float32)
@@ -58,7 +57,7 @@ def _keep(
         largest = max(largest, read_strip(parts, start, size, base, rows))
         for expert in range(len(rows)):
             row, seed, limit = rows[expert], seeds[expert], limits[expert]
-            target = kept[expert][start : start + size]
+            target = chosen[expert][start : start + size]
             for i in range(size):
                 bits = np.uint64(first + start + i) * np.uint64(0x9E3779B97F4A7C15) + seed
                 bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -20,7 +20,7 @@ from fusion_kernels.loops import (
     read_strip,
 )
 from fusion_kernels.operands import TaskVectorFunction, read_parts, weights_of
-from fusion_kernels.trimming import trim_bounds, trim_rows
+from fusion_kernels.trimming import smallest_kept, trim_rows
 
 if TYPE_CHECKING:
     from fusion_core.weights import Piece
@@ -38,13 +38,13 @@ class AgreeingMean(TaskVectorFunction):
         """Merge one piece."""
         method, survey = function.__self__, piece.state
         options = getattr(method, "config", method)
-        bounds = trim_bounds(None if survey is None else survey.thresholds, len(piece.names))
+        thresholds = smallest_kept(None if survey is None else survey.thresholds, len(piece.names))
         tie = 1.0 if survey is None else survey.tie
         parts, _tensors = read_parts(piece, relative=True)
         merged = torch.empty(piece.shape)
         is_finite = _merge(
             parts,
-            bounds,
+            thresholds,
             weights_of(piece),
             tie,
             options.normalize,
@@ -61,9 +61,9 @@ class AgreeingEntries(TaskVectorFunction):
         """Keep the entries of one piece."""
         tie = 1.0 if piece.state is None else piece.state
         parts, _tensors = read_parts(piece, relative=True)
-        kept = torch.empty((len(piece.names), *piece.shape))
-        flat = kept.view(len(piece.names), -1).numpy()
-        return kept if _keep(parts, weights_of(piece), tie, flat) else None
+        chosen = torch.empty((len(piece.names), *piece.shape))
+        flat = chosen.view(len(piece.names), -1).numpy()
+        return chosen if _keep(parts, weights_of(piece), tie, flat) else None
 
 
 class Votes(TaskVectorFunction):
@@ -71,10 +71,10 @@ class Votes(TaskVectorFunction):
 
     def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
         """Count one block."""
-        (thresholds,) = function.args
+        (surveyed,) = function.args
+        thresholds = smallest_kept(surveyed, len(piece.names))
         parts, _tensors = read_parts(piece, relative=True)
-        bounds = trim_bounds(thresholds, len(piece.names))
-        votes, is_finite = _count_votes(parts, bounds, weights_of(piece))
+        votes, is_finite = _count_votes(parts, thresholds, weights_of(piece))
         return torch.tensor(votes) if is_finite else None
 
 
@@ -98,7 +98,7 @@ def _elect(total: Floats, tie: float, size: int, sign: Floats) -> None:
 @compiled
 def _merge(  # noqa: PLR0913, PLR0917 - numba knows no keywords
     parts: Parts,
-    bounds: Floats,
+    thresholds: Floats,
     weights: Floats,
     tie: float,
     normalize: bool,  # noqa: FBT001
@@ -113,7 +113,7 @@ def _merge(  # noqa: PLR0913, PLR0917 - numba knows no keywords
     for start in range(0, parts.elements, STRIP):
         size = min(STRIP, parts.elements - start)
         largest = max(largest, read_strip(parts, start, size, base, rows))
-        trim_rows(rows, bounds, size)
+        trim_rows(rows, thresholds, size)
         add_weighted(rows, weights, size, total)
         _elect(total, tie, size, sign)
         share[:] = ZERO
@@ -134,7 +134,7 @@ def _merge(  # noqa: PLR0913, PLR0917 - numba knows no keywords
 
 
 @compiled
-def _keep(parts: Parts, weights: Floats, tie: float, kept: Floats) -> np.bool_:
+def _keep(parts: Parts, weights: Floats, tie: float, chosen: Floats) -> np.bool_:
     """Keep the agreeing entries of a piece; false if an operand is not finite."""
     strips = np.empty((3, STRIP), np.float32)
     base, total, sign = strips[0], strips[1], strips[2]
@@ -149,14 +149,14 @@ def _keep(parts: Parts, weights: Floats, tie: float, kept: Floats) -> np.bool_:
         _elect(total, tie, size, sign)
         for expert in range(len(rows)):
             row, products = rows[expert], weighted[expert]
-            target = kept[expert][start : start + size]
+            target = chosen[expert][start : start + size]
             for i in range(size):
                 target[i] = row[i] * (ONE if products[i] * sign[i] > ZERO else ZERO)
     return largest <= LARGEST
 
 
 @compiled
-def _count_votes(parts: Parts, bounds: Floats, weights: Floats) -> tuple[int, np.bool_]:
+def _count_votes(parts: Parts, thresholds: Floats, weights: Floats) -> tuple[int, np.bool_]:
     """Count the votes of a block; the second value is false if an operand is not finite."""
     base, total = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
     rows = np.empty((len(parts.experts), STRIP), np.float32)
@@ -164,7 +164,7 @@ def _count_votes(parts: Parts, bounds: Floats, weights: Floats) -> tuple[int, np
     for start in range(0, parts.elements, STRIP):
         size = min(STRIP, parts.elements - start)
         largest = max(largest, read_strip(parts, start, size, base, rows))
-        trim_rows(rows, bounds, size)
+        trim_rows(rows, thresholds, size)
         add_weighted(rows, weights, size, total)
         for i in range(size):
             votes += int(total[i] > ZERO) - int(total[i] < ZERO)

@@ -35,6 +35,25 @@ class WeightedSum(CompiledFunction):
         return merged if is_finite else None
 
 
+class Average(CompiledFunction):
+    """The merge of `simple-average`: the sum of the experts, divided by their number."""
+
+    def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401, ARG002
+        """Serve every tensor."""
+        is_whole = operands.base is not None or not any(
+            expert.is_delta for expert in operands.experts.values()
+        )
+        return is_whole and can_read(operands, info)
+
+    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401, ARG002
+        """Average one piece."""
+        parts, _tensors = read_parts(piece, relative=False)
+        merged = torch.empty(piece.shape)
+        ones = np.ones(len(piece.names), np.float32)
+        is_finite = _combine(parts, ones, False, merged.view(-1).numpy())
+        return merged.div_(len(piece.names)) if is_finite else None
+
+
 def _factors(linear: Any, name: str) -> Any:  # noqa: ANN401 - a tuple or a tensor
     values = linear.coefficients
     return values if isinstance(values, tuple) else values[name]

@@ -24,7 +24,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 STRIP = 1024
 #: How an operand stores numbers.
 FP32, BF16, FP16 = 0, 1, 2
-#: What is done to an expert after it is read: nothing, or the base is subtracted or added.
+#: The change of an expert after it is read: none, or the base subtracted, or the base added.
 AS_STORED, MINUS_BASE, PLUS_BASE = 0, 1, 2
 #: The bits of the largest finite number. Those of infinity and NaN are larger.
 LARGEST = np.uint32(0x7F7FFFFF)

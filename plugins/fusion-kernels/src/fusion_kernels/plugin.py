@@ -17,6 +17,12 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
         replaces=(f"{_MERGING}.linear:Linear.merge",),
     )
     yield KernelSpec(
+        name="average",
+        summary="Averages of experts.",
+        target="fusion_kernels.linear:Average",
+        replaces=("fusion_linear.averages:SimpleAverage.merge",),
+    )
+    yield KernelSpec(
         name="elect",
         summary="TIES: trim, elect signs, and merge the entries that agree.",
         target="fusion_kernels.electing:AgreeingMean",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from fusion_core.weights.merging.trimming import next_below
 from fusion_kernels.loops import LARGEST, STRIP, ZERO, Floats, Parts, compiled, read_strip
 from fusion_kernels.operands import TaskVectorFunction, read_parts
 
@@ -24,34 +22,32 @@ class TrimmedRows(TaskVectorFunction):
         parts, _tensors = read_parts(piece, relative=True)
         trimmed = torch.empty((len(piece.names), *piece.shape))
         flat = trimmed.view(len(piece.names), -1).numpy()
-        return trimmed if _trim(parts, trim_bounds(piece.state), flat) else None
+        return trimmed if _trim(parts, smallest_kept(piece.state, len(piece.names)), flat) else None
 
 
-def trim_bounds(thresholds: torch.Tensor | None, experts: int = 0) -> Floats:
-    """Return the largest magnitude of each expert that is dropped; -1, and so none, by default."""
+def smallest_kept(thresholds: torch.Tensor | None, experts: int) -> Floats:
+    """Return each expert's threshold in fp32, rounded up; without thresholds zeros, which keep all.
+
+    A threshold is a magnitude of the expert, in fp64 if a tensor of the model is.
+    """
     if thresholds is None:
-        return np.full(experts, -1, np.float32)
-    return _trim_bounds(tuple(thresholds.tolist()))
-
-
-@lru_cache
-def _trim_bounds(thresholds: tuple[float, ...]) -> Floats:
-    exact = torch.tensor(thresholds, dtype=torch.float64)
-    bounds: Floats = next_below(exact, torch.float32).numpy()
-    return bounds
+        return np.zeros(experts, np.float32)
+    exact = thresholds.numpy()
+    rounded = exact.astype(np.float32)
+    return np.where(rounded < exact, np.nextafter(rounded, np.float32(np.inf)), rounded)
 
 
 @compiled
-def trim_rows(rows: Floats, bounds: Floats, size: int) -> None:
-    """Zero the entries of each row that are no larger than its bound."""
+def trim_rows(rows: Floats, thresholds: Floats, size: int) -> None:
+    """Zero the entries of each row that are smaller than its threshold."""
     for expert in range(len(rows)):
-        row, bound = rows[expert], bounds[expert]
+        row, threshold = rows[expert], thresholds[expert]
         for i in range(size):
-            row[i] = row[i] if abs(row[i]) > bound else ZERO
+            row[i] = row[i] if abs(row[i]) >= threshold else ZERO
 
 
 @compiled
-def _trim(parts: Parts, bounds: Floats, trimmed: Floats) -> np.bool_:
+def _trim(parts: Parts, thresholds: Floats, trimmed: Floats) -> np.bool_:
     """Trim a piece; false if an operand is not finite."""
     base = np.empty(STRIP, np.float32)
     rows = np.empty((len(parts.experts), STRIP), np.float32)
@@ -60,8 +56,8 @@ def _trim(parts: Parts, bounds: Floats, trimmed: Floats) -> np.bool_:
         size = min(STRIP, parts.elements - start)
         largest = max(largest, read_strip(parts, start, size, base, rows))
         for expert in range(len(rows)):
-            row, bound = rows[expert], bounds[expert]
+            row, threshold = rows[expert], thresholds[expert]
             target = trimmed[expert][start : start + size]
             for i in range(size):
-                target[i] = row[i] if abs(row[i]) > bound else ZERO
+                target[i] = row[i] if abs(row[i]) >= threshold else ZERO
     return largest <= LARGEST

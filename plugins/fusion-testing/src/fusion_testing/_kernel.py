@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import product
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
+from fusion_core.contracts.specs import load_target
 from fusion_core.errors import FusionError
 from fusion_core.weights import (
     Kernel,
@@ -17,19 +19,18 @@ from fusion_core.weights import (
     SerialExecutor,
     StateDictSource,
 )
-from fusion_core.weights.merging.compiled import CompiledFunctions
 from fusion_core.weights.merging.piece import Bound
 from fusion_core.weights.merging.transforms import transform_experts
 from fusion_testing._component import SpecSuite
 from fusion_testing._suite import fail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
     from fusion_core.contracts.specs import KernelSpec
-    from fusion_core.weights import PieceKernel, WeightSource
+    from fusion_core.weights import CompiledFunction, Piece, PieceKernel, WeightSource
 
     Methods = Callable[[int], Sequence[PieceKernel]]
 
@@ -99,22 +100,6 @@ class KernelSuite(SpecSuite):
             )
 
 
-class _Watched(CompiledFunctions):
-    """The compiled functions of one spec; it counts the pieces that they served."""
-
-    def __init__(self, spec: KernelSpec) -> None:
-        super().__init__(dict.fromkeys(spec.replaces, (spec.name, spec.target)))
-        object.__setattr__(self, "calls", [])
-
-    calls: list[str]
-
-    def call(self, function: Any, piece: Any) -> Any:  # noqa: ANN401 - as in the base class
-        name = self.name_for(function, piece.operands, piece.info)
-        if name is not None:
-            self.calls.append(name)
-        return super().call(function, piece)
-
-
 def _compare(
     spec: KernelSpec,
     method: PieceKernel,
@@ -123,9 +108,18 @@ def _compare(
     case: str,
 ) -> int:
     """Compare a merge with and without a kernel; return how many pieces the kernel served."""
-    watched = _Watched(spec)
-    expected = _merge(method, models, weights, CompiledFunctions())
-    actual = _merge(method, models, weights, watched)
+    calls: list[str] = []
+    compiled = load_target(spec.target)
+    original = compiled.__call__
+
+    def count(self: CompiledFunction, function: Any, piece: Piece) -> Any:  # noqa: ANN401
+        calls.append(piece.info.name)
+        return original(self, function, piece)
+
+    expected = _merge(method, models, weights, {})
+    with patch.object(compiled, "__call__", count):
+        kernels = dict.fromkeys(spec.replaces, (spec.name, spec.target))
+        actual = _merge(method, models, weights, kernels)
     if isinstance(expected, str) or isinstance(actual, str):
         is_same = expected == actual
     else:
@@ -137,19 +131,19 @@ def _compare(
             "Compute in the order of the function that it replaces, without fast-math, and return "
             "None for pieces that hold NaN or infinity.",
         )
-    return len(watched.calls)
+    return len(calls)
 
 
 def _merge(
     method: PieceKernel,
     models: Sequence[Tensor],
     weights: tuple[float, ...],
-    compiled: CompiledFunctions,
+    kernels: Mapping[str, tuple[str, str]],
 ) -> Tensor | str:
     """Return the bytes of a merge or of transformed experts, or the text of its error."""
     base, *experts = (StateDictSource({_NAME: model}) for model in models)
     named = {f"expert-{number}": expert for number, expert in enumerate(experts)}
-    operands = Operands(base, named, weights, "key", bound=Bound.NONE, compiled=compiled)
+    operands = Operands(base, named, weights, "key", bound=Bound.NONE, kernels=kernels)
     sources: Sequence[WeightSource] = ()
     if isinstance(method, Kernel):
         sources = [MergedSource(method, operands)]

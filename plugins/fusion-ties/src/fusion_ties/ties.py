@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from fusion_core import TensorwiseAlgorithm, expert_values
 from fusion_core.weights import Piece, Scan, Scope, TrimSurvey
-from fusion_core.weights.merging.outliers import LIMIT
 from fusion_ties.combining import disjoint_merge
 from fusion_ties.config import TiesConfig
 
@@ -45,7 +44,7 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
         elif weights is None or isinstance(weights, int | float):
             weights = [1.0 if weights is None else weights]
         is_mean = self.config.normalize and all(weight >= 0 for weight in weights)
-        return is_mean and abs(self.config.scale) <= LIMIT
+        return is_mean and abs(self.config.scale) <= 1
 
     def survey(self, scan: Scan) -> TrimSurvey:
         """Return the thresholds, and the majority sign if the option asks for it."""

@@ -1,0 +1,45 @@
+"""Kernels of plugins: looked up by the functions that they replace, or switched off."""
+
+from __future__ import annotations
+
+import pytest
+
+from fusion_core import KernelSpec
+from fusion_core.errors import PluginError
+from fusion_core.plugins.distributions import Plugin
+from fusion_core.plugins.manager import PluginManager
+
+_FUNCTION = "fusion_ties.ties:Ties.merge"
+
+
+def _manager(*distributions: str) -> PluginManager:
+    manager = PluginManager()
+    for name in distributions:
+        plugin = Plugin(name, "1.0", f"{name}.plugin")
+        plugin.components = [
+            KernelSpec(name="fast", summary="", target=f"{name}:Fast", replaces=(_FUNCTION,))
+        ]
+        manager.plugins.append(plugin)
+    return manager
+
+
+def test_a_kernel_is_known_by_the_function_that_it_replaces() -> None:
+    assert _manager("one").kernels() == {_FUNCTION: ("one/fast", "one:Fast")}
+
+
+def test_the_environment_switches_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSION_KERNELS", "torch")
+    assert _manager("one", "two").kernels() == {}
+
+
+def test_an_unknown_value_of_the_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSION_KERNELS", "off")
+    with pytest.raises(PluginError, match="FUSION_KERNELS: 'off'") as raised:
+        _manager("one").kernels()
+    assert "torch" in str(raised.value.hint)
+
+
+def test_two_kernels_of_one_function_are_an_error() -> None:
+    with pytest.raises(PluginError, match="one/fast and two/fast") as raised:
+        _manager("one", "two").kernels()
+    assert "--no-plugin" in str(raised.value.hint)

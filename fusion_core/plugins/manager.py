@@ -9,7 +9,6 @@ plugins.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from contextlib import contextmanager, redirect_stdout
@@ -56,8 +55,6 @@ if TYPE_CHECKING:
     from importlib import metadata
     from pathlib import Path
 
-#: The environment variable that switches compiled kernels off.
-KERNELS_VARIABLE = "FUSION_KERNELS"
 #: Slower imports are reported: every listing and every completion waits for them.
 SLOW_SECONDS = 0.5
 
@@ -279,18 +276,10 @@ class PluginManager(pluggy.PluginManager):
     def kernels(self) -> Mapping[str, tuple[str, str]]:
         """Return names and targets of kernels by the functions that they replace.
 
-        With `FUSION_KERNELS=torch` there are none. Raises `PluginError` for another value of the
-        variable, and for two kernels that replace one function.
+        Raises `PluginError` for two kernels that replace one function.
         """
-        wanted = os.environ.get(KERNELS_VARIABLE, "")
-        if wanted not in {"", "torch"}:
-            raise PluginError(
-                f"unknown value of {KERNELS_VARIABLE}: {wanted!r}",
-                hint="Set it to torch to use no compiled kernels, or unset it.",
-            )
-        components = [] if wanted else [*self.components(KernelSpec)]
         owners: dict[str, Component[KernelSpec]] = {}
-        for component in components:
+        for component in self.components(KernelSpec):
             for function in component.spec.replaces:
                 if function in owners:
                     names = owners[function].qualified_name, component.qualified_name

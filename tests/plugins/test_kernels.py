@@ -1,4 +1,4 @@
-"""Kernels of plugins: looked up by the functions that they replace, or switched off."""
+"""Kernels of plugins are looked up by the functions that they replace."""
 
 from __future__ import annotations
 
@@ -25,18 +25,6 @@ def _manager(*distributions: str) -> PluginManager:
 
 def test_a_kernel_is_known_by_the_function_that_it_replaces() -> None:
     assert _manager("one").kernels() == {_FUNCTION: ("one/fast", "one:Fast")}
-
-
-def test_the_environment_switches_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FUSION_KERNELS", "torch")
-    assert _manager("one", "two").kernels() == {}
-
-
-def test_an_unknown_value_of_the_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FUSION_KERNELS", "off")
-    with pytest.raises(PluginError, match="FUSION_KERNELS: 'off'") as raised:
-        _manager("one").kernels()
-    assert "torch" in str(raised.value.hint)
 
 
 def test_two_kernels_of_one_function_are_an_error() -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from fusion_core import RunOptions, run_fusion
+from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +68,7 @@ def _run(algorithm: Any, models: dict[str, str], output: Path, workers: int) -> 
 def test_a_run_has_the_same_tensors(
     algorithm: Any, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FUSION_KERNELS", "compiled")
     fast = _run(algorithm, models, tmp_path / "fast", workers=2)
     monkeypatch.setenv("FUSION_KERNELS", "torch")
     plain = _run(algorithm, models, tmp_path / "plain", workers=1)
@@ -75,9 +77,24 @@ def test_a_run_has_the_same_tensors(
     assert set(fast["kernels"].values()) == {1}  # the fp64 tensor is left to torch
 
 
-def test_events_name_the_kernels_that_ran(
-    models: dict[str, str], tmp_path: Path, run_fuse: Any
+def test_a_small_merge_does_not_wait_for_a_compiler(models: dict[str, str], tmp_path: Path) -> None:
+    assert _run("ties", models, tmp_path / "out", workers=1)["kernels"] == {}
+
+
+def test_an_unknown_value_of_the_environment_is_an_error(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FUSION_KERNELS", "off")
+    with pytest.raises(RecipeError, match="FUSION_KERNELS: 'off'") as raised:
+        _run("ties", models, tmp_path / "out", workers=1)
+    assert "torch or compiled" in str(raised.value.hint)
+    assert not (tmp_path / "out").exists()
+
+
+def test_events_name_the_kernels_that_ran(
+    models: dict[str, str], tmp_path: Path, run_fuse: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSION_KERNELS", "compiled")
     pool = json.dumps({"base": models["base"], "models": [models["one"]]})
     events = tmp_path / "events.jsonl"
     run_fuse(

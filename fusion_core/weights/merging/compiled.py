@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core.errors import BrokenPluginError
+from fusion_core.machine.distributions import summarize_error
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -84,7 +87,13 @@ def _find(function: Function, operands: Operands, info: TensorInfo) -> CompiledF
 @cache
 def _make(target: str) -> CompiledFunction:
     module, _, name = target.partition(":")
-    compiled: CompiledFunction = getattr(import_module(module), name)()
+    try:
+        compiled: CompiledFunction = getattr(import_module(module), name)()
+    except Exception as error:
+        raise BrokenPluginError(
+            f"the kernel {target} cannot be loaded: {summarize_error(error)}",
+            hint="Install its package wherever workers run, or set FUSION_KERNELS=torch.",
+        ) from error
     return compiled
 
 

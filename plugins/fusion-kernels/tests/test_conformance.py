@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fusion_core.weights import Linear, PieceKernel
+from fusion_core.weights import Linear, PieceKernel, Scope
 from fusion_kernels import plugin
 from fusion_linear.averages import SimpleAverage
+from fusion_linear.gram import GramCombination
 from fusion_testing import KernelSuite
 from fusion_ties.combining import DisjointMerge
 from fusion_ties.dropping import Drop
@@ -19,6 +20,8 @@ from fusion_ties.ties import Ties
 from fusion_ties.transforms import Band, Elect, Trim
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fusion_core import KernelSpec
 
 Methods = Callable[[int], Sequence[PieceKernel]]
@@ -30,11 +33,21 @@ _TIES = [
         (True, False), ("majority", "positive"), (0.2, 1.0, 0.0)
     )
 ]
+
+
+def _by_norm(gram: Tensor) -> Tensor:
+    return 1 / (1 + gram.diagonal().sqrt())
+
+
 _METHODS: dict[str, Methods] = {
     "linear": lambda count: [
         Linear((0.3,) * count),
         Linear(tuple(1 / (number + 2) for number in range(count)), relative=False),
         Linear({"layer.weight": (-0.7,) * count}),
+    ],
+    "surveyed-sum": lambda _: [
+        GramCombination(_by_norm, relative=True),
+        GramCombination(_by_norm, relative=False, scope=Scope.MODEL),
     ],
     "average": lambda _: [SimpleAverage()],
     "elect": lambda _: [*_TIES, DisjointMerge(0.3, normalize=True), DisjointMerge(1.0, False)],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _METHODS: list[Any] = [
     "simple-average",
+    "model-stock",
     "task-arithmetic",
     "ties",
     "dare",

@@ -21,18 +21,24 @@ class WeightedSum(CompiledFunction):
     def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
         """Serve tensors with one number per expert."""
         linear = function.__self__
-        has_base = operands.base is not None or not linear.relative
         is_constant = isinstance(_factors(linear, info.name), tuple)
-        return has_base and is_constant and can_read(operands, info)
+        return is_constant and _can_sum(linear, operands, info)
 
     def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
         """Combine one piece."""
-        linear = function.__self__
-        parts, _tensors = read_parts(piece, relative=linear.relative)
-        factors = np.array(_factors(linear, piece.info.name), np.float32)
-        merged = torch.empty(piece.shape)
-        is_finite = _combine(parts, factors, linear.relative, merged.view(-1).numpy())
-        return merged if is_finite else None
+        return _sum_weighted(function.__self__, piece)
+
+
+class SurveyedSum(CompiledFunction):
+    """The merge of `slerp`, `model-stock` and their kin, whose survey returned a weighted sum."""
+
+    def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
+        """Serve every tensor."""
+        return _can_sum(function.__self__, operands, info)
+
+    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401, ARG002
+        """Combine one piece."""
+        return _sum_weighted(piece.state, piece)
 
 
 class Average(CompiledFunction):
@@ -54,9 +60,22 @@ class Average(CompiledFunction):
         return merged.div_(len(piece.names)) if is_finite else None
 
 
+def _can_sum(linear: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
+    has_base = operands.base is not None or not linear.relative
+    return has_base and can_read(operands, info)
+
+
 def _factors(linear: Any, name: str) -> Any:  # noqa: ANN401 - a tuple or a tensor
     values = linear.coefficients
     return values if isinstance(values, tuple) else values[name]
+
+
+def _sum_weighted(linear: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
+    parts, _tensors = read_parts(piece, relative=linear.relative)
+    factors = np.array(_factors(linear, piece.info.name), np.float32)
+    merged = torch.empty(piece.shape)
+    is_finite = _combine(parts, factors, linear.relative, merged.view(-1).numpy())
+    return merged if is_finite else None
 
 
 @compiled

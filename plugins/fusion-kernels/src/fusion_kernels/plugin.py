@@ -17,6 +17,12 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
         replaces=(f"{_MERGING}.linear:Linear.merge",),
     )
     yield KernelSpec(
+        name="surveyed-sum",
+        summary="Weighted sums whose factors depend on inner products: slerp, model-stock.",
+        target="fusion_kernels.linear:SurveyedSum",
+        replaces=("fusion_linear.gram:GramCombination.merge",),
+    )
+    yield KernelSpec(
         name="average",
         summary="Averages of experts.",
         target="fusion_kernels.linear:Average",

@@ -43,12 +43,13 @@ class Measures:
         self.directory = directory
         self.taken: dict[str, list[Usage]] = defaultdict(list)
 
-    def measure(self, label: str, command: Sequence[str]) -> None:
-        """Sync the disks, run a command, and record its cost."""
+    def measure(self, label: str, command: Sequence[str], **environment: str) -> None:
+        """Sync the disks, run a command with further variables, and record its cost."""
         os.sync()
         started = time.perf_counter()
         with (self.directory / "log").open("w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            variables = {**os.environ, **environment}
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables)
             _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         if os.waitstatus_to_exitcode(status):
@@ -57,12 +58,14 @@ class Measures:
         taken = Usage(seconds, cpu, usage.ru_maxrss * 1024, usage.ru_inblock * 512)
         self.taken[label].append(taken)
 
-    def fuse_run(self, program: str, name: str, recipe: Mapping[str, Any], *flags: str) -> None:
-        """Measure `fuse run` on a recipe, and its start-up."""
+    def fuse_run(
+        self, program: str, name: str, recipe: Mapping[str, Any], *flags: str, **environment: str
+    ) -> None:
+        """Measure `fuse run` on a recipe, and its start-up, with further variables."""
         fuse = str(Path(sys.executable).with_name("fuse"))
         command = [fuse, "run", self.recipe(recipe), "-q", *flags, "-o", self.emptied("ours")]
         self.measure(f"start-up {program}", [*command, "--print-config"])
-        self.measure(f"{program} {name}", command)
+        self.measure(f"{program} {name}", command, **environment)
 
     def floor(self, name: str, models: Iterable[str]) -> None:
         """Measure the floor: read models, and write and sync as many bytes as the output."""

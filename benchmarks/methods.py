@@ -6,8 +6,9 @@ builds a base and three experts of random weights with the shapes of a Llama (bf
 all). It times every registered merge, transform and calibration of fusion-linear and fusion-ties,
 or those of `--methods`. For each method in turn, with a `sync` before every measurement:
 
-- `fuse run` from the command line. Its start-up (measured by `--print-config`, which loads, checks
-  and plans everything) is shown separately.
+- `fuse run` from the command line, once with torch alone (`FUSION_KERNELS=torch`) and once with the
+  kernels that are installed. Both must give the same tensors. Start-up (measured by
+  `--print-config`, which loads, checks and plans everything) is shown separately.
 - The floor of the method, three times: `cat` of its inputs, which are in the page cache by then,
   and writing and syncing a file of the output's size.
 - mergekit, if `--mergekit` names a virtual environment that has it, minus the time of its `--help`,
@@ -48,11 +49,18 @@ class Bench(Measures):
         return {name: str(self.directory / name) for name in method.models}
 
     def ours(self, method: Method) -> None:
-        """Measure `fuse run`, and its start-up."""
+        """Measure `fuse run` with torch alone and with kernels; the tensors must be equal."""
         models = self.paths(method)
         base = {"base": models.pop("base")} if method.has_base else {}
         pool = {"name": "checkpoints", **base, "models": models}
-        self.fuse_run("ours", method.label, {"algorithm": method.algorithm, "model_pool": pool})
+        recipe = {"algorithm": method.algorithm, "model_pool": pool}
+        digests = set()
+        for program, kernels in (("torch", "torch"), ("ours", "")):
+            self.fuse_run(program, method.label, recipe, FUSION_KERNELS=kernels)
+            provenance = json.loads((self.directory / "ours" / "provenance.json").read_text())
+            digests.add(provenance["outputs"]["tensors_blake3"])
+        if len(digests) > 1:
+            sys.exit(f"{method.label} differs with kernels and without them")
 
     def theirs(self, method: Method) -> None:
         """Run mergekit on the same files, if it has the method."""
@@ -112,7 +120,8 @@ def _measure(bench: Bench, method: Method, options: argparse.Namespace) -> None:
 
 
 def _print_headings(bench: Bench) -> None:
-    cells = ["method", "floor", "ours", "ours / floor", "CPU: floor, ours", "peak above torch"]
+    cells = ["method", "floor", "torch alone", "ours", "torch alone / ours", "ours / floor"]
+    cells += ["CPU: floor, torch alone, ours", "peak above torch"]
     cells += (
         ["mergekit", "its CPU", "mergekit / ours", "its peak", "values"] if bench.mergekit else []
     )
@@ -120,10 +129,12 @@ def _print_headings(bench: Bench) -> None:
 
 
 def _cells(bench: Bench, method: Method) -> list[str]:
-    floor, ours = (bench.seconds(f"{who} {method.label}") for who in ("floor", "ours"))
+    programs = ("floor", "torch", "ours")
+    floor, plain, ours = (bench.seconds(f"{program} {method.label}") for program in programs)
     above = (bench.peak(f"ours {method.label}") - bench.peak("bare")) / MB
-    cells = [method.label, f"{floor:.2f} s", f"{ours:.2f} s", f"{ours / floor:.2f}"]
-    spent = (bench.cpu(f"{who} {method.label}") for who in ("floor", "ours"))
+    cells = [method.label, *(f"{seconds:.2f} s" for seconds in (floor, plain, ours))]
+    cells += [f"{plain / ours:.2f}", f"{ours / floor:.2f}"]
+    spent = (bench.cpu(f"{program} {method.label}") for program in programs)
     cells += [", ".join(f"{seconds:.1f} s" for seconds in spent), f"{above:.0f} MB"]
     label = f"mergekit {method.label}"
     if bench.taken[label]:

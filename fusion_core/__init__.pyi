@@ -28,6 +28,7 @@ from fusion_core.contracts.specs import AlgorithmSpec as AlgorithmSpec
 from fusion_core.contracts.specs import CommandSpec as CommandSpec
 from fusion_core.contracts.specs import ExecutorSpec as ExecutorSpec
 from fusion_core.contracts.specs import FormatSpec as FormatSpec
+from fusion_core.contracts.specs import KernelSpec as KernelSpec
 from fusion_core.contracts.specs import ModelPoolSpec as ModelPoolSpec
 from fusion_core.contracts.specs import OutputSpec as OutputSpec
 from fusion_core.contracts.specs import PipelineSpec as PipelineSpec

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         CommandSpec,
         ExecutorSpec,
         FormatSpec,
+        KernelSpec,
         ModelPoolSpec,
         OutputSpec,
         PipelineSpec,
@@ -107,6 +108,16 @@ def fusion_register_outputs() -> Iterable[OutputSpec]:  # type: ignore[empty-bod
     """Return the forms in which this plugin writes merges, such as adapters.
 
     Called like `fusion_register_algorithms`. A recipe asks for a form by `output.NAME`.
+    """
+
+
+@hookspec
+def fusion_register_kernels() -> Iterable[KernelSpec]:  # type: ignore[empty-body]
+    """Return the compiled functions that this plugin offers in place of others, with equal results.
+
+    Called like `fusion_register_algorithms`. The core imports a kernel when a merge first calls a
+    function that it replaces, unless the models are small. `FUSION_KERNELS=torch` switches kernels
+    off, `FUSION_KERNELS=compiled` uses them for small models too.
     """
 
 

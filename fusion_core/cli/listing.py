@@ -18,6 +18,7 @@ from fusion_core.contracts.specs import (
     ComponentSpec,
     ExecutorSpec,
     FormatSpec,
+    KernelSpec,
     ModelPoolSpec,
     OutputSpec,
     TaskPoolSpec,
@@ -41,6 +42,7 @@ class Kind(StrEnum):
     FORMATS = "formats"
     EXECUTORS = "executors"
     OUTPUTS = "outputs"
+    KERNELS = "kernels"
     COMMANDS = "commands"
 
 
@@ -76,8 +78,8 @@ def list_components(
     kind: Annotated[
         Optional[Kind],  # noqa: UP045 - typer reads it at run time
         typer.Argument(
-            help="List one kind: algorithms, pools, tasks, formats, executors, outputs or "
-            "commands.",
+            help="List one kind: algorithms, pools, tasks, formats, executors, outputs, "
+            "kernels or commands.",
             metavar="KIND",
         ),
     ] = None,
@@ -135,6 +137,7 @@ _TABLES: dict[Kind, tuple[type[ComponentSpec], list[str]]] = {
     Kind.FORMATS: (FormatSpec, ["name", "known by", "summary", "plugin"]),
     Kind.EXECUTORS: (ExecutorSpec, ["name", "summary", "plugin"]),
     Kind.OUTPUTS: (OutputSpec, ["name", "summary", "plugin"]),
+    Kind.KERNELS: (KernelSpec, ["name", "summary", "plugin"]),
     Kind.COMMANDS: (CommandSpec, ["name", "summary", "group", "plugin"]),
 }
 

@@ -57,6 +57,8 @@ class RunContext:
     finite: bool = True
     #: which task vectors limit how far merged values may lie from the base
     bound: Bound = Bound.TENSOR
+    #: compiled functions of plugins, as in `Operands`
+    kernels: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     #: called by `log` with step and metrics
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None
     #: the files to commit with the model, by name
@@ -164,6 +166,7 @@ class RunContext:
             bound=self.bound,
             device=self.device,
             extras={name: unpack(extra) for name, extra in extras.items()},
+            kernels=self.kernels,
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -45,6 +45,8 @@ class RunResult:
     side_files: Mapping[str, bytes | WeightSource]
     #: lines about what the form of the output lost, such as an adapter's error
     summary: tuple[str, ...] = ()
+    #: the number of tensors that each compiled kernel merged, by its name
+    kernels: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> nn.Module:

@@ -324,6 +324,19 @@ class OutputSpec(ComponentSpec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSpec(ComponentSpec):
+    """The spec of a `CompiledFunction`, which replaces functions of methods or of the engine."""
+
+    kind: ClassVar[str] = "kernel"
+    base: ClassVar[str] = "fusion_core.weights.merging.compiled:CompiledFunction"
+
+    #: a kernel has no options
+    config: str = field(default=ComponentSpec.config_base, init=False)
+    #: the functions that it replaces, as "module:qualified.name"
+    replaces: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommandSpec(ComponentSpec):
     """The spec of a command of `fuse`: a function for Typer, or a Typer app.
 

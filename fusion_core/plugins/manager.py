@@ -25,6 +25,7 @@ from fusion_core.contracts.specs import (
     ComponentSpec,
     ExecutorSpec,
     FormatSpec,
+    KernelSpec,
     ModelPoolSpec,
     OutputSpec,
     PipelineSpec,
@@ -66,6 +67,7 @@ REGISTER_HOOKS: dict[str, type[ComponentSpec]] = {
     "fusion_register_executors": ExecutorSpec,
     "fusion_register_formats": FormatSpec,
     "fusion_register_outputs": OutputSpec,
+    "fusion_register_kernels": KernelSpec,
     "fusion_register_commands": CommandSpec,
 }
 #: The commands that list the components of a kind.
@@ -76,6 +78,7 @@ _LISTINGS: dict[type[ComponentSpec], str] = {
     ExecutorSpec: "fuse list executors",
     FormatSpec: "fuse list formats",
     OutputSpec: "fuse list outputs",
+    KernelSpec: "fuse list kernels",
     CommandSpec: "fuse list commands",
 }
 
@@ -269,6 +272,26 @@ class PluginManager(pluggy.PluginManager):
                 hint="Block all but one with --no-plugin.",
             )
         return next(iter(recipes.values()), None)
+
+    def kernels(self) -> Mapping[str, tuple[str, str]]:
+        """Return names and targets of kernels by the functions that they replace.
+
+        Raises `PluginError` for two kernels that replace one function.
+        """
+        owners: dict[str, Component[KernelSpec]] = {}
+        for component in self.components(KernelSpec):
+            for function in component.spec.replaces:
+                if function in owners:
+                    names = owners[function].qualified_name, component.qualified_name
+                    raise PluginError(
+                        f"two kernels replace {function}: {' and '.join(names)}",
+                        hint="Block one of the plugins with --no-plugin.",
+                    )
+                owners[function] = component
+        return {
+            function: (component.qualified_name, component.spec.target)
+            for function, component in owners.items()
+        }
 
     def require_all(self) -> None:
         """Raise `BrokenPluginError` if a plugin is broken or incompatible, naming every one."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.context import RunContext
 from fusion_core.contracts.metrics_log import METRICS_FILE as METRICS
 from fusion_core.contracts.metrics_log import MetricsLog
+from fusion_core.errors import RecipeError
 from fusion_core.machine.ranks import is_helper_process
 from fusion_core.planning.dtypes import describe_stored, parse_dtype
 from fusion_core.planning.pipeline import apply_stages
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.run import RunInfo
     from fusion_core.planning.run_plan import Plan
+
+
+#: The environment variable that chooses between torch and compiled kernels.
+KERNELS = "FUSION_KERNELS"
+#: Elements of all models from which compiled kernels save more time than their import takes.
+_WORTH_COMPILING = 2**25
 
 
 def notify(plan: Plan, hook: str, **arguments: Any) -> None:  # noqa: ANN401 - what the hook takes
@@ -52,6 +60,7 @@ def prepare(
         progress=plan.options.progress,
         finite=policy.nan == "error",
         bound=Bound.NONE if policy.outliers == "allow" else Bound.TENSOR,
+        kernels=_choose_kernels(plan, pool),
         on_metrics=on_metrics,
         state=state,
         output=plan.path,
@@ -62,6 +71,24 @@ def prepare(
     context.side_files |= side_files
     context.warnings += warnings
     return pool, context
+
+
+def _choose_kernels(plan: Plan, pool: ModelPool[Any]) -> Mapping[str, tuple[str, str]]:
+    """Return the compiled kernels of all plugins, or none for a small merge.
+
+    `FUSION_KERNELS` chooses `torch` (none) or `compiled` (all). Raises `RecipeError` for another
+    value.
+    """
+    wanted = os.environ.get(KERNELS, "")
+    if wanted not in {"", "torch", "compiled"}:
+        raise RecipeError(
+            f"unknown value of {KERNELS}: {wanted!r}",
+            hint="Set it to torch or compiled, or unset it.",
+        )
+    models = pool.by_name.values()
+    size = sum(info.numel for model in models for info in model.infos.values())
+    is_worthwhile = wanted == "compiled" or (not wanted and size >= _WORTH_COMPILING)
+    return plan.plugins.kernels() if is_worthwhile else {}
 
 
 def run_nested(

@@ -35,6 +35,7 @@ from fusion_core.weights import (
     find_in_memory_source,
     materialise,
 )
+from fusion_core.weights.merging.transforms import count_compiled
 from fusion_core.weights.reading.containment import report_unreadable
 from fusion_core.weights.source import collect_origins
 from fusion_core.weights.writing.disk import report_disk_errors
@@ -206,6 +207,7 @@ def write_model(  # noqa: PLR0913, PLR0917 - what is written, where, and since w
         "tensors": count_tensors(pool, weights, skipped=plan.skipped),
         "matrices": [asdict(holding) for holding in plan.holdings],
         "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
+        "kernels": dict(sorted(count_compiled(weights).items())),
         "trusted": sorted(plan.needs_trust),
         "warnings": [*plan.warnings, *warnings],
         **({"output": dict(output.record)} if output.record else {}),

@@ -38,6 +38,7 @@ from fusion_core.running.task_overrides import overrides_among, read_overrides
 from fusion_core.weights import StateDictSource, WeightSource
 from fusion_core.weights.merging.execution import read_state_dict
 from fusion_core.weights.merging.memory_errors import report_out_of_memory
+from fusion_core.weights.merging.transforms import count_compiled
 
 if TYPE_CHECKING:
     from types import EllipsisType
@@ -171,7 +172,15 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
         _LOG.warning("%s", warning)
     if plan.path is not None:
         written = plan.read_output(plan.path, pool)
-    return RunResult(pool, written, plan.path, None, context.side_files, summary=summary)
+    return RunResult(
+        pool,
+        written,
+        plan.path,
+        None,
+        context.side_files,
+        summary=summary,
+        kernels=count_compiled(merged),
+    )
 
 
 def _evaluate(plan: Plan, result: RunResult) -> Report:

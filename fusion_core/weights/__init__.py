@@ -14,6 +14,7 @@ from fusion_core.weights.aligning.difference import Difference
 from fusion_core.weights.aligning.vocabulary import differs_in_vocabulary, vocabulary_size
 from fusion_core.weights.joined import JoinedSource, RenamedSource
 from fusion_core.weights.matrices import Columns, Matrices, Rows, Slot, Stacked
+from fusion_core.weights.merging.compiled import CompiledFunction
 from fusion_core.weights.merging.execution import SerialExecutor, is_in_process, run_all
 from fusion_core.weights.merging.kernels import (
     CoordinatesKernel,
@@ -104,6 +105,7 @@ __all__ = [
     "CastSource",
     "CheckpointSource",
     "Columns",
+    "CompiledFunction",
     "Components",
     "Contradiction",
     "CoordinatesKernel",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from torch import Tensor
 
 from fusion_core.errors import BrokenPluginError
+from fusion_core.weights.merging.compiled import call, kernel_for
 from fusion_core.weights.merging.execution import SerialExecutor, on_one_core
 from fusion_core.weights.merging.outliers import OutlierGuard
 from fusion_core.weights.merging.piece import (
@@ -154,7 +156,7 @@ class _Survey:
 
 
 @dataclass
-class AppliedKernel(Generic[KernelT]):
+class AppliedKernel(ABC, Generic[KernelT]):
     """A kernel applied to operands: it computes pieces, and keeps the results of surveys."""
 
     kernel: KernelT
@@ -173,6 +175,11 @@ class AppliedKernel(Generic[KernelT]):
         self.cut = self._operand_cut.coarser(self.kernel.cut)
         bound = Bound.NONE if self.kernel.is_bounded else self.operands.bound
         self._guard = None if bound is Bound.NONE else OutlierGuard(bound)
+
+    @property
+    @abstractmethod
+    def function(self) -> Callable[[Piece], Tensor]:
+        """The kernel's method that computes a piece."""
 
     @property
     def method(self) -> str:
@@ -216,7 +223,7 @@ class AppliedKernel(Generic[KernelT]):
         return computed
 
     def _call(self, method: Callable[[Piece], Tensor], piece: Piece, rows: int | None) -> Tensor:
-        computed: Any = method(piece)
+        computed: Any = call(method, piece)
         where = (
             f"algorithm {type(self.kernel).__name__}: for tensor {piece.info.name!r} "
             f"`{method.__name__}`"
@@ -239,6 +246,12 @@ class AppliedKernel(Generic[KernelT]):
             if info.name == name or (self.operands.bound is Bound.MODEL and is_merged(info)):
                 spans = self.cut.ranges(info)
                 yield from (Piece(self.operands, info, span, self.cut) for span in spans)
+
+    def count_compiled(self) -> Counter[str]:
+        """Count the tensors whose pieces a compiled function computes, by its name."""
+        infos = [info for info in self.infos.values() if is_merged(info)]
+        names = [kernel_for(self.function, self.operands, info) for info in infos]
+        return Counter(name for name in names if name is not None)
 
     def make_surveys(self, executor: Executor, name: str | None) -> None:
         """Survey the model (`name` is None) or one tensor, if the kernel's scope is that."""

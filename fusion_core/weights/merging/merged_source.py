@@ -15,9 +15,10 @@ from fusion_core.weights.merging.piece import check_finite, is_merged
 from fusion_core.weights.source import LowRank, WeightSource, check_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Executor
 
+    from fusion_core.weights.merging.piece import Piece
     from fusion_core.weights.source import TensorInfo
 
 
@@ -31,12 +32,17 @@ class MergedSource(AppliedKernel[Kernel], WeightSource):
 
     infos: Mapping[str, TensorInfo]
 
+    @property
+    def function(self) -> Callable[[Piece], torch.Tensor]:
+        """The kernel's `merge`."""
+        return self.kernel.merge
+
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Merge a range of a tensor, which must be one that `cut` gives."""
         info = self.infos[name]
         if not is_merged(info):
             return self.operands.reference.read(name, start, stop)
-        merged = self.compute(self.kernel.merge, (name, start, stop))
+        merged = self.compute(self.function, (name, start, stop))
         return merged.reshape(-1).to(info.dtype).cpu()
 
     def low_rank(self, name: str) -> LowRank | None:

@@ -15,7 +15,7 @@ import torch
 
 from fusion_core.errors import WeightsError
 from fusion_core.weights.merging._lazy import lazy
-from fusion_core.weights.merging.counters import counter_uniform
+from fusion_core.weights.merging.counters import counter_uniform, seed_of
 from fusion_core.weights.source import Cut, reference_model
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class Operands:
     wide: bool = False
     #: further operands of a kernel, by name, with the models' tensors and shapes
     extras: Mapping[str, WeightSource] = field(default_factory=dict)
+    #: compiled functions of plugins: name and "module:class", by the function that each replaces
+    kernels: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def reference(self) -> WeightSource:
@@ -106,11 +108,12 @@ class Piece:
         self.start, self.stop = span
         #: what the kernel's survey returned
         self.state = state
-        self._operands = operands
+        self.operands = operands
         #: the shape of `base`, of one row of `experts`, and of the result
         self.shape = piece_shape(info, self.stop - self.start, cut)
         # Elementwise work takes less time than copying its operands to a GPU.
-        self._device = _CPU if cut is Cut.ELEMENT else operands.device
+        #: where the values lie
+        self.device = _CPU if cut is Cut.ELEMENT else operands.device
 
     @lazy
     def base(self) -> torch.Tensor:
@@ -119,12 +122,12 @@ class Piece:
 
     @lazy
     def _base(self) -> torch.Tensor:
-        if self._operands.base is None:
+        if self.operands.base is None:
             raise WeightsError(
                 "this algorithm works on task vectors, and the pool has no base",
                 hint="Give the model pool the model that the experts were fine-tuned from.",
             )
-        return self._read_checked(self._operands.base)
+        return self._read_checked(self.operands.base)
 
     @lazy
     def merged(self) -> torch.Tensor:
@@ -133,7 +136,7 @@ class Piece:
 
     def extra(self, name: str) -> torch.Tensor:
         """Read one of the kernel's further operands, of the shape of `base`."""
-        return self._to_device(self._read_checked(self._operands.extras[name]))
+        return self._to_device(self._read_checked(self.operands.extras[name]))
 
     @lazy
     def experts(self) -> torch.Tensor:
@@ -146,7 +149,7 @@ class Piece:
         A merge of many experts reads one after the other, where `experts` holds all of them.
         """
         row = self._empty()
-        self._read_row(row, [*self._operands.experts.values()][index], relative=False)
+        self._read_row(row, [*self.operands.experts.values()][index], relative=False)
         return self._to_device(row)
 
     @lazy
@@ -160,12 +163,12 @@ class Piece:
 
         Adapters have them. They belong to a whole matrix, as a piece at `Cut.TENSOR` is.
         """
-        parts = [model.low_rank(self.info.name) for model in self._operands.experts.values()]
+        parts = [model.low_rank(self.info.name) for model in self.operands.experts.values()]
         if self.shape != self.info.shape or any(part is None for part in parts):
             return None
-        dtype = self._operands.dtype(self.info.name)
+        dtype = self.operands.dtype(self.info.name)
         read = [part.read() for part in parts if part is not None]
-        if self._operands.finite:
+        if self.operands.finite:
             for name, pair in zip(self.names, read, strict=True):
                 for factor in pair:
                     check_finite(factor, self.info.name, name)
@@ -177,27 +180,34 @@ class Piece:
     @property
     def origin(self) -> torch.Tensor:
         """The base's values or, where the pool has no base, the first expert's."""
-        return self.experts[0] if self._operands.base is None else self.base
+        return self.experts[0] if self.operands.base is None else self.base
 
     @property
     def differences(self) -> torch.Tensor:
         """The experts' differences from `origin`: the task vectors, where the pool has a base."""
-        if self._operands.base is None:
+        if self.operands.base is None:
             return self.experts - self.origin
         return self.task_vectors
 
     @property
     def names(self) -> tuple[str, ...]:
         """The experts' names, in pool order."""
-        return tuple(self._operands.experts)
+        return tuple(self.operands.experts)
 
     @lazy
     def weights(self) -> torch.Tensor:
         """Return the experts' factors, of shape (experts, 1, ...): they broadcast over experts."""
-        factors = self._operands.weights or (1.0,) * len(self._operands.experts)
+        factors = self.operands.weights or (1.0,) * len(self.operands.experts)
         column = (len(factors), *[1] * len(self.shape))
-        dtype = self._operands.dtype(self.info.name)
-        return torch.tensor(factors, dtype=dtype, device=self._device).reshape(column)
+        dtype = self.operands.dtype(self.info.name)
+        return torch.tensor(factors, dtype=dtype, device=self.device).reshape(column)
+
+    def stored(self, model: WeightSource) -> torch.Tensor:
+        """Read a model's values as it stores them: flat, in its dtype, and not checked.
+
+        A model whose `is_delta` is true stores its task vector. For compiled functions.
+        """
+        return model.read(self.info.name, self.start, self.stop)
 
     def uniform(self, expert: int) -> torch.Tensor:
         """Return uniform random numbers in [0, 1), one per element, of the shape of `base`.
@@ -205,13 +215,20 @@ class Piece:
         Each depends only on the seed, the algorithm, the expert, the tensor and the element's
         index, so a random method gives the same bytes however the work is cut.
         """
-        key = f"{self._operands.key}\0{self.names[expert]}\0{self.info.name}"
-        return self._to_device(counter_uniform(key, self.start, self.stop).reshape(self.shape))
+        numbers = counter_uniform(self._random_key(expert), self.start, self.stop)
+        return self._to_device(numbers.reshape(self.shape))
+
+    def seed(self, expert: int) -> int:
+        """Return the 64 signed bits from which `uniform` derives the numbers of an expert."""
+        return seed_of(self._random_key(expert))
+
+    def _random_key(self, expert: int) -> str:
+        return f"{self.operands.key}\0{self.names[expert]}\0{self.info.name}"
 
     def _rows(self, *, relative: bool) -> torch.Tensor:
         """Stack the experts or their task vectors."""
         rows = self._empty(len(self.names))
-        for row, source in zip(rows, self._operands.experts.values(), strict=True):
+        for row, source in zip(rows, self.operands.experts.values(), strict=True):
             self._read_row(row, source, relative=relative)
         return self._to_device(rows)
 
@@ -224,7 +241,7 @@ class Piece:
         row.copy_(self._read(source))
         if source.is_delta != relative:
             row.add_(self._base, alpha=-1 if relative else 1)
-        if self._operands.finite and not is_finite(row):  # checks both operands at once
+        if self.operands.finite and not is_finite(row):  # checks both operands at once
             check_finite(self._read(source), self.info.name, source.describe())
             raise OutOfRangeError(
                 f"{source.describe()}: tensor {self.info.name!r} and the base's are too far "
@@ -234,7 +251,7 @@ class Piece:
 
     def _read_checked(self, source: WeightSource) -> torch.Tensor:
         values = self._empty().copy_(self._read(source))
-        if self._operands.finite:
+        if self.operands.finite:
             check_finite(values, self.info.name, source.describe())
         return values
 
@@ -242,12 +259,12 @@ class Piece:
         return source.read(self.info.name, self.start, self.stop).reshape(self.shape)
 
     def _empty(self, *leading: int) -> torch.Tensor:
-        dtype = self._operands.dtype(self.info.name)
-        pinned = self._device.type == "cuda"  # so that the CPU goes on during the copy to a GPU
+        dtype = self.operands.dtype(self.info.name)
+        pinned = self.device.type == "cuda"  # so that the CPU goes on during the copy to a GPU
         return torch.empty((*leading, *self.shape), dtype=dtype, pin_memory=pinned)
 
     def _to_device(self, values: torch.Tensor) -> torch.Tensor:
-        return values.to(self._device, non_blocking=True)
+        return values.to(self.device, non_blocking=True)
 
 
 def broadcast_per_expert(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

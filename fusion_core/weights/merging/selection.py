@@ -75,7 +75,7 @@ def _kth_largest(scan: Scan, k: int | Sequence[int], rows: Rows, count: int) -> 
     searches = _guesses(scan, ranks, rows, dtype)
     while any(search.bottom < search.top for search in searches):
         tallies = [Tally(search) for search in searches]
-        tallies = scan.fold(_Count(rows, dtype, tuple(searches)), _add_block, tallies)
+        tallies = scan.fold(WindowCount(rows, dtype, tuple(searches)), _add_block, tallies)
         searches = [
             search.narrow(rank, tally)
             for search, rank, tally in zip(searches, ranks, tallies, strict=True)
@@ -91,14 +91,28 @@ def _add_block(tallies: list[Tally], blocks: list[BlockTally]) -> list[Tally]:
 
 
 @dataclass(frozen=True)
-class _Count:
+class WindowCount:
     """Counts one block, every row in its own window; for several k, all rows once per k."""
 
     rows: Rows
+    #: the dtype of the magnitudes whose bits are counted
     dtype: torch.dtype
     searches: tuple[Search, ...]
 
+    @property
+    def of_task_vectors(self) -> bool:
+        """Whether it counts the magnitudes of task vectors."""
+        return self.rows is task_vectors_of
+
+    def tally(self, search: int, above: int, offsets: torch.Tensor) -> BlockTally:
+        """Return the tally of a block: `above` values above the window, and those inside it.
+
+        `offsets` holds the integers inside the window of a search, less its lower end.
+        """
+        return _tally_bins(above, offsets >> self.searches[search].shift)
+
     def __call__(self, piece: Piece) -> list[BlockTally]:
+        """Count one block: a tally per search."""
         keys = _Magnitudes(self.rows, self.dtype)(piece)
         pairs = zip(cycle(keys), self.searches, strict=False)
         return [_count(row, search) for row, search in pairs]
@@ -117,12 +131,15 @@ def _count(keys: torch.Tensor, search: Search) -> BlockTally:
         bins = torch.zeros(1, dtype=torch.int64)
         return BlockTally(above - count, count, bins, torch.tensor([count]))
     bins = (select_by_mask(keys, inside.bool()) - search.low) >> search.shift
-    count = len(bins)
-    if count < _UNTALLIED:
-        return BlockTally(above - count, count, bins)
+    return _tally_bins(above - len(bins), bins)
+
+
+def _tally_bins(above: int, bins: torch.Tensor) -> BlockTally:
+    if len(bins) < _UNTALLIED:
+        return BlockTally(above, len(bins), bins)
     counts = torch.bincount(bins)
     occupied = counts.nonzero().squeeze(1)
-    return BlockTally(above - count, count, occupied, counts[occupied])
+    return BlockTally(above, len(bins), occupied, counts[occupied])
 
 
 def _count_ones(ones: torch.Tensor) -> int:

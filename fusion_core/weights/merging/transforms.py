@@ -7,6 +7,7 @@ other. So each thread keeps the rows of its latest range until it reads another 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from fusion_core.weights.merging.piece import is_merged
 from fusion_core.weights.source import WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
     from fusion_core.weights.merging.piece import Operands, Piece
@@ -91,6 +92,22 @@ class RestoreKernel(Kernel):
         return self.coordinates.restore(piece).add(piece.base)
 
 
+def count_compiled(source: WeightSource) -> Counter[str]:
+    """Count the tensors that compiled functions compute, by kernel, in all merges of a source."""
+    counts: Counter[str] = Counter()
+    seen: set[int] = set()
+    waiting = [source]
+    while waiting:
+        current = waiting.pop()
+        applied = current.rows if isinstance(current, TransformedExpert) else current
+        if id(applied) not in seen:
+            seen.add(id(applied))
+            waiting += current.sources
+            if isinstance(applied, AppliedKernel):
+                counts += applied.count_compiled()
+    return counts
+
+
 def transform_experts(operands: Operands, kernel: RowsKernel) -> dict[str, WeightSource]:
     """Return experts with the task vectors that a kernel makes of theirs, as differences."""
     rows = TransformedRows(kernel, operands)
@@ -111,13 +128,18 @@ class TransformedRows(AppliedKernel[RowsKernel]):
 
     _latest: _Latest = field(default_factory=_Latest)
 
+    @property
+    def function(self) -> Callable[[Piece], torch.Tensor]:
+        """The kernel's `rows`."""
+        return self.kernel.rows
+
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Return the rows of all experts in a range, on the CPU, of shape (experts, elements)."""
         latest, span = self._latest, (name, start, stop)
         if latest.span != span:
             latest.span, latest.rows = (), _NONE  # free them before computing as much again
             count = len(self.operands.experts)
-            rows = self.compute(self.kernel.rows, span, rows=count)
+            rows = self.compute(self.function, span, rows=count)
             latest.rows = rows.reshape(count, -1).to(self.infos[name].dtype).cpu()
             latest.span = span
         return latest.rows

@@ -154,11 +154,11 @@ def majority_sign(scan: Scan, thresholds: torch.Tensor | None = None) -> float:
     An entry elects the sign of the weighted sum of its task vectors, which are first trimmed if
     there are thresholds.
     """
-    votes = scan(partial(_count_votes, thresholds), torch.add, torch.zeros((), dtype=torch.int64))
+    votes = scan(partial(count_votes, thresholds), torch.add, torch.zeros((), dtype=torch.int64))
     return float(votes.sign())
 
 
-def _count_votes(thresholds: torch.Tensor | None, piece: Piece) -> torch.Tensor:
+def count_votes(thresholds: torch.Tensor | None, piece: Piece) -> torch.Tensor:
     """Count positive minus negative signs of a block's summed entries."""
     rows = piece.task_vectors
     rows = rows if thresholds is None else trim(rows, thresholds)

@@ -117,13 +117,13 @@ def test_magnitudes_of_many_kinds(values: tuple[str, Any]) -> None:
 def test_most_magnitudes_are_found_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed guess gives the same result, but costs another pass."""
     passes = []
-    count = selection._Count.__call__  # noqa: SLF001
+    count = selection.WindowCount.__call__
 
     def counted(self: Any, piece: Piece) -> Any:
         passes.append(piece.start)
         return count(self, piece)
 
-    monkeypatch.setattr(selection._Count, "__call__", counted)  # noqa: SLF001
+    monkeypatch.setattr(selection.WindowCount, "__call__", counted)
     generator = torch.Generator().manual_seed(0)
     expert = {"x": torch.randn(2**20, generator=generator)}
     assert_exact(expert, k=2**18)

@@ -92,5 +92,7 @@ def merge_models(
     layout = pool.layout
     base = None if pool.base is None else layout.unpack(pool.base)
     experts = {name: layout.unpack(model) for name, model in models.items()}
-    operands = Operands(base, experts, finite=context.finite, device=context.device)
+    operands = Operands(
+        base, experts, finite=context.finite, device=context.device, kernels=context.kernels
+    )
     return layout.pack(MergedSource(kernel, operands))

@@ -2,6 +2,7 @@ from fusion_testing._algorithm import AlgorithmSuite as AlgorithmSuite
 from fusion_testing._command import CommandSuite as CommandSuite
 from fusion_testing._executor import ExecutorSuite as ExecutorSuite
 from fusion_testing._format import FormatSuite as FormatSuite
+from fusion_testing._kernel import KernelSuite as KernelSuite
 from fusion_testing._model_pool import ModelPoolSuite as ModelPoolSuite
 from fusion_testing._models import MODELS as MODELS
 from fusion_testing._models import tiny_pool as tiny_pool

@@ -32,7 +32,7 @@ class MagMax(TensorwiseAlgorithm[MagMaxConfig]):
     def merge(self, piece: Piece) -> Tensor:
         """Choose the entries of one piece."""
         highest, lowest = piece.task_vectors.amax(0), piece.task_vectors.amin(0)
-        largest = highest.where(highest >= -lowest, lowest)
+        largest = highest.where(highest >= -lowest, lowest).add_(0)  # so that zero has one sign
         return largest.mul_(self.config.scale).add_(piece.base)
 
 

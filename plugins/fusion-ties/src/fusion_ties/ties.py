@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fusion_core import TensorwiseAlgorithm, expert_values
@@ -33,6 +34,17 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
     def scope(self) -> Scope:
         """Survey the model or every tensor, as the option says."""
         return Scope(self.config.scope)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether weights are positive, so that a mean is no larger than the entries it is of."""
+        weights = self.config.weights
+        if isinstance(weights, Mapping):
+            weights = [*weights.values()]
+        elif weights is None or isinstance(weights, int | float):
+            weights = [1.0 if weights is None else weights]
+        is_mean = self.config.normalize and all(weight >= 0 for weight in weights)
+        return is_mean and abs(self.config.scale) <= 1
 
     def survey(self, scan: Scan) -> TrimSurvey:
         """Return the thresholds, and the majority sign if the option asks for it."""

@@ -1,0 +1,76 @@
+"""The conformance suite of fusion-testing, run on every kernel of this plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fusion_core.weights import Linear, PieceKernel, Scope
+from fusion_kernels import plugin
+from fusion_linear.averages import SimpleAverage
+from fusion_linear.gram import GramCombination
+from fusion_testing import KernelSuite
+from fusion_ties.combining import DisjointMerge
+from fusion_ties.dropping import Drop
+from fusion_ties.electing import ConsensusSum, MagMax
+from fusion_ties.ties import Ties
+from fusion_ties.transforms import Band, Elect, Trim
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fusion_core import KernelSpec
+
+Methods = Callable[[int], Sequence[PieceKernel]]
+
+_SPECS = {spec.name: spec for spec in plugin.fusion_register_kernels()}
+_TIES = [
+    Ties(normalize=normalize, zero_sign=sign, density=density, scale=0.7)
+    for normalize, sign, density in product(
+        (True, False), ("majority", "positive"), (0.2, 1.0, 0.0)
+    )
+]
+
+
+def _by_norm(gram: Tensor) -> Tensor:
+    return 1 / (1 + gram.diagonal().sqrt())
+
+
+_METHODS: dict[str, Methods] = {
+    "linear": lambda count: [
+        Linear((0.3,) * count),
+        Linear(tuple(1 / (number + 2) for number in range(count)), relative=False),
+        Linear({"layer.weight": (-0.7,) * count}),
+    ],
+    "surveyed-sum": lambda _: [
+        GramCombination(_by_norm, relative=True),
+        GramCombination(_by_norm, relative=False, scope=Scope.MODEL),
+    ],
+    "average": lambda _: [SimpleAverage()],
+    "elect": lambda _: [*_TIES, DisjointMerge(0.3, normalize=True), DisjointMerge(1.0, False)],
+    "agree": lambda _: [Elect(), Elect(zero_sign="positive", scope="tensor")],
+    "trim": lambda _: [Trim(), Trim(scope="tensor", density=0.5), Trim(density=0.0)],
+    "band": lambda _: [Band(), Band(density=1.0, gamma=0.3), Band(density=0.0)],
+    "drop": lambda _: [Drop(), Drop(density=0.1), Drop(rescale="l1"), Drop(density=0.0)],
+    "magmax": lambda _: [MagMax(), MagMax(scale=-0.3)],
+    "consensus": lambda count: [ConsensusSum(min(2, count), (0.4,) * count, 0.3)],
+    "count": lambda _: [Trim(), Trim(scope="tensor", density=0.5), Band(), Band(density=1.0)],
+    "votes": lambda _: [Ties(), Ties(scope="tensor"), Elect(), Elect(scope="tensor")],
+}
+
+
+def test_every_kernel_is_compared() -> None:
+    assert _METHODS.keys() == _SPECS.keys()
+
+
+class TestKernels(KernelSuite):
+    @pytest.fixture(params=_SPECS)
+    def spec(self, request: pytest.FixtureRequest) -> KernelSpec:
+        return _SPECS[request.param]
+
+    @pytest.fixture
+    def methods(self, spec: KernelSpec) -> Methods:
+        return _METHODS[spec.name]

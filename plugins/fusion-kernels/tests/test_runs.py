@@ -1,0 +1,107 @@
+"""Runs with kernels and without: the same files, and a record of what ran."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fusion_core import RunOptions, run_fusion
+from fusion_core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_METHODS: list[Any] = [
+    "simple-average",
+    "model-stock",
+    "task-arithmetic",
+    "ties",
+    "dare",
+    "breadcrumbs",
+    "magmax",
+    "consensus",
+    ["elect", "ties"],
+]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, str]:
+    """Write a base in bf16 and three experts in bf16, fp16 and fp32, with an fp64 tensor each."""
+    generator = torch.Generator().manual_seed(3)
+    paths = {}
+    dtypes = {
+        "base": torch.bfloat16,
+        "one": torch.bfloat16,
+        "two": torch.float16,
+        "three": torch.float32,
+    }
+    base = torch.randn(1100, 300, generator=generator)
+    for name, dtype in dtypes.items():
+        tensors = {
+            "matrix.weight": (base + 0.1 * torch.randn(1100, 300, generator=generator)).to(dtype),
+            "wide.weight": torch.randn(40, generator=generator, dtype=torch.float64),
+            "steps": torch.tensor(3),
+        }
+        path = tmp_path / name / "model.safetensors"
+        path.parent.mkdir()
+        save_file(tensors, path)
+        paths[name] = str(path.parent)
+    return paths
+
+
+def _run(algorithm: Any, models: dict[str, str], output: Path, workers: int) -> dict[str, Any]:
+    base, *experts = models
+    run_fusion(
+        algorithm=algorithm,
+        model_pool={"base": models[base], "models": {name: models[name] for name in experts}},
+        output=output,
+        options=RunOptions(evaluate=False, workers=workers),
+    )
+    provenance: dict[str, Any] = json.loads((output / "provenance.json").read_text())
+    return provenance
+
+
+@pytest.mark.parametrize("algorithm", _METHODS, ids=str)
+def test_a_run_has_the_same_tensors(
+    algorithm: Any, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSION_KERNELS", "compiled")
+    fast = _run(algorithm, models, tmp_path / "fast", workers=2)
+    monkeypatch.setenv("FUSION_KERNELS", "torch")
+    plain = _run(algorithm, models, tmp_path / "plain", workers=1)
+    assert fast["outputs"]["tensors_blake3"] == plain["outputs"]["tensors_blake3"]
+    assert plain["kernels"] == {}
+    assert set(fast["kernels"].values()) == {1}  # the fp64 tensor is left to torch
+
+
+def test_a_small_merge_does_not_wait_for_a_compiler(models: dict[str, str], tmp_path: Path) -> None:
+    assert _run("ties", models, tmp_path / "out", workers=1)["kernels"] == {}
+
+
+def test_an_unknown_value_of_the_environment_is_an_error(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSION_KERNELS", "off")
+    with pytest.raises(RecipeError, match="FUSION_KERNELS: 'off'") as raised:
+        _run("ties", models, tmp_path / "out", workers=1)
+    assert "torch or compiled" in str(raised.value.hint)
+    assert not (tmp_path / "out").exists()
+
+
+def test_events_name_the_kernels_that_ran(
+    models: dict[str, str], tmp_path: Path, run_fuse: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSION_KERNELS", "compiled")
+    pool = json.dumps({"base": models["base"], "models": [models["one"]]})
+    events = tmp_path / "events.jsonl"
+    run_fuse(
+        *("run", "--algo", "ties", "--set", f"model_pool={pool}", "--no-eval"),
+        *("-o", str(tmp_path / "out"), "--events", str(events)),
+    )
+    written = [json.loads(line) for line in events.read_text().splitlines()]
+    (kernels,) = (event["tensors"] for event in written if event["event"] == "kernels")
+    assert kernels == {"fusion-kernels/elect": 1}

@@ -1,0 +1,43 @@
+"""Kernels of plugins are looked up by the functions that they replace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fusion_core import KernelSpec
+from fusion_core.errors import BrokenPluginError, PluginError
+from fusion_core.plugins.distributions import Plugin
+from fusion_core.plugins.manager import PluginManager
+from fusion_core.weights import Linear, MergedSource, Operands, StateDictSource
+
+_FUNCTION = "fusion_ties.ties:Ties.merge"
+
+
+def _manager(*distributions: str) -> PluginManager:
+    manager = PluginManager()
+    for name in distributions:
+        plugin = Plugin(name, "1.0", f"{name}.plugin")
+        plugin.components = [
+            KernelSpec(name="fast", summary="", target=f"{name}:Fast", replaces=(_FUNCTION,))
+        ]
+        manager.plugins.append(plugin)
+    return manager
+
+
+def test_a_kernel_is_known_by_the_function_that_it_replaces() -> None:
+    assert _manager("one").kernels() == {_FUNCTION: ("one/fast", "one:Fast")}
+
+
+def test_two_kernels_of_one_function_are_an_error() -> None:
+    with pytest.raises(PluginError, match="one/fast and two/fast") as raised:
+        _manager("one", "two").kernels()
+    assert "--no-plugin" in str(raised.value.hint)
+
+
+def test_a_kernel_that_cannot_be_loaded_is_named() -> None:
+    model = StateDictSource({"w": torch.ones(3)})
+    kernels = {"fusion_core.weights.merging.linear:Linear.merge": ("one/fast", "no_such:Fast")}
+    merge = MergedSource(Linear((1.0,)), Operands(model, {"a": model}, kernels=kernels))
+    with pytest.raises(BrokenPluginError, match="no_such:Fast cannot be loaded: ModuleNotFound"):
+        merge.tensor("w")

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fusion_core import run_fusion
+from fusion_core.cli.app import app
 from fusion_core.commands import load_recipe
 from fusion_core.errors import OutputError
-from recipes_mergekit.command import import_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,9 +243,7 @@ def test_the_command_line(
     assert "warning: mergekit.yml: parameters.int8_mask: has no effect on values" in done.stderr
     check(load_file(tmp_path / "base-again/model.safetensors"), states["base"])
     (tmp_path / "recipes").mkdir()
-    app = typer.Typer()
-    app.command()(import_file)
-    call = ["mergekit.yml", "-o", "recipes/ties.yaml"]
+    call = ["import", "mergekit.yml", "-o", "recipes/ties.yaml"]
     assert CliRunner().invoke(app, call).exit_code == 0
     moved = load_recipe(tmp_path / "recipes/ties.yaml")
     assert moved["model_pool"] == {"base": "../base", "models": {"a": "../a", "b": "../b"}}

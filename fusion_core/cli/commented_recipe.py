@@ -43,8 +43,9 @@ def move_paths(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             return {
                 key: move(item, is_path=is_path or key in _PATHS) for key, item in value.items()
             }
-        is_local = isinstance(value, str) and is_path and not Path(value).is_absolute()
-        return os.path.relpath(value, folder) if is_local and os.path.lexists(value) else value
+        if isinstance(value, str) and is_path and not os.path.isabs(value):  # noqa: PTH117
+            return os.path.relpath(value, folder) if os.path.lexists(value) else value
+        return value
 
     sections = ("model_pool", "task_pool", "output")
     return {key: move(value) if key in sections else value for key, value in recipe.items()}

@@ -1,7 +1,7 @@
 """Comments on the options of imported recipes: the keys of mergekit that they come from."""
 
 #: Comments by section and option.
-COMMENTS = {
+COMMENTS: dict[tuple[str, ...], str] = {
     ("algorithm", "name"): "merge_method",
     ("algorithm", "weights"): "weight",
     ("algorithm", "scale"): "lambda",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fusion_core.commands import ImportFindings
     from recipes_fusionbench.tree import Tree
 
-_DEFAULTS, _SELF = "defaults", "_self_"
+_DEFAULTS, _SELF, _MISSING = "defaults", "_self_", "???"
 #: Groups that configure Hydra and the machine, not the merge.
 _IGNORED = {"hydra", "fabric", "path", "loggers"}
 #: FusionBench's programs, which other files have as their first default.
@@ -170,11 +170,11 @@ def _merge_at(
 
 
 def _merge(result: dict[str, Any], content: Mapping[str, Any]) -> None:
-    """Merge mappings into each other. Every other value replaces the one before."""
+    """Merge mappings into each other. Every other value replaces the one before, unless missing."""
     for key, value in content.items():
         if isinstance(value, dict):
             inner = result.get(key)
             result[key] = inner = dict(inner) if isinstance(inner, dict) else {}
             _merge(inner, value)
-        else:
+        elif value != _MISSING or key not in result:
             result[key] = value

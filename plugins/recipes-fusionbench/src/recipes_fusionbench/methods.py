@@ -22,8 +22,12 @@ def _svc(fusion: Fusion) -> None:
 def _svc_after(fusion: Fusion) -> None:
     base = Fusion(fusion.options.section("base_method"), fusion.models)
     if translate(base):
-        if base.data or base.stages[-1]["name"] == "emr":
+        last = base.stages[-1]["name"] if base.stages else ""
+        if base.data or last == "emr":
             base.options.refuse("", "cannot be calibrated by svc here")
+        if last in {"iso-c", "iso-cts"}:
+            reason = "all singular values are equal, so that the directions of svc are arbitrary"
+            base.options.refuse("", reason)
         fusion.stages += base.stages
         _add_svc(fusion)
 
@@ -33,7 +37,7 @@ def _add_svc(fusion: Fusion) -> None:
     alpha = fusion.options.number("alpha")
     if alpha <= 0:
         fusion.options.refuse("alpha", f"expected a number above 0, got {alpha:g}")
-    fusion.add("svc", alpha=alpha)
+    fusion.add("svc", alpha=alpha, **spectral.AS_STORED)
 
 
 @dataclass(frozen=True)

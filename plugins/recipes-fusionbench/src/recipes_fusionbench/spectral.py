@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from recipes_fusionbench.options import Options
 
 
+#: FusionBench decomposes tensors of two dimensions, not convolutions or packed experts.
+AS_STORED = {"matrices": "stored"}
+
+
 def tsv_m(fusion: Fusion) -> None:
     """Translate TSV-M."""
     given = fusion.options
@@ -20,14 +24,14 @@ def tsv_m(fusion: Fusion) -> None:
         given.ignore("alpha")
         given.refuse("alpha", "tsv-m has one factor for the merge, not one per model")
     else:
-        fusion.add("tsv-m", scale=given.number("alpha", 1.0))
+        fusion.add("tsv-m", scale=given.number("alpha", 1.0), **AS_STORED)
 
 
 def iso_c(fusion: Fusion) -> None:
     """Translate Iso-C."""
     _refuse_excluded(fusion.options)
     _warn_of_rank(fusion.options)
-    fusion.add("iso-c", scale=fusion.options.number("scaling_factor"))
+    fusion.add("iso-c", scale=fusion.options.number("scaling_factor"), **AS_STORED)
 
 
 def iso_cts(fusion: Fusion) -> None:
@@ -38,7 +42,8 @@ def iso_cts(fusion: Fusion) -> None:
     fraction = given.number("common_space_fraction")
     if not 0 <= fraction <= 1:
         given.refuse("common_space_fraction", f"expected a fraction, got {fraction:g}")
-    fusion.add("iso-cts", scale=given.number("scaling_factor"), common_fraction=fraction)
+    scale = given.number("scaling_factor")
+    fusion.add("iso-cts", scale=scale, common_fraction=fraction, **AS_STORED)
 
 
 def _warn_of_rank(given: Options) -> None:
@@ -57,7 +62,7 @@ def _refuse_excluded(given: Options) -> None:
 def wudi(fusion: Fusion) -> None:
     """Translate WUDI."""
     _refuse_excluded(fusion.options)
-    fusion.add("wudi", steps=fusion.options.count("iter_num"), lr=1e-5)
+    fusion.add("wudi", steps=fusion.options.count("iter_num"), lr=1e-5, **AS_STORED)
 
 
 def doge(fusion: Fusion) -> None:
@@ -72,4 +77,5 @@ def doge(fusion: Fusion) -> None:
         lr=1e-4,
         only="*encoder*weight*",
         skip="*layer_norm*",
+        **AS_STORED,
     )

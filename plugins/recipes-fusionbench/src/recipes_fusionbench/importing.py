@@ -12,7 +12,7 @@ from fusion_core.commands import (
     similar_names,
 )
 from recipes_fusionbench.comments import make_comments
-from recipes_fusionbench.composition import PROGRAMS, Composition, read_default
+from recipes_fusionbench.composition import PROGRAMS, Composition
 from recipes_fusionbench.fusion import Fusion
 from recipes_fusionbench.interpolation import resolve
 from recipes_fusionbench.methods import translate
@@ -61,15 +61,15 @@ def _is_configuration(document: object) -> bool:
     if any(isinstance(document.get(pool), dict) for pool in _POOLS) or target_of(document):
         return True
     listed = document.get("defaults")
-    defaults = map(read_default, listed if isinstance(listed, list) else [])
-    return any(
-        default is not None
-        and (
-            (default.group or "").strip("/") in _POOLS
-            or (default.group is None and default.names[0] in PROGRAMS)
-        )
-        for default in defaults
-    )
+    return any(map(_names_pool, listed if isinstance(listed, list) else []))
+
+
+def _names_pool(entry: object) -> bool:
+    """Tell whether an entry of a list of defaults names a pool, or a program of FusionBench."""
+    if isinstance(entry, dict):
+        groups = [str(key).split()[-1:] for key in entry]
+        return any(group and group[0].partition("@")[0].strip("/") in _POOLS for group in groups)
+    return entry in PROGRAMS
 
 
 class _File:

@@ -34,6 +34,7 @@ LIGHT = [
     "fusion_report.plugin",
     "fusion_ties.plugin",
     "fusion_trackers.plugin",
+    "recipes_fusionbench.plugin",
     "recipes_mergekit.plugin",
 ]
 WITHOUT_TORCH = [

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BASE = "_pretrained_"
 #: What merges of each pool's models need: the kind of their counterpart.
-_KINDS = {
+KINDS = {
     "CLIPVisionModelPool": "clip",
     "CausalLMPool": "causal-lm",
     "Seq2SeqLMPool": "seq2seq-lm",
@@ -100,7 +100,7 @@ class Models:
 
 def read_models(options: Options, findings: ImportFindings) -> Models | None:
     """Read the section `modelpool`. Returns None if it hides what else is wrong."""
-    kind = _KINDS.get(target_of(options.values))
+    kind = KINDS.get(target_of(options.values))
     if kind is None:
         shown = options.values.get("_target_") or options.values.get("type")
         options.refuse("", f"{shown} has no counterpart" if shown else "missing")

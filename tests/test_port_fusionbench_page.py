@@ -1,0 +1,71 @@
+"""The page for users of FusionBench: its pairs are imports, and its commands run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPVisionConfig, CLIPVisionModel
+from typer.testing import CliRunner
+
+from fusion_core import run_fusion
+from fusion_core.cli.app import app
+from fusion_core.commands import load_recipe, load_yaml
+
+pytestmark = pytest.mark.plugins
+
+NAME = "docs/how-to/port-from-fusionbench.md"
+PAGE = (Path(__file__).parents[1] / NAME).read_text(encoding="utf-8")
+PAIRS = {
+    title: pair
+    for title, *pair in re.findall(
+        r"^### (.*)\n\n```yaml\n([^`]*)```\n\n```yaml\n([^`]*)```", PAGE, re.MULTILINE
+    )
+}
+
+
+@pytest.mark.parametrize("title", PAIRS)
+def test_a_pair_is_an_import(title: str, tmp_path: Path) -> None:
+    configuration, recipe = PAIRS[title]
+    (tmp_path / "config.yaml").write_text(configuration)
+    assert load_recipe(tmp_path / "config.yaml") == load_yaml(recipe, origin=title)
+
+
+def test_all_methods_and_pools_are_listed() -> None:
+    from recipes_fusionbench.methods import METHODS
+    from recipes_fusionbench.models import KINDS
+
+    assert len(PAIRS) == 2
+    listed = {*re.findall(r"`([^`]+)`", PAGE)}
+    aliases = {
+        *("SimpleAverageForLlama", "TaskArithmeticForLlama", "GPT2ForSequenceClassificationPool"),
+        *("IsotropicMergingInCommonSubspace", "IsotropicMergingInCommonAndTaskSubspace"),
+    }
+    assert {*METHODS, *KINDS} - aliases <= listed
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tower = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1}
+    config = CLIPVisionConfig(**tower, num_attention_heads=2, image_size=8, patch_size=4)
+    torch.manual_seed(0)
+    for name in ("base", "cats", "dogs"):
+        CLIPVisionModel(config).save_pretrained(tmp_path / "models" / name)
+    configuration, recipe = PAIRS["A composed configuration"]
+    Path("config.yaml").write_text(configuration)
+    commands = re.findall(r"^\$ (.*)$", PAGE, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, (command, done.exception)
+    assert load_recipe("recipe.yaml") == load_yaml(recipe, origin="page")
+    run_fusion("recipe.yaml", output="again")
+    direct, again = (load_file(f"{side}/model.safetensors") for side in ("merged", "again"))
+    base = load_file("models/base/model.safetensors")
+    assert direct.keys() == again.keys()
+    assert all(torch.equal(direct[name], again[name]) for name in direct)
+    assert any(not torch.equal(direct[f"vision_model.{name}"], base[name]) for name in base)

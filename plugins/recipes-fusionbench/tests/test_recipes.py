@@ -330,7 +330,7 @@ def test_a_missing_base_other_data_and_unknown_names_are_refused() -> None:
         "modelpool.train_datasets.one: missing, and the method takes examples from it",
         "modelpool.train_datasets.two: missing, and the method takes examples from it",
     ]
-    (unknown,) = problems_of("defaults:\n  - modelpool: of/mine\n  - method: ties_merging\n")[:1]
+    (unknown,) = problems_of("defaults:\n  - modelpool: of/mine\n  - method: ties_merging\n")
     assert unknown.startswith("defaults.modelpool/of/mine: not in nowhere")
 
 

@@ -49,6 +49,7 @@ def import_text(text: str, origin: str, folder: Path) -> ImportedRecipe | None:
         return None
     findings = ImportFindings()
     composed = Composition(Tree(folder), findings).compose(documents[0])
+    findings.raise_problems(origin, _PAGE)
     recipe, comments = _File(resolve(composed), findings).make_recipe()
     findings.raise_problems(origin, _PAGE)
     return ImportedRecipe("FusionBench", recipe, findings.warnings, comments)

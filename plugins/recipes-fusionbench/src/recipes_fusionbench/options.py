@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Words that YAML 1.1, which FusionBench reads, takes for truth values.
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+#: The number of an option that is missing or invalid; it is in the range of all options.
+_FALLBACK = 0.5
 #: Keys of every section that say how it is instantiated.
 _INSTANTIATION = frozenset(
     {"_target_", "_partial_", "_recursive_", "_convert_", "_usage_", "_version_"}
@@ -55,11 +57,13 @@ class Options:
             if math.isfinite(number):
                 return number
         self.refuse(name, "missing" if value is None else f"expected a number, got {_show(value)}")
-        return 1.0 if default is None else default
+        return _FALLBACK if default is None else default
 
     def count(self, name: str, default: int | None = None) -> int:
         """Return a whole number of at least 1."""
         number = self.number(name, default)
+        if number == _FALLBACK and not self.has(name):
+            return 1
         if number < 1 or not number.is_integer():
             self.refuse(
                 name, f"expected a whole number above 0, got {_show(self.values.get(name))}"

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from fusion_core import run_fusion
 from fusion_core.cli.app import app
-from fusion_core.commands import load_recipe, load_yaml
+from fusion_core.commands import load_plugins, load_recipe, load_yaml
+from fusion_core.planning.resolution import resolve
 
 pytestmark = pytest.mark.plugins
 
@@ -40,12 +41,39 @@ def test_all_methods_and_pools_are_listed() -> None:
     from recipes_fusionbench.models import KINDS
 
     assert len(PAIRS) == 2
-    listed = {*re.findall(r"`([^`]+)`", PAGE)}
+    prose = re.sub(r"(?ms)^```.*?^```$", "", PAGE)
+    listed = {*re.findall(r"`([^`\n]+)`", prose)}
     aliases = {
         *("SimpleAverageForLlama", "TaskArithmeticForLlama", "GPT2ForSequenceClassificationPool"),
         *("IsotropicMergingInCommonSubspace", "IsotropicMergingInCommonAndTaskSubspace"),
     }
     assert {*METHODS, *KINDS} - aliases <= listed
+
+
+@pytest.mark.parametrize(
+    ("pool", "tasks", "method"),
+    [
+        ("gpt-2_glue", "gpt-2_glue", "regmean/gpt2_regmean"),
+        ("gpt-2_glue", "gpt-2_glue", "fisher_merging/gpt2_fisher_merging"),
+        (
+            "Seq2SeqLMPool/flan-t5-large_glue_lora16",
+            "flan-t5_glue_text_generation",
+            "task_arithmetic",
+        ),
+        (
+            "CLIPVisionModelPool/clip-vit-large-patch14_TALL20",
+            "CLIPVisionModelTaskPool/clip-vit-classification_TALL20",
+            "regmean_plusplus/clip_regmean_plusplus",
+        ),
+    ],
+)
+def test_our_components_accept_imported_options(
+    pool: str, tasks: str, method: str, tmp_path: Path
+) -> None:
+    chosen = {"modelpool": pool, "taskpool": tasks, "method": method}
+    text = "defaults:\n" + "".join(f"  - {group}: {name}\n" for group, name in chosen.items())
+    (tmp_path / "config.yaml").write_text(text)
+    resolve(load_recipe(tmp_path / "config.yaml"), load_plugins())
 
 
 def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,13 +81,13 @@ class _Resolver:
         if path in above:
             return Unresolved(text, "interpolations need each other")
         resolved = text
-        while (found := _INTERPOLATION.search(resolved)) is not None:
-            value = self._look_up(path, found[1].strip(), (*above, path))
-            if isinstance(value, Unresolved) or found[0] == resolved:
+        while (match := _INTERPOLATION.search(resolved)) is not None:
+            value = self._look_up(path, match[1].strip(), (*above, path))
+            if isinstance(value, Unresolved) or match[0] == resolved:
                 return value
             if isinstance(value, dict | list):
                 return Unresolved(text, "a part of a text is no text")
-            resolved = f"{resolved[: found.start()]}{value}{resolved[found.end() :]}"
+            resolved = f"{resolved[: match.start()]}{value}{resolved[match.end() :]}"
             self._characters += len(resolved)
             if self._characters > _MAX_CHARACTERS:
                 raise RecipeError("interpolations unfold into too long a text")

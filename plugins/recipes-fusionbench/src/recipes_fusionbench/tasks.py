@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _CLIP_LOADER = "datasets.load_dataset"
-#: What a data set's section says besides its path and split.
+#: Keys of a data set's section besides its path and split.
 _LOADING = ("name", "trust_remote_code", "cache_dir", "_args_", "_target_")
 
 

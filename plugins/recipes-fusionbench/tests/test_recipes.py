@@ -30,11 +30,8 @@ modelpool:
       pretrained_model_name_or_path: org/two
   platform: hf
 """
-POOL: dict[str, Any] = {
-    "name": "clip",
-    "base": "org/base",
-    "models": {"one": "org/one", "two": "org/two"},
-}
+MODELS = {"one": "org/one", "two": "org/two"}
+POOL = {"name": "clip", "base": "org/base", "models": MODELS}
 LM = """
 modelpool:
   _target_: fusion_bench.modelpool.CausalLMPool
@@ -123,7 +120,7 @@ def test_methods(target: str, options: str, algorithm: Any) -> None:
     assert recipe == {"algorithm": algorithm, "model_pool": POOL, "alignment": LOOSE}
     states = {
         name: {"encoder.w.weight": torch.randn(4, 3, generator=torch.Generator().manual_seed(n))}
-        for n, name in enumerate(("base", *POOL["models"]))
+        for n, name in enumerate(("base", *MODELS))
     }
     merged = merge(recipe["algorithm"], {"base": states.pop("base"), "models": states})
     assert merged.tensor("encoder.w.weight").isfinite().all()

@@ -96,7 +96,9 @@ values = st.recursive(
     max_leaves=10,
 )
 targets = st.sampled_from(["TiesMergingAlgorithm", "WeightedAverageAlgorithm", "EMRMerging"])
-SECTIONS = st.sampled_from(["taskpool", "seed", "fabric", "merged_model_save_kwargs"])
+SECTIONS = st.sampled_from(
+    ["taskpool", "seed", "fabric", "merged_model_save_kwargs", "fast_dev_run"]
+)
 pools = st.sampled_from(["CLIPVisionModelPool", "CausalLMPool", "BaseModelPool"])
 
 
@@ -104,9 +106,7 @@ pools = st.sampled_from(["CLIPVisionModelPool", "CausalLMPool", "BaseModelPool"]
 @given(
     st.dictionaries(keys, values, max_size=5),
     st.dictionaries(keys, values, max_size=5),
-    st.dictionaries(
-        st.sampled_from(["taskpool", "seed", "fabric", "merged_model_save_kwargs"]), values
-    ),
+    st.dictionaries(SECTIONS, values),
     targets,
     pools,
 )

@@ -29,9 +29,7 @@ _PAGE = "docs/how-to/port-from-fusionbench.md"
 _POOLS = ("modelpool", "taskpool")
 _PROGRAM_CLASSES = {"FabricModelFusionProgram", "ModelFusionProgram", ""}
 #: Options of the program that do not concern the merge.
-_IGNORED = (
-    *("hydra", "path", "print_config", "print_function_call", "report_save_path", "defaults"),
-)
+_IGNORED = ("hydra", "path", "print_config", "print_function_call", "report_save_path")
 #: Options whose values are the same, whatever the precision of the machine.
 _FULL_PRECISION = (None, 32, "32", "32-true")
 #: FusionBench compares neither configurations nor tokenizers.
@@ -117,8 +115,7 @@ class _File:
             "fast_dev_run": "true runs on single batches; set task_pool.limit in a recipe",
             "dry_run": "true runs nothing; see fuse check",
         }.items():
-            if self._top.take(name, False) not in {False, "false", "no", "off"}:
-                self._refuse(name, reason)
+            self._top.expect(name, False, reason=reason)
         self._top.ignore(*_IGNORED)
 
     def _read_tasks(self, pool: Options, fusion: Fusion) -> dict[str, Any] | None:

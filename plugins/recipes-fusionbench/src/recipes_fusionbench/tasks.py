@@ -97,22 +97,25 @@ def _read_data_sets(options: Options, key: str, *, is_train: bool) -> dict[str, 
 
 def _compare_data_set(task: str, value: object, *, is_train: bool) -> str | None:
     """Return what distinguishes a data set from the task of the same name; None if nothing."""
+    given = {"path": value} if isinstance(value, str) else value
     if task not in TASKS:
         return "no task of this name"
-    if isinstance(value, str):
-        return None if value in TASKS[task] else f"expected the images of {TASKS[task][0]}"
-    if not isinstance(value, dict):
+    if not isinstance(given, dict):
         return f"expected a data set, got {format_value(value)}"
-    target, listed = value.get("_target_", _CLIP_LOADER), value.get("_args_")
-    path = value.get("path") or (listed[0] if isinstance(listed, list) and listed else None)
+    target, listed = given.get("_target_", _CLIP_LOADER), given.get("_args_")
+    arguments = listed if isinstance(listed, list) else []
+    path = given.get("path") or next(iter(arguments), None)
     is_known = target == _CLIP_LOADER and path in TASKS[task]
     if not (is_known or (target == FER2013 and task == "fer2013")):
         return f"expected the images of {TASKS[task][0]}, got {path or target}"
+    config = next(iter(arguments[1:]), given.get("name"))
+    if config is not None and (task, config) != ("svhn", "cropped_digits"):
+        return f"expected the default configuration, got {format_value(config)}"
     split = "train" if is_train else test_split(task)
-    if value.get("split", split) != split:
-        return f"expected the split {split}, got {value['split']}"
-    unknown = [name for name in value if name not in {*_LOADING, "path", "split"}]
-    return f"{unknown[0]} has no counterpart" if unknown else None
+    wrong = [name for name in given if name not in {*_LOADING, "path", "split"}]
+    if given.get("split", split) != split:
+        wrong.append(f"the split {format_value(given['split'])}, instead of {split},")
+    return f"{wrong[0]} has no counterpart" if wrong else None
 
 
 def _read_gpt2(options: Options, models: Models) -> dict[str, Any]:

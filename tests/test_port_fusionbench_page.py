@@ -61,7 +61,7 @@ def test_all_methods_and_pools_are_listed() -> None:
             "task_arithmetic",
         ),
         (
-            "CLIPVisionModelPool/clip-vit-large-patch14_TALL20",
+            "CLIPVisionModelPool/clip-vit-base-patch32_TALL20",
             "CLIPVisionModelTaskPool/clip-vit-classification_TALL20",
             "regmean_plusplus/clip_regmean_plusplus",
         ),

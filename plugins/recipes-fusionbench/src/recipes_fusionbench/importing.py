@@ -142,9 +142,12 @@ class _File:
     def _check_tasks(self, tasks: dict[str, Any], needed: dict[str, Any]) -> None:
         """Record tasks that a method needs and the task pool lacks."""
         missing = {*expand(needed.get("tasks", []))} - {*expand(tasks.get("tasks", []))}
-        if missing or tasks.get("name") != needed.get("name"):
-            names = ", ".join(sorted(missing)) or needed.get("name")
+        if missing:
+            names = ", ".join(sorted(missing))
             self._refuse("taskpool", f"lacks {names}, whose examples the method needs")
+        given, wanted = tasks.get("name"), needed.get("name")
+        if given != wanted and wanted is not None:
+            self._refuse("taskpool", f"has the tasks of {given}, and the method needs {wanted}")
 
     def _read_seed(self) -> dict[str, Any]:
         seed = self._top.take("seed")

@@ -336,6 +336,8 @@ def test_a_missing_base_other_data_and_unknown_names_are_refused() -> None:
         "modelpool.train_datasets.one: missing, and the method takes examples from it",
         "modelpool.train_datasets.two: missing, and the method takes examples from it",
     ]
+    twice = "defaults:\n  - fabric_model_fusion\n  - method: ties_merging\n"
+    assert problems_of(twice) == ["defaults.method: chosen twice; write override method"]
     (unknown,) = problems_of("defaults:\n  - modelpool: of/mine\n  - method: ties_merging\n")
     assert unknown.startswith("defaults.modelpool/of/mine: not in nowhere")
 

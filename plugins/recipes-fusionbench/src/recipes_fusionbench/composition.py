@@ -72,6 +72,8 @@ class Composition:
     findings: ImportFindings
     #: the names that `override` chooses, by group
     _chosen: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: the groups that were added, with their packages
+    _added: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
 
     def compose(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """Return the content of a file and its defaults, with interpolations as they are."""
@@ -118,6 +120,9 @@ class Composition:
             package = tuple(part for part in package if part != "_global_")
         if below.split("/")[0] in _IGNORED:
             return
+        if default.group is not None and (below, package) in self._added:
+            self.findings.refuse(f"defaults.{below}", f"chosen twice; write override {below}")
+        self._added.add((below, package))
         for name in names:
             path = _join(below, name.removesuffix(".yaml"))
             content = self._find(path)

@@ -332,14 +332,14 @@ def test_a_missing_base_other_data_and_unknown_names_are_refused() -> None:
     data = "  train_datasets: {one: {path: org/other, split: train}}\n"
     options = "num_regmean_examples: 8, reduce_non_diagonal_ratio: 0.9"
     assert problems_of(f"{CLIP}{data}{method('RegMeanAlgorithmForCLIP', options)}") == [
-        "modelpool.train_datasets.one: no task of this name",
+        "modelpool.train_datasets.one: unknown task",
         "modelpool.train_datasets.one: missing, and the method takes examples from it",
         "modelpool.train_datasets.two: missing, and the method takes examples from it",
     ]
     twice = "defaults:\n  - fabric_model_fusion\n  - method: ties_merging\n"
     assert problems_of(twice) == ["defaults.method: chosen twice; write override method"]
     (unknown,) = problems_of("defaults:\n  - modelpool: of/mine\n  - method: ties_merging\n")
-    assert unknown.startswith("defaults.modelpool/of/mine: not in nowhere")
+    assert unknown.startswith("defaults.modelpool/of/mine: unknown name; found neither in nowhere")
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,8 @@ class Composition:
 
     def _refuse_name(self, path: str) -> None:
         reason = (
-            f"not in {self.tree.folder} or an installed FusionBench, and no known name; name its "
-            "folder by fuse import --config-dir, or save what fusion_bench --cfg job prints"
+            f"unknown name; found neither in {self.tree.folder} nor in an installed FusionBench. "
+            "Name its folder by fuse import --config-dir, or save what fusion_bench --cfg job prints"
         )
         self.findings.refuse(f"defaults.{path}", reason)
 

@@ -110,7 +110,7 @@ class _File:
     def _check_program(self) -> None:
         program = target_of(self._top.values)
         if program not in _PROGRAM_CLASSES:
-            self._refuse("_target_", f"{program} is no fusion of models")
+            self._refuse("_target_", f"{program} does not fuse models")
         for name, reason in {
             "fast_dev_run": "true runs on single batches; set task_pool.limit in a recipe",
             "dry_run": "true runs nothing; see fuse check",

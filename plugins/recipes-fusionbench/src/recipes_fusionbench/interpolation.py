@@ -86,7 +86,7 @@ class _Resolver:
             if isinstance(value, Unresolved) or match[0] == resolved:
                 return value
             if isinstance(value, dict | list):
-                return Unresolved(text, "a part of a text is no text")
+                return Unresolved(text, "expected a text or a number inside a text")
             resolved = f"{resolved[: match.start()]}{value}{resolved[match.end() :]}"
             self._characters += len(resolved)
             if self._characters > _MAX_CHARACTERS:

@@ -99,7 +99,7 @@ def _compare_data_set(task: str, value: object, *, is_train: bool) -> str | None
     """Return what distinguishes a data set from the task of the same name; None if nothing."""
     given = {"path": value} if isinstance(value, str) else value
     if task not in TASKS:
-        return "no task of this name"
+        return "unknown task"
     if not isinstance(given, dict):
         return f"expected a data set, got {format_value(value)}"
     target, listed = given.get("_target_", _CLIP_LOADER), given.get("_args_")

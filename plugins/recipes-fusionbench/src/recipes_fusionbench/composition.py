@@ -140,7 +140,7 @@ class Composition:
     def _refuse_name(self, path: str) -> None:
         reason = (
             f"unknown name; found neither in {self.tree.folder} nor in an installed FusionBench. "
-            "Name its folder by fuse import --config-dir, or save what fusion_bench --cfg job prints"
+            "Name its folder by fuse import --config-dir, or save what fusion_bench --cfg job shows"
         )
         self.findings.refuse(f"defaults.{path}", reason)
 

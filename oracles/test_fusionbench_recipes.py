@@ -72,11 +72,11 @@ CASES: dict[str, tuple[dict[str, Any], float]] = {
         ),
         3e-6,
     ),
-    "svc-after-ties": (
+    "svc-after-average": (
         method(
             f"{SVC}generic.SingularValueCalibrationWithBaseMethod",
             alpha=0.2,
-            base_method=method("TiesMergingAlgorithm", **TIES | {"threshold": 99.9}),
+            base_method=method("WeightedAverageAlgorithm", normalize=True, weights=[0.2, 1, 3]),
         ),
         3e-6,
     ),

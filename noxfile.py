@@ -143,9 +143,12 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def oracle(session: nox.Session) -> None:
-    """Methods against mergekit, which has an environment of its own: it pins what we do not."""
+    """Methods against mergekit and FusionBench, each in an environment of its own."""
     install(session, "test")
-    environment = {"FUSION_MERGEKIT": str(_mergekit(session))}
+    environment = {
+        "FUSION_MERGEKIT": str(_mergekit(session)),
+        "FUSION_FUSIONBENCH": str(_fusionbench(session)),
+    }
     session.run("pytest", "oracles", *session.posargs, env=environment)
 
 
@@ -304,6 +307,16 @@ def _mergekit(session: nox.Session) -> Path:
         session.run("python", "-m", "venv", "--clear", str(environment))
         python = str(environment / "bin" / "python")
         session.run(python, "-m", "pip", "install", "mergekit==0.1.5", external=True)
+    return environment
+
+
+def _fusionbench(session: nox.Session) -> Path:
+    """Return a virtual environment with the FusionBench that recipes are held against."""
+    environment = session.cache_dir / "fusion-bench-0.2.33"
+    if not (environment / "bin" / "fusion_bench").exists():
+        session.run("python", "-m", "venv", "--clear", str(environment))
+        python = str(environment / "bin" / "python")
+        session.run(python, "-m", "pip", "install", "fusion-bench==0.2.33", external=True)
     return environment
 
 

@@ -7,6 +7,8 @@ from fusion_core.cli.output import print_table as print_table
 from fusion_core.cli.progress import progress_for as progress_for
 from fusion_core.cli.run import run_plan as run_plan
 from fusion_core.contracts.bootstrap import paired_bootstrap as paired_bootstrap
+from fusion_core.contracts.imported import ImportedRecipe as ImportedRecipe
+from fusion_core.contracts.imported import ImportFindings as ImportFindings
 from fusion_core.contracts.intervals import Intervals as Intervals
 from fusion_core.contracts.subject import Subject as Subject
 from fusion_core.contracts.table import Entry as Entry
@@ -16,6 +18,7 @@ from fusion_core.contracts.table import html_table as html_table
 from fusion_core.contracts.table_layout import build_table as build_table
 from fusion_core.formatting import escape_control as escape_control
 from fusion_core.formatting import format_bytes as format_bytes
+from fusion_core.formatting import similar_names as similar_names
 from fusion_core.machine.devices import resolve_device as resolve_device
 from fusion_core.machine.distributions import import_optional as import_optional
 from fusion_core.planning.run_plan import Plan as Plan

@@ -18,7 +18,7 @@ heavy: a spec names its class as a string, and the core imports the class when a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pluggy
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from fusion_core.contracts.imported import ImportedRecipe
     from fusion_core.contracts.run import RunInfo, RunResult
     from fusion_core.contracts.specs import (
         AlgorithmSpec,
@@ -134,13 +135,14 @@ def fusion_register_commands() -> Iterable[CommandSpec]:  # type: ignore[empty-b
 
 
 @hookspec
-def fusion_import_recipe(path: Path, text: str) -> Mapping[str, Any] | None:
+def fusion_import_recipe(path: Path, text: str, folder: Path | None) -> ImportedRecipe | None:
     """Return the recipe that another tool's configuration stands for, or None for other files.
 
     Called for a file with top-level keys that no recipe has, or with several YAML documents. `text`
     is its content. Parse it with `fusion_core.commands.load_documents`, which bounds hostile YAML.
-    Return sections as `run_fusion` takes them. Raise `RecipeError` with everything that the recipe
-    cannot express, before anything is read. Log warnings for what has no effect.
+    `folder` is where the user says that files named by it lie; by default they lie beside it.
+    Recognise your tool by its keys: a file that several plugins claim is an error. Raise
+    `RecipeError` with everything that the recipe cannot express, before anything is read.
     """
 
 

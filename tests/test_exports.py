@@ -36,6 +36,7 @@ LIGHT = [
     "fusion_trackers.plugin",
     "pools_checkpoints",
     "pools_checkpoints.plugin",
+    "recipes_fusionbench.plugin",
     "recipes_mergekit.plugin",
 ]
 WITHOUT_TORCH = [

@@ -23,6 +23,7 @@ from fusion_core.weights import (
 )
 from fusion_core.weights.merging.piece import MERGED, Bound
 from fusion_core.weights.merging.transforms import RestoreKernel, ZeroOrigin, transform_experts
+from fusion_core.weights.packing import Layout
 from fusion_core.weights.reading.task_files import ADAPTED, ADAPTERS, TENSORS, join_tasks
 from fusion_core.weights.reading.task_masks import MASKS, SCALES, PackedMasks
 from fusion_core.weights.writing.disk import write_durably
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.weights import WeightSource
     from fusion_core.weights.merging.kernels import PieceKernel
-    from fusion_core.weights.packing import Layout
 
 
 @dataclass
@@ -93,9 +93,9 @@ class RunContext:
 
         `weights` holds one factor per expert. `extras` are further operands, which the kernel reads
         by `Piece.extra`. The kernel sees one matrix at a time: `ModelPool.matrices` says which
-        matrices a tensor holds.
+        matrices a tensor holds. A kernel that is `as_stored` sees one tensor at a time.
         """
-        layout = pool.layout
+        layout = _layout_for(pool, kernel)
         operands = self._operands(pool, layout, kernel, weights, extras or {})
         return layout.pack(MergedSource(kernel, operands))
 
@@ -108,7 +108,7 @@ class RunContext:
         extras: Mapping[str, WeightSource] | None = None,
     ) -> MergedSource:
         """Return the merge that `merged` returns, with every matrix as a tensor of its own."""
-        layout = pool.layout
+        layout = _layout_for(pool, kernel)
         return MergedSource(kernel, self._operands(pool, layout, kernel, weights, extras or {}))
 
     def transform(
@@ -119,7 +119,7 @@ class RunContext:
         If the kernel maps to other coordinates, the base is zero, and `restored` maps the merge of
         the coordinates back to weights.
         """
-        layout = pool.layout
+        layout = _layout_for(pool, kernel)
         operands = self._operands(pool, layout, kernel, weights, {})
         experts = transform_experts(operands, kernel)
         transformed = pool.transformed(
@@ -142,7 +142,7 @@ class RunContext:
 
         Pass the `pool`, `kernel` and `weights` that were passed to `transformed`.
         """
-        layout = pool.layout
+        layout = _layout_for(pool, kernel)
         operands = self._operands(pool, layout, kernel, weights, {MERGED: merged})
         return layout.pack(MergedSource(RestoreKernel(kernel), operands))
 
@@ -243,3 +243,8 @@ class RunContext:
             path = self.output.with_name(f"{self.output.name}.{name}")
         write_durably(path, data)
         return path
+
+
+def _layout_for(pool: ModelPool[Any], kernel: PieceKernel) -> Layout:
+    """Return where a kernel finds matrices: inside of tensors, or as they are stored."""
+    return Layout({}, {}) if kernel.as_stored else pool.layout

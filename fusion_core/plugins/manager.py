@@ -51,9 +51,11 @@ from fusion_core.plugins.distributions import (
 from fusion_core.plugins.ownership import distribution_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from importlib import metadata
     from pathlib import Path
+
+    from fusion_core.contracts.imported import ImportedRecipe
 
 #: Slower imports are reported: every listing and every completion waits for them.
 SLOW_SECONDS = 0.5
@@ -249,29 +251,37 @@ class PluginManager(pluggy.PluginManager):
                 )
         return [answer for answer in answers if answer is not None]
 
-    def import_recipe(self, path: Path, text: str) -> Mapping[str, Any] | None:
+    def import_recipe(
+        self, path: Path, text: str, folder: Path | None = None
+    ) -> ImportedRecipe | None:
         """Return the recipe that another tool's file stands for; None if no plugin knows the tool.
 
-        Raises `PluginError` if several plugins claim the file, or if one of them breaks.
+        Raises `PluginError` if several plugins claim the file, by a recipe or by an error of the
+        user's, or if one of them breaks.
         """
-        recipes: dict[str, Mapping[str, Any]] = {}
+        arguments = {"path": path, "text": text, "folder": folder}
+        claims: dict[str, ImportedRecipe | FusionError] = {}
         for implementation in self.hook.fusion_import_recipe.get_hookimpls():
             name = implementation.plugin_name
+            accepted = {key: arguments[key] for key in implementation.argnames}
             try:
-                recipe: Any = implementation.function(path=path, text=text)
-            except FusionError:
-                raise
+                claim: Any = implementation.function(**accepted)
+            except FusionError as error:
+                claim = error
             except Exception as error:
                 problem = f"plugin {name} failed to import {path}: {summarize_error(error)}"
                 raise BrokenPluginError(problem) from error
-            if recipe is not None:
-                recipes[name] = recipe
-        if len(recipes) > 1:
+            if claim is not None:
+                claims[name] = claim
+        if len(claims) > 1:
             raise PluginError(
-                f"several plugins import {path}: {', '.join(recipes)}",
+                f"several plugins import {path}: {', '.join(claims)}",
                 hint="Block all but one with --no-plugin.",
             )
-        return next(iter(recipes.values()), None)
+        imported = next(iter(claims.values()), None)
+        if isinstance(imported, FusionError):
+            raise imported
+        return imported
 
     def kernels(self) -> Mapping[str, tuple[str, str]]:
         """Return names and targets of kernels by the functions that they replace.

@@ -68,7 +68,6 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},
-    "recipes-mergekit": {"command": ("import",)},
 }
 # fmt: on
 

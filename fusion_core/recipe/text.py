@@ -46,10 +46,7 @@ _FOREIGN = {
     ),
     "FusionBench": (
         {"modelpool", "taskpool", "_target_", "defaults", "hydra"},
-        (
-            "Translate it: method is algorithm, modelpool is model_pool, taskpool is task_pool, "
-            "_target_ is a section's name, and only fuse's own flags override a file."
-        ),
+        "Install the plugin that runs the file as it is: pip install recipes-fusionbench",
     ),
 }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fusion_core import hookimpl
+from fusion_core.commands import ImportedRecipe
 from fusion_core.errors import BrokenPluginError, PluginError, RecipeError
 from fusion_core.planning.resolution import resolve
 from fusion_core.plugins.manager import PluginManager
@@ -31,7 +32,7 @@ class Tool:
             return None
         if isinstance(self.answer, Exception):
             raise self.answer
-        return {**self.answer, "seed": len(path.name)}
+        return ImportedRecipe("tool", {**self.answer, "seed": len(path.name)}, ["heavy"])
 
 
 def manager_of(*tools: Tool) -> PluginManager:
@@ -46,10 +47,11 @@ def write(tmp_path: Path, text: str) -> Path:
     return tmp_path / "file.yml"
 
 
-def test_a_plugin_imports_its_tools_file(tmp_path: Path) -> None:
+def test_a_plugin_imports_its_tools_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tools = Tool("blend:", RECIPE), Tool("mix:", RECIPE)
     path = write(tmp_path, "mix: [a, b]")
     assert load_recipe(path, manager_of(*tools)) == {**RECIPE, "seed": 8}
+    assert caplog.messages == [f"{path}: heavy"]
     several = write(tmp_path, "---\nmix: [a]\n---\nmix: [b]\n")
     assert load_recipe(several, manager_of(*tools))["seed"] == 8
 
@@ -77,6 +79,8 @@ def test_two_claims_and_a_failure_are_errors(tmp_path: Path) -> None:
     path = write(tmp_path, "mix: [a, b]")
     with pytest.raises(PluginError, match=r"several plugins import .*file.yml: tool-0, tool-1"):
         load_recipe(path, manager_of(Tool("mix", RECIPE), Tool("mix", RECIPE)))
+    with pytest.raises(PluginError, match=r"tool-0, tool-1"):
+        load_recipe(path, manager_of(Tool("mix", RecipeError("too heavy")), Tool("mix", RECIPE)))
     with pytest.raises(BrokenPluginError, match=r"tool-0 failed to import .*file.yml: .*no key"):
         load_recipe(path, manager_of(Tool("mix", KeyError("no key"))))
     with pytest.raises(RecipeError, match="too heavy"):

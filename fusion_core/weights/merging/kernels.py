@@ -67,6 +67,11 @@ class PieceKernel(ABC):  # noqa: B024 - its subclasses have the abstract methods
         return Scope.NONE
 
     @property
+    def as_stored(self) -> bool:
+        """Whether tensors are merged as they are stored, and not each matrix inside of them."""
+        return False
+
+    @property
     def is_bounded(self) -> bool:
         """Whether results cannot lie far beyond the operands, so the engine need not check."""
         return False
@@ -129,6 +134,11 @@ class CoordinatesKernel(RowsKernel):
 
     Merges between the two have their origin in the base: they merge the coordinates alone.
     """
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether tensors are merged as they are stored, and not each matrix inside of them."""
+        return False
 
     @property
     def is_bounded(self) -> bool:

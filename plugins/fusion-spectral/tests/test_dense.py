@@ -513,3 +513,29 @@ def test_doge_in_fp32() -> None:
     expected = doge([tasks_of(pool, name) for name in SHAPES], DogeConfig())
     for name, vector in zip(SHAPES, expected, strict=True):
         assert_close(merged[name], vector)
+
+
+# --- matrices inside of tensors -------------------------------------------------------------------
+
+PACKED = {"conv.weight": (6, 2, 2, 2), "mlp.experts.down_proj": (3, 6, 4), "w": (6, 4)}
+STORED = {method.__name__: method for method in (TsvM, IsoC, IsoCts, Wudi, Star, Ace, Cart, Doge)}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stored_matrices_leave_packed_tensors_to_the_mean(name: str) -> None:
+    method = STORED[name]
+    draw = torch.Generator().manual_seed(5)
+    base = {key: torch.randn(shape, generator=draw) for key, shape in PACKED.items()}
+    models = {
+        expert: {
+            key: value + torch.randn(value.shape, generator=draw) for key, value in base.items()
+        }
+        for expert in ("a", "b", "c")
+    }
+    pool = {"base": base, "models": models}
+    every, stored = merged_vectors(method(), pool), merged_vectors(method(matrices="stored"), pool)
+    if name != "Doge":  # whose thresholds are over all matrices
+        assert_close(stored["w"], every["w"], 1e-6)
+    for key in ("conv.weight", "mlp.experts.down_proj"):
+        assert_close(stored[key], sum(tasks_of(pool, key)) / 3, 1e-5)
+        assert not torch.allclose(stored[key], every[key], atol=1e-2), key

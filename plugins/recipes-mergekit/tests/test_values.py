@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-import typer
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from fusion_core import run_fusion
 from fusion_core.commands import load_recipe
-from fusion_core.errors import OutputError
-from recipes_mergekit.command import import_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,10 +240,8 @@ def test_the_command_line(
     assert "warning: mergekit.yml: parameters.int8_mask: has no effect on values" in done.stderr
     check(load_file(tmp_path / "base-again/model.safetensors"), states["base"])
     (tmp_path / "recipes").mkdir()
-    app = typer.Typer()
-    app.command()(import_file)
-    call = ["mergekit.yml", "-o", "recipes/ties.yaml"]
-    assert CliRunner().invoke(app, call).exit_code == 0
+    call = ("import", "mergekit.yml", "-o", "recipes/ties.yaml")
+    run_fuse(*call)
     moved = load_recipe(tmp_path / "recipes/ties.yaml")
     assert moved["model_pool"] == {"base": "../base", "models": {"a": "../a", "b": "../b"}}
     run_fusion(tmp_path / "mergekit.yml", output=tmp_path / "direct")
@@ -256,5 +250,4 @@ def test_the_command_line(
         (tmp_path / side / "model.safetensors").read_bytes() for side in ("direct", "imported")
     )
     assert first == second
-    again = CliRunner().invoke(app, call)
-    assert isinstance(again.exception, OutputError)
+    assert "recipes/ties.yaml exists" in run_fuse(*call, code=7).stderr

@@ -35,7 +35,7 @@ class Cart(ForMatrices, Algorithm[CartConfig]):
         """Return the lazy merge."""
         config = self.config
         fractions = expert_values(config.rank_fraction, [*pool.experts], "rank_fraction")
-        kernel = _CartKernel(fractions, config.scale, relative=pool.base is not None)
+        kernel = _CartKernel(fractions, config, relative=pool.base is not None)
         return context.merge(pool, kernel)
 
 
@@ -44,7 +44,7 @@ class _CartKernel(Matrixwise, Kernel):
     """CART of the task vectors if `relative`, else of the experts' weights."""
 
     rank_fractions: tuple[float, ...]
-    scale: float
+    config: CartConfig
     relative: bool
 
     pieces_held, squares = (6.3, 2.5), (6, 0)
@@ -56,7 +56,7 @@ class _CartKernel(Matrixwise, Kernel):
         if is_matrix(piece.shape):
             pairs = zip(rows, self.rank_fractions, strict=True)
             merged = sum_in_order(_low_rank(row - centre, fraction) for row, fraction in pairs)
-            merged = merged.mul_(self.scale).add_(centre)
+            merged = merged.mul_(self.config.scale).add_(centre)
         return merged.add_(piece.base) if self.relative else merged
 
 

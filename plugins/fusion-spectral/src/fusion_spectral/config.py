@@ -11,14 +11,22 @@ Positive = Annotated[float, Field(gt=0)]
 Steps = Annotated[int, Field(ge=0)]
 
 
-class OrthogonaliseConfig(ComponentConfig):
+class MatrixConfig(ComponentConfig):
+    """What counts as a matrix."""
+
+    matrices: Literal["all", "stored"] = "all"
+    """Treat convolutions, and the matrices that packed tensors hold, as matrices (`all`), or only
+    tensors that are stored as one matrix (`stored`, as most authors' code does)."""
+
+
+class OrthogonaliseConfig(MatrixConfig):
     """Options of `orthogonalise`."""
 
     rank_fraction: PerExpert[Fraction] | None = None
     """Keep this fraction of the min(m, n) singular components per expert; default: 1 / experts."""
 
 
-class TruncateConfig(ComponentConfig):
+class TruncateConfig(MatrixConfig):
     """Options of `truncate`."""
 
     by: Literal["nuclear", "energy", "fraction"] = "nuclear"
@@ -37,7 +45,7 @@ class CoreSpaceConfig(ComponentConfig):
     """Use left and right singular vectors (Core Space), or only left ones (KnOTS)."""
 
 
-class SvcConfig(ComponentConfig):
+class SvcConfig(MatrixConfig):
     """Options of `svc`."""
 
     alpha: Positive | None = None
@@ -45,7 +53,7 @@ class SvcConfig(ComponentConfig):
     factor 1 / alpha; default: 1 / experts."""
 
 
-class ScaleConfig(ComponentConfig):
+class ScaleConfig(MatrixConfig):
     """The factor of the merge."""
 
     scale: float = 1.0
@@ -60,7 +68,7 @@ class IsoCtsConfig(ScaleConfig):
     rest."""
 
 
-class CartConfig(ComponentConfig):
+class CartConfig(MatrixConfig):
     """Options of `cart`."""
 
     rank_fraction: PerExpert[Fraction] = 0.08
@@ -70,14 +78,14 @@ class CartConfig(ComponentConfig):
     """Multiply the sum of the low-rank differences by this factor (lambda)."""
 
 
-class StarConfig(ComponentConfig):
+class StarConfig(MatrixConfig):
     """Options of `star`."""
 
     keep: PerExpert[Fraction] = 0.4
     """Keep as few singular components as reach this fraction of a matrix's nuclear norm (eta)."""
 
 
-class WudiConfig(ComponentConfig):
+class WudiConfig(MatrixConfig):
     """Options of `wudi`."""
 
     steps: Steps = 300
@@ -86,7 +94,7 @@ class WudiConfig(ComponentConfig):
     """Adam's learning rate: about the distance that an entry moves per step."""
 
 
-class AceConfig(ComponentConfig):
+class AceConfig(MatrixConfig):
     """Options of `ace`."""
 
     epsilon: Positive = 1e-2
@@ -98,7 +106,7 @@ class AceConfig(ComponentConfig):
     """Keep this fraction of the refinement's nonzero singular components."""
 
 
-class OrthomergeConfig(ComponentConfig):
+class OrthomergeConfig(MatrixConfig):
     """Options of `orthomerge`."""
 
     residual_scale: float | None = None
@@ -114,7 +122,7 @@ class KnotsConfig(ComponentConfig):
     """Multiply the merged task vector by this factor (lambda)."""
 
 
-class DogeConfig(ComponentConfig):
+class DogeConfig(MatrixConfig):
     """Options of `doge`."""
 
     scale: PerExpert[float] = 0.07

@@ -39,9 +39,9 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
     vectors of the experts' largest rank / K left vectors, joined, span that subspace. All other
     tensors are averaged.
     Options: `scale` (norm; 0.07), `density` (fraction of entries; 0.3), `subspace` (divisor of the
-    rank; 6), `steps` (400), `lr` (distance per step; 1e-4). `scale` and `lr` are absolute: if the
-    norms of task vectors are below `scale`, or their entries below `lr`, the merge moves further
-    than the experts.
+    rank; 6), `steps` (400), `lr` (distance per step; 1e-4), `matrices` (`all`). `scale` and `lr`
+    are absolute: if the norms of task vectors are below `scale`, or their entries below `lr`, the
+    merge moves further than the experts.
     Source: arXiv:2501.01230, as in the authors' code (DOGE TA), which leaves tensors outside its
     encoder at the base. Here every matrix takes part. The rank is that of all task vectors joined:
     min(m, n) for experts of full rank, as in the code, and about the sum of the ranks of adapters.

@@ -24,7 +24,7 @@ class IsoC(MatrixwiseMerge[ScaleConfig]):
 
     Formula: base + scale * mean(s) U V', where U diag(s) V' is the sum of a matrix's task vectors.
     All other tensors are averaged, and scaled too.
-    Options: `scale` (factor; 1.0).
+    Options: `scale` (factor; 1.0), `matrices` (`all`).
     Differences: the mean is over nonzero singular values, and directions in which no expert moved
     stay zero. For experts of full rank this is the paper. For adapters the paper and the authors'
     code average over all min(m, n) values and fill zero directions with arbitrary vectors of an
@@ -57,7 +57,8 @@ class IsoCts(MatrixwiseMerge[IsoCtsConfig]):
     expert's (I - C C') tau_k. C are the sum's left vectors, s = (1 - common_fraction) * rank /
     experts, rounded, and the sum keeps rank - s * experts components. The joined bases are made
     orthonormal as in `orthogonalise`. All other tensors are averaged, and scaled too.
-    Options: `scale` (factor; 1.0), `common_fraction` (fraction of the rank; 0.8).
+    Options: `scale` (factor; 1.0), `common_fraction` (fraction of the rank; 0.8), `matrices`
+    (`all`).
     Differences: the authors' code takes SVDs, this method uses Gram matrices. The rank is that of
     all task vectors joined: min(m, n) for experts of full rank, as in the paper, and about the sum
     of the ranks of adapters, for which the paper and the code still take min(m, n) (see `iso-c`).

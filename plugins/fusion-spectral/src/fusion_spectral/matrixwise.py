@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from fusion_core import ComponentConfig, Cut, Piece, TensorwiseAlgorithm
 from fusion_core.weights import PieceKernel, is_matrix, sum_in_order
+from fusion_spectral.config import MatrixConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core import TensorInfo
+    from fusion_core.weights import Layout
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
@@ -23,6 +25,16 @@ class ForMatrices:
 
     #: what happens to other tensors, as the plan and the warnings say it
     other_tensors: ClassVar[str] = "averaged"
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether only tensors that are stored as one matrix count as matrices."""
+        config = getattr(self, "config", None)
+        return isinstance(config, MatrixConfig) and config.matrices == "stored"
+
+    def matrices_of(self, info: TensorInfo, layout: Layout) -> Sequence[TensorInfo]:
+        """Return the matrices inside of a tensor, or the tensor as it is stored."""
+        return [info] if self.as_stored else layout.describe_matrices(info)
 
     def fallback(self, info: TensorInfo) -> str | None:
         """Say what happens to a tensor that is not a matrix."""

@@ -25,7 +25,8 @@ class Orthogonalise(Matrixwise, Transform[OrthogonaliseConfig]):
     other tensors are divided by the number of experts, so that the sum of the results is the task
     vector of TSV-M.
     Options: `rank_fraction` (r as a fraction of min(m, n), at least one component; 1 / experts, so
-    that all bases fit next to each other). Adapters fit whole while their ranks add up to less.
+    that all bases fit next to each other), `matrices` (`all`). Adapters fit whole while their ranks
+    add up to less.
     Differences: the authors' code takes SVDs. This method takes eigenvectors of Gram matrices in
     fp64, and leaves out directions in which an expert did not move, where an SVD gives arbitrary
     vectors.

@@ -27,7 +27,7 @@ class Svc(Matrixwise, TensorwiseCalibration[SvcConfig]):
     expert's part. Directions that several experts share were added up and shrink; directions of a
     single expert grow. A response below 1e-6 of an expert's norm is rounding and counts as alpha.
     All other tensors stay as they are.
-    Options: `alpha` (smallest agreement; 1 / experts).
+    Options: `alpha` (smallest agreement; 1 / experts), `matrices` (`all`).
     Source: arXiv:2602.05536. Data: none. Cost: one eigendecomposition per matrix, of the smaller
     Gram matrix.
     """

@@ -74,5 +74,6 @@ class Star(ForMatrices, Algorithm[StarConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
-        truncated = context.transform(pool, Truncate(keep=self.config.keep))
+        truncate = Truncate(keep=self.config.keep, matrices=self.config.matrices)
+        truncated = context.transform(pool, truncate)
         return context.merge(truncated, Linear((1 / len(pool.experts),) * len(pool.experts)))

@@ -20,12 +20,12 @@ class TsvM(ForMatrices, Algorithm[ScaleConfig]):
     Formula: base + scale * sum of orthogonalise(tau_k), as
     `[orthogonalise, {name: task-arithmetic, scale: 1.0}]` computes it. All other tensors are
     averaged, and scaled too.
-    Options: `scale` (factor; 1.0). Data: none. Cost: that of `orthogonalise`.
+    Options: `scale` (factor; 1.0), `matrices` (`all`). Data: none. Cost: that of `orthogonalise`.
     """
 
     config_class = ScaleConfig
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
-        orthogonal = context.transform(pool, Orthogonalise())
+        orthogonal = context.transform(pool, Orthogonalise(matrices=self.config.matrices))
         return context.merge(orthogonal, Linear((self.config.scale,) * len(pool.experts)))

@@ -27,8 +27,8 @@ class Wudi(MatrixwiseMerge[WudiConfig]):
     the sum of a matrix's task vectors (out, in). The small number of steps regularises: the minimum
     itself is another method. All other tensors are averaged.
     Options: `steps` (300, as in the paper; FusionBench's configuration has 400), `lr` (distance per
-    step; 1e-5). `lr` is absolute: it suits task vectors with entries of about 1e-4, as in the
-    paper's models.
+    step; 1e-5), `matrices` (`all`). `lr` is absolute: it suits task vectors with entries of about
+    1e-4, as in the paper's models.
     Data: none. Cost: `steps` products (out, in) x (in, in) per matrix, and memory for G below.
 
     The gradient is 2 (tau G - B), with G = sum of tau_k' tau_k / |tau_k|^2 and B = sum of tau_k

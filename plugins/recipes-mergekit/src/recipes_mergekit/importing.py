@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.commands import format_value, load_documents
-from fusion_core.errors import RecipeError
-from recipes_mergekit.findings import Findings
+from fusion_core.commands import (
+    ImportedRecipe,
+    ImportFindings,
+    format_value,
+    load_documents,
+)
+from recipes_mergekit.comments import COMMENTS
 from recipes_mergekit.merge import Merge
 from recipes_mergekit.reading import Reader
 
@@ -17,20 +21,12 @@ if TYPE_CHECKING:
     from recipes_mergekit.configuration import Configuration
 
 _MERGE = "merge_method"
-_PAGE = "See docs/how-to/port-from-mergekit.md."
+_PAGE = "docs/how-to/port-from-mergekit.md"
 #: A merge that several others use is a part of each.
 _MAX_MERGES = 64
 
 
-@dataclass(frozen=True)
-class Imported:
-    """The recipe of a file, and what to know about it."""
-
-    recipe: dict[str, Any]
-    warnings: tuple[str, ...]
-
-
-def import_text(text: str, origin: str) -> Imported | None:
+def import_text(text: str, origin: str) -> ImportedRecipe | None:
     """Return the recipe of a file of mergekit; None for other files. `origin` names the file.
 
     Raises `RecipeError` with one line for everything that a recipe cannot express.
@@ -38,14 +34,10 @@ def import_text(text: str, origin: str) -> Imported | None:
     documents = load_documents(text, origin=origin)
     if not any(isinstance(document, dict) and _MERGE in document for document in documents):
         return None
-    findings = Findings()
+    findings = ImportFindings()
     recipe = _File(documents, findings).make_recipe()
-    if findings.problems:
-        lines = "\n".join(f"  {problem}" for problem in findings.problems)
-        raise RecipeError(
-            f"{origin}: a recipe cannot express all of this merge:\n{lines}", hint=_PAGE
-        )
-    return Imported(recipe, tuple(findings.warnings))
+    findings.raise_problems(origin, _PAGE)
+    return ImportedRecipe("mergekit", recipe, findings.warnings, COMMENTS)
 
 
 @dataclass
@@ -53,7 +45,7 @@ class _File:
     """The documents of a file, and the recipes of those that others use."""
 
     documents: Sequence[Any]
-    findings: Findings
+    findings: ImportFindings
     merges: dict[str, Configuration] = field(default_factory=dict)
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: the number of merges in each recipe, with those that it uses

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes_mergekit.findings import guess
+from fusion_core.commands import similar_names
 from recipes_mergekit.methods import METHODS, UNSUPPORTED, Method
 from recipes_mergekit.models import STACKED, UNCHECKED, Models
 from recipes_mergekit.parameters import Parameters, check_names
@@ -13,8 +13,8 @@ from recipes_mergekit.parameters import Parameters, check_names
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from fusion_core.commands import ImportFindings
     from recipes_mergekit.configuration import Configuration, Reference, Slice, Source
-    from recipes_mergekit.findings import Findings
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Merge:
 
     configuration: Configuration
     documents: Mapping[str, Mapping[str, Any]]
-    findings: Findings
+    findings: ImportFindings
 
     def make_recipe(self) -> dict[str, Any]:
         """Return the recipe. It is incomplete if there are problems."""
@@ -60,9 +60,10 @@ class Merge:
         name = self.configuration.method
         if name in METHODS:
             return METHODS[name]
-        meant = guess(name, METHODS)
-        known = f"unknown method {name!r}" + (f"; did you mean {meant}?" if meant else "")
-        self._refuse("merge_method", f"{name} has no counterpart" if name in UNSUPPORTED else known)
+        similar = similar_names(name, METHODS)
+        unknown = f"unknown method {name!r}" + (f"; did you mean {similar[0]}?" if similar else "")
+        reason = f"{name} has no counterpart" if name in UNSUPPORTED else unknown
+        self._refuse("merge_method", reason)
         return None
 
     def _levels(self) -> list[Mapping[str, Any]]:

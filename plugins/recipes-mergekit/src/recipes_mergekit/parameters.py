@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes_mergekit.findings import guess
 from recipes_mergekit.settings import (
     Rule,
     Rules,
@@ -18,8 +17,8 @@ from recipes_mergekit.settings import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from fusion_core.commands import ImportFindings
     from recipes_mergekit.configuration import Configuration, Slice, Source
-    from recipes_mergekit.findings import Findings
 
 #: Parameters that a model may set, and parameters of the whole merge, over all methods.
 OF_MODELS = frozenset({"weight", "density", "gamma", "epsilon", "scale"})
@@ -43,7 +42,7 @@ class Parameters:
     #: the experts of every slice, in the order of `experts`
     sources: Sequence[Sequence[Source]]
     experts: Sequence[str]
-    findings: Findings
+    findings: ImportFindings
 
     def shared(self, name: str, default: float | None = None) -> Setting:
         """Return the rules of a parameter of the whole merge; required without a default."""
@@ -132,7 +131,9 @@ class Parameters:
             self.refuse(name, f"the filter {rule.filter!r} has a layer number, which slices change")
 
 
-def check_names(configuration: Configuration, known: frozenset[str], findings: Findings) -> None:
+def check_names(
+    configuration: Configuration, known: frozenset[str], findings: ImportFindings
+) -> None:
     """Record parameters that the method does not have, or not where they are."""
     levels = [("parameters", configuration.parameters, known)]
     for part in configuration.slices:
@@ -150,7 +151,5 @@ def check_names(configuration: Configuration, known: frozenset[str], findings: F
                 findings.warn(key, "ignored; mergekit reads it for the whole merge or a slice")
             elif name in OF_MODELS | OF_MERGES:
                 findings.warn(key, f"ignored: {configuration.method} has no such parameter")
-            elif (meant := guess(name, OF_MODELS | OF_MERGES)) is not None:
-                findings.refuse(key, f"unknown parameter; did you mean {meant}?")
             else:
-                findings.warn(key, "unknown parameter, ignored")
+                findings.report_unknown(key, OF_MODELS | OF_MERGES, "parameter")

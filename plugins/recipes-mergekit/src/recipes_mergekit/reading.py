@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.commands import format_value
 from recipes_mergekit.configuration import Configuration, Reference, Slice, Source, Tokens
-from recipes_mergekit.findings import guess
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from recipes_mergekit.findings import Findings
+    from fusion_core.commands import ImportFindings
 
 _KEYS = (
     *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype"),
@@ -27,7 +26,7 @@ _DTYPES = ("bfloat16", "float16", "float32", "float64")
 class Reader:
     """Reads one document, and records its problems."""
 
-    def __init__(self, findings: Findings, prefix: str = "") -> None:
+    def __init__(self, findings: ImportFindings, prefix: str = "") -> None:
         self._findings, self._prefix = findings, prefix
 
     def read(self, document: Mapping[str, Any]) -> Configuration | None:
@@ -59,11 +58,7 @@ class Reader:
 
     def _check_keys(self, mapping: Mapping[str, Any], known: Collection[str], key: str) -> None:
         for name in mapping.keys() - {*known}:
-            meant = guess(name, known)
-            if meant is not None:
-                self._refuse(f"{key}{name}", f"unknown key; did you mean {meant}?")
-            else:
-                self._findings.warn(f"{self._prefix}{key}{name}", "unknown key, ignored")
+            self._findings.report_unknown(f"{self._prefix}{key}{name}", known)
 
     def _read_slices(self, document: Mapping[str, Any], base: Reference | None) -> list[Slice]:
         """Return the slices. Whole models are one, and a base that is not listed the last."""

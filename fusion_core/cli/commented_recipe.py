@@ -1,0 +1,79 @@
+"""An imported recipe as YAML, with comments that name the keys of the other tool's file."""
+
+from __future__ import annotations
+
+import json
+import os
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fusion_core.contracts.imported import ImportedRecipe
+
+_MAX_LINE = 80
+#: Options that hold a model's path or several, and the output's path.
+_PATHS = ("base", "models", "clip", "path")
+
+
+def render(imported: ImportedRecipe, recipe: Mapping[str, Any], origin: str) -> str:
+    """Return a recipe as YAML with the comments of an import. `origin` is the file's name."""
+    tree = _comment(recipe, imported.comments)
+    header = [f"The recipe of {origin}, a configuration of {imported.tool}."]
+    header += [f"warning: {warning}" for warning in imported.warnings]
+    tree.yaml_set_start_comment("\n".join(header))
+    writer = YAML()
+    writer.width = 2**16
+    writer.representer.ignore_aliases = lambda _: True
+    stream = StringIO()
+    writer.dump(tree, stream)
+    return stream.getvalue()
+
+
+def move_paths(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a recipe whose relative paths start in `folder` instead of the current one."""
+
+    def move(value: object, *, is_path: bool = False) -> object:
+        if isinstance(value, dict):
+            return {
+                key: move(item, is_path=is_path or key in _PATHS) for key, item in value.items()
+            }
+        if isinstance(value, str) and is_path and not os.path.isabs(value):  # noqa: PTH117
+            return os.path.relpath(value, folder) if os.path.lexists(value) else value
+        return value
+
+    sections = ("model_pool", "task_pool", "output")
+    return {key: move(value) if key in sections else value for key, value in recipe.items()}
+
+
+def _comment(
+    value: Any,  # noqa: ANN401 - YAML holds anything
+    comments: Mapping[tuple[str, ...], str],
+    path: tuple[str, ...] = (),
+) -> Any:  # noqa: ANN401
+    """Return data with comments. A short value below a section's options takes one line."""
+    is_short = len(path) > 1 and len(json.dumps(value)) <= _MAX_LINE
+    match value:
+        case dict():
+            tree = CommentedMap(
+                (key, _comment(item, comments, (*path, key))) for key, item in value.items()
+            )
+            if is_short:
+                tree.fa.set_flow_style()
+            for key in value:
+                comment = comments.get((*path, key))
+                if comment is not None:
+                    tree.yaml_add_eol_comment(comment, key)
+            return tree
+        case list():
+            items = CommentedSeq(_comment(item, comments, (*path, "")) for item in value)
+            if is_short and not any(isinstance(item, dict) for item in value):
+                items.fa.set_flow_style()
+            return items
+        case _:
+            return value

@@ -1,0 +1,1 @@
+"""FusionBench's configurations as recipes of fusion-core."""

@@ -1,0 +1,81 @@
+"""Merges of spectra and subspaces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from recipes_fusionbench.sparse import kept_fraction
+
+if TYPE_CHECKING:
+    from recipes_fusionbench.fusion import Fusion
+    from recipes_fusionbench.options import Options
+
+
+#: FusionBench decomposes tensors of two dimensions, not convolutions or packed experts.
+AS_STORED = {"matrices": "stored"}
+
+
+def tsv_m(fusion: Fusion) -> None:
+    """Translate TSV-M."""
+    given = fusion.options
+    _refuse_excluded(given)
+    given.expect("return_single_task_models", False, reason="true has no counterpart")
+    if isinstance(given.values.get("alpha"), list):
+        given.ignore("alpha")
+        given.refuse("alpha", "tsv-m has one factor for the merge, not one per model")
+    else:
+        fusion.add("tsv-m", scale=given.number("alpha", 1.0), **AS_STORED)
+
+
+def iso_c(fusion: Fusion) -> None:
+    """Translate Iso-C."""
+    _refuse_excluded(fusion.options)
+    _warn_of_rank(fusion.options)
+    fusion.add("iso-c", scale=fusion.options.number("scaling_factor"), **AS_STORED)
+
+
+def iso_cts(fusion: Fusion) -> None:
+    """Translate Iso-CTS."""
+    given = fusion.options
+    _refuse_excluded(given)
+    _warn_of_rank(given)
+    fraction = given.number("common_space_fraction")
+    if not 0 <= fraction <= 1:
+        given.refuse("common_space_fraction", f"expected a fraction, got {fraction:g}")
+    scale = given.number("scaling_factor")
+    fusion.add("iso-cts", scale=scale, common_fraction=fraction, **AS_STORED)
+
+
+def _warn_of_rank(given: Options) -> None:
+    reason = (
+        "task vectors of low rank, as of adapters: fusion-core counts only nonzero singular values"
+    )
+    given.warn("", reason)
+
+
+def _refuse_excluded(given: Options) -> None:
+    given.expect(
+        "exclude_keys", reason="FusionBench averages these tensors; here it cannot be chosen"
+    )
+
+
+def wudi(fusion: Fusion) -> None:
+    """Translate WUDI."""
+    _refuse_excluded(fusion.options)
+    fusion.add("wudi", steps=fusion.options.count("iter_num"), lr=1e-5, **AS_STORED)
+
+
+def doge(fusion: Fusion) -> None:
+    """Translate DOGE TA, which merges the matrices of encoders and leaves all others."""
+    given = fusion.options
+    fusion.add(
+        "doge",
+        scale=given.number("lamda"),
+        density=kept_fraction(given, "K"),
+        subspace=given.count("subspace"),
+        steps=400,
+        lr=1e-4,
+        only="*encoder*weight*",
+        skip="*layer_norm*",
+        **AS_STORED,
+    )

@@ -1,0 +1,168 @@
+"""FusionBench's task pools, and the data sets that methods take examples from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.commands import format_value
+from recipes_fusionbench.models import Models, path_of
+from recipes_fusionbench.options import Options, target_of
+from recipes_fusionbench.published import FAMILIES, FER2013, GLUE, TASKS, shorten, test_split
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_CLIP_LOADER = "datasets.load_dataset"
+#: Keys of a data set's section besides its path and split.
+_LOADING = ("name", "trust_remote_code", "cache_dir", "_args_", "_target_")
+
+
+def read_tasks(options: Options, models: Models) -> dict[str, Any] | None:
+    """Return the section `task_pool` of the recipe; None if nothing is measured."""
+    name = target_of(options.values) or str(options.values.get("type") or "")
+    if not options.values or name == "DummyTaskPool":
+        options.expect("model_save_path", reason="set merged_model_save_path instead")
+        return None
+    options.expect("fast_dev_run", False, reason="true takes one batch; set task_pool.limit")
+    options.ignore("dataloader_kwargs", "batch_size", "num_workers", "cache_dir", "_dataset_loader")
+    readers: dict[str, Callable[[Options, Models], dict[str, Any]]] = {
+        "CLIPVisionModelTaskPool": _read_clip,
+        "GPT2TextClassificationTaskPool": _read_gpt2,
+        "FlanT5GLUETextGenerationTaskPool": _read_flan_t5,
+        "LMEvalHarnessTaskPool": _read_harness,
+    }
+    if name not in readers:
+        shown = name or options.values.get("_target_")
+        options.refuse("", f"{shown} has no counterpart" if shown else "missing")
+        return None
+    section = readers[name](options, models)
+    options.finish()
+    return section
+
+
+def make_data_section(pool: Options, data: str, models: Models) -> dict[str, Any]:
+    """Return a task pool of the examples that a method takes from its model pool."""
+    is_train = data == "train_datasets"
+    if models.kind == "clip":
+        tasks = _read_data_sets(pool, data, is_train=is_train)
+        for missing in [name for name in models.experts if name not in tasks]:
+            pool.refuse(f"{data}.{missing}", "missing, and the method takes examples from it")
+        return _name_clip(str(models.base), list(tasks.values()))
+    if models.kind == "gpt2":
+        return {"name": "gpt2-glue", "tasks": [*models.tasks]}
+    pool.refuse(data, "the tasks of these models have no counterpart")
+    return {}
+
+
+def _name_clip(clip: str, tasks: list[str]) -> dict[str, Any]:
+    for family in FAMILIES:
+        if family.kind == "clip" and clip in family.bases:
+            return {"name": family.pool, "tasks": shorten(tasks)}
+    return {"name": "clip-classification", "clip": clip, "tasks": shorten(tasks)}
+
+
+def _read_clip(options: Options, models: Models) -> dict[str, Any]:
+    if models.kind != "clip":
+        options.refuse("", f"cannot measure the models of the pool {models.kind}")
+    options.ignore("base_model", "data_processor", "layer_wise_feature_max_num", "test_datasets")
+    options.ignore("layer_wise_feature_first_token_only", "val_datasets", "train_datasets")
+    options.expect("layer_wise_feature_save_path", reason="features have no counterpart")
+    clip, processor = path_of(options, "clip_model"), path_of(options, "processor")
+    if clip is None:
+        options.refuse("clip_model", "missing")
+        return {}
+    if processor not in {None, clip}:
+        options.refuse("processor", f"expected that of clip_model, {clip}, got {processor}")
+    if clip != models.base:
+        reason = f"{clip} gives the heads, not the pretrained model {models.base}"
+        options.warn("clip_model", reason)
+    tasks = _read_data_sets(options, "test_datasets", is_train=False)
+    if not tasks:
+        options.refuse("test_datasets", "missing")
+    return _name_clip(clip, list(tasks.values()))
+
+
+def _read_data_sets(options: Options, key: str, *, is_train: bool) -> dict[str, str]:
+    """Return the tasks of data sets, by their names in the file."""
+    tasks = {}
+    for name, value in options.items(key).items():
+        task = name if name in TASKS else name.replace("stanford_cars", "stanford-cars")
+        problem = _compare_data_set(task, value, is_train=is_train)
+        if problem is None:
+            tasks[name] = task
+        else:
+            options.refuse(f"{key}.{name}", problem)
+    return tasks
+
+
+def _compare_data_set(task: str, value: object, *, is_train: bool) -> str | None:
+    """Return what distinguishes a data set from the task of the same name; None if nothing."""
+    given = {"path": value} if isinstance(value, str) else value
+    if task not in TASKS:
+        return "unknown task"
+    if not isinstance(given, dict):
+        return f"expected a data set, got {format_value(value)}"
+    target, listed = given.get("_target_", _CLIP_LOADER), given.get("_args_")
+    arguments = listed if isinstance(listed, list) else []
+    path = given.get("path") or next(iter(arguments), None)
+    is_known = target == _CLIP_LOADER and path in TASKS[task]
+    if not (is_known or (target == FER2013 and task == "fer2013")):
+        return f"expected the images of {TASKS[task][0]}, got {path or target}"
+    config = next(iter(arguments[1:]), given.get("name"))
+    if config is not None and (task, config) != ("svhn", "cropped_digits"):
+        return f"expected the default configuration, got {format_value(config)}"
+    split = "train" if is_train else test_split(task)
+    wrong = [name for name in given if name not in {*_LOADING, "path", "split"}]
+    if given.get("split", split) != split:
+        wrong.append(f"the split {format_value(given['split'])}, instead of {split},")
+    return f"{wrong[0]} has no counterpart" if wrong else None
+
+
+def _read_gpt2(options: Options, models: Models) -> dict[str, Any]:
+    options.ignore("tokenizer", "test_datasets")
+    if models.kind != "gpt2":
+        options.refuse("", f"cannot measure the models of the pool {models.kind}")
+    return _make_glue(options, "gpt2-glue", "test_datasets", options.items("test_datasets"))
+
+
+def _read_flan_t5(options: Options, models: Models) -> dict[str, Any]:
+    options.ignore("tokenizer", "name", "type", "tasks")
+    if models.kind != "seq2seq-lm":
+        options.refuse("", f"cannot measure the models of the pool {models.kind}")
+    listed = options.take("tasks", [])
+    if not isinstance(listed, list) or not all(isinstance(task, dict) for task in listed):
+        options.refuse("tasks", "expected a list of tasks with a name and a dataset")
+        return {}
+    data_sets = {str(task.get("name")): task.get("dataset") or {} for task in listed}
+    section = _make_glue(options, "flan-t5-glue", "tasks", data_sets)
+    family = models.family
+    return section if family is None else {**section, "variant": family.variant}
+
+
+def _make_glue(
+    options: Options, pool: str, key: str, data_sets: Mapping[str, Any]
+) -> dict[str, Any]:
+    for name, value in data_sets.items():
+        given = value if isinstance(value, dict) else {}
+        split = "validation_matched" if name == "mnli" else "validation"
+        is_same = given.get("name") == name and given.get("split", split) == split
+        if name not in GLUE or not is_same:
+            expected = f"a task of GLUE with the split {split}"
+            options.refuse(f"{key}.{name}", f"expected {expected}, got {format_value(value)}")
+    return {"name": pool, "tasks": [*data_sets]}
+
+
+def _read_harness(options: Options, models: Models) -> dict[str, Any]:
+    if models.kind != "causal-lm":
+        options.refuse("", f"cannot measure the models of the pool {models.kind}")
+    options.ignore("verbosity", "output_path", "log_samples")
+    options.expect("metadata", reason="has no counterpart")
+    tasks = options.take("tasks", [])
+    tasks = tasks.split(",") if isinstance(tasks, str) else tasks
+    if not isinstance(tasks, list) or not tasks or not all(isinstance(t, str) for t in tasks):
+        options.refuse("tasks", "expected a list of names")
+    section: dict[str, Any] = {"name": "lm-eval", "tasks": tasks}
+    if options.switch("apply_chat_template", default=False):
+        section["apply_chat_template"] = True
+    include = options.text("include_path")
+    return section if include is None else {**section, "include_path": include}

@@ -51,7 +51,7 @@ from fusion_core.plugins.distributions import (
 from fusion_core.plugins.ownership import distribution_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from importlib import metadata
     from pathlib import Path
 

@@ -5,13 +5,13 @@
 From one language model with a byte-level BPE tokenizer it makes
 
 - a model that lacks a third of the donor's tokens: the first `--model-tokens` of the vocabulary,
-- three donors with the first `--donor-tokens`, in another order: one with the base's embeddings
-  (`same`), one whose embeddings are a random projection of them to half the width (`projected`),
-  and one with as much noise as signal added to that (`noisy`).
+- two donors with the first `--donor-tokens`, in another order: one with the base's embeddings
+  (`same`), and one whose embeddings are a random projection of them to half the width, plus noise
+  of half their spread (`noisy`).
 
-Embeddings of the first donor give the best case: only a donor from another training run shows what
-two unrelated models give. The text is this repository's own documentation. With `--mergekit VENV`,
-mergekit-tokensurgeon runs on the first donor too, and processor times and memory are compared.
+The embeddings of the first donor are the best case. Only a donor from another training run shows
+what two unrelated models give. The text is the documentation in this repository. With `--mergekit
+VENV`, mergekit-tokensurgeon runs on the first donor too, and processor times and memory are compared.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
         AutoTokenizer.from_pretrained(options.base).save_pretrained(base)
         AutoModelForCausalLM.from_pretrained(options.base, dtype="auto").save_pretrained(base)
         _cut(base, directory / "model", options.model_tokens)
-        for kind in ("same", "projected", "noisy"):
+        for kind in ("same", "noisy"):
             _cut(base, directory / kind, options.donor_tokens, kind)
         print("| donor | method | bits per byte before | after | processor time |")
         print("|---|---|---|---|---|")
@@ -71,8 +71,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--base", required=True)
     parser.add_argument("--model-tokens", type=int, default=16_384)
     parser.add_argument("--donor-tokens", type=int, default=24_576)
-    parser.add_argument("--bytes", type=int, default=30_000)
-    parser.add_argument("--donors", nargs="*", default=["same", "projected", "noisy"])
+    parser.add_argument("--bytes", type=int, default=12_000)
+    parser.add_argument("--donors", nargs="*", default=["same", "noisy"])
     parser.add_argument("--mergekit", type=Path)
     options = parser.parse_args()
     options.donor_methods = ["omp", "omp --no-center", "common-interpolation"]
@@ -110,13 +110,12 @@ def _cut(base: Path, directory: Path, count: int, kind: str = "") -> None:
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     tensors = load_file(base / "model.safetensors")
     rows = tensors[_INPUT][order]
-    if kind in {"projected", "noisy"}:
+    if kind == "noisy":
         width = rows.shape[1] // 2
         projection = torch.randn(rows.shape[1], width, generator=generator) / width**0.5
         rows = rows.float() @ projection
-        if kind == "noisy":
-            spread = (rows - rows.mean(0)).std()
-            rows = rows + spread * torch.randn(rows.shape, generator=generator)
+        spread = (rows - rows.mean(0)).std()
+        rows += spread / 2 * torch.randn(rows.shape, generator=generator)
         tensors, config["hidden_size"] = {}, width  # a donor needs nothing else
     save_file({**tensors, _INPUT: rows.contiguous()}, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps({**config, "vocab_size": count}))

@@ -189,15 +189,20 @@ def _translate(
 
 
 def _translate_id(key: str, number: Any, model: Side, donor: Side) -> int:  # noqa: ANN401 - JSON
-    tokens = {known: token for token, known in model.vocabulary.ids.items()}
-    token = tokens.get(number) if isinstance(number, int) else None
-    if token is None or token not in donor.vocabulary.ids:
+    """Return the donor's id of the token with the same text."""
+    own = model.vocabulary
+    token = next((token for token, known in own.ids.items() if known == number), None)
+    twins = (
+        twin for twin, text in donor.vocabulary.texts.items() if text == own.texts.get(token or "")
+    )
+    twin = next(twins, None)
+    if token is None or twin is None:
         raise CheckpointError(
             f"{model.label}: {key} is {number}, the token {token!r}, which the donor lacks",
             hint="Add the token to the donor's tokenizer and embeddings, or remove the key from "
             "the model's configuration if nothing needs it.",
         )
-    return donor.vocabulary.ids[token]
+    return donor.vocabulary.ids[twin]
 
 
 def _dump(config: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,8 @@ From one language model with a byte-level BPE tokenizer it makes
 
 The embeddings of the first donor are the best case. Only a donor from another training run shows
 what two unrelated models give. The text is the documentation in this repository. With `--mergekit
-VENV`, mergekit-tokensurgeon runs on the first donor too, and processor times and memory are compared.
+VENV`, mergekit-tokensurgeon runs on the first donor too, and both processor times and peaks of
+memory are printed.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
             "magprune", "pcb", "sce", "ties", "trim",
         ),
     },
+    "fusion-tokenizer": {"command": ("transplant-tokenizer",)},
     "pools-clip": {
         "model pool": ("clip", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
         "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),

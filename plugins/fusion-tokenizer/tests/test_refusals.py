@@ -12,6 +12,7 @@ from transplant_models import TEXTS, Models, byte_level, permute, save_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -155,6 +156,13 @@ def test_nothing_in_common_is_refused_for_omp_only(pair: Models) -> None:
     edit(pair.donor / "tokenizer.json", **tokenizer)
     assert "and there are 0" in pair.refuse().message
     assert "new: subword" in pair.transplant("--method", "subword")
+
+
+def test_a_donor_without_any_tokenizer_is_refused(pair: Models, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    error = pair.refuse("--method", "subword", donor=empty)
+    assert f"donor ({empty}): missing tokenizer.json" in error.message
 
 
 def test_outputs_of_others_are_kept(pair: Models) -> None:

@@ -25,7 +25,9 @@ def read(tokenizer: Tokenizer, directory: Path) -> Vocabulary:
 
 
 @pytest.mark.parametrize(
-    ("make", "prefix"), [(byte_level, b""), (blanks, b" "), (unigram, b" ")], ids=lambda v: str(v)
+    ("make", "prefix"),
+    [(byte_level, b""), (blanks, b" "), (unigram, b" ")],
+    ids=["bytes", "blanks", "unigram"],
 )
 def test_the_texts_of_a_texts_tokens_are_the_text(
     make: Callable[..., Tokenizer], prefix: bytes, tmp_path: Path

@@ -236,6 +236,15 @@ def test_control_tokens_match_by_their_role_unless_switched_off(pair: Models) ->
     assert not tensors(pair.output)[INPUT][ids["<s>"]].equal(before[own["<|begin|>"]])
 
 
+def test_a_token_of_the_model_serves_one_token_by_its_role(pair: Models) -> None:
+    """Otherwise a pad token would be as likely as the end token whose row it has."""
+    edit(pair.model / "tokenizer_config.json", pad_token="<|end|>")
+    edit(pair.donor / "tokenizer_config.json", pad_token="<unk>")
+    pair.transplant()
+    report = read(pair.output / "transplant_report.json")
+    assert report["by_role"] == {"<s>": "<|begin|>", "</s>": "<|end|>"}
+
+
 def test_configurations_name_the_donors_tokens(pair: Models) -> None:
     edit(
         pair.model / "config.json",
@@ -281,12 +290,13 @@ def test_chat_templates_are_copied_on_request(pair: Models) -> None:
         found: str | None = transformers.AutoTokenizer.from_pretrained(pair.output).chat_template
         return found
 
-    assert "no chat template; the model and the donor have one" in pair.transplant()
+    flags = "--chat-template model or --chat-template donor"
+    assert f"the output has no chat template: choose one by {flags}" in pair.transplant()
     assert template() is None
     assert "warning" not in pair.transplant("--chat-template", "donor", "--overwrite")
     assert template() == "<s>{{ messages[0].content }}"
     output = pair.transplant("--chat-template", "model", "--overwrite")
-    assert "uses tokens that the donor lacks: <|begin|>" in output
+    assert "the chat template uses tokens that the donor lacks: <|begin|>" in output
     assert template() == "<|begin|>{{ messages[0].content }}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
     from fusion_core import Progress
     from fusion_tokenizer.matching import Matches
-    from fusion_tokenizer.options import SubwordWeights, TransplantOptions
+    from fusion_tokenizer.options import TransplantOptions
     from fusion_tokenizer.vocabulary import Vocabulary
 
+#: The pieces of a token that its row is made of.
+Which = Literal["all", "first", "last"]
 #: Reasons for which a method leaves a row to the mean.
 NO_ROW, ZERO_ROW, NO_PIECES = (
     "the donor has no row for it",
@@ -87,15 +89,12 @@ def combine_pieces(
     donor: Vocabulary,
     matches: Matches,
     model_rows: int,
-    weights: SubwordWeights,
-    *,
-    is_output: bool,
+    which: Which,
 ) -> Approximation:
     """Represent each new token by the pieces into which the model's tokenizer splits its text.
 
-    A text that is a part of a character is split into the model's tokens for its bytes. `weights`
-    is `mean`, or `ends`: the last piece at the input, which a causal model reads last, and the
-    first piece at the output, which it predicts first.
+    A row is the mean of those of `which` pieces. A text that is a part of a character is split into
+    the model's tokens for its bytes.
     """
     tokens = {number: token for token, number in donor.ids.items()}
     texts = [donor.texts[tokens[number]].content for number in matches.new.tolist()]
@@ -104,8 +103,7 @@ def combine_pieces(
         rows = torch.tensor([piece for piece in pieces if piece < model_rows], dtype=torch.long)
         if not len(rows) or len(rows) < len(pieces):
             continue
-        if weights == "ends":
-            rows = rows[:1] if is_output else rows[-1:]
+        rows = {"all": rows, "first": rows[:1], "last": rows[-1:]}[which]
         represented.append(number)
         parts.append((rows, torch.full((len(rows),), 1 / len(rows), dtype=torch.float64)))
     left = {NO_PIECES: len(matches.new) - len(represented)}

@@ -124,8 +124,8 @@ def _check_rows(embeddings: Embeddings, label: str) -> None:
         info, dimensions = infos[name], 1 if name == embeddings.bias else 2
         if len(info.shape) != dimensions or not info.dtype.is_floating_point:
             raise CheckpointError(
-                f"{label}: expected {name} to be a floating-point "
-                f"{'matrix' if dimensions > 1 else 'vector'}, got {info.dtype} of shape {info.shape}"
+                f"{label}: {name}: expected {dimensions} dimensions of floating-point numbers, got "
+                f"{info.dtype} of shape {info.shape}"
             )
         if info.shape[0] != embeddings.rows:
             raise CheckpointError(

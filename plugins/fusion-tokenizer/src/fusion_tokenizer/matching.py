@@ -92,10 +92,12 @@ def _rows_by_text(model: Vocabulary, model_rows: int) -> dict[Text, int]:
 def _twins_by_role(model: Vocabulary, donor: Vocabulary, model_rows: int) -> dict[str, str]:
     """Return the model's token with the same role for each donor token that has one.
 
-    Of several roles, the first one counts that the model has a token for.
+    Of several roles, the first one counts that the model has a token for. A token of the model
+    serves one token of the donor: a pad token with the row of the end token would be as likely.
     """
-    return {
-        token: model.roles[role]
-        for role, token in reversed(donor.roles.items())
-        if role in model.roles and model.ids[model.roles[role]] < model_rows
-    }
+    twins: dict[str, str] = {}
+    for role, token in donor.roles.items():
+        twin = model.roles.get(role)
+        if twin is not None and model.ids[twin] < model_rows and twin not in twins.values():
+            twins.setdefault(token, twin)
+    return twins

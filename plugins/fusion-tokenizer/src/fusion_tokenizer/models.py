@@ -11,7 +11,14 @@ from fusion_core.commands import load_plugins
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.weights import find_config_value, read_config
 from fusion_tokenizer.embeddings import Embeddings, find_embeddings
-from fusion_tokenizer.vocabulary import MOST_TOKENS, Vocabulary, read_json, read_vocabulary
+from fusion_tokenizer.vocabulary import (
+    MOST_TOKENS,
+    TOKENIZER,
+    Vocabulary,
+    missing_tokenizer,
+    read_json,
+    read_vocabulary,
+)
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -120,6 +127,9 @@ def _open(name: str, role: str, *, with_embeddings: bool) -> Side:
 
 def _open_tokenizer(directory: str, model: str) -> Side:
     """Open a directory that needs no weights; the pool reads its files in place of the model's."""
+    label = f"donor ({directory})"
+    if not Path(directory, TOKENIZER).is_file():
+        raise missing_tokenizer({path.name for path in Path(directory).iterdir()}, label)
     pool = CheckpointsPool(CheckpointsConfig(models={"donor": model}, side_files=Path(directory)))
-    files, label = pool.files_of("donor"), f"donor ({directory})"
+    files = pool.files_of("donor")
     return Side(label, Path(directory), files, read_vocabulary(files, label), None)

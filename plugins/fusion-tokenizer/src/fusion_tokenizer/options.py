@@ -39,7 +39,7 @@ class TransplantOptions:
         return self.method in FROM_DONOR
 
 
-def read_options(
+def read_options(  # noqa: PLR0913 - the options of the command
     *,
     method: str,
     k: int | None,

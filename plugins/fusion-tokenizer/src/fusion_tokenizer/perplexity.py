@@ -89,7 +89,7 @@ def measure(directory: Path, vocabulary: Vocabulary, text: str) -> Perplexity:
 
 def _start(vocabulary: Vocabulary) -> int:
     """Return the id of the token in front of a text."""
-    for role in ("bos", "eos", "unk"):
+    for role in ("bos", "eos"):
         if role in vocabulary.roles:
             return vocabulary.ids[vocabulary.roles[role]]
     raise CheckpointError(

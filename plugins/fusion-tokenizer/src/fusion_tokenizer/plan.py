@@ -77,11 +77,6 @@ class RowPlan:
         """The number of rows."""
         return len(self.copies)
 
-    @property
-    def mean_count(self) -> int:
-        """The number of rows that are the mean."""
-        return int(((self.copies < 0) & (self.slots < 0)).sum())
-
     def without_combinations(self) -> RowPlan:
         """Return the plan whose new rows are all the mean."""
         return RowPlan(self.copies, torch.full_like(self.slots, -1), self.combinations)

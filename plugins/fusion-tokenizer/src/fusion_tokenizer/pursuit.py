@@ -2,10 +2,10 @@
 
 A target is approximated greedily (Pati et al., 1993): take the atom that correlates most with the
 residual, fit all chosen atoms by least squares, repeat. The fit uses a Cholesky factor of the
-chosen atoms' Gram matrix that grows by one row per step, as in Batch-OMP (Rubinstein, Zibulevsky and
-Elad, 2008), so that no least-squares problem is solved from scratch. Batch-OMP also keeps the Gram
-matrix of all atoms. A vocabulary of 100,000 tokens would need 40 GB for it, so the correlations come
-from the residuals by one matrix product per step and batch.
+chosen atoms' Gram matrix that grows by one row per step, as in Batch-OMP (Rubinstein, Zibulevsky
+and Elad, 2008), so that no least-squares problem is solved from scratch. Batch-OMP also keeps the
+Gram matrix of all atoms, which would take 40 GB for 100,000 tokens. Here the correlations come from
+the residuals instead, by one matrix product per step and batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _INDEPENDENT = 1e-6
 class Pursuit:
     """The sparse coding of targets by at most `k` of the atoms.
 
-    `atoms` has the shape (atoms, width), in fp32 or fp64. Two targets never affect each other, but a
+    `atoms` has the shape (atoms, width), in fp32 or fp64. Targets do not affect each other, but a
     matrix product may round differently in a batch of another size.
     """
 

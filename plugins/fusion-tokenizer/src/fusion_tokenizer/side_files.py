@@ -5,25 +5,22 @@ Ids in configurations mean tokens, so every id of a token is translated, or the 
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import read_side_file, select_tokenizer_files
+from fusion_core.weights import select_tokenizer_files
+from fusion_tokenizer.chat_template import compose_tokenizer, dump
 from fusion_tokenizer.models import CONFIG
-from fusion_tokenizer.vocabulary import ROLES, SETTINGS
+from fusion_tokenizer.vocabulary import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from fusion_core.weights import Files
     from fusion_tokenizer.models import Side
     from fusion_tokenizer.options import ChatTemplate
 
 GENERATION = "generation_config.json"
-_TEMPLATE = "chat_template"
-_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/")
 _ROLE_KEYS = frozenset(f"{role}_token_id" for role in ROLES)
 #: Keys that a configuration always gets, because a model's class has defaults for them.
 _MAIN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -44,10 +41,9 @@ def compose_files(
 
     Raises `CheckpointError` for a configuration that names a token which the donor lacks.
     """
-    own = {**model.files}
-    for name in select_tokenizer_files(own):
-        del own[name]
-    files, warnings = _compose_tokenizer(model, donor, chat_template)
+    old = select_tokenizer_files(model.files)
+    own = {name: content for name, content in model.files.items() if name not in old}
+    files, warnings = compose_tokenizer(model, donor, chat_template)
     files = {**own, **files}
     config = model.json(CONFIG)
     if not config:
@@ -68,79 +64,8 @@ def compose_files(
                 f"{name}: left out {', '.join(dropped)}, which list ids of the old tokenizer"
             )
         main = {key: ids[key] for key in _MAIN_KEYS}
-        files[name] = _dump({**_translate(kept, ids, model, donor), **main})
+        files[name] = dump({**_translate(kept, ids, model, donor), **main})
     return files, warnings
-
-
-# --- the tokenizer -------------------------------------------------------------------------------
-
-
-def _compose_tokenizer(
-    model: Side, donor: Side, chat_template: ChatTemplate
-) -> tuple[dict[str, bytes | Path], list[str]]:
-    """Return the donor's tokenizer files, with the chosen chat template or without one."""
-    files = {
-        name: content
-        for name, content in select_tokenizer_files(donor.files).items()
-        if chat_template == "donor" or not name.startswith(_TEMPLATE_FILES)
-    }
-    settings, warnings = donor.json(SETTINGS), list[str]()
-    if chat_template != "donor" and _TEMPLATE in settings:
-        files[SETTINGS] = _dump({key: settings[key] for key in settings if key != _TEMPLATE})
-    texts = {"donor": _templates(donor), "model": _templates(model)}
-    if chat_template == "model":
-        files |= {
-            name: content
-            for name, content in select_tokenizer_files(model.files).items()
-            if name.startswith(_TEMPLATE_FILES)
-        }
-        own_settings = model.json(SETTINGS)
-        if _TEMPLATE in own_settings:
-            settings = {key: settings[key] for key in settings if key != _TEMPLATE}
-            files[SETTINGS] = _dump({**settings, _TEMPLATE: own_settings[_TEMPLATE]})
-        warnings += _warn_of_lost_tokens(model, donor, texts["model"])
-    if chat_template != "none" and not texts[chat_template]:
-        raise CheckpointError(
-            f"--chat-template {chat_template}: the {chat_template} has no chat template",
-            hint="Leave the option out.",
-        )
-    if chat_template == "none" and any(texts.values()):
-        owners = " and the ".join(owner for owner in ("model", "donor") if texts[owner])
-        warnings.append(
-            f"the output has no chat template; the {owners} has one: --chat-template"
-            if owners in texts
-            else f"the output has no chat template; the {owners} have one: --chat-template"
-        )
-    return files, warnings
-
-
-def _templates(side: Side) -> str:
-    """Return the text of all chat templates of a model, empty if it has none."""
-    inside = side.json(SETTINGS).get(_TEMPLATE)
-    texts = [json.dumps(inside, ensure_ascii=False)] if inside else []
-    texts += [
-        read_side_file(content).decode(errors="replace")
-        for name, content in side.files.items()
-        if name.startswith(_TEMPLATE_FILES)
-    ]
-    return "\n".join(texts)
-
-
-def _warn_of_lost_tokens(model: Side, donor: Side, template: str) -> list[str]:
-    lost = [
-        token
-        for token in sorted(model.vocabulary.special)
-        if token in template and token not in donor.vocabulary.ids
-    ]
-    if not lost:
-        return []
-    return [
-        f"the model's chat template uses tokens that the donor lacks: {', '.join(lost)}; the new "
-        "tokenizer splits them into pieces"
-    ]
-
-
-# --- ids in configurations -----------------------------------------------------------------------
 
 
 def _ids_by_role(donor: Side) -> dict[str, Any]:
@@ -203,7 +128,3 @@ def _translate_id(key: str, number: Any, model: Side, donor: Side) -> int:  # no
             "the model's configuration if nothing needs it.",
         )
     return donor.vocabulary.ids[twin]
-
-
-def _dump(config: Mapping[str, Any]) -> bytes:
-    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"

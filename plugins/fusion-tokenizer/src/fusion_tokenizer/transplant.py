@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fusion_core import Progress
+    from fusion_tokenizer.approximation import Which
     from fusion_tokenizer.models import Pair
     from fusion_tokenizer.options import TransplantOptions
 
@@ -109,14 +110,14 @@ class Transplant:
             matrix = donor.matrix(name)
             return combine_shared(matrix, matches, options, self.pair.executor, progress)
         if options.method == "subword":
-            model, donor_vocabulary = self.pair.model.vocabulary, self.pair.donor.vocabulary
+            # A causal model reads the last piece last, and predicts the first piece first.
+            end: Which = "first" if is_output else "last"
             return combine_pieces(
-                model,
-                donor_vocabulary,
+                self.pair.model.vocabulary,
+                self.pair.donor.vocabulary,
                 matches,
                 self.pair.embeddings.rows,
-                options.subword_weights,
-                is_output=is_output,
+                end if options.subword_weights == "ends" else "all",
             )
         return combine_nothing(matches, zero=options.method == "zero")
 

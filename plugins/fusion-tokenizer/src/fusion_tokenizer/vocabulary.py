@@ -19,7 +19,7 @@ from fusion_core.weights import parse_json, read_side_file
 from fusion_tokenizer.spelling import Spelling, Text, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from fusion_core.weights import Files
 
@@ -120,18 +120,23 @@ def read_vocabulary(files: Files, model: str) -> Vocabulary:
     """
     path = files.get(TOKENIZER)
     if not isinstance(path, Path):
-        other = next((name for name in _OTHER_FILES if name in files), None)
-        raise CheckpointError(
-            f"{model}: missing {TOKENIZER}" + (f"; it has {other}" if other else ""),
-            hint="Convert the tokenizer with transformers: AutoTokenizer.from_pretrained, then "
-            f"save_pretrained, which writes {TOKENIZER}.",
-        )
+        raise missing_tokenizer(files, model)
     read_side_file(path)  # refuses a huge file
     request = {"do": "describe", "file": str(path)}
     description = _ask(request, _DESCRIPTION, model, "reading")
     if not description.ids:
         raise CheckpointError(f"{model}: {TOKENIZER} has no tokens", hint=_INSPECT)
     return Vocabulary(model, path, description, dict(_find_roles(files, description, model)))
+
+
+def missing_tokenizer(names: Container[str], model: str) -> CheckpointError:
+    """Return the error for a model with files of these names, but without `tokenizer.json`."""
+    other = next((name for name in _OTHER_FILES if name in names), None)
+    return CheckpointError(
+        f"{model}: missing {TOKENIZER}" + (f"; it has {other}" if other else ""),
+        hint="Convert the tokenizer with transformers: AutoTokenizer.from_pretrained, then "
+        f"save_pretrained, which writes {TOKENIZER}.",
+    )
 
 
 def _find_roles(files: Files, known: _Description, model: str) -> Iterator[tuple[str, str]]:

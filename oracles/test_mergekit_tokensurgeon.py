@@ -1,6 +1,6 @@
 """`fuse transplant-tokenizer` against mergekit-tokensurgeon of mergekit 0.1.5.
 
-The differences on purpose are shown at the end: the center, letters of byte-level tokens, padding.
+`--no-center` makes `omp` equal. Of the other differences on purpose, only the last test shows one.
 """
 
 from __future__ import annotations
@@ -96,32 +96,17 @@ def test_the_rows_are_mergekits(directory: Path, case: str) -> None:
     theirs = load_file(directory / "theirs" / case / "model.safetensors")
     assert ours.keys() == theirs.keys()
     names = {number: token for token, number in plan.pair.donor.vocabulary.ids.items()}
-    ascii_rows = [number for number in range(400) if names[number].replace("Ġ", "").isascii()]
-    rows = ascii_rows if case in {"subword", "ends"} else range(400)
+    rows = [
+        number
+        for number, token in names.items()
+        if case not in {"subword", "ends"} or token.replace("Ġ", "").isascii()
+    ]
     for name, tensor in ours.items():
         if name in TENSORS:
             assert len(plan.matches.new) > 60
-            torch.testing.assert_close(
-                tensor[list(rows)], theirs[name][list(rows)], rtol=2e-4, atol=2e-5
-            )
+            torch.testing.assert_close(tensor[rows], theirs[name][rows], rtol=2e-4, atol=2e-5)
         else:
             assert tensor.equal(theirs[name])
-
-
-def test_a_center_keeps_what_all_rows_have_in_common(directory: Path) -> None:
-    """All rows of the model are shifted, as those of real models are, and only ours follow."""
-    plan, before = transplant(directory, TransplantOptions(k=9))
-    embeddings = plan.pair.embeddings
-    shift = 5 * torch.ones(32)
-    matrix = before[TENSORS[0]] + shift
-    coefficients = plan.carry_out(Progress())[0]._plans[TENSORS[0]].combinations  # noqa: SLF001
-    assert embeddings.rows == 320
-    center = coefficients.center
-    assert center is not None
-    own = embeddings.matrix(TENSORS[0])
-    numbers = torch.arange(len(coefficients))
-    shifted = coefficients.take(own + shift, numbers, (own + shift)[center].mean(0))
-    torch.testing.assert_close(shifted, matrix[plan.matches.new], rtol=1e-4, atol=1e-4)
 
 
 def test_bytes_are_pieces_of_characters_not_their_letters(directory: Path) -> None:

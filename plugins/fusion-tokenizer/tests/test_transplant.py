@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transplant_models import (
     OTHER_TEXTS,
@@ -158,6 +158,22 @@ def test_omp_applies_the_donors_coefficients_to_the_models_rows(
             torch.testing.assert_close(
                 output[name][number].double(), expected, rtol=1e-4, atol=1e-4
             )
+
+
+def test_a_center_keeps_what_all_rows_have_in_common(pair: Models) -> None:
+    """A vector that is added to all rows of a model is added to the new rows too."""
+    pair.transplant("-k", 5)
+    before, new, file = (
+        tensors(pair.output)[INPUT],
+        new_tokens(pair),
+        pair.model / "model.safetensors",
+    )
+    shifted = tensors(pair.model)
+    shifted[INPUT] += 3
+    save_file(shifted, file)
+    pair.transplant("-k", 5, "--overwrite")
+    moved = tensors(pair.output)[INPUT][new] - before[new]
+    torch.testing.assert_close(moved, torch.full_like(moved, 3), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("weights", ["mean", "ends"])
@@ -329,8 +345,6 @@ def test_tokens_that_a_method_cannot_treat_get_the_mean_and_are_counted(pair: Mo
     matrices = tensors(pair.donor)
     empty = donor.token_to_id("▁mountains") or new_tokens(pair)[-1]
     matrices[INPUT][empty] = 0
-    from safetensors.torch import save_file
-
     save_file(matrices, pair.donor / "model.safetensors")
     output = pair.transplant("-k", 5)
     report = read(pair.output / "transplant_report.json")

@@ -62,7 +62,8 @@ def main() -> None:
             for label, method in _METHODS.items():
                 if kind == "same" or label in options.donor_methods:
                     _report(directory, kind, label, method)
-        _report(directory, "base", "mean", ["mean"], note="reference: ")
+        if options.donors:
+            _report(directory, "base", "mean", ["mean"], note="reference: ")
         if options.mergekit is not None:
             _compare(directory, options.mergekit)
 

@@ -77,8 +77,8 @@ class Pursuit:
             coefficients = _solve_transposed(factor, solved, step + 1)
             fit = torch.bmm(coefficients[:, None].to(targets.dtype), picked[:, : step + 1])
             residuals = targets - fit[:, 0]
-        padding = chosen.new_zeros(0), (0, self.k - coefficients.shape[1])
-        return chosen, torch.nn.functional.pad(coefficients, padding[1])
+        missing = self.k - coefficients.shape[1]
+        return chosen, torch.nn.functional.pad(coefficients, (0, missing))
 
 
 def _is_negligible(residuals: Tensor, targets: Tensor) -> Tensor:

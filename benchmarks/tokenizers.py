@@ -99,10 +99,10 @@ def _cut(base: Path, directory: Path, count: int, kind: str = "") -> None:
     if kind:
         movable = torch.tensor([number for number in range(count) if number not in special])
         order[movable] = movable[torch.randperm(len(movable), generator=generator)]
-    place = {int(number): row for row, number in enumerate(order)}
+    new_id = {int(number): row for row, number in enumerate(order)}
     vocabulary = tokenizer["model"]["vocab"]
     known = {token for token, number in vocabulary.items() if number < count}
-    tokenizer["model"]["vocab"] = {token: place[vocabulary[token]] for token in known}
+    tokenizer["model"]["vocab"] = {token: new_id[vocabulary[token]] for token in known}
     pairs = [
         merge.split(" ") if isinstance(merge, str) else merge
         for merge in tokenizer["model"]["merges"]

@@ -61,7 +61,7 @@ def word_piece(models: Models) -> None:
 
 def huge_id(models: Models) -> None:
     tokenizer = json.loads((models.donor / "tokenizer.json").read_text())
-    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 2**31, "content": "x"})
+    tokenizer["model"]["vocab"]["zz"] = 2**31
     edit(models.donor / "tokenizer.json", **tokenizer)
 
 

@@ -68,8 +68,10 @@ def texts_of(directory: Path) -> dict[int, bytes]:
 
 def same_text(model: Path, donor: Path) -> dict[int, int]:
     """Return the model's id of each donor id with the same text."""
-    own = {text: number for number, text in texts_of(model).items()}
-    return {number: own[text] for number, text in texts_of(donor).items() if text in own}
+    model_ids = {text: number for number, text in texts_of(model).items()}
+    return {
+        number: model_ids[text] for number, text in texts_of(donor).items() if text in model_ids
+    }
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -103,17 +105,17 @@ def test_rows_of_shared_tokens_survive_the_way_there_and_back(pair: Models) -> N
     shared = same_text(pair.model, pair.donor)
     assert len(shared) > 60
     before, after = tensors(pair.model), tensors(pair.output)
-    rows, own = torch.tensor([*shared]), torch.tensor([*shared.values()])
+    rows, model_ids = torch.tensor([*shared]), torch.tensor([*shared.values()])
     assert {name for name in before if not before[name].equal(after[name])} == {INPUT, OUTPUT}
     for name in (INPUT, OUTPUT):
         assert after[name].shape == (420, 16)
-        assert after[name][rows].equal(before[name][own])
+        assert after[name][rows].equal(before[name][model_ids])
     there = pair.output.rename(pair.root / "there")
     pair.transplant("--method", "subword", model=there, donor=pair.model)
     back = tensors(pair.output)
     for name in before:
         if name in {INPUT, OUTPUT}:
-            assert back[name][own].equal(before[name][own])
+            assert back[name][model_ids].equal(before[name][model_ids])
         else:
             assert back[name].equal(before[name])
 
@@ -135,12 +137,12 @@ def test_omp_applies_the_donors_coefficients_to_the_models_rows(
         number for token, number in tokenizer(pair.donor).get_vocab().items() if "<0x" in token
     }
     shared = same_text(pair.model, pair.donor)
-    points = {n: own for n, own in shared.items() if n not in special | byte_tokens}
-    rows, own = torch.tensor(sorted(points)), torch.tensor([points[n] for n in sorted(points)])
+    points = sorted(number for number in shared if number not in special | byte_tokens)
+    rows, model_ids = torch.tensor(points), torch.tensor([shared[number] for number in points])
     new = new_tokens(pair)
     assert len(new) > 50
     for name in (INPUT, OUTPUT):
-        atoms, theirs = donor[name][rows].double(), model[name][own].double()
+        atoms, theirs = donor[name][rows].double(), model[name][model_ids].double()
         origin = atoms.mean(0) if center else torch.zeros(24).double()
         target_origin = theirs.mean(0) if center else torch.zeros(16).double()
         for number in new:
@@ -243,13 +245,13 @@ def test_control_tokens_match_by_their_role_unless_switched_off(pair: Models) ->
     pair.transplant()
     report = read(pair.output / "transplant_report.json")
     assert report["by_role"] == {"<s>": "<|begin|>", "</s>": "<|end|>"}
-    ids, own = tokenizer(pair.donor).get_vocab(), tokenizer(pair.model).get_vocab()
+    ids, model_ids = tokenizer(pair.donor).get_vocab(), tokenizer(pair.model).get_vocab()
     after, before = tensors(pair.output)[INPUT], tensors(pair.model)[INPUT]
-    assert after[ids["<s>"]].equal(before[own["<|begin|>"]])
+    assert after[ids["<s>"]].equal(before[model_ids["<|begin|>"]])
     assert sum(report["matched"].values()) + report["new"] + report["padding"] == 420
     pair.transplant("--no-match-roles", "--overwrite")
     assert read(pair.output / "transplant_report.json")["by_role"] == {}
-    assert not tensors(pair.output)[INPUT][ids["<s>"]].equal(before[own["<|begin|>"]])
+    assert not tensors(pair.output)[INPUT][ids["<s>"]].equal(before[model_ids["<|begin|>"]])
 
 
 def test_a_token_of_the_model_serves_one_token_by_its_role(pair: Models) -> None:
@@ -274,6 +276,7 @@ def test_configurations_name_the_donors_tokens(pair: Models) -> None:
         suppress_tokens=[5],
     )
     edit(pair.donor / "generation_config.json", eos_token_id=[2, 1], temperature=0.9)
+    edit(pair.donor / "config.json", pad_token_id=[[1]])  # not an id
     output = pair.transplant()
     config = read(pair.output / "config.json")
     donor = tokenizer(pair.donor)
@@ -303,8 +306,8 @@ def test_chat_templates_are_copied_on_request(pair: Models) -> None:
     edit(pair.donor / "tokenizer_config.json", chat_template="<s>{{ messages[0].content }}")
 
     def template() -> str | None:
-        found: str | None = transformers.AutoTokenizer.from_pretrained(pair.output).chat_template
-        return found
+        text: str | None = transformers.AutoTokenizer.from_pretrained(pair.output).chat_template
+        return text
 
     flags = "--chat-template model or --chat-template donor"
     assert f"the output has no chat template: choose one by {flags}" in pair.transplant()

@@ -164,10 +164,10 @@ def permute(tokenizer: Tokenizer, seed: int) -> tuple[Tokenizer, torch.Tensor]:
     """Return a tokenizer with its ids in another order, and the old id of each new one."""
     count = tokenizer.get_vocab_size()
     old = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    place = {int(number): row for row, number in enumerate(old)}
+    new_id = {int(number): row for row, number in enumerate(old)}
     description = json.loads(tokenizer.to_str())
     vocabulary = description["model"]["vocab"]
-    description["model"]["vocab"] = {token: place[vocabulary[token]] for token in vocabulary}
+    description["model"]["vocab"] = {token: new_id[vocabulary[token]] for token in vocabulary}
     for token in description["added_tokens"]:
-        token["id"] = place[token["id"]]
+        token["id"] = new_id[token["id"]]
     return Tokenizer.from_str(json.dumps(description)), old

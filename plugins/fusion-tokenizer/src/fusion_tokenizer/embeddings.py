@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fusion_core import WeightSource
 
-_INPUT = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|embed_in)\.weight")
+_INPUT = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|embed_in|embeddings)\.weight")
 _OUTPUT = re.compile(r"(?:.*\.)?(?:lm_head|embed_out)\.(?P<kind>weight|bias)")
 #: Names of other tensors with one row per token, if they have as many rows.
 _SUSPICIOUS = re.compile(r"embed|head|vocab|wte|shared", re.IGNORECASE)

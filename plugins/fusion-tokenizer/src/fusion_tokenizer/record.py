@@ -73,7 +73,9 @@ class Record:
     def describe(self) -> list[str]:
         """Return lines about the vocabulary, roles and likelihoods."""
         lines = [f"rows: {self.rows_before:,} before, {self.rows:,} after"]
-        lines += [f"same role: {token} has the row of {own}" for token, own in self.by_role.items()]
+        lines += [
+            f"same role: {token} has the row of {twin}" for token, twin in self.by_role.items()
+        ]
         lines += [
             f"{when}: {figures.bits_per_byte:.4f} bits per byte, perplexity {figures.per_byte:.3f} "
             f"per byte, {figures.tokens:,} tokens of {figures.bytes_per_token:.2f} bytes"

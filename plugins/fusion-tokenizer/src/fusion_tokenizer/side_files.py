@@ -42,9 +42,9 @@ def compose_files(
     Raises `CheckpointError` for a configuration that names a token which the donor lacks.
     """
     old = select_tokenizer_files(model.files)
-    own = {name: content for name, content in model.files.items() if name not in old}
+    others = {name: content for name, content in model.files.items() if name not in old}
     files, warnings = compose_tokenizer(model, donor, chat_template)
-    files = {**own, **files}
+    files = {**others, **files}
     config = model.json(CONFIG)
     if not config:
         raise CheckpointError(
@@ -53,18 +53,18 @@ def compose_files(
         )
     ids = dict.fromkeys(_MAIN_KEYS) | _ids_by_role(donor) | _stated_ids(donor, CONFIG)
     configs = {CONFIG: _resize(config, rows)}
-    if GENERATION in own:
+    if GENERATION in others:
         configs[GENERATION] = model.json(GENERATION)
     for name, content in configs.items():
         ids |= _stated_ids(donor, name)
-        kept = {key: value for key, value in content.items() if key not in _ID_LISTS}
+        usable = {key: value for key, value in content.items() if key not in _ID_LISTS}
         dropped = [key for key in content if key in _ID_LISTS and content[key] is not None]
         if dropped:
             warnings.append(
                 f"{name}: left out {', '.join(dropped)}, which list ids of the old tokenizer"
             )
         main = {key: ids[key] for key in _MAIN_KEYS}
-        files[name] = dump({**_translate(kept, ids, model, donor), **main})
+        files[name] = dump({**_translate(usable, ids, model, donor), **main})
     return files, warnings
 
 
@@ -81,7 +81,10 @@ def _stated_ids(donor: Side, file: str) -> dict[str, Any]:
     return {
         key: value
         for key, value in stated.items()
-        if known.issuperset(value if isinstance(value, list) else [value])
+        if all(
+            isinstance(number, int) and number in known
+            for number in (value if isinstance(value, list) else [value])
+        )
     }
 
 
@@ -106,8 +109,8 @@ def _translate(
             translated[key] = ids.get(key)
         elif key.endswith(_ID_ENDINGS) and inner is not None:
             numbers = inner if isinstance(inner, list) else [inner]
-            others = [_translate_id(key, number, model, donor) for number in numbers]
-            translated[key] = others if isinstance(inner, list) else others[0]
+            new_ids = [_translate_id(key, number, model, donor) for number in numbers]
+            translated[key] = new_ids if isinstance(inner, list) else new_ids[0]
         else:
             translated[key] = inner
     return translated
@@ -115,12 +118,10 @@ def _translate(
 
 def _translate_id(key: str, number: Any, model: Side, donor: Side) -> int:  # noqa: ANN401 - JSON
     """Return the donor's id of the token with the same text."""
-    own = model.vocabulary
-    token = next((token for token, known in own.ids.items() if known == number), None)
-    twins = (
-        twin for twin, text in donor.vocabulary.texts.items() if text == own.texts.get(token or "")
-    )
-    twin = next(twins, None)
+    vocabulary = model.vocabulary
+    token = next((token for token, known in vocabulary.ids.items() if known == number), None)
+    text = vocabulary.texts.get(token or "")
+    twin = next((twin for twin, other in donor.vocabulary.texts.items() if other == text), None)
     if token is None or twin is None:
         raise CheckpointError(
             f"{model.label}: {key} is {number}, the token {token!r}, which the donor lacks",

@@ -94,30 +94,30 @@ class _Matrix:
 
     def load(self) -> None:
         """Read the model's matrix, and compute the means of its rows."""
-        _ = self._own, self._mean, self._center
+        _ = self._matrix, self._mean, self._center
 
     @cached_property
-    def _own(self) -> Tensor:
+    def _matrix(self) -> Tensor:
         return self._embeddings.matrix(self._name)
 
     @cached_property
     def _mean(self) -> Tensor:
         """The mean of the rows that have a token."""
-        return mean_of(self._own, self._token_rows).to(self._own.dtype)
+        return mean_of(self._matrix, self._token_rows).to(self._matrix.dtype)
 
     @cached_property
     def _center(self) -> Tensor:
         """The mean of the rows that complete combinations, in the dtype of the work."""
         center = self._plan.combinations.center
         rows = self._token_rows[:0] if center is None else center
-        dtype = torch.promote_types(self._own.dtype, torch.float32)
-        return mean_of(self._own, rows).to(dtype)
+        dtype = torch.promote_types(self._matrix.dtype, torch.float32)
+        return mean_of(self._matrix, rows).to(dtype)
 
     def read(self, first: int, last: int) -> Tensor:
         """Return the rows from `first` up to `last`."""
         copies, slots = self._plan.copies[first:last], self._plan.slots[first:last]
         rows = self._mean.repeat(last - first, 1)
-        rows[copies >= 0] = self._own[copies[copies >= 0]]
-        combined = self._plan.combinations.take(self._own, slots[slots >= 0], self._center)
+        rows[copies >= 0] = self._matrix[copies[copies >= 0]]
+        combined = self._plan.combinations.take(self._matrix, slots[slots >= 0], self._center)
         rows[slots >= 0] = combined.to(rows.dtype)
         return rows

@@ -73,7 +73,7 @@ def _load(file: str, as_piece: bool) -> Any:  # noqa: ANN401, FBT001 - part of t
 
 def _parse(file: str) -> dict[str, Any]:
     """Read the file; raise `ValueError` for a tokenizer whose tokens do not have plain texts."""
-    description = json.loads(Path(file).read_bytes())
+    description: dict[str, Any] = json.loads(Path(file).read_bytes())
     model = description.get("model") if isinstance(description, dict) else None
     if not isinstance(model, dict):
         raise ValueError("expected an object with a model")  # noqa: TRY004 - of a file
@@ -107,7 +107,7 @@ def _is_metaspace(stage: Json) -> bool:
     return stage.get("type") == "Metaspace"
 
 
-def _stages(stage: Any) -> Iterator[Json]:  # noqa: ANN401 - JSON
+def _stages(stage: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - JSON
     if not isinstance(stage, dict):
         return
     yield stage

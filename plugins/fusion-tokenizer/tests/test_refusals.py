@@ -85,7 +85,7 @@ CASES: dict[str, tuple[Callable[[Models], object], list[str], str, str]] = {
     "truncated weights": (truncate, [], "model.safetensors", ""),
     "truncated tokenizer": (damage, [], "invalid tokenizer.json", "damaged or hostile"),
     "WordPiece": (word_piece, [], "unsupported model 'WordPiece'", ""),
-    "huge id": (huge_id, [], "invalid tokenizer.json", ""),
+    "huge id": (huge_id, [], "reading its tokenizer.json", "damaged or hostile"),
     "huge vocab_size": (
         lambda models: edit(models.donor / "config.json", vocab_size=10**12),
         [],

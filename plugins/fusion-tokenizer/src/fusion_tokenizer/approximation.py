@@ -75,8 +75,11 @@ def combine_shared(
     targets = _with_rows(has_row, donor_matrix)
     parts: list[tuple[Tensor, Tensor]] = []
     with progress.track("approximate", total=len(targets), unit="tokens") as advance:
-        batches = targets.split(represent.batch_size) if len(targets) else ()
-        units = (donor_matrix[batch].to(work_dtype) - origin for batch in batches)
+        size = represent.batch_size
+        units = (
+            donor_matrix[targets[start : start + size]].to(work_dtype) - origin
+            for start in range(0, len(targets), size)
+        )
         for chosen, coefficients in run_all(executor, represent, units):
             parts += zip(model_rows[chosen], coefficients, strict=True)
             advance(len(chosen))

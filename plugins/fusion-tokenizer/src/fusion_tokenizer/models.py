@@ -130,6 +130,6 @@ def _open_tokenizer(directory: str, model: str) -> Side:
     label = f"donor ({directory})"
     if not Path(directory, TOKENIZER).is_file():
         raise missing_tokenizer({path.name for path in Path(directory).iterdir()}, label)
-    pool = CheckpointsPool(CheckpointsConfig(models={"donor": model}, side_files=Path(directory)))
+    pool = CheckpointsPool(CheckpointsConfig(models={"donor": model}, side_files=directory))
     files = pool.files_of("donor")
     return Side(label, Path(directory), files, read_vocabulary(files, label), None)

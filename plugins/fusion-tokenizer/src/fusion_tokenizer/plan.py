@@ -85,6 +85,6 @@ class RowPlan:
 def mean_of(matrix: Tensor, rows: Tensor) -> Tensor:
     """Return the mean of some rows of a matrix, in fp64."""
     total = torch.zeros(matrix.shape[1], dtype=torch.float64)
-    for part in rows.split(_GATHERED):
-        total += matrix[part].double().sum(0)
+    for start in range(0, len(rows), _GATHERED):
+        total += matrix[rows[start : start + _GATHERED]].double().sum(0)
     return total / max(1, len(rows))

@@ -74,7 +74,8 @@ class Pursuit:
             product = (atoms.double() * targets.double()).sum(1)
             known = (factor[:, step, :step] * solved[:, :step]).sum(1)
             solved[:, step] = (product - known) / factor[:, step, step]
-            coefficients = _solve_transposed(factor, solved, step + 1)
+            lower = factor[:, : step + 1, : step + 1]
+            coefficients = _solve(lower.transpose(1, 2), solved[:, : step + 1], upper=True)
             fit = torch.bmm(coefficients[:, None].to(targets.dtype), picked[:, : step + 1])
             residuals = targets - fit[:, 0]
         missing = self.k - coefficients.shape[1]
@@ -83,23 +84,21 @@ class Pursuit:
 
 def _is_negligible(residuals: Tensor, targets: Tensor) -> Tensor:
     """Tell which targets are represented as exactly as their dtype can."""
-    bound = 4 * torch.finfo(targets.dtype).eps * targets.norm(dim=1)
-    return residuals.norm(dim=1) <= bound
+    bound = 4 * torch.finfo(targets.dtype).eps * targets.square().sum(1).sqrt()
+    return residuals.square().sum(1).sqrt() <= bound
 
 
 def _extend(factor: Tensor, picked: Tensor, atoms: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Return the next row of each Cholesky factor, and its pivot; 0 for a dependent atom."""
     squares = atoms.double().square().sum(1)
     products = torch.bmm(picked[:, :step], atoms[:, :, None]).double()
-    projected = torch.linalg.solve_triangular(factor[:, :step, :step], products, upper=False)
-    projected = projected[:, :, 0]
+    projected = _solve(factor[:, :step, :step], products[:, :, 0], upper=False)
     rest = squares - projected.square().sum(1)
     is_new = rest > _INDEPENDENT * squares
     return projected, torch.where(is_new, rest.clamp(min=0).sqrt(), 0.0)
 
 
-def _solve_transposed(factor: Tensor, solved: Tensor, size: int) -> Tensor:
-    lower = factor[:, :size, :size]
-    return torch.linalg.solve_triangular(lower.transpose(1, 2), solved[:, :size, None], upper=True)[
-        :, :, 0
-    ]
+def _solve(factor: Tensor, right: Tensor, *, upper: bool) -> Tensor:
+    """Solve triangular systems, one right side each."""
+    solution: Tensor = torch.linalg.solve_triangular(factor, right[:, :, None], upper=upper)
+    return solution[:, :, 0]

@@ -109,7 +109,8 @@ class Vocabulary:
         for start in range(0, len(texts), _BATCH):
             batch = list(texts[start : start + _BATCH])
             request = {"do": "encode", "file": str(self.path), "texts": batch, "as_piece": as_piece}
-            rows += _ask(request, _ROWS, self.model, "splitting texts with")
+            encoded: list[list[int]] = _ask(request, _ROWS, self.model, "splitting texts with")
+            rows += encoded
         return rows
 
 

@@ -73,7 +73,7 @@ def _load(file: str, as_piece: bool) -> Any:  # noqa: ANN401, FBT001 - part of t
 
 def _parse(file: str) -> dict[str, Any]:
     """Read the file; raise `ValueError` for a tokenizer whose tokens do not have plain texts."""
-    description: dict[str, Any] = json.loads(Path(file).read_bytes())
+    description: Any = json.loads(Path(file).read_bytes())
     model = description.get("model") if isinstance(description, dict) else None
     if not isinstance(model, dict):
         raise ValueError("expected an object with a model")  # noqa: TRY004 - of a file
@@ -83,7 +83,7 @@ def _parse(file: str) -> dict[str, Any]:
     for affix in _AFFIXES:
         if model.get(affix):
             raise ValueError(f"unsupported spelling: the model has a {affix}")
-    return description
+    return {**description}
 
 
 def _spelling(description: Json) -> str:

@@ -114,7 +114,7 @@ def test_every_how_to_shows_something_that_is_tested() -> None:
     commands = {  # test_how_to.py runs them
         *("choose-a-method", "evaluate-with-lm-eval", "report"),
         *("learn-without-labels", "merge-language-models", "merge-lora-adapters"),
-        *("average-a-training-run", "merge-quantised-models"),
+        *("average-a-training-run", "merge-quantised-models", "transplant-a-tokenizer"),
         *("merge-mixtures", "merge-parts-of-models", "mixtures-from-dense-models"),
         "convert-to-gguf",  # nox -s real_lm does it
     }

@@ -33,6 +33,7 @@ LIGHT = [
     "fusion_regmean.plugin",
     "fusion_report.plugin",
     "fusion_ties.plugin",
+    "fusion_tokenizer.plugin",
     "fusion_trackers.plugin",
     "pools_checkpoints",
     "pools_checkpoints.plugin",

@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from mixture_files import make_states
 from mixture_files import write as write_mixture
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -465,6 +465,29 @@ def test_the_commands_for_mixtures_from_dense_models_run(language_models: Path) 
     for name in ("mixture", "mixture-on-merge"):
         mixture = AutoModelForCausalLM.from_pretrained(language_models / name)
         assert mixture.config.model_type == "mixtral"
+
+
+def test_the_command_for_tokenizers_runs(language_models: Path) -> None:
+    for name, size in (("smollm2", 300), ("lm-mini", 290)):
+        core = Tokenizer(models.BPE())
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=["</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+        core.train_from_iterator(
+            [f"{name} has a tokenizer of its own, with {size} tokens"], trainer
+        )
+        model = AutoModelForCausalLM.from_pretrained(language_models / "base")
+        model.resize_token_embeddings(core.get_vocab_size())
+        model.save_pretrained(language_models / name)
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+        wrapped.save_pretrained(language_models / name)
+    (command,) = commands("transplant-a-tokenizer.md")
+    done = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert done.exit_code == 0, done.exception
+    assert "bits per byte, perplexity" in done.stdout
 
 
 def test_the_recipes_for_parts_of_models_run(

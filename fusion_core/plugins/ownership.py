@@ -52,6 +52,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "pools-checkpoints": {"model pool": ("checkpoints",)},
+    "fusion-tokenizer": {"command": ("transplant-tokenizer",)},
     "pools-clip": {
         "model pool": ("clip", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),
         "task pool": ("clip-classification", "clip-vit-b16", "clip-vit-b32", "clip-vit-l14"),

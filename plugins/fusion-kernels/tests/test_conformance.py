@@ -40,7 +40,7 @@ def _by_norm(gram: Tensor) -> Tensor:
 
 
 _METHODS: dict[str, Methods] = {
-    "linear": lambda count: [
+    "weighted-sum": lambda count: [
         Linear((0.3,) * count),
         Linear(tuple(1 / (number + 2) for number in range(count)), relative=False),
         Linear({"layer.weight": (-0.7,) * count}),
@@ -50,14 +50,23 @@ _METHODS: dict[str, Methods] = {
         GramCombination(_by_norm, relative=False, scope=Scope.MODEL),
     ],
     "average": lambda _: [SimpleAverage()],
-    "elect": lambda _: [*_TIES, DisjointMerge(0.3, normalize=True), DisjointMerge(1.0, False)],
-    "agree": lambda _: [Elect(), Elect(zero_sign="positive", scope="tensor")],
-    "trim": lambda _: [Trim(), Trim(scope="tensor", density=0.5), Trim(density=0.0)],
-    "band": lambda _: [Band(), Band(density=1.0, gamma=0.3), Band(density=0.0)],
-    "drop": lambda _: [Drop(), Drop(density=0.1), Drop(rescale="l1"), Drop(density=0.0)],
-    "magmax": lambda _: [MagMax(), MagMax(scale=-0.3)],
-    "consensus": lambda count: [ConsensusSum(min(2, count), (0.4,) * count, 0.3)],
-    "count": lambda _: [Trim(), Trim(scope="tensor", density=0.5), Band(), Band(density=1.0)],
+    "agreeing-mean": lambda _: [
+        *_TIES,
+        DisjointMerge(0.3, normalize=True),
+        DisjointMerge(1.0, False),
+    ],
+    "agreeing-entries": lambda _: [Elect(), Elect(zero_sign="positive", scope="tensor")],
+    "large-entries": lambda _: [Trim(), Trim(scope="tensor", density=0.5), Trim(density=0.0)],
+    "entries-in-band": lambda _: [Band(), Band(density=1.0, gamma=0.3), Band(density=0.0)],
+    "random-entries": lambda _: [Drop(), Drop(density=0.1), Drop(rescale="l1"), Drop(density=0.0)],
+    "largest-entries": lambda _: [MagMax(), MagMax(scale=-0.3)],
+    "masked-sum": lambda count: [ConsensusSum(min(2, count), (0.4,) * count, 0.3)],
+    "window-counts": lambda _: [
+        Trim(),
+        Trim(scope="tensor", density=0.5),
+        Band(),
+        Band(density=1.0),
+    ],
     "votes": lambda _: [Ties(), Ties(scope="tensor"), Elect(), Elect(scope="tensor")],
 }
 

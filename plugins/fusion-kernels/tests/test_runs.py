@@ -104,4 +104,4 @@ def test_events_name_the_kernels_that_ran(
     )
     written = [json.loads(line) for line in events.read_text().splitlines()]
     (kernels,) = (event["tensors"] for event in written if event["event"] == "kernels")
-    assert kernels == {"fusion-kernels/elect": 1}
+    assert kernels == {"fusion-kernels/agreeing-mean": 1}

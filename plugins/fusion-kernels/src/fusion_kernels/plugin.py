@@ -11,7 +11,7 @@ _MERGING = "fusion_core.weights.merging"
 def fusion_register_kernels() -> Iterator[KernelSpec]:
     """Register one kernel per loop."""
     yield KernelSpec(
-        name="linear",
+        name="weighted-sum",
         summary="Weighted sums of experts or task vectors.",
         target="fusion_kernels.linear:WeightedSum",
         replaces=(f"{_MERGING}.linear:Linear.merge",),
@@ -29,49 +29,49 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
         replaces=("fusion_linear.averages:SimpleAverage.merge",),
     )
     yield KernelSpec(
-        name="elect",
+        name="agreeing-mean",
         summary="TIES: trim, elect signs, and merge the entries that agree.",
         target="fusion_kernels.electing:AgreeingMean",
         replaces=("fusion_ties.ties:Ties.merge", "fusion_ties.combining:DisjointMerge.merge"),
     )
     yield KernelSpec(
-        name="agree",
+        name="agreeing-entries",
         summary="Task vectors without the entries that lost the election of their sign.",
         target="fusion_kernels.electing:AgreeingEntries",
         replaces=(f"{_MERGING}.trimming:ElectKernel.rows", "fusion_ties.transforms:Elect.rows"),
     )
     yield KernelSpec(
-        name="trim",
+        name="large-entries",
         summary="Task vectors without their small entries.",
         target="fusion_kernels.trimming:TrimmedRows",
         replaces=(f"{_MERGING}.trimming:TrimKernel.rows", "fusion_ties.transforms:Trim.rows"),
     )
     yield KernelSpec(
-        name="band",
+        name="entries-in-band",
         summary="Task vectors without their largest and smallest entries.",
         target="fusion_kernels.choosing:BandOfMagnitudes",
         replaces=("fusion_ties.transforms:Band.rows",),
     )
     yield KernelSpec(
-        name="drop",
+        name="random-entries",
         summary="Task vectors of which random entries are kept.",
         target="fusion_kernels.dropping:RandomEntries",
         replaces=("fusion_ties.dropping:Drop.rows",),
     )
     yield KernelSpec(
-        name="magmax",
+        name="largest-entries",
         summary="The entries of largest magnitude.",
         target="fusion_kernels.choosing:LargestEntries",
         replaces=("fusion_ties.electing:MagMax.merge",),
     )
     yield KernelSpec(
-        name="consensus",
+        name="masked-sum",
         summary="The sum of task vectors where enough masks agree.",
         target="fusion_kernels.choosing:MaskedSum",
         replaces=("fusion_ties.electing:ConsensusSum.merge",),
     )
     yield KernelSpec(
-        name="count",
+        name="window-counts",
         summary="Search for exact thresholds: count the magnitudes in a window.",
         target="fusion_kernels.counting:WindowCounts",
         replaces=(f"{_MERGING}.selection:WindowCount",),

@@ -1,0 +1,144 @@
+"""The child's side: read a `tokenizer.json`, and split texts into tokens.
+
+Only the child process imports this module. A tokenizer comes with a model: its regular expressions
+may never finish, and its vocabulary may fill the memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Json = Mapping[str, Any]
+
+#: Models of tokenizers whose tokens are plain pieces of text or bytes.
+_MODELS = ("BPE", "Unigram", "WordLevel")
+_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
+#: The letter that stands for a space in SentencePiece's spelling.
+_BLANK = "\u2581"
+
+
+def serve() -> Callable[[Json], Any]:
+    """Return the function that answers requests."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    functions: dict[str, Callable[..., Any]] = {"describe": describe, "encode": encode}
+
+    def answer(request: Json) -> Any:  # noqa: ANN401 - JSON
+        options = dict(request)
+        return functions[options.pop("do")](**options)
+
+    return answer
+
+
+def describe(file: str) -> Json:
+    """Return the tokens of a `tokenizer.json`, and how it spells their text."""
+    description = _parse(file)
+    tokenizer = _load(file, as_piece=False)
+    added = tokenizer.get_added_tokens_decoder().values()
+    return {
+        "ids": tokenizer.get_vocab(with_added_tokens=True),
+        "added": [token.content for token in added],
+        "special": [token.content for token in added if token.special],
+        "spelling": _spelling(description),
+        "has_byte_tokens": bool(description["model"].get("byte_fallback")),
+        "digest": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
+    }
+
+
+def encode(file: str, texts: Sequence[str], *, as_piece: bool) -> list[list[int]]:
+    """Return the token ids of each text, without the special tokens around it.
+
+    With `as_piece`, a text is taken to continue another one, so it gets no space in front.
+    """
+    encoded = _load(file, as_piece).encode_batch(list(texts), add_special_tokens=False)
+    return [list(encoding.ids) for encoding in encoded]
+
+
+@lru_cache(maxsize=4)
+def _load(file: str, as_piece: bool) -> Any:  # noqa: ANN401, FBT001 - part of the cache's key
+    from tokenizers import Tokenizer
+
+    description = _parse(file)
+    if as_piece:
+        description = _without_prefix(description)
+    return Tokenizer.from_str(json.dumps({**description, "truncation": None, "padding": None}))
+
+
+def _parse(file: str) -> dict[str, Any]:
+    """Read the file; raise `ValueError` for a tokenizer whose tokens do not have plain texts."""
+    description: Any = json.loads(Path(file).read_bytes())
+    model = description.get("model") if isinstance(description, dict) else None
+    if not isinstance(model, dict):
+        raise ValueError("expected an object with a model")  # noqa: TRY004 - of a file
+    kind = model.get("type") or ("BPE" if "merges" in model else "Unigram")
+    if kind not in _MODELS:
+        raise ValueError(f"unsupported model {str(kind)[:40]!r}; expected {', '.join(_MODELS)}")
+    for affix in _AFFIXES:
+        if model.get(affix):
+            raise ValueError(f"unsupported spelling: the model has a {affix}")
+    return {**description}
+
+
+def _spelling(description: Json) -> str:
+    """Return how tokens are spelled: `bytes` (GPT-2's letters), `blanks` (SentencePiece), `plain`.
+
+    The decoder tells, if there is one, because it turns tokens into text.
+    """
+    for sections in (("decoder",), ("pre_tokenizer", "normalizer")):
+        stages = [stage for name in sections for stage in _stages(description.get(name))]
+        if any(stage.get("type") == "ByteLevel" for stage in stages):
+            return "bytes"
+        if any(_is_metaspace(stage) for stage in stages):
+            return "blanks"
+    return "plain"
+
+
+def _is_metaspace(stage: Json) -> bool:
+    """Tell whether a stage exchanges a space and the letter that stands for it."""
+    if stage.get("type") == "Replace":
+        return _BLANK in (stage.get("content"), dict(stage.get("pattern") or {}).get("String"))
+    return stage.get("type") == "Metaspace"
+
+
+def _stages(stage: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - JSON
+    if not isinstance(stage, dict):
+        return
+    yield stage
+    for value in stage.values():
+        for inner in value if isinstance(value, list) else ():
+            yield from _stages(inner)
+
+
+def _without_prefix(description: Json) -> dict[str, Any]:
+    """Return a tokenizer that puts no space in front of a text."""
+    changed: dict[str, Any] = json.loads(json.dumps(description))
+    for section in ("normalizer", "pre_tokenizer"):
+        changed[section] = _drop_prepend(changed.get(section))
+        for stage in _stages(changed[section]):
+            if stage.get("type") == "Metaspace":
+                stage["prepend_scheme"] = "never"
+                stage.pop("add_prefix_space", None)
+            elif stage.get("type") == "ByteLevel":
+                stage["add_prefix_space"] = False
+    return changed
+
+
+def _drop_prepend(stage: Any) -> Any:  # noqa: ANN401 - JSON
+    """Return a stage without those that prepend a text; None if nothing is left."""
+    if not isinstance(stage, dict):
+        return stage
+    if stage.get("type") == "Prepend":
+        return None
+    return {
+        key: [part for part in map(_drop_prepend, value) if part is not None]
+        if isinstance(value, list)
+        else value
+        for key, value in stage.items()
+    }

@@ -1,0 +1,114 @@
+"""Writing of a transplanted model's directory: tensors, side files, report and provenance."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_core.commands import (
+    build_statement,
+    describe_environment,
+    describe_outputs,
+    load_plugins,
+)
+from fusion_core.errors import OutputError
+from fusion_core.weights import check_unchanged, collect_origins, materialise, stage_output
+from fusion_tokenizer.perplexity import measure
+from fusion_tokenizer.record import REPORT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from fusion_core import Progress, WeightSource
+    from fusion_core.weights import Staging
+    from fusion_tokenizer.record import Record
+    from fusion_tokenizer.transplant import Transplant
+
+_PLUGIN, _PROVENANCE = "fusion-tokenizer", "provenance.json"
+SHARD_SIZE = 5_000_000_000
+
+
+def write_model(  # noqa: PLR0913 - what is written, where, and how
+    transplant: Transplant,
+    directory: Path,
+    progress: Progress,
+    *,
+    text: str | None = None,
+    blocked: frozenset[str] = frozenset(),
+    overwrite: bool = False,
+) -> Record:
+    """Write the model into a directory, which appears complete or not at all.
+
+    With a text, its likelihood is measured before and after. Loads no plugin in `blocked`. Raises
+    as `stage_output` and `Transplant.carry_out` do.
+    """
+    pair = transplant.pair
+    if overwrite:
+        _check_inputs_survive(transplant, directory)
+    with stage_output(directory, overwrite=overwrite) as staging:
+        source, record = transplant.carry_out(progress)
+        materialise(
+            source, staging, shard_size=SHARD_SIZE, executor=pair.executor, progress=progress
+        )
+        for name, content in transplant.files.items():
+            staging.add(name, content)
+        if text is not None:
+            model = pair.model
+            record.perplexity["before"] = measure(model.directory, model.vocabulary, text)
+            record.perplexity["after"] = measure(staging.directory, pair.donor.vocabulary, text)
+        staging.add(REPORT, record.as_json())
+        staging.add(_PROVENANCE, _describe(transplant, record, staging, blocked))
+        for model_source in _inputs(transplant).values():
+            check_unchanged(model_source)
+        staging.commit(overwrite=overwrite)
+    return record
+
+
+def _inputs(transplant: Transplant) -> dict[str, WeightSource]:
+    """Return the models whose weights are read."""
+    pair = transplant.pair
+    sides = {"model": pair.model.embeddings, "donor": pair.donor.embeddings}
+    return {name: side.source for name, side in sides.items() if side is not None}
+
+
+def _check_inputs_survive(transplant: Transplant, directory: Path) -> None:
+    """Raise `OutputError` if the output to be replaced contains the model or the donor."""
+    output = directory.resolve()
+    for path in (transplant.pair.model.directory, transplant.pair.donor.directory):
+        if path.resolve().is_relative_to(output):
+            raise OutputError(
+                f"output {directory} contains the input {path}, which --overwrite would delete",
+                hint="Write elsewhere with -o.",
+            )
+
+
+def _describe(
+    transplant: Transplant, record: Record, staging: Staging, blocked: frozenset[str]
+) -> bytes:
+    """Return the content of `provenance.json`, by which `--overwrite` knows the output."""
+    plugins = load_plugins(blocked).plugins
+    parts = {
+        **describe_environment({_PLUGIN}, plugins, torch.device("cpu")),
+        "inputs": {
+            name: [dict(origin.files) for origin in collect_origins(source)]
+            for name, source in _inputs(transplant).items()
+        },
+        "tokenizer": dict(_digests(transplant)),
+        "options": asdict(transplant.options),
+        "warnings": list(transplant.warnings),
+        "output": {"tokenizer": record.as_data()},
+        "outputs": describe_outputs(staging),
+    }
+    timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    return json.dumps(build_statement(parts, timings), indent=2).encode() + b"\n"
+
+
+def _digests(transplant: Transplant) -> Iterator[tuple[str, Any]]:
+    """Yield the digest of each tokenizer, as the library writes it."""
+    for name, side in (("model", transplant.pair.model), ("donor", transplant.pair.donor)):
+        yield name, {"sha256": side.vocabulary.description.digest}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -27,10 +27,16 @@ from fusion_core.cli.flags import (
 )
 from fusion_core.cli.output import print_json, warn_of_broken_plugins, warn_of_experts
 from fusion_core.cli.progress import progress_for
+from fusion_core.errors import RecipeError
 from fusion_core.plugins.manager import load_plugins
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fusion_core.contracts.report import Report
+
+#: the sections of a recipe that determine how a finished model is measured
+_SECTIONS = ("model_pool", "task_pool", "alignment")
 
 
 def evaluate(
@@ -39,6 +45,15 @@ def evaluate(
     pool: Pool = None,
     task_pool: TaskPoolName = None,
     tasks: Tasks = None,
+    recipe: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads these annotations at run time
+        typer.Option(
+            "--recipe",
+            metavar="FILE",
+            help="Take models and tasks from this recipe; default: that of the run that wrote the "
+            "directory.",
+        ),
+    ] = None,
     assignments: Assignments = None,
     fresh: Fresh = False,
     intervals: ShowIntervals = False,
@@ -49,12 +64,13 @@ def evaluate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure a model directory on tasks.
+    """Measure a model directory on tasks, next to the base and each task's own expert.
 
-    The pool's base and each task's own expert are measured too, unless an earlier run did so.
+    If fuse run wrote the directory, the models and tasks of its recipe apply. Flags change single
+    options, and without any, the directory's report.json is replaced.
 
-    If fuse run wrote the directory, the pools and tasks of its recipe apply unless flags override
-    them, and its report.json is replaced.
+    Scores that fuse run or fuse evaluate measured before are not measured again, as long as the
+    model, the tasks and their options, the code and the machine are the same.
     """
     set_up_logging(verbose=verbose)
     with record_events(events, "evaluate", context.obj) as recorder:
@@ -62,15 +78,16 @@ def evaluate(
         warn_of_broken_plugins(plugins)
         from fusion_core.machine.devices import resolve_device
         from fusion_core.recipe.assignments import override
-        from fusion_core.running.evaluation import evaluate_directory
+        from fusion_core.plugins.recipe_files import load_recipe
+        from fusion_core.running.evaluation import evaluate_directory, load_recorded_recipe
 
+        _check_assignments(assignments or [], model)
+        raw = load_recorded_recipe(model) if recipe is None else load_recipe(recipe, plugins)
         names = {"model_pool": pool, "task_pool": task_pool}
-        sections = override(sections_from({}, names, tasks), assignments or [])
         report: Report = evaluate_directory(
             model,
             plugins,
-            model_pool=sections.get("model_pool"),
-            task_pool=sections.get("task_pool"),
+            recipe=override(sections_from(raw, names, tasks), assignments or []),
             device=resolve_device(device),
             progress=recorder.record_progress(progress_for(quiet=quiet)),
             fresh=fresh,
@@ -88,3 +105,21 @@ def evaluate(
     from fusion_core.report.table import print_reports
 
     print_reports(reports, intervals=method)
+
+
+def _check_assignments(assignments: Sequence[str], model: Path) -> None:
+    """Raise `RecipeError` for an option that does not change how a model is measured."""
+    for assignment in assignments:
+        section, dot, _ = assignment.partition("=")[0].partition(".")
+        if section in _SECTIONS:
+            continue
+        if dot:
+            raise RecipeError(
+                f"--set {assignment!r}: {section} does not change how a finished model is measured",
+                hint=f"fuse evaluate takes options of {', '.join(_SECTIONS)}. To merge again with "
+                f"other options: fuse run {model}/recipe.yaml --set {assignment} -o DIR",
+            )
+        raise RecipeError(
+            f"--set {assignment!r}: expected SECTION.OPTION=VALUE",
+            hint=f"For an option of the tasks: --set task_pool.{assignment}",
+        )

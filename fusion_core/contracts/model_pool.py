@@ -11,7 +11,7 @@ import torch
 
 from fusion_core.contracts.matrices import layout_of, matrices_by_name
 from fusion_core.errors import RecipeError
-from fusion_core.recipe.config import ComponentConfig
+from fusion_core.recipe.config import AlignmentPolicy, ComponentConfig
 from fusion_core.weights import WeightSource, align
 from fusion_core.weights.aligning.agreement import Agreement
 from fusion_core.weights.origin import Origin
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.treatments import Treatment
     from fusion_core.hub import FileRequest
-    from fusion_core.recipe.config import AlignmentPolicy
     from fusion_core.weights.matrices import Matrices
     from fusion_core.weights.packing import Layout
     from fusion_core.weights.reading.assets import Files
@@ -178,8 +177,8 @@ class ModelPool(ABC, Generic[ConfigT]):
     def identity(self) -> Mapping[str, Any] | None:
         """Return, as JSON data, all that live models depend on besides weights and `assets`.
 
-        Measurements of the base and the experts are reused while it stays the same. Return None to
-        measure them in every run. Default: the pool's options.
+        Measurements of a model are reused while it stays the same. Return None to measure models
+        every time. Default: the pool's options.
         """
         return self.config.model_dump(mode="json")
 
@@ -229,6 +228,20 @@ class ModelPool(ABC, Generic[ConfigT]):
         clone.base, clone.experts = alignment.base, alignment.experts
         clone.dropped, clone.warnings = alignment.dropped, tuple(warnings)
         return clone
+
+    def describe_differences(self, model: WeightSource, files: Files) -> list[str]:
+        """Describe how another model's side files differ from those that `assets` returns.
+
+        Live models are built and read with the latter. `files` are the former, by name.
+        """
+        like = {name: info.shape for name, info in self.reference.infos.items()}
+        # a model with other tensors is built by its own configuration
+        is_like = {name: info.shape for name, info in model.infos.items()} == like
+        policy = AlignmentPolicy(config="error" if is_like else "ignore")
+        models = {self.reference.describe(): self.reference, model.describe(): model}
+        by_model = dict(zip(models, (self.assets(), files), strict=True))
+        errors, warnings = Agreement(self.reference, models, by_model).judged(policy)
+        return [*map(str, errors), *warnings]
 
     def check_unchanged(self) -> None:
         """Raise `IntegrityError` if a file has changed since the pool was made."""

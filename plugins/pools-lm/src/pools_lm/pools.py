@@ -95,6 +95,17 @@ class LanguagePool(CheckpointsPool):
         start = [] if tokenizer.facts.bos is None else [tokenizer.facts.bos]
         return [[*start, *tokens] for tokens in tokenizer.encode(texts, special=False)]
 
+    def identity(self) -> Mapping[str, Any] | None:
+        """Return the options that live models depend on.
+
+        Other models of the pool do not count, unless weights are read with the rows of another
+        model's tokenizer, or have the rest of another model.
+        """
+        options = super().identity()
+        if options is None or self._tokenizer_change is not None or self._options.rest is not None:
+            return options
+        return {name: value for name, value in options.items() if name not in {"base", "models"}}
+
     def check_builds(self) -> None:
         """Raise `CheckpointError` if transformers cannot build a model from the checkpoint.
 

@@ -86,8 +86,8 @@ def _measure(
     measures: Measures,
     options: argparse.Namespace,
     name: str,
-    task: Any,
-    dtype: str,  # noqa: ANN401
+    task: Any,  # noqa: ANN401
+    dtype: str,
 ) -> Iterator[str]:
     """Measure a task by both programs, and yield the scores."""
     model, size, tasks = str(options.model.resolve()), options.batch_size, json.dumps({name: task})

@@ -2,8 +2,8 @@
 
     python evaluation_children.py MODEL TASKS SIZE DTYPE
 
-prints the score of each task as JSON. Prompts are sorted by length and padded, answers are generated
-with a cache, and scores that are not needed are dropped after each batch.
+prints the score of each task as JSON. Prompts are sorted by length and padded, answers are
+generated with a cache, and scores that are not needed are dropped after each batch.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Plain:
         pairs = []
         for line in lines:
             context = self.ask(line["question"], data.get("system"))
-            for choice in line["choices"]:
-                pairs.append((context, self.tokenizer(choice, add_special_tokens=False).input_ids))
+            answers = self.tokenizer(line["choices"], add_special_tokens=False).input_ids
+            pairs.extend((context, answer) for answer in answers)
         likelihoods = iter(self.score(pairs))
         right = 0
         for line in lines:

@@ -77,8 +77,8 @@ def evaluate(
         plugins = load_plugins(context.obj)
         warn_of_broken_plugins(plugins)
         from fusion_core.machine.devices import resolve_device
-        from fusion_core.recipe.assignments import override
         from fusion_core.plugins.recipe_files import load_recipe
+        from fusion_core.recipe.assignments import override
         from fusion_core.running.evaluation import evaluate_directory, load_recorded_recipe
 
         _check_assignments(assignments or [], model)

@@ -230,18 +230,29 @@ class ModelPool(ABC, Generic[ConfigT]):
         return clone
 
     def describe_differences(self, model: WeightSource, files: Files) -> list[str]:
-        """Describe how another model's side files differ from those that `assets` returns.
+        """Describe how another model's side files, by name, differ from those of `assets`.
 
-        Live models are built and read with the latter. `files` are the former, by name.
+        Differences that change neither how a live model computes nor how it reads do not count.
         """
-        like = {name: info.shape for name, info in self.reference.infos.items()}
+        shapes = [
+            {name: info.shape for name, info in source.infos.items()}
+            for source in (self.reference, model)
+        ]
         # a model with other tensors is built by its own configuration
-        is_like = {name: info.shape for name, info in model.infos.items()} == like
-        policy = AlignmentPolicy(config="error" if is_like else "ignore")
-        models = {self.reference.describe(): self.reference, model.describe(): model}
-        by_model = dict(zip(models, (self.assets(), files), strict=True))
+        policy = AlignmentPolicy(config="error" if shapes[0] == shapes[1] else "ignore")
+        models = {"base": self.reference, "the model": model}
+        by_model = {"base": self.assets(), "the model": files}
         errors, warnings = Agreement(self.reference, models, by_model).judged(policy)
         return [*map(str, errors), *warnings]
+
+    def with_assets(self, files: Files) -> Self | None:
+        """Return a copy with these side files in place of `assets`, such as another tokenizer.
+
+        An evaluated directory is built and read with its own files. None, the default, means that
+        the pool always uses its own.
+        """
+        del files
+        return None
 
     def check_unchanged(self) -> None:
         """Raise `IntegrityError` if a file has changed since the pool was made."""

@@ -380,7 +380,8 @@ def test_evaluation_refuses_options_that_change_nothing(
         "task_pool.scal=2": "task_pool.scal: unknown option; did you mean scale?",
     }
     for assignment, words in refused.items():
-        outcome = fuse("evaluate", out, "-q", "--set", assignment, code=2)
+        outcome = fuse("evaluate", out, "-q", "--set", assignment)
+        assert outcome.code == 2
         assert words in outcome.err
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.report import Published
     from fusion_core.contracts.subject import Subject
     from fusion_core.hub import FileRequest
-    from fusion_core.weights import WeightSource
+    from fusion_core.weights import TensorInfo
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
@@ -306,12 +306,12 @@ class TaskPool(ABC, Generic[ConfigT]):
             hint="Choose without labels, or on another task pool.",
         )
 
-    def dtype_for(self, weights: WeightSource) -> torch.dtype:
-        """Return the dtype in which a model with these weights is built for measuring."""
+    def dtype_for(self, infos: Mapping[str, TensorInfo]) -> torch.dtype:
+        """Return the dtype in which a model that is stored like this is built for measuring."""
         if self.dtype is not None:
             return self.dtype
         sizes = Counter[torch.dtype]()
-        for info in weights.infos.values():
+        for info in infos.values():
             sizes[info.dtype] += info.numel
         is_bf16 = sizes[torch.bfloat16] * 2 > sizes.total()
         return torch.bfloat16 if is_bf16 else torch.float32

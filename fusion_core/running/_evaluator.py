@@ -66,8 +66,8 @@ class Evaluator:
         Raises `BrokenPluginError` naming the task and the metric for values that are no numbers.
         """
         path = source.path if isinstance(source, CheckpointSource) else None
-        is_adapter = source.is_delta and self.pool.base is not None
-        dtype = self.tasks.dtype_for(self.pool.base if is_adapter else source)
+        base = self.pool.base if source.is_delta else None
+        dtype = self.tasks.dtype_for((base or source).infos)
         subject = Subject(
             lambda: use_fast_linear_layers(
                 self.pool.build(source, dtype=dtype, device=self.device)

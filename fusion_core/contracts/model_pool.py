@@ -180,7 +180,7 @@ class ModelPool(ABC, Generic[ConfigT]):
         Measurements of a model are reused while it stays the same. Return None to measure models
         every time. Default: the pool's options.
         """
-        return self.config.model_dump(mode="json")
+        return self.config.identity()
 
     def licences(self) -> Mapping[str, str | None]:
         """Return the licence of every model by name, `base` included; None for an unknown one."""

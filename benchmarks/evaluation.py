@@ -3,10 +3,11 @@
     python benchmarks/evaluation.py MODEL TASKS --tasks odd,dates,records --repeats 3
 
 MODEL is the directory of a language model, and TASKS a JSON file with the options of a task pool
-`lm-tasks`. A task can also be a text to score, `{"kind": "perplexity", "text": "...", ...}`. Each
-task is measured by both programs in turn, in bf16 and in fp32, with the same examples and the same
-batch size. The table has the ratio ours / plain of processor time and wall time without start-up
-(the imports), the peak memory of the whole processes, and both scores. Nothing is asserted.
+`lm-tasks`. A task can also be a text to score, `{"kind": "perplexity", "text": "...", ...}`. Both
+programs measure each task in turn, in the stored dtype (`auto`) and in fp32, on the same examples
+and with the same batch size. The table has the ratio ours / plain of processor time and wall time
+without start-up (the imports), the peak memory of the whole processes, and both scores. Nothing is
+asserted. With OMP_NUM_THREADS=1 both use one core, so that no thread spins on a busy machine.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CHILD = Path(__file__).with_name("evaluation_children.py")
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("auto", "float32")
 #: what both programs import before they start
 IMPORTS = {
     "ours": "import pools_lm.tasks.pool; from transformers import LlamaForCausalLM",

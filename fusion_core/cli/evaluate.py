@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.report import Report
 
-#: the sections of a recipe that determine how a finished model is measured
-_SECTIONS = ("model_pool", "task_pool", "alignment")
-
 
 def evaluate(
     context: typer.Context,
@@ -109,15 +106,18 @@ def evaluate(
 
 def _check_assignments(assignments: Sequence[str], model: Path) -> None:
     """Raise `RecipeError` for an option that does not change how a model is measured."""
+    from fusion_core.running.evaluation import MEASURING_SECTIONS
+
+    known = ", ".join(MEASURING_SECTIONS)
     for assignment in assignments:
         section, dot, _ = assignment.partition("=")[0].partition(".")
-        if section in _SECTIONS:
+        if section in {"", *MEASURING_SECTIONS}:
             continue
         if dot:
             raise RecipeError(
                 f"--set {assignment!r}: {section} does not change how a finished model is measured",
-                hint=f"fuse evaluate takes options of {', '.join(_SECTIONS)}. To merge again with "
-                f"other options: fuse run {model}/recipe.yaml --set {assignment} -o DIR",
+                hint=f"fuse evaluate takes options of {known}. To merge again with other options: "
+                f"fuse run {model}/recipe.yaml --set {assignment} -o DIR",
             )
         raise RecipeError(
             f"--set {assignment!r}: expected SECTION.OPTION=VALUE",

@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from fusion_core.plugins.manager import PluginManager
     from fusion_core.weights import WeightSource
 
+#: The sections of a recipe that determine how a finished model is measured.
+MEASURING_SECTIONS = ("model_pool", "task_pool", "alignment")
+
 
 @report_out_of_memory()
 @forbid_exit()
@@ -140,7 +143,7 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     recorded = load_recorded_recipe(directory)
     recipe = recorded if recipe is None else recipe
     as_recorded = bool(recorded) and all(
-        recipe.get(name) == recorded.get(name) for name in ("model_pool", "task_pool")
+        recipe.get(section) == recorded.get(section) for section in MEASURING_SECTIONS
     )
     form = _recorded_form(recorded, plugins)
     pool_choice, tasks_choice = choose_pools(recipe, recorded, directory, plugins)
@@ -153,10 +156,11 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
             hint="Name a task pool with --task-pool; see: fuse list tasks",
         )
     resolved_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
-    stages = _recorded_stages(recorded, plugins)
+    # a method that adapts on a half of the examples leaves the other half for measuring
+    stages = _recorded_stages(recorded or recipe, plugins)
     if not stages and as_recorded:
         _check_not_adapted(directory)
-    adapted = any(uses_tasks(stage.component.spec) for stage in stages)
+    adapted = bool(recorded) and any(uses_tasks(stage.component.spec) for stage in stages)
     check_trusted(collect_needs([resolved_pool, resolved_tasks, form, *stages]), trust)
     with hub.session(progress):
         pool = create_models(resolved_pool, nested, recipe)

@@ -10,7 +10,6 @@ import typer
 from fusion_core.cli.events import record_events
 from fusion_core.cli.flags import (
     AsJson,
-    Assignments,
     Device,
     EventsFile,
     Fresh,
@@ -51,7 +50,14 @@ def evaluate(
             "directory.",
         ),
     ] = None,
-    assignments: Assignments = None,
+    assignments: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set an option of the models or the tasks, e.g. task_pool.limit=8; repeatable.",
+        ),
+    ] = None,
     fresh: Fresh = False,
     intervals: ShowIntervals = False,
     events: EventsFile = None,

@@ -33,7 +33,7 @@ def test_every_example_is_in_one_batch_of_similar_sizes(
     sizes = [len(batch) for batch in batches]
     assert max(sizes, default=0) <= batch_size
     assert max(sizes, default=0) - min(sizes, default=0) <= 1
-    assert len(batches) % 2 == 0 or count < 2
+    assert len(batches) % 2 == 0 or len(batches) == count
     padded = sum(len(batch) * max(map(len, batch)) for batch in batches)
     in_order = [examples[n : n + batch_size] for n in range(0, count, batch_size)]
     assert padded <= sum(len(batch) * max(map(len, batch)) for batch in in_order)

@@ -75,11 +75,11 @@ def _own_files(pool: ModelPool[Any], source: WeightSource) -> dict[str, str]:
     """
     if not isinstance(source, CheckpointSource) or not source.path.is_dir():
         return {}
-    shapes, own = (
+    expected, shapes = (
         {name: info.shape for name, info in weights.infos.items()}
         for weights in (pool.reference, source)
     )
-    return {} if shapes == own else file_digests(list_side_files(source.path))
+    return {} if shapes == expected else file_digests(list_side_files(source.path))
 
 
 def identify_weights(source: WeightSource) -> Key | None:

@@ -14,7 +14,7 @@ from fusion_core.plugins.formats import find_model
 from fusion_core.recipe.config import AlignmentPolicy, Choice, choice_of
 from fusion_core.recipe.validation import validate
 from fusion_core.running._context import run_nested
-from fusion_core.weights import CheckpointSource, SerialExecutor, WeightSource
+from fusion_core.weights import SerialExecutor, WeightSource
 from fusion_core.weights.reading.assets import list_side_files
 
 if TYPE_CHECKING:
@@ -73,12 +73,11 @@ def create_models(
 
 
 def open_model(directory: Path, pool: ModelPool[Any]) -> WeightSource:
-    """Return the weights in a directory of any format; an adapter belongs to the pool's base.
+    """Return the weights in an existing directory, of any format.
 
-    Raises `CheckpointError` for a directory without weights.
+    An adapter belongs to the pool's base. Raises `CheckpointError` for a directory without weights,
+    and for an adapter if the pool has no base.
     """
-    if not directory.exists():  # and a name on the hub is not meant
-        return CheckpointSource(directory)
     return find_model(str(directory), "the measured model").open(pool.base)
 
 

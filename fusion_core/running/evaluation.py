@@ -15,7 +15,7 @@ from fusion_core.contracts.measurements import Reference
 from fusion_core.contracts.outcomes import OUTCOMES
 from fusion_core.contracts.report import REPORT, Report
 from fusion_core.contracts.specs import AlgorithmSpec, OutputSpec, TaskPoolSpec
-from fusion_core.errors import PluginError, RecipeError
+from fusion_core.errors import CheckpointError, PluginError, RecipeError
 from fusion_core.machine.attribution import forbid_exit
 from fusion_core.planning.needs import check_data, check_tasks, uses_tasks
 from fusion_core.planning.plan import resolve_models
@@ -72,16 +72,18 @@ def evaluate(  # noqa: PLR0913 - the models, the tasks, and how to measure
     transductive: bool | None = None,
     fresh: bool = False,
     overrides: TaskOverrides | None = None,
-    own: tuple[ModelPool[Any], TaskPool[Any]] | None = None,
+    own_pools: tuple[ModelPool[Any], TaskPool[Any]] | None = None,
 ) -> Report:
     """Measure weights on every task, and the pool's base and each task's own expert.
 
-    `own` are the pools to measure the weights with, if these have another tokenizer or
+    `own_pools` are the pools to measure the weights with, if these have another tokenizer or
     configuration than the pool's models. Tasks with `overrides` are measured with them. Known
     scores come from the cache unless `fresh` is set.
     """
     evaluator = Evaluator(pool, tasks, device, progress or Progress(), fresh)
-    evaluator_of_merge = evaluator if own is None else replace(evaluator, pool=own[0], tasks=own[1])
+    evaluator_of_merge = evaluator
+    if own_pools is not None:
+        evaluator_of_merge = replace(evaluator, pool=own_pools[0], tasks=own_pools[1])
     return Report(
         evaluator_of_merge.measure_merge(weights, overrides),
         Reference(evaluator.measure_base(), evaluator.measure_experts()),
@@ -140,6 +142,10 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     """
     trust = trust_in_environment() if trust is None else trust
     check_trust_names(trust, plugins)
+    if not directory.exists():
+        raise CheckpointError(
+            f"{directory} does not exist", hint="Give a directory or a .safetensors file."
+        )
     recorded = load_recorded_recipe(directory)
     recipe = recorded if recipe is None else recipe
     as_recorded = bool(recorded) and all(
@@ -180,7 +186,7 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
             pool,
             tasks,
             weights,
-            own=None if own_pool is None else (own_pool, bind(own_pool)),
+            own_pools=None if own_pool is None else (own_pool, bind(own_pool)),
             device=device,
             progress=progress,
             transductive=tasks.transductive if adapted else None,

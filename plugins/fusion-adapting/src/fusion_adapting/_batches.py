@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from fusion_core import evaluation_mode, note
 from fusion_core.weights.merging.execution import map_on_cores
@@ -31,13 +28,14 @@ def map_batches(  # noqa: PLR0913 - the examples, the model, and how both meet
 
     `function` takes a list of examples and returns one result for each. The model is in evaluation
     mode meanwhile. Examples of similar size share a batch, so that little is padded, and the
-    largest come first, so that memory that does not suffice is noticed at once. On the CPU, one
-    batch runs per core at the same time: the number of batches is a multiple of the cores, unless
-    there are fewer examples. `label` and `kind` name the examples in progress notes.
+    largest come first, so that memory that does not suffice is noticed at once. Batches are nearly
+    equal in number, so that no core waits for a larger one. On the CPU, one batch runs per core at
+    the same time; the batches, and so the results, are the same for any number of cores. `label`
+    and `kind` name the examples in progress notes.
     """
     order = sorted(range(len(examples)), key=lambda number: -size_of(examples[number]))
     on_cpu = next(model.parameters()).device.type == "cpu"
-    batches = _split(order, batch_size, torch.get_num_threads() if on_cpu else 1)
+    batches = _split(order, batch_size)
 
     def apply(numbers: Sequence[int]) -> Iterable[Any]:
         return function([examples[number] for number in numbers])
@@ -51,10 +49,8 @@ def map_batches(  # noqa: PLR0913 - the examples, the model, and how both meet
     return [results[number] for number in range(len(examples))]
 
 
-def _split(order: Sequence[int], batch_size: int, cores: int) -> list[Sequence[int]]:
-    """Split numbers into batches of nearly equal size, as many for each core."""
-    if not order:
-        return []
-    count = min(len(order), math.ceil(math.ceil(len(order) / batch_size) / cores) * cores)
-    bounds = [len(order) * number // count for number in range(count + 1)]
-    return [order[start:end] for start, end in itertools.pairwise(bounds)]
+def _split(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
+    """Split numbers into as few batches as possible, of nearly equal size."""
+    count = math.ceil(len(order) / batch_size)
+    size = math.ceil(len(order) / max(1, count))
+    return [order[start : start + size] for start in range(0, len(order), max(1, size))]

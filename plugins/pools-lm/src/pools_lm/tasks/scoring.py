@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 #: Maximum number of scores in memory at once, unless a single text has more.
 _MAX_SCORES = 2**26
-#: Number of rows per log-softmax.
-_ROWS = 256
+#: Number of rows per log-softmax, few enough for memory that is used again at once.
+_ROWS = 32
 
 
 def pad_rows(

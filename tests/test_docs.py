@@ -112,7 +112,7 @@ def test_the_python_of_a_page_runs(
 def test_every_how_to_shows_something_that_is_tested() -> None:
     unproven = {page.stem for page in HOW_TO if not python_of(page)}
     commands = {  # test_how_to.py runs them
-        *("choose-a-method", "evaluate-with-lm-eval", "report"),
+        *("choose-a-method", "evaluate", "evaluate-with-lm-eval", "report"),
         *("learn-without-labels", "merge-language-models", "merge-lora-adapters"),
         *("average-a-training-run", "merge-quantised-models", "transplant-a-tokenizer"),
         *("merge-mixtures", "merge-parts-of-models", "mixtures-from-dense-models"),

@@ -415,6 +415,24 @@ def test_pages_about_runs_are_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert lines == []
 
 
+def test_models_are_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pools_lm.mini.pools import DATA
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(DATA / "experts" / "past", "experts/past")
+    line = {"question": "Is an oak a plant?", "choices": ["yes", "no"], "answer": 0}
+    Path("plants.jsonl").write_text(json.dumps(line))
+    known = []
+    for command in commands("evaluate.md"):
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.exception
+        known += re.findall(r"known from an earlier command: (.*);|$", done.stdout)[:1]
+    everything = "merged, base, experts"
+    # the expert is a copy, so it is not known
+    assert known == ["", everything, "", everything, "base, experts", ""]
+
+
 @pytest.mark.thorough
 def test_models_are_diagnosed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = "diagnose.md"

@@ -123,7 +123,18 @@ def _live(plan: Plan) -> int:
         if stage.adapts
         for part in stage.parts
     ]
-    return max([*methods, model if _evaluates(plan) else 0])
+    return max([*methods, _measured(plan)])
+
+
+def _measured(plan: Plan) -> int:
+    """Return the memory of a model that is measured; 0 without tasks."""
+    if plan.tasks is None or not _evaluates(plan):
+        return 0
+    output = describe_stored(plan.outline, parse_dtype(plan.resolved.recipe.output.dtype))
+    return max(
+        plan.tasks.dtype_for(infos).itemsize * sum(info.numel for info in infos.values())
+        for infos in (plan.pool.reference.infos, output)
+    )
 
 
 def _lazy_merge(plan: Plan) -> WeightSource | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from fusion_core.cli.events import record_events
 from fusion_core.cli.flags import (
     AsJson,
-    Assignments,
     Device,
     EventsFile,
     Fresh,
@@ -27,9 +26,12 @@ from fusion_core.cli.flags import (
 )
 from fusion_core.cli.output import print_json, warn_of_broken_plugins, warn_of_experts
 from fusion_core.cli.progress import progress_for
+from fusion_core.errors import RecipeError
 from fusion_core.plugins.manager import load_plugins
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fusion_core.contracts.report import Report
 
 
@@ -39,7 +41,23 @@ def evaluate(
     pool: Pool = None,
     task_pool: TaskPoolName = None,
     tasks: Tasks = None,
-    assignments: Assignments = None,
+    recipe: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads these annotations at run time
+        typer.Option(
+            "--recipe",
+            metavar="FILE",
+            help="Take models and tasks from this recipe; default: that of the run that wrote the "
+            "directory.",
+        ),
+    ] = None,
+    assignments: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set an option of the models or the tasks, e.g. task_pool.limit=8; repeatable.",
+        ),
+    ] = None,
     fresh: Fresh = False,
     intervals: ShowIntervals = False,
     events: EventsFile = None,
@@ -49,28 +67,30 @@ def evaluate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure a model directory on tasks.
+    """Measure a model directory on tasks, next to the base and each task's own expert.
 
-    The pool's base and each task's own expert are measured too, unless an earlier run did so.
+    If fuse run wrote the directory, the models and tasks of its recipe apply. Flags change single
+    options, and without any, the directory's report.json is replaced.
 
-    If fuse run wrote the directory, the pools and tasks of its recipe apply unless flags override
-    them, and its report.json is replaced.
+    Scores that fuse run or fuse evaluate measured before are not measured again, as long as the
+    model, the tasks and their options, the code and the machine are the same.
     """
     set_up_logging(verbose=verbose)
     with record_events(events, "evaluate", context.obj) as recorder:
         plugins = load_plugins(context.obj)
         warn_of_broken_plugins(plugins)
         from fusion_core.machine.devices import resolve_device
+        from fusion_core.plugins.recipe_files import load_recipe
         from fusion_core.recipe.assignments import override
-        from fusion_core.running.evaluation import evaluate_directory
+        from fusion_core.running.evaluation import evaluate_directory, load_recorded_recipe
 
+        _check_assignments(assignments or [], model)
+        raw = load_recorded_recipe(model) if recipe is None else load_recipe(recipe, plugins)
         names = {"model_pool": pool, "task_pool": task_pool}
-        sections = override(sections_from({}, names, tasks), assignments or [])
         report: Report = evaluate_directory(
             model,
             plugins,
-            model_pool=sections.get("model_pool"),
-            task_pool=sections.get("task_pool"),
+            recipe=override(sections_from(raw, names, tasks), assignments or []),
             device=resolve_device(device),
             progress=recorder.record_progress(progress_for(quiet=quiet)),
             fresh=fresh,
@@ -88,3 +108,24 @@ def evaluate(
     from fusion_core.report.table import print_reports
 
     print_reports(reports, intervals=method)
+
+
+def _check_assignments(assignments: Sequence[str], model: Path) -> None:
+    """Raise `RecipeError` for an option that does not change how a model is measured."""
+    from fusion_core.running.evaluation import MEASURING_SECTIONS
+
+    known = ", ".join(MEASURING_SECTIONS)
+    for assignment in assignments:
+        section, dot, _ = assignment.partition("=")[0].partition(".")
+        if section in {"", *MEASURING_SECTIONS}:
+            continue
+        if dot:
+            raise RecipeError(
+                f"--set {assignment!r}: {section} does not change how a finished model is measured",
+                hint=f"fuse evaluate takes options of {known}. To merge again with other options: "
+                f"fuse run {model}/recipe.yaml --set {assignment} -o DIR",
+            )
+        raise RecipeError(
+            f"--set {assignment!r}: expected SECTION.OPTION=VALUE",
+            hint=f"For an option of the tasks: --set task_pool.{assignment}",
+        )

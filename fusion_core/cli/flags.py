@@ -82,7 +82,7 @@ Overwrite = Annotated[
 ]
 NoEval = Annotated[bool, typer.Option("--no-eval", help="Skip the evaluation on tasks.")]
 Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Measure base and experts again, even if results are known.")
+    bool, typer.Option("--fresh", help="Measure every model again, even if its scores are known.")
 ]
 ShowIntervals = Annotated[
     bool, typer.Option("--intervals", help="Show 95 % intervals of the scores.")

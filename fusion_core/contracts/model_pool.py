@@ -197,10 +197,10 @@ class ModelPool(ABC, Generic[ConfigT]):
     def identity(self) -> Mapping[str, Any] | None:
         """Return, as JSON data, all that live models depend on besides weights and `assets`.
 
-        Measurements of the base and the experts are reused while it stays the same. Return None to
-        measure them in every run. Default: the pool's options.
+        Measurements of a model are reused while it stays the same. Return None to measure models
+        every time. Default: the pool's options.
         """
-        return self.config.model_dump(mode="json")
+        return self.config.identity()
 
     def licences(self) -> Mapping[str, str | None]:
         """Return the licence of every model by name, `base` included; None for an unknown one."""
@@ -248,6 +248,24 @@ class ModelPool(ABC, Generic[ConfigT]):
         clone.base, clone.experts = alignment.base, alignment.experts
         clone.dropped, clone.warnings = alignment.dropped, tuple(warnings)
         return clone
+
+    def describe_differences(self, model: WeightSource, files: Files) -> Sequence[str]:
+        """Describe how another model's side files, by name, differ from those of `assets`.
+
+        Differences that change neither how a live model computes nor how it reads do not count.
+        Default: none; `pools_checkpoints.DescribedPool` compares the files.
+        """
+        del model, files
+        return ()
+
+    def with_assets(self, files: Files) -> Self | None:
+        """Return a copy with these side files in place of `assets`, such as another tokenizer.
+
+        An evaluated directory is built and read with its own files. None, the default, means that
+        the pool always uses its own.
+        """
+        del files
+        return None
 
     def check_unchanged(self) -> None:
         """Raise `IntegrityError` if a file has changed since the pool was made."""

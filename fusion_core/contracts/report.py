@@ -85,7 +85,8 @@ class Report:
     published: Published | None = None
     #: the metrics that tasks declare, by task and name; all others are fractions
     metrics: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
-    #: the tasks whose measurements come from an earlier run, by row of `reference`
+    #: the tasks whose measurements come from an earlier command, by row: `base`, `experts`, or
+    #: `merged` for the model itself
     remembered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: whether tasks have weights or adapters of their own, so that inference needs the task
     needs_task: bool = False

@@ -40,6 +40,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def file_stamps(files: Iterable[str]) -> dict[str, list[int]]:
-    """Identify local files by size, modification time and status change time (ns)."""
-    states = {file: Path(file).stat() for file in files}
+    """Identify local files by path, size, modification time and status change time (ns)."""
+    states = {str(path): path.stat() for path in (Path(file).resolve() for file in files)}
     return {file: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for file, s in states.items()}

@@ -7,6 +7,7 @@ resumed and distributed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.report import Published
     from fusion_core.contracts.subject import Subject
     from fusion_core.hub import FileRequest
+    from fusion_core.weights import TensorInfo
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
@@ -193,8 +195,9 @@ class TaskPool(ABC, Generic[ConfigT]):
 
     config_class: ClassVar[type[ComponentConfig]]
     names: Sequence[str]
-    #: the dtype in which models are built for measuring
-    dtype: torch.dtype = torch.float32
+    #: the dtype in which models are built for measuring; None for bf16 if most of a model's values
+    #: are stored in bf16, and fp32 otherwise
+    dtype: torch.dtype | None = torch.float32
     #: whether UNLABELED holds the test examples, so that adapting on it is transductive
     transductive: bool = False
     #: the measured test examples, in words; None for all of them. Scores are compared only if it
@@ -271,8 +274,8 @@ class TaskPool(ABC, Generic[ConfigT]):
 
         Include the data (sizes and times of files, the commit of a data set), the head and the
         options. Leave out the code of the pool's package and the versions of its requirements.
-        Measurements of the base and the experts are reused while it stays the same. None, the
-        default, means that they are measured in every run.
+        Measurements of a model are reused while it stays the same. None, the default, means that
+        models are measured every time.
         """
         del name
         return None
@@ -302,6 +305,16 @@ class TaskPool(ABC, Generic[ConfigT]):
             f"{type(self).__name__} has no halves of its test examples to choose options on",
             hint="Choose without labels, or on another task pool.",
         )
+
+    def dtype_for(self, infos: Mapping[str, TensorInfo]) -> torch.dtype:
+        """Return the dtype in which a model that is stored like this is built for measuring."""
+        if self.dtype is not None:
+            return self.dtype
+        sizes = Counter[torch.dtype]()
+        for info in infos.values():
+            sizes[info.dtype] += info.numel
+        is_bf16 = sizes[torch.bfloat16] * 2 > sizes.total()
+        return torch.bfloat16 if is_bf16 else torch.float32
 
     def measure(
         self,

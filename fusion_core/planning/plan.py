@@ -115,7 +115,7 @@ def _plan(
     if tasks is not None:
         check_tasks(tasks)
     stages = with_parts(stages, pool)
-    nested = _name_plans(plans, pool)
+    nested = name_plans(plans, pool)
     result = Plan(
         resolved, plugins, options, stages, pool, tasks, None, device, nested, original_tasks
     )
@@ -134,6 +134,18 @@ def plan_models(
 
     Raises `RecipeError` for missing trust, since these plans are meant to be carried out.
     """
+    resolved, plans = resolve_models(choice, plugins, options)
+    pool = resolved.create()
+    return pool, name_plans(plans, pool)
+
+
+def resolve_models(
+    choice: Choice, plugins: PluginManager, options: RunOptions
+) -> tuple[Resolved[ModelPoolSpec], Mapping[RecipeSource, Plan]]:
+    """Look up a recipe's model pool, and plan the nested recipes among its models.
+
+    Raises `RecipeError` for missing trust.
+    """
     check_trust_names(options.trust, plugins)
     plans: dict[RecipeSource, Plan] = {}
     nesting = partial(_plan_nested, plans=plans, options=options, parents=())
@@ -142,8 +154,7 @@ def plan_models(
     )
     nested = (component for inner in plans.values() for component in inner.components_used())
     check_trusted(collect_needs([resolved, *nested]), options.trust)
-    pool = resolved.create()
-    return pool, _name_plans(plans, pool)
+    return resolved, plans
 
 
 def _plan_nested(
@@ -164,7 +175,7 @@ def _plan_nested(
     return placeholder
 
 
-def _name_plans(plans: Mapping[RecipeSource, Plan], pool: ModelPool[Any]) -> dict[str, Plan]:
+def name_plans(plans: Mapping[RecipeSource, Plan], pool: ModelPool[Any]) -> dict[str, Plan]:
     """Return nested plans by the names of the models that they replace."""
     return {
         name: inner

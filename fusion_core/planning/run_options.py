@@ -20,7 +20,7 @@ class RunOptions:
     overwrite: bool = False
     #: continue a stopped run of the same recipe, inputs and versions
     resume: bool = False
-    #: measure base and experts again instead of reusing earlier measurements
+    #: measure every model again instead of reusing earlier measurements
     fresh: bool = False
     #: how the recipe's options were chosen, in words, for the report
     chosen: str | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -52,6 +53,10 @@ class ComponentConfig(Options):
         name = values.get("preset")
         preset = cls.presets.get(name, {}) if isinstance(name, str) else {}
         return {**preset, **values}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the options as JSON data with absolute paths, to compare them between commands."""
+        return self.model_dump(mode="json", context=Path("/"))
 
     def needs_trust(self) -> Mapping[str, str]:
         """Return the reasons why these options can run code, by the names that allow it.

@@ -105,10 +105,20 @@ def report_notes(reports: Reports) -> list[str]:
         result.append(f"averages are over the tasks that all have: {tasks}")
     result += _measuring_notes(reports)
     if len(reports) == 1:
-        (report,) = reports.values()
-        if rows := " and ".join(report.remembered):
-            result.append(f"{rows}: as an earlier run measured them; --fresh measures anew")
+        ((name, report),) = reports.items()
+        if report.remembered:
+            result.append(_describe_remembered(name, report))
     return result
+
+
+def _describe_remembered(name: str, report: Report) -> str:
+    """Return the note on scores that an earlier command measured."""
+    rows = []
+    for row, tasks in report.remembered.items():
+        measured = report.tasks if row == "merged" else getattr(report.reference, row)
+        label = name if row == "merged" else row
+        rows.append(label if len(tasks) == len(measured) else f"{label} ({', '.join(tasks)})")
+    return f"known from an earlier command: {', '.join(rows)}; --fresh measures again"
 
 
 def _measuring_notes(reports: Reports) -> Iterator[str]:

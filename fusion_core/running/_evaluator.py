@@ -1,7 +1,7 @@
 """The rows of a report: the merge, the base on every task, and each task's own expert.
 
-The base and the experts of a pool are the same in every run. Their scores are cached by the
-identity of everything that they depend on.
+Scores are cached by the identity of everything that they depend on. `fuse run` and `fuse evaluate`
+share them: an evaluated directory may be a merge, a base or an expert of an earlier run.
 """
 
 from __future__ import annotations
@@ -66,9 +66,11 @@ class Evaluator:
         Raises `BrokenPluginError` naming the task and the metric for values that are no numbers.
         """
         path = source.path if isinstance(source, CheckpointSource) else None
+        base = self.pool.base if source.is_delta else None
+        dtype = self.tasks.dtype_for((base or source).infos)
         subject = Subject(
             lambda: use_fast_linear_layers(
-                self.pool.build(source, dtype=self.tasks.dtype, device=self.device)
+                self.pool.build(source, dtype=dtype, device=self.device)
             ),
             source,
             path if path and path.is_dir() else None,
@@ -90,7 +92,11 @@ class Evaluator:
     def measure_merge(self, merged: WeightSource, overrides: TaskOverrides | None) -> Row:
         """Measure a merge, with the overrides of the tasks that have some."""
         if overrides is None:
-            return self.measure(merged, label="evaluate merged")
+            return self._complete_row(
+                "merged",
+                dict.fromkeys(self.tasks.names, merged),
+                lambda missing: [self.measure(merged, [*missing], label="evaluate merged")],
+            )
         sources = dict.fromkeys(self.tasks.names, merged)
         adapts = {}
         for name in overrides.tasks:

@@ -26,9 +26,10 @@ from fusion_core.machine.distributions import (
     read_metadata_field,
     required_names,
 )
-from fusion_core.weights import AlignedSource, CastSource, RenamedSource
+from fusion_core.weights import AlignedSource, CastSource, CheckpointSource, RenamedSource
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource
 from fusion_core.weights.origin import Origin
+from fusion_core.weights.reading.assets import list_side_files
 from fusion_core.weights.source import collect_origins
 
 if TYPE_CHECKING:
@@ -54,12 +55,31 @@ def identify_model(pool: ModelPool[Any], source: WeightSource) -> Key | None:
     options = pool.identity()
     if options is None:
         return None
-    return {"weights": weights, "assets": file_digests(pool.assets()), "options": options}
+    return {
+        "weights": weights,
+        "assets": file_digests(pool.assets()),
+        "own_files": _own_files(pool, source),
+        "options": options,
+    }
 
 
 def file_digests(files: Mapping[str, bytes | Path]) -> dict[str, str]:
     """Return the SHA-256 of files by name."""
     return {name: _digest(content) for name, content in sorted(files.items())}
+
+
+def _own_files(pool: ModelPool[Any], source: WeightSource) -> dict[str, str]:
+    """Return the digests of files that a pool reads next to weights of another architecture.
+
+    Weights with other tensors than the pool's models are built by their own configuration.
+    """
+    if not isinstance(source, CheckpointSource) or not source.path.is_dir():
+        return {}
+    expected, shapes = (
+        {name: info.shape for name, info in weights.infos.items()}
+        for weights in (pool.reference, source)
+    )
+    return {} if shapes == expected else file_digests(list_side_files(source.path))
 
 
 def identify_weights(source: WeightSource) -> Key | None:
@@ -72,12 +92,14 @@ def identify_weights(source: WeightSource) -> Key | None:
         return None
     infos = [[info.name, info.shape, str(info.dtype)] for info in source.infos.values()]
     names = dict(source.names) if isinstance(source, RenamedSource) else {}
+    paths = [] if is_pinned else [str(path.resolve()) for path in origin.stamps]
     changed_ns = (
         [] if is_pinned else [ns for part in collect_origins(source) for ns in part.changed_ns]
     )
     return {
         "kind": type(source).__qualname__,
-        "source": source.describe(),
+        # commands may spell a path differently
+        "source": paths or (source.describe() if files else ""),
         "files": files,
         "changed_ns": changed_ns,
         "seen": _digest(json.dumps([infos, names]).encode()),

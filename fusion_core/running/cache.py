@@ -122,8 +122,7 @@ def _path_of(key: identity.Key) -> Path:
 def warn_unwritable(directory: str, reason: str) -> None:
     """Warn once per process that nothing can be cached."""
     _LOG.warning(
-        "cannot cache the measurements of base and experts in %s, so the next run measures them "
-        "again: %s",
+        "cannot cache measurements in %s, so the next command measures the same models again: %s",
         directory,
         reason,
     )

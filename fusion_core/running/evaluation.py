@@ -7,23 +7,20 @@ can build.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
 from fusion_core.contracts.measurements import Reference
 from fusion_core.contracts.outcomes import OUTCOMES
-from fusion_core.contracts.report import REPORT, Report, measuring_hint
-from fusion_core.contracts.specs import AlgorithmSpec, ModelPoolSpec, OutputSpec, TaskPoolSpec
-from fusion_core.errors import PluginError, RecipeError
+from fusion_core.contracts.report import REPORT, Report
+from fusion_core.contracts.specs import AlgorithmSpec, OutputSpec, TaskPoolSpec
+from fusion_core.errors import CheckpointError, PluginError, RecipeError
 from fusion_core.machine.attribution import forbid_exit
 from fusion_core.planning.needs import check_data, check_tasks, uses_tasks
-from fusion_core.planning.resolution import (
-    ANY_MODELS,
-    choose_task_pool,
-    resolve_component,
-    resolve_form,
-)
-from fusion_core.planning.resolved_recipe import Resolved
+from fusion_core.planning.plan import resolve_models
+from fusion_core.planning.resolution import choose_task_pool, resolve_component, resolve_form
+from fusion_core.planning.run_options import RunOptions
 from fusion_core.planning.trust import (
     check_trust_names,
     check_trusted,
@@ -32,12 +29,17 @@ from fusion_core.planning.trust import (
 )
 from fusion_core.plugins.recipe_files import load_recipe
 from fusion_core.progress import Progress
-from fusion_core.recipe.config import Choice, OutputSection, choice_of, choices_of
+from fusion_core.recipe.config import OutputSection, choices_of
 from fusion_core.recipe.text import RECIPE
 from fusion_core.recipe.validation import validate
 from fusion_core.running._evaluator import Evaluator
+from fusion_core.running._measured_models import (
+    choose_pools,
+    create_models,
+    open_model,
+    with_own_files,
+)
 from fusion_core.running.task_overrides import TaskOverrides, read_recorded_overrides
-from fusion_core.weights import CheckpointSource, WeightSource
 from fusion_core.weights.merging.memory_errors import report_out_of_memory
 from fusion_core.weights.writing.disk import write_durably
 
@@ -50,7 +52,12 @@ if TYPE_CHECKING:
     from fusion_core.contracts.measurements import Metric
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
+    from fusion_core.planning.resolved_recipe import Resolved
     from fusion_core.plugins.manager import PluginManager
+    from fusion_core.weights import WeightSource
+
+#: The sections of a recipe that determine how a finished model is measured.
+MEASURING_SECTIONS = ("model_pool", "task_pool", "alignment")
 
 
 @report_out_of_memory()
@@ -65,15 +72,20 @@ def evaluate(  # noqa: PLR0913 - the models, the tasks, and how to measure
     transductive: bool | None = None,
     fresh: bool = False,
     overrides: TaskOverrides | None = None,
+    own_pools: tuple[ModelPool[Any], TaskPool[Any]] | None = None,
 ) -> Report:
     """Measure weights on every task, and the pool's base and each task's own expert.
 
-    Tasks with `overrides` are measured with them. Scores of base and experts come from the cache
-    unless `fresh` is set.
+    `own_pools` are the pools to measure the weights with, if these have another tokenizer or
+    configuration than the pool's models. Tasks with `overrides` are measured with them. Known
+    scores come from the cache unless `fresh` is set.
     """
     evaluator = Evaluator(pool, tasks, device, progress or Progress(), fresh)
+    evaluator_of_merge = evaluator
+    if own_pools is not None:
+        evaluator_of_merge = replace(evaluator, pool=own_pools[0], tasks=own_pools[1])
     return Report(
-        evaluator.measure_merge(weights, overrides),
+        evaluator_of_merge.measure_merge(weights, overrides),
         Reference(evaluator.measure_base(), evaluator.measure_experts()),
         transductive,
         tasks.measured_on,
@@ -114,35 +126,35 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     directory: Path,
     plugins: PluginManager,
     *,
-    model_pool: Any = None,  # noqa: ANN401 - a name, or a mapping of name and options
-    task_pool: Any = None,  # noqa: ANN401
+    recipe: Mapping[str, Any] | None = None,
     device: torch.device,
     progress: Progress | None = None,
     fresh: bool = False,
     trust: frozenset[str] | None = None,
 ) -> Report:
-    """Measure a model directory. The recipe in the directory fills in the pools that are not given.
+    """Measure a model directory on the pools of a recipe, by default of the recipe in it.
 
-    Without a recipe, the model pool is the one whose default task pool is given. Writes
-    `report.json` into the directory if the model is measured on the pools of its own recipe.
+    The model is built and read with the configuration and tokenizer in its directory. Writes
+    `report.json` into the directory if the pools are those of its own recipe.
 
     `trust` is that of `RunOptions`, by default the environment's. Raises `RecipeError` for
     components that need trust that is not given.
     """
     trust = trust_in_environment() if trust is None else trust
     check_trust_names(trust, plugins)
-    # the first look at the directory itself names it in the system's errors
-    has_recipe = directory.is_dir() and (directory / RECIPE).is_file()
-    recipe = load_recipe(directory / RECIPE) if has_recipe else {}
-    form = _recorded_form(recipe, plugins)
-    written = form or CheckpointSource(directory)
-    as_recorded = bool(recipe) and model_pool is None and task_pool is None
-    tasks_choice = choice_of(task_pool if task_pool is not None else recipe.get("task_pool"))
-    pool_choice = choice_of(model_pool if model_pool is not None else recipe.get("model_pool"))
-    if _builds_nothing(pool_choice, plugins):
-        tasks_name = tasks_choice.name if model_pool is None else None
-        pool_choice = _find_pool(tasks_name, plugins, directory)
-    resolved_pool = resolve_component(ModelPoolSpec, pool_choice, plugins, section="model_pool")
+    if not directory.exists():
+        raise CheckpointError(
+            f"{directory} does not exist", hint="Give a directory or a .safetensors file."
+        )
+    recorded = load_recorded_recipe(directory)
+    recipe = recorded if recipe is None else recipe
+    as_recorded = bool(recorded) and all(
+        recipe.get(section) == recorded.get(section) for section in MEASURING_SECTIONS
+    )
+    form = _recorded_form(recorded, plugins)
+    pool_choice, tasks_choice = choose_pools(recipe, recorded, directory, plugins)
+    options = RunOptions(device=str(device), evaluate=False, trust=trust, fresh=fresh)
+    resolved_pool, nested = resolve_models(pool_choice, plugins, options)
     tasks_choice = choose_task_pool(tasks_choice, resolved_pool)
     if tasks_choice.name is None:
         raise RecipeError(
@@ -150,25 +162,31 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
             hint="Name a task pool with --task-pool; see: fuse list tasks",
         )
     resolved_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
-    stages = _recorded_stages(recipe, plugins)
+    # a method that adapts on a half of the examples leaves the other half for measuring
+    stages = _recorded_stages(recorded or recipe, plugins)
     if not stages and as_recorded:
         _check_not_adapted(directory)
-    adapted = any(uses_tasks(stage.component.spec) for stage in stages)
+    adapted = bool(recorded) and any(uses_tasks(stage.component.spec) for stage in stages)
     check_trusted(collect_needs([resolved_pool, resolved_tasks, form, *stages]), trust)
     with hub.session(progress):
-        pool = resolved_pool.create()
-        weights = (
-            written.create().decode(directory, pool) if isinstance(written, Resolved) else written
-        )
-        tasks = resolved_tasks.create().bind(pool)
-        check_tasks(tasks)
-        check_data(tasks, resolved_tasks.component.plugin.distribution)
-        for stage in stages:
-            tasks = stage.create().tasks(tasks)
+        pool = create_models(resolved_pool, nested, recipe)
+        weights = form.create().decode(directory, pool) if form else open_model(directory, pool)
+        own_pool = with_own_files(pool, weights, directory)
+
+        def bind(models: ModelPool[Any]) -> TaskPool[Any]:
+            tasks: TaskPool[Any] = resolved_tasks.create().bind(models)
+            check_tasks(tasks)
+            check_data(tasks, resolved_tasks.component.plugin.distribution)
+            for stage in stages:
+                tasks = stage.create().tasks(tasks)
+            return tasks
+
+        tasks = bind(pool)
         report = evaluate(
             pool,
             tasks,
             weights,
+            own_pools=None if own_pool is None else (own_pool, bind(own_pool)),
             device=device,
             progress=progress,
             transductive=tasks.transductive if adapted else None,
@@ -203,21 +221,10 @@ def write_report(report: Report, directory: Path) -> None:
     write_durably(directory / REPORT, data)
 
 
-def _builds_nothing(pool: Choice, plugins: PluginManager) -> bool:
-    """Tell whether there is no model pool, or only that of checkpoints, which has no class."""
-    return pool.name is None or plugins.find(ModelPoolSpec, pool.name).spec.name == ANY_MODELS
-
-
-def _find_pool(tasks: str | None, plugins: PluginManager, directory: Path) -> Choice:
-    """Return the model pool whose default task pool has this name."""
-    name = plugins.find(TaskPoolSpec, tasks).spec.name if tasks else None
-    for component in plugins.components(ModelPoolSpec):
-        if name is not None and component.spec.default_task_pool == name:
-            return Choice(name=component.qualified_name)
-    raise RecipeError(
-        f"cannot build the model in {directory}: its class is unknown",
-        hint=measuring_hint(directory),
-    )
+def load_recorded_recipe(directory: Path) -> dict[str, Any]:
+    """Return the recipe that a run left in its output; an empty one for another directory."""
+    path = directory / RECIPE
+    return load_recipe(path) if directory.is_dir() and path.is_file() else {}
 
 
 def _check_not_adapted(directory: Path) -> None:

@@ -329,11 +329,29 @@ def test_list_names_components(fuse: Fuse, kind: str, name: str) -> None:
 def test_listing_without_a_kind_shows_all(fuse: Fuse) -> None:
     lines = fuse("list").out.splitlines()
     assert [line for line in lines if line.endswith(":")] == [
-        *("algorithms:", "pools:", "tasks:", "formats:", "executors:", "outputs:", "kernels:", "commands:")
+        *(
+            "algorithms:",
+            "pools:",
+            "tasks:",
+            "formats:",
+            "executors:",
+            "outputs:",
+            "kernels:",
+            "commands:",
+        )
     ]
     data = json.loads(fuse("list", "--json").out)
     assert data["pools"] == json.loads(fuse("list", "pools", "--json").out)
-    kinds = ("algorithms", "pools", "tasks", "formats", "executors", "outputs", "kernels", "commands")
+    kinds = (
+        "algorithms",
+        "pools",
+        "tasks",
+        "formats",
+        "executors",
+        "outputs",
+        "kernels",
+        "commands",
+    )
     assert tuple(data) == kinds
 
 

@@ -226,7 +226,8 @@ def test_masks_use_recorded_models_whatever_pool_builds_the_model(
         evaluation, "evaluate", lambda *_, overrides, **__: measured.append(overrides)
     )
     cpu = torch.device("cpu")
-    evaluation.evaluate_directory(out, load_plugins(), model_pool="mini8", device=cpu)
+    recipe = {"model_pool": "mini8"}
+    evaluation.evaluate_directory(out, load_plugins(), recipe=recipe, device=cpu)
     (masks,) = measured
     assert torch.equal(masks.pool.base.tensor("v"), load_file(models["base"])["v"])
 

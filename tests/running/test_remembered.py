@@ -1,10 +1,11 @@
-"""Base and experts are measured once: what is cached, and what invalidates it."""
+"""Models are measured once: what is cached, what invalidates it, and who shares it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -163,8 +164,8 @@ def test_the_second_run_measures_the_merge_alone(world: World) -> None:
     assert json.loads((world.root / "out" / "outcomes.json").read_text()) == outcomes
     stored = json.loads((world.root / "out" / "report.json").read_text())
     assert stored["remembered"] == {"base": ["a", "b", "c"], "experts": ["a", "b"]}
-    assert report_notes({"m": second})[-1].startswith(
-        "base and experts: as an earlier run measured them"
+    assert report_notes({"m": second})[-1] == (
+        "known from an earlier command: base, experts; --fresh measures again"
     )
     assert world.run(fresh=True) == ALL
     assert world.run() == []
@@ -305,7 +306,7 @@ def test_damaged_cache_entry_is_measured_again(world: World, damage: str) -> Non
     world.run()
     first = world.report
     files = list(cache.cache_directory().iterdir())
-    assert len(files) == 5
+    assert len(files) == 8
     for path in files:
         DAMAGE[damage](path)
     assert world.run() == ALL
@@ -320,7 +321,7 @@ def test_unwritable_cache_warns_once(
         assert world.run() == ALL
         assert world.run() == ALL
     (line,) = caplog.messages
-    assert line.startswith("cannot cache the measurements of base and experts in ")
+    assert line.startswith("cannot cache measurements in ")
 
 
 def test_fresh_option_measures_again(
@@ -332,14 +333,68 @@ def test_fresh_option_measures_again(
     run = ("run", "--algo", "simple-average", "--pool", "lines", "--task-pool", "sums", *options)
     flags: list[tuple[str, ...]] = [("-o", "out0"), ("-o", "out1"), ("-o", "out2", "--fresh")]
     outputs = [fuse(*run, "-q", *flag).out for flag in flags]
-    assert ["as an earlier run measured them" in output for output in outputs] == [
-        False,
-        True,
-        False,
-    ]
+    assert ["known from an earlier command" in output for output in outputs] == [False, True, False]
     measure = ("evaluate", "out0", "-q", "--json")
-    assert json.loads(fuse(*measure).out)["remembered"].keys() == {"base", "experts"}
+    assert json.loads(fuse(*measure).out)["remembered"].keys() == {"merged", "base", "experts"}
     assert json.loads(fuse(*measure, "--fresh").out)["remembered"] == {}
+
+
+def test_run_and_evaluation_share_scores(
+    world: World, fuse: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run()
+    first = world.report
+    monkeypatch.chdir(tmp_path)
+    measured: list[str] = sys.modules["line_pools"].MEASURED
+
+    def evaluate(model: str, *flags: str) -> tuple[list[str], dict[str, Any]]:
+        measured.clear()
+        outcome = fuse("evaluate", model, "-q", "--json", *flags)
+        return list(measured), json.loads(outcome.out)
+
+    tasks, report = evaluate("world/out")
+    assert tasks == []
+    assert report["tasks"] == {name: dict(row) for name, row in first.tasks.items()}
+    assert report["remembered"]["merged"] == ["a", "b", "c"]
+    # an expert's figure on its own task is known from the run, its others from now on
+    expert = ("world/a.safetensors", "--recipe", "world/out/recipe.yaml")
+    assert [evaluate(*expert)[0] for _ in range(2)] == [["b", "c"], []]
+    assert evaluate("world/base.safetensors", *expert[1:])[0] == []
+    assert evaluate("world/out", "--set", "task_pool.scale=2.0")[0] == ["a", "b", "c", *ALL]
+    assert evaluate("world/out", "--fresh")[0] == ["a", "b", "c", *ALL]
+    shutil.copytree(world.root / "out", tmp_path / "copy")
+    assert evaluate("copy")[0] == ["a", "b", "c"]
+    assert evaluate("./copy/../copy")[0] == []
+    os.utime(world.root / "out" / "model.safetensors")
+    assert evaluate("world/out")[0] == ["a", "b", "c"]
+
+
+def test_evaluation_refuses_options_that_change_nothing(
+    world: World, fuse: Callable[..., Outcome]
+) -> None:
+    world.run()
+    out = str(world.root / "out")
+    refused = {
+        "algorithm.scale=1": "algorithm does not change how a finished model is measured",
+        "scale=2": "--set task_pool.scale=2",
+        "task_pool.scal=2": "task_pool.scal: unknown option; did you mean scale?",
+    }
+    for assignment, words in refused.items():
+        outcome = fuse("evaluate", out, "-q", "--set", assignment)
+        assert outcome.code == 2
+        assert words in outcome.err
+
+
+def test_flags_change_the_recorded_options(world: World, fuse: Callable[..., Outcome]) -> None:
+    world.run(scale=0.5)
+    out = world.root / "out"
+    recorded = (out / "report.json").read_bytes()
+    changed = str(world.root / "other")
+    Path(changed).write_text("1.0")
+    outcome = fuse("evaluate", str(out), "-q", "--json", "--set", f"task_pool.file={changed}")
+    expected = 8 * world.report.tasks["c"]["sum"]  # the recorded scale still applies
+    assert json.loads(outcome.out)["tasks"]["c"]["sum"] == pytest.approx(expected)
+    assert (out / "report.json").read_bytes() == recorded
 
 
 def test_mini8_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,7 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights.reading.containment import file_size, read_whole, report_unreadable
+from fusion_core.weights.reading.containment import (
+    file_size,
+    read_whole,
+    report_unreadable,
+    resolve_member,
+)
 from fusion_core.weights.reading.format import LARGEST_INDEX
 from fusion_core.weights.reading.untrusted_json import parse_json
 
@@ -63,6 +68,21 @@ _DANGEROUS = (
     "_experts_implementation",
     "_name_or_path",
 )
+
+
+def list_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
+    """Return the paths of a model directory's side files by name, and of those matching `more`.
+
+    Raises `CheckpointError` for a link out of the directory.
+    """
+    files: dict[str, bytes | Path] = {}
+    for pattern in (*SIDE_FILES, *more):
+        for path in sorted(directory.glob(pattern)):
+            if path.is_file():
+                if path.parent != directory:
+                    resolve_member(path.parent)  # a folder may be a link, too
+                files[path.relative_to(directory).as_posix()] = resolve_member(path)
+    return files
 
 
 def read_side_file(

@@ -14,11 +14,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from fusion_core import AlignmentPolicy
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.weights import StateDictSource
+from fusion_core.weights import StateDictSource, list_side_files
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 from pools_checkpoints.comparison.models import Model, Models
 from pools_checkpoints.comparison.tokens import conflicts
-from pools_checkpoints.files import list_side_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -65,3 +65,35 @@ def test_log_likelihoods_do_not_depend_on_whether_the_model_selects_positions(
     selected = log_likelihoods(model, pairs, batch_size=3, label="")
     _ignore_positions(model)
     assert log_likelihoods(model, pairs, batch_size=3, label="") == pytest.approx(selected)
+
+
+@pytest.mark.parametrize("family", [*_DECODERS, "t5"])
+def test_batches_change_neither_order_nor_values(family: str, tiny: Any) -> None:
+    model = tiny.live(family, 0).double()
+    lengths = [3, 9, 1, 5, 5, 2, 8, 4]
+    rows = [[5 + (7 * row + n) % 60 for n in range(size)] for row, size in enumerate(lengths)]
+    pairs = [Pair(row, [6 + len(row), 9][: 1 + len(row) % 2]) for row in rows]
+
+    def measure(batch_size: int) -> list[float]:
+        return log_likelihoods(model, pairs, batch_size=batch_size, label="")
+
+    with torch.inference_mode():
+        alone = [_compute_likelihood(model, pair) for pair in pairs]
+    for batch_size in (1, 3, 8):
+        assert measure(batch_size) == pytest.approx(alone, rel=1e-12)
+    assert measure(3) == measure(3)
+
+
+def _compute_likelihood(model: Any, pair: Pair) -> float:
+    """Compute a likelihood from all scores of one text without padding."""
+    answer = list(pair.continuation)
+    if model.config.is_encoder_decoder:
+        start = [model.config.decoder_start_token_id, *answer[:-1]]
+        inputs = {"input_ids": [[*pair.context]], "decoder_input_ids": [start]}
+    else:
+        inputs = {"input_ids": [[*pair.context, *answer]]}
+    logits = model(**{name: torch.tensor(ids) for name, ids in inputs.items()}).logits[0]
+    if not model.config.is_encoder_decoder:
+        logits = logits[len(pair.context) - 1 : -1]
+    logs = logits.log_softmax(dim=-1)
+    return float(logs.gather(1, torch.tensor(answer)[:, None]).sum())

@@ -17,6 +17,7 @@ from fusion_core import Progress, run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_testing import CommandSuite, Mean
 from pools_lm import plugin
+from pools_lm.config import LanguageConfig
 from pools_lm.pools import CausalPool
 from pools_lm.smoke import after_run, memory
 from pools_lm.smoke.answers import repeats
@@ -182,6 +183,26 @@ def test_the_exit_code_reports_problems(merge: Path, chains: Chains) -> None:
     done = runner.invoke(program, [str(loop), *options])
     assert done.exit_code == 1
     assert done.stdout.endswith("\nloop: repeats itself (1 of 1 answers)\n")
+
+
+def test_copies_of_other_models_are_named(chains: Chains) -> None:
+    for name, text in {"base": " jumps over", "math": " lazy dog", "copy": " lazy dog"}.items():
+        chains.save(name, text)
+    options = LanguageConfig(
+        base=str(chains.root / "base"), models={"math": str(chains.root / "math")}
+    )
+    others = models_of_pool(CausalPool(options), chains.root / "copy")
+    smoke_test = SmokeTest(device=CPU, prompts=[chains.prompt, f"{chains.prompt} jumps"])
+    findings = smoke_test.run(chains.root / "copy", others)
+    assert findings.same_answers["math"] == 2
+    assert findings.same_answers["base"] < 2
+    text = findings.as_text()
+    assert "math (2 of 2 prompts)" in text
+    assert "look in its recipe.yaml for a scale or weight of 0" in text
+    assert json.loads(findings.as_json())["same_answers"] == dict(findings.same_answers)
+    alike = smoke_test.run(chains.root / "copy", others[1:])
+    assert "copies of the base" in alike.as_text()
+    assert not smoke_test.run(chains.root / "base", others[1:]).same_answers["math"]
 
 
 def compute_nats(directory: Path, ids: list[int], answer: list[int]) -> float:

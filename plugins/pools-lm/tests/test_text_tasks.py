@@ -18,7 +18,8 @@ from fusion_core.errors import FusionError, RecipeError
 from pools_lm.config import LanguageConfig
 from pools_lm.confined.tokenizer import ConfinedTokenizer
 from pools_lm.pools import CausalPool, Seq2SeqPool
-from pools_lm.tasks.config import LanguageTasksConfig
+from pools_lm.tasks.config import LanguageTasksConfig, TextLines
+from pools_lm.tasks.lines import identify_data
 from pools_lm.tasks.pool import LanguageTasks
 from pools_lm.tasks.prompts import Prompts, Turn
 from pools_lm.tasks.ranks import rank_correlation
@@ -481,3 +482,18 @@ def test_unbound_tasks_are_refused(tasks_of: Callable[..., LanguageTasks]) -> No
         tasks_of(choice={"test": CHOICES})["chioce"]
     with pytest.raises(RecipeError, match=r"has no train examples"):
         tasks_of(choice={"test": CHOICES})["choice"].lines(Split.TRAIN)
+
+
+def test_tasks_are_the_same_wherever_a_command_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inner").mkdir()
+    file = tmp_path / "lines.jsonl"
+    file.write_text('{"text": "one"}\n')
+    seen = []
+    for folder, name in ((tmp_path, "lines.jsonl"), (tmp_path / "inner", "../lines.jsonl")):
+        monkeypatch.chdir(folder)
+        paths = (name, str(file))
+        seen += [(TextLines(test=path).identity(), identify_data([path])) for path in paths]
+    assert seen == seen[:1] * 4
+    assert seen[0][0]["test"] == str(file)

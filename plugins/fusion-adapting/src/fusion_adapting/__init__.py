@@ -6,6 +6,7 @@ The library knows pools and tasks, but no method.
 """
 
 from fusion_adapting._adapters import find_feature_module
+from fusion_adapting._batches import map_batches
 from fusion_adapting._gradients import compute_squared_gradients, squared_gradients
 from fusion_adapting._inputs import input_dim, observe_inputs
 from fusion_adapting._live import (
@@ -63,6 +64,7 @@ __all__ = [
     "join_ranks",
     "log_probabilities",
     "make_generator",
+    "map_batches",
     "map_on_cores",
     "merged_parameters",
     "moments",

@@ -70,7 +70,8 @@ class GreedySoup(Algorithm[GreedySoupConfig]):
         """Measure the mean of some experts; larger is better, and NaN is the worst."""
         weights = tuple((name in chosen) / len(chosen) for name in pool.experts)
         merged = context.merge(pool, WeightedMean(weights))
-        model = pool.build(merged, dtype=tasks.dtype, device=context.device).eval()
+        dtype = tasks.dtype_for(pool.reference.infos)  # a lazy merge is wider than what is written
+        model = pool.build(merged, dtype=dtype, device=context.device).eval()
         measured = tasks.measure(Subject.of(model), progress=context.progress, label="choose")
         declared = {task.name: {metric.name: metric for metric in task.metrics} for task in tasks}
         report = Report(measured, metrics=declared)

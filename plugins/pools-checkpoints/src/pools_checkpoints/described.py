@@ -12,7 +12,7 @@ from pools_checkpoints.comparison.table import TABLE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion_core.weights import Difference
+    from fusion_core.weights import Difference, Files, WeightSource
     from pools_checkpoints.comparison.rows import Topic
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
@@ -38,6 +38,29 @@ class DescribedPool(ModelPool[ConfigT]):
                 difference for row in rows for difference in row.find(self._described_models)
             ]
         return self._differences[topic]
+
+    def describe_differences(self, model: WeightSource, files: Files) -> Sequence[str]:
+        """Compare another model's files with those of `assets`, as alignment does.
+
+        A model with other tensors is built by its own configuration, which is not compared.
+        """
+        shapes = [
+            {name: info.shape for name, info in source.infos.items()}
+            for source in (self.reference, model)
+        ]
+        topics = {"tokenizer", *(["config"] if shapes[0] == shapes[1] else [])}
+        models = Models(
+            {
+                "base": Model("base", self.reference, self.assets()),
+                "the model": Model("the model", model, files),
+            }
+        )
+        rows = (row for row in TABLE if row.topic in topics)
+        differences = [difference for row in rows for difference in row.find(models)]
+        return [
+            str(difference)
+            for difference in sorted(differences, key=lambda row: not row.is_serious)
+        ]
 
     @cached_property
     def _differences(self) -> dict[Topic, Sequence[Difference]]:

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.files import resolve_member
 from fusion_core.weights import (
-    SIDE_FILES,
     TOKENIZER_FILES,
     change_config,
     drop_dangerous_fields,
+    list_side_files,
     read_config,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
     import torch
 
@@ -39,7 +38,7 @@ def collect_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
     whose target would be copied.
     """
     files: dict[str, bytes | Path] = {}
-    for name, path in _list_members(directory, (*SIDE_FILES, *more)):
+    for name, path in list_side_files(directory, *more).items():
         files[name] = path
         if name.endswith("config.json"):
             config = read_config(directory / name)
@@ -48,11 +47,6 @@ def collect_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
                 content = json.dumps(safe, indent=2, ensure_ascii=False)
                 files[name] = content.encode() + b"\n"
     return files
-
-
-def list_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
-    """Return the paths of a model directory's side files by name, and of those matching `more`."""
-    return dict(_list_members(directory, (*SIDE_FILES, *more)))
 
 
 def check_side_files(directory: str, option: str, *more: str) -> Path:
@@ -106,13 +100,3 @@ def remove_keys(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, A
         for key, value in config.items()
         if key not in keys
     }
-
-
-def _list_members(directory: Path, patterns: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """Yield each matching file's name relative to the directory, and its resolved path."""
-    for pattern in patterns:
-        for path in sorted(directory.glob(pattern)):
-            if path.is_file():
-                if path.parent != directory:
-                    resolve_member(path.parent)  # a folder may be a link, too
-                yield path.relative_to(directory).as_posix(), resolve_member(path)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 
-from fusion_adapting import map_on_cores
+from fusion_adapting import map_batches
 from fusion_core import (
     Batch,
     ComponentConfig,
@@ -18,8 +17,6 @@ from fusion_core import (
     Split,
     TaskPool,
     choose_tasks,
-    evaluation_mode,
-    note,
     shuffled_rows,
     unknown_task,
 )
@@ -228,29 +225,26 @@ class ClipTask(FeatureTask):
         return Measured({"accuracy": int(correct.sum()) / len(images)}, correct.tolist())
 
     def _predict(self, model: nn.Module, images: Images) -> Tensor:
-        steps = math.ceil(len(images) / self._config.batch_size)
-        size = math.ceil(
-            len(images) / steps
-        )  # equal batches, so that no core waits for a larger one
         device = next(model.parameters()).device
         _ = self._clip.heads  # computed here, before threads need them
 
-        def predict(start: int) -> Tensor:
-            batch = self._batch(images, slice(start, start + size), device)
-            with torch.inference_mode():
-                return self.logits(model, batch).argmax(dim=1).cpu()
+        @torch.inference_mode()
+        def predict(rows: list[int]) -> Tensor:
+            batch = self._batch(images, torch.tensor(rows), device)
+            return self.logits(model, batch).argmax(dim=1).cpu()
 
-        starts, predictions = range(0, len(images), size), []
-        with evaluation_mode(model):
-            batches = (
-                map_on_cores(predict, starts) if device.type == "cpu" else map(predict, starts)
-            )
-            for start, classes in zip(starts, batches, strict=True):
-                predictions.append(classes)
-                note(f"{self.name}: {start + len(classes):,} of {len(images):,} images")
-        return torch.cat(predictions)
+        predictions = map_batches(
+            predict,
+            range(len(images)),
+            model,
+            batch_size=self._config.batch_size,
+            label=self.name,
+            kind="images",
+            size_of=lambda _: 1,
+        )
+        return torch.stack(predictions)
 
-    def _batch(self, images: Images, rows: slice | Tensor, device: torch.device) -> Batch:
+    def _batch(self, images: Images, rows: Tensor, device: torch.device) -> Batch:
         pixels = images.pixels[rows].to(device)  # transfer bytes, not floats
         labels = None if images.labels is None else images.labels[rows].to(device)
         return Batch(self._clip.preprocessor.normalize(pixels), labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from functools import cached_property
@@ -52,6 +53,8 @@ class LanguagePool(CheckpointsPool):
     config: Any
     #: tensors of the first model that transformers ignores, and that the output lacks
     _ignored: tuple[str, ...] = ()
+    #: the side files of a model that replace those of the pool's models
+    _replaced_assets: Files | None = None
     #: None if each row already means the same token in all models
     _tokenizer_change: TokenizerChange | None = None
 
@@ -94,6 +97,17 @@ class LanguagePool(CheckpointsPool):
         tokenizer = ConfinedTokenizer.of(self.assets(), name_tokenizer_model(self))
         start = [] if tokenizer.facts.bos is None else [tokenizer.facts.bos]
         return [[*start, *tokens] for tokens in tokenizer.encode(texts, special=False)]
+
+    def identity(self) -> Mapping[str, Any] | None:
+        """Return the options that live models depend on.
+
+        Other models of the pool do not count, unless weights are read with the rows of another
+        model's tokenizer, or have the rest of another model.
+        """
+        options = super().identity()
+        if options is None or self._tokenizer_change is not None or self._options.rest is not None:
+            return options
+        return {name: value for name, value in options.items() if name not in {"base", "models"}}
 
     def check_builds(self) -> None:
         """Raise `CheckpointError` if transformers cannot build a model from the checkpoint.
@@ -156,6 +170,8 @@ class LanguagePool(CheckpointsPool):
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Files:
         """Return the output's side files, with the chosen tokenizer."""
+        if self._replaced_assets is not None:
+            return self._replaced_assets
         files = super().assets(dtype=dtype)
         if self._options.tokenizer in self.experts:
             files = replace_tokenizer(files, self.files_of(self._options.tokenizer))
@@ -165,6 +181,16 @@ class LanguagePool(CheckpointsPool):
         tokenizer = select_tokenizer_files(files)
         others = {name: content for name, content in files.items() if name not in tokenizer}
         return {**resize_vocabulary(others, change.old_rows, change.rows), **change.files}
+
+    def with_assets(self, files: Files) -> Self:
+        """Return a copy whose live models have this configuration and tokenizer."""
+        clone = copy.copy(self)
+        assets = self.assets()
+        if select_tokenizer_files(files):
+            assets = replace_tokenizer(assets, files)
+        clone._replaced_assets = {**assets, **files}  # noqa: SLF001 - of this class
+        clone.__dict__.pop("_packing", None)  # the configuration determines it
+        return clone
 
     def side_files(self) -> Mapping[str, Files]:
         """Return each model's side files, with the shared tokenizer where rows were unified."""

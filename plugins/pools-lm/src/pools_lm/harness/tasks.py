@@ -99,7 +99,8 @@ class HarnessTasks(TaskPool[HarnessConfig]):
         entry = self._description["tasks"][name]
         if not entry.get("data") or None in entry["data"]:
             return None
-        options = self.config.model_dump(mode="json", exclude={"tasks", "main", "python"})
+        excluded = {"tasks", "main", "python"}
+        options = {k: v for k, v in self.config.identity().items() if k not in excluded}
         return {
             "harness": self._description["versions"],
             "task": entry,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fusion_core.commands import escape_control
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pools_lm.smoke.answers import Answer
 
@@ -47,6 +47,16 @@ class Findings:
         """The number of the tested model's answers per defect."""
         return Counter(answer.verdict for answer in self.answers[self.model] if answer.verdict)
 
+    @property
+    def same_answers(self) -> Mapping[str, int]:
+        """The number of prompts that another model answers word for word as the tested one."""
+        *others, tested = self.answers.items()
+        texts = [answer.text for answer in tested[1]]
+        return {
+            name: sum(answer.text == text for answer, text in zip(answers, texts, strict=True))
+            for name, answers in others
+        }
+
     def as_json(self) -> str:
         """Return all findings as JSON. A number that is not finite is null."""
         models = {
@@ -66,6 +76,7 @@ class Findings:
             "how": self.how,
             "models": models,
             "problems": dict(self.problems),
+            "same_answers": dict(self.same_answers),
             "notes": list(self.notes),
         }
         return json.dumps(content, indent=2)
@@ -75,13 +86,37 @@ class Findings:
         blocks = [self._block(number) for number in range(len(self.prompts))]
         table = [self._table()] if self.bits else []
         name = _one_line(self.model)
-        notes = ["\n".join(f"{name}: {note}" for note in self.notes)] if self.notes else []
+        lines = [f"{name}: {note}" for note in (*self.notes, *self._describe_same_answers())]
+        notes = ["\n".join(lines)] if lines else []
         problems = [
             f"{problem} ({count} of {len(self.prompts)} answers)"
             for problem, count in self.problems.items()
         ]
         verdict = f"{name}: {', '.join(problems) or _NO_PROBLEMS}"
         return "\n\n".join([f"smoke test: {self.how}", *blocks, *table, *notes, verdict])
+
+    def _describe_same_answers(self) -> Iterator[str]:
+        """Yield who answers word for word as the tested model, and what to check."""
+        same, total = self.same_answers, len(self.prompts)
+        counts = [
+            f"{_one_line(name)} ({count} of {total} prompts)"
+            for name, count in same.items()
+            if count
+        ]
+        if counts:
+            yield f"answers word for word as {', '.join(counts)}"
+        copies = [name for name, count in same.items() if count == total]
+        if len(copies) > 1 and len(copies) == len(same):
+            yield (
+                "all models answer alike, so these prompts say nothing about the merge; ask what "
+                "the experts learned: --prompt TEXT"
+            )
+        elif copies:
+            yield (
+                "if that is not what the merge is for, ask what the experts learned (--prompt "
+                "TEXT); if the answers stay the same, look in its recipe.yaml for a scale or "
+                "weight of 0, and for experts that are copies of the base"
+            )
 
     def _block(self, number: int) -> str:
         width = max(len(_one_line(name)) for name in self.answers)

@@ -90,7 +90,7 @@ class AgreementTasks(TaskPool[AgreementConfig]):
 
     def __init__(self, config: AgreementConfig) -> None:
         super().__init__(config)
-        self.dtype = getattr(torch, config.dtype)
+        self.dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
         count = min(config.sampled, config.limit or config.sampled)
         self.measured_on = f"{count} prompts per task that models wrote"
         self._tasks: dict[str, AgreementTask] = {}

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_adapting import map_batches
 from fusion_core import Batch, FeatureTask, Measured, Split
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.tasks.encoder import Encoder, Example, stack_examples
 from pools_lm.tasks.examples import AdaptiveLinesTask, unbound_error
 from pools_lm.tasks.heads import LinearHead, fit_logistic, nearest_name_head
 from pools_lm.tasks.lines import Line, find_on_hub
-from pools_lm.tasks.scoring import map_by_length
 from pools_lm.tasks.sentence_config import ClassLines
 
 if TYPE_CHECKING:
@@ -77,9 +77,7 @@ class ClassTask(AdaptiveLinesTask[ClassLines]):
             return scorer({name: tensor.to(device) for name, tensor in inputs.items()}).cpu()
 
         size = self.config.batch_size
-        scores = torch.stack(
-            map_by_length(score, examples, model, batch_size=size, label=self.name)
-        )
+        scores = torch.stack(map_batches(score, examples, model, batch_size=size, label=self.name))
         labels = _labels(examples)
         self._check_classes(int(labels.max()), scores.shape[1])
         right = scores.argmax(dim=1) == labels

@@ -162,11 +162,13 @@ class MeasuringConfig(ComponentConfig):
     """Evaluate these tasks, in this order. Default: the tasks whose experts the model pool of the
     same name merges, or all."""
     limit: Count | None = None
-    """Evaluate only the first test examples of each task."""
+    """Evaluate only this number of test examples per task: the first ones, always the same."""
     batch_size: Count = 16
-    """Set the number of examples per batch in evaluation."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Evaluate models in this dtype."""
+    """Set the number of examples per batch in evaluation. Examples of similar length share a
+    batch."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Evaluate models in this dtype. `auto`: bfloat16 if most of a model's values are stored in it,
+    and float32 otherwise."""
 
 
 class ReadingConfig(MeasuringConfig):

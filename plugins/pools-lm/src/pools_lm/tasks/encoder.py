@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_adapting import map_batches
 from fusion_core import mark_features
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.side_files import load_json
 from pools_lm.tasks.modules import Pooling, read_modules
 from pools_lm.tasks.prompts import Prompts, name_tokenizer_model
-from pools_lm.tasks.scoring import map_by_length, pad_rows
+from pools_lm.tasks.scoring import pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,7 +127,7 @@ class Encoder:
             return self.embed(model, inputs).cpu()
 
         return torch.stack(
-            map_by_length(embed_batch, examples, model, batch_size=batch_size, label=label)
+            map_batches(embed_batch, examples, model, batch_size=batch_size, label=label)
         )
 
 

@@ -56,7 +56,7 @@ class LinesTask(Task, Generic[DataT]):
         """Return everything that the metrics depend on."""
         return {
             "files": identify_data(self._paths()),
-            "data": self.data.model_dump(mode="json"),
+            "data": self.data.identity(),
             "limit": self.config.limit,
             "batch_size": self.config.batch_size,
             "halved": self.is_halved,

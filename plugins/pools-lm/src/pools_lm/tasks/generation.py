@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fusion_adapting import make_generator, map_on_cores
+from fusion_adapting import make_generator, map_batches, map_on_cores
 from fusion_core import evaluation_mode
-from pools_lm.tasks.scoring import map_by_length, pad_rows
+from pools_lm.tasks.scoring import pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,7 @@ class TextGenerator:
         Tokens that contain a stop text are included.
         """
         size = self.batch_size
-        return map_by_length(self._batch, contexts, self.model, batch_size=size, label=label)
+        return map_batches(self._batch, contexts, self.model, batch_size=size, label=label)
 
     def sample_tokens(
         self, contexts: Sequence[Sequence[int]], *, seed: int, key: str

@@ -34,7 +34,7 @@ class LinesTasks(TaskPool[ComponentConfig]):
         super().__init__(config)
         self.names = choose_tasks(config.tasks, list(config.datasets), "task_pool.tasks")
         self.options: Any = config
-        self.dtype = getattr(torch, config.dtype)
+        self.dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
         self._tasks = {name: self.make_task(name) for name in self.names}
         self.transductive = any(task.is_transductive for task in self._tasks.values())
         if config.limit is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING
 
 from fusion_core import Measured, Metric, Split
@@ -38,13 +38,13 @@ class PerplexityTask(LanguageTask[TextLines]):
     def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
         """Return the windows of all texts."""
         del split  # a text is not a label of its own
-        return [window for line in lines for window in self.bound_prompts.windows(self._text(line))]
+        return list(chain.from_iterable(self.bound_prompts.windows(list(map(self._text, lines)))))
 
     def evaluate(self, model: nn.Module) -> MetricValues:
         """Return {"bits_per_byte": ...} over all test texts, in bytes of UTF-8."""
         lines = self.lines(Split.TEST)
-        windows_by_line = [self.pairs([line], Split.TEST) for line in lines]
-        pairs = [window for windows in windows_by_line for window in windows]
+        windows_by_line = self.bound_prompts.windows(list(map(self._text, lines)))
+        pairs = list(chain.from_iterable(windows_by_line))
         likelihoods = log_likelihoods(
             model, pairs, batch_size=self.config.batch_size, label=self.name
         )

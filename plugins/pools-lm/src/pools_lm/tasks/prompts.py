@@ -108,15 +108,19 @@ class Prompts:
             hint="Set bos_token in tokenizer_config.json next to the base's weights.",
         )
 
-    def windows(self, text: str) -> list[Pair]:
-        """Split a text into windows that together predict each of its tokens once.
+    def windows(self, texts: Sequence[str]) -> list[list[Pair]]:
+        """Split each text into windows that together predict each of its tokens once.
 
-        The start token comes before the first window.
+        The start token comes before the first window of a text.
         """
-        (plain,) = self.tokenizer.encode([text], special=False)
-        tokens = [self.start_token, *plain]
-        starts = range(1, len(tokens), self.length)
-        return [Pair(tokens[n - 1 : n], tokens[n : n + self.length]) for n in starts]
+        rows = [[self.start_token, *ids] for ids in self.tokenizer.encode(texts, special=False)]
+        return [
+            [
+                Pair(tokens[n - 1 : n], tokens[n : n + self.length])
+                for n in range(1, len(tokens), self.length)
+            ]
+            for tokens in rows
+        ]
 
     def questions(
         self, conversations: Sequence[Sequence[Turn]], system: str | None = None

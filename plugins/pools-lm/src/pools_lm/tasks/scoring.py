@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_adapting import map_on_cores
-from fusion_core import evaluation_mode, note
+from fusion_adapting import map_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 
 #: Maximum number of scores in memory at once, unless a single text has more.
 _MAX_SCORES = 2**26
-#: Number of rows per log-softmax.
-_ROWS = 256
+#: Number of rows per log-softmax, few enough for memory that is used again at once.
+_ROWS = 32
 
 
 def pad_rows(
@@ -69,7 +68,7 @@ def log_likelihoods(
             return _score_batch(model, batch, device)
 
     size = _limit_batch(model, pairs, batch_size)
-    return map_by_length(score, pairs, model, batch_size=size, label=label)
+    return map_batches(score, pairs, model, batch_size=size, label=label)
 
 
 def greedy_tokens(
@@ -89,35 +88,7 @@ def greedy_tokens(
         return [list(islice(remaining, len(pair.continuation))) for pair in batch]
 
     size = _limit_batch(model, pairs, batch_size)
-    return map_by_length(choose, pairs, model, batch_size=size, label=label)
-
-
-def map_by_length(
-    function: Callable[[Any], Iterable[Any]],
-    items: Sequence[Sized],
-    model: nn.Module,
-    *,
-    batch_size: int,
-    label: str,
-) -> list[Any]:
-    """Apply a function to batches of items of similar length; return one result per item, in order.
-
-    On the CPU, one batch runs per core at the same time. `label` names the items in progress notes.
-    """
-    order = sorted(range(len(items)), key=lambda n: len(items[n]))
-    batches = [order[n : n + batch_size] for n in range(0, len(order), batch_size)]
-    on_cpu = next(model.parameters()).device.type == "cpu"
-
-    def apply(rows: Sequence[int]) -> Iterable[Any]:
-        return function([items[row] for row in rows])
-
-    results = dict[int, Any]()
-    with evaluation_mode(model):
-        outputs = map_on_cores(apply, batches) if on_cpu else map(apply, batches)
-        for rows, values in zip(batches, outputs, strict=True):
-            results.update(zip(rows, values, strict=True))
-            note(f"{label}: {len(results):,} of {len(items):,} texts")
-    return [results[row] for row in range(len(items))]
+    return map_batches(choose, pairs, model, batch_size=size, label=label)
 
 
 def _limit_batch(model: nn.Module, pairs: Sequence[Pair], batch_size: int) -> int:

@@ -1,0 +1,122 @@
+"""The models that an evaluation measures: which pool builds them, and with which files."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from fusion_core.contracts.report import measuring_hint
+from fusion_core.contracts.run import RunInfo
+from fusion_core.contracts.specs import ModelPoolSpec, TaskPoolSpec
+from fusion_core.errors import RecipeError
+from fusion_core.planning.plan import name_plans
+from fusion_core.planning.resolution import ANY_MODELS
+from fusion_core.plugins.formats import find_model
+from fusion_core.recipe.config import AlignmentPolicy, Choice, choice_of
+from fusion_core.recipe.validation import validate
+from fusion_core.running._context import run_nested
+from fusion_core.weights import SerialExecutor, WeightSource
+from fusion_core.weights.reading.assets import list_side_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from fusion_core.contracts.model_pool import ModelPool
+    from fusion_core.planning.nested import RecipeSource
+    from fusion_core.planning.resolved_recipe import Resolved
+    from fusion_core.planning.run_plan import Plan
+    from fusion_core.plugins.manager import PluginManager
+
+_LOG = logging.getLogger(__name__)
+
+
+def choose_pools(
+    recipe: Mapping[str, Any],
+    recorded: Mapping[str, Any],
+    directory: Path,
+    plugins: PluginManager,
+) -> tuple[Choice, Choice]:
+    """Return the model pool and the task pool of a recipe, the first completed.
+
+    If the recipe's model pool builds no models, the one whose default task pool the recipe names
+    does. A pool of checkpoints without models gets those of the recorded recipe, or else the
+    measured model alone. Raises `RecipeError` if no pool builds the model.
+    """
+    pool, tasks = choice_of(recipe.get("model_pool")), choice_of(recipe.get("task_pool"))
+    recorded_pool = choice_of(recorded.get("model_pool"))
+    if pool.name is None or _is_checkpoints(pool.name, plugins):
+        is_chosen = recipe.get("model_pool") != recorded.get("model_pool")
+        pool = _find_pool(Choice() if is_chosen else tasks, directory, plugins)
+    known = plugins.find(ModelPoolSpec, pool.name or "").load_config().model_fields.keys()
+    if not {"base", "models"} <= known or "models" in pool.options:
+        return pool, tasks
+    models = {key: recorded_pool.options[key] for key in recorded_pool.options.keys() & known}
+    if "models" not in models:
+        models = {"models": {} if "base" in pool.options else {"model": str(directory)}}
+    return Choice(name=pool.name, **{**models, **pool.options}), tasks
+
+
+def create_models(
+    resolved: Resolved[ModelPoolSpec],
+    plans: Mapping[RecipeSource, Plan],
+    recipe: Mapping[str, Any],
+) -> ModelPool[Any]:
+    """Return the models as a run of the recipe has them: nested recipes merged, all aligned."""
+    pool: ModelPool[Any] = resolved.create()
+    nested, info = name_plans(plans, pool), RunInfo(recipe, None)
+    merges, _, _ = run_nested(nested, info, SerialExecutor(), None)
+    policy = validate(AlignmentPolicy, recipe.get("alignment") or {}, prefix="alignment")
+    pool = pool.with_sources(merges)
+    return pool.aligned(policy) if pool.experts else pool
+
+
+def open_model(directory: Path, pool: ModelPool[Any]) -> WeightSource:
+    """Return the weights in an existing directory, of any format.
+
+    An adapter belongs to the pool's base. Raises `CheckpointError` for a directory without weights,
+    and for an adapter if the pool has no base.
+    """
+    return find_model(str(directory), "the measured model").open(pool.base)
+
+
+def with_own_files(
+    pool: ModelPool[Any], weights: WeightSource, directory: Path
+) -> ModelPool[Any] | None:
+    """Return the pool with a directory's own configuration and tokenizer, None if they are equal.
+
+    Warns of each difference.
+    """
+    files = list_side_files(directory) if directory.is_dir() and not weights.is_delta else {}
+    differences = pool.describe_differences(weights, files) if files else []
+    own_pool = pool.with_assets(files) if differences else None
+    for difference in differences:
+        whose = "the base's" if own_pool is None else "its own"
+        _LOG.warning("%s; the model is measured with %s", difference, whose)
+    return own_pool
+
+
+def _is_checkpoints(name: str, plugins: PluginManager) -> bool:
+    """Tell whether a pool builds no models, because it does not know their class."""
+    return plugins.find(ModelPoolSpec, name).spec.name == ANY_MODELS
+
+
+def _find_pool(tasks: Choice, directory: Path, plugins: PluginManager) -> Choice:
+    """Return the model pool whose default task pool is chosen."""
+    name = plugins.find(TaskPoolSpec, tasks.name).spec.name if tasks.name else None
+    for component in plugins.components(ModelPoolSpec):
+        if name is not None and component.spec.default_task_pool == name:
+            return Choice(name=component.qualified_name)
+    hints = [] if name else list(_hint_at_task_pools(tasks.options.get("tasks") or (), plugins))
+    raise RecipeError(
+        f"cannot build the model in {directory}: its class is unknown",
+        hint="\n".join([*hints, measuring_hint(directory)]),
+    )
+
+
+def _hint_at_task_pools(names: Iterable[str], plugins: PluginManager) -> Iterator[str]:
+    """Yield a hint for each task pool that has these tasks, or whose name is among them."""
+    for component in plugins.components(TaskPoolSpec) if names else ():
+        spec = component.spec
+        if spec.name in names or set(names) <= set(spec.tasks):
+            yield f"For the tasks of {spec.name}, add: --task-pool {spec.name}"

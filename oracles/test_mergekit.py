@@ -284,6 +284,29 @@ METHODS |= {
     },
 }
 
+METHODS |= {
+    "ram": Method({"name": "ram"}, "ram", takes_weights=False),
+    **{
+        f"ram, changes above {epsilon}": Method(
+            {"name": "ram", "epsilon": epsilon},
+            "ram",
+            {"epsilon": epsilon},
+            experts=experts,
+            takes_weights=False,
+        )
+        for epsilon, experts in ((0.001, 5), (0.003, 3), (0.1, 3))
+    },
+    **{
+        f"ram+, {r}, {alpha}": Method(
+            {"name": "ram", "epsilon": 0.003, "r": r, "alpha": alpha, "scope": "tensor"},
+            "ramplus_tl",
+            {"epsilon": 0.003, "r": r, "alpha": alpha},
+            takes_weights=False,
+        )
+        for r, alpha in ((0.1, 0.2), (0.4, 3.0))
+    },
+}
+
 CASES = [(m, d, seed) for m in METHODS for d in METHODS[m].dtypes for seed in SEEDS]
 
 

@@ -30,6 +30,9 @@ MERGES: list[tuple[str, dict[str, Any]]] = [
     ("consensus", {"task_masks": True}),
     ("pcb", {}),
     ("emr", {}),
+    ("ram", {"epsilon": 0.0}),
+    ("ram", {"epsilon": 0.001, "r": 0.5, "alpha": 2.0}),
+    ("ram", {"epsilon": 0.001, "r": 0.5, "scope": "tensor"}),
 ]
 
 

@@ -111,6 +111,11 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("karcher", {"name": "karcher", "iterations": 10, "tolerance": 1e-5}),
     ("sce\nparameters: {select_topk: 0.1}", {"name": "sce", "density": 0.1}),
     ("model_stock", {"name": "model-stock"}),
+    ("ram\nparameters: {epsilon: 1e-4}", {"name": "ram", "epsilon": 1e-4}),
+    (
+        "ramplus_tl",
+        {"name": "ram", "epsilon": 1e-5, "r": 0.1, "alpha": 0.2, "scope": "tensor"},
+    ),
 ]
 
 
@@ -332,7 +337,6 @@ models: [{{model: first}}]
 
 
 REFUSALS = {
-    "merge_method: ram": ["merge_method: ram has no counterpart"],
     "merge_method: dare-ties": [
         "merge_method: unknown method 'dare-ties'; did you mean dare_ties?"
     ],

@@ -208,3 +208,28 @@ class EmrConfig(ComponentConfig):
     rescale: Literal["paper", "authors"] = "paper"
     """Compute a task's scale from sums of magnitudes (the paper), or from sums of each tensor's
     mean magnitude (the authors' code)."""
+
+
+class RamConfig(ComponentConfig):
+    """Options of `ram`."""
+
+    epsilon: PerExpert[Annotated[float, Field(ge=0)]] = 0.00001
+    """Count entries of task vectors up to this magnitude as unchanged."""
+    r: PerExpert[Annotated[float, Field(ge=0)]] = 0.0
+    """Enlarge the entries that one expert alone changed by this times its ratio of shared to
+    unshared changes (RAM+: 0.1)."""
+    alpha: PerExpert[Annotated[float, Field(ge=0)]] = 0.2
+    """Count a ratio as at most this."""
+    scope: Literal["model", "tensor"] = "model"
+    """Compute ratios over the whole model (the paper), or in each tensor (mergekit)."""
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether any expert has a factor."""
+        match self.r:
+            case Mapping():
+                return any(self.r.values())
+            case float() | int():
+                return self.r != 0
+            case _:
+                return any(self.r)

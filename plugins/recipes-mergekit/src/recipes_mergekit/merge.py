@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recipes_mergekit.findings import guess
-from recipes_mergekit.methods import METHODS, UNSUPPORTED, Method
+from recipes_mergekit.methods import METHODS, Method
 from recipes_mergekit.models import STACKED, UNCHECKED, Models
 from recipes_mergekit.parameters import Parameters, check_names
 
@@ -30,7 +30,7 @@ class Merge:
         method = self._find_method()
         if method is None:
             return {}
-        check_names(self.configuration, method.parameters, self.findings)
+        check_names(self.configuration, method, self.findings)
         bases, experts = self._split_sources(method)
         if not experts or not self._check_counts(method, experts):
             return {}
@@ -61,8 +61,8 @@ class Merge:
         if name in METHODS:
             return METHODS[name]
         meant = guess(name, METHODS)
-        known = f"unknown method {name!r}" + (f"; did you mean {meant}?" if meant else "")
-        self._refuse("merge_method", f"{name} has no counterpart" if name in UNSUPPORTED else known)
+        hint = f"did you mean {meant}?" if meant else f"expected one of {', '.join(METHODS)}"
+        self._refuse("merge_method", f"unknown method {name!r}; {hint}")
         return None
 
     def _levels(self) -> list[Mapping[str, Any]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from recipes_mergekit.algorithm import Algorithm
+from recipes_mergekit.parameters import OF_MODELS
 from recipes_mergekit.settings import change, constant
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ class Method:
     #: bounds on the number of experts
     least: int = 1
     most: int | None = None
+    #: parameters that a model cannot set, although it can for other methods
+    shared: frozenset[str] = frozenset()
+
+    @property
+    def of_models(self) -> frozenset[str]:
+        """The parameters that a model may set."""
+        return (self.parameters & OF_MODELS) - self.shared
 
 
 def _linear(given: Parameters) -> Algorithm:
@@ -100,6 +108,20 @@ def _arcee_fusion(given: Parameters) -> Algorithm:
 def _sce(given: Parameters) -> Algorithm:
     algorithm = Algorithm("sce")
     algorithm.set("density", _as_fraction(given, "select_topk", given.shared("select_topk", 1.0)))
+    return algorithm
+
+
+def _ram(given: Parameters) -> Algorithm:
+    algorithm = Algorithm("ram")
+    algorithm.set("epsilon", given.shared("epsilon", 1e-5))
+    return algorithm
+
+
+def _ram_plus(given: Parameters) -> Algorithm:
+    algorithm = _ram(given)
+    algorithm.set("r", given.shared("r", 0.1))
+    algorithm.set("alpha", given.shared("alpha", 0.2))
+    algorithm.options["scope"] = "tensor"
     return algorithm
 
 
@@ -245,8 +267,12 @@ METHODS = {
     "model_stock": _method(_model_stock, "required", "filter_wise", least=2),
     "nearswap": _method(_nearswap, "required", "t", most=1),
     "arcee_fusion": _method(_arcee_fusion, "required", most=1),
+    "ram": Method(_ram, "required", frozenset({"epsilon"}), shared=frozenset({"epsilon"})),
+    "ramplus_tl": Method(
+        _ram_plus,
+        "required",
+        frozenset({"epsilon", "r", "alpha"}),
+        shared=frozenset({"epsilon"}),
+    ),
     "passthrough": _method(_passthrough, "input", "scale", most=1),
 }
-
-#: Methods without a counterpart.
-UNSUPPORTED = ("ram", "ramplus_tl")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from recipes_mergekit.configuration import Configuration, Slice, Source
     from recipes_mergekit.findings import Findings
+    from recipes_mergekit.methods import Method
 
 #: Parameters that a model may set, and parameters of the whole merge, over all methods.
 OF_MODELS = frozenset({"weight", "density", "gamma", "epsilon", "scale"})
@@ -132,13 +133,14 @@ class Parameters:
             self.refuse(name, f"the filter {rule.filter!r} has a layer number, which slices change")
 
 
-def check_names(configuration: Configuration, known: frozenset[str], findings: Findings) -> None:
+def check_names(configuration: Configuration, method: Method, findings: Findings) -> None:
     """Record parameters that the method does not have, or not where they are."""
+    known = method.parameters
     levels = [("parameters", configuration.parameters, known)]
     for part in configuration.slices:
         levels.append((f"{part.key}.parameters", part.parameters, known))
         levels += [
-            (f"parameters of {source.model}", source.parameters, known & OF_MODELS)
+            (f"parameters of {source.model}", source.parameters, method.of_models)
             for source in part.sources
         ]
     for where, parameters, usable in levels:

@@ -484,3 +484,83 @@ def test_tied_matrices_may_be_stored_twice(
         assert ("lm_head.weight" in source.infos) == (twice == "base")
     model = again.build(again.experts["a"])
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Who?"},
+    {"role": "assistant", "content": " Me. "},
+]
+#: what each format makes of the talk, and of its question alone with the start of an answer
+CHATS = {
+    "chatml": (
+        (
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n"
+            "<|im_start|>assistant\n Me. <|im_end|>\n"
+        ),
+        "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "llama3": (
+        (
+            "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nMe.<|eot_id|>"
+        ),
+        (
+            "<s><|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        ),
+    ),
+    "mistral": ("<s> [INST] Be brief.\n\nWho? [/INST]  Me. </s>", "<s> [INST] Who? [/INST]"),
+    "alpaca": (
+        "Be brief.\n\n### Instruction:\nWho?\n\n### Response:\nMe.",
+        "### Instruction:\nWho?\n\n### Response:\n",
+    ),
+    "exaone": (
+        "[|system|]Be brief.[|endofturn|]\n[|user|]Who?\n[|assistant|] Me. [|endofturn|]\n",
+        "[|system|][|endofturn|]\n[|user|]Who?\n[|assistant|]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_a_format_of_chats_becomes_the_outputs_template(
+    tiny: Tiny, several: Callable[..., Options], tmp_path: Path, name: str
+) -> None:
+    options = several("llama", {"base": tiny.tokenizer(), "a": tiny.tokenizer()})
+    settings = Path(options["base"]) / "tokenizer_config.json"
+    fields = {**json.loads(settings.read_text()), "chat_template": "{{ 'old' }}"}
+    settings.write_text(json.dumps(fields))
+    pool = {"name": "causal-lm", **options, "chat_template": name}
+    run_fusion(algorithm="simple-average", model_pool=pool, output=tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    whole, question = CHATS[name]
+    tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+    assert tokenizer.apply_chat_template(TALK, tokenize=False) == whole
+    asked = tokenizer.apply_chat_template(TALK[1:2], tokenize=False, add_generation_prompt=True)
+    assert asked == question
+
+
+def test_auto_takes_the_most_frequent_template(tiny: Tiny, several: Callable[..., Options]) -> None:
+    tokenizer = tiny.tokenizer()
+    options = several("llama", dict.fromkeys(("base", "a", "b", "c"), tokenizer))
+    for name, text in {"a": "{{ 'a' }}", "b": "{{ 'b' }}", "c": "\n{{ 'b' }}\n"}.items():
+        (Path(options["models"][name]) / "chat_template.jinja").write_text(text)
+    pool = open_pool("llama", options, chat_template="auto")
+    assert pool.assets()["chat_template.jinja"] == b"{{ 'b' }}"
+    assert "chat_template.jinja" not in open_pool("llama", options).assets()
+
+
+def test_a_template_has_to_be_one(tiny: Tiny, several: Callable[..., Options]) -> None:
+    with pytest.raises(RecipeError, match="expected auto, one of alpaca, chatml"):
+        LanguageConfig(models={}, chat_template="chatlm")
+    options = several("llama", {"base": tiny.tokenizer(), "a": tiny.tokenizer()})
+    with pytest.raises(RecipeError, match="invalid Jinja template, line 1"):
+        open_pool("llama", options, chat_template="{% for message in messages %}")
+    marked = "{% generation %}{{ messages[0].content }}{% endgeneration %}"
+    assert open_pool("llama", options, chat_template=marked).assets()["chat_template.jinja"]
+    for path in (options["base"], options["models"]["a"]):
+        for file in Path(path).glob("*token*"):
+            file.unlink()
+    with pytest.raises(RecipeError, match="no model has a tokenizer"):
+        open_pool("llama", options, chat_template="chatml")

@@ -3,12 +3,24 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fusion_core import CheckpointsConfig, ComponentConfig, InputPath
 
 #: The value of `tokenizer` that combines the tokens of all models.
 UNION = "union"
+#: The value of `chat_template` that takes the most frequent template of the models.
+AUTO = "auto"
+#: Formats of chats that `chat_template` may name.
+CHAT_FORMATS = ("alpaca", "chatml", "exaone", "llama3", "mistral")
+
+
+def _check_template(value: str) -> str:
+    """Raise `ValueError` for a text that is neither a format nor a template."""
+    if value not in {AUTO, *CHAT_FORMATS} and "{" not in value:
+        formats = ", ".join(CHAT_FORMATS)
+        raise ValueError(f"expected auto, one of {formats}, or a Jinja template, got {value!r}")
+    return value
 
 
 class LanguageConfig(CheckpointsConfig):
@@ -17,6 +29,10 @@ class LanguageConfig(CheckpointsConfig):
     tokenizer: str = "base"
     """Choose the vocabulary of the merged model: `base`, `union` (the tokens of all models), or the
     name of an expert. The output gets the chosen model's tokenizer and chat template."""
+    chat_template: Annotated[str, AfterValidator(_check_template)] | None = None
+    """Give the output a chat template: a format (`alpaca`, `chatml`, `exaone`, `llama3` or
+    `mistral`), a Jinja template, or the most frequent one of the models (`auto`). Default: that of
+    the model whose tokenizer is chosen."""
     new_rows: Literal["expert", "subwords", "zero"] = "expert"
     """Fill the row of a token that neither a model nor the base knows with the mean of the experts
     that know it (`expert`), with the mean of the pieces that the model's tokenizer splits it into

@@ -20,6 +20,7 @@ from fusion_core.weights import (
     parse_safe_config,
     select_tokenizer_files,
 )
+from pools_lm.chat_templates import choose_template, replace_template
 from pools_lm.config import LanguageConfig
 from pools_lm.packing import Packing
 from pools_lm.side_files import ENCODER_FILES, drop_foreign_modules, files_not_copied
@@ -54,12 +55,17 @@ class LanguagePool(CheckpointsPool):
     _ignored: tuple[str, ...] = ()
     #: None if each row already means the same token in all models
     _tokenizer_change: TokenizerChange | None = None
+    #: the template that the output has in the place of its tokenizer's
+    _chat_template: str | None = None
 
     def __init__(self, config: LanguageConfig) -> None:
         if config.rest is not None:
             self._check_rest(config)
         super().__init__(config)
         self._options = config
+        if config.chat_template is not None:
+            files = {name: self.files_of(name) for name in self.by_name}
+            self._chat_template = choose_template(config.chat_template, files)
         if config.rest is None:  # or all models have the names and files of one already
             self._unify_names()
             self._unify_tokens()
@@ -155,8 +161,13 @@ class LanguagePool(CheckpointsPool):
         return clone
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Files:
-        """Return the output's side files, with the chosen tokenizer."""
-        files = super().assets(dtype=dtype)
+        """Return the output's side files, with the chosen tokenizer and chat template."""
+        files = self._choose_tokenizer(super().assets(dtype=dtype))
+        template = self._chat_template
+        return files if template is None else replace_template(files, template)
+
+    def _choose_tokenizer(self, files: Files) -> Files:
+        """Return the output's side files with the chosen tokenizer."""
         if self._options.tokenizer in self.experts:
             files = replace_tokenizer(files, self.files_of(self._options.tokenizer))
         change = self._tokenizer_change
@@ -167,8 +178,15 @@ class LanguagePool(CheckpointsPool):
         return {**resize_vocabulary(others, change.old_rows, change.rows), **change.files}
 
     def side_files(self) -> Mapping[str, Files]:
+        """Return each model's side files, with what the output's tokenizer gives all of them."""
+        files_by_model = self._share_tokenizer(super().side_files())
+        template = self._chat_template
+        if template is None:
+            return files_by_model
+        return {model: replace_template(files, template) for model, files in files_by_model.items()}
+
+    def _share_tokenizer(self, files_by_model: Mapping[str, Files]) -> Mapping[str, Files]:
         """Return each model's side files, with the shared tokenizer where rows were unified."""
-        files_by_model = super().side_files()
         if self._tokenizer_change is not None:
             return {
                 model: {

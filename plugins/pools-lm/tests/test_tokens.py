@@ -486,6 +486,68 @@ def test_tied_matrices_may_be_stored_twice(
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+def test_rows_of_single_tokens(tiny: Tiny, several: Callable[..., Options], tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizers = {
+        "base": tokenizer,
+        "a": change_tokenizer(tokenizer, 5, "<|user|>"),
+        "b": change_tokenizer(tokenizer, 6, "<|user|>", "<|b|>"),
+    }
+    options = several("llama", tokenizers)
+    tokens = {
+        "<|user|>": {"model": "b"},  # a keeps its own row
+        "<|new|>": {"model": "a", "token": "the"},
+        "<|id|>": {"model": "b", "id": 2, "force": True},
+        "the": {"model": "a", "force": True},
+        "and": {"force": True},
+        "<|b|>": {},
+    }
+    pool = open_pool("llama", options, tokens=tokens)
+    rows = {name: weights(path)["lm_head.weight"] for name, path in options["models"].items()}
+    rows["base"] = weights(options["base"])["lm_head.weight"]
+    known = {name: vocabulary(path) for name, path in options["models"].items()}
+    known["base"] = vocabulary(options["base"])
+
+    def row(model: str, token: str) -> torch.Tensor:
+        return rows[model][known[model][token]]
+
+    a = {name: row("a", token) for name, token in [("<|user|>", "<|user|>"), ("<|new|>", "the")]}
+    nothing = torch.zeros_like(row("a", "the"))
+    expected = {
+        "base": {"<|user|>": row("b", "<|user|>"), "<|b|>": nothing},
+        "a": {"<|user|>": a["<|user|>"], "<|b|>": nothing},
+        "b": {"<|user|>": row("b", "<|user|>"), "<|b|>": row("b", "<|b|>")},
+    }
+    shared = {"<|new|>": a["<|new|>"], "<|id|>": rows["b"][2], "the": row("a", "the")}
+    output = tmp_path / "out"
+    run_fusion(algorithm=Mean(), model_pool=pool, output=output)
+    numbers = vocabulary(output)
+    for name, known_rows in expected.items():
+        actual = pool.by_name[name].tensor("lm_head.weight")
+        for token, value in {**known_rows, **shared, "and": nothing}.items():
+            assert torch.equal(actual[numbers[token]], value), (name, token)
+    assert AutoTokenizer.from_pretrained(output).encode("<|new|>") == [numbers["<|new|>"]]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"model": "c"}, "tokens.<new>.model: unknown model 'c'"),
+        ({"model": "a"}, "tokens.<new>: a has no token '<new>'"),
+        ({"model": "a", "token": "<y>"}, "tokens.<new>: a has no token '<y>'"),
+        ({"model": "a", "id": 9999}, "tokens.<new>: a has no row 9999"),
+        ({"model": "a", "token": "the", "id": 1}, "expected one of token and id, got both"),
+        ({"id": 1}, "missing model"),
+    ],
+)
+def test_a_token_needs_a_row_that_exists(
+    tiny: Tiny, several: Callable[..., Options], row: Options, problem: str
+) -> None:
+    options = several("llama", {"base": tiny.tokenizer(), "a": tiny.tokenizer()})
+    with pytest.raises(RecipeError, match=problem):
+        open_pool("llama", options, tokens={"<new>": row})
+
+
 TALK = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Who?"},

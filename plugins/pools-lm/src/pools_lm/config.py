@@ -1,9 +1,9 @@
 """Options of the language pools. Importing them does not import torch."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from fusion_core import CheckpointsConfig, ComponentConfig, InputPath
 
@@ -23,6 +23,27 @@ def _check_template(value: str) -> str:
     return value
 
 
+class TokenRow(ComponentConfig):
+    """The row of one token, in all models that lack the token."""
+
+    model: str | None = None
+    """Copy the row from this model: `base` or an expert. Default: zeros."""
+    token: str | None = None
+    """Copy the row of this token of the model. Default: of the token itself."""
+    id: Annotated[int, Field(ge=0)] | None = None
+    """Copy the row with this number, in the place of `token`."""
+    force: bool = False
+    """Replace the rows of models that have the token, too."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if self.token is not None and self.id is not None:
+            raise ValueError("expected one of token and id, got both")
+        if self.model is None and (self.token is not None or self.id is not None):
+            raise ValueError("missing model: it has the token or id whose row is copied")
+        return self
+
+
 class LanguageConfig(CheckpointsConfig):
     """A base and experts: paths, hub ids or recipes (in Python also modules and state dicts)."""
 
@@ -37,6 +58,9 @@ class LanguageConfig(CheckpointsConfig):
     """Fill the row of a token that neither a model nor the base knows with the mean of the experts
     that know it (`expert`), with the mean of the pieces that the model's tokenizer splits it into
     (`subwords`), or with zeros."""
+    tokens: dict[str, TokenRow] = Field(default={})
+    """Fill the rows of single tokens, such as {"<|user|>": {model: chat}}. A token that the chosen
+    tokenizer lacks is added to it."""
     pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
     """Round the number of embedding rows up to a multiple of this. Default: the row count of the
     model whose tokenizer is chosen, or more if its tokens need more."""

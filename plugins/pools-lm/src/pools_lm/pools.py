@@ -215,10 +215,10 @@ class LanguagePool(CheckpointsPool):
                 hint="Use the pool 'vision-language' for a language model in a vision-language "
                 "model, or 'checkpoints', which merges any weights and evaluates none.",
             )
-        if config.tokenizer != "base" or config.pad_to_multiple_of is not None:
+        if config.tokenizer != "base" or config.tokens or config.pad_to_multiple_of is not None:
             raise RecipeError(
-                "model_pool.rest: the output has the tokenizer of this model, so tokenizer and "
-                "pad_to_multiple_of conflict with it",
+                "model_pool.rest: the output has the tokenizer of this model, so tokenizer, tokens "
+                "and pad_to_multiple_of conflict with it",
                 hint="Leave them out. For models with fewer tokens: --set alignment.vocab=pad",
             )
 

@@ -72,10 +72,10 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
         {
             "name": "dare",
             "density": 0.5,
-            "rescale": "paper",
+            "rescale": "none",
             "elect": "ties",
             "normalize": False,
-            "scale": 0.5,
+            "scale": 1.0,
             **WEIGHTS,
         },
     ),
@@ -99,6 +99,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
             "density": 1.0,
             "gamma": 0.02,
             "elect": "ties",
+            "normalize": False,
             "scale": 1.0,
             **WEIGHTS,
         },
@@ -199,6 +200,7 @@ parameters: {{weight: 1}}
         "name": "breadcrumbs",
         "density": {"math": 0.5, "code": 0.3},
         "elect": "none",
+        "normalize": False,
         "scale": 1.0,
         "by_depth": [{"outside": "all", "gamma": {"math": [0.01], "code": [0.0, 0.1]}}],
     }
@@ -309,6 +311,61 @@ def test_a_tokenizer_needs_a_pool_that_knows_tokens() -> None:
     assert union["model_pool"]["tokenizer"] == "union"
 
 
+def test_rows_of_tokens_and_a_chat_template_are_options_of_the_pool() -> None:
+    text = """
+tokenizer:
+  source: base
+  tokens:
+    <|user|>: {source: org/math}
+    <|bot|>: {source: {kind: model_token, model: org/code@v2, token: </s>}, force: true}
+    <pad>: {source: {kind: model_token, model: org/base, token_id: 3}}
+    <none>: {source: {kind: zero}}
+chat_template: chatml
+"""
+    recipe = recipe_of(f"{TWO}{BASE}merge_method: ties\n{text}")
+    assert recipe["model_pool"] == {
+        "name": "causal-lm",
+        "tokenizer": "base",
+        "tokens": {
+            "<|user|>": {"model": "math"},
+            "<|bot|>": {"model": "code", "token": "</s>", "force": True},
+            "<pad>": {"model": "base", "id": 3},
+            "<none>": {},
+        },
+        "chat_template": "chatml",
+        **POOL,
+    }
+
+
+def test_a_stack_has_the_rows_of_its_first_and_last_models() -> None:
+    text = """
+merge_method: passthrough
+base_model: org/math
+slices:
+  - sources: [{model: org/math, layer_range: [0, 24]}]
+  - sources: [{model: org/code, layer_range: [8, 32]}]
+"""
+    recipe = recipe_of(f"{text}tokenizer_source: union\nchat_template: auto")
+    assert recipe["model_pool"] == {
+        "name": "causal-lm",
+        "tokenizer": "union",
+        "new_rows": "zero",
+        "chat_template": "auto",
+        "models": {"math": "org/math", "code": "org/code"},
+    }
+    assert recipe_of(f"{text}tokenizer_source: base")["model_pool"]["tokenizer"] == "math"
+
+
+def test_switches_by_filter_become_overrides() -> None:
+    rules = "[{filter: mlp, value: false}, {filter: 'n[0]', value: yes}, {value: false}]"
+    recipe = recipe_of(f"{TWO}{BASE}merge_method: ties\nparameters: {{rescale: {rules}}}")
+    assert recipe["algorithm"]["rescale"] == "none"
+    assert recipe["algorithm"]["overrides"] == [
+        {"match": "*mlp*", "rescale": "none"},
+        {"match": "*n[[]0]*", "rescale": "l1"},
+    ]
+
+
 def test_documents_that_name_each_other_are_nested() -> None:
     text = f"""---
 name: first
@@ -344,23 +401,34 @@ REFUSALS = {
     "merge_method: ties\nparameters: {desnity: 0.2}": [
         "parameters.desnity: unknown parameter; did you mean density?"
     ],
-    "merge_method: ties\nparameters: {density: 0, rescale: true}": [
+    "merge_method: ties\nparameters: {density: 0, lambda: x}": [
         "parameters.density: expected values above 0; skip a model by weight: 0",
-        "parameters.rescale: ties does not rescale task vectors after trimming",
+        "parameters.lambda: expected a number, got 'x'",
     ],
     "merge_method: model_stock\nparameters: {filter_wise: true}": [
         "parameters.filter_wise: model-stock has one ratio per tensor, not per row"
     ],
     "merge_method: ties\ndtype: float64": ["dtype: float64: merges are computed in fp32"],
-    "merge_method: ties\nchat_template: auto\ntokenizer: {tokens: {x: {source: org/math}}}": [
-        "chat_template: the output has the template of the chosen tokenizer; replace it there",
-        "tokenizer.tokens: rows of single tokens cannot be chosen, only the pool's new_rows",
+    "merge_method: ties\nchat_template: [x]\ntokenizer: {tokens: {a: {}, b: {source: org/x}, "
+    "c: {source: {kind: model_token, model: org/math}}, d: {source: {kind: zero}, force: 1}}}": [
+        "tokenizer.tokens.a.source: missing: a model, or a mapping of kind zero or model_token",
+        (
+            "tokenizer.tokens.c.source: expected kind: zero, or kind: model_token with a model and "
+            "a token or token_id, got {'kind': 'model_token', 'model': 'org/math'}"
+        ),
+        "tokenizer.tokens.d.force: expected true or false, got 1",
+        "chat_template: expected a name or a Jinja template, got ['x']",
+        "tokenizer.tokens.b.source: org/x is none of the merged models",
     ],
     "merge_method: slerp\nparameters: {t: 0.5}": [
         "models: slerp takes exactly 1 model(s) besides the base, got 2"
     ],
-    "merge_method: ties\nparameters: {normalize: [{filter: mlp, value: false}]}": [
-        "parameters.normalize: varies between tensors, and the method has one value for all"
+    "merge_method: ties\nparameters: {normalize: [true, false]}": [
+        "parameters.normalize: expected true or false, got a list of both"
+    ],
+    "merge_method: ties\nparameters: {normalize: [{filter: mlp, value: false}], "
+    "rescale: [{filter: mlp, value: true}]}": [
+        "parameters.rescale: varies between tensors, as normalize does; one of them can"
     ],
     "merge_method: ties\nparameters: {lambda: .nan}": [
         "parameters.lambda: expected a number, got nan"

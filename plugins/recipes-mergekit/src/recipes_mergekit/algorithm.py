@@ -26,6 +26,7 @@ class Algorithm:
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     curves: dict[_Option, Setting] = field(default_factory=dict)
+    overrides: list[dict[str, Any]] = field(default_factory=list)
 
     def set(self, option: str, setting: Setting) -> None:
         """Set an option of all experts."""
@@ -47,6 +48,25 @@ class Algorithm:
         else:
             self._set_each(option, settings)
 
+    def set_switch(
+        self,
+        option: str,
+        rules: Rules,
+        choices: Sequence[Any] = (False, True),
+        default: Any = None,  # noqa: ANN401 - an option's value
+    ) -> None:
+        """Set an option by truth values, to the first choice for false and the second for true.
+
+        A value that all tensors have is left out if it is the `default`.
+        """
+        chosen = [(rule.filter, choices[int(rule.values[0])]) for rule in rules]
+        varies = len({value for _, value in chosen}) > 1
+        for pattern, value in chosen if varies else chosen[-1:]:
+            if varies and pattern is not None:
+                self.overrides.append({"match": _glob(pattern), option: value})
+            elif varies or value != default:
+                self.options[option] = value
+
     def _set_each(self, option: str, settings: Mapping[str, Setting]) -> None:
         values = {expert: _constant(setting) for expert, setting in settings.items()}
         if None in values.values():
@@ -57,6 +77,8 @@ class Algorithm:
     def as_section(self, slices: Sequence[Slice]) -> dict[str, Any]:
         """Return the section of the recipe."""
         section: dict[str, Any] = {"name": self.name, **self.options}
+        if self.overrides:
+            section["overrides"] = self.overrides
         if self.curves:
             section["by_depth"] = [*self._make_curves(slices)]
         return section
@@ -73,8 +95,13 @@ class Algorithm:
                 start += part.length
             rules = {option: setting[number] for option, setting in self.curves.items()}
             for pattern, values in _merge_rules(rules):
-                match = {} if pattern is None else {"match": f"*{escape(pattern)}*"}
+                match = {} if pattern is None else {"match": _glob(pattern)}
                 yield {**match, **where, **_nest(values)}
+
+
+def _glob(pattern: str) -> str:
+    """Return the pattern of names that contain a text."""
+    return f"*{escape(pattern)}*"
 
 
 def _constant(setting: Setting) -> float | None:

@@ -9,6 +9,7 @@ from recipes_mergekit.findings import guess
 from recipes_mergekit.settings import (
     Rule,
     Rules,
+    change,
     constant,
     read_number,
     read_rules,
@@ -67,9 +68,25 @@ class Parameters:
         """Return a number that does not vary between tensors."""
         return self._constant(name, self.shared(name, default), default)
 
+    def fractions(self, name: str, default: float) -> dict[str, Setting]:
+        """Return the rules of a fraction of every expert."""
+        settings = self.by_expert(name, default)
+        return {expert: self.as_fraction(name, setting) for expert, setting in settings.items()}
+
+    def as_fraction(self, name: str, setting: Setting) -> Setting:
+        """Return fractions up to 1, which mergekit takes for all that is larger."""
+        if any(value <= 0 for rules in setting for rule in rules for value in rule.values):
+            self.refuse(name, "expected values above 0; skip a model by weight: 0")
+        return tuple(change(rules, lambda value: min(value, 1.0)) for rules in setting)
+
     def switch(self, name: str, *, default: bool) -> bool:
         """Return a truth value that does not vary between tensors."""
-        setting = tuple(
+        rules = self.switch_rules(name, default=default)
+        return bool(self._constant(name, (rules,), float(default)))
+
+    def switch_rules(self, name: str, *, default: bool) -> Rules:
+        """Return the rules of a truth value, 0 or 1, which may vary by filter."""
+        first, *others = (
             self._resolve(
                 name,
                 [part.parameters, self.configuration.parameters],
@@ -79,7 +96,11 @@ class Parameters:
             )
             for part in self.configuration.slices
         )
-        return bool(self._constant(name, setting, float(default)))
+        if any(rules != first for rules in others):
+            self.refuse(name, "varies between slices, and the method has one value for all")
+        if any(len({*rule.values}) > 1 for rule in first):
+            self.refuse(name, "expected true or false, got a list of both")
+        return first
 
     def refuse(self, name: str, reason: str) -> None:
         """Record that the recipe cannot express a parameter."""

@@ -62,7 +62,7 @@ class Case:
 
 def generate(count: int, seed: int = 29) -> list[Case]:
     """Return `count` configurations, which take architectures and methods in turn."""
-    random = Random(seed)  # noqa: S311 - no secret
+    random = Random(seed)
     architectures = [*FILTERS]
     methods = {True: cycle(PLAIN), False: cycle((*WITH_THRESHOLDS, *PLAIN))}
     cases = []
@@ -114,8 +114,7 @@ class _Drawing:
         slices = []
         for start, stop in spans:
             sources = [
-                {"model": name, "layer_range": [start, stop], **self._own(name)}
-                for name in models
+                {"model": name, "layer_range": [start, stop], **self._own(name)} for name in models
             ]
             if needs_base and "base" not in models:
                 sources.append({"model": "base", "layer_range": [start, stop]})

@@ -60,7 +60,9 @@ def write_models(root: Path) -> None:
 #: tokenizers and chat templates of the models of a hub
 HUB = {
     "base": ("base", "{{ messages[0]['content'] + ' is what the base was asked' }}"),
-    **dict.fromkeys("ab", ("base", "{{ messages[0]['content'] + ' is what an expert was asked' }}")),
+    **dict.fromkeys(
+        "ab", ("base", "{{ messages[0]['content'] + ' is what an expert was asked' }}")
+    ),
     **dict.fromkeys("cde", ("base", None)),
     "chat": ("a", None),
     "code": ("b", None),
@@ -71,8 +73,7 @@ def write_hub(folder: Path) -> None:
     """Write Llamas with different tokenizers and templates, and an adapter."""
     torch.manual_seed(0)
     state = {
-        name: 0.5 * torch.randn(shape)
-        for name, shape in _shapes(len(TOKENIZERS["base"])).items()
+        name: 0.5 * torch.randn(shape) for name, shape in _shapes(len(TOKENIZERS["base"])).items()
     }
     for seed, (name, (kind, template)) in enumerate(HUB.items()):
         torch.manual_seed(seed)

@@ -29,6 +29,7 @@ models:
 POOL = {"base": "org/base", "models": {"math": "org/math", "code": "org/code@v2"}}
 WEIGHTS = {"weights": {"math": 0.7, "code": 0.4}}
 LOOSE = {"config": "warn", "tokenizer": "warn"}
+WARN = {"unmatched": "warn"}
 STRICT = {**LOOSE, "dtype": "error"}
 
 
@@ -157,8 +158,8 @@ parameters:
     assert recipe_of(text)["algorithm"] == {
         "name": "slerp",
         "by_depth": [
-            {"match": "*self_attn*", "outside": "all", "t": [0.0, 0.5, 1.0]},
-            {"match": "*a[[]0][*]*", "outside": "all", "t": [0.1]},
+            {"match": "*self_attn*", **WARN, "outside": "all", "t": [0.0, 0.5, 1.0]},
+            {"match": "*a[[]0][*]*", **WARN, "outside": "all", "t": [0.1]},
             {"outside": "all", "t": [0.5]},
         ],
     }
@@ -181,8 +182,13 @@ models:
 parameters: {{weight: [{{filter: mlp, value: 9}}, {{filter: "*", value: 0.6}}, {{value: 8}}]}}
 """
     assert recipe_of(text)["algorithm"]["by_depth"] == [
-        {"match": "*mlp*", "outside": "all", "weights": {"math": [0.0, 1.0], "code": [0.2]}},
-        {"match": "*norm*", "outside": "all", "weights": {"math": [0.3]}},
+        {
+            "match": "*mlp*",
+            **WARN,
+            "outside": "all",
+            "weights": {"math": [0.0, 1.0], "code": [0.2]},
+        },
+        {"match": "*norm*", **WARN, "outside": "all", "weights": {"math": [0.3]}},
         {"outside": "all", "weights": {"math": [0.6], "code": [0.6]}},
     ]
 
@@ -243,6 +249,16 @@ def test_slices_merge_stacks_of_layers() -> None:
             {"math": "org/math", "code": "org/code"}, ("math", 0, 2), ("code", 4, 6), ("math", 3, 4)
         )
     }
+
+
+def test_the_only_layer_of_a_slice_has_the_last_value_of_a_gradient() -> None:
+    text = SLICES.replace("parameters: {t: 0.25}", "parameters: {t: [0.2, 0.4, 0.9]}")
+    assert recipe_of(text)["algorithm"]["by_depth"] == [
+        {"layers": [0, 2], "outside": "before", "t": [0.0, 1.0]},
+        {"layers": [2, 4], "t": [0.2, 0.4, 0.9]},
+        {"layers": [4, 5], "t": [0.9]},
+        {"layers": [4, 5], "outside": "after", "t": [0.2]},
+    ]
 
 
 def test_slices_of_one_source_are_a_stack() -> None:
@@ -361,8 +377,8 @@ def test_switches_by_filter_become_overrides() -> None:
     recipe = recipe_of(f"{TWO}{BASE}merge_method: ties\nparameters: {{rescale: {rules}}}")
     assert recipe["algorithm"]["rescale"] == "none"
     assert recipe["algorithm"]["overrides"] == [
-        {"match": "*mlp*", "rescale": "none"},
-        {"match": "*n[[]0]*", "rescale": "l1"},
+        {"match": "*mlp*", **WARN, "rescale": "none"},
+        {"match": "*n[[]0]*", **WARN, "rescale": "l1"},
     ]
 
 
@@ -445,10 +461,6 @@ def test_a_refusal_lists_everything(text: str) -> None:
 
 
 def test_slices_refuse_rules_that_they_would_change() -> None:
-    one_layer = SLICES.replace("parameters: {t: 0.25}", "parameters: {t: [0, 1]}")
-    assert problems_of(one_layer) == [
-        "parameters.t: a gradient over one layer; mergekit takes its last value"
-    ]
     by_number = "parameters: {t: [{filter: layers.3, value: 1}, {value: 0}]}"
     assert problems_of(SLICES.replace("parameters: {t: 0.25}", by_number)) == [
         "parameters.t: the filter 'layers.3' has a layer number, which slices change"

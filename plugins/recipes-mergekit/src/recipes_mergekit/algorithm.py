@@ -63,7 +63,7 @@ class Algorithm:
         varies = len({value for _, value in chosen}) > 1
         for pattern, value in chosen if varies else chosen[-1:]:
             if varies and pattern is not None:
-                self.overrides.append({"match": _glob(pattern), option: value})
+                self.overrides.append({**_match(pattern), option: value})
             elif varies or value != default:
                 self.options[option] = value
 
@@ -84,24 +84,41 @@ class Algorithm:
         return section
 
     def _make_curves(self, slices: Sequence[Slice]) -> Iterator[dict[str, Any]]:
-        """Yield the curves of every slice. The first that covers a tensor gives it its value."""
+        """Yield the curves of every slice. The first that covers a tensor gives it its value.
+
+        mergekit gives a slice's only layer the last value of a gradient, and tensors outside of the
+        layers the first.
+        """
         start = 0
         for number, part in enumerate(slices):
-            where: dict[str, Any] = {"outside": "all"}
-            if len(slices) > 1:
-                side = {0: "before", len(slices) - 1: "after"}.get(number)
-                where = {"layers": [start, start + part.length]}
-                where |= {} if side is None else {"outside": side}
-                start += part.length
             rules = {option: setting[number] for option, setting in self.curves.items()}
-            for pattern, values in _merge_rules(rules):
-                match = {} if pattern is None else {"match": _glob(pattern)}
-                yield {**match, **where, **_nest(values)}
+            layers = {"layers": [start, start + part.length]}
+            start += part.length
+            side = {0: "before", len(slices) - 1: "after"}.get(number)
+            outside = {} if side is None else {"outside": side}
+            if len(slices) == 1:
+                outside = {"outside": "all"}
+            has_gradient = any(len(rule.values) > 1 for chain in rules.values() for rule in chain)
+            if part.length == 1 and has_gradient:
+                yield from _curves_of(rules, layers, slice(-1, None))
+                yield from _curves_of(rules, {**layers, **outside}, slice(1)) if outside else ()
+            else:
+                where = outside if len(slices) == 1 else {**layers, **outside}
+                yield from _curves_of(rules, where, slice(None))
 
 
-def _glob(pattern: str) -> str:
-    """Return the pattern of names that contain a text."""
-    return f"*{escape(pattern)}*"
+def _curves_of(
+    rules: Mapping[_Option, Rules], where: Mapping[str, Any], chosen: slice
+) -> Iterator[dict[str, Any]]:
+    """Yield the curves of one slice with the chosen values."""
+    for pattern, values in _merge_rules(rules):
+        match = {} if pattern is None else _match(pattern)
+        yield {**match, **where, **_nest(values, chosen)}
+
+
+def _match(pattern: str) -> dict[str, Any]:
+    """Return what matches names that contain a text. mergekit allows that there are none."""
+    return {"match": f"*{escape(pattern)}*", "unmatched": "warn"}
 
 
 def _constant(setting: Setting) -> float | None:
@@ -127,11 +144,11 @@ def _merge_rules(
         yield pattern, chosen
 
 
-def _nest(rules: Mapping[_Option, Rule]) -> dict[str, Any]:
-    """Return the values of options as a curve holds them."""
+def _nest(rules: Mapping[_Option, Rule], chosen: slice) -> dict[str, Any]:
+    """Return the chosen values of options as a curve holds them."""
     options: dict[str, Any] = {}
     for (option, expert), rule in rules.items():
-        values = [*rule.values]
+        values = [*rule.values[chosen]]
         if expert is None:
             options[option] = values
         else:

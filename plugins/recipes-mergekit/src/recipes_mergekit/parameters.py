@@ -140,17 +140,14 @@ class Parameters:
                 self.findings.refuse(f"{self.configuration.prefix}{key}", f"{name} is {which}")
             rules.append(Rule(None, (1.0 if default is None else default,)))
         for rule in rules:
-            self._check_rule(name, rule, key)
+            self._check_rule(name, rule)
         return tuple(rules)
 
-    def _check_rule(self, name: str, rule: Rule, key: str) -> None:
-        """Record rules that slices give another meaning."""
-        if not self.configuration.has_ranges:
+    def _check_rule(self, name: str, rule: Rule) -> None:
+        """Record a filter that slices give another meaning."""
+        if rule.filter is None or not self.configuration.has_ranges:
             return
-        part = next(part for part in self.configuration.slices if part.key == key)
-        if len(rule.values) > 1 and part.length == 1:
-            self.refuse(name, "a gradient over one layer; mergekit takes its last value")
-        if rule.filter is not None and any(map(str.isdigit, rule.filter)):
+        if any(map(str.isdigit, rule.filter)):
             self.refuse(name, f"the filter {rule.filter!r} has a layer number, which slices change")
 
 

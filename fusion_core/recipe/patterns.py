@@ -221,10 +221,10 @@ class Selection(Options):
     def find_unmatched(self, names: Collection[str]) -> Iterator[str]:
         """Yield a warning for every pattern that may match no tensor, and matches none."""
         for option, entries in (("overrides", self.overrides), ("by_depth", self.by_depth)):
-            for number, entry in enumerate(entries):
-                for pattern in entry.match if entry.unmatched == "warn" else ():
-                    if not any(fnmatchcase(name, pattern) for name in names):
-                        yield f"algorithm.{option}.{number}.match: no tensor matches {pattern!r}"
+            lenient = (entry.match for entry in entries if entry.unmatched == "warn")
+            for pattern in dict.fromkeys(chain.from_iterable(lenient)):
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    yield f"algorithm.{option}: no tensor matches {pattern!r}"
 
     def _override_numbers(self, names: Sequence[str]) -> dict[str, int]:
         """Return the number of the first override that matches each tensor."""

@@ -433,7 +433,10 @@ REFUSALS = {
             "a token or token_id, got {'kind': 'model_token', 'model': 'org/math'}"
         ),
         "tokenizer.tokens.d.force: expected true or false, got 1",
-        "chat_template: expected a name or a Jinja template, got ['x']",
+        (
+            "chat_template: expected one of auto, alpaca, chatml, exaone, llama3, mistral or a "
+            "Jinja template, got ['x']"
+        ),
         "tokenizer.tokens.b.source: org/x is none of the merged models",
     ],
     "merge_method: slerp\nparameters: {t: 0.5}": [

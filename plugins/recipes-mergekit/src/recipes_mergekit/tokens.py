@@ -12,16 +12,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+#: Chat templates that have names.
+_FORMATS = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
+
+
 class TokenReader(ValueReader):
     """Reads what one document says about tokens."""
 
     def read_template(self, document: Mapping[str, Any]) -> str | None:
         """Return the name or the text of the chat template."""
         template = document.get("chat_template")
-        if template is None or (isinstance(template, str) and template):
+        if (
+            template is None
+            or template in _FORMATS
+            or (isinstance(template, str) and "{" in template)
+        ):
             return template
-        reason = f"expected a name or a Jinja template, got {format_value(template)}"
-        self._refuse("chat_template", reason)
+        expected = f"expected one of {', '.join(_FORMATS)} or a Jinja template"
+        self._refuse("chat_template", f"{expected}, got {format_value(template)}")
         return None
 
     def read_tokens(self, document: Mapping[str, Any]) -> Tokens | None:

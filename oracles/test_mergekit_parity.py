@@ -272,4 +272,4 @@ def test_our_entries_are_nearer(
             print(  # noqa: T201 - the table of the page
                 f"\n{group}: of {total} entries exact in ours, in mergekit's, far in it: {shares}"
             )
-    assert all(ours >= 0.99 * theirs for _, ours, theirs, _ in groups.values())
+    assert all(ours >= 0.999 * theirs for _, ours, theirs, _ in groups.values())

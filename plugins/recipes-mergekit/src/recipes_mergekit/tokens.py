@@ -11,7 +11,6 @@ from recipes_mergekit.values import ValueReader
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-
 #: Chat templates that have names.
 _FORMATS = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
 
@@ -22,11 +21,9 @@ class TokenReader(ValueReader):
     def read_template(self, document: Mapping[str, Any]) -> str | None:
         """Return the name or the text of the chat template."""
         template = document.get("chat_template")
-        if (
-            template is None
-            or template in _FORMATS
-            or (isinstance(template, str) and "{" in template)
-        ):
+        if template is None:
+            return None
+        if isinstance(template, str) and (template in _FORMATS or "{" in template):
             return template
         expected = f"expected one of {', '.join(_FORMATS)} or a Jinja template"
         self._refuse("chat_template", f"{expected}, got {format_value(template)}")

@@ -90,9 +90,9 @@ def test_ram_averages_the_changes_that_experts_share(scope: str, r: Any, alpha: 
         masks = [change(column) for column in columns]
         shared = [sum(m[k] for m in masks if sum(m) > 1) for k in range(3)]
         unique = [sum(m[k] for m in masks if sum(m) == 1) for k in range(3)]
-        each = r if isinstance(r, list) else [r] * 3
+        largest = r if isinstance(r, list) else [r] * 3
         ratios = [s / max(u, 1) for s, u in zip(shared, unique, strict=True)]
-        return [1 + f * min(ratio, alpha) for f, ratio in zip(each, ratios, strict=True)]
+        return [1 + f * min(ratio, alpha) for f, ratio in zip(largest, ratios, strict=True)]
 
     of_model = factors(list(whole))
 

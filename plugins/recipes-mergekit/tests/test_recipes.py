@@ -453,7 +453,7 @@ REFUSALS = {
         "parameters.lambda: expected a number, got nan"
     ],
     "merge_method: ties\nmodules: {x: 1}": [
-        "modules: merges of several modules have no counterpart"
+        "modules: no counterpart; list the models under models, and use filters such as encoder."
     ],
 }
 

@@ -124,7 +124,7 @@ class Band(Transform[BandConfig]):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What is kept of the entries of each expert. All fields have shape (experts,)."""
+    """The bounds of the entries that each expert keeps. All fields have shape (experts,)."""
 
     #: the smallest and the largest kept magnitude
     low: Tensor

@@ -52,7 +52,7 @@ def choose_template(option: str, files_by_model: Mapping[str, Files]) -> str | N
 
 def replace_template(files: Files, template: str) -> dict[str, bytes | Path]:
     """Return side files with one chat template in the place of all others."""
-    kept = {
+    others = {
         name: content
         for name, content in files.items()
         if not name.startswith((f"{_KEY}.", "additional_chat_templates/"))
@@ -60,8 +60,8 @@ def replace_template(files: Files, template: str) -> dict[str, bytes | Path]:
     settings = read_json(files[SETTINGS]) if SETTINGS in files else {}
     if settings.pop(_KEY, None) is not None:
         text = json.dumps(settings, indent=2, ensure_ascii=False)
-        kept[SETTINGS] = text.encode() + b"\n"
-    return {**kept, _TEMPLATE: template.encode()}
+        others[SETTINGS] = text.encode() + b"\n"
+    return {**others, _TEMPLATE: template.encode()}
 
 
 class _Generation(Extension):

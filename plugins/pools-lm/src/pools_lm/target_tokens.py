@@ -172,16 +172,16 @@ class TargetTokens:
         return models
 
     def _layers(self, model: Model) -> Iterator[Layer]:
-        own = self._index[model.name].where(~self._forced, -1)
+        known_rows = self._index[model.name].where(~self._forced, -1)
         if model.is_delta:  # rows that an adapter lacks are zero
-            yield Layer(model.rows, own)
+            yield Layer(model.rows, known_rows)
             return
         by_name = {other.name: other for other in self._models}
         filler = by_name[self.chosen.name]
         if filler.is_delta and self.base:
             filler = by_name[self.base]
         yield Layer(filler.rows, self._unused)
-        yield Layer(model.rows, own)
+        yield Layer(model.rows, known_rows)
         yield from self._chosen_rows
         if self.base is not None and model.name != self.base:
             yield Layer(by_name[self.base].rows, self._index[self.base])

@@ -51,7 +51,10 @@ class Reader(ValueReader):
         """Return the slices. Whole models are one, and a base that is not listed the last."""
         given = [name for name in ("models", "slices", "modules") if document.get(name)]
         if "modules" in given:
-            self._refuse("modules", "merges of several modules have no counterpart")
+            reason = (
+                "no counterpart; list the models under models, and use filters such as encoder."
+            )
+            self._refuse("modules", reason)
             return []
         if len(given) != 1:
             self._refuse("models", f"expected one of models and slices, got {given or 'none'}")

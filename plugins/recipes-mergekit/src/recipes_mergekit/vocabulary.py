@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a configuration says about the tokens of the result."""
+    """The tokens of the result, as a configuration states them."""
 
     configuration: Configuration
     models: Models

@@ -172,6 +172,19 @@ METHODS |= {
         )
         for count in (2, 3, 5)
     },
+    "model stock of filters": _by_angles(
+        {"name": "model-stock", "scope": "row"},
+        "model_stock",
+        {"filter_wise": True},
+        takes_weights=False,
+        skipped=("one", "scalar", "convolution"),
+    ),
+    "multi-slerp, not divided": _by_angles(
+        {"name": "multi-slerp", "normalize": False},
+        "multislerp",
+        {"normalize_weights": False},
+        UNEQUAL,
+    ),
     **{
         f"nearswap {t}": Method(
             {"name": "nearswap", "t": t}, "nearswap", {"t": t}, experts=1, takes_weights=False

@@ -113,6 +113,14 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("karcher", {"name": "karcher", "iterations": 10, "tolerance": 1e-5}),
     ("sce\nparameters: {select_topk: 0.1}", {"name": "sce", "density": 0.1}),
     ("model_stock", {"name": "model-stock"}),
+    (
+        "model_stock\nparameters: {filter_wise: true}",
+        {"name": "model-stock", "scope": "row"},
+    ),
+    (
+        "multislerp\nparameters: {normalize_weights: false}",
+        {"name": "multi-slerp", "normalize": False, **WEIGHTS},
+    ),
     ("ram\nparameters: {epsilon: 1e-4}", {"name": "ram", "epsilon": 1e-4}),
     (
         "ramplus_tl",
@@ -421,9 +429,7 @@ REFUSALS = {
         "parameters.density: expected values above 0; skip a model by weight: 0",
         "parameters.lambda: expected a number, got 'x'",
     ],
-    "merge_method: model_stock\nparameters: {filter_wise: true}": [
-        "parameters.filter_wise: model-stock has one ratio per tensor, not per row"
-    ],
+    "merge_method: multislerp\nparameters: {eps: 0.1}": ["parameters.eps: has no counterpart"],
     "merge_method: ties\ndtype: float64": ["dtype: float64: merges are computed in fp32"],
     "merge_method: ties\nchat_template: [x]\ntokenizer: {tokens: {a: {}, b: {source: org/x}, "
     "c: {source: {kind: model_token, model: org/math}}, d: {source: {kind: zero}, force: 1}}}": [

@@ -51,11 +51,12 @@ def nuslerp(given: Parameters) -> Algorithm:
 
 def multi_slerp(given: Parameters) -> Algorithm:
     """Return `multi-slerp`."""
-    if not given.switch("normalize_weights", default=True):
-        given.refuse("normalize_weights", "weights are always divided by their sum")
     if given.number("eps", 1e-8) != 1e-8:  # noqa: PLR2004 - mergekit's default
         given.refuse("eps", "has no counterpart")
     algorithm = Algorithm("multi-slerp")
+    if len(given.experts) > 1:  # mergekit returns a single model as it is
+        normalize = given.switch_rules("normalize_weights", default=True)
+        algorithm.set_switch("normalize", normalize, default=True)
     algorithm.set_weights("weights", given.by_expert("weight"))
     return algorithm
 
@@ -71,9 +72,12 @@ def karcher(given: Parameters) -> Algorithm:
 
 def model_stock(given: Parameters) -> Algorithm:
     """Return `model-stock`."""
-    if given.switch("filter_wise", default=False):
-        given.refuse("filter_wise", "model-stock has one ratio per tensor, not per row")
-    return Algorithm("model-stock")
+    algorithm, by_filter = (
+        Algorithm("model-stock"),
+        given.switch_rules("filter_wise", default=False),
+    )
+    algorithm.set_switch("scope", by_filter, ("tensor", "row"), default="tensor")
+    return algorithm
 
 
 def nearswap(given: Parameters) -> Algorithm:

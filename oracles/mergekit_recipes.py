@@ -28,8 +28,9 @@ def main(directory: Path) -> None:
     for path in sorted(Path.cwd().glob("*.yml")):
         text, output = path.read_text(), f"theirs/{path.stem}"
         if text.startswith("---"):
-            merges, uses = load_config(text, "between")
-            tasks = make_tasks(merges, uses, options, "between", output, lazy=False)
+            between = f"between/{path.stem}"
+            merges, uses = load_config(text, between)
+            tasks = make_tasks(merges, uses, options, between, output, lazy=False)
             Executor(tasks, math_device="cpu", storage_device="cpu").execute()
         else:
             configuration = MergeConfiguration.model_validate(yaml.safe_load(text))

@@ -70,17 +70,26 @@ class Method:
 
 def _ties(density: float, **changes: Any) -> Method:
     scale, normalize = changes.pop("scale", 1.0), changes.pop("normalize", True)
+    rescale = changes.pop("rescale", "none")
     ours = {"name": "ties", "scope": "tensor", "zero_sign": "positive", "density": density}
     return Method(
-        {**ours, "scale": scale, "normalize": normalize},
+        {**ours, "scale": scale, "normalize": normalize, "rescale": rescale},
         "ties",
-        {"lambda": scale, "normalize": normalize, "density": density},
+        {
+            "lambda": scale,
+            "normalize": normalize,
+            "density": density,
+            "rescale": rescale == "l1",
+        },
         density=density,
         **changes,
     )
 
 
 UNEQUAL = (0.5, 2.0, 0.3, 1.0, 1.5)
+#: If entries have the magnitude of a threshold, the sum of what is kept differs, and so does the
+#: factor of all entries. That is frequent in half precision.
+RESCALED: dict[str, Any] = {"computed_in": "float64", "dtypes": ("fp32",)}
 METHODS = {
     "mean": Method({"name": "simple-average"}, "linear", has_base=False),
     "mean of five": Method({"name": "simple-average"}, "linear", experts=5, has_base=False),
@@ -106,6 +115,7 @@ METHODS = {
     "ties, five experts": _ties(0.2, experts=5),
     "ties, sum": _ties(0.2, normalize=False, scale=0.3),
     "ties, scaled": _ties(0.4, scale=1.7),
+    "ties, rescaled": _ties(0.3, rescale="l1", weights=UNEQUAL, **RESCALED),
 }
 
 
@@ -162,6 +172,19 @@ METHODS |= {
         )
         for count in (2, 3, 5)
     },
+    "model stock of filters": _by_angles(
+        {"name": "model-stock", "scope": "row"},
+        "model_stock",
+        {"filter_wise": True},
+        takes_weights=False,
+        skipped=("one", "scalar", "convolution"),
+    ),
+    "multi-slerp, not divided": _by_angles(
+        {"name": "multi-slerp", "normalize": False},
+        "multislerp",
+        {"normalize_weights": False},
+        UNEQUAL,
+    ),
     **{
         f"nearswap {t}": Method(
             {"name": "nearswap", "t": t}, "nearswap", {"t": t}, experts=1, takes_weights=False
@@ -184,12 +207,12 @@ METHODS |= {
 
 def _sparse(name: str, theirs: str, **changes: Any) -> Method:
     """Return a method that drops entries, with the options of both."""
-    names = ("weights", "experts", "skipped", "random", "unclear", "dtypes")
+    names = ("weights", "experts", "skipped", "random", "unclear", "dtypes", "computed_in")
     fields = {key: changes.pop(key) for key in names if key in changes}
     ours = {"name": name, "scale": 1.0, **changes}
     shared = {"density", "gamma", "epsilon", "normalize"}
     parameters = {key: value for key, value in ours.items() if key in shared}
-    parameters |= {"rescale": True, "lambda": ours["scale"]} if "rescale" in ours else {}
+    parameters |= {"rescale": ours.get("rescale") == "l1", "lambda": ours["scale"]}
     if ours.get("rescale") == "paper":
         parameters |= {"rescale": False, "lambda": ours["scale"] / ours["density"]}
     return Method(ours, theirs, parameters, **fields)
@@ -243,6 +266,9 @@ METHODS |= {
     "dare, as the paper": _sparse(
         "dare", "dare_linear", density=0.3, random="Drop", rescale="paper"
     ),
+    "dare, not rescaled": _sparse(
+        "dare", "dare_linear", density=0.3, random="Drop", rescale="none"
+    ),
     "dare, mean": _sparse(
         "dare", "dare_linear", density=0.7, **DARE, normalize=True, weights=UNEQUAL
     ),
@@ -262,6 +288,15 @@ METHODS |= {
         experts=5,
     ),
     "della linear": _sparse("della", "della_linear", **DELLA, normalize=False, elect="none"),
+    "della, not rescaled": _sparse(
+        "della", "della", **{**DELLA, "rescale": "none"}, normalize=True, elect="ties"
+    ),
+    "breadcrumbs, rescaled mean": _breadcrumbs(
+        "breadcrumbs", 0.4, 0.05, weights=UNEQUAL, rescale="l1", normalize=True, **RESCALED
+    ),
+    "breadcrumbs ties, mean": _breadcrumbs(
+        "breadcrumbs_ties", 0.4, 0.05, elect="ties", normalize=True
+    ),
     "breadcrumbs": _breadcrumbs("breadcrumbs", 0.2, 0.05, weights=UNEQUAL, experts=5),
     "breadcrumbs, few at the top": _breadcrumbs("breadcrumbs", 0.9, 0.01),
     "breadcrumbs, less dropped": _breadcrumbs("breadcrumbs", 0.9, 0.3),
@@ -281,6 +316,29 @@ METHODS |= {
             dtypes=("fp32",),  # in half precision many variances are equal
         )
         for density in (0.2, 0.7)
+    },
+}
+
+METHODS |= {
+    "ram": Method({"name": "ram"}, "ram", takes_weights=False),
+    **{
+        f"ram, changes above {epsilon}": Method(
+            {"name": "ram", "epsilon": epsilon},
+            "ram",
+            {"epsilon": epsilon},
+            experts=experts,
+            takes_weights=False,
+        )
+        for epsilon, experts in ((0.001, 5), (0.003, 3), (0.1, 3))
+    },
+    **{
+        f"ram+, {r}, {alpha}": Method(
+            {"name": "ram", "epsilon": 0.003, "r": r, "alpha": alpha, "scope": "tensor"},
+            "ramplus_tl",
+            {"epsilon": 0.003, "r": r, "alpha": alpha},
+            takes_weights=False,
+        )
+        for r, alpha in ((0.1, 0.2), (0.4, 3.0))
     },
 }
 

@@ -26,6 +26,30 @@ SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 2}
 KINDS = ("llama", "llama-tied", "gpt2")
 CHOICES = ("union", "base", "a")
+#: rows of single tokens, ours and mergekit's; `<|new|>` is in no tokenizer
+ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "<|user|>": ({"model": "b"}, {"source": "b"}),
+    "<|a|>": (
+        {"model": "b", "token": "<|b|>", "force": True},
+        {"source": {"kind": "model_token", "model": "b", "token": "<|b|>"}, "force": True},
+    ),
+    "<|new|>": (
+        {"model": "base", "id": 7},
+        {"source": {"kind": "model_token", "model": "base", "token_id": 7}},
+    ),
+    "<s>": ({"model": "a", "force": True}, {"source": "a", "force": True}),
+    "<unk>": ({"force": True}, {"source": {"kind": "zero"}, "force": True}),
+}
+
+
+def rows_for(choice: str, side: int) -> dict[str, Any]:
+    """Return the rows of one tool; mergekit fails on tokens that the base's tokenizer lacks."""
+    known = TOKENIZERS["base"].get_vocab()
+    return {
+        token: row[side] for token, row in ROWS.items() if choice != "base+rows" or token in known
+    }
+
+
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear": ({"name": "simple-average"}, {"merge_method": "linear"}),
     "task_arithmetic": (
@@ -39,7 +63,7 @@ CASES = [
     for choice in CHOICES
     for method in METHODS
     for step in (0, 32)
-]
+] + [f"{kind} {choice}+rows task_arithmetic 0" for kind in KINDS for choice in CHOICES]
 
 
 def model(kind: str, rows: int) -> Any:
@@ -72,7 +96,13 @@ def recipe(root: Path, kind: str, choice: str, method: str, step: str) -> dict[s
     experts = [{"model": paths[name], "parameters": {"weight": 1.0}} for name in "ab"]
     if method == "linear":  # which has the base among its models
         experts.append({"model": paths["base"], "parameters": {"weight": 0.0}})
-    tokens: dict[str, Any] = {"source": paths.get(choice, choice) if choice == "a" else choice}
+    source, _, rows = choice.partition("+")
+    tokens: dict[str, Any] = {"source": paths.get(source, source) if source == "a" else source}
+    if rows:
+        text = json.dumps(rows_for(choice, 1))
+        for name, path in paths.items():
+            text = text.replace(f': "{name}"', f": {json.dumps(path)}")
+        tokens["tokens"] = json.loads(text)
     if step != "0":
         tokens["pad_to_multiple_of"] = int(step)
     return {
@@ -93,7 +123,8 @@ def test_every_token_has_the_row_that_mergekit_gives_it(directory: Path, case: s
             "name": "causal-lm",
             "base": str(directory / kind / "base"),
             "models": {name: str(directory / kind / name) for name in "ab"},
-            "tokenizer": choice,
+            "tokenizer": choice.partition("+")[0],
+            "tokens": rows_for(choice, 0) if "+" in choice else {},
             "pad_to_multiple_of": int(step) or None,
         },
         output=directory / "ours" / case,

@@ -39,11 +39,11 @@ def test_a_pair_is_an_import(title: str, tmp_path: Path) -> None:
 
 
 def test_there_are_sixteen_pairs_and_all_methods_are_listed() -> None:
-    from recipes_mergekit.methods import METHODS, UNSUPPORTED
+    from recipes_mergekit.methods import METHODS
 
     assert len(PAIRS) == 16
     (table,) = re.findall(r"## Methods\n(.*?)\n## ", PAGE, re.DOTALL)
-    assert {*METHODS, *UNSUPPORTED} <= {*re.findall(r"`([^`]+)`", table)}
+    assert {*METHODS} <= {*re.findall(r"`([^`]+)`", table)}
 
 
 def test_all_layers_of_a_model_on_the_hub_are_the_model(tmp_path: Path, hub: HubServer) -> None:
@@ -66,7 +66,7 @@ dtype: float32
     assert pool["base"] == "org/base"
     assert pool["models"] == {"math": "org/math"}
     (tmp_path / "mergekit.yml").write_text(text.replace("org/math", "org/deep"))
-    with pytest.raises(RecipeError, match="tokenizer_source: is not combined with slices"):
+    with pytest.raises(RecipeError, match="tokenizer_source: is not combined with merged slices"):
         load_recipe(tmp_path / "mergekit.yml")
 
 

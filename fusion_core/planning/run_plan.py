@@ -203,6 +203,10 @@ class Plan:
         """Yield the path of a nested recipe, such as `outer/inner/`, with each of its warnings."""
         yield from (("", warning) for warning in self.aligned.warnings)
         yield from (("", str(fallback)) for fallback in self.fallbacks if fallback.is_notable)
+        for stage in self.stages:
+            if stage.resolved is not None:
+                unmatched = stage.resolved.selection.find_unmatched(self.pool.reference.infos)
+                yield from (("", warning) for warning in unmatched)
         for name, plan in self.nested.items():
             inner = plan._list_warnings()  # noqa: SLF001 - of this class
             yield from ((f"{name}/{path}", warning) for path, warning in inner)

@@ -48,7 +48,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "fusion-ties": {
         "algorithm": (
             "band", "breadcrumbs", "consensus", "dare", "della", "drop", "elect", "emr", "magmax",
-            "magprune", "pcb", "sce", "ties", "trim",
+            "magprune", "pcb", "ram", "sce", "ties", "trim",
         ),
     },
     "pools-checkpoints": {"model pool": ("checkpoints",)},

@@ -50,13 +50,30 @@ def hint_at_forms(
     hints = []
     for name, value in options.items():
         known = forms.get(name, ())
-        if "per expert" not in known and "number" in known and isinstance(value, Mapping):
+        if known and _holds_filter(value):
+            override = f'{{match: "*mlp*", {name}: 0.5}}'
+            hints.append(f"For values by tensor name: overrides: [{override}]")
+        elif "per expert" not in known and "number" in known and isinstance(value, Mapping):
             others = f" These take one per expert: {per_expert}." if per_expert else ""
             hints.append(f"{name} takes one number for all experts.{others}")
         elif "by depth" in known and _holds_curve(value, in_pool_order="per expert" in known):
             curve = format_flow({name: value})
             hints.append(f"For values from the first layer to the last: by_depth: {curve}")
+        elif "by depth" in known and _holds_curves_in_order(value):
+            curves = format_flow({name: {"math": [0.2, 0.5], "code": 0.3}})
+            hints.append(f"For values from the first layer to the last: by_depth: {curves}")
     return hints
+
+
+def _holds_filter(value: object) -> bool:
+    """Return whether a value says which tensors it is for, as mergekit's do."""
+    if isinstance(value, Mapping):
+        return not {"filter", "match"}.isdisjoint(value)
+    return isinstance(value, list | tuple) and any(map(_holds_filter, value))
+
+
+def _holds_curves_in_order(value: object) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(item, list) for item in value)
 
 
 def _holds_curve(value: object, *, in_pool_order: bool) -> bool:

@@ -20,7 +20,7 @@ from fusion_core.recipe.depth import depths_of, interpolate, is_before_layers, l
 from fusion_core.recipe.validation import STRICT, Options
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _ONE_OR_MORE = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
@@ -40,6 +40,14 @@ class Override(Options):
 
     match: Patterns
     """One glob pattern on tensor names, or a list of them."""
+    unmatched: Literal["error", "warn"] = "error"
+    """Refuse patterns that match no tensor, or warn of them."""
+
+    def select(self, names: Collection[str], option: str) -> set[str]:
+        """Return the names that match; `option` names the patterns in the error for none."""
+        if self.unmatched == "error":
+            return select_names(self.match, names, option)
+        return {name for name in names if any(fnmatchcase(name, glob) for glob in self.match)}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -109,7 +117,7 @@ class Curve(Override):
 
         Raises `RecipeError` for a pattern that matches no tensor, and if no tensor has a depth.
         """
-        matched = select_names(self.match, names, option)
+        matched = self.select(names, option)
         unlayered = matched.difference(*(t for layers in stacks.values() for t in layers.values()))
         if self.layers and not any(self.layers[1] - 1 in layers for layers in stacks.values()):
             raise RecipeError(
@@ -122,7 +130,8 @@ class Curve(Override):
             side = "before" if is_before_layers(name) else "after"
             if self.outside in {side, "all"}:
                 covered[name] = 0.0
-        if unlayered == matched and self.outside == "none":
+        is_empty = unlayered == matched and self.outside == "none"
+        if is_empty and self.unmatched == "error":
             raise RecipeError(
                 f"{option}: no matching tensor belongs to a numbered layer",
                 hint="Only names with a number, such as layers.0.mlp.weight, have a depth.",
@@ -145,10 +154,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-Curves = Annotated[
-    tuple[Curve, ...],
-    BeforeValidator(lambda value: [value] if isinstance(value, dict) else value),
-]
+def _list_one(value: Any) -> Any:  # noqa: ANN401 - whatever a recipe holds
+    """Return a list of mappings, of which one may be given alone."""
+    return [value] if isinstance(value, dict) else value
+
+
+def _list_curves(value: Any) -> Any:  # noqa: ANN401 - whatever a recipe holds
+    """Return a list of curves; raise `ValueError` for values without the option's name."""
+    if isinstance(value, list | tuple) and any(map(_is_curve, value)):
+        raise ValueError("expected the option that has these values: {density: [0.2, 0.5]}")
+    return _list_one(value)
+
+
+Overrides = Annotated[tuple[Override, ...], BeforeValidator(_list_one)]
+Curves = Annotated[tuple[Curve, ...], BeforeValidator(_list_curves)]
 
 
 class Selection(Options):
@@ -160,9 +179,9 @@ class Selection(Options):
     skip: Patterns | None = None
     """Do not merge the tensors whose names match: a glob pattern, or a list. They are copied from
     the base."""
-    overrides: tuple[Override, ...] = ()
-    """Other options for some tensors: a list of {match: PATTERN, OPTION: VALUE}. The first match
-    wins."""
+    overrides: Overrides = ()
+    """Other options for some tensors: {match: PATTERN, OPTION: VALUE}, or a list of these, of which
+    the first match wins."""
     by_depth: Curves = ()
     """Options that change from the first layer to the last: {OPTION: [VALUE, ...]}, per expert
     {OPTION: {EXPERT: [VALUE, ...]}}, or a list of these. Add `match` or `layers` to restrict one to
@@ -199,11 +218,19 @@ class Selection(Options):
             groups.setdefault(key, ({**values, **override}, []))[1].append(name)
         return list(groups.values())
 
+    def find_unmatched(self, names: Collection[str]) -> Iterator[str]:
+        """Yield a warning for every pattern that may match no tensor, and matches none."""
+        for option, entries in (("overrides", self.overrides), ("by_depth", self.by_depth)):
+            lenient = (entry.match for entry in entries if entry.unmatched == "warn")
+            for pattern in dict.fromkeys(chain.from_iterable(lenient)):
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    yield f"algorithm.{option}: no tensor matches {pattern!r}"
+
     def _override_numbers(self, names: Sequence[str]) -> dict[str, int]:
         """Return the number of the first override that matches each tensor."""
         numbers: dict[str, int] = {}
         for number, override in enumerate(self.overrides):
-            for name in select_names(override.match, names, f"algorithm.overrides.{number}.match"):
+            for name in override.select(names, f"algorithm.overrides.{number}.match"):
                 numbers.setdefault(name, number)
         return numbers
 

@@ -168,7 +168,9 @@ def _reword(message: str) -> str:
     """Turn pydantic's `Input should be a valid number` into `expected a number`."""
     message = message.removeprefix("Value error, ")
     wanted = message.removeprefix("Input should be ").replace("a valid i", "an i")
-    wanted = wanted.replace("a valid ", "a ").replace("dictionary", "mapping")
+    wanted = (
+        wanted.replace("a valid ", "a ").replace("dictionary", "mapping").replace("tuple", "list")
+    )
     if wanted.startswith(("less", "greater")):
         wanted = f"a value {wanted}"
     return f"expected {wanted}" if message.startswith("Input should be ") else message

@@ -108,6 +108,29 @@ def test_an_override_of_what_is_skipped_is_an_error() -> None:
         selection.groups(NAMES)
 
 
+def test_one_override_needs_no_list() -> None:
+    alone = Selection(overrides={"match": "head", "x": 1})
+    assert alone == Selection(overrides=[{"match": "head", "x": 1}])
+
+
+def test_patterns_may_match_nothing_if_a_recipe_says_so() -> None:
+    none = {"match": ["*.missing", "*.q"], "unmatched": "warn"}
+    curve = {"match": "head", "layers": [0, 1], "unmatched": "warn", "x": [3, 4]}
+    selection = Selection(
+        overrides=[{**none, "x": 1}, {"match": "other", "unmatched": "warn", "x": 2}],
+        by_depth=[curve, {**none, "x": [5]}],
+    )
+    assert selection.groups(NAMES) == [
+        ({}, ["model.embed", "model.0.mlp.up", "model.0.mlp.down", "head"]),
+        ({"x": 1}, ["model.0.attn.q"]),
+    ]
+    assert [*selection.find_unmatched(NAMES)] == [
+        "algorithm.overrides: no tensor matches '*.missing'",
+        "algorithm.overrides: no tensor matches 'other'",
+        "algorithm.by_depth: no tensor matches '*.missing'",
+    ]
+
+
 # --- what is skipped ----------------------------------------------------------------------------
 
 
@@ -236,11 +259,30 @@ def test_a_pattern_that_matches_nothing_is_refused_before_anything_is_written(
             r"algorithm\.overrides\.0\.density = 2: .*less than or equal to 1",
         ),
         ({"overrides": [{"match": "nothing", "density": 1}]}, r"overrides\.0\.match: no tensor"),
+        ({"overrides": 0.5}, r"algorithm\.overrides = 0\.5: expected a list"),
+        ({"by_depth": [0.1, 0.2]}, r"expected the option that has these values: \{density: \["),
     ],
 )
 def test_invalid_options_are_named(models: Models, options: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         merged(models, {"name": "ties", **options})
+
+
+@pytest.mark.parametrize(
+    ("density", "hint"),
+    [
+        ([{"filter": "mlp", "value": 0.2}, {"value": 0.5}], 'overrides: [{match: "*mlp*", density'),
+        ({"match": "*mlp*", "value": 0.3}, 'overrides: [{match: "*mlp*", density: 0.5}]'),
+        ([[0.1, 0.2], 0.3], "by_depth: {density: {math: [0.2, 0.5], code: 0.3}}"),
+        ({"a": [0.1, 0.2], "b": 0.3}, "by_depth: {density: {a: [0.1, 0.2], b: 0.3}}"),
+    ],
+)
+def test_other_forms_of_a_number_are_shown_as_they_are_written(
+    models: Models, density: object, hint: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        merged(models, {"name": "ties", "density": density})
+    assert hint in str(caught.value.hint)
 
 
 def test_a_method_cannot_have_options_of_these_names(site: Site) -> None:

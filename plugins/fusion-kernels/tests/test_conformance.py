@@ -57,8 +57,19 @@ _METHODS: dict[str, Methods] = {
     ],
     "agreeing-entries": lambda _: [Elect(), Elect(zero_sign="positive", scope="tensor")],
     "large-entries": lambda _: [Trim(), Trim(scope="tensor", density=0.5), Trim(density=0.0)],
-    "entries-in-band": lambda _: [Band(), Band(density=1.0, gamma=0.3), Band(density=0.0)],
-    "random-entries": lambda _: [Drop(), Drop(density=0.1), Drop(rescale="l1"), Drop(density=0.0)],
+    "entries-in-band": lambda _: [
+        Band(),
+        Band(density=1.0, gamma=0.3),
+        Band(density=0.0),
+        Band(rescale="l1"),
+    ],
+    "random-entries": lambda _: [
+        Drop(),
+        Drop(density=0.1),
+        Drop(rescale="l1"),
+        Drop(density=0.0),
+        Drop(rescale="none"),
+    ],
     "largest-entries": lambda _: [MagMax(), MagMax(scale=-0.3)],
     "masked-sum": lambda count: [ConsensusSum(min(2, count), (0.4,) * count, 0.3)],
     "window-counts": lambda _: [

@@ -47,6 +47,16 @@ class TestNuslerpModes(AlgorithmSuite):
         return {"mode": request.param}
 
 
+class TestStockOfRows(AlgorithmSuite):
+    @pytest.fixture
+    def spec(self) -> AlgorithmSpec:
+        return SPECS["model-stock"]
+
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"scope": "row"}
+
+
 class TestPassthrough(AlgorithmSuite):
     @pytest.fixture
     def spec(self) -> AlgorithmSpec:

@@ -10,6 +10,7 @@ import torch
 from fusion_core import merge
 from fusion_core.errors import RecipeError
 from fusion_ties.electing import Consensus, MagMax
+from fusion_ties.ram import Ram
 from fusion_ties.sce import Sce
 
 if TYPE_CHECKING:
@@ -68,6 +69,44 @@ def test_consensus_keeps_entries_that_are_in_enough_masks(
         return result
 
     check(Consensus(k=k, tall_lambda=tall_lambda, scale=0.7), models(seed), expected)
+
+
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+@pytest.mark.parametrize(("r", "alpha"), [(0.0, 0.2), (0.3, 9.0), ([0.1, 0.0, 0.5], 0.4)])
+def test_ram_averages_the_changes_that_experts_share(scope: str, r: Any, alpha: float) -> None:
+    epsilon, pool = [3.0, 4.0, 2.5], models(0)
+    whole = zip(
+        *(
+            torch.cat([model[name].flatten() for name in SHAPES]).tolist()
+            for model in pool["models"].values()
+        ),
+        strict=True,
+    )
+
+    def change(column: tuple[float, ...]) -> list[bool]:
+        return [abs(x) > e for x, e in zip(column, epsilon, strict=True)]
+
+    def factors(columns: list[tuple[float, ...]]) -> list[float]:
+        masks = [change(column) for column in columns]
+        shared = [sum(m[k] for m in masks if sum(m) > 1) for k in range(3)]
+        unique = [sum(m[k] for m in masks if sum(m) == 1) for k in range(3)]
+        largest = r if isinstance(r, list) else [r] * 3
+        ratios = [s / max(u, 1) for s, u in zip(shared, unique, strict=True)]
+        return [1 + f * min(ratio, alpha) for f, ratio in zip(largest, ratios, strict=True)]
+
+    of_model = factors(list(whole))
+
+    def expected(rows: Rows) -> list[float]:
+        columns = list(zip(*rows, strict=True))
+        enlarging = of_model if scope == "model" else factors(columns)
+        result = []
+        for column in columns:
+            mask = change(column)
+            alone = enlarging if sum(mask) == 1 else [1 / max(sum(mask), 1)] * 3
+            result.append(sum(f * x for f, x, m in zip(alone, column, mask, strict=True) if m))
+        return result
+
+    check(Ram(epsilon=epsilon, r=r, alpha=alpha, scope=scope), pool, expected)
 
 
 def test_a_consensus_computed_by_hand() -> None:

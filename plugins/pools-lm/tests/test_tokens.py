@@ -484,3 +484,145 @@ def test_tied_matrices_may_be_stored_twice(
         assert ("lm_head.weight" in source.infos) == (twice == "base")
     model = again.build(again.experts["a"])
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_rows_of_single_tokens(tiny: Tiny, several: Callable[..., Options], tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizers = {
+        "base": tokenizer,
+        "a": change_tokenizer(tokenizer, 5, "<|user|>"),
+        "b": change_tokenizer(tokenizer, 6, "<|user|>", "<|b|>"),
+    }
+    options = several("llama", tokenizers)
+    tokens = {
+        "<|user|>": {"model": "b"},  # a keeps its own row
+        "<|new|>": {"model": "a", "token": "the"},
+        "<|id|>": {"model": "b", "id": 2, "force": True},
+        "the": {"model": "a", "force": True},
+        "and": {"force": True},
+        "<|b|>": {},
+    }
+    pool = open_pool("llama", options, tokens=tokens)
+    rows = {name: weights(path)["lm_head.weight"] for name, path in options["models"].items()}
+    rows["base"] = weights(options["base"])["lm_head.weight"]
+    known = {name: vocabulary(path) for name, path in options["models"].items()}
+    known["base"] = vocabulary(options["base"])
+
+    def row(model: str, token: str) -> torch.Tensor:
+        return rows[model][known[model][token]]
+
+    a = {name: row("a", token) for name, token in [("<|user|>", "<|user|>"), ("<|new|>", "the")]}
+    nothing = torch.zeros_like(row("a", "the"))
+    expected = {
+        "base": {"<|user|>": row("b", "<|user|>"), "<|b|>": nothing},
+        "a": {"<|user|>": a["<|user|>"], "<|b|>": nothing},
+        "b": {"<|user|>": row("b", "<|user|>"), "<|b|>": row("b", "<|b|>")},
+    }
+    shared = {"<|new|>": a["<|new|>"], "<|id|>": rows["b"][2], "the": row("a", "the")}
+    output = tmp_path / "out"
+    run_fusion(algorithm=Mean(), model_pool=pool, output=output)
+    numbers = vocabulary(output)
+    for name, known_rows in expected.items():
+        actual = pool.by_name[name].tensor("lm_head.weight")
+        for token, value in {**known_rows, **shared, "and": nothing}.items():
+            assert torch.equal(actual[numbers[token]], value), (name, token)
+    assert AutoTokenizer.from_pretrained(output).encode("<|new|>") == [numbers["<|new|>"]]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"model": "c"}, "tokens.<new>.model: unknown model 'c'"),
+        ({"model": "a"}, "tokens.<new>: a has no token '<new>'"),
+        ({"model": "a", "token": "<y>"}, "tokens.<new>: a has no token '<y>'"),
+        ({"model": "a", "id": 9999}, "tokens.<new>: a has no row 9999"),
+        ({"model": "a", "token": "the", "id": 1}, "expected one of token and id, got both"),
+        ({"id": 1}, "missing model"),
+    ],
+)
+def test_a_token_needs_a_row_that_exists(
+    tiny: Tiny, several: Callable[..., Options], row: Options, problem: str
+) -> None:
+    options = several("llama", {"base": tiny.tokenizer(), "a": tiny.tokenizer()})
+    with pytest.raises(RecipeError, match=problem):
+        open_pool("llama", options, tokens={"<new>": row})
+
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Who?"},
+    {"role": "assistant", "content": " Me. "},
+]
+#: what each format makes of the talk, and of its question alone with the start of an answer
+CHATS = {
+    "chatml": (
+        (
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n"
+            "<|im_start|>assistant\n Me. <|im_end|>\n"
+        ),
+        "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "llama3": (
+        (
+            "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nMe.<|eot_id|>"
+        ),
+        (
+            "<s><|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        ),
+    ),
+    "mistral": ("<s> [INST] Be brief.\n\nWho? [/INST]  Me. </s>", "<s> [INST] Who? [/INST]"),
+    "alpaca": (
+        "Be brief.\n\n### Instruction:\nWho?\n\n### Response:\nMe.",
+        "### Instruction:\nWho?\n\n### Response:\n",
+    ),
+    "exaone": (
+        "[|system|]Be brief.[|endofturn|]\n[|user|]Who?\n[|assistant|] Me. [|endofturn|]\n",
+        "[|system|][|endofturn|]\n[|user|]Who?\n[|assistant|]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_a_format_of_chats_becomes_the_outputs_template(
+    tiny: Tiny, several: Callable[..., Options], tmp_path: Path, name: str
+) -> None:
+    options = several("llama", {"base": tiny.tokenizer(), "a": tiny.tokenizer()})
+    settings = Path(options["base"]) / "tokenizer_config.json"
+    fields = {**json.loads(settings.read_text()), "chat_template": "{{ 'old' }}"}
+    settings.write_text(json.dumps(fields))
+    pool = {"name": "causal-lm", **options, "chat_template": name}
+    run_fusion(algorithm="simple-average", model_pool=pool, output=tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    whole, question = CHATS[name]
+    tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+    assert tokenizer.apply_chat_template(TALK, tokenize=False) == whole
+    asked = tokenizer.apply_chat_template(TALK[1:2], tokenize=False, add_generation_prompt=True)
+    assert asked == question
+
+
+def test_auto_takes_the_most_frequent_template(tiny: Tiny, several: Callable[..., Options]) -> None:
+    tokenizer = tiny.tokenizer()
+    options = several("llama", dict.fromkeys(("base", "a", "b", "c"), tokenizer))
+    for name, text in {"a": "{{ 'a' }}", "b": "{{ 'b' }}", "c": "\n{{ 'b' }}\n"}.items():
+        (Path(options["models"][name]) / "chat_template.jinja").write_text(text)
+    pool = open_pool("llama", options, chat_template="auto")
+    assert pool.assets()["chat_template.jinja"] == b"{{ 'b' }}"
+    assert "chat_template.jinja" not in open_pool("llama", options).assets()
+
+
+def test_a_template_has_to_be_one(tiny: Tiny, several: Callable[..., Options]) -> None:
+    with pytest.raises(RecipeError, match="expected auto, one of alpaca, chatml"):
+        LanguageConfig(models={}, chat_template="chatlm")
+    options = several("llama", {"base": tiny.tokenizer(), "a": tiny.tokenizer()})
+    with pytest.raises(RecipeError, match="invalid Jinja template, line 1"):
+        open_pool("llama", options, chat_template="{% for message in messages %}")
+    marked = "{% generation %}{{ messages[0].content }}{% endgeneration %}"
+    assert open_pool("llama", options, chat_template=marked).assets()["chat_template.jinja"]
+    for path in (options["base"], options["models"]["a"]):
+        for file in Path(path).glob("*token*"):
+            file.unlink()
+    with pytest.raises(RecipeError, match="no model has a tokenizer"):
+        open_pool("llama", options, chat_template="chatml")

@@ -29,6 +29,7 @@ models:
 POOL = {"base": "org/base", "models": {"math": "org/math", "code": "org/code@v2"}}
 WEIGHTS = {"weights": {"math": 0.7, "code": 0.4}}
 LOOSE = {"config": "warn", "tokenizer": "warn"}
+WARN = {"unmatched": "warn"}
 STRICT = {**LOOSE, "dtype": "error"}
 
 
@@ -72,10 +73,10 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
         {
             "name": "dare",
             "density": 0.5,
-            "rescale": "paper",
+            "rescale": "none",
             "elect": "ties",
             "normalize": False,
-            "scale": 0.5,
+            "scale": 1.0,
             **WEIGHTS,
         },
     ),
@@ -99,6 +100,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
             "density": 1.0,
             "gamma": 0.02,
             "elect": "ties",
+            "normalize": False,
             "scale": 1.0,
             **WEIGHTS,
         },
@@ -111,6 +113,19 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("karcher", {"name": "karcher", "iterations": 10, "tolerance": 1e-5}),
     ("sce\nparameters: {select_topk: 0.1}", {"name": "sce", "density": 0.1}),
     ("model_stock", {"name": "model-stock"}),
+    (
+        "model_stock\nparameters: {filter_wise: true}",
+        {"name": "model-stock", "scope": "row"},
+    ),
+    (
+        "multislerp\nparameters: {normalize_weights: false}",
+        {"name": "multi-slerp", "normalize": False, **WEIGHTS},
+    ),
+    ("ram\nparameters: {epsilon: 1e-4}", {"name": "ram", "epsilon": 1e-4}),
+    (
+        "ramplus_tl",
+        {"name": "ram", "epsilon": 1e-5, "r": 0.1, "alpha": 0.2, "scope": "tensor"},
+    ),
 ]
 
 
@@ -151,8 +166,8 @@ parameters:
     assert recipe_of(text)["algorithm"] == {
         "name": "slerp",
         "by_depth": [
-            {"match": "*self_attn*", "outside": "all", "t": [0.0, 0.5, 1.0]},
-            {"match": "*a[[]0][*]*", "outside": "all", "t": [0.1]},
+            {"match": "*self_attn*", **WARN, "outside": "all", "t": [0.0, 0.5, 1.0]},
+            {"match": "*a[[]0][*]*", **WARN, "outside": "all", "t": [0.1]},
             {"outside": "all", "t": [0.5]},
         ],
     }
@@ -175,8 +190,13 @@ models:
 parameters: {{weight: [{{filter: mlp, value: 9}}, {{filter: "*", value: 0.6}}, {{value: 8}}]}}
 """
     assert recipe_of(text)["algorithm"]["by_depth"] == [
-        {"match": "*mlp*", "outside": "all", "weights": {"math": [0.0, 1.0], "code": [0.2]}},
-        {"match": "*norm*", "outside": "all", "weights": {"math": [0.3]}},
+        {
+            "match": "*mlp*",
+            **WARN,
+            "outside": "all",
+            "weights": {"math": [0.0, 1.0], "code": [0.2]},
+        },
+        {"match": "*norm*", **WARN, "outside": "all", "weights": {"math": [0.3]}},
         {"outside": "all", "weights": {"math": [0.6], "code": [0.6]}},
     ]
 
@@ -194,6 +214,7 @@ parameters: {{weight: 1}}
         "name": "breadcrumbs",
         "density": {"math": 0.5, "code": 0.3},
         "elect": "none",
+        "normalize": False,
         "scale": 1.0,
         "by_depth": [{"outside": "all", "gamma": {"math": [0.01], "code": [0.0, 0.1]}}],
     }
@@ -236,6 +257,16 @@ def test_slices_merge_stacks_of_layers() -> None:
             {"math": "org/math", "code": "org/code"}, ("math", 0, 2), ("code", 4, 6), ("math", 3, 4)
         )
     }
+
+
+def test_the_only_layer_of_a_slice_has_the_last_value_of_a_gradient() -> None:
+    text = SLICES.replace("parameters: {t: 0.25}", "parameters: {t: [0.2, 0.4, 0.9]}")
+    assert recipe_of(text)["algorithm"]["by_depth"] == [
+        {"layers": [0, 2], "outside": "before", "t": [0.0, 1.0]},
+        {"layers": [2, 4], "t": [0.2, 0.4, 0.9]},
+        {"layers": [4, 5], "t": [0.9]},
+        {"layers": [4, 5], "outside": "after", "t": [0.2]},
+    ]
 
 
 def test_slices_of_one_source_are_a_stack() -> None:
@@ -304,6 +335,61 @@ def test_a_tokenizer_needs_a_pool_that_knows_tokens() -> None:
     assert union["model_pool"]["tokenizer"] == "union"
 
 
+def test_rows_of_tokens_and_a_chat_template_are_options_of_the_pool() -> None:
+    text = """
+tokenizer:
+  source: base
+  tokens:
+    <|user|>: {source: org/math}
+    <|bot|>: {source: {kind: model_token, model: org/code@v2, token: </s>}, force: true}
+    <pad>: {source: {kind: model_token, model: org/base, token_id: 3}}
+    <none>: {source: {kind: zero}}
+chat_template: chatml
+"""
+    recipe = recipe_of(f"{TWO}{BASE}merge_method: ties\n{text}")
+    assert recipe["model_pool"] == {
+        "name": "causal-lm",
+        "tokenizer": "base",
+        "tokens": {
+            "<|user|>": {"model": "math"},
+            "<|bot|>": {"model": "code", "token": "</s>", "force": True},
+            "<pad>": {"model": "base", "id": 3},
+            "<none>": {},
+        },
+        "chat_template": "chatml",
+        **POOL,
+    }
+
+
+def test_a_stack_has_the_rows_of_its_first_and_last_models() -> None:
+    text = """
+merge_method: passthrough
+base_model: org/math
+slices:
+  - sources: [{model: org/math, layer_range: [0, 24]}]
+  - sources: [{model: org/code, layer_range: [8, 32]}]
+"""
+    recipe = recipe_of(f"{text}tokenizer_source: union\nchat_template: auto")
+    assert recipe["model_pool"] == {
+        "name": "causal-lm",
+        "tokenizer": "union",
+        "new_rows": "zero",
+        "chat_template": "auto",
+        "models": {"math": "org/math", "code": "org/code"},
+    }
+    assert recipe_of(f"{text}tokenizer_source: base")["model_pool"]["tokenizer"] == "math"
+
+
+def test_switches_by_filter_become_overrides() -> None:
+    rules = "[{filter: mlp, value: false}, {filter: 'n[0]', value: yes}, {value: false}]"
+    recipe = recipe_of(f"{TWO}{BASE}merge_method: ties\nparameters: {{rescale: {rules}}}")
+    assert recipe["algorithm"]["rescale"] == "none"
+    assert recipe["algorithm"]["overrides"] == [
+        {"match": "*mlp*", **WARN, "rescale": "none"},
+        {"match": "*n[[]0]*", **WARN, "rescale": "l1"},
+    ]
+
+
 def test_documents_that_name_each_other_are_nested() -> None:
     text = f"""---
 name: first
@@ -332,7 +418,6 @@ models: [{{model: first}}]
 
 
 REFUSALS = {
-    "merge_method: ram": ["merge_method: ram has no counterpart"],
     "merge_method: dare-ties": [
         "merge_method: unknown method 'dare-ties'; did you mean dare_ties?"
     ],
@@ -340,29 +425,41 @@ REFUSALS = {
     "merge_method: ties\nparameters: {desnity: 0.2}": [
         "parameters.desnity: unknown parameter; did you mean density?"
     ],
-    "merge_method: ties\nparameters: {density: 0, rescale: true}": [
+    "merge_method: ties\nparameters: {density: 0, lambda: x}": [
         "parameters.density: expected values above 0; skip a model by weight: 0",
-        "parameters.rescale: ties does not rescale task vectors after trimming",
+        "parameters.lambda: expected a number, got 'x'",
     ],
-    "merge_method: model_stock\nparameters: {filter_wise: true}": [
-        "parameters.filter_wise: model-stock has one ratio per tensor, not per row"
-    ],
+    "merge_method: multislerp\nparameters: {eps: 0.1}": ["parameters.eps: has no counterpart"],
     "merge_method: ties\ndtype: float64": ["dtype: float64: merges are computed in fp32"],
-    "merge_method: ties\nchat_template: auto\ntokenizer: {tokens: {x: {source: org/math}}}": [
-        "chat_template: the output has the template of the chosen tokenizer; replace it there",
-        "tokenizer.tokens: rows of single tokens cannot be chosen, only the pool's new_rows",
+    "merge_method: ties\nchat_template: [x]\ntokenizer: {tokens: {a: {}, b: {source: org/x}, "
+    "c: {source: {kind: model_token, model: org/math}}, d: {source: {kind: zero}, force: 1}}}": [
+        "tokenizer.tokens.a.source: missing: a model, or a mapping of kind zero or model_token",
+        (
+            "tokenizer.tokens.c.source: expected kind: zero, or kind: model_token with a model and "
+            "a token or token_id, got {'kind': 'model_token', 'model': 'org/math'}"
+        ),
+        "tokenizer.tokens.d.force: expected true or false, got 1",
+        (
+            "chat_template: expected one of auto, alpaca, chatml, exaone, llama3, mistral or a "
+            "Jinja template, got ['x']"
+        ),
+        "tokenizer.tokens.b.source: org/x is none of the merged models",
     ],
     "merge_method: slerp\nparameters: {t: 0.5}": [
         "models: slerp takes exactly 1 model(s) besides the base, got 2"
     ],
-    "merge_method: ties\nparameters: {normalize: [{filter: mlp, value: false}]}": [
-        "parameters.normalize: varies between tensors, and the method has one value for all"
+    "merge_method: ties\nparameters: {normalize: [true, false]}": [
+        "parameters.normalize: expected true or false, got a list of both"
+    ],
+    "merge_method: ties\nparameters: {normalize: [{filter: mlp, value: false}], "
+    "rescale: [{filter: mlp, value: true}]}": [
+        "parameters.rescale: varies between tensors, as normalize does; one of them can"
     ],
     "merge_method: ties\nparameters: {lambda: .nan}": [
         "parameters.lambda: expected a number, got nan"
     ],
     "merge_method: ties\nmodules: {x: 1}": [
-        "modules: merges of several modules have no counterpart"
+        "modules: no counterpart; list the models under models, and use filters such as encoder."
     ],
 }
 
@@ -373,10 +470,6 @@ def test_a_refusal_lists_everything(text: str) -> None:
 
 
 def test_slices_refuse_rules_that_they_would_change() -> None:
-    one_layer = SLICES.replace("parameters: {t: 0.25}", "parameters: {t: [0, 1]}")
-    assert problems_of(one_layer) == [
-        "parameters.t: a gradient over one layer; mergekit takes its last value"
-    ]
     by_number = "parameters: {t: [{filter: layers.3, value: 1}, {value: 0}]}"
     assert problems_of(SLICES.replace("parameters: {t: 0.25}", by_number)) == [
         "parameters.t: the filter 'layers.3' has a layer number, which slices change"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fusion_core.weights import broadcast_per_expert
 from fusion_kernels.loops import LARGEST, STRIP, ZERO, Floats, Parts, compiled, read_strip
 from fusion_kernels.operands import TaskVectorFunction, read_parts
 
@@ -19,11 +20,16 @@ class BandOfMagnitudes(TaskVectorFunction):
 
     def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401, ARG002
         """Keep the entries of one piece."""
-        lows, highs = piece.state.to(torch.float32).numpy()
+        bounds = piece.state
         parts, _tensors = read_parts(piece, relative=True)
         chosen = torch.empty((len(piece.names), *piece.shape))
-        is_finite = _keep_band(parts, lows, highs, chosen.view(len(piece.names), -1).numpy())
-        return chosen if is_finite else None
+        flat = chosen.view(len(piece.names), -1).numpy()
+        lows, highs = (bound.to(torch.float32).numpy() for bound in (bounds.low, bounds.high))
+        if not _keep_band(parts, lows, highs, flat):
+            return None
+        if bounds.factors is not None:
+            chosen.mul_(broadcast_per_expert(bounds.factors, chosen))
+        return chosen
 
 
 class LargestEntries(TaskVectorFunction):

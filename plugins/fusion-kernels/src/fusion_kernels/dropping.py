@@ -39,8 +39,9 @@ class RandomEntries(TaskVectorFunction):
             return None
         if config.rescale == "l1":
             return chosen.mul_(broadcast_per_expert(piece.state, chosen))
-        for row, density in zip(chosen, densities, strict=True):
-            row.div_(density or 1)
+        if config.rescale == "paper":
+            for row, density in zip(chosen, densities, strict=True):
+                row.div_(density or 1)
         return chosen
 
 

@@ -23,7 +23,7 @@ from fusion_kernels.operands import TaskVectorFunction, read_parts, weights_of
 from fusion_kernels.trimming import smallest_kept, trim_rows
 
 if TYPE_CHECKING:
-    from fusion_core.weights import Piece
+    from fusion_core.weights import Operands, Piece, TensorInfo
 
 _ONE_BITS = np.uint32(0x3F800000)
 
@@ -34,10 +34,15 @@ class AgreeingMean(TaskVectorFunction):
     They differ in where their options are, and in whether they trim.
     """
 
+    def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
+        """Serve all options but `rescale`."""
+        is_rescaled = getattr(_options_of(function), "rescale", "none") != "none"
+        return not is_rescaled and super().fits(function, operands, info)
+
     def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
         """Merge one piece."""
-        method, survey = function.__self__, piece.state
-        options = getattr(method, "config", method)
+        options = _options_of(function)
+        survey, _factors = (None, None) if piece.state is None else piece.state
         thresholds = smallest_kept(None if survey is None else survey.thresholds, len(piece.names))
         tie = 1.0 if survey is None else survey.tie
         parts, _tensors = read_parts(piece, relative=True)
@@ -76,6 +81,10 @@ class Votes(TaskVectorFunction):
         parts, _tensors = read_parts(piece, relative=True)
         votes, is_finite = _count_votes(parts, thresholds, weights_of(piece))
         return torch.tensor(votes) if is_finite else None
+
+
+def _options_of(function: Any) -> Any:  # noqa: ANN401 - a configuration or a kernel
+    return getattr(function.__self__, "config", function.__self__)
 
 
 @compiled

@@ -53,6 +53,9 @@ class NuSlerpConfig(WeightsConfig):
 class MultiSlerpConfig(WeightsConfig):
     """Options of `multi-slerp`."""
 
+    normalize: bool = True
+    """Divide the weights by their sum."""
+
 
 class KarcherConfig(WeightsConfig):
     """Options of `karcher`."""
@@ -66,8 +69,9 @@ class KarcherConfig(WeightsConfig):
 class ModelStockConfig(ComponentConfig):
     """Options of `model-stock`."""
 
-    scope: Literal["model", "tensor"] = "tensor"
-    """Compute one ratio for the whole model, or one ratio per tensor."""
+    scope: Literal["model", "tensor", "row"] = "tensor"
+    """Compute one ratio for the whole model, one per tensor, or one per row of the last dimension
+    (the paper's filters)."""
 
 
 class MetaGptConfig(ComponentConfig):

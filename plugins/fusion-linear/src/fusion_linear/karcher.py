@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core import Algorithm, RunContext
+from fusion_core import Algorithm, RunContext, expert_weights
 from fusion_linear.config import KarcherConfig, MultiSlerpConfig
 from fusion_linear.gram import GramCombination, norms_and_cosines
 from fusion_linear.shares import expert_shares
@@ -25,11 +25,12 @@ _CANCELLED = 1e-8
 class MultiSlerp(Algorithm[MultiSlerpConfig]):
     """Give the weighted mean direction of the experts the weighted mean of their norms.
 
-    Formula: base + sum of w_k |x_k| * m / |m|, with m = sum of w_k x_k / |x_k| and weights divided
-    by their sum. x_k are the task vectors or, in a pool without a base, the experts' weights. Each
-    tensor is one vector. Where directions cancel, and in tensors that no expert changed, the result
-    is the weighted mean.
-    Options: `weights` (one factor per expert; 1 each).
+    Formula: base + sum of w_k |x_k| * m / |m|, with m = sum of w_k x_k / |x_k| and, by default,
+    weights divided by their sum. x_k are the task vectors or, in a pool without a base, the
+    experts' weights. Each tensor is one vector. Where directions cancel, and in tensors that no
+    expert changed, the result is the weighted mean.
+    Options: `weights` (one factor per expert; 1 each), `normalize` (divide weights by their sum;
+    true).
     Source: mergekit's `multislerp` (no paper). It also takes a step on the tangent space at m,
     which is zero by construction and left out here. From three experts on it raises an error where
     directions cancel.
@@ -40,7 +41,12 @@ class MultiSlerp(Algorithm[MultiSlerpConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy mean."""
-        shares = expert_shares(self.config.weights, pool.experts)
+        weights = self.config.weights
+        shares = (
+            expert_shares(weights, pool.experts)
+            if self.config.normalize
+            else tuple(expert_weights(weights, [*pool.experts]))
+        )
         factors = partial(spherical_mean, shares=shares, iterations=0, tolerance=_CANCELLED)
         return context.merge(pool, GramCombination(factors, relative=pool.base is not None))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import Algorithm, RunContext
-from fusion_core.weights import Scope, WeightSource
+from fusion_core.weights import Cut, Kernel, Piece, Scope, WeightSource, sum_in_order
 from fusion_linear.config import ModelStockConfig
 from fusion_linear.gram import GramCombination, norms_and_cosines
 
@@ -27,7 +27,8 @@ class ModelStock(Algorithm[ModelStockConfig]):
     of task vectors. A task vector of zeros is orthogonal to all others. Where directions cancel,
     the base stays. The method is made for experts of one task: orthogonal task vectors give t = 0,
     and a negative c gives a negative t, as in mergekit and FusionBench.
-    Options: `scope` (one ratio per `tensor`, or one per `model`; `tensor`).
+    Options: `scope` (one ratio per `tensor`, per `model`, or per `row`; `tensor`). Rows run along
+    the last dimension, and a vector is one row: the paper's filters, and mergekit's `filter_wise`.
     Differences: cosines are exact for task vectors of any size. mergekit bounds the products of
     norms from below by 1e-6, which makes equal experts look different in small tensors.
     Shapes: any. Data: none. Cost: two passes.
@@ -37,8 +38,31 @@ class ModelStock(Algorithm[ModelStockConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy interpolation."""
+        if self.config.scope == "row":
+            return context.merge(pool, RowStock())
         scope = Scope(self.config.scope)
         return context.merge(pool, GramCombination(_factors, relative=True, scope=scope))
+
+
+class RowStock(Kernel):
+    """The interpolation with one ratio per row."""
+
+    cut = Cut.ROW
+    pieces_held = (3, 5)  # in fp64
+
+    def merge(self, piece: Piece) -> Tensor:
+        """Interpolate the rows of one piece."""
+        rows = piece.task_vectors.double()
+        lines = rows.unsqueeze(-1) if rows.dim() == 1 else rows
+        lengths = torch.linalg.vector_norm(lines, dim=-1, keepdim=True)
+        units = lines / lengths.where(lengths > 0, 1)
+        count = len(rows)
+        # the sum of all pairs of units, from the length of their sum
+        total = sum_in_order(units).square().sum(-1, keepdim=True)
+        pairs = (total - sum_in_order(lengths.sign())) / 2
+        ratio = _ratio(pairs / (count * (count - 1) / 2), count)
+        mean = sum_in_order(lines) / count
+        return (ratio * mean).reshape(rows.shape[1:]).to(piece.base).add_(piece.base)
 
 
 def _factors(gram: Tensor) -> Tensor:
@@ -46,6 +70,11 @@ def _factors(gram: Tensor) -> Tensor:
     _, cosines = norms_and_cosines(gram)
     count = len(cosines)
     cosine = cosines.triu(1).sum() / (count * (count - 1) / 2)
+    return (_ratio(cosine, count) / count).expand(count)
+
+
+def _ratio(cosine: Tensor, count: int) -> Tensor:
+    """Return t for mean cosines of `count` task vectors."""
     divisor = 1 + (count - 1) * cosine
-    ratio = count * cosine / divisor if divisor > _CANCELLED else torch.zeros_like(cosine)
-    return (ratio / count).expand(count)
+    is_cancelled = divisor <= _CANCELLED
+    return (count * cosine / divisor.where(~is_cancelled, 1)).where(~is_cancelled, 0)

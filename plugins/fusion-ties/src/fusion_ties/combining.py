@@ -56,13 +56,11 @@ def merge_sparse(
     transform: Transform[Any],
     config: SparseConfig,
     context: RunContext,
-    *,
-    normalize: bool = False,
 ) -> WeightSource:
     """Return the lazy merge of a pool after a transform that makes its task vectors sparse."""
     weights = expert_weights(config.weights, list(pool.experts))
     sparse = context.transform(pool, transform)
     if config.elect == "ties":
-        return context.merge(sparse, DisjointMerge(config.scale, normalize), weights=weights)
-    scale = config.scale / (sum(weights) or 1.0) if normalize else config.scale
+        return context.merge(sparse, DisjointMerge(config.scale, config.normalize), weights=weights)
+    scale = config.scale / (sum(weights) or 1.0) if config.normalize else config.scale
     return context.merge(sparse, Linear(tuple(scale * weight for weight in weights)))

@@ -64,6 +64,17 @@ class TiesConfig(ComponentConfig):
     """Average the experts that agree, by weight (the paper); false: sum them."""
     zero_sign: Literal["majority", "positive"] = "majority"
     """Sign of trimmed entries that cancel exactly: the majority sign of the scope, or plus."""
+    rescale: Literal["none", "l1"] = "none"
+    """Keep trimmed task vectors as they are, or restore each one's sum of magnitudes in the scope
+    (l1). l1 needs `zero_sign: positive`."""
+
+    @model_validator(mode="after")
+    def _check_sign(self) -> Self:
+        if self.rescale == "l1" and self.zero_sign == "majority":
+            raise ValueError(
+                "rescale: l1 changes the majority that zero_sign asks for; set zero_sign: positive"
+            )
+        return self
 
 
 class DropConfig(ComponentConfig):
@@ -71,8 +82,9 @@ class DropConfig(ComponentConfig):
 
     density: Fractions = 0.5
     """Keep each entry with this probability."""
-    rescale: Literal["paper", "l1"] = "paper"
-    """Divide kept entries by the density, or restore each tensor's sum of magnitudes (l1)."""
+    rescale: Literal["paper", "l1", "none"] = "paper"
+    """Divide kept entries by the density, restore each tensor's sum of magnitudes (l1), or keep
+    them as they are (none)."""
 
 
 class MagPruneConfig(ComponentConfig):
@@ -83,8 +95,9 @@ class MagPruneConfig(ComponentConfig):
     epsilon: Fractions = 0.15
     """Keep a row's smallest entry with probability density - epsilon, its largest with density +
     epsilon."""
-    rescale: Literal["paper", "l1"] = "paper"
-    """Divide kept entries by their probability, or restore each tensor's sum of magnitudes (l1)."""
+    rescale: Literal["paper", "l1", "none"] = "paper"
+    """Divide kept entries by their probability, restore each tensor's sum of magnitudes (l1), or
+    keep them as they are (none)."""
 
     @model_validator(mode="after")
     def _check_probabilities(self) -> Self:
@@ -104,6 +117,8 @@ class BandConfig(ComponentConfig):
     """Keep this fraction of each tensor's entries, the largest below the dropped ones."""
     gamma: Fractions = 0.01
     """Drop this fraction of each tensor's entries, the largest ones."""
+    rescale: Literal["none", "l1"] = "none"
+    """Keep entries as they are, or restore each tensor's sum of magnitudes (l1)."""
 
 
 class SparseConfig(ComponentConfig):
@@ -116,13 +131,12 @@ class SparseConfig(ComponentConfig):
     each."""
     scale: float = 0.3
     """Multiply the merged task vector by this factor (lambda)."""
+    normalize: bool = False
+    """Divide by the sum of the weights that took part."""
 
 
 class DareConfig(DropConfig, SparseConfig):
     """Options of `dare`."""
-
-    normalize: bool = False
-    """Divide by the sum of the weights that took part."""
 
 
 class DellaConfig(MagPruneConfig, SparseConfig):
@@ -208,3 +222,28 @@ class EmrConfig(ComponentConfig):
     rescale: Literal["paper", "authors"] = "paper"
     """Compute a task's scale from sums of magnitudes (the paper), or from sums of each tensor's
     mean magnitude (the authors' code)."""
+
+
+class RamConfig(ComponentConfig):
+    """Options of `ram`."""
+
+    epsilon: PerExpert[Annotated[float, Field(ge=0)]] = 0.00001
+    """Count entries of task vectors up to this magnitude as unchanged."""
+    r: PerExpert[Annotated[float, Field(ge=0)]] = 0.0
+    """Enlarge the entries that one expert alone changed by this times its ratio of shared to
+    unshared changes (RAM+: 0.1)."""
+    alpha: PerExpert[Annotated[float, Field(ge=0)]] = 0.2
+    """Count a ratio as at most this."""
+    scope: Literal["model", "tensor"] = "model"
+    """Compute ratios over the whole model (the paper), or in each tensor (mergekit)."""
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether any expert has a factor."""
+        match self.r:
+            case Mapping():
+                return any(self.r.values())
+            case float() | int():
+                return self.r != 0
+            case _:
+                return any(self.r)

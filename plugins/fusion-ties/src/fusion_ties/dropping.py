@@ -6,7 +6,7 @@ entries are dropped however the work is divided.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +14,9 @@ import torch
 from fusion_core import Cut, Transform, expert_values
 from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert
 from fusion_ties.config import DropConfig, MagPruneConfig
+from fusion_ties.magnitudes import l1_factors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
 
@@ -28,7 +27,8 @@ class Drop(Transform[DropConfig]):
     Options: `density` (probability; 0.5), `rescale` (`paper`). `paper` divides kept entries by the
     density, which preserves their expected value. `l1` scales a tensor to its former sum of
     magnitudes, as mergekit does. mergekit leaves tensors alone whose sum is below 1e-7, this method
-    only those with no entry left. Density 1 changes nothing, 0 leaves nothing.
+    only those with no entry left. `none` keeps entries as they are. Density 1 changes nothing, 0
+    leaves nothing.
     Shapes: any. Data: none. Cost: one random number per entry; for `l1` two, and one more pass.
     """
 
@@ -42,15 +42,16 @@ class Drop(Transform[DropConfig]):
 
     def survey(self, scan: Scan) -> Tensor:
         """Return the factors that restore each expert's sum of magnitudes."""
-        return _l1_factors(scan, self._drop)
+        return l1_factors(scan, self._drop)
 
     def rows(self, piece: Piece) -> Tensor:
         """Drop entries of one piece, and rescale the others."""
         rows = self._drop(piece)
         if self.config.rescale == "l1":
             return rows.mul_(broadcast_per_expert(piece.state, rows))
-        for row, density in zip(rows, self._densities(piece), strict=True):
-            row.div_(density or 1)
+        if self.config.rescale == "paper":
+            for row, density in zip(rows, self._densities(piece), strict=True):
+                row.div_(density or 1)
         return rows
 
     def _drop(self, piece: Piece) -> Tensor:
@@ -69,8 +70,8 @@ class MagPrune(Transform[MagPruneConfig]):
     of one entry has p_k = density.
     Options: `density` (mean probability; 0.5), `epsilon` (half of the paper's window size; 0.15),
     `rescale` (`paper`). `paper` divides kept entries by p_k, as the authors' code does. `l1` scales
-    a tensor to its former sum of magnitudes, as mergekit does. Density 1 changes nothing, 0 leaves
-    nothing.
+    a tensor to its former sum of magnitudes, as mergekit does. `none` keeps entries as they are.
+    Density 1 changes nothing, 0 leaves nothing.
     Source: arXiv:2406.11617. mergekit ranks tensors of more than two dimensions along the second
     one, and fails on scalars.
     Shapes: any. Data: none. Cost: a sort of every row; for `l1` two.
@@ -87,7 +88,7 @@ class MagPrune(Transform[MagPruneConfig]):
 
     def survey(self, scan: Scan) -> Tensor:
         """Return the factors that restore each expert's sum of magnitudes."""
-        return _l1_factors(replace(scan, cut=scan.cut.coarser(Cut.ROW)), self._drop)
+        return l1_factors(replace(scan, cut=scan.cut.coarser(Cut.ROW)), self._drop)
 
     def rows(self, piece: Piece) -> Tensor:
         """Drop entries of one piece, and rescale the others."""
@@ -95,6 +96,8 @@ class MagPrune(Transform[MagPruneConfig]):
         rows = _keep_at_random(piece, probabilities)
         if self.config.rescale == "l1":
             return rows.mul_(broadcast_per_expert(piece.state, rows))
+        if self.config.rescale == "none":
+            return rows
         return rows.div_(probabilities.where(probabilities > 0, 1))
 
     def _drop(self, piece: Piece) -> Tensor:
@@ -128,21 +131,3 @@ def _keep_at_random(piece: Piece, probabilities: Tensor | tuple[float, ...]) -> 
     for expert, (row, limit) in enumerate(zip(piece.task_vectors, probabilities, strict=True)):
         torch.mul(row, piece.uniform(expert) < limit, out=rows[expert])
     return rows
-
-
-def _l1_factors(scan: Scan, drop: Callable[[Piece], Tensor]) -> Tensor:
-    """Return each expert's sum of magnitudes before `drop` over that after it, or 1 for none."""
-    zeros = torch.zeros(2, len(scan.operands.experts), dtype=torch.float64)
-    before, after = scan(_Magnitudes(drop), torch.add, zeros)
-    return torch.where(after > 0, before / after, 1.0)
-
-
-@dataclass(frozen=True)
-class _Magnitudes:
-    """Each expert's sum of magnitudes in a block before and after `drop`, of shape (2, experts)."""
-
-    drop: Callable[[Piece], Tensor]
-
-    def __call__(self, piece: Piece) -> Tensor:
-        both = torch.stack([piece.task_vectors, self.drop(piece)])
-        return both.double().abs().unsqueeze(-1).flatten(2).sum(-1).cpu()

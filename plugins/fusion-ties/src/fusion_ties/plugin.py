@@ -163,3 +163,15 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         cost="passes",
         reference="arXiv:2405.17461",
     )
+    yield _spec(
+        name="ram",
+        summary="Average entries that several experts changed, and keep those of one whole.",
+        formula=(
+            "base + sum of c_k tau_k where |tau_k| > epsilon, c_k = 1/n for n > 1 experts, else "
+            "1 + r * min(rho_k, alpha)"
+        ),
+        target="fusion_ties.ram:Ram",
+        config="fusion_ties.config:RamConfig",
+        cost="stream",
+        reference="arXiv:2601.13572",
+    )

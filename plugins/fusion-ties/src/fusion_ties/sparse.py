@@ -33,7 +33,7 @@ class Dare(Algorithm[DareConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
         drop = Drop(density=self.config.density, rescale=self.config.rescale)
-        return merge_sparse(pool, drop, self.config, context, normalize=self.config.normalize)
+        return merge_sparse(pool, drop, self.config, context)
 
 
 class Della(Algorithm[DellaConfig]):
@@ -55,7 +55,7 @@ class Della(Algorithm[DellaConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
         prune = MagPrune(**self.config.model_dump(include={"density", "epsilon", "rescale"}))
-        return merge_sparse(pool, prune, self.config, context, normalize=self.config.normalize)
+        return merge_sparse(pool, prune, self.config, context)
 
 
 class Breadcrumbs(Algorithm[BreadcrumbsConfig]):
@@ -64,7 +64,8 @@ class Breadcrumbs(Algorithm[BreadcrumbsConfig]):
     Formula: base + scale * sum of w_k * band(tau_k). With `elect: ties` only entries with the sign
     of the weighted sum count.
     Options: `density` (fraction of entries; 0.1), `gamma` (fraction of entries; 0.01), `elect`
-    (`none`), `weights` (one factor per expert; 1 each), `scale` (factor; 0.3).
+    (`none`), `weights` (one factor per expert; 1 each), `scale` (factor; 0.3), `normalize` (false),
+    `rescale` (`none`).
     Source: arXiv:2312.06795. mergekit's `breadcrumbs` and `breadcrumbs_ties` are this method with
     `scale: 1.0`, but keep floor(density * n) entries, which may be none of a small tensor.
     Shapes: any. Data: none. Cost: that of `band`.
@@ -74,5 +75,5 @@ class Breadcrumbs(Algorithm[BreadcrumbsConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge."""
-        band = Band(density=self.config.density, gamma=self.config.gamma)
+        band = Band(**self.config.model_dump(include={"density", "gamma", "rescale"}))
         return merge_sparse(pool, band, self.config, context)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fusion_core import TensorwiseAlgorithm, expert_values
-from fusion_core.weights import Piece, Scan, Scope, TrimSurvey
+from fusion_core.weights import Piece, Scan, Scope, TrimSurvey, broadcast_per_expert
 from fusion_ties.combining import disjoint_merge
 from fusion_ties.config import TiesConfig
+from fusion_ties.magnitudes import l1_factors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +25,8 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
     Options: `density` (fraction of entries, or one per expert; 0.2), `scale` (factor; 1.0), `scope`
     (one threshold per `model` or per `tensor`; `model`), `weights` (one factor per expert; 1 each),
     `normalize` (mean, not sum; true), `zero_sign` (sign of entries that cancel exactly;
-    `majority`).
+    `majority`), `rescale` (`none`; `l1` restores each trimmed task vector's sum of magnitudes, as
+    mergekit's option does).
     Source: arXiv:2306.01708. Shapes: any. Data: none. Cost: several passes.
     """
 
@@ -37,24 +40,40 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
 
     @property
     def is_bounded(self) -> bool:
-        """Whether weights are positive, so that a mean is no larger than the entries it is of."""
+        """Whether it is a mean with positive weights: no larger than the entries it is of."""
         weights = self.config.weights
         if isinstance(weights, Mapping):
             weights = [*weights.values()]
         elif weights is None or isinstance(weights, int | float):
             weights = [1.0 if weights is None else weights]
-        is_mean = self.config.normalize and all(weight >= 0 for weight in weights)
-        return is_mean and abs(self.config.scale) <= 1
+        is_positive = all(weight >= 0 for weight in weights)
+        is_mean = self.config.normalize and self.config.rescale == "none"
+        return is_mean and is_positive and abs(self.config.scale) <= 1
 
-    def survey(self, scan: Scan) -> TrimSurvey:
-        """Return the thresholds, and the majority sign if the option asks for it."""
+    def survey(self, scan: Scan) -> tuple[TrimSurvey, Tensor | None]:
+        """Return the thresholds, the majority sign if asked for, and the factors of `l1`."""
         density = expert_values(self.config.density, [*scan.operands.experts], "density")
-        return TrimSurvey.of(scan, density, majority=self.config.zero_sign == "majority")
+        trimming = TrimSurvey.of(scan, density, majority=self.config.zero_sign == "majority")
+        if self.config.rescale == "none":
+            return trimming, None
+        return trimming, l1_factors(scan, _Trimmed(trimming))
 
     def merge(self, piece: Piece) -> Tensor:
         """Trim, elect and merge one piece."""
-        state: TrimSurvey = piece.state
-        rows = state.trim(piece.task_vectors).mul_(piece.weights)
-        sign = state.sign(rows)
+        trimming, factors = piece.state
+        rows = trimming.trim(piece.task_vectors).mul_(piece.weights)
+        if factors is not None:
+            rows.mul_(broadcast_per_expert(factors, rows))
+        sign = trimming.sign(rows)
         total = disjoint_merge(rows, sign, piece.weights, normalize=self.config.normalize)
         return total.mul_(self.config.scale).add_(piece.base)
+
+
+@dataclass(frozen=True)
+class _Trimmed:
+    """The trimmed task vectors of a piece."""
+
+    trimming: TrimSurvey
+
+    def __call__(self, piece: Piece) -> Tensor:
+        return self.trimming.trim(piece.task_vectors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Transform, expert_values
@@ -16,6 +17,7 @@ from fusion_core.weights import (
     largest_by_rank,
 )
 from fusion_ties.config import BandConfig, ElectConfig, TrimConfig
+from fusion_ties.magnitudes import l1_factors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,17 +88,18 @@ class Band(Transform[BandConfig]):
     Of n entries, floor(gamma * n) are dropped at the top, then max(1, floor(density * n)) are kept,
     and entries equal to the smallest or the largest kept magnitude with them. If these are more
     than n, fewer are dropped at the top, as in mergekit. Density 1 keeps all entries, 0 none.
-    Options: `density` (fraction of entries; 0.1), `gamma` (fraction of entries; 0.01).
+    Options: `density` (fraction of entries; 0.1), `gamma` (fraction of entries; 0.01), `rescale`
+    (`none`; `l1` restores each tensor's sum of magnitudes, as in mergekit).
     Source: the first step of Model Breadcrumbs, arXiv:2312.06795.
-    Shapes: any. Data: none. Cost: one more pass, for exact thresholds.
+    Shapes: any. Data: none. Cost: one more pass, for exact thresholds; for `l1` two.
     """
 
     config_class = BandConfig
     pieces_held = (3, 5)
     scope = Scope.TENSOR
 
-    def survey(self, scan: Scan) -> Tensor:
-        """Return the smallest and the largest kept magnitude, of shape (2, experts)."""
+    def survey(self, scan: Scan) -> Bounds:
+        """Return the smallest and the largest kept magnitudes, and the factors of `l1`."""
         names = [*scan.operands.experts]
         densities = expert_values(self.config.density, names, "density")
         gammas = expert_values(self.config.gamma, names, "gamma")
@@ -105,12 +108,34 @@ class Band(Transform[BandConfig]):
             for density, gamma in zip(densities, gammas, strict=True)
         ]
         lowest, highest = zip(*bands, strict=True)
-        return largest_by_rank(scan, (lowest, highest))
+        bounds = Bounds(*largest_by_rank(scan, (lowest, highest)))
+        if self.config.rescale == "none":
+            return bounds
+        return replace(bounds, factors=l1_factors(scan, bounds.cut))
 
     def rows(self, piece: Piece) -> Tensor:
         """Keep the entries of one piece between the thresholds."""
+        bounds: Bounds = piece.state
+        rows = bounds.cut(piece)
+        if bounds.factors is not None:
+            rows.mul_(broadcast_per_expert(bounds.factors, rows))
+        return rows
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The bounds of the entries that each expert keeps. All fields have shape (experts,)."""
+
+    #: the smallest and the largest kept magnitude
+    low: Tensor
+    high: Tensor
+    #: factors of kept entries; None for 1
+    factors: Tensor | None = None
+
+    def cut(self, piece: Piece) -> Tensor:
+        """Return the task vectors with zeros outside of the bounds."""
         magnitudes = piece.task_vectors.abs()
-        low, high = (broadcast_per_expert(bounds, magnitudes) for bounds in piece.state)
+        low, high = (broadcast_per_expert(bound, magnitudes) for bound in (self.low, self.high))
         inside = (magnitudes >= low) & (magnitudes <= high)
         return piece.task_vectors.where(inside, 0)
 

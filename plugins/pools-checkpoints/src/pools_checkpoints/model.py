@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import RecipeSource, WeightSource
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import QUANTISER_FILES, StateDictSource, change_config
+from fusion_core.weights import QUANTISER_FILES, StateDictSource, change_config, list_side_files
 from pools_checkpoints.files import (
     CONFIG,
     collect_side_files,
-    list_side_files,
     remove_keys,
     set_dtype,
 )

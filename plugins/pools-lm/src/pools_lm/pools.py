@@ -21,6 +21,7 @@ from fusion_core.weights import (
     parse_safe_config,
 )
 from pools_checkpoints import CheckpointsPool, select_tokenizer_files
+from pools_lm.chat_templates import choose_template, replace_template
 from pools_lm.config import LanguageConfig
 from pools_lm.packing import Packing
 from pools_lm.side_files import ENCODER_FILES, drop_foreign_modules, files_not_copied
@@ -57,12 +58,17 @@ class LanguagePool(CheckpointsPool):
     _replaced_assets: Files | None = None
     #: None if each row already means the same token in all models
     _tokenizer_change: TokenizerChange | None = None
+    #: the template that the output has in the place of its tokenizer's
+    _chat_template: str | None = None
 
     def __init__(self, config: LanguageConfig) -> None:
         if config.rest is not None:
             self._check_rest(config)
         super().__init__(config)
         self._options = config
+        if config.chat_template is not None:
+            files = {name: self.files_of(name) for name in self.by_name}
+            self._chat_template = choose_template(config.chat_template, files)
         if config.rest is None:  # or all models have the names and files of one already
             self._unify_names()
             self._unify_tokens()
@@ -169,10 +175,15 @@ class LanguagePool(CheckpointsPool):
         return clone
 
     def assets(self, *, dtype: torch.dtype | None = None) -> Files:
-        """Return the output's side files, with the chosen tokenizer."""
+        """Return the output's side files, with the chosen tokenizer and chat template."""
         if self._replaced_assets is not None:
             return self._replaced_assets
-        files = super().assets(dtype=dtype)
+        files = self._choose_tokenizer(super().assets(dtype=dtype))
+        template = self._chat_template
+        return files if template is None else replace_template(files, template)
+
+    def _choose_tokenizer(self, files: Files) -> Files:
+        """Return the output's side files with the chosen tokenizer."""
         if self._options.tokenizer in self.experts:
             files = replace_tokenizer(files, self.files_of(self._options.tokenizer))
         change = self._tokenizer_change
@@ -193,8 +204,15 @@ class LanguagePool(CheckpointsPool):
         return clone
 
     def side_files(self) -> Mapping[str, Files]:
+        """Return each model's side files, with what the output's tokenizer gives all of them."""
+        files_by_model = self._share_tokenizer(super().side_files())
+        template = self._chat_template
+        if template is None:
+            return files_by_model
+        return {model: replace_template(files, template) for model, files in files_by_model.items()}
+
+    def _share_tokenizer(self, files_by_model: Mapping[str, Files]) -> Mapping[str, Files]:
         """Return each model's side files, with the shared tokenizer where rows were unified."""
-        files_by_model = super().side_files()
         if self._tokenizer_change is not None:
             return {
                 model: {
@@ -223,10 +241,10 @@ class LanguagePool(CheckpointsPool):
                 hint="Use the pool 'vision-language' for a language model in a vision-language "
                 "model, or 'checkpoints', which merges any weights and evaluates none.",
             )
-        if config.tokenizer != "base" or config.pad_to_multiple_of is not None:
+        if config.tokenizer != "base" or config.tokens or config.pad_to_multiple_of is not None:
             raise RecipeError(
-                "model_pool.rest: the output has the tokenizer of this model, so tokenizer and "
-                "pad_to_multiple_of conflict with it",
+                "model_pool.rest: the output has the tokenizer of this model, so tokenizer, tokens "
+                "and pad_to_multiple_of conflict with it",
                 hint="Leave them out. For models with fewer tokens: --set alignment.vocab=pad",
             )
 

@@ -152,6 +152,26 @@ class PieceRows:
 
 
 @dataclass(frozen=True)
+class ZeroRows:
+    """Zeros in the shape of a model's rows."""
+
+    model: ModelRows
+
+    @property
+    def sources(self) -> Sequence[WeightSource]:
+        """No model: nothing is read."""
+        return ()
+
+    def has(self, tensor: str) -> bool:
+        """Tell whether the model stores a tensor."""
+        return self.model.has(tensor)
+
+    def take(self, tensor: str, rows: Tensor) -> Tensor:
+        """Return zeros."""
+        return torch.zeros(len(rows), self.model.width(tensor))
+
+
+@dataclass(frozen=True)
 class Layer:
     """Rows, with the number of the row for each target row; -1 where a later layer has it."""
 

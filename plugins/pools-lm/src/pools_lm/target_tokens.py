@@ -1,8 +1,9 @@
 """The target tokens of a merge: models with different tokenizers get the same rows.
 
 A row is the model's own if it knows the token, otherwise the base's, so that its task vector is
-zero there. A token that the base does not know either is new; the option `new_rows` fills it. A row
-without a token comes from the model whose tokenizer is chosen, in every model.
+zero there. A token that the base does not know either is new; the option `new_rows` fills it. The
+option `tokens` fills the rows of single tokens, before the base's and perhaps before the model's
+own. A row without a token comes from the model whose tokenizer is chosen, in every model.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fusion_core.errors import RecipeError
 from fusion_core.weights import as_weights
 from pools_lm.config import UNION
-from pools_lm.rows import Layer, MeanRows, ModelRows, PieceRows, TokenSource
+from pools_lm.rows import Layer, MeanRows, ModelRows, PieceRows, TokenSource, ZeroRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -65,24 +67,33 @@ class TargetTokens:
     count: int
     #: the base's name; None without a base
     base: str | None
-    new_rows: str
+    config: LanguageConfig
 
     @classmethod
     def of(cls, models: Sequence[Model], base: str | None, config: LanguageConfig) -> TargetTokens:
-        """Choose the tokens by the options; `models` begin with the base, or the first expert."""
+        """Choose the tokens by the options; `models` begin with the base, or the first expert.
+
+        Raises `RecipeError` for a row of `tokens` that the named model does not have.
+        """
         by_name = {model.name: model for model in models}
         chosen = by_name.get(config.tokenizer, models[0])
         ids = dict(chosen.vocabulary.ids)
         if config.tokenizer == UNION:
             _append_tokens(ids, models)
+        for token in config.tokens:
+            ids.setdefault(token, max(ids.values()) + 1)
         step = config.pad_to_multiple_of or 1
         needed = max(chosen.rows.count, max(ids.values()) + 1)
-        return cls(models, chosen, ids, -(-needed // step) * step, base, config.new_rows)
+        count = -(-needed // step) * step
+        target = cls(models, chosen, ids, count, base, config)
+        for token in config.tokens:
+            target.locate_row(token)
+        return target
 
     @property
     def changes_models(self) -> bool:
         """Whether any model has different rows."""
-        return any(
+        return bool(self.config.tokens) or any(
             model.rows.count != self.count or model.vocabulary.ids != self.ids
             for model in self.models
         )
@@ -92,6 +103,31 @@ class TargetTokens:
         """The ids of the tokens that the chosen tokenizer lacks."""
         known = self.chosen.vocabulary.ids
         return {token: row for token, row in self.ids.items() if token not in known}
+
+    def locate_row(self, token: str) -> tuple[Model | None, int]:
+        """Return the model and the number of the row that a token of `tokens` copies.
+
+        The model is None for zeros. Raises `RecipeError` if there is no such row.
+        """
+        row = self.config.tokens[token]
+        if row.model is None:
+            return None, 0
+        option = f"model_pool.tokens.{token}"
+        model = next((model for model in self.models if model.name == row.model), None)
+        if model is None:
+            names = ", ".join(model.name for model in self.models)
+            raise RecipeError(
+                f"{option}.model: unknown model {row.model!r}", hint=f"The models: {names}."
+            )
+        name = token if row.token is None else row.token
+        number = model.vocabulary.ids.get(name, -1) if row.id is None else row.id
+        if not 0 <= number < model.rows.count:
+            missing = f"token {name!r}" if row.id is None else f"row {row.id}"
+            raise RecipeError(
+                f"{option}: {model.name} has no {missing}",
+                hint="Name a token of its tokenizer (token), or a row of its embeddings (id).",
+            )
+        return model, number
 
     def sources(self, axes: Mapping[str, int]) -> dict[str, WeightSource]:
         """Return every model with these rows; `axes` gives the token dimension per tensor."""
@@ -124,10 +160,11 @@ class TargetTokens:
             return list(self.models)
         base = next(model.rows.source for model in self.models if model.name == self.base)
         models = []
+        copied = {row.model for row in self.config.tokens.values()}
         for model in self.models:
             index = self._index[model.name]
             has_base_tokens = ((index < 0) | (index == self._index[self.base])).all()
-            if model.is_delta and not has_base_tokens:
+            if model.is_delta and (model.name in copied or not has_base_tokens):
                 source = as_weights(model.rows.source, base)
                 models.append(replace(model, rows=replace(model.rows, source=source)))
             else:
@@ -135,20 +172,22 @@ class TargetTokens:
         return models
 
     def _layers(self, model: Model) -> Iterator[Layer]:
+        known_rows = self._index[model.name].where(~self._forced, -1)
         if model.is_delta:  # rows that an adapter lacks are zero
-            yield Layer(model.rows, self._index[model.name])
+            yield Layer(model.rows, known_rows)
             return
         by_name = {other.name: other for other in self._models}
         filler = by_name[self.chosen.name]
         if filler.is_delta and self.base:
             filler = by_name[self.base]
         yield Layer(filler.rows, self._unused)
-        yield Layer(model.rows, self._index[model.name])
+        yield Layer(model.rows, known_rows)
+        yield from self._chosen_rows
         if self.base is not None and model.name != self.base:
             yield Layer(by_name[self.base].rows, self._index[self.base])
-        if self.new_rows == "expert":
+        if self.config.new_rows == "expert":
             yield self._mean
-        elif self.new_rows == "subwords":
+        elif self.config.new_rows == "subwords":
             yield self._pieces(model)
 
     @cached_property
@@ -157,6 +196,27 @@ class TargetTokens:
         index[self.chosen.rows.count :] = -1
         index[torch.tensor(list(self.ids.values()))] = -1
         return index
+
+    @cached_property
+    def _forced(self) -> Tensor:
+        """Whether a row is that of `tokens` even if the model knows the token; shape (count,)."""
+        forced = torch.zeros(self.count, dtype=torch.bool)
+        for token, row in self.config.tokens.items():
+            forced[self.ids[token]] = row.force
+        return forced
+
+    @cached_property
+    def _chosen_rows(self) -> list[Layer]:
+        """The rows of `tokens`, one layer per model that they are copied from."""
+        rows_by_name = {model.name: model.rows for model in self._models}
+        layers: dict[str | None, Layer] = {}
+        for token in self.config.tokens:
+            model, number = self.locate_row(token)
+            name = None if model is None else model.name
+            rows = ZeroRows(self.models[0].rows) if name is None else rows_by_name[name]
+            layer = layers.setdefault(name, Layer(rows, torch.full((self.count,), -1)))
+            layer.index[self.ids[token]] = number
+        return [*layers.values()]
 
     @cached_property
     def _mean(self) -> Layer:

@@ -51,7 +51,7 @@ class TokenizerChoice:
     @property
     def is_uniform(self) -> bool:
         """Whether all models share one tokenizer and the same shapes. Parses no tokenizer."""
-        if self.config.pad_to_multiple_of is not None:
+        if self.config.pad_to_multiple_of is not None or self.config.tokens:
             return False
         if not self._digests:
             return True
@@ -89,8 +89,8 @@ class TokenizerChoice:
         digests = self._digests
         if not digests:
             raise RecipeError(
-                "model_pool.pad_to_multiple_of: no model has a tokenizer that defines its rows",
-                hint="Remove the option, or copy a tokenizer next to the base's weights.",
+                "model_pool: no model has a tokenizer, which tokens and pad_to_multiple_of need",
+                hint="Remove the options, or copy a tokenizer next to the base's weights.",
             )
         by_digest = {
             digest: read_vocabulary(self.files[name], name) for name, digest in digests.items()

@@ -62,10 +62,10 @@ def resize_vocabulary(files: Files, before: int, after: int) -> dict[str, bytes 
 def add_tokens(files: Files, target: TargetTokens) -> dict[str, bytes | Path]:
     """Return a tokenizer's files with the tokens that it lacks.
 
-    Added tokens of another tokenizer become added tokens with the same flags. Other tokens go into
-    the vocabulary. The tokenizer has no rules (merges, scores) that produce them from text, so text
-    is split as before, and they only keep their meaning as ids. Older files next to
-    `tokenizer.json` get the added tokens, or stay the same.
+    Added tokens of another tokenizer become added tokens with the same flags, and so do tokens of
+    the option `tokens`. Other tokens go into the vocabulary. The tokenizer has no rules (merges,
+    scores) that produce them from text, so text is split as before, and they only keep their
+    meaning as ids. Older files next to `tokenizer.json` get the added tokens, or stay the same.
     """
     new = target.added
     if not new:
@@ -74,7 +74,8 @@ def add_tokens(files: Files, target: TargetTokens) -> dict[str, bytes | Path]:
     entries: dict[int, dict[str, Any]] = {}
     for token, number in new.items():
         flags = [model.vocabulary.added.get(token) for model in target.models]
-        first = next((flag for flag in flags if flag is not None), None)
+        listed: dict[str, Any] | None = {} if token in target.config.tokens else None
+        first = next((flag for flag in flags if flag is not None), listed)
         if first is not None:
             added[token] = number
             entries[number] = {"content": token, **_PLAIN, "special": False, **first}

@@ -26,6 +26,7 @@ class Algorithm:
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     curves: dict[_Option, Setting] = field(default_factory=dict)
+    overrides: list[dict[str, Any]] = field(default_factory=list)
 
     def set(self, option: str, setting: Setting) -> None:
         """Set an option of all experts."""
@@ -47,6 +48,25 @@ class Algorithm:
         else:
             self._set_each(option, settings)
 
+    def set_switch(
+        self,
+        option: str,
+        rules: Rules,
+        choices: Sequence[Any] = (False, True),
+        default: Any = None,  # noqa: ANN401 - an option's value
+    ) -> None:
+        """Set an option by truth values, to the first choice for false and the second for true.
+
+        A value that all tensors have is left out if it is the `default`.
+        """
+        chosen = [(rule.filter, choices[int(rule.values[0])]) for rule in rules]
+        varies = len({value for _, value in chosen}) > 1
+        for pattern, value in chosen if varies else chosen[-1:]:
+            if varies and pattern is not None:
+                self.overrides.append({**_match(pattern), option: value})
+            elif varies or value != default:
+                self.options[option] = value
+
     def _set_each(self, option: str, settings: Mapping[str, Setting]) -> None:
         values = {expert: _constant(setting) for expert, setting in settings.items()}
         if None in values.values():
@@ -57,24 +77,48 @@ class Algorithm:
     def as_section(self, slices: Sequence[Slice]) -> dict[str, Any]:
         """Return the section of the recipe."""
         section: dict[str, Any] = {"name": self.name, **self.options}
+        if self.overrides:
+            section["overrides"] = self.overrides
         if self.curves:
             section["by_depth"] = [*self._make_curves(slices)]
         return section
 
     def _make_curves(self, slices: Sequence[Slice]) -> Iterator[dict[str, Any]]:
-        """Yield the curves of every slice. The first that covers a tensor gives it its value."""
+        """Yield the curves of every slice. The first that covers a tensor gives it its value.
+
+        mergekit gives a slice's only layer the last value of a gradient, and tensors outside of the
+        layers the first.
+        """
         start = 0
         for number, part in enumerate(slices):
-            where: dict[str, Any] = {"outside": "all"}
-            if len(slices) > 1:
-                side = {0: "before", len(slices) - 1: "after"}.get(number)
-                where = {"layers": [start, start + part.length]}
-                where |= {} if side is None else {"outside": side}
-                start += part.length
             rules = {option: setting[number] for option, setting in self.curves.items()}
-            for pattern, values in _merge_rules(rules):
-                match = {} if pattern is None else {"match": f"*{escape(pattern)}*"}
-                yield {**match, **where, **_nest(values)}
+            layers = {"layers": [start, start + part.length]}
+            start += part.length
+            side = {0: "before", len(slices) - 1: "after"}.get(number)
+            outside = {} if side is None else {"outside": side}
+            if len(slices) == 1:
+                outside = {"outside": "all"}
+            has_gradient = any(len(rule.values) > 1 for chain in rules.values() for rule in chain)
+            if part.length == 1 and has_gradient:
+                yield from _curves_of(rules, layers, slice(-1, None))
+                yield from _curves_of(rules, {**layers, **outside}, slice(1)) if outside else ()
+            else:
+                where = outside if len(slices) == 1 else {**layers, **outside}
+                yield from _curves_of(rules, where, slice(None))
+
+
+def _curves_of(
+    rules: Mapping[_Option, Rules], where: Mapping[str, Any], chosen: slice
+) -> Iterator[dict[str, Any]]:
+    """Yield the curves of one slice with the chosen values."""
+    for pattern, values in _merge_rules(rules):
+        match = {} if pattern is None else _match(pattern)
+        yield {**match, **where, **_nest(values, chosen)}
+
+
+def _match(pattern: str) -> dict[str, Any]:
+    """Return what matches names that contain a text. mergekit allows that there are none."""
+    return {"match": f"*{escape(pattern)}*", "unmatched": "warn"}
 
 
 def _constant(setting: Setting) -> float | None:
@@ -100,11 +144,11 @@ def _merge_rules(
         yield pattern, chosen
 
 
-def _nest(rules: Mapping[_Option, Rule]) -> dict[str, Any]:
-    """Return the values of options as a curve holds them."""
+def _nest(rules: Mapping[_Option, Rule], chosen: slice) -> dict[str, Any]:
+    """Return the chosen values of options as a curve holds them."""
     options: dict[str, Any] = {}
     for (option, expert), rule in rules.items():
-        values = [*rule.values]
+        values = [*rule.values[chosen]]
         if expert is None:
             options[option] = values
         else:

@@ -47,11 +47,23 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class TokenRow:
+    """The embedding of a token that models lack."""
+
+    #: None for zeros
+    model: Reference | None
+    #: the token whose embedding it is, by name or number; None for the token itself
+    token: str | int | None
+    force: bool
+
+
+@dataclass(frozen=True)
 class Tokens:
     """The tokenizer of the result."""
 
     #: `union`, `base` or a model
     source: Reference | str
+    rows: Mapping[str, TokenRow]
     pad_to_multiple_of: int | None
     key: str
 
@@ -67,6 +79,7 @@ class Configuration:
     dtype: str | None
     out_dtype: str | None
     tokens: Tokens | None
+    chat_template: str | None
     #: the key of the document in the file, ending with a dot, or nothing
     prefix: str = ""
 

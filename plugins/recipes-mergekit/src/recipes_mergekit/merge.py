@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.commands import similar_names
-from recipes_mergekit.methods import METHODS, UNSUPPORTED, Method
+from recipes_mergekit.methods import METHODS, Method
 from recipes_mergekit.models import STACKED, UNCHECKED, Models
 from recipes_mergekit.parameters import Parameters, check_names
+from recipes_mergekit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,8 +31,10 @@ class Merge:
         method = self._find_method()
         if method is None:
             return {}
-        check_names(self.configuration, method.parameters, self.findings)
+        check_names(self.configuration, method, self.findings)
         bases, experts = self._split_sources(method)
+        if method.can_skip:
+            experts = _fill_slices(experts)
         if not experts or not self._check_counts(method, experts):
             return {}
         if any("int8_mask" in level for level in self._levels()):
@@ -47,6 +50,8 @@ class Merge:
             stacked = pool["models"][names[0]]
             if isinstance(stacked, dict) and stacked["algorithm"]["name"] == "stack":
                 recipe = {name: stacked[name] for name in ("algorithm", "model_pool")}
+        vocabulary = Vocabulary(self.configuration, models, self.findings)
+        recipe["model_pool"] = vocabulary.extend_pool(recipe["model_pool"], recipe["algorithm"])
         alignment = dict(STACKED if recipe["algorithm"]["name"] == "stack" else UNCHECKED)
         return {**recipe, **self._make_output(models), "alignment": self._check_dtypes(alignment)}
 
@@ -61,9 +66,8 @@ class Merge:
         if name in METHODS:
             return METHODS[name]
         similar = similar_names(name, METHODS)
-        unknown = f"unknown method {name!r}" + (f"; did you mean {similar[0]}?" if similar else "")
-        reason = f"{name} has no counterpart" if name in UNSUPPORTED else unknown
-        self._refuse("merge_method", reason)
+        hint = f"did you mean {similar[0]}?" if similar else f"expected one of {', '.join(METHODS)}"
+        self._refuse("merge_method", f"unknown method {name!r}; {hint}")
         return None
 
     def _levels(self) -> list[Mapping[str, Any]]:
@@ -85,7 +89,7 @@ class Merge:
                 continue
             experts.append(tuple(source for source in part.sources if source.model != base))
             bases += chosen
-            if method.base == "required" and not chosen:
+            if not chosen and (method.base == "required" or base is not None):
                 where = "base_model" if base is None else f"{part.key}.sources"
                 self._refuse(where, f"{self.configuration.method} needs a base model here")
                 return None, []
@@ -129,7 +133,7 @@ class Merge:
             name: self._locate(models, [sources[number] for sources in experts], base)
             for number, name in enumerate(names)
         }
-        return {**self._make_tokens(models, pool), **pool}
+        return pool
 
     def _locate(
         self, models: Models, sources: Sequence[Source], base: Reference | None = None
@@ -137,28 +141,6 @@ class Merge:
         if sources[0].layers is not None:
             return models.stack(sources)
         return models.locate(sources[0].model, base)
-
-    def _make_tokens(self, models: Models, pool: Mapping[str, Any]) -> dict[str, Any]:
-        tokens = self.configuration.tokens
-        if tokens is None:
-            return {}
-        base, source = self.configuration.base, tokens.source
-        if isinstance(source, str):
-            name = source
-            if source == "base" and "base" not in pool:
-                reason = "needs base_model: mergekit takes the tokenizer of any model without one"
-                self.findings.refuse(tokens.key, reason)
-        else:
-            name = "base" if source == base else models.names.get(source, "")
-            if name not in {"base", *pool["models"]}:
-                self.findings.refuse(tokens.key, f"{source} is none of the merged models")
-        if any(isinstance(model, dict) for model in (pool.get("base"), *pool["models"].values())):
-            reason = "is not combined with slices, other documents, or adapters of other models"
-            self.findings.refuse(tokens.key, reason)
-        options: dict[str, Any] = {"name": "causal-lm", "tokenizer": name}
-        if tokens.pad_to_multiple_of is not None:
-            options["pad_to_multiple_of"] = tokens.pad_to_multiple_of
-        return options
 
     def _make_output(self, models: Models) -> dict[str, Any]:
         dtype = self.configuration.out_dtype or self.configuration.dtype
@@ -175,6 +157,17 @@ class Merge:
         if not (self.configuration.out_dtype or self.configuration.dtype):
             alignment["dtype"] = "error"
         return alignment
+
+
+def _fill_slices(experts: Sequence[tuple[Source, ...]]) -> list[tuple[Source, ...]]:
+    """Add sources of weight 0 to slices that merge fewer models than others."""
+    most = max(map(len, experts), default=0)
+    return [
+        (*sources, *[replace(sources[0], parameters={"weight": 0.0})] * (most - len(sources)))
+        if sources
+        else sources
+        for sources in experts
+    ]
 
 
 def _name_experts(models: Models, experts: Sequence[Sequence[Source]]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from recipes_mergekit.settings import (
     Rule,
     Rules,
+    change,
     constant,
     read_number,
     read_rules,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from fusion_core.commands import ImportFindings
     from recipes_mergekit.configuration import Configuration, Slice, Source
+    from recipes_mergekit.methods import Method
 
 #: Parameters that a model may set, and parameters of the whole merge, over all methods.
 OF_MODELS = frozenset({"weight", "density", "gamma", "epsilon", "scale"})
@@ -65,9 +67,25 @@ class Parameters:
         """Return a number that does not vary between tensors."""
         return self._constant(name, self.shared(name, default), default)
 
+    def fractions(self, name: str, default: float) -> dict[str, Setting]:
+        """Return the rules of a fraction of every expert."""
+        settings = self.by_expert(name, default)
+        return {expert: self.as_fraction(name, setting) for expert, setting in settings.items()}
+
+    def as_fraction(self, name: str, setting: Setting) -> Setting:
+        """Return fractions up to 1, which mergekit takes for all that is larger."""
+        if any(value <= 0 for rules in setting for rule in rules for value in rule.values):
+            self.refuse(name, "expected values above 0; skip a model by weight: 0")
+        return tuple(change(rules, lambda value: min(value, 1.0)) for rules in setting)
+
     def switch(self, name: str, *, default: bool) -> bool:
         """Return a truth value that does not vary between tensors."""
-        setting = tuple(
+        rules = self.switch_rules(name, default=default)
+        return bool(self._constant(name, (rules,), float(default)))
+
+    def switch_rules(self, name: str, *, default: bool) -> Rules:
+        """Return the rules of a truth value, 0 or 1, which may vary by filter."""
+        first, *others = (
             self._resolve(
                 name,
                 [part.parameters, self.configuration.parameters],
@@ -77,7 +95,11 @@ class Parameters:
             )
             for part in self.configuration.slices
         )
-        return bool(self._constant(name, setting, float(default)))
+        if any(rules != first for rules in others):
+            self.refuse(name, "varies between slices, and the method has one value for all")
+        if any(len({*rule.values}) > 1 for rule in first):
+            self.refuse(name, "expected true or false, got a list of both")
+        return first
 
     def refuse(self, name: str, reason: str) -> None:
         """Record that the recipe cannot express a parameter."""
@@ -117,29 +139,25 @@ class Parameters:
                 self.findings.refuse(f"{self.configuration.prefix}{key}", f"{name} is {which}")
             rules.append(Rule(None, (1.0 if default is None else default,)))
         for rule in rules:
-            self._check_rule(name, rule, key)
+            self._check_rule(name, rule)
         return tuple(rules)
 
-    def _check_rule(self, name: str, rule: Rule, key: str) -> None:
-        """Record rules that slices give another meaning."""
-        if not self.configuration.has_ranges:
+    def _check_rule(self, name: str, rule: Rule) -> None:
+        """Record a filter that slices give another meaning."""
+        if rule.filter is None or not self.configuration.has_ranges:
             return
-        part = next(part for part in self.configuration.slices if part.key == key)
-        if len(rule.values) > 1 and part.length == 1:
-            self.refuse(name, "a gradient over one layer; mergekit takes its last value")
-        if rule.filter is not None and any(map(str.isdigit, rule.filter)):
+        if any(map(str.isdigit, rule.filter)):
             self.refuse(name, f"the filter {rule.filter!r} has a layer number, which slices change")
 
 
-def check_names(
-    configuration: Configuration, known: frozenset[str], findings: ImportFindings
-) -> None:
+def check_names(configuration: Configuration, method: Method, findings: ImportFindings) -> None:
     """Record parameters that the method does not have, or not where they are."""
+    known = method.parameters
     levels = [("parameters", configuration.parameters, known)]
     for part in configuration.slices:
         levels.append((f"{part.key}.parameters", part.parameters, known))
         levels += [
-            (f"parameters of {source.model}", source.parameters, known & OF_MODELS)
+            (f"parameters of {source.model}", source.parameters, method.of_models)
             for source in part.sources
         ]
     for where, parameters, usable in levels:

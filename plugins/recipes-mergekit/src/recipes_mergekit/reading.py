@@ -1,20 +1,18 @@
-"""Reading of a configuration from YAML.
-
-mergekit ignores keys that it does not know. Here a key that resembles a known one is a problem, and
-any other one a warning.
-"""
+"""Reading of a configuration from YAML."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.commands import format_value
-from recipes_mergekit.configuration import Configuration, Reference, Slice, Source, Tokens
+from recipes_mergekit.configuration import Configuration, Slice, Source
+from recipes_mergekit.tokens import TokenReader
+from recipes_mergekit.values import ValueReader
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
-    from fusion_core.commands import ImportFindings
+    from recipes_mergekit.configuration import Reference
 
 _KEYS = (
     *("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype"),
@@ -23,11 +21,8 @@ _KEYS = (
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
-class Reader:
+class Reader(ValueReader):
     """Reads one document, and records its problems."""
-
-    def __init__(self, findings: ImportFindings, prefix: str = "") -> None:
-        self._findings, self._prefix = findings, prefix
 
     def read(self, document: Mapping[str, Any]) -> Configuration | None:
         """Return the configuration, or None if it has problems that hide others."""
@@ -37,9 +32,7 @@ class Reader:
         slices = self._read_slices(document, base)
         if not isinstance(method, str):
             self._refuse("merge_method", f"expected a name, got {format_value(method)}")
-        if document.get("chat_template") is not None:
-            reason = "the output has the template of the chosen tokenizer; replace it there"
-            self._refuse("chat_template", reason)
+        tokens = TokenReader(self._findings, self._prefix)
         configuration = Configuration(
             str(method),
             base,
@@ -47,24 +40,21 @@ class Reader:
             self._read_mapping(document.get("parameters"), "parameters"),
             self._read_dtype(document, "dtype"),
             self._read_dtype(document, "out_dtype"),
-            self._read_tokens(document),
+            tokens.read_tokens(document),
+            tokens.read_template(document),
             self._prefix,
         )
         is_complete = slices and all(part.sources for part in slices) and isinstance(method, str)
         return configuration if is_complete else None
 
-    def _refuse(self, key: str, reason: str) -> None:
-        self._findings.refuse(self._prefix + key, reason)
-
-    def _check_keys(self, mapping: Mapping[str, Any], known: Collection[str], key: str) -> None:
-        for name in mapping.keys() - {*known}:
-            self._findings.report_unknown(f"{self._prefix}{key}{name}", known)
-
     def _read_slices(self, document: Mapping[str, Any], base: Reference | None) -> list[Slice]:
         """Return the slices. Whole models are one, and a base that is not listed the last."""
         given = [name for name in ("models", "slices", "modules") if document.get(name)]
         if "modules" in given:
-            self._refuse("modules", "merges of several modules have no counterpart")
+            reason = (
+                "no counterpart; list the models under models, and use filters such as encoder."
+            )
+            self._refuse("modules", reason)
             return []
         if len(given) != 1:
             self._refuse("models", f"expected one of models and slices, got {given or 'none'}")
@@ -132,46 +122,6 @@ class Reader:
                 self._refuse(f"{key}.layer_range", reason)
                 return 0, 1
 
-    def _read_reference(self, value: object, key: str) -> Reference | None:
-        """Return a model from a text, `base+adapter`, or mergekit's mapping of both."""
-        match value:
-            case None:
-                return None
-            case str() if value and value.count("+") <= 1:
-                path, _, adapter = value.partition("+")
-                if path and all(part.count("@") <= 1 for part in (path, adapter)):
-                    return Reference(path, adapter or None)
-            case {"model": model, **rest} if not {*rest} - {"lora", "override_architecture"}:
-                if rest.get("override_architecture") is not None:
-                    reason = "fusion-core reads tensors by name, and knows no architectures"
-                    self._refuse(f"{key}.override_architecture", reason)
-                owner, lora = self._read_path(model), self._read_path(rest.get("lora"))
-                if owner is not None:
-                    return Reference(owner, lora)
-        self._refuse(
-            key,
-            f"expected a model, as in org/name or org/base+org/adapter, got {format_value(value)}",
-        )
-        return None
-
-    @staticmethod
-    def _read_path(value: object) -> str | None:
-        match value:
-            case str():
-                return value or None
-            case {"path": str() as path, **rest} if path:
-                revision = rest.get("revision")
-                return path if revision is None else f"{path}@{revision}"
-        return None
-
-    def _read_mapping(self, value: object, key: str) -> Mapping[str, Any]:
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            self._refuse(key, f"expected a mapping, got {format_value(value)}")
-            return {}
-        return {str(name): item for name, item in value.items()}
-
     def _read_dtype(self, document: Mapping[str, Any], key: str) -> str | None:
         given = document.get(key)
         name = given.removeprefix("torch.") if isinstance(given, str) else given
@@ -179,27 +129,3 @@ class Reader:
             return name
         self._refuse(key, f"expected one of {', '.join(_DTYPES)}, got {format_value(given)}")
         return None
-
-    def _read_tokens(self, document: Mapping[str, Any]) -> Tokens | None:
-        plain, options = document.get("tokenizer_source"), document.get("tokenizer")
-        if options is None:
-            return None if plain is None else self._make_tokens(plain, None, "tokenizer_source")
-        if plain is not None:
-            self._refuse("tokenizer", "expected one of tokenizer and tokenizer_source, got both")
-        options = self._read_mapping(options, "tokenizer")
-        self._check_keys(options, ("source", "tokens", "pad_to_multiple_of"), "tokenizer.")
-        if options.get("tokens"):
-            reason = "rows of single tokens cannot be chosen, only the pool's new_rows"
-            self._refuse("tokenizer.tokens", reason)
-        step = options.get("pad_to_multiple_of")
-        if step is not None and (not isinstance(step, int) or step < 1):
-            reason = f"expected a positive number, got {format_value(step)}"
-            self._refuse("tokenizer.pad_to_multiple_of", reason)
-            step = None
-        return self._make_tokens(options.get("source", "union"), step, "tokenizer.source")
-
-    def _make_tokens(self, source: object, step: int | None, key: str) -> Tokens | None:
-        if source in ("union", "base"):
-            return Tokens(str(source), step, self._prefix + key)
-        model = self._read_reference(source, key)
-        return None if model is None else Tokens(model, step, self._prefix + key)

@@ -93,6 +93,23 @@ def test_an_expert_answers_prompts_that_it_writes(monkeypatch: pytest.MonkeyPatc
     assert sampler_of(MiniPool(PAIR)).pairs("roman") == pairs
 
 
+def test_the_base_answers_a_task_without_an_expert() -> None:
+    pool = MiniPool(PAIR)
+    sampler = sampler_of(pool)
+    (context,) = sampler.prompts.contexts(sampler.prompts.questions([[Turn("What is a tiger?")]]))
+    assert pool.base is not None
+    answers = [
+        TextGenerator(sampler.prompts, pool.build(source), 6).generate_tokens([context], label="")
+        for source in (pool.base, pool.experts["past"])
+    ]
+    answered = [
+        [list(pair.continuation) for pair in sampler.answer(task, [Pair(context)])]
+        for task in ("general", "past")
+    ]
+    assert answered == answers
+    assert answers[0] != answers[1]
+
+
 def test_an_expert_is_built_once_to_write_and_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, builds, build = MiniPool(PAIR), [], MiniPool.build
 

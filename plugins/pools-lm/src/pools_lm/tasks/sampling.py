@@ -88,13 +88,12 @@ class PromptSampler:
     def answer(self, task: str, pairs: Sequence[Pair]) -> list[Pair]:
         """Return pairs, those without a continuation with the greedy answer of the task's expert.
 
-        Their contexts are cut so that the answers fit. Pairs stay as they are if the task has no
-        expert, if the options ask for no answers, and for encoder-decoders, whose encoders read
-        none.
+        The base answers for a task without an expert. Contexts are cut so that the answers fit.
+        Pairs stay as they are if no model can answer, if the options ask for no answers, and for
+        encoder-decoders, whose encoders read none.
         """
-        if not self.has_expert(task):
-            return list(pairs)
-        return self._answer(_LazyModel(self, self.pool.expert_of(task)), pairs)
+        teacher = self.pool.expert_of(task) if self.has_expert(task) else self.pool.base
+        return list(pairs) if teacher is None else self._answer(_LazyModel(self, teacher), pairs)
 
     def has_expert(self, task: str) -> bool:
         """Tell whether the pool has an expert for a task."""
@@ -158,8 +157,8 @@ class PromptSampler:
         question = {"start": start, "key": key, "count": count, "tokens": tokens, "seed": seed}
         return writer.ask(question, write)
 
-    def _answer(self, expert: _LazyModel, pairs: Sequence[Pair]) -> list[Pair]:
-        """Return pairs, those without a continuation with an expert's answer and its end token."""
+    def _answer(self, teacher: _LazyModel, pairs: Sequence[Pair]) -> list[Pair]:
+        """Return pairs, those without a continuation with a model's answer and its end token."""
         tokens = self.config.answer_tokens
         room = self.prompts.length - tokens
         contexts = [pair.within(room).context for pair in pairs if not pair.continuation]
@@ -170,7 +169,7 @@ class PromptSampler:
             return self._generator(model, tokens).generate_tokens(contexts, label="answers")
 
         question = {"contexts": list(map(list, contexts)), "tokens": tokens}
-        answered = map(Pair, contexts, expert.ask(question, answer))
+        answered = map(Pair, contexts, teacher.ask(question, answer))
         return [pair if pair.continuation else next(answered) for pair in pairs]
 
     def _generator(self, model: nn.Module, tokens: int) -> TextGenerator:

@@ -87,11 +87,12 @@ class LanguageTask(AdaptiveLinesTask[DataT], TokenTask):
     def read_examples(self, split: Split) -> list[Pair]:
         """Return the examples of a split.
 
-        Models may write the UNLABELED prompts. The task's expert answers those without an answer.
+        Models may write the UNLABELED prompts of a task with an expert. The task's expert, or the
+        base, answers those without an answer.
         """
         if split is not Split.UNLABELED or self.sampler is None:
             return super().read_examples(split)
-        if self.is_sampled:
+        if self.is_sampled and self.sampler.has_expert(self.name):
             return self.sampler.pairs(self.name, self.system, key=str(split))
         return self.sampler.answer(self.name, super().read_examples(split))
 

@@ -92,7 +92,7 @@ class PromptSampler:
         Pairs stay as they are if no model can answer, if the options ask for no answers, and for
         encoder-decoders, whose encoders read none.
         """
-        teacher = self.pool.expert_of(task) if self.has_expert(task) else self.pool.base
+        teacher = self._teacher_of(task)
         return list(pairs) if teacher is None else self._answer(_LazyModel(self, teacher), pairs)
 
     def has_expert(self, task: str) -> bool:
@@ -135,13 +135,21 @@ class PromptSampler:
             )
 
     def predict(self, task: str, pairs: Sequence[Pair]) -> list[list[int]]:
-        """Return the expert's most likely token at each position of the continuations."""
+        """Return the most likely token at each position of the continuations.
+
+        The task's expert predicts it, or the base for a task without an expert.
+        """
 
         def predict(model: nn.Module) -> list[list[int]]:
-            return greedy_tokens(model, pairs, batch_size=_BATCH, label=f"{task}, expert")
+            return greedy_tokens(model, pairs, batch_size=_BATCH, label=f"{task}, teacher")
 
         question = {"pairs": [[list(pair.context), list(pair.continuation)] for pair in pairs]}
-        return _LazyModel(self, self.pool.expert_of(task)).ask(question, predict)
+        teacher = self._teacher_of(task) or self.pool.expert_of(task)  # which raises
+        return _LazyModel(self, teacher).ask(question, predict)
+
+    def _teacher_of(self, task: str) -> WeightSource | None:
+        """Return the expert of a task, or the base if the pool has no such expert."""
+        return self.pool.expert_of(task) if self.has_expert(task) else self.pool.base
 
     def _write(self, writer: _LazyModel, system: str | None, key: str) -> list[list[int]]:
         """Return the tokens of prompts; without a chat template, the start token is the first."""

@@ -1,0 +1,49 @@
+"""Draw the figure of the report on language models: tasks against what is kept of the base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from language_cases import CELLS, CHOSEN_ON
+from language_page import BASE, EXPERTS, same_tokens
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from language_page import Runs
+
+FIGURE = "language-models.svg"
+_POOL = "four"
+_COLOURS = {"strong": "#d62728", "base": "#777777"}
+_OTHER = "#1f77b4"
+
+
+def draw(runs: Runs, folder: Path) -> None:
+    """Draw every merge of four experts, on the seed on which all were measured."""
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "language"  # the same file from the same figures
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for name, cell in CELLS.items():
+        if (_POOL, CHOSEN_ON, name) not in runs:
+            continue
+        kept, kept_error = same_tokens(runs.general(_POOL, CHOSEN_ON, name))
+        share, share_error = runs.share(_POOL, CHOSEN_ON, name)
+        colour = _COLOURS.get(cell.method, _OTHER)
+        axes.errorbar(kept, share, share_error, kept_error, fmt="o", color=colour, capsize=2)
+        is_base = name == BASE
+        offset, align = ((-6, 8), "right") if is_base else ((6, 6), "left")
+        axes.annotate(name, (kept, share), offset, textcoords="offset points", ha=align, fontsize=8)
+    experts = runs.general(_POOL, CHOSEN_ON, EXPERTS)
+    for task, compared in experts.items():
+        kept, _ = same_tokens(compared)
+        axes.plot(kept, 100, "|", color="black", markersize=10)
+        text = f"expert of {task}"
+        axes.annotate(text, (kept, 97), rotation=90, ha="center", va="top", fontsize=7)
+    axes.axhline(100, color="grey", linewidth=0.8, linestyle="dashed")
+    axes.set(
+        xlabel="answers to general prompts: tokens that the base would choose as well, in %",
+        ylabel="accuracy on the tasks in % of the experts",
+    )
+    figure.savefig(folder / FIGURE, metadata={"Date": None}, bbox_inches="tight")

@@ -54,7 +54,7 @@ MAIN = ("base", "experts", "tsv-m", "8 own", "32 of the experts")
 ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("four", 0, ("base", "experts", "tsv-m", "8 own", "8 own, 32 general")),
     ("four", 0, ("task-arithmetic", "32 of the experts", "8 own, one adapter")),
-    ("four", 0, ("8 own, all weights", "ties", "32 of the experts, 32 general")),
+    ("four", 0, ("ties", "8 own, all weights", "32 of the experts, 32 general")),
     *((("four", seed, MAIN)) for seed in REPORTED),
     ("other four", 0, (*MAIN, "8 own, 32 general")),
 )

@@ -28,19 +28,19 @@ def draw(runs: Runs, folder: Path) -> None:
     for name, cell in CELLS.items():
         if (_POOL, CHOSEN_ON, name) not in runs:
             continue
-        kept, kept_error = same_tokens(runs.general(_POOL, CHOSEN_ON, name))
+        same, same_error = same_tokens(runs.general(_POOL, CHOSEN_ON, name))
         share, share_error = runs.share(_POOL, CHOSEN_ON, name)
         colour = _COLOURS.get(cell.method, _OTHER)
-        axes.errorbar(kept, share, share_error, kept_error, fmt="o", color=colour, capsize=2)
+        axes.errorbar(same, share, share_error, same_error, fmt="o", color=colour, capsize=2)
         is_base = name == BASE
         offset, align = ((-6, 8), "right") if is_base else ((6, 6), "left")
-        axes.annotate(name, (kept, share), offset, textcoords="offset points", ha=align, fontsize=8)
+        axes.annotate(name, (same, share), offset, textcoords="offset points", ha=align, fontsize=8)
     experts = runs.general(_POOL, CHOSEN_ON, EXPERTS)
     for task, compared in experts.items():
-        kept, _ = same_tokens(compared)
-        axes.plot(kept, 100, "|", color="black", markersize=10)
+        same, _ = same_tokens(compared)
+        axes.plot(same, 100, "|", color="black", markersize=10)
         text = f"expert of {task}"
-        axes.annotate(text, (kept, 97), rotation=90, ha="center", va="top", fontsize=7)
+        axes.annotate(text, (same, 97), rotation=90, ha="center", va="top", fontsize=7)
     axes.axhline(100, color="grey", linewidth=0.8, linestyle="dashed")
     axes.set(
         xlabel="answers to general prompts: tokens that the base would choose as well, in %",

@@ -1,4 +1,4 @@
-"""What a merge has kept of its base: general prompts and texts that belong to no expert."""
+"""Comparison of a merge with its base, on general prompts and texts that belong to no expert."""
 
 from __future__ import annotations
 

@@ -163,8 +163,8 @@ def _lost(runs: Runs) -> Iterator[str]:
             continue
         if (pool, seed, EXPERTS) in runs:
             for task, compared in runs.general(pool, seed, EXPERTS).items():
-                own = 100 * float(runs.right(pool, seed, EXPERTS, task).mean())
-                yield _lost_row(runs, f"expert of {task}", seed, f"{own:.0f} (own task)", compared)
+                right = 100 * float(runs.right(pool, seed, EXPERTS, task).mean())
+                yield _lost_row(runs, f"expert of {task}", seed, f"{right:.0f} (own)", compared)
         for cell in CELLS:
             if (pool, seed, cell) in runs:
                 accuracy = f"{runs.accuracy(pool, seed, cell):.1f}"

@@ -159,7 +159,7 @@ class Experts:
         if cell.general:
             prompts = [json.dumps({"prompt": text}) for text in TEACHING[: cell.general]]
             path = self._write(GENERAL, prompts)
-            datasets[GENERAL] = {"kind": "generate", "test": path, "unlabeled": path}
+            datasets[GENERAL] = {"kind": "agreement", "test": path, "unlabeled": path}
         options: dict[str, Any] = {"prompts": cell.writer, "sampled": max(cell.prompts, 1)}
         options["sampling_seed"] = self.seed
         how = {"dtype": "bfloat16", "batch_size": 50}

@@ -105,7 +105,7 @@ def test_the_base_answers_a_task_without_an_expert() -> None:
         for source in (pool.base, pool.experts["past"])
     ]
     answered = [
-        [list(pair.continuation) for pair in sampler.answer(task, [Pair(context)])]
+        [list(pair.continuation) for pair in sampler.answer(task, [Pair(context)], or_base=True)]
         for task in ("general", "past")
     ]
     assert answered == answers
@@ -195,10 +195,10 @@ def test_a_long_prompt_is_cut_so_that_its_answer_fits() -> None:
     assert answered.context == context[-10 + FEW["answer_tokens"] :]
     assert 0 < len(answered.continuation) <= FEW["answer_tokens"]
     assert given == Pair(context[:5], context[5:])
-    (by_base,) = short.answer("unknown", [Pair(context)])
+    unknown = [Pair(context)]
+    assert short.answer("unknown", unknown) == unknown
+    (by_base,) = short.answer("unknown", unknown, or_base=True)
     assert by_base.context == answered.context
-    pool.base = None
-    assert short.answer("unknown", [Pair(context)]) == [Pair(context)]
 
 
 def test_without_a_chat_template_models_write_texts(

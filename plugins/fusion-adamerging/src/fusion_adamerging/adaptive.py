@@ -12,7 +12,7 @@ from fusion_core import Algorithm, Split
 from fusion_core.errors import FusionError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -102,20 +102,15 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
         if self.config.objective == "teacher":
             for task in tasks:
                 pool.expert_of(task.name)  # raises before any model is loaded
-        return [*tasks, *self._retained(tasks, context)]
-
-    def _retained(
-        self, tasks: Sequence[AdaptiveTask], context: RunContext
-    ) -> Iterator[AdaptiveTask]:
-        """Yield the tasks on which the base teaches."""
         taught = {task.name for task in tasks}
-        for name in self.config.retain if context.tasks else ():
+        for name in self.config.retain:
             if name in taught:
                 raise RecipeError(
                     f"algorithm.retain: task {name!r} has an expert, which teaches it",
                     hint="Name a task without an expert, such as one of general prompts.",
                 )
-            yield context.tasks.adaptive(name)
+        retained = map(context.tasks.adaptive, self.config.retain) if context.tasks else ()
+        return [*tasks, *retained]
 
     def passes(
         self, model: nn.Module, tasks: Sequence[AdaptiveTask], context: RunContext

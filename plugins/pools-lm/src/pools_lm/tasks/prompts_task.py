@@ -33,6 +33,7 @@ class PromptsTask(LanguageTask[PromptLines]):
     """
 
     metrics = (Metric("agreement"),)
+    asks_base = True
 
     @property
     def system(self) -> str | None:
@@ -67,7 +68,7 @@ class PromptsTask(LanguageTask[PromptLines]):
         """The test prompts with the teacher's answers, and the tokens that it finds most likely."""
         if self.sampler is None:
             raise unbound_error(self.name)
-        pairs = self.sampler.answer(self.name, self.load_examples(Split.TEST))
+        pairs = self.sampler.answer(self.name, self.load_examples(Split.TEST), or_base=True)
         if not all(pair.continuation for pair in pairs):
             raise RecipeError(
                 f"task {self.name!r}: no model answers its prompts, so none can agree",

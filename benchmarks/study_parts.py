@@ -36,8 +36,9 @@ class Distilled(Adaptive[AdaMergingConfig]):
         merged = context.merge_matrices(pool, Linear((self.config.init,) * len(pool.experts)))
         merged.prepare(context.executor)
         live = LiveMerge(pool, merged, context.device)
-        weights = Weights({leaf.tensors[0]: leaf.parameter for leaf in live.leaves})
+        parameters = {leaf.tensors[0]: leaf.parameter for leaf in live.leaves}
         live.merge(torch.full((len(pool.experts), live.columns), self.config.init))
+        weights = self.learned(parameters)
         tasks = self.adapted(pool, context)
         passes, store = self.passes(live.model, tasks, context), self.store(context)
         names = [task.name for task in tasks]
@@ -46,8 +47,13 @@ class Distilled(Adaptive[AdaMergingConfig]):
         context.save(
             "numbers", str(sum(tensor.numel() for tensor in weights.tensors.values())).encode()
         )
+        weights.write_weights()
         known = pool.layout.pack(merged).state_dict()
-        return StateDictSource({**known, **weights.tensors}, label="distilled")
+        return StateDictSource({**known, **parameters}, label="distilled")
+
+    def learned(self, parameters: Mapping[str, nn.Parameter]) -> Learnable:
+        """Return what is learned, with the live model's parameters at their start."""
+        return Weights(parameters)
 
 
 class Weights(Learnable):

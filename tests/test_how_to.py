@@ -303,15 +303,17 @@ def test_a_quantised_base_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_recipe_of_learning_without_labels_runs(language_models: Path) -> None:
     page = "learn-without-labels.md"
-    (recipe,) = blocks("yaml", page)
-    (language_models / "recipe.yaml").write_text(recipe)
+    for name, recipe in zip(("recipe", "retain"), blocks("yaml", page), strict=True):
+        (language_models / f"{name}.yaml").write_text(recipe)
+    for name in ("general", "more-general"):
+        lines(language_models / f"{name}.jsonl", prompt=["two", "two four"])
     fewer = [*("--set", "algorithm.adamerging.steps=2"), *("--set", "task_pool.sampled=4")]
     for command in commands(page):
         _, *arguments = shlex.split(command)
-        is_real = "recipe.yaml" in command or "-o " in command
+        is_real = ".yaml" in command or "-o " in command
         done = CliRunner().invoke(app, [*arguments, *(fewer if is_real else ["--dry-run"])])
         assert done.exit_code == 0, (command, done.exception)
-    for output in ("merged", "merged-alone", "merged-experts"):
+    for output in ("merged", "merged-alone", "merged-experts", "merged-retained"):
         assert (language_models / output / "report.json").exists()
     assert (language_models / "merged-alone" / "prompts.jsonl").exists()
 

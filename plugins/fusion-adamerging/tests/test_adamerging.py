@@ -16,6 +16,7 @@ from torch import nn
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.coefficients import Coefficients
 from fusion_adamerging.config import AdaMergingConfig
+from fusion_adapting import disagreement
 from fusion_core import Progress, RunContext, RunOptions, Split, note, run_fusion
 from fusion_core.errors import RecipeError
 
@@ -437,6 +438,7 @@ def test_a_coefficients_file_records_how_they_were_learned(make_pool: Make, task
         "adapt_split": "unlabeled",
         "tasks": ["a", "b"],
         "examples": {},
+        "task_vectors": {"float32": 4},
     }
 
 
@@ -580,3 +582,36 @@ def test_faster_products_lead_to_the_same_coefficients(
     assert search(faster=True) == fast, "to the bit"
     for task, row in plain["coefficients"].items():
         assert fast["coefficients"][task] == pytest.approx(row, rel=1e-4)
+
+
+def test_a_merge_stays_closer_to_the_base_on_tasks_that_it_retains(
+    make_pool: Make, tasks: Any
+) -> None:
+    pool, tasks = make_pool("mlp", trained=True), type(tasks)(("a", "b", "general"))
+    assert pool.base is not None
+    teacher = {"objective": "teacher", "lr": 0.05, "granularity": "row+column"}
+    batch = tasks["general"].batch(0, size=256, split=Split.TEST, seed=3)
+    expected = tasks["general"].logits(pool.build(pool.base), batch).detach()
+    distances = []
+    for retain in ([], ["general"]):
+        (source, saved), logged = _run(pool, tasks, retain=retain, **teacher)
+        assert saved["learned"]["tasks"] == ["a", "b", *retain]
+        assert ("teacher/general" in logged[0]) == bool(retain)
+        logits = tasks["general"].logits(pool.build(source), batch).detach()
+        distances.append(float(disagreement(logits, expected)))
+    assert distances[1] < 0.5 * distances[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "teacher", "retain": ["a"]}, "task 'a' has an expert"),
+        ({"objective": "teacher", "retain": ["nothing"]}, "nothing"),
+        ({"retain": ["general"]}, "retain needs a teacher"),
+    ],
+)
+def test_only_the_base_teaches_what_is_retained(
+    make_pool: Make, tasks: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((RecipeError, ValueError), match=message):
+        _run(make_pool("mlp"), type(tasks)(("a", "b", "general")), **options)

@@ -72,9 +72,12 @@ def test_factors_give_the_merge_and_the_gradient_of_whole_task_vectors(
         "3.weight": is_factored,
         "3.bias": False,
     }
+    dense = str(dtype).removeprefix("torch.")
+    factored = {"factors": 2, dense: 2} if is_factored else {dense: 4}
+    assert live.count_storage() == factored
     tolerance: Any = {"rtol": 1e-5, "atol": 2e-5} if dtype is torch.float32 else {}
-    for whole, factored in zip(*results, strict=True):
-        torch.testing.assert_close(factored, whole, **tolerance)
+    for whole, product in zip(*results, strict=True):
+        torch.testing.assert_close(product, whole, **tolerance)
 
 
 def test_matrices_of_high_rank_stay_whole(make_pool: Callable[..., CheckpointsPool]) -> None:

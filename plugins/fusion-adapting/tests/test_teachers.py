@@ -109,3 +109,14 @@ def test_of_a_flat_prediction_all_words_are_kept_in_fp16() -> None:
     logits = (scores + _scores(examples=6)[3:]) / 8
     expected = disagreement(logits, scores / 8)
     torch.testing.assert_close(predictions.disagreement(0, logits), expected, rtol=1e-2, atol=0)
+
+
+def test_the_base_predicts_the_tasks_that_it_teaches() -> None:
+    pool, tasks, batches = tiny_pool("mlp"), TinyTasks(), Batches(8, 1, examples=16)
+    taught = [tasks["a"], tasks["b"]]
+    asked = ask_teachers(pool, taught, batches, 2, by_base=["b"], **_CPU)
+    assert pool.base is not None
+    for task, source in zip(taught, (pool.expert_of("a"), pool.base), strict=True):
+        predictions, model = asked[task.name], pool.build(source)
+        expected = task.logits(model, batches.of(task, 1)).log_softmax(1)
+        torch.testing.assert_close(predictions.logs[predictions.rows[1]], expected.detach())

@@ -18,8 +18,9 @@ from pools_lm.mini.config import MiniConfig, MiniTasksConfig
 from pools_lm.mini.pools import DATA, MiniPool, MiniTasks
 from pools_lm.pools import CausalPool, Seq2SeqPool
 from pools_lm.tasks.agreement import AgreementTasks
-from pools_lm.tasks.config import AgreementConfig
+from pools_lm.tasks.config import AgreementConfig, LanguageTasksConfig
 from pools_lm.tasks.generation import TextGenerator
+from pools_lm.tasks.pool import LanguageTasks
 from pools_lm.tasks.prompts import Pair, Prompts, Turn
 from pools_lm.tasks.sampling import PROMPTS_FILE, PromptSampler
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 FEW = {"sampled": 4, "prompt_tokens": 12, "answer_tokens": 6}
 PAIR = MiniConfig(tasks=["roman", "past"])
+_SPLITS = ("test", "unlabeled")
 
 
 def sampler_of(pool: ModelPool[Any], **options: Any) -> PromptSampler:
@@ -93,6 +95,85 @@ def test_an_expert_answers_prompts_that_it_writes(monkeypatch: pytest.MonkeyPatc
     assert sampler_of(MiniPool(PAIR)).pairs("roman") == pairs
 
 
+def test_the_base_answers_a_task_without_an_expert() -> None:
+    pool = MiniPool(PAIR)
+    sampler = sampler_of(pool)
+    (context,) = sampler.prompts.contexts(sampler.prompts.questions([[Turn("What is a tiger?")]]))
+    assert pool.base is not None
+    answers = [
+        TextGenerator(sampler.prompts, pool.build(source), 6).generate_tokens([context], label="")
+        for source in (pool.base, pool.experts["past"])
+    ]
+    answered = [
+        [list(pair.continuation) for pair in sampler.answer(task, [Pair(context)], or_base=True)]
+        for task in ("general", "past")
+    ]
+    assert answered == answers
+    assert answers[0] != answers[1]
+
+
+@pytest.fixture
+def general(tmp_path: Path) -> dict[str, Any]:
+    path = tmp_path / "general.jsonl"
+    path.write_text("".join(f'{{"prompt": "What is a {w}?"}}\n' for w in ("tiger", "rose", "day")))
+    return {"kind": "agreement", "test": str(path), "unlabeled": str(path)}
+
+
+def test_a_model_agrees_with_the_base_or_the_expert_on_prompts(general: dict[str, Any]) -> None:
+    pool = MiniPool(PAIR)
+    config = LanguageTasksConfig(datasets={"general": general, "past": general}, answer_tokens=6)
+    tasks = LanguageTasks(config).bind(pool)
+    assert pool.base is not None
+    base, past = pool.build(pool.base), pool.build(pool.experts["past"])
+    assert tasks["general"].evaluate(base) == tasks["past"].evaluate(past) == {"agreement": 1.0}
+    measured = tasks["general"].evaluate(past)
+    pairs = tasks["general"].load_examples(Split.UNLABELED)
+    counts = [_count_agreed(base, past, pair) for pair in pairs]
+    sizes = [len(pair.continuation) for pair in pairs]
+    assert measured == {"agreement": sum(counts) / sum(sizes)}
+    assert 0 < measured["agreement"] < 1
+
+
+def _count_agreed(model: Any, other: Any, pair: Pair) -> int:
+    tokens, first = torch.tensor([[*pair.context, *pair.continuation]]), len(pair.context) - 1
+    with torch.inference_mode():
+        ours, theirs = (m(tokens).logits[0, first:-1].argmax(-1) for m in (model, other))
+    return int((ours == theirs).sum())
+
+
+@pytest.mark.parametrize("answer_tokens", [0, 6])
+def test_agreement_needs_answers(
+    general: dict[str, Any], answer_tokens: int, models_of: Callable[..., dict[str, Any]]
+) -> None:
+    config = LanguageTasksConfig(datasets={"general": general}, answer_tokens=answer_tokens)
+    pool: Any = MiniPool(PAIR)
+    if answer_tokens:
+        pool = Seq2SeqPool(LanguageConfig(**models_of("t5")))
+    tasks = LanguageTasks(config).bind(pool)
+    with pytest.raises(RecipeError, match="no model answers"):
+        tasks["general"].evaluate(pool.build(pool.base))
+
+
+def test_a_merge_retains_what_the_base_says(general: dict[str, Any], tmp_path: Path) -> None:
+    datasets: dict[str, Any] = {"general": general}
+    for name in PAIR.tasks or ():
+        files = {split: str(DATA / "tasks" / name / f"{split}.jsonl") for split in _SPLITS}
+        datasets[name] = {"kind": "generate", "max_tokens": 6, **files}
+    few = {"limit": 4, "answer_tokens": 6}
+    recipe: dict[str, Any] = {
+        "model_pool": {"name": "lm-mini", "tasks": PAIR.tasks},
+        "task_pool": {"name": "lm-tasks", "datasets": datasets, **few},
+    }
+    agreements = []
+    for retain in ([], ["general"]):
+        search = {"preset": "strong", "steps": 10, "batch_size": 4, "retain": retain}
+        recipe["algorithm"] = {"name": "adamerging", **search}
+        report = run_fusion(recipe, output=tmp_path / f"merged-{len(retain)}").report
+        assert report is not None
+        agreements.append(report.tasks["general"]["agreement"])
+    assert agreements[0] < agreements[1]
+
+
 def test_an_expert_is_built_once_to_write_and_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, builds, build = MiniPool(PAIR), [], MiniPool.build
 
@@ -116,6 +197,8 @@ def test_a_long_prompt_is_cut_so_that_its_answer_fits() -> None:
     assert given == Pair(context[:5], context[5:])
     unknown = [Pair(context)]
     assert short.answer("unknown", unknown) == unknown
+    (by_base,) = short.answer("unknown", unknown, or_base=True)
+    assert by_base.context == answered.context
 
 
 def test_without_a_chat_template_models_write_texts(

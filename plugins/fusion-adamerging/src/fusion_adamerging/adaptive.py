@@ -93,16 +93,24 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
     """A method that passes unlabeled examples of tasks through a live model, step by step."""
 
     def adapted(self, pool: ModelPool[Any], context: RunContext) -> list[AdaptiveTask]:
-        """Return the tasks to adapt on.
+        """Return the tasks to adapt on, and after them those on which the base teaches.
 
         Raises `RecipeError` for a task that the pool lacks. With the objective `teacher` it also
-        raises for a task without an expert.
+        raises for a task without an expert, and for a task with two teachers.
         """
         tasks = super().adapted(pool, context)
         if self.config.objective == "teacher":
             for task in tasks:
                 pool.expert_of(task.name)  # raises before any model is loaded
-        return tasks
+        taught = {task.name for task in tasks}
+        for name in self.config.retain:
+            if name in taught:
+                raise RecipeError(
+                    f"algorithm.retain: task {name!r} has an expert, which teaches it",
+                    hint="Name a task without an expert, such as one of general prompts.",
+                )
+        retained = map(context.tasks.adaptive, self.config.retain) if context.tasks else ()
+        return [*tasks, *retained]
 
     def passes(
         self, model: nn.Module, tasks: Sequence[AdaptiveTask], context: RunContext
@@ -122,8 +130,9 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
     ) -> Objective:
         """Return the objective to minimise.
 
-        With `teacher`, each task's expert predicts the examples of all steps. A resumed search asks
-        for all of them again: only then are the predictions the same to the bit.
+        With `teacher`, each task's expert predicts the examples of all steps, and the base those
+        of the tasks in `retain`. A resumed search asks for all of them again: only then are the
+        predictions the same to the bit.
         """
         if self.config.objective == "entropy":
             return entropy_of
@@ -135,6 +144,7 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
             device=context.device,
             progress=context.progress,
             temperature=self.config.temperature,
+            by_base=self.config.retain,
         )
         return disagreement_with(teachers, self.config.temperature)
 

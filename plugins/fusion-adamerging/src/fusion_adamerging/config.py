@@ -2,9 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 
 from fusion_core import ComponentConfig, InputPath, PerExpert
 
@@ -64,6 +64,9 @@ class SearchConfig(UnlabeledConfig):
     objective: Literal["entropy", "teacher"] = "entropy"
     """Minimise the entropy of the predictions, or their distance from the predictions of
     each task's expert."""
+    retain: Annotated[list[str], AfterValidator(_check_unique)] = Field(default=[])
+    """With `teacher`: further tasks, on which the base teaches, such as general prompts. They need
+    no expert. The merge then forgets less of the base."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """With `teacher`: temperature that softens both predictions before they are compared."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -72,6 +75,12 @@ class SearchConfig(UnlabeledConfig):
     """Let tasks share a pass while its activations take at most this many bytes."""
     save_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two saved states, from which `--resume` continues."""
+
+    @model_validator(mode="after")
+    def _check_retain(self) -> Self:
+        if self.retain and self.objective != "teacher":
+            raise ValueError("retain needs a teacher: set objective to teacher")
+        return self
 
 
 class CoefficientSearchConfig(SearchConfig):

@@ -38,6 +38,7 @@ class Factored:
     #: the expert of each direction
     owner: Tensor
     experts: int
+    storage = "factors"
 
     @classmethod
     def of(cls, vectors: Resident) -> Factored | None:

@@ -9,6 +9,7 @@ through the merge.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -143,6 +144,10 @@ class LiveMerge:
         """Yield every leaf with its coefficients, of shape (experts, *leaf.shape)."""
         for leaf, columns in self._split(coefficients):
             yield leaf, columns.reshape(-1, *leaf.shape)
+
+    def count_storage(self) -> dict[str, int]:
+        """Return the number of leaves by how their task vectors are held."""
+        return dict(Counter(leaf.vectors.storage for leaf in self.leaves))
 
     def _split(self, coefficients: Tensor) -> Iterator[tuple[Leaf, Tensor]]:
         counts = [leaf.count for leaf in self.leaves]

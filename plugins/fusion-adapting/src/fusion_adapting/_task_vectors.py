@@ -37,6 +37,10 @@ class TaskVectors(Protocol):
     def sharing(self) -> Sharing:
         """Which elements share a coefficient."""
 
+    @property
+    def storage(self) -> str:
+        """How the task vectors are held: "factors", a dtype, or "disk"."""
+
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Write base + coefficients @ task vectors into `out`, of shape (elements,).
 
@@ -76,6 +80,11 @@ class Resident:
             rows[:, part] = rows_of(kernel, piece).to(dtype)
         return cls(sharing, base, rows)
 
+    @property
+    def storage(self) -> str:
+        """The dtype of the task vectors."""
+        return str(self.rows.dtype).removeprefix("torch.")
+
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Combine base and task vectors."""
         for start, stop, rows in self._blocks(out.dtype):
@@ -104,6 +113,7 @@ class OnDisk:
     sharing: Sharing
     merged: MergedSource
     kernel: RowKernel
+    storage = "disk"
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Read base and task vectors piece by piece and combine them."""

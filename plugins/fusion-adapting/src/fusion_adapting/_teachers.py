@@ -12,7 +12,7 @@ from fusion_adapting._live import build_live
 from fusion_adapting._predictions import disagreement, log_probabilities, widened
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -73,18 +73,20 @@ def ask_teachers(  # noqa: PLR0913 - whom to ask, what, and where
     device: torch.device,
     progress: Progress,
     temperature: float = 1.0,
+    by_base: Collection[str] = (),
 ) -> dict[str, Predictions]:
     """Return the experts' predictions for the batches of the first steps, by task.
 
-    Each distinct example is predicted once, however many steps repeat it. The predictions are
-    softened by the temperature, and lie on the CPU. One expert is live at a time. Raises
-    `RecipeError` for a task that no expert was fine-tuned for.
+    The base predicts the tasks named in `by_base`. Each distinct example is predicted once, however
+    many steps repeat it. The predictions are softened by the temperature, and lie on the CPU. One
+    model is live at a time. Raises `RecipeError` for any other task that no expert was fine-tuned
+    for.
     """
     predictions: dict[str, Predictions] = {}
     total = len(tasks) * steps
     with progress.track("ask the teachers", total=total, unit="batches") as advance:
 
-        def predict_all(expert: nn.Module, task: AdaptiveTask) -> Predictions:
+        def predict_all(teacher: nn.Module, task: AdaptiveTask) -> Predictions:
             numbers: dict[bytes, int] = {}
             rows: dict[int, Tensor] = {}
             parts: list[Tensor] = []
@@ -96,7 +98,7 @@ def ask_teachers(  # noqa: PLR0913 - whom to ask, what, and where
                     numbers[key] = len(numbers)
                 if fresh:
                     asked = batch.rows(torch.tensor([*fresh.values()])).to(device)
-                    logits = widened(task.logits(expert, asked))
+                    logits = widened(task.logits(teacher, asked))
                     parts.append(log_probabilities(logits / temperature).cpu())
                 rows[step] = torch.tensor([numbers[key] for key in keys])
                 advance(1, note=task.name)
@@ -106,9 +108,10 @@ def ask_teachers(  # noqa: PLR0913 - whom to ask, what, and where
             return compact
 
         for task in tasks:
-            expert = pool.expert_of(task.name)
+            base = pool.base if task.name in by_base else None
+            teacher = pool.expert_of(task.name) if base is None else base
             with torch.no_grad():
-                predictions[task.name] = predict_all(build_live(pool, expert, device), task)
+                predictions[task.name] = predict_all(build_live(pool, teacher, device), task)
     return predictions
 
 

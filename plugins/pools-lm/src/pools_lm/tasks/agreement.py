@@ -28,6 +28,23 @@ if TYPE_CHECKING:
     from pools_lm.tasks.prompts import Pair
 
 
+def measure_agreement(rows: Sequence[list[int]], expected: Sequence[list[int]]) -> Measured:
+    """Return {"agreement": fraction of positions with the expected token}, with that of rows."""
+    sizes = [len(row) for row in rows]
+    equal = [
+        sum(token == other for token, other in zip(row, right, strict=True))
+        for row, right in zip(rows, expected, strict=True)
+    ]
+    fractions = [count / size for count, size in zip(equal, sizes, strict=True)]
+    return Measured({"agreement": sum(equal) / sum(sizes)}, fractions, sizes)
+
+
+def digest_predictions(pairs: Sequence[Pair], expected: Sequence[list[int]]) -> str:
+    """Return a digest of texts and of the tokens that are expected at their positions."""
+    rows = [[list(pair.context), list(pair.continuation)] for pair in pairs]
+    return hashlib.sha256(json.dumps([rows, expected]).encode()).hexdigest()
+
+
 @dataclass
 class AgreementTask(TokenTask):
     """Prompts that a model writes, on which a merge should predict what the expert predicts.
@@ -55,22 +72,14 @@ class AgreementTask(TokenTask):
         """Return {"agreement": fraction of positions with the expert's most likely token}."""
         pairs, expected = self._expected
         rows = greedy_tokens(model, pairs, batch_size=self.batch_size, label=self.name)
-        sizes = [len(row) for row in rows]
-        equal = [
-            sum(token == other for token, other in zip(row, right, strict=True))
-            for row, right in zip(rows, expected, strict=True)
-        ]
-        fractions = [count / size for count, size in zip(equal, sizes, strict=True)]
-        return Measured({"agreement": sum(equal) / sum(sizes)}, fractions, sizes)
+        return measure_agreement(rows, expected)
 
     def check(self) -> None:
         """Check nothing: the models write the prompts during the run."""
 
     def identity(self) -> Mapping[str, Any]:
         """Identify the prompts and the expert's predictions, on which the metric depends."""
-        pairs, expected = self._expected
-        rows = [[list(pair.context), list(pair.continuation)] for pair in pairs]
-        return {"prompts": hashlib.sha256(json.dumps([rows, expected]).encode()).hexdigest()}
+        return {"prompts": digest_predictions(*self._expected)}
 
     @cached_property
     def _expected(self) -> tuple[list[Pair], list[list[int]]]:

@@ -82,6 +82,17 @@ class TextLines(Lines):
     """Build the text from a line's fields."""
 
 
+class PromptLines(Lines):
+    """Prompts, of which the task's expert or the base says what follows."""
+
+    kind: Literal["agreement"] = "agreement"
+    """Choose how the task is measured."""
+    prompt: Template = "{prompt}"
+    """Build the prompt from a line's fields."""
+    system: str | None = None
+    """Start the conversation with this system message."""
+
+
 class QuestionLines(Lines):
     """Examples with a prompt and an answer."""
 
@@ -133,7 +144,12 @@ class GenerateLines(QuestionLines):
     """Stop an answer at these texts too, not just at the model's end tokens."""
 
 
-_KINDS = {"perplexity": TextLines, "choice": ChoiceLines, "generate": GenerateLines}
+_KINDS = {
+    "perplexity": TextLines,
+    "choice": ChoiceLines,
+    "generate": GenerateLines,
+    "agreement": PromptLines,
+}
 
 
 def _tag_of(value: Any) -> str | None:  # noqa: ANN401 - any value of a recipe
@@ -146,7 +162,8 @@ def _tag_of(value: Any) -> str | None:  # noqa: ANN401 - any value of a recipe
 AnyLines = Annotated[
     Annotated[TextLines, Tag("[TextLines]")]
     | Annotated[ChoiceLines, Tag("[ChoiceLines]")]
-    | Annotated[GenerateLines, Tag("[GenerateLines]")],
+    | Annotated[GenerateLines, Tag("[GenerateLines]")]
+    | Annotated[PromptLines, Tag("[PromptLines]")],
     Discriminator(
         _tag_of,
         custom_error_type="kind",
@@ -218,8 +235,8 @@ class LanguageTasksConfig(SamplingConfig, ReadingConfig, LinesTasksConfig):
     """Your own tasks, of any kind."""
 
     datasets: Annotated[Mapping[str, AnyLines], Field(min_length=1)]
-    """Define the tasks by name: a `kind` (perplexity, choice or generate), files, and how to read
-    them."""
+    """Define the tasks by name: a `kind` (perplexity, choice, generate or agreement), files, and
+    how to read them."""
     transductive: bool = True
     """Adapt on the test examples, without answers, if a task has no unlabeled file."""
 

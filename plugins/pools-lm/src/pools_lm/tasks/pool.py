@@ -16,6 +16,7 @@ from pools_lm.tasks.generate import GenerateTask
 from pools_lm.tasks.lines_pool import LinesTasks
 from pools_lm.tasks.perplexity import PerplexityTask
 from pools_lm.tasks.prompts import Prompts
+from pools_lm.tasks.prompts_task import PromptsTask
 from pools_lm.tasks.sampling import PromptSampler, write_prompts
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _KINDS: Mapping[str, type[LanguageTask[Any]]] = {
     "perplexity": PerplexityTask,
     "choice": ChoiceTask,
     "generate": GenerateTask,
+    "agreement": PromptsTask,
 }
 
 

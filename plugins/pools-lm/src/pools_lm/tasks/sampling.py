@@ -85,16 +85,15 @@ class PromptSampler:
         contexts = [Pair(ids).within(length) for ids in self.prompts.contexts(questions)]
         return self._answer(expert, contexts)
 
-    def answer(self, task: str, pairs: Sequence[Pair]) -> list[Pair]:
+    def answer(self, task: str, pairs: Sequence[Pair], *, or_base: bool = False) -> list[Pair]:
         """Return pairs, those without a continuation with the greedy answer of the task's expert.
 
-        Their contexts are cut so that the answers fit. Pairs stay as they are if the task has no
-        expert, if the options ask for no answers, and for encoder-decoders, whose encoders read
-        none.
+        With `or_base`, the base answers for a task without an expert. Contexts are cut so that the
+        answers fit. Pairs stay as they are if no model is to answer, if the options ask for no
+        answers, and for encoder-decoders, whose encoders read none.
         """
-        if not self.has_expert(task):
-            return list(pairs)
-        return self._answer(_LazyModel(self, self.pool.expert_of(task)), pairs)
+        teacher = self._teacher_of(task) if or_base or self.has_expert(task) else None
+        return list(pairs) if teacher is None else self._answer(_LazyModel(self, teacher), pairs)
 
     def has_expert(self, task: str) -> bool:
         """Tell whether the pool has an expert for a task."""
@@ -136,13 +135,21 @@ class PromptSampler:
             )
 
     def predict(self, task: str, pairs: Sequence[Pair]) -> list[list[int]]:
-        """Return the expert's most likely token at each position of the continuations."""
+        """Return the most likely token at each position of the continuations.
+
+        The task's expert predicts it, or the base for a task without an expert.
+        """
 
         def predict(model: nn.Module) -> list[list[int]]:
-            return greedy_tokens(model, pairs, batch_size=_BATCH, label=f"{task}, expert")
+            return greedy_tokens(model, pairs, batch_size=_BATCH, label=f"{task}, teacher")
 
         question = {"pairs": [[list(pair.context), list(pair.continuation)] for pair in pairs]}
-        return _LazyModel(self, self.pool.expert_of(task)).ask(question, predict)
+        teacher = self._teacher_of(task) or self.pool.expert_of(task)  # which raises
+        return _LazyModel(self, teacher).ask(question, predict)
+
+    def _teacher_of(self, task: str) -> WeightSource | None:
+        """Return the expert of a task, or the base if the pool has no such expert."""
+        return self.pool.expert_of(task) if self.has_expert(task) else self.pool.base
 
     def _write(self, writer: _LazyModel, system: str | None, key: str) -> list[list[int]]:
         """Return the tokens of prompts; without a chat template, the start token is the first."""
@@ -158,8 +165,8 @@ class PromptSampler:
         question = {"start": start, "key": key, "count": count, "tokens": tokens, "seed": seed}
         return writer.ask(question, write)
 
-    def _answer(self, expert: _LazyModel, pairs: Sequence[Pair]) -> list[Pair]:
-        """Return pairs, those without a continuation with an expert's answer and its end token."""
+    def _answer(self, teacher: _LazyModel, pairs: Sequence[Pair]) -> list[Pair]:
+        """Return pairs, those without a continuation with a model's answer and its end token."""
         tokens = self.config.answer_tokens
         room = self.prompts.length - tokens
         contexts = [pair.within(room).context for pair in pairs if not pair.continuation]
@@ -170,7 +177,7 @@ class PromptSampler:
             return self._generator(model, tokens).generate_tokens(contexts, label="answers")
 
         question = {"contexts": list(map(list, contexts)), "tokens": tokens}
-        answered = map(Pair, contexts, expert.ask(question, answer))
+        answered = map(Pair, contexts, teacher.ask(question, answer))
         return [pair if pair.continuation else next(answered) for pair in pairs]
 
     def _generator(self, model: nn.Module, tokens: int) -> TextGenerator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
@@ -75,6 +75,8 @@ class LanguageTask(AdaptiveLinesTask[DataT], TokenTask):
     """A task of lines that models read as tokens."""
 
     config: LanguageTasksConfig
+    #: whether the base answers the UNLABELED prompts of a task without an expert
+    asks_base: ClassVar[bool] = False
 
     def pairs(self, lines: Sequence[Line], split: Split) -> list[Pair]:
         """Return the tokens of lines; UNLABELED lines need no answer."""
@@ -87,13 +89,15 @@ class LanguageTask(AdaptiveLinesTask[DataT], TokenTask):
     def read_examples(self, split: Split) -> list[Pair]:
         """Return the examples of a split.
 
-        Models may write the UNLABELED prompts. The task's expert answers those without an answer.
+        Models may write the UNLABELED prompts of a task with an expert. The expert answers those
+        without an answer.
         """
         if split is not Split.UNLABELED or self.sampler is None:
             return super().read_examples(split)
-        if self.is_sampled:
+        if self.is_sampled and self.sampler.has_expert(self.name):
             return self.sampler.pairs(self.name, self.system, key=str(split))
-        return self.sampler.answer(self.name, super().read_examples(split))
+        pairs = super().read_examples(split)
+        return self.sampler.answer(self.name, pairs, or_base=self.asks_base)
 
     @property
     def is_sampled(self) -> bool:

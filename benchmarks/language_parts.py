@@ -1,0 +1,180 @@
+"""Experts of the study on language models, the tasks that measure them, and their merges."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from language_cases import POOLS, SEARCH, STEPS, Cell
+from language_general import General
+from language_prompts import TEACHING
+from language_rivals import DistilledAdapter
+from real_lm_experts import write_base, write_data, write_expert
+from safetensors.torch import load_file, save_file
+from study_parts import Distilled
+
+from fusion_adamerging.adamerging import AdaMerging
+from fusion_core import RunContext
+from fusion_core.recipe.config import AlignmentPolicy
+from fusion_core.weights import Linear, StateDictSource
+from fusion_linear.task_arithmetic import TaskArithmetic
+from fusion_spectral.orthogonalise import Orthogonalise
+from fusion_ties.ties import Ties
+from pools_lm.config import LanguageConfig
+from pools_lm.pools import CausalPool
+from pools_lm.tasks.config import LanguageTasksConfig
+from pools_lm.tasks.pool import LanguageTasks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import nn
+
+    from fusion_core import ModelPool
+    from fusion_core.weights import WeightSource
+
+#: The name of the task that the base teaches.
+GENERAL = "general"
+#: Prompts of a task that each seed has for itself.
+_PER_SEED = 64
+
+
+#: What learns from the experts, by method.
+SEARCHES: dict[str, Any] = {
+    "strong": AdaMerging,
+    "all weights": Distilled,
+    "one adapter": DistilledAdapter,
+}
+
+
+class Vectors(StateDictSource):
+    """Task vectors in memory."""
+
+    is_delta = True
+
+
+@dataclass
+class Experts:
+    """The experts of a pool and a seed, trained if they are missing."""
+
+    wheel: Path
+    directory: Path
+    pool: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.names = POOLS[self.pool]
+        base, self._data = self.directory / "base", write_data(self.directory, self.names)
+        if not base.is_dir():
+            write_base(self.wheel, self.directory)
+        folder = self.directory / str(self.seed)
+        for name in self.names:
+            if not (folder / name).is_dir():
+                examples, steps = self._data["datasets"][name], STEPS.get(name, 20)
+                write_expert(name, examples, base, folder / name, steps=steps, seed=self.seed)
+        models = {name: str(folder / name) for name in self.names}
+        checkpoints = CausalPool(LanguageConfig(base=str(base), models=models))
+        self.models: ModelPool[Any] = checkpoints.aligned(AlignmentPolicy())
+        self.tasks = self._bound_tasks(Cell("base"))
+        self.general = General(self.models, self.directory)
+
+    def measure(self, weights: WeightSource, names: tuple[str, ...]) -> dict[str, Any]:
+        """Return a model's right answers per task, and its comparison with the base."""
+        model = self.models.build(weights)
+        general = self.general.measure(model)
+        model.to(torch.bfloat16)
+        return {"right": {name: self._right(model, name) for name in names}, "general": general}
+
+    def merge(self, cell: Cell, seconds: dict[str, float]) -> WeightSource:
+        """Return a cell's merge; add the processor time of its parts to `seconds`.
+
+        `objectives` is then that of each step of a search, on the unlabeled prompts.
+        """
+        with _timed(seconds, "prompts"):
+            tasks = self._bound_tasks(cell)
+            prepared = tasks.prepare(torch.device("cpu"), lambda *_: None)
+        self.objectives: list[float] = []
+        context = RunContext(
+            tasks=prepared,
+            seed=self.seed,
+            on_metrics=lambda _, metrics: self.objectives.append(metrics["teacher"]),
+        )
+        match cell.method:
+            case "base":
+                assert self.models.base is not None
+                return self.models.base
+            case "task-arithmetic":
+                return TaskArithmetic(**cell.options).run(self.models, context)
+            case "ties":
+                return Ties(**cell.options).run(self.models, context)
+            case "tsv-m":
+                return context.merge(self.orthogonal, Linear((1.0,) * len(self.names)))
+        start = 0.0 if cell.method == "one adapter" else 1.0
+        options = {"preset": "strong", "init": start, **SEARCH, **cell.options}
+        if cell.general:
+            options["retain"] = [GENERAL]
+        models = self.orthogonal
+        with _timed(seconds, "search"):
+            return SEARCHES[cell.method](**options).run(models, context)
+
+    @cached_property
+    def orthogonal(self) -> ModelPool[Any]:
+        """The experts after `orthogonalise`, whose task vectors are computed once."""
+        file = self.directory / f"orthogonal-{self.pool}-{self.seed}.safetensors"
+        if not file.is_file():
+            transformed = RunContext().transform(self.models, Orthogonalise()).experts
+            names = list(next(iter(transformed.values())).infos)
+            vectors = {
+                f"{expert}/{name}": source.tensor(name).clone()
+                for name in names
+                for expert, source in transformed.items()
+            }
+            save_file(vectors, file)
+        vectors = load_file(file)
+        parts: dict[str, dict[str, torch.Tensor]] = {expert: {} for expert in self.names}
+        for key, tensor in vectors.items():
+            expert, _, name = key.partition("/")
+            parts[expert][name] = tensor
+        return self.models.transformed({name: Vectors(part) for name, part in parts.items()})
+
+    def _right(self, model: nn.Module, name: str) -> str:
+        """Return one character per test question: 1 for a right answer."""
+        measured: Any = self.tasks[name].evaluate(model)
+        return "".join(str(int(outcome)) for outcome in measured.outcomes)
+
+    def _bound_tasks(self, cell: Cell) -> LanguageTasks:
+        """Return the tasks with a cell's unlabeled prompts, bound to the models."""
+        datasets: dict[str, Any] = {}
+        for name, data in self._data["datasets"].items():
+            lines = (self.directory / f"{name}-unlabeled.jsonl").read_text().splitlines()
+            first = _PER_SEED * self.seed
+            path = self._write(f"{name}-own", lines[first : first + max(cell.prompts, 1)])
+            datasets[name] = {**data, "unlabeled": path}
+        if cell.general:
+            prompts = [json.dumps({"prompt": text}) for text in TEACHING[: cell.general]]
+            path = self._write(GENERAL, prompts)
+            datasets[GENERAL] = {"kind": "agreement", "test": path, "unlabeled": path}
+        options: dict[str, Any] = {"prompts": cell.writer, "sampled": max(cell.prompts, 1)}
+        options["sampling_seed"] = self.seed
+        how = {"dtype": "bfloat16", "batch_size": 50}
+        return LanguageTasks(LanguageTasksConfig(datasets=datasets, **how, **options)).bind(
+            self.models
+        )
+
+    def _write(self, name: str, lines: list[str]) -> str:
+        path = self.directory / f"{name}.jsonl"
+        path.write_text("".join(f"{line}\n" for line in lines))
+        return str(path)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.process_time()
+    yield
+    seconds[name] = round(time.process_time() - started, 1)

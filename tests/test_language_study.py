@@ -1,0 +1,51 @@
+"""The report on language models says what its runs say."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.plugins
+
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "docs" / "explanation"
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("language_page")
+
+
+@pytest.fixture
+def runs(page: Any) -> Any:
+    return page.Runs.read(REPORT)
+
+
+def test_the_tables_are_made_of_the_runs(page: Any, runs: Any) -> None:
+    text = (REPORT / page.PAGE).read_text()
+    assert page.filled(text, runs) == text
+    assert text.count("<!-- end of ") == len(page.TABLES)
+
+
+def test_a_standard_error_is_that_of_a_binomial(page: Any) -> None:
+    marks = "1" * 75 + "0" * 25
+    run = {"pool": "two", "seed": 0, "right": dict.fromkeys(page.POOLS["two"], marks)}
+    runs = page.Runs([{**run, "cell": "a"}, {**run, "cell": "experts"}])
+    (value, error), (gain, none) = runs.share("two", 0, "a"), runs.gain("two", 0, "a", "experts")
+    assert (value, gain) == (100, 0)
+    assert error == none == 0  # both sides have the same answers
+    flipped = dict.fromkeys(page.POOLS["two"], marks[::-1])
+    other = page.Runs([{**run, "cell": "a"}, {**run, "cell": "b", "right": flipped}])
+    # per question the difference is 1, -1 or 0: variance 0.5, of two times 100 questions
+    assert other.gain("two", 0, "a", "b")[1] == pytest.approx(100 * (0.5 / 200) ** 0.5, rel=0.06)
+
+
+def test_the_base_differs_from_itself_nowhere(page: Any, runs: Any) -> None:
+    for pool, seed in runs.sets():
+        compared = runs.general(pool, seed, page.BASE)
+        assert page.same_tokens(compared) == (100, 0)
+        assert page.divergence(compared) == (0, 0)

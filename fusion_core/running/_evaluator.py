@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     Row = dict[str, MetricValues]
     Adapt = Callable[[Subject], Subject]
 
+#: The row of the model itself in a report.
+_MERGED = "merged"
+
 
 @dataclass
 class Evaluator:
@@ -93,7 +96,7 @@ class Evaluator:
         """Measure a merge, with the overrides of the tasks that have some."""
         if overrides is None:
             return self._complete_row(
-                "merged",
+                _MERGED,
                 dict.fromkeys(self.tasks.names, merged),
                 lambda missing: [self.measure(merged, [*missing], label="evaluate merged")],
             )
@@ -144,7 +147,8 @@ class Evaluator:
         measure: Callable[[Mapping[str, WeightSource]], Iterable[Row]],
     ) -> Row:
         """Load the cached scores of a row, and measure and cache the others one by one."""
-        keys = dict(self._keys(sources))
+        is_remembered = label != _MERGED or self.tasks.remembers_merges
+        keys = dict(self._keys(sources)) if is_remembered else {}
         row: Row = {}
         for name, key in keys.items():
             metrics = None if self.fresh else load_metrics(key)
@@ -162,11 +166,11 @@ class Evaluator:
     def _keys(self, sources: Mapping[str, WeightSource]) -> Iterator[tuple[str, identity.Key]]:
         """Yield the cache key of every task whose score can be identified."""
         machine = identity.identify_machine(self.device)
-        models: dict[WeightSource, identity.Key | None] = {}
+        models: dict[int, identity.Key | None] = {}
         for name, source in sources.items():
-            if source not in models:
-                models[source] = identity.identify_model(self.pool, source)
-            model, task = models[source], identity.identify_task(self.tasks, name)
+            if id(source) not in models:
+                models[id(source)] = identity.identify_model(self.pool, source)
+            model, task = models[id(source)], identity.identify_task(self.tasks, name)
             kinds = type(self.pool), type(self.tasks), type(self.tasks[name])
             code = identity.identify_code(*kinds)
             if model and task and code:

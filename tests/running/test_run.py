@@ -306,6 +306,7 @@ def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> 
             "weights": None,
             "normalize": True,
             "zero_sign": "majority",
+            "rescale": "none",
         },
         "model_pool": {
             "name": "checkpoints",

@@ -126,7 +126,7 @@ def test_language_pools_say_which_pool_merges_parts(kind: Any) -> None:
         measure({"name": "causal-lm", **parts_of(folder)}, folder)
     assert "'vision-language'" in (caught.value.hint or "")
     pool = {"name": "vision-language", **parts_of(folder), "tokenizer": "union"}
-    with pytest.raises(RecipeError, match="tokenizer and pad_to_multiple_of conflict"):
+    with pytest.raises(RecipeError, match="tokenizer, tokens and pad_to_multiple_of conflict"):
         measure(pool, folder)
 
 

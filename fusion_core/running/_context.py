@@ -14,6 +14,7 @@ from fusion_core.machine.ranks import is_helper_process
 from fusion_core.planning.dtypes import describe_stored, parse_dtype
 from fusion_core.planning.pipeline import apply_stages
 from fusion_core.weights import CastSource, WeightSource
+from fusion_core.weights.merging.compiled import load_in_background
 from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 #: The environment variable that chooses between torch and compiled kernels.
 KERNELS = "FUSION_KERNELS"
-#: Elements of all models from which compiled kernels save more time than their import takes.
-_WORTH_COMPILING = 2**25
+#: Elements of all models from which compiled kernels save more time than they take to load.
+_WORTH_COMPILING = 2**29
 
 
 def notify(plan: Plan, hook: str, **arguments: Any) -> None:  # noqa: ANN401 - what the hook takes
@@ -76,8 +77,9 @@ def prepare(
 def _choose_kernels(plan: Plan, pool: ModelPool[Any]) -> Mapping[str, tuple[str, str]]:
     """Return the compiled kernels of all plugins, or none for a small merge.
 
-    `FUSION_KERNELS` chooses `torch` (none) or `compiled` (all). Raises `RecipeError` for another
-    value.
+    Another thread loads them, and torch computes what is merged until then. `FUSION_KERNELS`
+    chooses `torch` (no kernels) or `compiled` (all, for small merges too, and from the first piece
+    on). Raises `RecipeError` for another value.
     """
     wanted = os.environ.get(KERNELS, "")
     if wanted not in {"", "torch", "compiled"}:
@@ -87,8 +89,12 @@ def _choose_kernels(plan: Plan, pool: ModelPool[Any]) -> Mapping[str, tuple[str,
         )
     models = pool.by_name.values()
     size = sum(info.numel for model in models for info in model.infos.values())
-    is_worthwhile = wanted == "compiled" or (not wanted and size >= _WORTH_COMPILING)
-    return plan.plugins.kernels() if is_worthwhile else {}
+    if wanted == "torch" or (not wanted and size < _WORTH_COMPILING):
+        return {}
+    kernels = plan.plugins.kernels()
+    if not wanted:
+        load_in_background([target for _, target in kernels.values()])
+    return kernels
 
 
 def run_nested(

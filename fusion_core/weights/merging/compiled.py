@@ -7,8 +7,10 @@ or leaves a piece to it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cache, partial
+from contextlib import suppress
+from functools import partial
 from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,12 +19,16 @@ from fusion_core.errors import BrokenPluginError
 from fusion_core.machine.distributions import summarize_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable
 
     from fusion_core.weights.merging.piece import Operands, Piece
     from fusion_core.weights.source import TensorInfo
 
     Function = Callable[[Piece], Any]
+
+#: The kernels of this process by "module:class", and those that another thread loads.
+_loaded: dict[str, CompiledFunction] = {}
+_loading: set[str] = set()
 
 
 class CompiledFunction(ABC):
@@ -71,21 +77,46 @@ def call(function: Function, piece: Piece) -> Any:  # noqa: ANN401 - as of `func
 
 
 def kernel_for(function: Function, operands: Operands, info: TensorInfo) -> str | None:
-    """Return the name of the kernel that replaces a function for a tensor, or None."""
-    is_replaced = _find(function, operands, info) is not None
-    return operands.kernels[_name_of(function)][0] if is_replaced else None
+    """Return the name of the kernel that can replace a function for a tensor, or None.
+
+    The result does not depend on when kernels are loaded, and loads those that are not.
+    """
+    kernel = operands.kernels.get(_name_of(function))
+    if kernel is None or operands.dtype(info.name) is not torch.float32:
+        return None
+    name, target = kernel
+    replacement = _loaded.get(target) or _load(target)
+    return name if replacement.fits(function, operands, info) else None
+
+
+def load_in_background(targets: Collection[str]) -> None:
+    """Load kernels on another thread, because a compiler takes most of a second to import.
+
+    `targets` are "module:class". Until they are loaded, the functions themselves are called.
+    """
+    missing = [target for target in dict.fromkeys(targets) if target not in _loaded]
+    _loading.update(missing)
+    Thread(target=_load_all, args=(missing,), name="fusion-kernels", daemon=True).start()
 
 
 def _find(function: Function, operands: Operands, info: TensorInfo) -> CompiledFunction | None:
     kernel = operands.kernels.get(_name_of(function))
-    if kernel is None or operands.dtype(info.name) is not torch.float32:
+    if kernel is None or kernel[1] in _loading:
         return None
-    replacement = _make(kernel[1])
+    if operands.dtype(info.name) is not torch.float32:
+        return None
+    replacement = _loaded.get(kernel[1]) or _load(kernel[1])
     return replacement if replacement.fits(function, operands, info) else None
 
 
-@cache
-def _make(target: str) -> CompiledFunction:
+def _load_all(targets: Iterable[str]) -> None:
+    for target in targets:
+        with suppress(BrokenPluginError):  # the next call loads it again, and raises
+            _load(target)
+        _loading.discard(target)
+
+
+def _load(target: str) -> CompiledFunction:
     module, _, name = target.partition(":")
     try:
         compiled: CompiledFunction = getattr(import_module(module), name)()
@@ -94,7 +125,7 @@ def _make(target: str) -> CompiledFunction:
             f"the kernel {target} cannot be loaded: {summarize_error(error)}",
             hint="Install its package wherever workers run, or set FUSION_KERNELS=torch.",
         ) from error
-    return compiled
+    return _loaded.setdefault(target, compiled)
 
 
 def _name_of(function: Any) -> str:  # noqa: ANN401 - a bound method, a partial, or an object

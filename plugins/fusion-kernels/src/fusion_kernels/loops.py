@@ -127,3 +127,15 @@ def add_weighted(rows: Floats, weights: Floats, size: int, total: Floats) -> Non
             for i in range(size):
                 row[i] *= weight
                 total[i] += row[i]
+
+
+def _load_compiler() -> None:
+    """Read one element: the first call of any loop loads most of the compiler."""
+    one = np.ones(1, np.float32)
+    address = one.ctypes.data
+    experts, none = np.array([address]), np.zeros(1, np.int64)
+    parts = Parts(address, FP32, experts, none, none, 1)
+    read_strip(parts, 0, 1, one.copy(), np.empty((1, STRIP), np.float32))
+
+
+_load_compiler()  # for whoever imports this module, perhaps in the background

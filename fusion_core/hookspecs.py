@@ -117,8 +117,8 @@ def fusion_register_kernels() -> Iterable[KernelSpec]:  # type: ignore[empty-bod
     """Return the compiled functions that this plugin offers in place of others, with equal results.
 
     Called like `fusion_register_algorithms`. The core imports a kernel when a merge first calls a
-    function that it replaces, unless the models are small. `FUSION_KERNELS=torch` switches kernels
-    off, `FUSION_KERNELS=compiled` uses them for small models too.
+    function that it replaces, unless the models are small (`KernelSpec.least_elements`).
+    `FUSION_KERNELS=torch` switches kernels off, `FUSION_KERNELS=compiled` uses all of them.
     """
 
 

@@ -334,6 +334,8 @@ class KernelSpec(ComponentSpec):
     config: str = field(default=ComponentSpec.config_base, init=False)
     #: the functions that it replaces, as "module:qualified.name"
     replaces: tuple[str, ...]
+    #: the number of elements of all models from which it saves more time than it takes to load
+    least_elements: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

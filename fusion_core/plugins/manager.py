@@ -283,10 +283,11 @@ class PluginManager(pluggy.PluginManager):
             raise imported
         return imported
 
-    def kernels(self) -> Mapping[str, tuple[str, str]]:
+    def kernels(self, elements: int | None = None) -> Mapping[str, tuple[str, str]]:
         """Return names and targets of kernels by the functions that they replace.
 
-        Raises `PluginError` for two kernels that replace one function.
+        `elements` leaves out those that are not worth loading for so few. Raises `PluginError` for
+        two kernels that replace one function.
         """
         owners: dict[str, Component[KernelSpec]] = {}
         for component in self.components(KernelSpec):
@@ -301,6 +302,7 @@ class PluginManager(pluggy.PluginManager):
         return {
             function: (component.qualified_name, component.spec.target)
             for function, component in owners.items()
+            if elements is None or elements >= component.spec.least_elements
         }
 
     def require_all(self) -> None:

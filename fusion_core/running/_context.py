@@ -14,7 +14,7 @@ from fusion_core.machine.ranks import is_helper_process
 from fusion_core.planning.dtypes import describe_stored, parse_dtype
 from fusion_core.planning.pipeline import apply_stages
 from fusion_core.weights import CastSource, WeightSource
-from fusion_core.weights.merging.compiled import load_in_background
+from fusion_core.weights.merging.compiled import VARIABLE
 from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.run import RunInfo
     from fusion_core.planning.run_plan import Plan
-
-
-#: The environment variable that chooses between torch and compiled kernels.
-KERNELS = "FUSION_KERNELS"
-#: Elements of all models from which compiled kernels save more time than they take to load.
-_WORTH_COMPILING = 2**29
 
 
 def notify(plan: Plan, hook: str, **arguments: Any) -> None:  # noqa: ANN401 - what the hook takes
@@ -75,26 +69,22 @@ def prepare(
 
 
 def _choose_kernels(plan: Plan, pool: ModelPool[Any]) -> Mapping[str, tuple[str, str]]:
-    """Return the compiled kernels of all plugins, or none for a small merge.
+    """Return the compiled kernels that save more time than they take to load.
 
-    Another thread loads them, and torch computes what is merged until then. `FUSION_KERNELS`
-    chooses `torch` (no kernels) or `compiled` (all, for small merges too, and from the first piece
-    on). Raises `RecipeError` for another value.
+    `FUSION_KERNELS` chooses `torch` (no kernels) or `compiled` (all). Raises `RecipeError` for
+    another value.
     """
-    wanted = os.environ.get(KERNELS, "")
+    wanted = os.environ.get(VARIABLE, "")
     if wanted not in {"", "torch", "compiled"}:
         raise RecipeError(
-            f"unknown value of {KERNELS}: {wanted!r}",
+            f"unknown value of {VARIABLE}: {wanted!r}",
             hint="Set it to torch or compiled, or unset it.",
         )
+    if wanted == "torch":
+        return {}
     models = pool.by_name.values()
     size = sum(info.numel for model in models for info in model.infos.values())
-    if wanted == "torch" or (not wanted and size < _WORTH_COMPILING):
-        return {}
-    kernels = plan.plugins.kernels()
-    if not wanted:
-        load_in_background([target for _, target in kernels.values()])
-    return kernels
+    return plan.plugins.kernels(None if wanted else size)
 
 
 def run_nested(

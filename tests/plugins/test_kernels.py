@@ -19,7 +19,13 @@ def _manager(*distributions: str) -> PluginManager:
     for name in distributions:
         plugin = Plugin(name, "1.0", f"{name}.plugin")
         plugin.components = [
-            KernelSpec(name="fast", summary="", target=f"{name}:Fast", replaces=(_FUNCTION,))
+            KernelSpec(
+                name="fast",
+                summary="",
+                target=f"{name}:Fast",
+                replaces=(_FUNCTION,),
+                least_elements=1000,
+            )
         ]
         manager.plugins.append(plugin)
     return manager
@@ -29,13 +35,18 @@ def test_a_kernel_is_known_by_the_function_that_it_replaces() -> None:
     assert _manager("one").kernels() == {_FUNCTION: ("one/fast", "one:Fast")}
 
 
+def test_a_kernel_that_few_elements_do_not_pay_for_is_left_out() -> None:
+    assert [len(_manager("one").kernels(elements)) for elements in (999, 1000)] == [0, 1]
+
+
 def test_two_kernels_of_one_function_are_an_error() -> None:
     with pytest.raises(PluginError, match="one/fast and two/fast") as raised:
         _manager("one", "two").kernels()
     assert "--no-plugin" in str(raised.value.hint)
 
 
-def test_a_kernel_that_cannot_be_loaded_is_named() -> None:
+def test_a_kernel_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSION_KERNELS", "compiled")
     model = StateDictSource({"w": torch.ones(3)})
     kernels = {"fusion_core.weights.merging.linear:Linear.merge": ("one/fast", "no_such:Fast")}
     merge = MergedSource(Linear((1.0,)), Operands(model, {"a": model}, kernels=kernels))

@@ -6,11 +6,12 @@ or leaves a piece to it.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from concurrent.futures import Future
 from functools import partial
 from importlib import import_module
-from threading import Thread
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,16 +20,18 @@ from fusion_core.errors import BrokenPluginError
 from fusion_core.machine.distributions import summarize_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable
 
     from fusion_core.weights.merging.piece import Operands, Piece
     from fusion_core.weights.source import TensorInfo
 
     Function = Callable[[Piece], Any]
 
-#: The kernels of this process by "module:class", and those that another thread loads.
-_loaded: dict[str, CompiledFunction] = {}
-_loading: set[str] = set()
+#: The environment variable that chooses `torch` (no kernels) or `compiled` (all, at once).
+VARIABLE = "FUSION_KERNELS"
+#: The kernels of this process by "module:class".
+_kernels: dict[str, Future[CompiledFunction]] = {}
+_lock = Lock()
 
 
 class CompiledFunction(ABC):
@@ -77,55 +80,49 @@ def call(function: Function, piece: Piece) -> Any:  # noqa: ANN401 - as of `func
 
 
 def kernel_for(function: Function, operands: Operands, info: TensorInfo) -> str | None:
-    """Return the name of the kernel that can replace a function for a tensor, or None.
+    """Return the name of the kernel that serves a function for a tensor, or None.
 
-    The result does not depend on when kernels are loaded, and loads those that are not.
+    It waits for a kernel that is being loaded, so that the result is always the same.
     """
+    is_served = _find(function, operands, info, waits=True) is not None
+    return operands.kernels[_name_of(function)][0] if is_served else None
+
+
+def _find(
+    function: Function, operands: Operands, info: TensorInfo, *, waits: bool = False
+) -> CompiledFunction | None:
     kernel = operands.kernels.get(_name_of(function))
     if kernel is None or operands.dtype(info.name) is not torch.float32:
         return None
-    name, target = kernel
-    replacement = _loaded.get(target) or _load(target)
-    return name if replacement.fits(function, operands, info) else None
+    replacement = _load(kernel[1], waits=waits or os.environ.get(VARIABLE) == "compiled")
+    is_served = replacement is not None and replacement.fits(function, operands, info)
+    return replacement if is_served else None
 
 
-def load_in_background(targets: Collection[str]) -> None:
-    """Load kernels on another thread, because a compiler takes most of a second to import.
+def _load(target: str, *, waits: bool) -> CompiledFunction | None:
+    """Return the kernel "module:class", or None while another thread loads it.
 
-    `targets` are "module:class". Until they are loaded, the functions themselves are called.
+    A compiler takes most of a second to load, in which the functions themselves are called.
     """
-    missing = [target for target in dict.fromkeys(targets) if target not in _loaded]
-    _loading.update(missing)
-    Thread(target=_load_all, args=(missing,), name="fusion-kernels", daemon=True).start()
+    with _lock:
+        is_new = target not in _kernels
+        future = _kernels.setdefault(target, Future())
+    if is_new:
+        Thread(target=_import, args=(target, future), name="fusion-kernels", daemon=True).start()
+    return future.result() if waits or future.done() else None
 
 
-def _find(function: Function, operands: Operands, info: TensorInfo) -> CompiledFunction | None:
-    kernel = operands.kernels.get(_name_of(function))
-    if kernel is None or kernel[1] in _loading:
-        return None
-    if operands.dtype(info.name) is not torch.float32:
-        return None
-    replacement = _loaded.get(kernel[1]) or _load(kernel[1])
-    return replacement if replacement.fits(function, operands, info) else None
-
-
-def _load_all(targets: Iterable[str]) -> None:
-    for target in targets:
-        with suppress(BrokenPluginError):  # the next call loads it again, and raises
-            _load(target)
-        _loading.discard(target)
-
-
-def _load(target: str) -> CompiledFunction:
+def _import(target: str, future: Future[CompiledFunction]) -> None:
     module, _, name = target.partition(":")
     try:
-        compiled: CompiledFunction = getattr(import_module(module), name)()
-    except Exception as error:
-        raise BrokenPluginError(
+        future.set_result(getattr(import_module(module), name)())
+    except Exception as error:  # noqa: BLE001 - whatever a plugin's module raises
+        broken = BrokenPluginError(
             f"the kernel {target} cannot be loaded: {summarize_error(error)}",
             hint="Install its package wherever workers run, or set FUSION_KERNELS=torch.",
-        ) from error
-    return _loaded.setdefault(target, compiled)
+        )
+        broken.__cause__ = error
+        future.set_exception(broken)
 
 
 def _name_of(function: Any) -> str:  # noqa: ANN401 - a bound method, a partial, or an object

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from fusion_core import KernelSpec, hookimpl
 
 _MERGING = "fusion_core.weights.merging"
+#: numba takes 0.8 s to load. On two cores torch merges this many elements in twice that time.
+_SUMS, _OTHERS = 2**32, 2**29
 
 
 @hookimpl
@@ -12,72 +14,84 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
     """Register one kernel per loop."""
     yield KernelSpec(
         name="weighted-sum",
+        least_elements=_SUMS,
         summary="Weighted sums of experts or task vectors.",
         target="fusion_kernels.linear:WeightedSum",
         replaces=(f"{_MERGING}.linear:Linear.merge",),
     )
     yield KernelSpec(
         name="surveyed-sum",
+        least_elements=_SUMS,
         summary="Weighted sums whose factors depend on inner products: slerp, model-stock.",
         target="fusion_kernels.linear:SurveyedSum",
         replaces=("fusion_linear.gram:GramCombination.merge",),
     )
     yield KernelSpec(
         name="average",
+        least_elements=_SUMS,
         summary="Averages of experts.",
         target="fusion_kernels.linear:Average",
         replaces=("fusion_linear.averages:SimpleAverage.merge",),
     )
     yield KernelSpec(
         name="agreeing-mean",
+        least_elements=_OTHERS,
         summary="TIES: trim, elect signs, and merge the entries that agree.",
         target="fusion_kernels.electing:AgreeingMean",
         replaces=("fusion_ties.ties:Ties.merge", "fusion_ties.combining:DisjointMerge.merge"),
     )
     yield KernelSpec(
         name="agreeing-entries",
+        least_elements=_OTHERS,
         summary="Task vectors without the entries that lost the election of their sign.",
         target="fusion_kernels.electing:AgreeingEntries",
         replaces=(f"{_MERGING}.trimming:ElectKernel.rows", "fusion_ties.transforms:Elect.rows"),
     )
     yield KernelSpec(
         name="large-entries",
+        least_elements=_OTHERS,
         summary="Task vectors without their small entries.",
         target="fusion_kernels.trimming:TrimmedRows",
         replaces=(f"{_MERGING}.trimming:TrimKernel.rows", "fusion_ties.transforms:Trim.rows"),
     )
     yield KernelSpec(
         name="entries-in-band",
+        least_elements=_OTHERS,
         summary="Task vectors without their largest and smallest entries.",
         target="fusion_kernels.choosing:BandOfMagnitudes",
         replaces=("fusion_ties.transforms:Band.rows",),
     )
     yield KernelSpec(
         name="random-entries",
+        least_elements=_OTHERS,
         summary="Task vectors of which random entries are kept.",
         target="fusion_kernels.dropping:RandomEntries",
         replaces=("fusion_ties.dropping:Drop.rows",),
     )
     yield KernelSpec(
         name="largest-entries",
+        least_elements=_OTHERS,
         summary="The entries of largest magnitude.",
         target="fusion_kernels.choosing:LargestEntries",
         replaces=("fusion_ties.electing:MagMax.merge",),
     )
     yield KernelSpec(
         name="masked-sum",
+        least_elements=_OTHERS,
         summary="The sum of task vectors where enough masks agree.",
         target="fusion_kernels.choosing:MaskedSum",
         replaces=("fusion_ties.electing:ConsensusSum.merge",),
     )
     yield KernelSpec(
         name="window-counts",
+        least_elements=_OTHERS,
         summary="Search for exact thresholds: count the magnitudes in a window.",
         target="fusion_kernels.counting:WindowCounts",
         replaces=(f"{_MERGING}.selection:WindowCount",),
     )
     yield KernelSpec(
         name="votes",
+        least_elements=_OTHERS,
         summary="Count the signs that entries elect.",
         target="fusion_kernels.electing:Votes",
         replaces=(f"{_MERGING}.trimming:count_votes",),

@@ -22,6 +22,7 @@ class SimpleAverage(TensorwiseAlgorithm[SimpleAverageConfig]):
     """
 
     config_class = SimpleAverageConfig
+    is_bounded = True
 
     def merge(self, piece: Piece) -> Tensor:
         """Return the mean over the experts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import product
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -19,6 +20,7 @@ from fusion_core.weights import (
     SerialExecutor,
     StateDictSource,
 )
+from fusion_core.weights.merging.compiled import VARIABLE
 from fusion_core.weights.merging.piece import Bound
 from fusion_core.weights.merging.transforms import transform_experts
 from fusion_testing._component import SpecSuite
@@ -117,7 +119,7 @@ def _compare(
         return original(self, function, piece)
 
     expected = _merge(method, models, weights, {})
-    with patch.object(compiled, "__call__", count):
+    with patch.object(compiled, "__call__", count), patch.dict(os.environ, {VARIABLE: "compiled"}):
         kernels = dict.fromkeys(spec.replaces, (spec.name, spec.target))
         actual = _merge(method, models, weights, kernels)
     if isinstance(expected, str) or isinstance(actual, str):

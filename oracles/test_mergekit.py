@@ -88,8 +88,12 @@ def _ties(density: float, **changes: Any) -> Method:
 
 UNEQUAL = (0.5, 2.0, 0.3, 1.0, 1.5)
 #: If entries have the magnitude of a threshold, the sum of what is kept differs, and so does the
-#: factor of all entries. That is frequent in half precision.
-RESCALED: dict[str, Any] = {"computed_in": "float64", "dtypes": ("fp32",)}
+#: factor of all entries. That is frequent in half precision, and in large tensors.
+RESCALED: dict[str, Any] = {
+    "computed_in": "float64",
+    "dtypes": ("fp32",),
+    "skipped": ("one", "scalar", "large"),
+}
 METHODS = {
     "mean": Method({"name": "simple-average"}, "linear", has_base=False),
     "mean of five": Method({"name": "simple-average"}, "linear", experts=5, has_base=False),

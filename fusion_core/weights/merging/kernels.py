@@ -136,11 +136,6 @@ class CoordinatesKernel(RowsKernel):
     """
 
     @property
-    def as_stored(self) -> bool:
-        """Whether tensors are merged as they are stored, and not each matrix inside of them."""
-        return False
-
-    @property
     def is_bounded(self) -> bool:
         """Coordinates have a scale of their own; the engine checks what `restore` returns."""
         return True

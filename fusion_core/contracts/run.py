@@ -45,7 +45,7 @@ class RunResult:
     side_files: Mapping[str, bytes | WeightSource]
     #: lines about what the form of the output lost, such as an adapter's error
     summary: tuple[str, ...] = ()
-    #: the number of tensors that each compiled kernel merged, by its name
+    #: the number of tensors that each compiled kernel serves, by its name
     kernels: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property

@@ -14,7 +14,7 @@ from fusion_core.machine.ranks import is_helper_process
 from fusion_core.planning.dtypes import describe_stored, parse_dtype
 from fusion_core.planning.pipeline import apply_stages
 from fusion_core.weights import CastSource, WeightSource
-from fusion_core.weights.merging.compiled import VARIABLE
+from fusion_core.weights.merging.compiled import KERNELS_VARIABLE
 from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ def _choose_kernels(plan: Plan, pool: ModelPool[Any]) -> Mapping[str, tuple[str,
     `FUSION_KERNELS` chooses `torch` (no kernels) or `compiled` (all). Raises `RecipeError` for
     another value.
     """
-    wanted = os.environ.get(VARIABLE, "")
+    wanted = os.environ.get(KERNELS_VARIABLE, "")
     if wanted not in {"", "torch", "compiled"}:
         raise RecipeError(
-            f"unknown value of {VARIABLE}: {wanted!r}",
+            f"unknown value of {KERNELS_VARIABLE}: {wanted!r}",
             hint="Set it to torch or compiled, or unset it.",
         )
     if wanted == "torch":

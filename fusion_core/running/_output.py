@@ -173,10 +173,10 @@ def write_model(  # noqa: PLR0913, PLR0917 - what is written, where, and since w
     weights: WeightSource,
     context: RunContext,
     started: float,
-) -> tuple[list[str], tuple[str, ...]]:
+) -> tuple[list[str], tuple[str, ...], Mapping[str, int]]:
     """Write and commit the model directory of an aligned pool: all of it, or nothing.
 
-    Returns warnings about the result, and what its form lost.
+    Returns warnings about the result, what its form lost, and the tensors of each kernel.
     """
     output = _encode(plan, staging, pool, assets, weights, context)
     materialise(
@@ -200,6 +200,7 @@ def write_model(  # noqa: PLR0913, PLR0917 - what is written, where, and since w
         "seconds": round(time.perf_counter() - started, 3),
         "peak_memory": peak_memory(),
     }
+    kernels = count_compiled(weights)
     parts = {
         **_describe_environment(plan),
         **cast("dict[str, Any]", strip_folders(_describe_inputs(plan))),
@@ -207,7 +208,7 @@ def write_model(  # noqa: PLR0913, PLR0917 - what is written, where, and since w
         "tensors": count_tensors(pool, weights, skipped=plan.skipped),
         "matrices": [asdict(holding) for holding in plan.holdings],
         "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
-        "kernels": dict(sorted(count_compiled(weights).items())),
+        "kernels": kernels,
         "trusted": sorted(plan.needs_trust),
         "warnings": [*plan.warnings, *warnings],
         **({"output": dict(output.record)} if output.record else {}),
@@ -217,7 +218,7 @@ def write_model(  # noqa: PLR0913, PLR0917 - what is written, where, and since w
     staging.add(PROVENANCE, statement.encode() + b"\n")
     pool.check_unchanged()
     staging.commit(overwrite=plan.options.overwrite)
-    return warnings, output.summary
+    return warnings, output.summary, kernels
 
 
 def _encode(  # noqa: PLR0913, PLR0917 - the parts of an output

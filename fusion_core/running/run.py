@@ -165,21 +165,18 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
             plan.pool.check_unchanged()
             warnings = [*context.warnings, *find_near_models(plan, pool, written)]
             summary: tuple[str, ...] = ()
+            kernels: Mapping[str, int] = count_compiled(merged)
         else:
-            warnings, summary = write_model(plan, staging, pool, assets, merged, context, started)
+            warnings, summary, kernels = write_model(
+                plan, staging, pool, assets, merged, context, started
+            )
             committed.append(staging.workplace.output)
     for warning in warnings:
         _LOG.warning("%s", warning)
     if plan.path is not None:
         written = plan.read_output(plan.path, pool)
     return RunResult(
-        pool,
-        written,
-        plan.path,
-        None,
-        context.side_files,
-        summary=summary,
-        kernels=count_compiled(merged),
+        pool, written, plan.path, None, context.side_files, summary=summary, kernels=kernels
     )
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Function = Callable[[Piece], Any]
 
 #: The environment variable that chooses `torch` (no kernels) or `compiled` (all, at once).
-VARIABLE = "FUSION_KERNELS"
+KERNELS_VARIABLE = "FUSION_KERNELS"
 #: The kernels of this process by "module:class".
 _kernels: dict[str, Future[CompiledFunction]] = {}
 _lock = Lock()
@@ -94,7 +94,7 @@ def _find(
     kernel = operands.kernels.get(_name_of(function))
     if kernel is None or operands.dtype(info.name) is not torch.float32:
         return None
-    replacement = _load(kernel[1], waits=waits or os.environ.get(VARIABLE) == "compiled")
+    replacement = _load(kernel[1], waits=waits or os.environ.get(KERNELS_VARIABLE) == "compiled")
     is_served = replacement is not None and replacement.fits(function, operands, info)
     return replacement if is_served else None
 

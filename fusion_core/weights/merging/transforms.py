@@ -92,8 +92,8 @@ class RestoreKernel(Kernel):
         return self.coordinates.restore(piece).add(piece.base)
 
 
-def count_compiled(source: WeightSource) -> Counter[str]:
-    """Count the tensors that compiled functions compute, by kernel, in all merges of a source."""
+def count_compiled(source: WeightSource) -> dict[str, int]:
+    """Count the tensors that compiled functions serve, by kernel, in all merges of a source."""
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     waiting = [source]
@@ -105,7 +105,7 @@ def count_compiled(source: WeightSource) -> Counter[str]:
             waiting += current.sources
             if isinstance(applied, AppliedKernel):
                 counts += applied.count_compiled()
-    return counts
+    return dict(sorted(counts.items()))
 
 
 def transform_experts(operands: Operands, kernel: RowsKernel) -> dict[str, WeightSource]:

@@ -20,7 +20,7 @@ from fusion_core.weights import (
     SerialExecutor,
     StateDictSource,
 )
-from fusion_core.weights.merging.compiled import VARIABLE
+from fusion_core.weights.merging.compiled import KERNELS_VARIABLE
 from fusion_core.weights.merging.piece import Bound
 from fusion_core.weights.merging.transforms import transform_experts
 from fusion_testing._component import SpecSuite
@@ -119,7 +119,10 @@ def _compare(
         return original(self, function, piece)
 
     expected = _merge(method, models, weights, {})
-    with patch.object(compiled, "__call__", count), patch.dict(os.environ, {VARIABLE: "compiled"}):
+    with (
+        patch.object(compiled, "__call__", count),
+        patch.dict(os.environ, {KERNELS_VARIABLE: "compiled"}),
+    ):
         kernels = dict.fromkeys(spec.replaces, (spec.name, spec.target))
         actual = _merge(method, models, weights, kernels)
     if isinstance(expected, str) or isinstance(actual, str):

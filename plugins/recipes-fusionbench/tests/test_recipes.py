@@ -372,6 +372,23 @@ def test_a_file_of_two_tools_names_both(tmp_path: Path) -> None:
     assert "recipes-mergekit" in caught.value.message
 
 
+def test_paths_in_a_written_recipe_start_in_its_folder(
+    tmp_path: Path, run_fuse: Callable[..., CompletedProcess[str]]
+) -> None:
+    tasks = "{_target_: fusion_bench.taskpool.LMEvalHarnessTaskPool, tasks: a, include_path: tasks}"
+    text = f"{LM}merged_model_save_path: out/merged\ntaskpool: {tasks}\n"
+    (tmp_path / "config.yaml").write_text(text + method("SimpleAverageAlgorithm"))
+    for name in ("tasks", "org/base", "recipes", "simple-average"):
+        (tmp_path / name).mkdir(parents=True)
+    run_fuse("import", "config.yaml", "-o", "recipes/recipe.yaml")
+    recipe = load_yaml((tmp_path / "recipes/recipe.yaml").read_text(), origin="recipe")
+    assert recipe["algorithm"] == {"name": "simple-average"}
+    assert recipe["model_pool"]["base"] == "../org/base"
+    assert recipe["model_pool"]["models"] == {"math": "org/math", "code": "org/code"}
+    assert recipe["task_pool"]["include_path"] == "../tasks"
+    assert recipe["output"]["path"] == "../out/merged"
+
+
 def test_the_printed_recipe_is_the_recipe(
     tmp_path: Path, run_fuse: Callable[..., CompletedProcess[str]]
 ) -> None:

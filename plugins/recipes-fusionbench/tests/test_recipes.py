@@ -266,6 +266,10 @@ REFUSED: list[tuple[str, list[str]]] = [
         ["method.scaling_factor: expected a number, got '0.3'"],
     ),
     (
+        method("WUDIMerging", "iter_num: '4'"),
+        ["method.iter_num: expected a number, got '4'"],
+    ),
+    (
         method("TiesMergingAlgorithm", "scaling_factor: 1, threshold: 100, merge_func: max"),
         [
             "method.merge_func: max has no counterpart, only sum and mean",
@@ -298,6 +302,14 @@ REFUSED: list[tuple[str, list[str]]] = [
     (
         "method: {_target_: my.SimpleAverageAlgorithm}",
         ["method: my.SimpleAverageAlgorithm has no counterpart"],
+    ),
+    (
+        "method: {_target_: my.Method, name: clip_layer_wise_adamerging}",
+        ["method: my.Method has no counterpart"],
+    ),
+    (
+        "taskpool: {_target_: my.Pool, type: DummyTaskPool}\n" + method("DummyAlgorithm"),
+        ["taskpool: my.Pool has no counterpart"],
     ),
     (
         "taskpool: {_target_: fusion_bench.taskpool.NYUv2TaskPool}\n"

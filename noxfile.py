@@ -305,21 +305,21 @@ def _run_on_smollm2(session: nox.Session, script: str) -> None:
 
 def _mergekit(session: nox.Session) -> Path:
     """Return a virtual environment with the mergekit that results are held against."""
-    environment = session.cache_dir / "mergekit-0.1.5"
-    if not (environment / "bin" / "mergekit-yaml").exists():
-        session.run("python", "-m", "venv", "--clear", str(environment))
-        python = str(environment / "bin" / "python")
-        session.run(python, "-m", "pip", "install", "mergekit==0.1.5", external=True)
-    return environment
+    return _install_apart(session, "mergekit", "0.1.5", "mergekit-yaml")
 
 
 def _fusionbench(session: nox.Session) -> Path:
     """Return a virtual environment with the FusionBench that recipes are held against."""
-    environment = session.cache_dir / "fusion-bench-0.2.33"
-    if not (environment / "bin" / "fusion_bench").exists():
+    return _install_apart(session, "fusion-bench", "0.2.33", "fusion_bench")
+
+
+def _install_apart(session: nox.Session, name: str, version: str, command: str) -> Path:
+    """Return a virtual environment with a tool, which is complete if it has the tool's command."""
+    environment = session.cache_dir / f"{name}-{version}"
+    if not (environment / "bin" / command).exists():
         session.run("python", "-m", "venv", "--clear", str(environment))
         python = str(environment / "bin" / "python")
-        session.run(python, "-m", "pip", "install", "fusion-bench==0.2.33", external=True)
+        session.run(python, "-m", "pip", "install", f"{name}=={version}", external=True)
     return environment
 
 

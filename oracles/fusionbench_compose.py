@@ -24,13 +24,13 @@ GROUPS = ("method", "modelpool", "taskpool")
 
 def main(output: Path) -> None:
     """Write what Hydra composes, by group and name."""
-    found: dict[str, Any] = {"tree": str(TREE), "configurations": {}}
+    configurations: dict[str, Any] = {}
     with initialize_config_dir(str(TREE), version_base=None):
         for group in GROUPS:
             for path in sorted((TREE / group).rglob("*.yaml")):
                 name = path.relative_to(TREE / group).with_suffix("").as_posix()
-                found["configurations"][f"{group}={name}"] = _compose(f"{group}={name}", group)
-    output.write_text(json.dumps(found))
+                configurations[f"{group}={name}"] = _compose(f"{group}={name}", group)
+    output.write_text(json.dumps({"tree": str(TREE), "configurations": configurations}))
 
 
 def _compose(override: str, group: str) -> Any:
@@ -43,8 +43,8 @@ def _compose(override: str, group: str) -> Any:
         resolved = OmegaConf.to_container(config[group], resolve=True)
     except Exception as error:  # noqa: BLE001
         resolved = str(error)
-    kept = {key: whole[key] for key in (*GROUPS, "seed", "fast_dev_run")}
-    return {"composed": kept, "resolved": resolved}
+    composed = {key: whole[key] for key in (*GROUPS, "seed", "fast_dev_run")}
+    return {"composed": composed, "resolved": resolved}
 
 
 if __name__ == "__main__":

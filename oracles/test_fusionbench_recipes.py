@@ -157,11 +157,11 @@ def test_a_configuration_gives_fusionbenchs_values(
 def compare(ours: dict[str, Any], theirs: Path, tolerance: float, exceptions: int) -> None:
     """Compare entries, of which some may be kept only by FusionBench."""
     expected = load_file(theirs / "model.safetensors")
-    found = {name.removeprefix("vision_model."): tensor for name, tensor in ours.items()}
-    assert found.keys() == {name.removeprefix("vision_model.") for name in expected}
+    merged = {name.removeprefix("vision_model."): tensor for name, tensor in ours.items()}
+    assert merged.keys() == {name.removeprefix("vision_model.") for name in expected}
     differences = torch.cat(
         [
-            (found[name.removeprefix("vision_model.")].double() - tensor.double()).abs().flatten()
+            (merged[name.removeprefix("vision_model.")].double() - tensor.double()).abs().flatten()
             for name, tensor in expected.items()
         ]
     )
@@ -187,8 +187,8 @@ def test_files_are_composed_as_by_hydra(composed: dict[str, Any]) -> None:
         assert bool(findings.problems) == isinstance(expected, str), (name, expected)
         if findings.problems:
             continue
-        kept = {key: content.get(key) for key in expected["composed"]}
-        assert json.dumps(kept) == json.dumps(expected["composed"]), name
+        sections = {key: content.get(key) for key in expected["composed"]}
+        assert json.dumps(sections) == json.dumps(expected["composed"]), name
         resolved = show(resolve(content)[group])
         if isinstance(expected["resolved"], str):  # OmegaConf refuses the whole, we one value
             assert "interpolation" in resolved, name

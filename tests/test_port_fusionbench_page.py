@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from port_pages import check_import, pairs_of, read_page, run_commands
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
-from typer.testing import CliRunner
 
 from fusion_core import run_fusion
-from fusion_core.cli.app import app
 from fusion_core.commands import load_plugins, load_recipe, load_yaml
 from fusion_core.planning.resolution import resolve
 
 pytestmark = pytest.mark.plugins
 
-NAME = "docs/how-to/port-from-fusionbench.md"
-PAGE = (Path(__file__).parents[1] / NAME).read_text(encoding="utf-8")
-PAIRS = {
-    title: pair
-    for title, *pair in re.findall(
-        r"^### (.*)\n\n```yaml\n([^`]*)```\n\n```yaml\n([^`]*)```", PAGE, re.MULTILINE
-    )
-}
+PAGE = read_page("port-from-fusionbench.md")
+PAIRS = pairs_of(PAGE)
 
 
 @pytest.mark.parametrize("title", PAIRS)
 def test_a_pair_is_an_import(title: str, tmp_path: Path) -> None:
-    configuration, recipe = PAIRS[title]
-    (tmp_path / "config.yaml").write_text(configuration)
-    assert load_recipe(tmp_path / "config.yaml") == load_yaml(recipe, origin=title)
+    check_import(PAIRS[title], tmp_path / "config.yaml")
 
 
 def test_all_methods_and_pools_are_listed() -> None:
@@ -85,11 +75,7 @@ def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
         CLIPVisionModel(config).save_pretrained(tmp_path / "models" / name)
     configuration, recipe = PAIRS["A composed configuration"]
     Path("config.yaml").write_text(configuration)
-    commands = re.findall(r"^\$ (.*)$", PAGE, re.MULTILINE)
-    assert len(commands) == 2
-    for command in commands:
-        done = CliRunner().invoke(app, shlex.split(command)[1:])
-        assert done.exit_code == 0, (command, done.exception)
+    run_commands(PAGE)
     assert load_recipe("recipe.yaml") == load_yaml(recipe, origin="page")
     run_fusion("recipe.yaml", output="again")
     direct, again = (load_file(f"{side}/model.safetensors") for side in ("merged", "again"))

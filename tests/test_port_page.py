@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from port_pages import check_import, pairs_of, read_page, run_commands
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from fusion_core.cli.app import app
-from fusion_core.commands import load_recipe, load_yaml
+from fusion_core.commands import load_recipe
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -22,20 +20,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.plugins
 
-PAGE = (Path(__file__).parents[1] / "docs/how-to/port-from-mergekit.md").read_text(encoding="utf-8")
-PAIRS = {
-    title: pair
-    for title, *pair in re.findall(
-        r"^### (.*)\n\n```yaml\n([^`]*)```\n\n```yaml\n([^`]*)```", PAGE, re.MULTILINE
-    )
-}
+PAGE = read_page("port-from-mergekit.md")
+PAIRS = pairs_of(PAGE)
 
 
 @pytest.mark.parametrize("title", PAIRS)
 def test_a_pair_is_an_import(title: str, tmp_path: Path) -> None:
-    configuration, recipe = PAIRS[title]
-    (tmp_path / "mergekit.yml").write_text(configuration)
-    assert load_recipe(tmp_path / "mergekit.yml") == load_yaml(recipe, origin=title)
+    check_import(PAIRS[title], tmp_path / "mergekit.yml")
 
 
 def test_there_are_sixteen_pairs_and_all_methods_are_listed() -> None:
@@ -83,11 +74,7 @@ def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     configuration, _ = PAIRS["A weighted average"]
     Path("mergekit.yml").write_text(configuration.replace("org/", ""))
-    commands = re.findall(r"^\$ (.*)$", PAGE, re.MULTILINE)
-    assert len(commands) == 2
-    for command in commands:
-        done = CliRunner().invoke(app, shlex.split(command)[1:])
-        assert done.exit_code == 0, (command, done.exception)
+    run_commands(PAGE)
     for name, tensor in load_file("merged/model.safetensors").items():
         expected = 0.7 * states["math"][name] + 0.3 * states["code"][name]
         assert torch.equal(tensor, expected.bfloat16())

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fusion_core.contracts.imported import ImportedRecipe
 
 _MAX_LINE = 80
-#: Options that hold a model's path or several, and the output's path.
-_PATHS = ("base", "models", "clip", "path")
+#: Options of pools that hold a path, or models by name.
+_INPUTS = ("base", "models", "clip", "include_path")
 
 
 def render(imported: ImportedRecipe, recipe: Mapping[str, Any], origin: str) -> str:
@@ -36,19 +36,38 @@ def render(imported: ImportedRecipe, recipe: Mapping[str, Any], origin: str) -> 
 
 
 def move_paths(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a recipe whose relative paths start in `folder` instead of the current one."""
+    """Return a recipe whose relative paths start in `folder` instead of the current one.
 
-    def move(value: object, *, is_path: bool = False) -> object:
-        if isinstance(value, dict):
-            return {
-                key: move(item, is_path=is_path or key in _PATHS) for key, item in value.items()
-            }
-        if isinstance(value, str) and is_path and not os.path.isabs(value):  # noqa: PTH117
-            return os.path.relpath(value, folder) if os.path.lexists(value) else value
-        return value
+    An input that does not exist is an id on the hub.
+    """
+    moved = dict(recipe)
+    for section in recipe.keys() & {"model_pool", "task_pool"}:
+        moved[section] = {
+            option: _move_inputs(value, folder) if option in _INPUTS else value
+            for option, value in recipe[section].items()
+        }
+    if "path" in recipe.get("output", {}):
+        output = recipe["output"]
+        moved["output"] = {**output, "path": _move(output["path"], folder)}
+    return moved
 
-    sections = ("model_pool", "task_pool", "output")
-    return {key: move(value) if key in sections else value for key, value in recipe.items()}
+
+def _move_inputs(value: Any, folder: Path) -> Any:  # noqa: ANN401 - YAML holds anything
+    """Return a path, a recipe in the place of a model, or models by name, with paths moved."""
+    match value:
+        case {"algorithm": _, "model_pool": _}:
+            return move_paths(value, folder)
+        case dict():
+            return {name: _move_inputs(model, folder) for name, model in value.items()}
+        case str() if os.path.lexists(value):
+            return _move(value, folder)
+        case _:
+            return value
+
+
+def _move(path: str, folder: Path) -> str:
+    is_fixed = os.path.isabs(path) or path.startswith("~")  # noqa: PTH117 - a text
+    return path if is_fixed else os.path.relpath(path, folder.resolve())
 
 
 def _comment(

@@ -266,6 +266,10 @@ REFUSED: list[tuple[str, list[str]]] = [
         ["method.scaling_factor: expected a number, got '0.3'"],
     ),
     (
+        method("WUDIMerging", "iter_num: '4'"),
+        ["method.iter_num: expected a number, got '4'"],
+    ),
+    (
         method("TiesMergingAlgorithm", "scaling_factor: 1, threshold: 100, merge_func: max"),
         [
             "method.merge_func: max has no counterpart, only sum and mean",
@@ -298,6 +302,14 @@ REFUSED: list[tuple[str, list[str]]] = [
     (
         "method: {_target_: my.SimpleAverageAlgorithm}",
         ["method: my.SimpleAverageAlgorithm has no counterpart"],
+    ),
+    (
+        "method: {_target_: my.Method, name: clip_layer_wise_adamerging}",
+        ["method: my.Method has no counterpart"],
+    ),
+    (
+        "taskpool: {_target_: my.Pool, type: DummyTaskPool}\n" + method("DummyAlgorithm"),
+        ["taskpool: my.Pool has no counterpart"],
     ),
     (
         "taskpool: {_target_: fusion_bench.taskpool.NYUv2TaskPool}\n"
@@ -370,6 +382,23 @@ def test_a_file_of_two_tools_names_both(tmp_path: Path) -> None:
         load_recipe(tmp_path / "both.yaml")
     assert "recipes-fusionbench" in caught.value.message
     assert "recipes-mergekit" in caught.value.message
+
+
+def test_paths_in_a_written_recipe_start_in_its_folder(
+    tmp_path: Path, run_fuse: Callable[..., CompletedProcess[str]]
+) -> None:
+    tasks = "{_target_: fusion_bench.taskpool.LMEvalHarnessTaskPool, tasks: a, include_path: tasks}"
+    text = f"{LM}merged_model_save_path: out/merged\ntaskpool: {tasks}\n"
+    (tmp_path / "config.yaml").write_text(text + method("SimpleAverageAlgorithm"))
+    for name in ("tasks", "org/base", "recipes", "simple-average"):
+        (tmp_path / name).mkdir(parents=True)
+    run_fuse("import", "config.yaml", "-o", "recipes/recipe.yaml")
+    recipe = load_yaml((tmp_path / "recipes/recipe.yaml").read_text(), origin="recipe")
+    assert recipe["algorithm"] == {"name": "simple-average"}
+    assert recipe["model_pool"]["base"] == "../org/base"
+    assert recipe["model_pool"]["models"] == {"math": "org/math", "code": "org/code"}
+    assert recipe["task_pool"]["include_path"] == "../tasks"
+    assert recipe["output"]["path"] == "../out/merged"
 
 
 def test_the_printed_recipe_is_the_recipe(

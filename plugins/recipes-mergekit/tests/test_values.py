@@ -251,3 +251,21 @@ def test_the_command_line(
     )
     assert first == second
     assert "recipes/ties.yaml exists" in run_fuse(*call, code=7).stderr
+
+
+@pytest.mark.usefixtures("states")
+def test_paths_of_a_merge_within_a_written_recipe_start_in_its_folder(
+    tmp_path: Path, run_fuse: Callable[..., CompletedProcess[str]]
+) -> None:
+    text = (
+        "name: inner\nmerge_method: linear\nparameters: {weight: 1}\ndtype: float32\n"
+        "models: [{model: a}, {model: b}]\n---\nmerge_method: ties\nbase_model: base\n"
+        "parameters: {weight: 1, density: 0.5}\ndtype: float32\nmodels: [{model: inner}]\n"
+    )
+    (tmp_path / "mergekit.yml").write_text(text)
+    for name in ("recipes", "weighted-average"):
+        (tmp_path / name).mkdir()
+    run_fuse("import", "mergekit.yml", "-o", "recipes/recipe.yaml")
+    inner = load_recipe(tmp_path / "recipes/recipe.yaml")["model_pool"]["models"]["inner"]
+    assert inner["algorithm"]["name"] == "weighted-average"
+    assert inner["model_pool"]["models"] == {"a": "../a", "b": "../b"}

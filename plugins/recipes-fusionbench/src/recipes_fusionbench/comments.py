@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from recipes_fusionbench.options import target_of
+from recipes_fusionbench.options import class_of, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +55,7 @@ def make_comments(recipe: Mapping[str, Any], fusion: Fusion) -> dict[tuple[str, 
     algorithm = recipe["algorithm"]
     if isinstance(algorithm, dict):
         method = fusion.options.values
-        comments["algorithm", "name"] = target_of(method) or str(method.get("name"))
+        comments["algorithm", "name"] = class_of(method, "name")
         for option in algorithm:
             comment = _OPTIONS.get((algorithm["name"], option))
             if comment is not None:

@@ -81,11 +81,11 @@ class _File:
     def make_recipe(self) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
         """Return the recipe with its comments. It is incomplete if there are problems."""
         self._check_program()
-        pool = self._section("modelpool")
+        pool = self._top.section("modelpool")
         models = read_models(pool, self._findings)
         if models is None:
             return {}, {}
-        fusion = Fusion(self._section("method"), models)
+        fusion = Fusion(self._top.section("method"), models)
         if not translate(fusion) or not fusion.stages:
             return {}, {}
         tasks = self._read_tasks(pool, fusion)
@@ -101,16 +101,10 @@ class _File:
         self._report_unknown()
         return recipe, make_comments(recipe, fusion)
 
-    def _section(self, name: str) -> Options:
-        return Options(self._top.items(name), name, self._findings)
-
-    def _refuse(self, key: str, reason: str) -> None:
-        self._findings.refuse(key, reason)
-
     def _check_program(self) -> None:
         program = target_of(self._top.values)
         if program not in _PROGRAM_CLASSES:
-            self._refuse("_target_", f"{program} does not fuse models")
+            self._top.refuse("_target_", f"{program} does not fuse models")
         for name, reason in {
             "fast_dev_run": "true runs on single batches; set task_pool.limit in a recipe",
             "dry_run": "true runs nothing; see fuse check",
@@ -120,8 +114,8 @@ class _File:
 
     def _read_tasks(self, pool: Options, fusion: Fusion) -> dict[str, Any] | None:
         models = fusion.models
-        tasks = read_tasks(self._section("taskpool"), models)
-        fabric = self._section("fabric")
+        tasks = read_tasks(self._top.section("taskpool"), models)
+        fabric = self._top.section("fabric")
         if fusion.data is None:
             if tasks is None and models.kind == "gpt2":
                 reason = "none, but the pool gpt2-glue is measured; skip that with --no-eval"
@@ -144,17 +138,17 @@ class _File:
         missing = {*expand(needed.get("tasks", []))} - {*expand(tasks.get("tasks", []))}
         if missing:
             names = ", ".join(sorted(missing))
-            self._refuse("taskpool", f"lacks {names}, whose examples the method needs")
+            self._top.refuse("taskpool", f"lacks {names}, whose examples the method needs")
         given, wanted = tasks.get("name"), needed.get("name")
         if given != wanted and wanted is not None:
-            self._refuse("taskpool", f"has the tasks of {given}, and the method needs {wanted}")
+            self._top.refuse("taskpool", f"has the tasks of {given}, and the method needs {wanted}")
 
     def _read_seed(self) -> dict[str, Any]:
         seed = self._top.take("seed")
         if seed is None:
             return {}
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-            self._refuse("seed", f"expected a whole number, got {format_value(seed)}")
+            self._top.refuse("seed", f"expected a whole number, got {format_value(seed)}")
         return {"seed": seed}
 
     def _read_output(self, fusion: Fusion) -> dict[str, Any]:
@@ -166,7 +160,7 @@ class _File:
         elif path is not None:
             reason = "not determined by the file; name the directory by fuse run -o"
             self._findings.warn("merged_model_save_path", reason)
-        saving = self._section("merged_model_save_kwargs")
+        saving = self._top.section("merged_model_save_kwargs")
         saving.ignore("save_tokenizer", "tokenizer_kwargs", "max_shard_size", "safe_serialization")
         saving.expect("push_to_hub", False, reason="true has no counterpart; upload the directory")
         dtype = saving.text("model_dtype") or fusion.models.dtype
@@ -182,4 +176,4 @@ class _File:
         for name in self._top.values:
             similar = similar_names(str(name), known, cutoff=0.8)
             if name not in known and not str(name).startswith("_") and similar:
-                self._refuse(str(name), f"unknown key; did you mean {similar[0]}?")
+                self._top.refuse(str(name), f"unknown key; did you mean {similar[0]}?")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from recipes_fusionbench import adaptive, linear, sparse, spectral
 from recipes_fusionbench.fusion import Fusion
-from recipes_fusionbench.options import target_of
+from recipes_fusionbench.options import class_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,10 +109,8 @@ _DIFFERENT = {
 def translate(fusion: Fusion) -> bool:
     """Translate a method with its options. Returns False if it has no counterpart."""
     given = fusion.options
-    name = target_of(given.values)
-    legacy = given.values.get("name")
-    if not name and isinstance(legacy, str):
-        name = _LEGACY.get(legacy, legacy)
+    name = class_of(given.values, "name")
+    name = _LEGACY.get(name, name)
     shown = name or given.values.get("_target_")
     if name not in METHODS:
         reason = f": {_DIFFERENT[name]}" if name in _DIFFERENT else ""

@@ -158,7 +158,9 @@ def _read_rest(models: Models, reader: _Reader) -> None:
     elif kind == "gpt2" and models.family is None:
         reason = "only the published experts have a counterpart, which leaves out their heads"
         options.refuse("models", reason)
-    reader.read_dtype(options.section("model_kwargs"))
+    loading = options.section("model_kwargs")
+    reader.read_dtype(loading)
+    loading.finish()
     options.ignore("pretrained_model_name_or_path", "base_model")
     models.dtype = reader.dtype()
     models.tokenizer = _read_tokenizer(models)
@@ -259,8 +261,6 @@ class _Reader:
                 default = None
         if default is not None:
             self._dtypes[options.key] = default
-        if options.key.endswith("model_kwargs"):
-            options.finish()
 
     def _add_dtype(self, given: str | None, name: str, options: Options) -> None:
         dtype = None if given is None else _DTYPES.get(given.removeprefix("torch."))

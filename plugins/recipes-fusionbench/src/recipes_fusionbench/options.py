@@ -48,6 +48,13 @@ class Options:
 
     def number(self, name: str, default: float | None = None) -> float:
         """Return a number, which is required without a default."""
+        number = self._read_number(name, default)
+        if number is not None:
+            return number
+        return _FALLBACK if default is None else default
+
+    def _read_number(self, name: str, default: float | None) -> float | None:
+        """Return a finite number; None after recording why there is none."""
         value = self.take(name, default)
         if isinstance(value, int | float) and not isinstance(value, bool):
             try:
@@ -56,17 +63,19 @@ class Options:
                 number = math.inf
             if math.isfinite(number):
                 return number
-        self.refuse(name, "missing" if value is None else f"expected a number, got {_show(value)}")
-        return _FALLBACK if default is None else default
+        self.refuse(
+            name, "missing" if value is None else f"expected a number, got {format_value(value)}"
+        )
+        return None
 
     def count(self, name: str, default: int | None = None) -> int:
         """Return a whole number of at least 1."""
-        number = self.number(name, default)
-        if number == _FALLBACK and not self.has(name):
+        number = self._read_number(name, default)
+        if number is None:
             return 1
         if number < 1 or not number.is_integer():
             self.refuse(
-                name, f"expected a whole number above 0, got {_show(self.values.get(name))}"
+                name, f"expected a whole number above 0, got {format_value(self.values.get(name))}"
             )
         return int(number)
 
@@ -76,7 +85,7 @@ class Options:
         value = _WORDS.get(value.lower(), value) if isinstance(value, str) else value
         if isinstance(value, bool):
             return value
-        self.refuse(name, f"expected true or false, got {_show(value)}")
+        self.refuse(name, f"expected true or false, got {format_value(value)}")
         return default
 
     def text(self, name: str) -> str | None:
@@ -84,7 +93,7 @@ class Options:
         value = self.take(name)
         if value is None or (isinstance(value, str) and value):
             return value
-        self.refuse(name, f"expected a text, got {_show(value)}")
+        self.refuse(name, f"expected a text, got {format_value(value)}")
         return None
 
     def items(self, name: str) -> dict[str, Any]:
@@ -92,12 +101,12 @@ class Options:
         value = self.take(name, {})
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
             return value
-        self.refuse(name, f"expected a mapping of names, got {_show(value)}")
+        self.refuse(name, f"expected a mapping of names, got {format_value(value)}")
         return {}
 
     def section(self, name: str) -> Options:
         """Return a nested section; empty if it is not given."""
-        return Options(self.items(name), f"{self.key}.{name}", self._findings)
+        return Options(self.items(name), self._join(name), self._findings)
 
     def expect(self, name: str, *allowed: object, reason: str) -> None:
         """Refuse any other value than those allowed, than null, and than an empty list."""
@@ -125,7 +134,7 @@ class Options:
         for name in self.values:
             if name not in self._taken:
                 names = [*self._taken - _INSTANTIATION, *known]
-                self._findings.report_unknown(f"{self.key}.{name}", names)
+                self._findings.report_unknown(self._join(name), names)
 
 
 def target_of(values: Mapping[str, Any]) -> str:
@@ -136,5 +145,7 @@ def target_of(values: Mapping[str, Any]) -> str:
     return ""
 
 
-def _show(value: object) -> str:
-    return format_value(value)
+def class_of(values: Mapping[str, Any], legacy: str) -> str:
+    """Return the class that a section names, or what an older section names by another key."""
+    name = values.get(legacy) if values.get("_target_") is None else target_of(values)
+    return name if isinstance(name, str) else ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.commands import format_value
 from recipes_fusionbench.models import Models, path_of
-from recipes_fusionbench.options import Options, target_of
+from recipes_fusionbench.options import Options, class_of
 from recipes_fusionbench.published import FAMILIES, FER2013, GLUE, TASKS, shorten, test_split
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _LOADING = ("name", "trust_remote_code", "cache_dir", "_args_", "_target_")
 
 def read_tasks(options: Options, models: Models) -> dict[str, Any] | None:
     """Return the section `task_pool` of the recipe; None if nothing is measured."""
-    name = target_of(options.values) or str(options.values.get("type") or "")
+    name = class_of(options.values, "type")
     if not options.values or name == "DummyTaskPool":
         options.expect("model_save_path", reason="set merged_model_save_path instead")
         return None

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from fusion_core.contracts.measurements import Metric
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.resolved_recipe import Resolved
@@ -90,10 +89,10 @@ def evaluate(  # noqa: PLR0913 - the models, the tasks, and how to measure
         transductive,
         tasks.measured_on,
         tasks.published,
-        _metrics(tasks),
+        evaluator.metrics,
         evaluator.remembered,
         needs_task=overrides is not None,
-        conditions={task.name: dict(task.conditions) for task in tasks if task.conditions},
+        conditions=evaluator.conditions,
     )
 
 
@@ -116,7 +115,7 @@ def evaluate_experts(
     return Report(
         experts,
         Reference(base, experts),
-        metrics=_metrics(tasks),
+        metrics=evaluator.metrics,
         measured_on=tasks.measured_on,
     )
 
@@ -196,14 +195,6 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     if as_recorded:
         write_report(report, directory)
     return report
-
-
-def _metrics(tasks: TaskPool[Any]) -> dict[str, dict[str, Metric]]:
-    return {
-        task.name: {metric.name: metric for metric in task.metrics}
-        for task in tasks
-        if task.metrics
-    }
 
 
 def write_report(report: Report, directory: Path) -> None:

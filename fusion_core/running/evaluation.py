@@ -22,7 +22,6 @@ from fusion_core.planning.plan import resolve_models
 from fusion_core.planning.resolution import choose_task_pool, resolve_component
 from fusion_core.planning.run_options import RunOptions
 from fusion_core.planning.trust import (
-    check_trust_names,
     check_trusted,
     collect_needs,
     trust_in_environment,
@@ -139,7 +138,6 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     components that need trust that is not given.
     """
     trust = trust_in_environment() if trust is None else trust
-    check_trust_names(trust, plugins)
     if not directory.exists():
         raise CheckpointError(
             f"{directory} does not exist", hint="Give a directory or a .safetensors file."

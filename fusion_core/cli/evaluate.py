@@ -82,7 +82,8 @@ def evaluate(
         from fusion_core.machine.devices import resolve_device
         from fusion_core.plugins.recipe_files import load_recipe
         from fusion_core.recipe.assignments import override
-        from fusion_core.running.evaluation import evaluate_directory, load_recorded_recipe
+        from fusion_core.running.evaluation import evaluate_directory
+        from fusion_core.running.recorded_recipe import load_recorded_recipe
 
         _check_assignments(assignments or [], model)
         raw = load_recorded_recipe(model) if recipe is None else load_recipe(recipe, plugins)
@@ -112,7 +113,7 @@ def evaluate(
 
 def _check_assignments(assignments: Sequence[str], model: Path) -> None:
     """Raise `RecipeError` for an option that does not change how a model is measured."""
-    from fusion_core.running.evaluation import MEASURING_SECTIONS
+    from fusion_core.running.recorded_recipe import MEASURING_SECTIONS
 
     known = ", ".join(MEASURING_SECTIONS)
     for assignment in assignments:

@@ -198,9 +198,6 @@ class TaskPool(ABC, Generic[ConfigT]):
     #: the dtype in which models are built for measuring; None for bf16 if most of a model's values
     #: are stored in bf16, and fp32 otherwise
     dtype: torch.dtype | None = torch.float32
-    #: whether scores of a merge may be known from an earlier command; not where measuring itself
-    #: determines the tasks' metrics and conditions, which a report states
-    remembers_merges: ClassVar[bool] = True
     #: whether UNLABELED holds the test examples, so that adapting on it is transductive
     transductive: bool = False
     #: the measured test examples, in words; None for all of them. Scores are compared only if it

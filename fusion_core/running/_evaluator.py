@@ -16,7 +16,7 @@ from fusion_core.errors import BrokenPluginError
 from fusion_core.machine.linear_kernels import use_fast_linear_layers
 from fusion_core.progress import Progress, show_notes_on
 from fusion_core.running import _identity as identity
-from fusion_core.running.cache import load_metrics, store_metrics
+from fusion_core.running.cache import Score, load_score, store_score
 from fusion_core.weights import CheckpointSource, WeightSource
 
 if TYPE_CHECKING:
@@ -24,16 +24,13 @@ if TYPE_CHECKING:
 
     import torch
 
-    from fusion_core.contracts.measurements import MetricValues
+    from fusion_core.contracts.measurements import Metric, MetricValues
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.running.task_overrides import TaskOverrides
 
     Row = dict[str, MetricValues]
     Adapt = Callable[[Subject], Subject]
-
-#: The row of the model itself in a report.
-_MERGED = "merged"
 
 
 @dataclass
@@ -52,6 +49,10 @@ class Evaluator:
     names: Sequence[str] | None = None
     #: the tasks of each row whose scores came from the cache
     remembered: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: the metrics that tasks declare, by task and name
+    metrics: dict[str, dict[str, Metric]] = field(default_factory=dict)
+    #: how tasks were measured, by task
+    conditions: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._names = self.tasks.names if self.names is None else self.names
@@ -90,13 +91,14 @@ class Evaluator:
                         f"task {task!r}, metric {name!r}: expected a Python number, "
                         f"got {type(value).__name__}"
                     )
+            self._describe(task, self._score(task, metrics))
         return row
 
     def measure_merge(self, merged: WeightSource, overrides: TaskOverrides | None) -> Row:
         """Measure a merge, with the overrides of the tasks that have some."""
         if overrides is None:
             return self._complete_row(
-                _MERGED,
+                "merged",
                 dict.fromkeys(self.tasks.names, merged),
                 lambda missing: [self.measure(merged, [*missing], label="evaluate merged")],
             )
@@ -147,21 +149,33 @@ class Evaluator:
         measure: Callable[[Mapping[str, WeightSource]], Iterable[Row]],
     ) -> Row:
         """Load the cached scores of a row, and measure and cache the others one by one."""
-        is_remembered = label != _MERGED or self.tasks.remembers_merges
-        keys = dict(self._keys(sources)) if is_remembered else {}
+        keys = dict(self._keys(sources))
         row: Row = {}
         for name, key in keys.items():
-            metrics = None if self.fresh else load_metrics(key)
-            if metrics:
-                row[name] = metrics
+            score = None if self.fresh else load_score(key)
+            if score is not None:
+                row[name] = score.values
+                self._describe(name, score)
         if row:
             self.remembered[label] = tuple(row)
         missing = {name: source for name, source in sources.items() if name not in row}
         for part in measure(missing) if missing else ():
             row |= part
             for name in part.keys() & keys.keys():
-                store_metrics(keys[name], part[name])
+                store_score(keys[name], self._score(name, part[name]))
         return {name: row[name] for name in sources}
+
+    def _score(self, name: str, values: MetricValues) -> Score:
+        """Return what a task has just measured."""
+        task = self.tasks[name]
+        return Score(values, task.metrics, task.conditions)
+
+    def _describe(self, name: str, score: Score) -> None:
+        """Describe a task in the report, unless a row before has done so."""
+        if score.metrics:
+            self.metrics.setdefault(name, {metric.name: metric for metric in score.metrics})
+        if score.conditions:
+            self.conditions.setdefault(name, dict(score.conditions))
 
     def _keys(self, sources: Mapping[str, WeightSource]) -> Iterator[tuple[str, identity.Key]]:
         """Yield the cache key of every task whose score can be identified."""

@@ -58,7 +58,7 @@ def identify_model(pool: ModelPool[Any], source: WeightSource) -> Key | None:
     return {
         "weights": weights,
         "assets": file_digests(pool.assets()),
-        "own_files": _own_files(pool, source),
+        "own_files": _own_files(source),
         "options": options,
     }
 
@@ -68,18 +68,14 @@ def file_digests(files: Mapping[str, bytes | Path]) -> dict[str, str]:
     return {name: _digest(content) for name, content in sorted(files.items())}
 
 
-def _own_files(pool: ModelPool[Any], source: WeightSource) -> dict[str, str]:
-    """Return the digests of files that a pool reads next to weights of another architecture.
+def _own_files(source: WeightSource) -> dict[str, str]:
+    """Return the digests of the side files in a model's directory.
 
-    Weights with other tensors than the pool's models are built by their own configuration.
+    A pool builds weights of another architecture by them, and other programs read them all.
     """
     if not isinstance(source, CheckpointSource) or not source.path.is_dir():
         return {}
-    expected, shapes = (
-        {name: info.shape for name, info in weights.infos.items()}
-        for weights in (pool.reference, source)
-    )
-    return {} if shapes == expected else file_digests(list_side_files(source.path))
+    return file_digests(list_side_files(source.path))
 
 
 def identify_weights(source: WeightSource) -> Key | None:

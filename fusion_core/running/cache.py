@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.measurements import Measured
+from pydantic import TypeAdapter
+
+from fusion_core.contracts.measurements import Measured, Metric
 from fusion_core.contracts.outcomes import decode_outcomes, encode_outcomes
 from fusion_core.errors import BrokenPluginError, DiskError
 from fusion_core.running import _identity as identity
@@ -31,11 +35,26 @@ if TYPE_CHECKING:
     from fusion_core.weights import WeightSource
 
 #: Incremented when the meaning of the files changes.
-_SCHEMA = 3
+_SCHEMA = 4
 _LARGEST = 2**26  # enough for a million outcomes
 _LOG = logging.getLogger(__name__)
 #: What `json.loads` and a look into its result raise for a torn or foreign file.
 _INVALID = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_METRICS = TypeAdapter(Sequence[Metric])
+
+
+@dataclass(frozen=True)
+class Score:
+    """A task's measurement of a model, and how the task describes it.
+
+    Some tasks know their metrics and conditions only once they have measured a model.
+    """
+
+    values: MetricValues
+    #: the task's declarations of its metrics
+    metrics: Sequence[Metric]
+    #: the task's conditions
+    conditions: Mapping[str, Any]
 
 
 def cache_directory() -> Path:
@@ -71,22 +90,29 @@ def cached_answer(  # noqa: PLR0913 - the model, the question, and where it is a
     return result
 
 
-def load_metrics(key: identity.Key) -> MetricValues | None:
-    """Return the cached metrics of a key, or None without valid ones."""
+def load_score(key: identity.Key) -> Score | None:
+    """Return the cached score of a key, or None without a valid one."""
     try:
         answer = load(key)
-        metrics: MetricValues = answer["metrics"]
-        is_valid = all(type(metric) in {int, float} for metric in metrics.values())
-        metrics = decode_outcomes(metrics, answer) if "outcomes" in answer else metrics
+        values: MetricValues = answer["values"]
+        is_valid = all(type(value) in {int, float} for value in values.values())
+        values = decode_outcomes(values, answer) if "outcomes" in answer else values
+        metrics = _METRICS.validate_python(answer["metrics"])
+        score = Score(values, metrics, dict(answer["conditions"]))
     except _INVALID:
         return None
-    return metrics if is_valid else None
+    return score if values and is_valid else None
 
 
-def store_metrics(key: identity.Key, metrics: MetricValues) -> None:
-    """Cache metrics and their outcomes."""
-    outcomes = encode_outcomes(metrics) if isinstance(metrics, Measured) else {}
-    store(key, {"metrics": dict(metrics), **outcomes})
+def store_score(key: identity.Key, score: Score) -> None:
+    """Cache a score and its outcomes."""
+    outcomes = encode_outcomes(score.values) if isinstance(score.values, Measured) else {}
+    answer = {
+        "values": dict(score.values),
+        "metrics": [asdict(metric) for metric in score.metrics],
+        "conditions": dict(score.conditions),
+    }
+    store(key, {**answer, **outcomes})
 
 
 def load(key: identity.Key) -> Any:  # noqa: ANN401 - JSON

@@ -14,30 +14,32 @@ from fusion_core import hub
 from fusion_core.contracts.measurements import Reference
 from fusion_core.contracts.outcomes import OUTCOMES
 from fusion_core.contracts.report import REPORT, Report
-from fusion_core.contracts.specs import AlgorithmSpec, OutputSpec, TaskPoolSpec
-from fusion_core.errors import CheckpointError, PluginError, RecipeError
+from fusion_core.contracts.specs import TaskPoolSpec
+from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.machine.attribution import forbid_exit
 from fusion_core.planning.needs import check_data, check_tasks, uses_tasks
 from fusion_core.planning.plan import resolve_models
-from fusion_core.planning.resolution import choose_task_pool, resolve_component, resolve_form
+from fusion_core.planning.resolution import choose_task_pool, resolve_component
 from fusion_core.planning.run_options import RunOptions
 from fusion_core.planning.trust import (
-    check_trust_names,
     check_trusted,
     collect_needs,
     trust_in_environment,
 )
-from fusion_core.plugins.recipe_files import load_recipe
 from fusion_core.progress import Progress
-from fusion_core.recipe.config import OutputSection, choices_of
-from fusion_core.recipe.text import RECIPE
-from fusion_core.recipe.validation import validate
 from fusion_core.running._evaluator import Evaluator
 from fusion_core.running._measured_models import (
     choose_pools,
     create_models,
     open_model,
     with_own_files,
+)
+from fusion_core.running.recorded_recipe import (
+    MEASURING_SECTIONS,
+    check_not_adapted,
+    load_recorded_recipe,
+    resolve_form_of,
+    resolve_stages_of,
 )
 from fusion_core.running.task_overrides import TaskOverrides, read_recorded_overrides
 from fusion_core.weights.merging.memory_errors import report_out_of_memory
@@ -49,15 +51,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from fusion_core.contracts.measurements import Metric
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
-    from fusion_core.planning.resolved_recipe import Resolved
     from fusion_core.plugins.manager import PluginManager
     from fusion_core.weights import WeightSource
-
-#: The sections of a recipe that determine how a finished model is measured.
-MEASURING_SECTIONS = ("model_pool", "task_pool", "alignment")
 
 
 @report_out_of_memory()
@@ -90,10 +87,10 @@ def evaluate(  # noqa: PLR0913 - the models, the tasks, and how to measure
         transductive,
         tasks.measured_on,
         tasks.published,
-        _metrics(tasks),
+        evaluator.metrics,
         evaluator.remembered,
         needs_task=overrides is not None,
-        conditions={task.name: dict(task.conditions) for task in tasks if task.conditions},
+        conditions=evaluator.conditions,
     )
 
 
@@ -116,7 +113,7 @@ def evaluate_experts(
     return Report(
         experts,
         Reference(base, experts),
-        metrics=_metrics(tasks),
+        metrics=evaluator.metrics,
         measured_on=tasks.measured_on,
     )
 
@@ -141,7 +138,6 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     components that need trust that is not given.
     """
     trust = trust_in_environment() if trust is None else trust
-    check_trust_names(trust, plugins)
     if not directory.exists():
         raise CheckpointError(
             f"{directory} does not exist", hint="Give a directory or a .safetensors file."
@@ -151,7 +147,7 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     as_recorded = bool(recorded) and all(
         recipe.get(section) == recorded.get(section) for section in MEASURING_SECTIONS
     )
-    form = _recorded_form(recorded, plugins)
+    form = resolve_form_of(recorded, plugins)
     pool_choice, tasks_choice = choose_pools(recipe, recorded, directory, plugins)
     options = RunOptions(device=str(device), evaluate=False, trust=trust, fresh=fresh)
     resolved_pool, nested = resolve_models(pool_choice, plugins, options)
@@ -163,9 +159,9 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
         )
     resolved_tasks = resolve_component(TaskPoolSpec, tasks_choice, plugins, section="task_pool")
     # a method that adapts on a half of the examples leaves the other half for measuring
-    stages = _recorded_stages(recorded or recipe, plugins)
+    stages = resolve_stages_of(recorded or recipe, plugins)
     if not stages and as_recorded:
-        _check_not_adapted(directory)
+        check_not_adapted(directory)
     adapted = bool(recorded) and any(uses_tasks(stage.component.spec) for stage in stages)
     check_trusted(collect_needs([resolved_pool, resolved_tasks, form, *stages]), trust)
     with hub.session(progress):
@@ -198,14 +194,6 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     return report
 
 
-def _metrics(tasks: TaskPool[Any]) -> dict[str, dict[str, Metric]]:
-    return {
-        task.name: {metric.name: metric for metric in task.metrics}
-        for task in tasks
-        if task.metrics
-    }
-
-
 def write_report(report: Report, directory: Path) -> None:
     """Write `report.json` and, if tasks have outcomes, `outcomes.json` into a model directory.
 
@@ -219,54 +207,3 @@ def write_report(report: Report, directory: Path) -> None:
         write_durably(directory / OUTCOMES, data)
     data = json.dumps(report.as_json(), indent=2).encode() + b"\n"
     write_durably(directory / REPORT, data)
-
-
-def load_recorded_recipe(directory: Path) -> dict[str, Any]:
-    """Return the recipe that a run left in its output; an empty one for another directory."""
-    path = directory / RECIPE
-    return load_recipe(path) if directory.is_dir() and path.is_file() else {}
-
-
-def _check_not_adapted(directory: Path) -> None:
-    """Raise `PluginError` if the model may have adapted to tasks.
-
-    A new report could not say to which.
-    """
-    path = directory / REPORT
-    if not path.is_file():
-        return
-    try:
-        adapted = Report.from_json(json.loads(path.read_bytes())).transductive is not None
-    except (OSError, ValueError, RecursionError):  # an unreadable report: assume the worst
-        adapted = True
-    if adapted:
-        raise PluginError(
-            f"the algorithm that made {directory} is not installed, and its model may have "
-            "adapted to the tasks",
-            hint="Install its plugin, or name --task-pool to show scores without recording them.",
-        )
-
-
-def _recorded_form(
-    recipe: Mapping[str, Any], plugins: PluginManager
-) -> Resolved[OutputSpec] | None:
-    """Return the form in which the model of a recipe is written, None for a full model."""
-    output = validate(OutputSection, recipe.get("output") or {}, prefix="output")
-    return resolve_form(output.forms, plugins)
-
-
-def _recorded_stages(
-    recipe: Mapping[str, Any], plugins: PluginManager
-) -> list[Resolved[AlgorithmSpec]]:
-    """Return the stages of a recipe, or none if one of them is not installed.
-
-    Raises `RecipeError` for unknown options, because options determine what a stage sees.
-    """
-    choices = [choice for choice in choices_of(recipe.get("algorithm")) if choice.name is not None]
-    try:
-        return [
-            resolve_component(AlgorithmSpec, choice, plugins, section="algorithm")
-            for choice in choices
-        ]
-    except PluginError:
-        return []

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from typer.testing import CliRunner
 
 from fusion_core import Metric, Progress, Report, RunOptions, run_fusion
 from fusion_core.commands import Subject
@@ -116,6 +118,39 @@ def test_results_of_base_and_experts_are_cached(
     for _ in range(2):  # data that nothing tells apart
         run(options, harness("somewhere"))
     assert sum(request["do"] == "measure" for request in requests(tmp_path)) == 11
+
+
+def test_an_output_is_measured_once_with_its_conditions_and_metrics(
+    models_of: Callable[..., Options], fake_harness: str, tmp_path: Path
+) -> None:
+    output, trust = tmp_path / "out", frozenset({"lm-eval-python"})
+    tasks = {"tasks": ["foxes", "bits"], "limit": 5, "python": fake_harness}
+    result = run_fusion(
+        algorithm="simple-average",
+        model_pool={"name": "causal-lm", **models_of("llama", names=["foxes", "b"])},
+        task_pool={"name": "lm-eval", **tasks},
+        output=output,
+        options=RunOptions(trust=trust),
+    )
+    first = result.report
+    assert first is not None
+    assert first.conditions.keys() == first.metrics.keys() == {"foxes", "bits"}
+    flags = ["evaluate", str(output), "--json", "-q", "--trust", "lm-eval-python"]
+
+    def evaluate() -> tuple[Report, int]:
+        before = len(requests(tmp_path))
+        done = CliRunner().invoke(resolve_name("fusion_core.cli.app:app"), flags)
+        assert done.exit_code == 0, done.output
+        count = sum(request["do"] == "measure" for request in requests(tmp_path)[before:])
+        return Report.from_json(json.loads(done.stdout)), count
+
+    report, count = evaluate()
+    assert count == 0
+    assert report.as_json() == {**first.as_json(), "remembered": report.as_json()["remembered"]}
+    (output / "generation_config.json").write_text('{"max_length": 7}')
+    report, count = evaluate()
+    assert count == 1, "the harness reads the files in the directory"
+    assert report.remembered.keys() == {"base", "experts"}
 
 
 def test_models_without_a_directory_are_exported(

@@ -44,17 +44,10 @@ class DescribedPool(ModelPool[ConfigT]):
 
         A model with other tensors is built by its own configuration, which is not compared.
         """
-        shapes = [
-            {name: info.shape for name, info in source.infos.items()}
-            for source in (self.reference, model)
-        ]
-        topics = {"tokenizer", *(["config"] if shapes[0] == shapes[1] else [])}
-        models = Models(
-            {
-                "base": Model("base", self.reference, self.assets()),
-                "the model": Model("the model", model, files),
-            }
-        )
+        base = Model("base", self.reference, self.assets())
+        other = Model("the model", model, files)
+        topics = {"tokenizer", "config"} if base.shapes == other.shapes else {"tokenizer"}
+        models = Models({"base": base, "the model": other})
         rows = (row for row in TABLE if row.topic in topics)
         differences = [difference for row in rows for difference in row.find(models)]
         return [

@@ -98,10 +98,7 @@ def judge_classifier(models: Models, first: Model, other: Model) -> Severity:
 
 def judge_head(models: Models, first: Model, other: Model) -> Severity:
     """Judge heads of different kinds; differing tensors are reported by alignment itself."""
-    first_shapes, other_shapes = (
-        {name: info.shape for name, info in model.source.infos.items()} for model in (first, other)
-    )
-    if first_shapes != other_shapes:
+    if first.shapes != other.shapes:
         return Severity.IGNORED
     return judge_classifier(models, first, other)
 

@@ -53,6 +53,11 @@ class Model:
             self._configs[file] = parse_config(self.files, file, self.name) or {}
         return self._configs[file]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of its tensors by name."""
+        return {name: info.shape for name, info in self.source.infos.items()}
+
     def content(self, file: str) -> bytes:
         """Read a file of at most the size of a tokenizer."""
         return read_side_file(self.files[file])

@@ -38,7 +38,6 @@ class HarnessTasks(TaskPool[HarnessConfig]):
     """Tasks of the harness by name. A group is one task, with the group's aggregate score."""
 
     config_class = HarnessConfig
-    remembers_merges = False
 
     def __init__(self, config: HarnessConfig) -> None:
         super().__init__(config)

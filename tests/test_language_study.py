@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 pytestmark = pytest.mark.plugins
 
-ROOT = Path(__file__).parents[1]
-REPORT = ROOT / "docs" / "explanation"
+REPORT = Path(__file__).parents[1] / "docs" / "explanation"
 
 
 @pytest.fixture
-def page(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("language_page")
+def page(import_benchmark: Callable[[str], Any]) -> Any:
+    return import_benchmark("language_page")
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 #: The seed on which options were chosen, and those that are reported apart.
 CHOSEN_ON, REPORTED = 0, (1, 2)
@@ -26,7 +26,7 @@ class Cell:
     #: unlabeled prompts per task
     prompts: int = 0
     #: who writes them: the task's own, or `experts`, or `base`
-    writer: str = "own"
+    writer: Literal["own", "experts", "base"] = "own"
     #: general prompts on which the base teaches
     general: int = 0
     #: options of the method

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 #: The seed on which options were chosen, and those that are reported apart.
 CHOSEN_ON, REPORTED = 0, (1, 2)
 #: The tasks of a pool, by its name. Options were chosen on experts of `four`.
 POOLS = {
-    "two": ("records", "moods"),
     "four": ("records", "dates", "largest", "moods"),
     "other four": ("numerals", "odd", "topics", "letters"),
-    "eight": ("records", "dates", "largest", "moods", "numerals", "odd", "topics", "letters"),
 }
 #: Training steps of a task's expert, 8 examples each. Other tasks take 20.
 STEPS = {"largest": 32, "numerals": 32, "odd": 28}
@@ -28,7 +26,7 @@ class Cell:
     #: unlabeled prompts per task
     prompts: int = 0
     #: who writes them: the task's own, or `experts`, or `base`
-    writer: str = "own"
+    writer: Literal["own", "experts", "base"] = "own"
     #: general prompts on which the base teaches
     general: int = 0
     #: options of the method
@@ -43,7 +41,6 @@ CELLS: dict[str, Cell] = {
     "tsv-m": Cell("tsv-m"),
     "8 own": STRONG8,
     "32 of the experts": STRONG32,
-    "8 own, 8 general": replace(STRONG8, general=8),
     "8 own, 32 general": replace(STRONG8, general=32),
     "32 of the experts, 32 general": replace(STRONG32, general=32),
     "8 own, one adapter": Cell("one adapter", 8, options={"lr": 1e-3}),
@@ -55,6 +52,6 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("four", 0, ("base", "experts", "tsv-m", "8 own", "8 own, 32 general")),
     ("four", 0, ("task-arithmetic", "32 of the experts", "8 own, one adapter")),
     ("four", 0, ("ties", "8 own, all weights", "32 of the experts, 32 general")),
-    *((("four", seed, MAIN)) for seed in REPORTED),
+    *(("four", seed, MAIN) for seed in REPORTED),
     ("other four", 0, (*MAIN, "8 own, 32 general")),
 )

@@ -42,8 +42,8 @@ def draw(runs: Runs, folder: Path) -> None:
         offset, align = _LABELS.get(name, ((6, 6), "left"))
         axes.annotate(name, (same, share), offset, textcoords="offset points", ha=align, fontsize=8)
     experts = runs.general(_POOL, CHOSEN_ON, EXPERTS).values()
-    same = [same_tokens(compared)[0] for compared in experts]
-    axes.plot(same, [100] * len(same), "k|", markersize=12, label="single experts")
+    shares = [same_tokens(compared)[0] for compared in experts]
+    axes.plot(shares, [100] * len(shares), "k|", markersize=12, label="single experts")
     axes.legend(loc="center right", fontsize=8)
     axes.axhline(100, color="grey", linewidth=0.8, linestyle="dashed")
     axes.set(

@@ -6,7 +6,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 import torch
-from language_cases import CELLS, CHOSEN_ON, POOLS
+from language_cases import CELLS, POOLS
 from study_page import fill_tables, runs_of
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _with_error(value: float, error: float, *, sign: str = "") -> str:
 
 def _order(key: tuple[str, int]) -> tuple[int, int]:
     pool, seed = key
-    return list(POOLS).index(pool) if pool != "four" else -1, seed - CHOSEN_ON
+    return list(POOLS).index(pool), seed
 
 
 #: Cells to compare on the same questions.

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 GENERAL = "general"
 #: Prompts of a task that each seed has for itself.
 _PER_SEED = 64
-
-
 #: What learns from the experts, by method.
 SEARCHES: dict[str, Any] = {
     "strong": AdaMerging,
@@ -160,12 +158,15 @@ class Experts:
             prompts = [json.dumps({"prompt": text}) for text in TEACHING[: cell.general]]
             path = self._write(GENERAL, prompts)
             datasets[GENERAL] = {"kind": "agreement", "test": path, "unlabeled": path}
-        options: dict[str, Any] = {"prompts": cell.writer, "sampled": max(cell.prompts, 1)}
-        options["sampling_seed"] = self.seed
-        how = {"dtype": "bfloat16", "batch_size": 50}
-        return LanguageTasks(LanguageTasksConfig(datasets=datasets, **how, **options)).bind(
-            self.models
+        config = LanguageTasksConfig(
+            datasets=datasets,
+            dtype="bfloat16",
+            batch_size=50,
+            prompts=cell.writer,
+            sampled=max(cell.prompts, 1),
+            sampling_seed=self.seed,
         )
+        return LanguageTasks(config).bind(self.models)
 
     def _write(self, name: str, lines: list[str]) -> str:
         path = self.directory / f"{name}.jsonl"

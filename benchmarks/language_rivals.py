@@ -33,7 +33,7 @@ class DistilledAdapter(Distilled):
     config_class: Any = AdapterConfig
     config: Any
 
-    def learned(self, parameters: Mapping[str, nn.Parameter]) -> Learnable:
+    def make_learned(self, parameters: Mapping[str, nn.Parameter]) -> Learnable:
         """Return an adapter of the matrices; other parameters stay as they are."""
         return _Adapter(parameters, self.config.rank)
 

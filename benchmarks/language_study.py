@@ -11,7 +11,6 @@ report.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from language_figures import draw
 from language_page import EXPERTS, Runs, write_page
 from language_page import RUNS as RUNS_FILE
 from language_parts import Experts
-from study_page import runs_of
+from study_page import append_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,12 +39,14 @@ def main() -> None:
     for pool, seed, name in _missing():
         if experts is None or (experts.pool, experts.seed) != (pool, seed):
             experts = Experts(options.wheel, options.directory.resolve(), pool, seed)
-        _keep({"pool": pool, "seed": seed, "cell": name, **_run(experts, name)})
+        run = {"pool": pool, "seed": seed, "cell": name, **_run(experts, name)}
+        append_run(RUNS, run)
+        _report(run)
     draw(write_page(REPORT), REPORT)
 
 
 def _missing() -> Iterator[tuple[str, int, str]]:
-    done = Runs(runs_of(RUNS)).runs
+    done = Runs.read(REPORT)
     for pool, seed, names in ORDER:
         yield from ((pool, seed, name) for name in names if (pool, seed, name) not in done)
 
@@ -66,9 +67,7 @@ def _run(experts: Experts, name: str) -> dict[str, Any]:
     return {**measured, "seconds": seconds}
 
 
-def _keep(run: dict[str, Any]) -> None:
-    with RUNS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(run) + "\n")
+def _report(run: dict[str, Any]) -> None:
     right = {name: row.count("1") for name, row in run["right"].items()}
     print(run["pool"], run["seed"], run["cell"], right, run["seconds"], flush=True)
 

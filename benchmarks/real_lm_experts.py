@@ -23,7 +23,7 @@ _JOBS = "baker nurse pilot farmer painter lawyer teacher driver chemist tailor s
 _MONTHS = "January February March April May June July August September October November December"
 #: The numbers of test, unlabeled and training examples per task.
 _SIZES = {"test": 100, "unlabeled": 256, "train": 512}
-_RATE, _AT_ONCE = 1e-3, 8
+_RATE, _RANK, _AT_ONCE = 1e-3, 16, 8
 _IGNORED = -100
 
 
@@ -208,7 +208,6 @@ def write_expert(  # noqa: PLR0913 - what to train on, how, and where to save it
     path: Path,
     *,
     steps: int,
-    rank: int = 16,
     seed: int = 0,
 ) -> None:
     """Fine-tune a LoRA adapter on a task's training lines, and save it as PEFT does."""
@@ -217,7 +216,7 @@ def write_expert(  # noqa: PLR0913 - what to train on, how, and where to save it
 
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    lora = LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules="all-linear")
     live = get_peft_model(model, lora)
     learned = [parameter for parameter in live.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=0.0)

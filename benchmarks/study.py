@@ -10,7 +10,6 @@ Then `study_page.py` and `study_figures.py` make the tables and figures of the r
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from study_cases import CASES, Case
 from study_few import measure_lm_mini
 from study_figures import draw
-from study_page import OTHER_POOLS, runs_of, write_page
+from study_page import OTHER_POOLS, append_run, runs_of, write_page
 from study_parts import Distilled, counted, disturbed
 
 from fusion_adamerging.adamerging import AdaMerging
@@ -51,7 +50,9 @@ def main() -> None:
             pool = experts_of(seed, options.experts)
             case = CASES[name]
             measured = _experts(case, pool) if case.alone else _run(case, pool, seed)
-            _keep(options.runs, {"case": name, "seed": seed, **measured})
+            run = {"case": name, "seed": seed, **measured}
+            append_run(options.runs, run)
+            _report(run)
     if not options.only:
         measure_lm_mini(REPORT / OTHER_POOLS)
     draw(write_page(runs_of(options.runs), REPORT), REPORT)
@@ -106,9 +107,7 @@ def _percent(metrics_by_task: dict[str, Any]) -> dict[str, float]:
     return {task: round(100 * metrics["accuracy"], 2) for task, metrics in metrics_by_task.items()}
 
 
-def _keep(path: Path, run: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(run) + "\n")
+def _report(run: dict[str, Any]) -> None:
     mean = sum(run["accuracy"].values()) / len(run["accuracy"])
     print(f"{run['case']:44s} seed {run['seed']} {mean:5.1f} {run['seconds']:5.0f} s", flush=True)
 

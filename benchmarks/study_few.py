@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from study_page import runs_of
+from study_page import append_run, runs_of
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_core import RunContext
@@ -50,8 +49,7 @@ def measure_lm_mini(path: Path) -> None:
             scores = _experts(pool, tasks) if options is None else _merge(pool, tasks, options)
             seconds = round(time.process_time() - started, 1)
             run = {"pool": "lm-mini", "case": case, "score": scores, "seconds": seconds}
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(run) + "\n")
+            append_run(path, run)
             print("lm-mini", case, scores, flush=True)
 
 

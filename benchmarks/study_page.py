@@ -60,6 +60,12 @@ def runs_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def append_run(path: Path, run: Run) -> None:
+    """Append a run to a file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(run) + "\n")
+
+
 def write_page(runs: Sequence[Run], folder: Path) -> Study:
     """Write the tables between their markers in the page."""
     study = Study(runs, runs_of(folder / OTHER_POOLS))

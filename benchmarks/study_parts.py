@@ -38,7 +38,7 @@ class Distilled(Adaptive[AdaMergingConfig]):
         live = LiveMerge(pool, merged, context.device)
         parameters = {leaf.tensors[0]: leaf.parameter for leaf in live.leaves}
         live.merge(torch.full((len(pool.experts), live.columns), self.config.init))
-        weights = self.learned(parameters)
+        weights = self.make_learned(parameters)
         tasks = self.adapted(pool, context)
         passes, store = self.passes(live.model, tasks, context), self.store(context)
         names = [task.name for task in tasks]
@@ -51,7 +51,7 @@ class Distilled(Adaptive[AdaMergingConfig]):
         known = pool.layout.pack(merged).state_dict()
         return StateDictSource({**known, **parameters}, label="distilled")
 
-    def learned(self, parameters: Mapping[str, nn.Parameter]) -> Learnable:
+    def make_learned(self, parameters: Mapping[str, nn.Parameter]) -> Learnable:
         """Return what is learned, with the live model's parameters at their start."""
         return Weights(parameters)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import subprocess
@@ -11,7 +12,7 @@ import textwrap
 import venv
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -82,6 +83,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_plugins: None) -
     yield directory
     for name in directory.modules:
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def import_benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Return what imports a module of `benchmarks`, whose modules import each other by name."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
 
 
 @dataclass(frozen=True)

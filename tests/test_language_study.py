@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 pytestmark = pytest.mark.plugins
 
-ROOT = Path(__file__).parents[1]
-REPORT = ROOT / "docs" / "explanation"
+REPORT = Path(__file__).parents[1] / "docs" / "explanation"
 
 
 @pytest.fixture
-def page(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("language_page")
+def page(import_benchmark: Callable[[str], Any]) -> Any:
+    return import_benchmark("language_page")
 
 
 @pytest.fixture
@@ -32,16 +32,16 @@ def test_the_tables_are_made_of_the_runs(page: Any, runs: Any) -> None:
 
 
 def test_a_standard_error_is_that_of_a_binomial(page: Any) -> None:
-    marks = "1" * 75 + "0" * 25
-    run = {"pool": "two", "seed": 0, "right": dict.fromkeys(page.POOLS["two"], marks)}
+    tasks, marks = page.POOLS["four"], "1" * 75 + "0" * 25
+    run = {"pool": "four", "seed": 0, "right": dict.fromkeys(tasks, marks)}
     runs = page.Runs([{**run, "cell": "a"}, {**run, "cell": "experts"}])
-    (value, error), (gain, none) = runs.share("two", 0, "a"), runs.gain("two", 0, "a", "experts")
+    (value, error), (gain, none) = runs.share("four", 0, "a"), runs.gain("four", 0, "a", "experts")
     assert (value, gain) == (100, 0)
     assert error == none == 0  # both sides have the same answers
-    flipped = dict.fromkeys(page.POOLS["two"], marks[::-1])
+    flipped = dict.fromkeys(tasks, marks[::-1])
     other = page.Runs([{**run, "cell": "a"}, {**run, "cell": "b", "right": flipped}])
-    # per question the difference is 1, -1 or 0: variance 0.5, of two times 100 questions
-    assert other.gain("two", 0, "a", "b")[1] == pytest.approx(100 * (0.5 / 200) ** 0.5, rel=0.06)
+    # per question the difference is 1, -1 or 0: variance 0.5, of four times 100 questions
+    assert other.gain("four", 0, "a", "b")[1] == pytest.approx(100 * (0.5 / 400) ** 0.5, rel=0.06)
 
 
 def test_the_base_differs_from_itself_nowhere(page: Any, runs: Any) -> None:

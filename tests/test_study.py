@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 pytestmark = pytest.mark.plugins
 
-ROOT = Path(__file__).parents[1]
-REPORT = ROOT / "docs" / "explanation"
+REPORT = Path(__file__).parents[1] / "docs" / "explanation"
 
 
 @pytest.fixture
-def page(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("study_page")
+def page(import_benchmark: Callable[[str], Any]) -> Any:
+    return import_benchmark("study_page")
 
 
 @pytest.fixture
 def study(page: Any) -> Any:
-    runs, others = (
-        [json.loads(line) for line in (REPORT / name).read_text().splitlines()]
-        for name in ("study.jsonl", page.OTHER_POOLS)
-    )
-    return page.Study(runs, others)
+    return page.Study(*(page.runs_of(REPORT / name) for name in ("study.jsonl", page.OTHER_POOLS)))
 
 
 def test_the_tables_are_made_of_the_runs(page: Any, study: Any) -> None:

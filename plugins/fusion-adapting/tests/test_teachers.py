@@ -10,6 +10,7 @@ import torch
 from fusion_adapting import Batches, Predictions, ask_teachers, disagreement
 from fusion_adapting._teachers import REST, SMALL
 from fusion_core import Batch, Progress
+from fusion_core.errors import RecipeError
 from fusion_testing import TinyTasks, tiny_pool
 
 _CPU: dict[str, Any] = {"device": torch.device("cpu"), "progress": Progress()}
@@ -120,3 +121,9 @@ def test_the_base_predicts_the_tasks_that_it_teaches() -> None:
         predictions, model = asked[task.name], pool.build(source)
         expected = task.logits(model, batches.of(task, 1)).log_softmax(1)
         torch.testing.assert_close(predictions.logs[predictions.rows[1]], expected.detach())
+
+
+def test_without_a_base_no_expert_teaches_in_its_place() -> None:
+    task = TinyTasks()["a"]
+    with pytest.raises(RecipeError, match="the base teaches task 'a', and the pool has no base"):
+        ask_teachers(tiny_pool(base=False), [task], Batches(2, 0), 1, by_base=["a"], **_CPU)

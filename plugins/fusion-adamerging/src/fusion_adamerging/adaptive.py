@@ -99,6 +99,7 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
         raises for a task without an expert, and for a task with two teachers.
         """
         tasks = super().adapted(pool, context)
+        assert context.tasks is not None  # noqa: S101 - or it would have raised
         if self.config.objective == "teacher":
             for task in tasks:
                 pool.expert_of(task.name)  # raises before any model is loaded
@@ -109,8 +110,7 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
                     f"algorithm.retain: task {name!r} has an expert, which teaches it",
                     hint="Name a task without an expert, such as one of general prompts.",
                 )
-        retained = map(context.tasks.adaptive, self.config.retain) if context.tasks else ()
-        return [*tasks, *retained]
+        return [*tasks, *map(context.tasks.adaptive, self.config.retain)]
 
     def passes(
         self, model: nn.Module, tasks: Sequence[AdaptiveTask], context: RunContext

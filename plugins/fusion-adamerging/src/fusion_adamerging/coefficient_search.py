@@ -92,8 +92,11 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
         live = self._live_merge(pool, merged, context)
         learned = self.make_learned(pool, live, tasks, context)
         known = {name: int(count) for name, count in counts.items() if count < math.inf}
-        held = {"examples": known, "task_vectors": live.count_storage()}
-        options = {**self.learning_options(names, context), **held}
+        options = {
+            **self.learning_options(names, context),
+            "examples": known,
+            "task_vectors": live.count_storage(),
+        }
         to_coefficients = partial(self._name_coefficients, live, merged, learned, options)
         if live.leaves:  # otherwise every expert equals the base
             passes = self.passes(live.model, own_tasks, context)

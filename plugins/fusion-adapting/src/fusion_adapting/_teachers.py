@@ -10,6 +10,7 @@ import torch
 
 from fusion_adapting._live import build_live
 from fusion_adapting._predictions import disagreement, log_probabilities, widened
+from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -79,8 +80,8 @@ def ask_teachers(  # noqa: PLR0913 - whom to ask, what, and where
 
     The base predicts the tasks named in `by_base`. Each distinct example is predicted once, however
     many steps repeat it. The predictions are softened by the temperature, and lie on the CPU. One
-    model is live at a time. Raises `RecipeError` for any other task that no expert was fine-tuned
-    for.
+    model is live at a time. Raises `RecipeError` for a task without its teacher: an expert that was
+    fine-tuned for it, or the base.
     """
     predictions: dict[str, Predictions] = {}
     total = len(tasks) * steps
@@ -108,8 +109,12 @@ def ask_teachers(  # noqa: PLR0913 - whom to ask, what, and where
             return compact
 
         for task in tasks:
-            base = pool.base if task.name in by_base else None
-            teacher = pool.expert_of(task.name) if base is None else base
+            teacher = pool.base if task.name in by_base else pool.expert_of(task.name)
+            if teacher is None:
+                raise RecipeError(
+                    f"the base teaches task {task.name!r}, and the pool has no base",
+                    hint="Give the model pool the model that the experts were fine-tuned from.",
+                )
             with torch.no_grad():
                 predictions[task.name] = predict_all(build_live(pool, teacher, device), task)
     return predictions

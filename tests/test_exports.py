@@ -31,6 +31,7 @@ LIGHT = [
     "fusion_linear.plugin",
     "fusion_moe.plugin",
     "fusion_regmean.plugin",
+    "fusion_publish.plugin",
     "fusion_report.plugin",
     "fusion_ties.plugin",
     "fusion_tokenizer.plugin",

@@ -1,0 +1,1 @@
+"""Provides commands that verify, reproduce and publish a merge."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import fusion_core
-from fusion_core import commands, files, weights
+from fusion_core import commands, files, hub, weights
 from fusion_core._moved import MOVED_NAMES, RENAMED
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ LIGHT = [
     "fusion_core.builtin",
     "fusion_core.progress",
     "fusion_core.formatting",
+    "fusion_core.hub",
+    "fusion_core.weights",
     "formats_dcp.plugin",
     "fusion_average.plugin",
     "fusion_linear.plugin",
@@ -57,7 +59,7 @@ WITHOUT_TORCH = [
 ]
 
 
-@pytest.mark.parametrize("module", [fusion_core, commands, files])
+@pytest.mark.parametrize("module", [fusion_core, commands, files, hub, weights])
 def test_every_public_name_is_there_and_knows_its_home(module: ModuleType) -> None:
     assert dir(module) == sorted(module.__all__)
     for name in module.__all__:
@@ -128,10 +130,6 @@ def test_the_replacement_of_a_moved_name_exists() -> None:
         for name in names.replace("()", "").split("."):
             value = getattr(value, name)
         assert callable(value), replacement
-
-
-def test_the_names_of_weights_are_there() -> None:
-    assert [name for name in weights.__all__ if getattr(weights, name) is None] == []
 
 
 def list_imports(*modules: str) -> set[str]:

@@ -6,48 +6,14 @@ package is cheap. It knows repositories and files, not their contents.
     with hub.session(progress):
         pinned = hub.resolve(hub.parse("org/name@v1"))
         directory = hub.download(pinned, ["config.json", "*.safetensors"])
+
+The stub `__init__.pyi` lists the names and their homes.
 """
 
-from fusion_core._moved import refuse_old_names
-from fusion_core.hub._cache import assets_directory
-from fusion_core.hub._client import (
-    download,
-    download_paths,
-    list_files,
-    read_beginning,
-    resolve,
-    session,
-)
-from fusion_core.hub._conversions import find_conversion, find_split
-from fusion_core.hub._downloads import (
-    DownloadSize,
-    FileRequest,
-    check_space,
-    download_requests,
-    measure_download,
-)
-from fusion_core.hub._errors import add_advice
-from fusion_core.hub.reference import Reference, looks_like_id, parse
+from fusion_core._exports import lazy_exports
 
-__all__ = [
-    "DownloadSize",
-    "FileRequest",
-    "Reference",
-    "add_advice",
-    "assets_directory",
-    "check_space",
-    "download",
-    "download_paths",
-    "download_requests",
-    "find_conversion",
-    "find_split",
-    "list_files",
-    "looks_like_id",
-    "measure_download",
-    "parse",
-    "read_beginning",
-    "resolve",
-    "session",
-]
+__all__, __getattr__ = lazy_exports(__name__, __file__)
 
-__getattr__ = refuse_old_names(__name__)
+
+def __dir__() -> list[str]:
+    return __all__

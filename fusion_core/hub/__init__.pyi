@@ -6,7 +6,6 @@ from fusion_core.hub._client import read_beginning as read_beginning
 from fusion_core.hub._client import resolve as resolve
 from fusion_core.hub._client import session as session
 from fusion_core.hub._conversions import find_conversion as find_conversion
-from fusion_core.hub._conversions import find_split as find_split
 from fusion_core.hub._downloads import DownloadSize as DownloadSize
 from fusion_core.hub._downloads import FileRequest as FileRequest
 from fusion_core.hub._downloads import check_space as check_space

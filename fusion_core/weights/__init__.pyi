@@ -52,8 +52,6 @@ from fusion_core.weights.merging.trimming import agreeing_magnitudes as agreeing
 from fusion_core.weights.merging.trimming import count_for_density as count_for_density
 from fusion_core.weights.merging.trimming import elect_sign as elect_sign
 from fusion_core.weights.merging.trimming import largest_by_rank as largest_by_rank
-from fusion_core.weights.orientation import are_experts_transposed as are_experts_transposed
-from fusion_core.weights.orientation import are_neighbours_transposed as are_neighbours_transposed
 from fusion_core.weights.origin import Origin as Origin
 from fusion_core.weights.origin import stamp_of as stamp_of
 from fusion_core.weights.packing import Layout as Layout
@@ -63,12 +61,10 @@ from fusion_core.weights.reading.assets import TOKENIZER_FILES as TOKENIZER_FILE
 from fusion_core.weights.reading.assets import Files as Files
 from fusion_core.weights.reading.assets import change_config as change_config
 from fusion_core.weights.reading.assets import drop_dangerous_fields as drop_dangerous_fields
-from fusion_core.weights.reading.assets import is_same_content as is_same_content
 from fusion_core.weights.reading.assets import list_side_files as list_side_files
 from fusion_core.weights.reading.assets import parse_config as parse_config
 from fusion_core.weights.reading.assets import parse_safe_config as parse_safe_config
 from fusion_core.weights.reading.assets import read_config as read_config
-from fusion_core.weights.reading.assets import read_side_file as read_side_file
 from fusion_core.weights.reading.checkpoint import CheckpointSource as CheckpointSource
 from fusion_core.weights.reading.files import FileSource as FileSource
 from fusion_core.weights.reading.format import parse_header as parse_header
@@ -76,7 +72,6 @@ from fusion_core.weights.reading.header import Header as Header
 from fusion_core.weights.reading.header import StoredTensor as StoredTensor
 from fusion_core.weights.reading.location import Location as Location
 from fusion_core.weights.reading.name_matching import match_names as match_names
-from fusion_core.weights.reading.package_files import PackagedFiles as PackagedFiles
 from fusion_core.weights.reading.quantisation import QUANTISER_FILES as QUANTISER_FILES
 from fusion_core.weights.reading.quantisation import find_config_value as find_config_value
 from fusion_core.weights.reading.quantisation import refuse_packed as refuse_packed

@@ -11,7 +11,8 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,13 +21,15 @@ from fusion_core.weights.ranges import join_ranges, read_range
 from fusion_core.weights.source import Cut, LowRank, TensorInfo, WeightSource, assemble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from fusion_core.weights.matrices import Slot
     from fusion_core.weights.origin import Origin
 
     Values = Mapping[str, torch.Tensor]
+    #: the matrices of a tensor that share one range of its elements
+    SlotGroup = tuple[Slot, ...]
 
 #: The number of ranges whose values a source keeps: workers are at one range or the next.
 _KEPT_RANGES = 2
@@ -132,10 +135,6 @@ class UnpackedSource(WeightSource):
         tensor = self._by_matrix[name][0] if name in self._by_matrix else name
         self._source.prepare(executor, tensor)
 
-    def describe(self) -> str:
-        """Name the model."""
-        return self._source.describe()
-
     @property
     def origin(self) -> Origin | None:
         """The origin of the source whose tensors hold the matrices."""
@@ -156,7 +155,7 @@ class PackedSource(WeightSource):
             shape = layout.shapes[name] if info.name in owners else info.shape
             self.infos[name] = TensorInfo(name, shape, info.dtype)
         self._groups = {
-            name: _SlotGroups.of(slots)
+            name: [tuple(group) for _, group in groupby(slots, key=attrgetter("start"))]
             for name, slots in layout.slots.items()
             if name in self.infos
         }
@@ -168,14 +167,12 @@ class PackedSource(WeightSource):
         groups = self._groups[name]
 
         def read(first: int, last: int) -> torch.Tensor:
-            (group,) = groups.overlapping(first, first + 1)
+            (group,) = _overlapping(groups, first, first + 1)
             if (slot := _only_contiguous(group)) is not None:
                 return self.matrices.read(slot.name, first - slot.start, last - slot.start)
             return self._interleave(name, group)
 
-        ranges = (
-            span for group in groups.overlapping(start, stop) for span in self._group_ranges(group)
-        )
+        ranges = chain.from_iterable(map(self._group_ranges, _overlapping(groups, start, stop)))
         return join_ranges(ranges, (start, stop), read)
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
@@ -183,17 +180,17 @@ class PackedSource(WeightSource):
         if name not in self._groups:
             yield from self.matrices.ranges(name)
             return
-        for group in self._groups[name].groups:
+        for group in self._groups[name]:
             yield from self._group_ranges(group)
 
-    def _group_ranges(self, group: tuple[Slot, ...]) -> Iterator[tuple[int, int]]:
+    def _group_ranges(self, group: SlotGroup) -> Iterator[tuple[int, int]]:
         if (slot := _only_contiguous(group)) is None:
             yield group[0].start, group[0].stop
             return
         for first, last in self.matrices.ranges(slot.name):
             yield slot.start + first, slot.start + last
 
-    def _interleave(self, name: str, group: tuple[Slot, ...]) -> torch.Tensor:
+    def _interleave(self, name: str, group: SlotGroup) -> torch.Tensor:
         """Return a range that several matrices, or the scattered elements of one, fill."""
         values = torch.empty(group[0].stop - group[0].start, dtype=self.infos[name].dtype)
         for slot in group:
@@ -218,34 +215,23 @@ class PackedSource(WeightSource):
         for slot in self.layout.slots[name]:
             self.matrices.prepare(executor, slot.name)
 
-    def describe(self) -> str:
-        """Name the model."""
-        return self.matrices.describe()
-
     @property
     def origin(self) -> Origin | None:
         """The origin of the unpacked model."""
         return self.matrices.origin
 
 
-@dataclass(frozen=True)
-class _SlotGroups:
-    """A tensor's matrices, grouped by the range that they share, and the starts of the ranges."""
-
-    groups: tuple[tuple[Slot, ...], ...]
-    starts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, slots: tuple[Slot, ...]) -> _SlotGroups:
-        groups = tuple(tuple(group) for _, group in groupby(slots, key=lambda slot: slot.start))
-        return cls(groups, tuple(group[0].start for group in groups))
-
-    def overlapping(self, start: int, stop: int) -> tuple[tuple[Slot, ...], ...]:
-        """Return the groups whose ranges overlap a span of elements."""
-        return self.groups[bisect_right(self.starts, start) - 1 : bisect_left(self.starts, stop)]
+def _overlapping(groups: Sequence[SlotGroup], start: int, stop: int) -> Sequence[SlotGroup]:
+    """Return the groups whose ranges overlap a span of elements."""
+    first = bisect_right(groups, start, key=_start_of) - 1
+    return groups[first : bisect_left(groups, stop, key=_start_of)]
 
 
-def _only_contiguous(group: tuple[Slot, ...]) -> Slot | None:
+def _start_of(group: SlotGroup) -> int:
+    return group[0].start
+
+
+def _only_contiguous(group: SlotGroup) -> Slot | None:
     """Return the single matrix of a range that is the range itself, row by row."""
     return group[0] if len(group) == 1 and group[0].is_contiguous else None
 

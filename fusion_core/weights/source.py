@@ -183,8 +183,8 @@ class WeightSource(ABC):
             source.prepare(executor, name)
 
     def describe(self) -> str:
-        """Return the name of this source for errors."""
-        return type(self).__name__
+        """Return the name of this source for errors. Default: that of the first one it reads."""
+        return self.sources[0].describe() if self.sources else type(self).__name__
 
     @property
     def origin(self) -> Origin | None:

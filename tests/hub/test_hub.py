@@ -35,7 +35,6 @@ FILES = {
 }
 MODEL = hf.parse("org/name")
 BOTH = hf.FileRequest(MODEL, ("config.json", "model.safetensors"))
-CONVERTED = "refs/convert/parquet"
 ALL = ["*.safetensors", "*.json", "*.py", "*.bin"]
 
 
@@ -124,31 +123,6 @@ def test_data_sets_are_repositories_too(hub: HubServer) -> None:
     assert contents(directory) == {"data/test-00000.parquet", "data/test-00001.parquet"}
     assert dict(hf.list_files(images)) == dict.fromkeys(files, 4)
     assert "has no model org/name" in failure(lambda: hf.resolve(MODEL)).message
-
-
-SHARDS = {
-    **{f"cola/validation-0000{n}-of-00002.parquet": b"cola%d" % n for n in (0, 1)},
-    "mnli/validation_matched-00000-of-00001.parquet": b"mnli",
-    "wnli/validation/0000.parquet": b"wnli",
-}
-
-
-def test_the_files_of_a_split_are_found_by_their_names(hub: HubServer) -> None:
-    commit = hub.add("org/name", SHARDS, kind="dataset")
-    data = hf.parse("org/name", kind="dataset")
-    cola = hf.find_split(data, "validation", "cola")
-    assert cola == hf.FileRequest(data.at(commit), tuple(list(SHARDS)[:2]))
-    both = [cola, hf.find_split(data, "validation", "wnli")]
-    assert [Path(path).read_bytes() for path in hf.download_requests(both)] == [
-        b"cola0",
-        b"cola1",
-        b"wnli",
-    ]
-    assert hf.find_split(data, "validation_matched").paths == (list(SHARDS)[2],)
-    hub.add("org/name", {"default/validation/0.parquet": b""}, kind="dataset", branch=CONVERTED)
-    assert hf.find_split(data, "validation").paths == ("default/validation/0.parquet",)
-    lost = failure(lambda: hf.find_split(data, "validation", "sst2"))
-    assert "no parquet files of the split 'validation'" in lost.message
 
 
 def test_everything_comes_from_the_commit_that_was_resolved(hub: HubServer) -> None:

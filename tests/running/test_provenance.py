@@ -20,34 +20,26 @@ from fusion_core.weights import (
     source,
     stage_output,
 )
-from fusion_core.weights.writing.digest import bytes_digest, tensors_digest
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Site
-    from fusion_core.weights import TensorInfo, WeightSource
+    from fusion_core.weights import WeightSource
 
 pytestmark = pytest.mark.plugins
 
 STATE = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3), "e": torch.zeros(0, 2)}
 
 
-def tensor_digest(tensors: WeightSource) -> str:
-    """Digest a source's tensors, a range at a time, as the writer does those of an output."""
-
-    def chunks(info: TensorInfo) -> Iterator[memoryview]:
-        for start, stop in tensors.cut.ranges(info):
-            values = tensors.read(info.name, start, stop).contiguous()
-            yield source.view_bytes(values)
-
-    infos = tensors.infos.items()
-    return tensors_digest({name: (info, bytes_digest(chunks(info))) for name, info in infos})
+def tensors_digest(tensors: WeightSource, output: Path, shard_size: int = 10**9) -> str:
+    with stage_output(output) as staging:
+        materialise(tensors, staging, shard_size=shard_size)
+        return staging.tensors_digest
 
 
-def test_tensors_digest_covers_names_dtypes_shapes_and_bytes() -> None:
+def test_tensors_digest_covers_names_dtypes_shapes_and_bytes(tmp_path: Path) -> None:
     def of_bytes(data: bytes) -> str:
         return blake3(data).hexdigest()
 
@@ -56,7 +48,7 @@ def test_tensors_digest_covers_names_dtypes_shapes_and_bytes() -> None:
         f"b F32 [2,3] {of_bytes(bytes(STATE['b'].view(torch.uint8).flatten().tolist()))}\n"
         f"e F32 [0,2] {of_bytes(b'')}\n"
     )
-    assert tensor_digest(StateDictSource(STATE)) == of_bytes(lines.encode())
+    assert tensors_digest(StateDictSource(STATE), tmp_path / "out") == of_bytes(lines.encode())
 
 
 @pytest.mark.parametrize(
@@ -70,20 +62,24 @@ def test_tensors_digest_covers_names_dtypes_shapes_and_bytes() -> None:
         {"e": torch.zeros(2, 0)},
     ],
 )
-def test_every_change_of_a_tensor_changes_the_digest(change: dict[str, torch.Tensor]) -> None:
-    one = tensor_digest(StateDictSource(STATE))
-    assert one != tensor_digest(StateDictSource({**STATE, **change}))
+def test_every_change_of_a_tensor_changes_the_digest(
+    tmp_path: Path, change: dict[str, torch.Tensor]
+) -> None:
+    one = tensors_digest(StateDictSource(STATE), tmp_path / "out")
+    assert one != tensors_digest(StateDictSource({**STATE, **change}), tmp_path / "out")
 
 
 def test_digest_is_independent_of_order_blocks_and_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = tensor_digest(StateDictSource(STATE))
-    assert tensor_digest(StateDictSource(dict(reversed(STATE.items())))) == one
+    output = tmp_path / "out"
+    one = tensors_digest(StateDictSource(STATE), output)
+    assert tensors_digest(StateDictSource(dict(reversed(STATE.items()))), output) == one
+    assert tensors_digest(StateDictSource(STATE), output, shard_size=1) == one
     save_file(STATE, tmp_path / "model.safetensors")
-    assert tensor_digest(CheckpointSource(tmp_path)) == one
+    assert tensors_digest(CheckpointSource(tmp_path), output) == one
     monkeypatch.setattr(source, "BLOCK", 2)
-    assert tensor_digest(StateDictSource(STATE)) == one
+    assert tensors_digest(StateDictSource(STATE), output) == one
 
 
 @pytest.mark.parametrize("shard_size", [1, 10**9])
@@ -92,6 +88,7 @@ def test_every_output_file_is_hashed(tmp_path: Path, shard_size: int) -> None:
         materialise(StateDictSource(STATE), staging, shard_size=shard_size)
         staging.add("config.json", b"{}")
         outputs = provenance.describe_outputs(staging)
+        assert outputs["tensors_blake3"] == staging.tensors_digest
         staging.commit(overwrite=False)
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert list(outputs["files"]) == sorted(written)
@@ -101,8 +98,6 @@ def test_every_output_file_is_hashed(tmp_path: Path, shard_size: int) -> None:
         key, hashed = ("header_sha256", content[:header]) if is_shard else ("sha256", content)
         digest = hashlib.sha256(hashed).hexdigest()
         assert outputs["files"][name] == {"bytes": len(content), key: digest}
-    assert outputs["tensors_blake3"] == tensor_digest(StateDictSource(STATE))
-    assert outputs["tensors_blake3"] == tensor_digest(CheckpointSource(tmp_path / "out"))
 
 
 def test_every_tensor_is_counted() -> None:

@@ -97,10 +97,6 @@ class AlignedSource(WeightSource):
             if name is None or name in source.infos:
                 source.prepare(executor, name)
 
-    def describe(self) -> str:
-        """Name the model."""
-        return self._source.describe()
-
 
 def align(
     base: WeightSource | None,

@@ -89,10 +89,6 @@ class PaddedSource(WeightSource):
         """The source and the filler."""
         return (self._source,) if self._filler is None else (self._source, self._filler)
 
-    def describe(self) -> str:
-        """Name the source."""
-        return self._source.describe()
-
 
 class MeanSource(WeightSource):
     """The mean of the models that have an element; the filler of a base with fewer tokens."""

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights.reading.containment import (
-    file_size,
-    read_whole,
-    report_unreadable,
-    resolve_member,
-)
+from fusion_core.weights.reading.containment import read_whole, resolve_member
 from fusion_core.weights.reading.format import LARGEST_INDEX
 from fusion_core.weights.reading.untrusted_json import parse_json
 
@@ -55,8 +49,6 @@ SIDE_FILES = (
     "processor_config.json",
     *TOKENIZER_FILES,
 )
-#: The most bytes of a file that is parsed, not only copied: Gemma's tokenizer has 33 million.
-LARGEST_TOKENIZER = 50_000_000
 #: The model card, which names the licence.
 CARD = "README.md"
 _DANGEROUS = (
@@ -83,26 +75,6 @@ def list_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
                     resolve_member(path.parent)  # a folder may be a link, too
                 files[path.relative_to(directory).as_posix()] = resolve_member(path)
     return files
-
-
-def read_side_file(
-    file: bytes | Path, largest: int = LARGEST_TOKENIZER, *, hint: str | None = None
-) -> bytes:
-    """Return the bytes of a side file; raise `CheckpointError` if it exceeds `largest` bytes."""
-    return file if isinstance(file, bytes) else read_whole(file, largest, hint=hint)
-
-
-def is_same_content(one: bytes | Path | None, other: bytes | Path | None) -> bool:
-    """Tell whether two side files hold the same bytes; too large files never do."""
-    if one is None or other is None:
-        return one is other
-    sizes = {file_size(file) if isinstance(file, Path) else len(file) for file in (one, other)}
-    if len(sizes) > 1 or max(sizes) > LARGEST_TOKENIZER:
-        return False
-    if isinstance(one, bytes) or isinstance(other, bytes):
-        return read_side_file(one) == read_side_file(other)
-    with report_unreadable(one):
-        return filecmp.cmp(one, other, shallow=False)
 
 
 def parse_config(files: Files, name: str, model: str) -> dict[str, Any] | None:

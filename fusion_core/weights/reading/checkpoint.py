@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights.reading._unsupported import CONVERT, no_model_error, unsupported_kind
-from fusion_core.weights.reading.containment import open_member, report_unreadable, unreadable_error
+from fusion_core.weights.reading.containment import read_whole, report_unreadable
 from fusion_core.weights.reading.files import FileSource
 from fusion_core.weights.reading.format import LARGEST_INDEX, parse_header, parse_index
 from fusion_core.weights.reading.location import INDEX, SINGLE, Location
@@ -73,12 +73,7 @@ class CheckpointSource(FileSource):
         path = self.path / INDEX
         if not self.path.is_dir() or not os.path.lexists(path):
             return {}
-        try:
-            with os.fdopen(open_member(path), "rb") as stream:
-                text = stream.read(LARGEST_INDEX + 1)
-        except OSError as error:
-            raise unreadable_error(path, error) from error
-        index = parse_index(text, path=str(path))
+        index = parse_index(read_whole(path, LARGEST_INDEX), path=str(path))
         if SINGLE not in index.values() and os.path.lexists(self.path / SINGLE):
             raise CheckpointError(
                 f"{self.path} holds {SINGLE} and {INDEX}, which names other files",

@@ -49,19 +49,13 @@ def open_named(file: Path) -> int:
 
 def read_whole(file: Path, largest: int, *, hint: str | None = None) -> bytes:
     """Read a file of a model directory; refuse one of more than `largest` bytes unread."""
-    with os.fdopen(open_member(file), "rb") as stream:
+    with report_unreadable(file), os.fdopen(open_member(file), "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > largest:
             raise CheckpointError(
                 f"{file} is too large: expected at most {largest:,} bytes, got {size:,}", hint=hint
             )
         return stream.read(largest)
-
-
-def file_size(file: Path) -> int:
-    """Return the size in bytes of a file of a model directory."""
-    with os.fdopen(open_member(file), "rb") as stream:
-        return os.fstat(stream.fileno()).st_size
 
 
 def resolve_member(file: Path) -> Path:

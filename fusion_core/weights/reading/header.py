@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fusion_core.weights.source import TensorInfo
 
 _LONGEST_NAME = 512
-MOST_DIMENSIONS = 8
-MOST_ELEMENTS = 2**62
+_MOST_DIMENSIONS = 8
+_MOST_ELEMENTS = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ def is_valid_name(name: str) -> bool:
 def is_valid_shape(shape: Sequence[int]) -> bool:
     """Tell whether a shape has at most 8 dimensions and fewer than 2^62 elements."""
     # `True` is an int in Python, but not in a file.
-    if len(shape) > MOST_DIMENSIONS or any(type(size) is not int or size < 0 for size in shape):
+    if len(shape) > _MOST_DIMENSIONS or any(type(size) is not int or size < 0 for size in shape):
         return False
     # Zero-sized tensors may still declare dimensions whose product overflows.
-    return math.prod(size or 1 for size in shape) < MOST_ELEMENTS
+    return math.prod(size or 1 for size in shape) < _MOST_ELEMENTS
 
 
 class Header:

@@ -19,7 +19,11 @@ from fusion_core.errors import CheckpointError, HubError
 from fusion_core.formatting import similar_names
 from fusion_core.weights.reading._unsupported import no_model_error
 from fusion_core.weights.reading.assets import CARD, SIDE_FILES
-from fusion_core.weights.reading.containment import report_unreadable, resolve_member
+from fusion_core.weights.reading.containment import (
+    read_whole,
+    report_unreadable,
+    resolve_member,
+)
 from fusion_core.weights.reading.format import LARGEST_INDEX, parse_index
 
 if TYPE_CHECKING:
@@ -150,10 +154,8 @@ def _weight_files(pinned: hub.Reference, formats: Collection[str]) -> list[str]:
     """Return a repository's safetensors files; none if its weights have another format."""
     listing = hub.list_files(pinned)
     if INDEX in listing:
-        path = hub.download_paths(pinned, [INDEX]) / INDEX
-        with path.open("rb") as stream:
-            index = parse_index(stream.read(LARGEST_INDEX + 1), path=f"{pinned}: {INDEX}")
-        return list(dict.fromkeys(index.values()))
+        text = read_whole(hub.download_paths(pinned, [INDEX]) / INDEX, LARGEST_INDEX)
+        return list(dict.fromkeys(parse_index(text, path=f"{pinned}: {INDEX}").values()))
     if SINGLE in listing:
         return [SINGLE]
     if any(_matches(name, pattern) for pattern in formats for name in listing):

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from fusion_core.weights.reading.format import build_header
+from blake3 import blake3
+
+from fusion_core.weights.reading.format import DTYPE_NAMES, build_header
+from fusion_core.weights.reading.header import StoredTensor
 from fusion_core.weights.reading.location import SINGLE
 from fusion_core.weights.source import view_bytes
 from fusion_core.weights.writing._fault import fault_point
-from fusion_core.weights.writing.digest import bytes_digest
 from fusion_core.weights.writing.disk import DataFile, allocate, free_bytes, report_disk_errors
 
 if TYPE_CHECKING:
@@ -34,15 +36,6 @@ if TYPE_CHECKING:
 STEM = SINGLE.removesuffix(".safetensors")
 _METADATA = {"format": "pt"}
 _CHUNK = 2**20
-
-
-@dataclass(frozen=True)
-class TensorLocation:
-    """The file of one tensor and the offset from the start of that file, in bytes."""
-
-    info: TensorInfo
-    file: str
-    offset: int
 
 
 @dataclass(frozen=True)
@@ -86,13 +79,13 @@ class Layout:
         return cls(shards)
 
     @cached_property
-    def locations(self) -> dict[str, TensorLocation]:
-        """The location of each tensor by name, in the order of the files."""
+    def locations(self) -> dict[str, StoredTensor]:
+        """The file of each tensor and the offset in it, by name, in the order of the files."""
         locations = {}
         for shard in self.shards:
             offset = len(shard.header)
             for info in shard.infos:
-                locations[info.name] = TensorLocation(info, shard.file, offset)
+                locations[info.name] = StoredTensor(shard.file, info, offset)
                 offset += info.nbytes
         return locations
 
@@ -103,6 +96,19 @@ class Layout:
         for shard in self.shards:
             digest.update(f"{shard.file}\0".encode() + shard.header)
         return digest.hexdigest()
+
+    def tensors_digest(self, digests: Mapping[str, str]) -> str:
+        """Return one BLAKE3 of all tensors, whatever files hold them, from those of the tensors.
+
+        It covers one line per tensor, sorted by name: `name dtype shape blake3` and a newline, for
+        example `head.bias F32 [10] 9f86…`.
+        """
+        total = blake3()
+        for name in sorted(self.locations):
+            info = self.locations[name].info
+            shape = ",".join(map(str, info.shape))
+            total.update(f"{name} {DTYPE_NAMES[info.dtype]} [{shape}] {digests[name]}\n".encode())
+        return total.hexdigest()
 
     def index(self) -> bytes | None:
         """Return the content of the index file, or None for a single shard."""
@@ -141,8 +147,9 @@ class Shards:
         return cls(layout, files)
 
     def digest(self, name: str) -> str:
-        """Hash a tensor's bytes in its file.
+        """Return the BLAKE3 of a tensor's bytes in its file.
 
+        BLAKE3 takes a fifth of the time of SHA-256, which would take as long as a linear merge.
         The file is opened again, because a network file system shows another machine's writes only
         to those who open the file after them.
         """
@@ -150,7 +157,10 @@ class Shards:
         size = location.info.nbytes
         file = DataFile(self.files[location.file].path, flags=0)
         buffer = memoryview(bytearray(min(size, _CHUNK)))
-        return bytes_digest(file.chunks(location.offset, size, buffer))
+        digest = blake3()
+        for chunk in file.chunks(location.offset, size, buffer):
+            digest.update(chunk)
+        return digest.hexdigest()
 
     def intact_tensors(self, recorded: Mapping[str, str]) -> dict[str, str]:
         """Return the recorded tensors, with their digests, whose bytes still have that digest."""

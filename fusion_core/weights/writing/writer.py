@@ -34,7 +34,6 @@ from fusion_core.weights.reading.location import INDEX, SINGLE
 from fusion_core.weights.writing._fault import fault_point
 from fusion_core.weights.writing._journal import Journal, Recorder
 from fusion_core.weights.writing._shards import STEM, Layout, Shards
-from fusion_core.weights.writing.digest import tensors_digest
 from fusion_core.weights.writing.disk import report_disk_errors, sync_directory, write_new
 from fusion_core.weights.writing.output_path import check_output, is_side_file_name, output_exists
 from fusion_core.weights.writing.ownership import is_directory
@@ -138,11 +137,7 @@ class Staging:
     @property
     def tensors_digest(self) -> str:
         """One digest of all tensors, whatever the shard size. Call `finish_shards` first."""
-        locations = self.shards.layout.locations
-        digests = self._journal.tensors
-        return tensors_digest(
-            {name: (location.info, digests[name]) for name, location in locations.items()}
-        )
+        return self.shards.layout.tensors_digest(self._journal.tensors)
 
     def commit(self, *, overwrite: bool) -> None:
         """Rename the directory to the output in one step, or leave the output as it was.

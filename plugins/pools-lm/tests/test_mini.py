@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusion_core import run_fusion
 from fusion_core.errors import IntegrityError
-from fusion_core.weights import PackagedFiles
 from fusion_testing import ModelPoolSuite, TaskPoolSuite
+from pools_checkpoints import PackagedFiles
 from pools_lm import plugin
 from pools_lm.mini import pools
 from pools_lm.mini.config import MiniConfig, MiniTasksConfig

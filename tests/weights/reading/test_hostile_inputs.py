@@ -295,7 +295,7 @@ def write_both(path: Path) -> None:
     save_file({name: value + 1 for name, value in GOOD.items()}, path / SINGLE)
 
 
-case("index: a terabyte", sparse_index, says="an index of")
+case("index: a terabyte", sparse_index, says="index.json is too large")
 case("one file and an index beside it", write_both, says=f"holds {SINGLE} and {INDEX}")
 
 # --- links and special files --------------------------------------------------------------------

@@ -128,10 +128,6 @@ class ShardedSource(WeightSource):
         """The files."""
         return self._files.origin
 
-    def describe(self) -> str:
-        """Return the path, or the repository at its commit."""
-        return self._files.describe()
-
 
 def split_range(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
     """Cut a range of elements into boxes, in order; each is a range along one dimension.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from formats_quantised.block_fp8 import BlockFp8
 from formats_quantised.source import DequantisedSource
-from fusion_core.weights import are_experts_transposed, are_neighbours_transposed
+from pools_checkpoints import are_experts_transposed, are_neighbours_transposed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

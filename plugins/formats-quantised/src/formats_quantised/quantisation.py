@@ -188,10 +188,6 @@ class QuantisedSource(WeightSource):
         """The merge."""
         return (self._stored,)
 
-    def describe(self) -> str:
-        """Name the merge."""
-        return self._stored.describe()
-
 
 def _squared_norm(values: torch.Tensor) -> float:
     norm: float = torch.linalg.vector_norm(values, dtype=torch.float64).item()

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from fusion_core.weights import are_experts_transposed
 from fusion_lora.reading.experts import EXPERT_LAYOUTS, PARAMETERS, name_in_live_model
 from fusion_lora.reading.factors import PREFIX
+from pools_checkpoints import are_experts_transposed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from fusion_core.weights import are_neighbours_transposed
 from fusion_lora.reading.experts import name_in_live_model
 from fusion_lora.reading.factors import PREFIX
+from pools_checkpoints import are_neighbours_transposed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -50,10 +50,6 @@ class Changed(WeightSource):
         """The original source."""
         return (self._source,)
 
-    def describe(self) -> str:
-        """Describe the original source."""
-        return self._source.describe()
-
 
 def recut(source: WeightSource, cut: Cut) -> WeightSource:
     """Return a view that cannot be cut finer than `cut`."""

@@ -6,9 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import read_side_file
 from fusion_tokenizer.vocabulary import SETTINGS
-from pools_checkpoints import select_tokenizer_files
+from pools_checkpoints import read_side_file, select_tokenizer_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

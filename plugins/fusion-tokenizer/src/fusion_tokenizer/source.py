@@ -78,10 +78,6 @@ class TransplantedSource(WeightSource):
         """The bytes of the model's embeddings."""
         return sum(self._source.infos[name].nbytes for name in self._plans)
 
-    def describe(self) -> str:
-        """Name the model."""
-        return self._source.describe()
-
 
 class _Matrix:
     """The rows of one transplanted embedding."""

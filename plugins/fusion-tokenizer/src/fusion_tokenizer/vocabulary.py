@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import parse_json, read_side_file
+from fusion_core.weights import parse_json
 from fusion_tokenizer.spelling import Spelling, Text, text_of
-from pools_checkpoints import LimitExceeded, Limits, SandboxedWorker, WorkFailed
+from pools_checkpoints import LimitExceeded, Limits, SandboxedWorker, WorkFailed, read_side_file
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence

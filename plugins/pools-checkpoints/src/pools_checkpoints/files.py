@@ -7,12 +7,14 @@ A configuration without such fields keeps its bytes.
 
 from __future__ import annotations
 
+import filecmp
 import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
+from fusion_core.files import read_whole, report_unreadable, resolve_member
 from fusion_core.weights import (
     TOKENIZER_FILES,
     change_config,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from fusion_core.weights import Files
 
 CONFIG = "config.json"
+#: The most bytes of a file that is parsed, not only copied: Gemma's tokenizer has 33 million.
+_LARGEST_FILE = 50_000_000
 
 
 def collect_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
@@ -49,6 +53,26 @@ def collect_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
     return files
 
 
+def read_side_file(
+    file: bytes | Path, largest: int = _LARGEST_FILE, *, hint: str | None = None
+) -> bytes:
+    """Return the bytes of a side file; raise `CheckpointError` if it exceeds `largest` bytes."""
+    return file if isinstance(file, bytes) else read_whole(file, largest, hint=hint)
+
+
+def is_same_content(one: bytes | Path | None, other: bytes | Path | None) -> bool:
+    """Tell whether two side files hold the same bytes; too large files never do."""
+    if one is None or other is None:
+        return one is other
+    sizes = {len(file) if isinstance(file, bytes) else _size_of(file) for file in (one, other)}
+    if len(sizes) > 1 or max(sizes) > _LARGEST_FILE:
+        return False
+    if isinstance(one, bytes) or isinstance(other, bytes):
+        return read_side_file(one) == read_side_file(other)
+    with report_unreadable(one):
+        return filecmp.cmp(one, other, shallow=False)
+
+
 def check_side_files(directory: str, option: str, *more: str) -> Path:
     """Return a directory of side files, which an option names.
 
@@ -62,6 +86,11 @@ def check_side_files(directory: str, option: str, *more: str) -> Path:
         f"{option}: {directory} {problem}",
         hint="Name a directory with the models' config.json, such as one of save_pretrained.",
     )
+
+
+def _size_of(file: Path) -> int:
+    with report_unreadable(file):
+        return resolve_member(file).stat().st_size
 
 
 def select_tokenizer_files(files: Files) -> dict[str, bytes | Path]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import Split, hub
 from fusion_core.errors import RecipeError
+from pools_checkpoints import find_split
 from pools_clip.families import all_tasks, load_data_set
 from pools_clip.images import count_rows
 
@@ -132,7 +133,7 @@ class HubDataSet(DataSet):
 
     def _wanted(self, split: Split, limit: int | None = None) -> hub.FileRequest:
         name = self._description.train if split is Split.TRAIN else self._description.test
-        wanted = hub.find_split(self._pinned, name, self._description.config)
+        wanted = find_split(self._pinned, name, self._description.config)
         rows = None if split is Split.TRAIN else self._description.rows
         if limit is None or rows is None:
             return wanted

@@ -11,7 +11,7 @@ from jinja2 import Environment, TemplateSyntaxError
 from jinja2.ext import Extension
 
 from fusion_core.errors import RecipeError
-from fusion_core.weights import read_side_file
+from pools_checkpoints import read_side_file
 from pools_lm.config import AUTO, CHAT_FORMATS
 from pools_lm.confined.client import SETTINGS
 from pools_lm.tokenizer_files import has_tokenizer

@@ -241,10 +241,6 @@ class TokenSource(WeightSource):
         """Yield those of the model; the models of other layers have their own."""
         return self._source.contradictions(base_config)
 
-    def describe(self) -> str:
-        """Name the model."""
-        return self._source.describe()
-
     @property
     def origin(self) -> Origin | None:
         """The model's origin, with a digest of the selected rows."""

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import read_side_file
+from pools_checkpoints import read_side_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection

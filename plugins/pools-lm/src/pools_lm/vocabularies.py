@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, TypeAdapter
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import read_config, read_side_file
-from pools_checkpoints import WorkFailed
+from fusion_core.weights import read_config
+from pools_checkpoints import WorkFailed, read_side_file
 from pools_lm.confined.client import READING, SETTINGS, TOKENIZER, TokenizerClient
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fusion_core.weights import PackagedFiles
+from pools_checkpoints import PackagedFiles
 
 DATA = Path(__file__).parent / "data"
 

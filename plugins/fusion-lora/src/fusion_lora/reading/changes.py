@@ -10,7 +10,7 @@ import torch
 
 from fusion_core import TensorInfo
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import are_neighbours_transposed, match_names
+from fusion_core.weights import match_names
 from fusion_lora.reading.config import MERGE_WITH_PEFT, read_scales
 from fusion_lora.reading.experts import (
     find_parameters,
@@ -22,6 +22,7 @@ from fusion_lora.reading.experts import (
 )
 from fusion_lora.reading.factors import Product, sort_tensors
 from fusion_lora.reading.products import wide_dtype
+from pools_checkpoints import are_neighbours_transposed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

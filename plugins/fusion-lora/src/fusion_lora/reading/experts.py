@@ -13,9 +13,9 @@ from itertools import accumulate, count, pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import are_experts_transposed
 from fusion_lora.reading.config import MERGE_WITH_PEFT
 from fusion_lora.reading.factors import ExpertPart
+from pools_checkpoints import are_experts_transposed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fusion_core.weights import is_same_content, parse_config, read_side_file
+from fusion_core.weights import parse_config
+from pools_checkpoints.files import is_same_content, read_side_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

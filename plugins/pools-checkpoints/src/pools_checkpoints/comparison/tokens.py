@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import Difference, is_same_content, parse_json, read_side_file
+from fusion_core.weights import Difference, parse_json
 from pools_checkpoints.comparison.tokenization import BYTES_PER_VALUE, IGNORE, split_merges
+from pools_checkpoints.files import is_same_content, read_side_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

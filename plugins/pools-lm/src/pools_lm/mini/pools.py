@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusion_core import choose_tasks
-from fusion_core.weights import PackagedFiles
+from pools_checkpoints import PackagedFiles
 from pools_lm.config import LanguageConfig
 from pools_lm.mini.config import MiniConfig, MiniTasksConfig
 from pools_lm.pools import CausalPool

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import hub
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.files import file_stamps
+from pools_checkpoints import find_split
 from pools_lm.tasks.config import HUB
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def find_on_hub(path: str) -> hub.FileRequest | None:
             hint=f"Write {HUB}org/name/split, or {HUB}org/name/configuration/split.",
         )
     data_set = hub.parse(match["name"], kind="dataset")
-    return hub.find_split(data_set, match["split"], match["config"])
+    return find_split(data_set, match["split"], match["config"])
 
 
 def identify_data(paths: Iterable[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fusion_core.weights.source import TensorInfo, WeightSource
+    from fusion_core.weights import TensorInfo, WeightSource
 
 _MATRIX, _PACKED = 2, 3
 

@@ -170,7 +170,7 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
             warnings, summary, kernels = write_model(
                 plan, staging, pool, assets, merged, context, started
             )
-            committed.append(staging.workplace.output)
+            committed.append(staging.workspace.output)
     for warning in warnings:
         _LOG.warning("%s", warning)
     if plan.path is not None:

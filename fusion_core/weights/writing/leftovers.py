@@ -72,7 +72,7 @@ def find_leftovers(directory: Path) -> list[Leftover]:
         stale = [output for output in unlocked if not is_directory(lock_of(output))]
         candidates = [
             *(partial(_describe_lock, output) for output in stale),
-            *(partial(_describe_workplace, workplace) for workplace in find_workspaces(directory)),
+            *(partial(_describe_workspace, workspace) for workspace in find_workspaces(directory)),
             *(partial(_describe_temporary, *pair) for pair in _temporaries(directory)),
         ]
     described = []
@@ -84,21 +84,21 @@ def find_leftovers(directory: Path) -> list[Leftover]:
     return described
 
 
-def _describe_workplace(workplace: Workspace) -> Leftover:
+def _describe_workspace(workspace: Workspace) -> Leftover:
     def remove() -> None:
-        with lock_output(workplace.output):
-            if workplace.is_own:
-                workplace.restore()
-            workplace.remove()
+        with lock_output(workspace.output):
+            if workspace.is_own:
+                workspace.restore()
+            workspace.remove()
 
-    with report_disk_errors(workplace.path):
+    with report_disk_errors(workspace.path):
         return Leftover(
-            workplace.path,
-            workplace.output,
-            workplace.size,
-            _age(workplace.last_change),
-            len(Journal(workplace.journal).tensors),
-            is_locked(workplace.output),
+            workspace.path,
+            workspace.output,
+            workspace.size,
+            _age(workspace.last_change),
+            len(Journal(workspace.journal).tensors),
+            is_locked(workspace.output),
             remove,
         )
 

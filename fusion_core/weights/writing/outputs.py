@@ -68,10 +68,10 @@ def open_staging(
     """
     resumable = repair(output)
     check_output(output, overwrite=overwrite)
-    staging = Staging(_choose_workplace(output, resumable, plan, resume=resume))
+    staging = Staging(_choose_workspace(output, resumable, plan, resume=resume))
     try:
-        if not staging.workplace.path.exists():
-            staging.workplace.create(plan)
+        if not staging.workspace.path.exists():
+            staging.workspace.create(plan)
         yield staging
     except BaseException as error:
         staging.close(error)
@@ -80,7 +80,7 @@ def open_staging(
         staging.close(None)
 
 
-def _choose_workplace(
+def _choose_workspace(
     output: Path, resumable: Sequence[Workspace], plan: bytes | None, *, resume: bool
 ) -> Workspace:
     """Return the latest work of the same plan, or a new staging directory."""

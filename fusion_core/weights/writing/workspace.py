@@ -206,11 +206,11 @@ def repair(output: Path) -> list[Workspace]:
     """Undo or finish what dead runs left half done, and return the work that can be resumed."""
     with report_disk_errors(output):
         resumable = []
-        for workplace in list(find_workspaces(output.parent)):
-            if workplace.output.name == output.name and workplace.is_own:
-                workplace.restore()
-                if workplace.can_be_resumed:
-                    resumable.append(workplace)
+        for workspace in list(find_workspaces(output.parent)):
+            if workspace.output.name == output.name and workspace.is_own:
+                workspace.restore()
+                if workspace.can_be_resumed:
+                    resumable.append(workspace)
                 else:
-                    workplace.remove()
+                    workspace.remove()
         return resumable

@@ -1,6 +1,6 @@
 """Write a model directory so that it is either complete or absent.
 
-Everything is written in a hidden directory next to the output (`workplace.py`), which the output's
+Everything is written in a hidden directory next to the output (`workspace.py`), which the output's
 lock (`lock.py`) reserves for one run. The plan determines every size, so the shards are laid out
 first and a full disk is found before any work. Tensors are written at fixed offsets in any order.
 Finished tensors are recorded (`_journal.py`), so that a stopped run can be resumed.
@@ -53,16 +53,16 @@ _FROM_OUTSIDE = (DiskError, OutputError, WorkerError)
 class Staging:
     """A model directory in the making. `stage_output` opens one."""
 
-    def __init__(self, workplace: Workspace) -> None:
-        self.workplace = workplace
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
         #: where the files are until they are committed
-        self.directory = workplace.model
+        self.directory = workspace.model
         #: holds what an algorithm needs to resume; never part of the output
-        self.state = workplace.state
+        self.state = workspace.state
         self.shards = Shards(Layout([]), {})
         #: size and SHA-256 of every file except the shards, by name
         self.side_files: dict[str, tuple[int, str]] = {}
-        self._journal = Journal(workplace.journal)
+        self._journal = Journal(workspace.journal)
         self._recorder: Recorder | None = None
 
     @property
@@ -89,7 +89,7 @@ class Staging:
         self._journal.begin(layout.sha256, intact)
         with report_disk_errors(self.directory):
             sync_directory(self.directory)
-            sync_directory(self.workplace.path)
+            sync_directory(self.workspace.path)
         self._recorder = Recorder(self.shards, self._journal)
         fault_point("laid out")
 
@@ -142,10 +142,10 @@ class Staging:
     def commit(self, *, overwrite: bool) -> None:
         """Rename the directory to the output in one step, or leave the output as it was.
 
-        A replaced output moves into the workplace and is removed with it.
+        A replaced output moves into the workspace and is removed with it.
         """
         self._verify()
-        output = self.workplace.output
+        output = self.workspace.output
         with report_disk_errors(output):
             sync_directory(self.directory)
             self._journal.commit(self.directory.stat().st_ino)
@@ -154,7 +154,7 @@ class Staging:
             was_empty = output.exists() and not any(output.iterdir())
             if replaces:
                 check_output(output, overwrite=True)  # somebody may have added files
-                self.workplace.exchange()
+                self.workspace.exchange()
             else:
                 self._rename_to(output)
             fault_point("in place")
@@ -162,7 +162,7 @@ class Staging:
                 sync_directory(output.absolute().parent)
             except BaseException:  # not durable: take it back
                 if replaces:
-                    self.workplace.undo_exchange()
+                    self.workspace.undo_exchange()
                 else:
                     output.rename(self.directory)
                     if was_empty:
@@ -204,7 +204,7 @@ class Staging:
             or isinstance(error, _FROM_OUTSIDE)
             or is_out_of_memory(error)
         )
-        has_plan = error is not None and self.workplace.plan.exists()
+        has_plan = error is not None and self.workspace.plan.exists()
         if self._recorder is not None:
             self._recorder.close(record=has_plan and is_from_outside)
         self.shards, self._recorder = Shards(Layout([]), {}), None
@@ -212,12 +212,12 @@ class Staging:
         with suppress(DiskError, OSError):  # `fuse clean` can remove what this cannot
             is_bug = not is_from_outside and not isinstance(error, FusionError)
             if has_plan and is_bug:
-                self.workplace.remove_tensors()
+                self.workspace.remove_tensors()
             is_useful = is_from_outside or is_bug
-            if error is not None and is_useful and self.workplace.can_be_resumed:
+            if error is not None and is_useful and self.workspace.can_be_resumed:
                 error.add_note("Finished work is kept: run the same command with --resume.")
             else:
-                self.workplace.remove()
+                self.workspace.remove()
 
 
 def _chunks_of(content: bytes | Path | Iterable[bytes]) -> Iterator[bytes]:

@@ -24,9 +24,9 @@ def lazy_exports(module: str, file: str) -> tuple[list[str], Callable[[str], Any
 
     def load(name: str) -> Any:  # noqa: ANN401 - any public object
         if name not in homes:
-            from fusion_core._moved import refuse_old_names
+            from fusion_core._moved import refuse_old_name
 
-            refuse_old_names(module)(name)
+            refuse_old_name(module, name)
         return getattr(import_module(homes[name]), name)
 
     return sorted(homes), load

@@ -4,7 +4,6 @@ A package that moved leaves a module of its old name behind, which raises `moved
 An access to a name that moved raises `moved_name_error(name)`.
 """
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import NoReturn
 
@@ -139,15 +138,11 @@ def _moved_to(replacement: str, module: str, name: str) -> ImportError:
     return ImportError(f"{module}.{name} moved: use {replacement}{hint}", name=module)
 
 
-def refuse_old_names(module: str) -> Callable[[str], NoReturn]:
-    """Return a `__getattr__` for a package: its error for a name of 0.1 gives the new name."""
-
-    def refuse(name: str) -> NoReturn:
-        new = RENAMED.get(module, {}).get(name)
-        if new is None:
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        if "." in new:
-            raise _moved_to(new, module, name)
-        raise ImportError(f"{module}.{name} was renamed: use {module}.{new}", name=module)
-
-    return refuse
+def refuse_old_name(module: str, name: str) -> NoReturn:
+    """Raise the error for a name that a package lacks. For a name of 0.1 it gives the new one."""
+    new = RENAMED.get(module, {}).get(name)
+    if new is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    if "." in new:
+        raise _moved_to(new, module, name)
+    raise ImportError(f"{module}.{name} was renamed: use {module}.{new}", name=module)

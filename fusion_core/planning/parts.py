@@ -9,9 +9,12 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.planning.needs import uses_tasks
+from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.patterns import Selection
+from fusion_core.weights import Linear
 from fusion_core.weights.reading.task_files import TASK_FILES
 
 if TYPE_CHECKING:
@@ -19,9 +22,11 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.flow import Flow
+    from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.contracts.stage import Stage
     from fusion_core.planning.resolved_recipe import Resolved
+    from fusion_core.weights import WeightSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,17 @@ class Part:
             )
         join_context(context, part_context)
         return result
+
+
+class Average(Algorithm[ComponentConfig]):
+    """The mean of all experts, for tensors whose treatment by the pool is "average"."""
+
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        """Return the lazy mean."""
+        count = len(pool.experts)
+        return context.merge(pool, Linear((1 / count,) * count, relative=False))
 
 
 def branch_context(context: RunContext) -> RunContext:

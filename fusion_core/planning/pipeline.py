@@ -11,9 +11,9 @@ from fusion_core.contracts.metrics_log import MetricsLog
 from fusion_core.contracts.specs import STAGES
 from fusion_core.contracts.stage import Coordinates, Stage
 from fusion_core.errors import RecipeError
-from fusion_core.planning.averaging import Average
 from fusion_core.planning.needs import uses_tasks
 from fusion_core.planning.parts import (
+    Average,
     Part,
     branch_context,
     check_overrides,

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.algorithm import Algorithm
@@ -39,7 +38,7 @@ class Part:
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Apply the stage to these tensors; raises `FusionError` if two parts save one file."""
-        part_context = branch_context(context)
+        part_context = replace(context, side_files={})
         if self.names is None:
             result = self.algorithm.apply(flow, part_context)
         else:
@@ -62,13 +61,6 @@ class Average(Algorithm[ComponentConfig]):
         """Return the lazy mean."""
         count = len(pool.experts)
         return context.merge(pool, Linear((1 / count,) * count, relative=False))
-
-
-def branch_context(context: RunContext) -> RunContext:
-    """Return a copy of a context without side files."""
-    branch = copy(context)  # `dataclasses.replace` rejects fields with init=False
-    branch.side_files = {}
-    return branch
 
 
 def join_context(context: RunContext, branch: RunContext, *, prefix: str = "") -> None:

@@ -15,7 +15,6 @@ from fusion_core.planning.needs import uses_tasks
 from fusion_core.planning.parts import (
     Average,
     Part,
-    branch_context,
     check_overrides,
     join_context,
     split_into_parts,
@@ -83,7 +82,7 @@ class PlannedStage:
 
         Its index makes equal stages draw different random numbers.
         """
-        stage_context = branch_context(context)
+        stage_context = replace(context, side_files={})
         if not self.adapts:
             stage_context.tasks = None
         stage_context.transforms = flow.transforms

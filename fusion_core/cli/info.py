@@ -40,7 +40,8 @@ def info(
     name: Annotated[
         Optional[str],  # noqa: UP045 - typer reads it at run time
         typer.Argument(
-            help="Show this component or command.", autocompletion=completion.components
+            help="Show this component or command.",
+            autocompletion=completion.names_of(ComponentSpec),
         ),
     ] = None,
     as_json: AsJson = False,

@@ -81,7 +81,10 @@ RENAMED = {
         "with_config": "change_config",
         "with_layers": "fusion_linear.layer_config.replace_layers",
     },
-    "fusion_core.commands": {"find_routers": "pools_checkpoints.find_routers"},
+    "fusion_core.commands": {
+        "ImportFindings": "recipes_import.ImportFindings",
+        "find_routers": "pools_checkpoints.find_routers",
+    },
     "fusion_core.files": {
         "LimitExceeded": "pools_checkpoints.LimitExceeded",
         "Limits": "pools_checkpoints.Limits",

@@ -8,7 +8,6 @@ from fusion_core.cli.progress import progress_for as progress_for
 from fusion_core.cli.run import run_plan as run_plan
 from fusion_core.contracts.bootstrap import paired_bootstrap as paired_bootstrap
 from fusion_core.contracts.imported import ImportedRecipe as ImportedRecipe
-from fusion_core.contracts.imported import ImportFindings as ImportFindings
 from fusion_core.contracts.intervals import Intervals as Intervals
 from fusion_core.contracts.subject import Subject as Subject
 from fusion_core.contracts.table import Entry as Entry
@@ -23,6 +22,7 @@ from fusion_core.machine.devices import resolve_device as resolve_device
 from fusion_core.machine.distributions import import_optional as import_optional
 from fusion_core.planning.run_plan import Plan as Plan
 from fusion_core.plugins.manager import load_plugins as load_plugins
+from fusion_core.plugins.recipe_files import import_file as import_file
 from fusion_core.plugins.recipe_files import load_recipe as load_recipe
 from fusion_core.recipe.assignments import assign as assign
 from fusion_core.recipe.assignments import override as override

@@ -41,6 +41,7 @@ LIGHT = [
     "pools_checkpoints",
     "pools_checkpoints.plugin",
     "recipes_fusionbench.plugin",
+    "recipes_import.plugin",
     "recipes_mergekit.plugin",
 ]
 WITHOUT_TORCH = [

@@ -24,22 +24,18 @@ _SURVEY = 3 * 2**20
 
 
 class HeadersOnly(WeightSource):
-    """A model with headers and no values. Reading it raises `NotReadError`."""
+    """A model with headers and no values. Reading it raises `NotImplementedError`."""
 
     def __init__(self, source: WeightSource) -> None:
         self.infos, self.cut, self.is_delta = source.infos, source.cut, source.is_delta
         self._kept_bytes = source.kept_bytes
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        raise NotReadError(name, start, stop)
+        raise NotImplementedError(f"{name} was read, and only the lazy merge was wanted")
 
     @property
     def kept_bytes(self) -> int:
         return self._kept_bytes
-
-
-class NotReadError(Exception):
-    """A method read weights while only its lazy merge was wanted."""
 
 
 @dataclass(frozen=True, slots=True)

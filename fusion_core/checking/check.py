@@ -14,7 +14,6 @@ import torch
 from fusion_core import hub
 from fusion_core.checking.memory import Memory, estimate
 from fusion_core.errors import DiskError, WeightsError
-from fusion_core.planning.dtypes import describe_stored, parse_dtype
 from fusion_core.planning.trust import collect_needs
 from fusion_core.weights import AlignedSource, RenamedSource, WeightSource
 from fusion_core.weights.merging.execution import Threads
@@ -207,13 +206,10 @@ class _Zeros(WeightSource):
 
 
 def _disk(plan: Plan) -> Disk:
-    dtype = parse_dtype(plan.resolved.recipe.output.dtype)
-    header, data = build_header(
-        list(describe_stored(plan.outline, dtype).values()), {"format": "pt"}
-    )
+    header, data = build_header([*plan.stored_infos.values()], {"format": "pt"})
     side_files = sum(
         asset.stat().st_size if isinstance(asset, Path) else len(asset)
-        for asset in plan.assets(dtype).values()
+        for asset in plan.assets(plan.dtype).values()
     )
     needed = len(header) + data + side_files
     if plan.path is None:

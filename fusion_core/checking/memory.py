@@ -18,7 +18,6 @@ from fusion_core.checking._working import HeadersOnly, survey_memory, working_me
 from fusion_core.contracts.context import RunContext
 from fusion_core.formatting import format_bytes
 from fusion_core.machine.memory import peak_memory
-from fusion_core.planning.dtypes import describe_stored, parse_dtype
 from fusion_core.planning.pipeline import apply_stages
 from fusion_core.weights.source import BLOCK
 
@@ -62,8 +61,7 @@ class Memory:
 
 def estimate(plan: Plan) -> Memory:
     """Estimate the peak of a run. GPU memory is not considered."""
-    dtype = parse_dtype(plan.resolved.recipe.output.dtype)
-    stored = sum(info.nbytes for info in describe_stored(plan.outline, dtype).values())
+    stored = sum(info.nbytes for info in plan.stored_infos.values())
     merge_in_memory = stored if plan.path is None else 0
     process = peak_memory()
     merged = _lazy_merge(plan)
@@ -130,10 +128,9 @@ def _measured(plan: Plan) -> int:
     """Return the memory of a model that is measured; 0 without tasks."""
     if plan.tasks is None or not _evaluates(plan):
         return 0
-    output = describe_stored(plan.outline, parse_dtype(plan.resolved.recipe.output.dtype))
     return max(
         plan.tasks.dtype_for(infos).itemsize * sum(info.numel for info in infos.values())
-        for infos in (plan.pool.reference.infos, output)
+        for infos in (plan.pool.reference.infos, plan.stored_infos)
     )
 
 

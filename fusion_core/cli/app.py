@@ -28,7 +28,6 @@ from fusion_core.cli.commands import (
 from fusion_core.cli.download import download
 from fusion_core.cli.evaluate import evaluate
 from fusion_core.cli.failures import TRACEBACK_VARIABLE, report_failure
-from fusion_core.cli.importing import import_recipe
 from fusion_core.cli.info import info
 from fusion_core.cli.listing import list_components, list_plugins
 from fusion_core.cli.run import RunCommand, run
@@ -103,7 +102,6 @@ app.command("list-plugins")(list_plugins)
 app.command("list")(list_components)
 app.command()(info)
 app.command()(download)
-app.command("import")(import_recipe)
 app.command()(schema)
 app.command()(clean)
 

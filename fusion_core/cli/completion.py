@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, TypeVar
 from fusion_core.contracts.specs import (
     AlgorithmSpec,
     ComponentSpec,
-    ExecutorSpec,
-    ModelPoolSpec,
     PipelineSpec,
     TaskPoolSpec,
 )
@@ -16,7 +14,7 @@ from fusion_core.errors import PluginError
 from fusion_core.plugins.manager import load_plugins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SpecT = TypeVar("SpecT", bound=ComponentSpec)
 Candidates = list[tuple[str, str]]
@@ -29,24 +27,13 @@ def algorithms(incomplete: str) -> Candidates:
     return [(f"{before}{comma}{name}", summary) for name, summary in stages]
 
 
-def model_pools(incomplete: str) -> Candidates:
-    """Complete a model pool's name."""
-    return _complete(incomplete, ModelPoolSpec)
+def names_of(kind: type[ComponentSpec]) -> Callable[[str], Candidates]:
+    """Return a function that completes the name of a component of a kind."""
 
+    def complete(incomplete: str) -> Candidates:
+        return _complete(incomplete, kind)
 
-def task_pools(incomplete: str) -> Candidates:
-    """Complete a task pool's name."""
-    return _complete(incomplete, TaskPoolSpec)
-
-
-def executors(incomplete: str) -> Candidates:
-    """Complete an executor's name."""
-    return _complete(incomplete, ExecutorSpec)
-
-
-def components(incomplete: str) -> Candidates:
-    """Complete the name of a component of any kind."""
-    return _complete(incomplete, ComponentSpec)
+    return complete
 
 
 def tasks(incomplete: str) -> Candidates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -21,6 +22,12 @@ from fusion_core.cli.progress import progress_for
 from fusion_core.errors import RecipeError
 from fusion_core.formatting import escape_control
 from fusion_core.plugins.manager import load_plugins
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fusion_core.hub import FileRequest
+    from fusion_core.plugins.manager import PluginManager
 
 
 def download(
@@ -43,7 +50,6 @@ def download(
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)
     from fusion_core import hub
-    from fusion_core.planning.downloads import create_pools, list_downloads
     from fusion_core.plugins.recipe_files import load_recipe
     from fusion_core.recipe.assignments import override
     from fusion_core.recipe.text import check_not_foreign
@@ -57,7 +63,7 @@ def download(
             "model_pool: required", hint="Choose a pool with --pool NAME; see: fuse list pools"
         )
     with hub.session(progress_for(quiet=quiet), again=True):
-        wanted = list_downloads(*create_pools(sections, plugins))
+        wanted = _list_files(sections, plugins)
         size = hub.measure_download(wanted)
         outlook = hub.check_space(size)
         if not quiet:
@@ -67,3 +73,19 @@ def download(
         print_json({"downloaded_bytes": size.missing})
     else:
         print("complete: fuse run needs no network now")
+
+
+def _list_files(recipe: Mapping[str, Any], plugins: PluginManager) -> list[FileRequest]:
+    """Return the hub files of a recipe's pools; the task pool defaults to the model pool's own."""
+    from fusion_core.contracts.specs import ModelPoolSpec, TaskPoolSpec
+    from fusion_core.planning.resolution import choose_task_pool, resolve_component
+    from fusion_core.recipe.config import choice_of
+
+    choice = choice_of(recipe["model_pool"])
+    models = resolve_component(ModelPoolSpec, choice, plugins, section="model_pool")
+    choice = choose_task_pool(choice_of(recipe.get("task_pool")), models)
+    if choice.name is None:
+        return [*models.create().downloads()]
+    tasks = resolve_component(TaskPoolSpec, choice, plugins, section="task_pool")
+    pool = models.create()
+    return [*pool.downloads(), *tasks.create().bind(pool).downloads()]

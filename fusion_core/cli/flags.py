@@ -12,6 +12,7 @@ import typer
 
 from fusion_core.cli import completion
 from fusion_core.cli.output import warn_of_broken_plugins
+from fusion_core.contracts.specs import ExecutorSpec, ModelPoolSpec, TaskPoolSpec
 from fusion_core.errors import RecipeError
 from fusion_core.formatting import escape_control, redact_secrets
 from fusion_core.plugins.manager import load_plugins
@@ -35,7 +36,7 @@ Pool = Annotated[
     typer.Option(
         metavar="NAME",
         help="Take the models from this model pool; see: fuse list pools.",
-        autocompletion=completion.model_pools,
+        autocompletion=completion.names_of(ModelPoolSpec),
     ),
 ]
 TaskPoolName = Annotated[
@@ -43,7 +44,7 @@ TaskPoolName = Annotated[
     typer.Option(
         metavar="NAME",
         help="Take the tasks from this task pool; default: the model pool's own.",
-        autocompletion=completion.task_pools,
+        autocompletion=completion.names_of(TaskPoolSpec),
     ),
 ]
 Tasks = Annotated[
@@ -96,7 +97,7 @@ ExecutorName = Annotated[
     typer.Option(
         metavar="NAME",
         help="Run merges on this executor; default: threads.",
-        autocompletion=completion.executors,
+        autocompletion=completion.names_of(ExecutorSpec),
     ),
 ]
 Workers = Annotated[

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from fusion_core.cli import completion
-from fusion_core.cli.example import example_command
 from fusion_core.cli.flags import AsJson
 from fusion_core.cli.output import print_json, print_table
 from fusion_core.contracts.specs import (
     COSTS,
+    STAGES,
     AlgorithmSpec,
     ComponentSpec,
+    ModelPoolSpec,
     PipelineSpec,
 )
 from fusion_core.formatting import format_bytes
 from fusion_core.plugins.manager import REGISTER_HOOKS, load_plugins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from fusion_core.plugins.components import Component
     from fusion_core.plugins.manager import PluginManager
@@ -38,7 +40,8 @@ def info(
     name: Annotated[
         Optional[str],  # noqa: UP045 - typer reads it at run time
         typer.Argument(
-            help="Show this component or command.", autocompletion=completion.components
+            help="Show this component or command.",
+            autocompletion=completion.names_of(ComponentSpec),
         ),
     ] = None,
     as_json: AsJson = False,
@@ -136,8 +139,35 @@ def _describe(component: Component[Any], plugins: PluginManager) -> dict[str, An
         **{key: value for key, value in asdict(spec).items() if key not in hidden},
     }
     if isinstance(spec, AlgorithmSpec | PipelineSpec):
-        description["example"] = example_command(spec, options, plugins)
+        description["example"] = _example_command(spec, options, plugins)
     return {**description, "presets": _presets_as_json(component), "options": options}
+
+
+def _example_command(
+    spec: AlgorithmSpec | PipelineSpec,
+    options: Iterable[Mapping[str, Any]],
+    plugins: PluginManager,
+) -> str:
+    """Return a command with as many experts as the algorithm takes, and its required options."""
+    pipeline, most = spec.name, None
+    if isinstance(spec, AlgorithmSpec):
+        if spec.example:
+            return shlex.join(("fuse", "run", "--algo", spec.name, *spec.example))
+        pipeline, most = STAGES[spec.stage].example.format(spec.name), spec.max_experts
+    words = ["fuse", "run", "--algo", pipeline]
+    pool = next(
+        (known.spec for known in plugins.components(ModelPoolSpec) if known.spec.default), None
+    )
+    if pool is not None:
+        words += ["--pool", pool.name]
+        if most is not None and most < len(pool.tasks):  # there is one expert per task
+            words += ["--set", f"model_pool.tasks=[{', '.join(pool.tasks[:most])}]"]
+    section = "algorithm" if pipeline == spec.name else f"algorithm.{spec.name}"
+    for option in options:
+        if option["required"]:
+            value = "..." if option["example"] is None else option["example"]
+            words += ["--set", f"{section}.{option['name']}={value}"]
+    return shlex.join(words)
 
 
 def _print(description: dict[str, Any]) -> None:

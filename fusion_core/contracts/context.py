@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,11 +24,11 @@ from fusion_core.weights.merging.transforms import RestoreKernel, ZeroOrigin, tr
 from fusion_core.weights.packing import Layout
 from fusion_core.weights.reading.task_files import ADAPTED, ADAPTERS, TENSORS, join_tasks
 from fusion_core.weights.reading.task_masks import MASKS, SCALES, PackedMasks
-from fusion_core.weights.writing.disk import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Executor
+    from pathlib import Path
 
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
@@ -78,8 +76,6 @@ class RunContext:
     stage: str = ""
     #: the stage's index in the pipeline, so that every stage draws different random numbers
     stage_index: int = 0
-    #: the directory of rescued files, for a run that writes nothing
-    _rescue_directory: Path | None = field(default=None, init=False)
 
     def merge(
         self,
@@ -227,22 +223,6 @@ class RunContext:
         """
         self.save(ADAPTERS, join_tasks({t: {"down": d, "up": u} for t, (d, u) in adapters.items()}))
         self.save(ADAPTED, {"schema": 1, "modules": dict(modules)})
-
-    def rescue(self, name: str, data: bytes) -> Path:
-        """Save the last good result of a run that fails; return the path.
-
-        The file is written durably next to the output as `<output>.<name>`, or into a temporary
-        directory if the run writes no output.
-        """
-        if self.output is None:
-            self._rescue_directory = self._rescue_directory or Path(
-                tempfile.mkdtemp(prefix="fusion-")
-            )
-            path = self._rescue_directory / name
-        else:
-            path = self.output.with_name(f"{self.output.name}.{name}")
-        write_durably(path, data)
-        return path
 
 
 def _layout_for(pool: ModelPool[Any], kernel: PieceKernel) -> Layout:

@@ -31,8 +31,6 @@ from fusion_core.contracts.outcomes import decode_row, encode_row
 from fusion_core.contracts.table_layout import are_comparable, build_table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fusion_core.contracts.intervals import Intervals
 
 SCHEMA = 2
@@ -292,11 +290,3 @@ def _numbers_as_json(numbers: Any) -> Any:  # noqa: ANN401 - numbers in mappings
     if isinstance(numbers, Mapping):
         return {name: _numbers_as_json(value) for name, value in numbers.items()}
     return None if numbers is None else as_json(numbers)
-
-
-def measuring_hint(directory: Path) -> str:
-    """Return the hint for a model without recorded tasks, or without a way to build it."""
-    return (
-        f"If it is of a family that a pool knows, name it: fuse evaluate {directory} --pool NAME; "
-        "see: fuse list pools\nAny other model is measured with its own library."
-    )

@@ -42,9 +42,3 @@ def infos_of_merge(
 
 def _with_float_dtype(info: TensorInfo, dtype: torch.dtype) -> TensorInfo:
     return replace(info, dtype=dtype) if info.dtype.is_floating_point else info
-
-
-def parse_dtype(name: str | None) -> torch.dtype | None:
-    """Return the torch dtype of an option's value."""
-    dtype: torch.dtype | None = None if name is None else getattr(torch, name)
-    return dtype

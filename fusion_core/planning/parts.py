@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.planning.needs import uses_tasks
+from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.patterns import Selection
+from fusion_core.weights import Linear
 from fusion_core.weights.reading.task_files import TASK_FILES
 
 if TYPE_CHECKING:
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.flow import Flow
+    from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.contracts.stage import Stage
     from fusion_core.planning.resolved_recipe import Resolved
+    from fusion_core.weights import WeightSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Part:
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Apply the stage to these tensors; raises `FusionError` if two parts save one file."""
-        part_context = branch_context(context)
+        part_context = replace(context, side_files={})
         if self.names is None:
             result = self.algorithm.apply(flow, part_context)
         else:
@@ -48,11 +52,15 @@ class Part:
         return result
 
 
-def branch_context(context: RunContext) -> RunContext:
-    """Return a copy of a context without side files."""
-    branch = copy(context)  # `dataclasses.replace` rejects fields with init=False
-    branch.side_files = {}
-    return branch
+class Average(Algorithm[ComponentConfig]):
+    """The mean of all experts, for tensors whose treatment by the pool is "average"."""
+
+    config_class = ComponentConfig
+
+    def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+        """Return the lazy mean."""
+        count = len(pool.experts)
+        return context.merge(pool, Linear((1 / count,) * count, relative=False))
 
 
 def join_context(context: RunContext, branch: RunContext, *, prefix: str = "") -> None:

@@ -11,11 +11,10 @@ from fusion_core.contracts.metrics_log import MetricsLog
 from fusion_core.contracts.specs import STAGES
 from fusion_core.contracts.stage import Coordinates, Stage
 from fusion_core.errors import RecipeError
-from fusion_core.planning.averaging import Average
 from fusion_core.planning.needs import uses_tasks
 from fusion_core.planning.parts import (
+    Average,
     Part,
-    branch_context,
     check_overrides,
     join_context,
     split_into_parts,
@@ -83,7 +82,7 @@ class PlannedStage:
 
         Its index makes equal stages draw different random numbers.
         """
-        stage_context = branch_context(context)
+        stage_context = replace(context, side_files={})
         if not self.adapts:
             stage_context.tasks = None
         stage_context.transforms = flow.transforms

@@ -19,7 +19,6 @@ from fusion_core.contracts.task_pool import TaskPool
 from fusion_core.errors import RecipeError
 from fusion_core.machine.devices import resolve_device
 from fusion_core.machine.ranks import is_helper_process
-from fusion_core.planning.dtypes import describe_stored, parse_dtype
 from fusion_core.planning.expansion import expand_pipelines
 from fusion_core.planning.needs import check_needs, check_tasks
 from fusion_core.planning.nested import RecipeSource, name_errors, read_nested
@@ -122,21 +121,8 @@ def _plan(
     if has_own_outline(stages):
         check_outline(stages, result.outline, result.aligned)
     if parents is None and result.encoder is not None:
-        dtype = parse_dtype(resolved.recipe.output.dtype)
-        result.encoder.check(describe_stored(result.outline, dtype), result.aligned)
+        result.encoder.check(result.stored_infos, result.aligned)
     return result
-
-
-def plan_models(
-    choice: Choice, plugins: PluginManager, options: RunOptions
-) -> tuple[ModelPool[Any], Mapping[str, Plan]]:
-    """Create a recipe's model pool alone, and plan the nested recipes among its models.
-
-    Raises `RecipeError` for missing trust, since these plans are meant to be carried out.
-    """
-    resolved, plans = resolve_models(choice, plugins, options)
-    pool = resolved.create()
-    return pool, name_plans(plans, pool)
 
 
 def resolve_models(

@@ -159,8 +159,7 @@ def resolve_form(forms: Mapping[str, Any], plugins: PluginManager) -> Resolved[O
     options = _options_of_form(given, component.spec.main_option)
     hint = f"See: fuse info {component.spec.name}"
     config = validate(component.load_config(), options, prefix=f"output.{name}", hint=hint)
-    ambiguous = _is_ambiguous(component.spec.name, plugins.components(OutputSpec))
-    return Resolved(component, config, ambiguous, given=options, plugins=plugins)
+    return Resolved(component, config, plugins, given=options)
 
 
 def _options_of_form(given: Any, main_option: str | None) -> Any:  # noqa: ANN401 - not validated yet
@@ -214,8 +213,7 @@ def resolve_component(
     problems.raise_all()
     assert config is not None  # noqa: S101 - or it would have been a problem
     assert selection is not None  # noqa: S101
-    ambiguous = _is_ambiguous(component.spec.name, plugins.components(kind))
-    resolved = Resolved(component, config, ambiguous, selection, own_options, plugins)
+    resolved = Resolved(component, config, plugins, selection, own_options)
     for number, override in enumerate(selection.overrides):
         resolved.changed(override.options, prefix=f"{section}.overrides.{number}")
     for number, curve in enumerate(selection.by_depth):
@@ -227,16 +225,11 @@ def resolve_component(
 def resolve_object(algorithm: Stage[Any], plugins: PluginManager) -> Resolved[AlgorithmSpec] | None:
     """Return the component of a stage object; None if no plugin registers its exact class."""
     kind = type(algorithm)
-    components = list(plugins.components(AlgorithmSpec))
-    for component in components:
+    for component in plugins.components(AlgorithmSpec):
         if component.spec.target == f"{kind.__module__}:{kind.__qualname__}":
             config: Any = algorithm.config
-            return Resolved(component, config, _is_ambiguous(component.spec.name, components))
+            return Resolved(component, config, plugins)
     return None
-
-
-def _is_ambiguous(name: str, components: Iterable[Component[Any]]) -> bool:
-    return sum(name in component.names for component in components) > 1
 
 
 def choose_task_pool(

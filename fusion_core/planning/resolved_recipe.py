@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -35,14 +34,12 @@ class Resolved(Generic[SpecT]):
 
     component: Component[SpecT]
     config: ComponentConfig
-    #: whether another plugin has a component of this name
-    ambiguous: bool = False
+    #: the plugins that are active while the component is created
+    plugins: PluginManager = field(repr=False, compare=False)
     #: the tensors that an algorithm merges
     selection: Selection = field(default_factory=Selection)
     #: the options as given, on top of which overrides for some tensors are set
     given: Mapping[str, Any] = field(default_factory=dict)
-    #: the plugins that are active while the component is created
-    plugins: PluginManager | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -51,14 +48,14 @@ class Resolved(Generic[SpecT]):
 
     def as_recipe(self, folder: Path | None = None) -> dict[str, Any]:
         """Return the section with all defaults written out, for a recipe in `folder`."""
-        name = self.component.qualified_name if self.ambiguous else self.name
+        name = self.plugins.shortest_name(self.component)
         selection = self.selection.model_dump(mode="json", exclude_defaults=True)
         options = self.config.model_dump(mode="json", context=folder)
         return {"name": name, **options, **selection}
 
     def create(self) -> Any:  # noqa: ANN401 - an algorithm or a pool; the caller knows
         """Import the class and instantiate it."""
-        with nullcontext() if self.plugins is None else self.plugins.active():
+        with self.plugins.active():
             return self.component.create(self.config)
 
     def needs_trust(self) -> Mapping[str, str]:

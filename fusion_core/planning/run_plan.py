@@ -8,10 +8,10 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.matrices import layout_of
+import torch
+
 from fusion_core.errors import RecipeError
-from fusion_core.planning.downloads import list_downloads
-from fusion_core.planning.dtypes import infos_of_merge, parse_dtype
+from fusion_core.planning.dtypes import describe_stored, infos_of_merge
 from fusion_core.planning.fallbacks import Fallback, find_fallbacks
 from fusion_core.planning.needs import check_data
 from fusion_core.planning.outlines import has_own_outline, outline_of
@@ -26,8 +26,6 @@ from fusion_core.weights import CheckpointSource
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
-
-    import torch
 
     from fusion_core import hub
     from fusion_core.contracts.model_pool import ModelPool
@@ -135,8 +133,18 @@ class Plan:
 
     def infos_of_merge(self, pool: ModelPool[Any]) -> Mapping[str, TensorInfo]:
         """Describe the merge of an aligned pool as computed, for use as a model."""
-        dtype = parse_dtype(self.resolved.recipe.output.dtype)
-        return infos_of_merge(self.outline_of(pool), pool, dtype)
+        return infos_of_merge(self.outline_of(pool), pool, self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype in which the recipe stores the merge; None for the models' dtypes."""
+        name = self.resolved.recipe.output.dtype
+        return None if name is None else getattr(torch, name)
+
+    @property
+    def stored_infos(self) -> Mapping[str, TensorInfo]:
+        """The tensors of the merge as stored; raises as `aligned` does."""
+        return describe_stored(self.outline, self.dtype)
 
     def assets(self, dtype: torch.dtype | None) -> Files:
         """Return the side files of the merge, given the dtype of its weights."""
@@ -145,9 +153,7 @@ class Plan:
     @cached_property
     def layout(self) -> Layout:
         """The positions of matrices in tensors; raises `BrokenPluginError` for invalid ones."""
-        component, pool = self.resolved.model_pool, self.aligned
-        label = type(pool).__name__ if component is None else repr(component.name)
-        return layout_of(pool.reference.infos, pool.matrices, label)
+        return self.aligned.layout
 
     @cached_property
     def fallbacks(self) -> tuple[Fallback, ...]:
@@ -276,7 +282,8 @@ class Plan:
 
     def downloads(self) -> list[hub.FileRequest]:
         """Return the hub files that the run reads."""
-        return list_downloads(self.pool, self.used_tasks)
+        tasks = self.used_tasks
+        return [*self.pool.downloads(), *(() if tasks is None else tasks.downloads())]
 
     def components_used(self) -> Iterator[Resolved[Any] | None]:
         """Yield the components of this recipe and of nested ones, without executors."""

@@ -172,6 +172,12 @@ class PluginManager(pluggy.PluginManager):
         """
         return self._find(kind, (kind,), name)
 
+    def shortest_name(self, component: Component[Any]) -> str:
+        """Return a component's name, or its full name if several plugins provide such a one."""
+        name, known = component.spec.name, self.components(type(component.spec))
+        is_unique = sum(name in other.names for other in known) == 1
+        return name if is_unique else component.qualified_name
+
     def find_stages(self, name: str) -> Component[Any]:
         """Look up an algorithm or a pipeline, which share their names. Raises like `find`."""
         return self._find(AlgorithmSpec, (AlgorithmSpec, PipelineSpec), name)

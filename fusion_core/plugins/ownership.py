@@ -69,6 +69,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "pools-mini": {"model pool": ("mini8",), "task pool": ("mini8",)},
+    "recipes-import": {"command": ("import",)},
 }
 # fmt: on
 

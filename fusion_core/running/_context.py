@@ -11,7 +11,7 @@ from fusion_core.contracts.metrics_log import METRICS_FILE as METRICS
 from fusion_core.contracts.metrics_log import MetricsLog
 from fusion_core.errors import RecipeError
 from fusion_core.machine.ranks import is_helper_process
-from fusion_core.planning.dtypes import describe_stored, parse_dtype
+from fusion_core.planning.dtypes import describe_stored
 from fusion_core.planning.pipeline import apply_stages
 from fusion_core.weights import CastSource, WeightSource
 from fusion_core.weights.merging.compiled import KERNELS_VARIABLE
@@ -104,7 +104,7 @@ def run_nested(
             nested_state.mkdir(parents=True, exist_ok=True)
         pool, context = prepare(plan, info, executor, nested_state)
         merged = apply_stages(plan.stages, pool, context)
-        finite = context.finite and plan.resolved.recipe.output.dtype is not None
+        finite = context.finite and plan.dtype is not None
         merges[name] = CastSource(merged, plan.infos_of_merge(pool), finite=finite)
         stem = re.sub(r"[^-_.a-zA-Z0-9]", "-", name)
         side_files |= {f"{stem}.{file}": data for file, data in context.side_files.items()}
@@ -114,6 +114,5 @@ def run_nested(
 
 def cast_for_output(plan: Plan, merged: WeightSource, pool: ModelPool[Any]) -> WeightSource:
     """Cast every tensor to its stored dtype: the recipe's, or else the base's."""
-    recipe = plan.resolved.recipe
-    infos = describe_stored(plan.outline_of(pool), parse_dtype(recipe.output.dtype))
-    return CastSource(merged, infos, finite=recipe.alignment.nan == "error")
+    infos = describe_stored(plan.outline_of(pool), plan.dtype)
+    return CastSource(merged, infos, finite=plan.resolved.recipe.alignment.nan == "error")

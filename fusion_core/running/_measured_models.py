@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.contracts.report import measuring_hint
 from fusion_core.contracts.run import RunInfo
 from fusion_core.contracts.specs import ModelPoolSpec, TaskPoolSpec
 from fusion_core.errors import RecipeError
@@ -29,6 +28,10 @@ if TYPE_CHECKING:
     from fusion_core.plugins.manager import PluginManager
 
 _LOG = logging.getLogger(__name__)
+_NAME_POOL = (
+    "If it is of a family that a pool knows, name it: fuse evaluate {} --pool NAME; see: fuse list "
+    "pools\nAny other model is measured with its own library."
+)
 
 
 def choose_pools(
@@ -110,7 +113,7 @@ def _find_pool(tasks: Choice, directory: Path, plugins: PluginManager) -> Choice
     hints = [] if name else list(_hint_at_task_pools(tasks.options.get("tasks") or (), plugins))
     raise RecipeError(
         f"cannot build the model in {directory}: its class is unknown",
-        hint="\n".join([*hints, measuring_hint(directory)]),
+        hint="\n".join([*hints, _NAME_POOL.format(directory)]),
     )
 
 

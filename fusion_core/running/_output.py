@@ -17,7 +17,6 @@ from fusion_core.contracts.output import EncodedOutput, OutputParts
 from fusion_core.errors import OutputError, RecipeError
 from fusion_core.machine.memory import peak_memory
 from fusion_core.machine.ranks import is_helper_process
-from fusion_core.planning.dtypes import parse_dtype
 from fusion_core.planning.output_paths import find_unfinished
 from fusion_core.planning.run_plan import count_tensors
 from fusion_core.recipe.paths import strip_folders
@@ -156,8 +155,7 @@ def read_assets(plan: Plan, pool: ModelPool[Any]) -> Assets:
 
     Raises `CheckpointError` for one that is not.
     """
-    pool_assets = pool.assets(dtype=parse_dtype(plan.resolved.recipe.output.dtype))
-    assets = plan.outline_of(pool).files(pool_assets)
+    assets = plan.outline_of(pool).files(pool.assets(dtype=plan.dtype))
     for content in assets.values():
         if isinstance(content, Path):
             with report_unreadable(content):

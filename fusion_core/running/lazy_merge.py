@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.run import RunInfo
 from fusion_core.planning.pipeline import apply_stages
-from fusion_core.planning.plan import plan, plan_models
+from fusion_core.planning.plan import name_plans, plan, resolve_models
 from fusion_core.planning.run_options import RunOptions
 from fusion_core.planning.run_plan import Plan
 from fusion_core.planning.trust import check_trusted, collect_needs
@@ -66,7 +66,9 @@ def load_models(
         info = RunInfo(recipe.recipe, None)
     else:
         choice = choice_of(recipe.get("model_pool"))
-        pool, nested = plan_models(choice, plugins or load_plugins(), options)
+        resolved, plans = resolve_models(choice, plugins or load_plugins(), options)
+        pool = resolved.create()
+        nested = name_plans(plans, pool)
         policy = validate(AlignmentPolicy, recipe.get("alignment", {}), prefix="alignment")
         info = RunInfo(recipe, None)
     merges, _, warnings = run_nested(nested, info, SerialExecutor(), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,88 +40,62 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
 
 
-class TaskOverrides(ABC):
+@dataclass(frozen=True)
+class TaskOverrides:
     """Replacements of the merge for single tasks: other weights, or a changed live model."""
 
-    #: whether `weights_of` covers all of it
-    is_weights = True
-
-    @property
-    @abstractmethod
-    def tasks(self) -> Sequence[str]:
-        """The tasks that have overrides."""
-
-    def weights_of(self, task: str, merged: WeightSource) -> WeightSource:
-        """Return the lazy weights of one of these tasks."""
-        del task
-        return merged
+    #: the tasks that have overrides
+    tasks: Sequence[str]
+    #: returns the lazy weights of one of these tasks, given the merge
+    weights_of: Callable[[str, WeightSource], WeightSource]
+    #: changes a live model for one of these tasks; None if `weights_of` covers all of it
+    adapt: Callable[[str, nn.Module], None] | None = None
 
     def subject(self, task: str, subject: Subject) -> Subject:
         """Return the model to measure on a task, given one with the task's weights."""
-        del task
-        return subject
-
-
-@dataclass(frozen=True)
-class TaskMasks(TaskOverrides):
-    """Masks, one scale per expert, and the models that were merged."""
-
-    packed: WeightSource
-    scales: Mapping[str, float]
-    pool: ModelPool[Any]
-
-    @property
-    def tasks(self) -> Sequence[str]:
-        """The experts' tasks, in the order of the masks."""
-        return [self.pool.task_of(expert) for expert in self.scales]
-
-    def weights_of(self, task: str, merged: WeightSource) -> WeightSource:
-        """Return base + scale * mask * (merge - base), in fp32."""
-        number = self.tasks.index(task)
-        scale = list(self.scales.values())[number]
-        assert self.pool.base is not None  # noqa: S101 - masks apply to differences from the base
-        return task_weights(merged, self.pool.base, self.packed, number, scale)
-
-
-@dataclass(frozen=True)
-class TaskTensors(TaskOverrides):
-    """Tensors that replace some of the merge's."""
-
-    stored: WeightSource
-
-    @property
-    def tasks(self) -> Sequence[str]:
-        """The tasks that have tensors."""
-        return list_tasks(self.stored)
-
-    def weights_of(self, task: str, merged: WeightSource) -> WeightSource:
-        """Return the merge with the task's tensors, in their stored dtypes."""
-        return AlignedSource(select_task(self.stored, task), merged)
-
-
-@dataclass(frozen=True)
-class TaskAdapters(TaskOverrides):
-    """Feature adapters, and the module whose output each task's adapter changes."""
-
-    stored: WeightSource
-    modules: Mapping[str, str]
-    is_weights = False
-
-    @property
-    def tasks(self) -> Sequence[str]:
-        """The tasks that have an adapter."""
-        return list(self.modules)
-
-    def subject(self, task: str, subject: Subject) -> Subject:
-        """Return the live model with the task's adapter applied to its features."""
-        tensors = select_task(self.stored, task)
+        adapt = self.adapt
+        if adapt is None:
+            return subject
 
         def build() -> nn.Module:
             model = subject.build()
-            attach_adapter(model, self.modules[task], tensors.tensor("down"), tensors.tensor("up"))
+            adapt(task, model)
             return model
 
         return Subject(build, device=subject.device)
+
+
+def _by_masks(
+    packed: WeightSource, scales: Mapping[str, float], pool: ModelPool[Any]
+) -> TaskOverrides:
+    """Return base + scale * mask * (merge - base), in fp32, with one mask and scale per expert."""
+    base, tasks = pool.base, [pool.task_of(expert) for expert in scales]
+    assert base is not None  # noqa: S101 - masks apply to differences from the base
+
+    def weights_of(task: str, merged: WeightSource) -> WeightSource:
+        number = tasks.index(task)
+        return task_weights(merged, base, packed, number, [*scales.values()][number])
+
+    return TaskOverrides(tasks, weights_of)
+
+
+def _by_tensors(stored: WeightSource) -> TaskOverrides:
+    """Return the merge with the tasks' own tensors, in their stored dtypes."""
+
+    def weights_of(task: str, merged: WeightSource) -> WeightSource:
+        return AlignedSource(select_task(stored, task), merged)
+
+    return TaskOverrides(list_tasks(stored), weights_of)
+
+
+def _by_adapters(stored: WeightSource, modules: Mapping[str, str]) -> TaskOverrides:
+    """Return the merge with feature adapters. `modules` names the module that each one changes."""
+
+    def adapt(task: str, model: nn.Module) -> None:
+        tensors = select_task(stored, task)
+        attach_adapter(model, modules[task], tensors.tensor("down"), tensors.tensor("up"))
+
+    return TaskOverrides([*modules], lambda _, merged: merged, adapt)
 
 
 def read_overrides(directory: Path, models: Callable[[], ModelPool[Any]]) -> TaskOverrides | None:
@@ -160,11 +133,11 @@ def _overrides_from(
 ) -> TaskOverrides | None:
     """Build overrides from side files: tensors as sources, JSON as data."""
     if MASKS in contents:
-        return TaskMasks(contents[MASKS], contents[SCALES]["scales"], models())
+        return _by_masks(contents[MASKS], contents[SCALES]["scales"], models())
     if TENSORS in contents:
-        return TaskTensors(contents[TENSORS])
+        return _by_tensors(contents[TENSORS])
     if ADAPTERS in contents:
-        return TaskAdapters(contents[ADAPTERS], contents[ADAPTED]["modules"])
+        return _by_adapters(contents[ADAPTERS], contents[ADAPTED]["modules"])
     return None
 
 
@@ -173,16 +146,17 @@ def load_for_task(
 ) -> WeightSource:
     """Return the lazy weights that a merged model has for one task.
 
-    The directory holds the model and either masks and scales (`TaskMasks.weights_of`) or the tasks'
-    own tensors. The base of masks is read from the path in the directory's recipe, or merged again
-    if the base is itself a recipe. A model pool's `build` turns the weights into a live model.
+    The directory holds the model and either masks and scales (`RunContext.save_task_masks`) or the
+    tasks' own tensors. The base of masks is read from the path in the directory's recipe, or merged
+    again if the base is itself a recipe. A model pool's `build` turns the weights into a live
+    model.
 
     Raises `CheckpointError` for a directory without anything for single tasks, `RecipeError` for a
     task without anything of its own, and `RecipeError` for adapters, which weights cannot express.
     """
     directory = Path(directory)
     overrides = _overrides_for(directory, task, plugins or load_plugins())
-    if not overrides.is_weights:
+    if overrides.adapt is not None:
         raise RecipeError(
             f"{directory} has an adapter for task {task!r}: it changes a live model's features, "
             "which weights alone cannot express",

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from fusion_core import AlgorithmSpec
+from fusion_core import AlgorithmSpec, ModelPoolSpec
 from fusion_core.cli.progress import BarProgress, LineProgress, NotebookProgress, progress_for
 from fusion_core.commands import load_plugins
 
@@ -483,7 +483,7 @@ def test_completion_offers_names() -> None:
     from fusion_core.cli import completion
 
     assert "ties" in dict(completion.algorithms("ti"))
-    assert "checkpoints" in dict(completion.model_pools(""))
+    assert "checkpoints" in dict(completion.names_of(ModelPoolSpec)(""))
     assert "ties" not in dict(completion.algorithms("x"))
 
 

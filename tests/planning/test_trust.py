@@ -294,4 +294,4 @@ def test_a_component_asks_only_under_names_that_its_spec_lists() -> None:
     plugin = load_plugins().plugins[0]
     spec = TaskPoolSpec(name="greedy", summary="", target="a:A", config="a:B")
     with pytest.raises(BrokenPluginError, match="its spec does not list: shell"):
-        Resolved(Component(spec, plugin), Greedy()).needs_trust()
+        Resolved(Component(spec, plugin), Greedy(), load_plugins()).needs_trust()

@@ -19,7 +19,6 @@ from signed import sign
 
 from fusion_core import run_fusion
 from fusion_core.contracts.algorithm import Algorithm
-from fusion_core.contracts.context import RunContext
 from fusion_core.errors import DiskError, FusionError, RecipeError, Terminated
 from fusion_core.planning.run_options import RunOptions
 from fusion_core.recipe.config import ComponentConfig
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import Outcome
+    from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
 
 Models = dict[str, dict[str, torch.Tensor]]
@@ -425,19 +425,6 @@ def test_bug_discards_tensors_but_keeps_algorithm_state(tmp_path: Path) -> None:
         whole = Stopping(None)
         materialise(whole, staging, shard_size=300)
         assert whole.reads == 20
-
-
-@pytest.mark.parametrize("named", [True, False])
-def test_good_result_is_rescued_from_failing_run(tmp_path: Path, *, named: bool) -> None:
-    context = RunContext(output=tmp_path / "merged" if named else None)
-    path = context.rescue("coefficients.json", b"{}")
-    assert path.read_bytes() == b"{}"
-    assert path.name.endswith("coefficients.json")
-    if named:
-        assert path == tmp_path / "merged.coefficients.json"
-    else:
-        assert path.parent == context.rescue("coefficients.safetensors", b"").parent
-        assert path.parent != RunContext().rescue("coefficients.json", b"{}").parent
 
 
 def test_run_in_memory_has_no_state(models: Models) -> None:

@@ -113,8 +113,8 @@ pools = st.sampled_from(["CLIPVisionModelPool", "CausalLMPool", "BaseModelPool"]
 def test_any_content_gives_a_recipe_or_a_refusal(
     method: dict[str, Any], pool: dict[str, Any], rest: dict[str, Any], target: str, kind: str
 ) -> None:
-    from fusion_core.commands import ImportFindings
     from recipes_fusionbench.importing import _File
+    from recipes_import import ImportFindings
 
     content = {
         **rest,

@@ -544,7 +544,7 @@ values = st.recursive(
     st.sampled_from(["linear", "ties", "slerp", "passthrough", "nuslerp"]),
 )
 def test_any_content_gives_a_recipe_or_a_refusal(content: dict[str, Any], method: str) -> None:
-    from fusion_core.commands import ImportFindings
+    from recipes_import import ImportFindings
     from recipes_mergekit.importing import _File
 
     findings = ImportFindings()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -16,6 +18,7 @@ from fusion_adamerging.monitor import SearchStoppedError
 from fusion_adamerging.picture import draw_search
 from fusion_adamerging.search import Search
 from fusion_adapting import LiveMerge, join_ranks
+from fusion_core.files import write_durably
 from fusion_core.weights import is_matrix
 
 if TYPE_CHECKING:
@@ -172,15 +175,30 @@ def _save_last_good(
     step, good = search.good
     paths = ""
     if not search.ranks.rank:
-        for file, content in to_coefficients(good).files(COEFFICIENTS).items():
-            path = search.context.rescue(file, content)
-        log = search.context.rescue(METRICS, search.context.metrics.as_bytes())
+        context = search.context
+        files = to_coefficients(good).files(COEFFICIENTS)
+        *_, path, log = rescue({**files, METRICS: context.metrics.as_bytes()}, context.output)
         paths = (
             f"\nThe coefficients of step {step} were good. To merge with them: "
             f"algorithm.coefficients={path}\nThe metrics of every step are in {log}."
         )
     search.ranks.gather(None)  # torchrun ends the first rank as soon as another has failed
     return SearchStoppedError(error.message, hint=f"{error.hint}{paths}")
+
+
+def rescue(files: Mapping[str, bytes], output: Path | None) -> list[Path]:
+    """Write files of a run that fails next to its output, as `<output>.<name>`; return the paths.
+
+    A run without an output gets a temporary directory for them.
+    """
+    if output is None:
+        folder, prefix = Path(tempfile.mkdtemp(prefix="fusion-")), ""
+    else:
+        folder, prefix = output.parent, f"{output.name}."
+    paths = {folder / f"{prefix}{name}": content for name, content in files.items()}
+    for path, content in paths.items():
+        write_durably(path, content)
+    return [*paths]
 
 
 def merged_shapes(merged: MergedSource) -> dict[str, tuple[int, ...]]:

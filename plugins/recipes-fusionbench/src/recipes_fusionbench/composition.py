@@ -16,8 +16,8 @@ from recipes_fusionbench.known import find_known
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fusion_core.commands import ImportFindings
     from recipes_fusionbench.tree import Tree
+    from recipes_import import ImportFindings
 
 _DEFAULTS, _SELF, _MISSING = "defaults", "_self_", "???"
 #: Groups that configure Hydra and the machine, not the merge.

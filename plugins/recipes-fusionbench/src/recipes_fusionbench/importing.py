@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.commands import (
     ImportedRecipe,
-    ImportFindings,
     format_value,
     load_documents,
     similar_names,
@@ -21,6 +20,7 @@ from recipes_fusionbench.options import Options, target_of
 from recipes_fusionbench.published import expand
 from recipes_fusionbench.tasks import make_data_section, read_tasks
 from recipes_fusionbench.tree import Tree
+from recipes_import import ImportFindings
 
 if TYPE_CHECKING:
     from pathlib import Path

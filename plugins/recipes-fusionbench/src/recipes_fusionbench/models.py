@@ -9,7 +9,7 @@ from recipes_fusionbench.options import Options, target_of
 from recipes_fusionbench.published import FAMILIES, Family, shorten
 
 if TYPE_CHECKING:
-    from fusion_core.commands import ImportFindings
+    from recipes_import import ImportFindings
 
 BASE = "_pretrained_"
 #: What merges of each pool's models need: the kind of their counterpart.

@@ -11,7 +11,7 @@ from recipes_fusionbench.interpolation import Unresolved
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from fusion_core.commands import ImportFindings
+    from recipes_import import ImportFindings
 
 #: Words that YAML 1.1, which FusionBench reads, takes for truth values.
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.commands import (
     ImportedRecipe,
-    ImportFindings,
     format_value,
     load_documents,
 )
+from recipes_import import ImportFindings
 from recipes_mergekit.comments import COMMENTS
 from recipes_mergekit.merge import Merge
 from recipes_mergekit.reading import Reader

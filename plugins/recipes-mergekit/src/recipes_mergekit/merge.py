@@ -14,7 +14,7 @@ from recipes_mergekit.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fusion_core.commands import ImportFindings
+    from recipes_import import ImportFindings
     from recipes_mergekit.configuration import Configuration, Reference, Slice, Source
 
 

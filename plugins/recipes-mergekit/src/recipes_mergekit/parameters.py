@@ -18,7 +18,7 @@ from recipes_mergekit.settings import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from fusion_core.commands import ImportFindings
+    from recipes_import import ImportFindings
     from recipes_mergekit.configuration import Configuration, Slice, Source
     from recipes_mergekit.methods import Method
 

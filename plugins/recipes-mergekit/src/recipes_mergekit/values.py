@@ -14,7 +14,7 @@ from recipes_mergekit.configuration import Reference
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from fusion_core.commands import ImportFindings
+    from recipes_import import ImportFindings
 
 
 class ValueReader:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fusion_core.commands import ImportFindings
+    from recipes_import import ImportFindings
     from recipes_mergekit.configuration import Configuration, Reference, TokenRow, Tokens
     from recipes_mergekit.models import Models
 

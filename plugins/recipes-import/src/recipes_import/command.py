@@ -7,8 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
+from fusion_core.commands import import_file, load_plugins
 from fusion_core.errors import OutputError, RecipeError
-from fusion_core.plugins.manager import load_plugins
+from recipes_import.commented_recipe import move_paths, render
 
 
 def import_recipe(
@@ -38,9 +39,6 @@ def import_recipe(
       fuse import mergekit.yml
       fuse import mergekit.yml -o recipe.yaml
     """  # noqa: D301 - \b is typer's: lines stay as they are
-    from fusion_core.cli.commented_recipe import move_paths, render
-    from fusion_core.plugins.recipe_files import import_file
-
     if config_dir is not None and not config_dir.is_dir():
         raise RecipeError(f"expected a directory: {config_dir}", hint="Name it by --config-dir.")
     imported = import_file(file, load_plugins(context.obj), config_dir)

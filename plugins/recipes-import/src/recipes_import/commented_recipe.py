@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from io import StringIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
@@ -13,8 +12,9 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
-    from fusion_core.contracts.imported import ImportedRecipe
+    from fusion_core.commands import ImportedRecipe
 
 _MAX_LINE = 80
 #: Options of pools that hold a path, or models by name.

@@ -9,13 +9,15 @@ package is cheap. It knows repositories and files, not their contents.
 """
 
 from fusion_core._moved import refuse_old_names
-from fusion_core.hub._cache import assets_directory
+from fusion_core.hub._cache import assets_directory, cached_digest
 from fusion_core.hub._client import (
     download,
     download_paths,
     list_files,
+    pin,
     read_beginning,
     resolve,
+    resolved_commits,
     session,
 )
 from fusion_core.hub._conversions import find_conversion, find_split
@@ -35,6 +37,7 @@ __all__ = [
     "Reference",
     "add_advice",
     "assets_directory",
+    "cached_digest",
     "check_space",
     "download",
     "download_paths",
@@ -45,8 +48,10 @@ __all__ = [
     "looks_like_id",
     "measure_download",
     "parse",
+    "pin",
     "read_beginning",
     "resolve",
+    "resolved_commits",
     "session",
 ]
 

@@ -136,12 +136,16 @@ class Staging:
         self.side_files[name] = (size, digest.hexdigest())
 
     @property
+    def tensor_digests(self) -> dict[str, str]:
+        """The BLAKE3 of each tensor's bytes, by name. Call `finish_shards` first."""
+        return {name: self._journal.tensors[name] for name in self.shards.layout.locations}
+
+    @property
     def tensors_digest(self) -> str:
         """One digest of all tensors, whatever the shard size. Call `finish_shards` first."""
         locations = self.shards.layout.locations
-        digests = self._journal.tensors
         return tensors_digest(
-            {name: (location.info, digests[name]) for name, location in locations.items()}
+            {name: (locations[name].info, digest) for name, digest in self.tensor_digests.items()}
         )
 
     def commit(self, *, overwrite: bool) -> None:

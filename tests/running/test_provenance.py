@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +26,10 @@ from fusion_core.weights import (
 from fusion_core.weights.writing.digest import bytes_digest, tensors_digest
 from fusion_core.weights.writing.provenance import (
     Evaluation,
+    Input,
+    Outputs,
+    Provenance,
+    RunDetails,
     has_valid_checksum,
     parse_provenance,
     read_provenance,
@@ -33,7 +39,8 @@ from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from pydantic import BaseModel
 
     from conftest import Site
     from fusion_core.weights import TensorInfo, WeightSource
@@ -184,6 +191,24 @@ def test_another_statement_is_refused(output: Path, change: dict[str, Any], prob
     statement = json.loads((output / "provenance.json").read_text())
     with pytest.raises(CheckpointError, match=problem):
         parse_provenance(json.dumps({**statement, **change}).encode(), path="x")
+
+
+@pytest.mark.parametrize(
+    ("title", "model", "elsewhere"),
+    [
+        ("Predicate", Provenance, {"schema_version", "subject"}),
+        ("Inputs", Input, set()),
+        ("Outputs", Outputs, set()),
+        ("Run", RunDetails, set()),
+    ],
+)
+def test_the_page_describes_every_field(
+    title: str, model: type[BaseModel], elsewhere: set[str]
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "provenance.md"
+    section = re.split(rf"^##+ {title}$", page.read_text(), flags=re.MULTILINE)[1]
+    described = re.findall(r"^\| `(\w+)` \|", section.partition("\n#")[0], re.MULTILINE)
+    assert set(described) == model.model_fields.keys() - elsewhere
 
 
 def test_every_tensor_is_counted() -> None:

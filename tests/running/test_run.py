@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import sys
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ from fusion_core.weights import CheckpointSource, Piece, StateDictSource, Weight
 from fusion_core.weights.writing import _fault as fault
 from fusion_core.weights.writing.disk import write_durably
 from fusion_core.weights.writing.lock import lock_output
-from fusion_core.weights.writing.provenance import read_provenance
+from fusion_core.weights.writing.provenance import Provenance, read_provenance
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
@@ -330,6 +331,8 @@ def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> 
     assert isinstance(result.weights, CheckpointSource)
     assert result.report is None
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())["predicate"]
+    absent = {"schema_version", "subject", "tasks", "output"}
+    assert provenance.keys() == Provenance.model_fields.keys() - absent
     assert provenance["plugins"].keys() == {"fusion-ties", "pools-checkpoints"}
     assert provenance["inputs"].keys() == {"base", "a", "b", "c"}
     assert provenance["inputs"]["a"]["source"] == "a"
@@ -647,6 +650,11 @@ def test_report_includes_base_and_experts(nets: tuple[Net, dict[str, Net]], tmp_
     assert report.normalised_average is None  # nobody was tuned for x
     assert report.transductive is None
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report.as_json()
+    evaluation = read_provenance(tmp_path / "out").run.evaluation
+    assert evaluation is not None
+    content = (tmp_path / "out" / "report.json").read_bytes()
+    assert evaluation.files["report.json"] == hashlib.sha256(content).hexdigest()
+    assert evaluation.tasks == list(report.tasks)
 
 
 class Sizes(Norms):

@@ -59,6 +59,8 @@ class InputFile(_Part):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     bytes: int = 0
+    #: when the content last changed, in ns
+    modified_ns: int | None = None
     #: of the whole file: of files on the hub, and of locked files
     sha256: Digest | None = None
     #: of the header alone

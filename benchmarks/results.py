@@ -109,14 +109,14 @@ def _run(name: str, content: dict[str, Any]) -> dict[str, Any]:
         if os.waitstatus_to_exitcode(status):
             sys.exit(f"{name} failed")
         report = json.loads((output / "report.json").read_text())
-        provenance = json.loads((output / "provenance.json").read_text())
+        provenance = json.loads((output / "provenance.json").read_text())["predicate"]
     accuracy = {task: metrics["accuracy"] for task, metrics in report["tasks"].items()}
     return {
         "average": report["average"],
         "normalised_average": report["normalised_average"],
         "tasks": accuracy,
         **{row: _mean(report["reference"][row]) for row in ("base", "experts")},
-        "seconds": provenance["timings"]["seconds"],
+        "seconds": provenance["run"]["seconds"],
         "peak_mb": usage.ru_maxrss // 1024,
         "needs_task": report.get("needs_task", False),
     }

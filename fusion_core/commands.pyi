@@ -9,6 +9,7 @@ from fusion_core.cli.run import run_plan as run_plan
 from fusion_core.contracts.bootstrap import paired_bootstrap as paired_bootstrap
 from fusion_core.contracts.imported import ImportedRecipe as ImportedRecipe
 from fusion_core.contracts.intervals import Intervals as Intervals
+from fusion_core.contracts.model_pool import identify_input as identify_input
 from fusion_core.contracts.subject import Subject as Subject
 from fusion_core.contracts.table import Entry as Entry
 from fusion_core.contracts.table import Figure as Figure
@@ -32,11 +33,16 @@ from fusion_core.recipe.text import load_documents as load_documents
 from fusion_core.recipe.text import load_yaml as load_yaml
 from fusion_core.report.below_base import below_base_warnings as below_base_warnings
 from fusion_core.report.table import print_reports as print_reports
+from fusion_core.running._locked_inputs import digest_inputs as digest_inputs
 from fusion_core.running._output import describe_run as describe_run
 from fusion_core.running._provenance import build_statement as build_statement
 from fusion_core.running._provenance import describe_environment as describe_environment
-from fusion_core.running._provenance import describe_outputs as describe_outputs
 from fusion_core.running._run_identity import RunIdentities as RunIdentities
 from fusion_core.running.cache import cached_answer as cached_answer
 from fusion_core.running.evaluation import evaluate_experts as evaluate_experts
 from fusion_core.running.run import execute as execute
+from fusion_core.weights.writing.provenance import Input as Input
+from fusion_core.weights.writing.provenance import Provenance as Provenance
+from fusion_core.weights.writing.provenance import has_valid_checksum as has_valid_checksum
+from fusion_core.weights.writing.provenance import parse_provenance as parse_provenance
+from fusion_core.weights.writing.provenance import read_provenance as read_provenance

@@ -110,7 +110,7 @@ def digest(
         output={"path": str(out), "shard_size": setting.shard_size},
         options=RunOptions(executor=setting.executor, workers=setting.workers, evaluate=False),
     )
-    provenance = json.loads((out / "provenance.json").read_text())
+    provenance = json.loads((out / "provenance.json").read_text())["predicate"]
     digest: str = provenance["outputs"]["tensors_blake3"]
     return digest
 

@@ -32,6 +32,7 @@ from typer.testing import CliRunner
 from vision_models import write_models as write_vision_models
 
 from fusion_core.cli.app import app
+from fusion_core.commands import read_provenance
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.recipe.text import load_yaml
 
@@ -291,9 +292,9 @@ def test_a_quantised_base_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     quantised = load_file(tmp_path / "merged-fp8" / "model.safetensors")
     assert quantised[name].dtype is torch.float8_e4m3fn
     assert quantised[f"{name}_scale_inv"].shape == (1, 1)
-    inputs = json.loads((tmp_path / "merged" / "provenance.json").read_text())["inputs"]
-    assert inputs["base"]["decoded_from"].startswith("fp8")
-    assert "decoded_from" not in inputs["math"]
+    inputs = read_provenance(tmp_path / "merged").inputs
+    assert inputs["base"].decoded_from.startswith("fp8")
+    assert not inputs["math"].decoded_from
     merge = {"algorithm": "simple-average", "model_pool": {"models": {"a": "base-fp8"}}}
     (tmp_path / "copy.yaml").write_text(json.dumps(merge))
     done = CliRunner().invoke(app, ["run", "copy.yaml", "-o", "copy", "--pool", "checkpoints"])

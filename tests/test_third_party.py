@@ -126,5 +126,5 @@ def test_it_merges_and_is_recorded(fuse: Callable[..., str], tmp_path: Path) -> 
     fuse("run", "--algo", "drop-and-average", *where, "-o", "out")
     merged = load_file(tmp_path / "out" / "model.safetensors")["weight"]
     torch.testing.assert_close(merged, torch.tensor([[0.2, 0.1], [0.0, 0.0]]))
-    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())["predicate"]
     assert provenance["plugins"]["acme-drop"] == "1.2.3"

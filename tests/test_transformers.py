@@ -340,7 +340,7 @@ def test_models_from_the_hub_merge_like_local_ones(
     run_fusion(algorithm=SUM, model_pool=pool, output="from-hub")
     merged = load_file(tmp_path / "from-hub" / "model.safetensors")
     assert all(torch.equal(merged[name], values) for name, values in expected.items())
-    provenance = json.loads((tmp_path / "from-hub" / "provenance.json").read_text())
+    provenance = json.loads((tmp_path / "from-hub" / "provenance.json").read_text())["predicate"]
     sources = {name: entry["source"] for name, entry in provenance["inputs"].items()}
     assert sources == {"base": f"org/base@{base}", "one": f"org/one@{commit}"}
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "from-hub")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from fusion_core.cli.app import app
 from fusion_core.planning.option_descriptions import describe_options
-from fusion_core.recipe.config import AlignmentPolicy, OutputOptions, Recipe
+from fusion_core.recipe.config import AlignmentPolicy, Lock, OutputOptions, Recipe
 from fusion_core.recipe.patterns import Selection
 
 if TYPE_CHECKING:
@@ -232,6 +232,7 @@ _SECTIONS = {
     "": ("Sections", Recipe),
     "output": ("Output", OutputOptions),
     "alignment": ("Alignment", AlignmentPolicy),
+    "lock": ("Lock", Lock),
     "algorithm": ("Stages", Selection),
 }
 _SHARED = set(Selection.model_fields)

@@ -192,7 +192,7 @@ class ModelPool(ABC, Generic[ConfigT]):
 
     def inputs(self) -> Mapping[str, Any]:
         """Identify the inputs for the provenance; default: each source's name and `origin`."""
-        return {name: _identify(source) for name, source in self.by_name.items()}
+        return {name: identify_input(source) for name, source in self.by_name.items()}
 
     def identity(self) -> Mapping[str, Any] | None:
         """Return, as JSON data, all that live models depend on besides weights and `assets`.
@@ -317,7 +317,8 @@ class ModelPool(ABC, Generic[ConfigT]):
         return reference_model(self.base, self.experts)
 
 
-def _identify(source: WeightSource) -> dict[str, Any]:
+def identify_input(source: WeightSource) -> dict[str, Any]:
+    """Identify a model for the provenance: its name or hub commit, and its files."""
     origin = source.origin or Origin()
     details = {
         "files": dict(origin.files),

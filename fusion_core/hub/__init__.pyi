@@ -1,9 +1,12 @@
 from fusion_core.hub._cache import assets_directory as assets_directory
+from fusion_core.hub._cache import cached_digest as cached_digest
 from fusion_core.hub._client import download as download
 from fusion_core.hub._client import download_paths as download_paths
 from fusion_core.hub._client import list_files as list_files
+from fusion_core.hub._client import pin as pin
 from fusion_core.hub._client import read_beginning as read_beginning
 from fusion_core.hub._client import resolve as resolve
+from fusion_core.hub._client import resolved_commits as resolved_commits
 from fusion_core.hub._client import session as session
 from fusion_core.hub._conversions import find_conversion as find_conversion
 from fusion_core.hub._downloads import DownloadSize as DownloadSize

@@ -8,6 +8,7 @@ each call.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from contextlib import suppress
@@ -21,6 +22,9 @@ from fusion_core.formatting import format_bytes
 
 if TYPE_CHECKING:
     from fusion_core.hub.reference import Reference
+
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def cache_directory() -> Path:
@@ -96,6 +100,17 @@ def snapshot_directory(pinned: Reference) -> Path:
 def is_cached(pinned: Reference, path: str) -> bool:
     """Tell whether the cache has a file of a commit."""
     return (snapshot_directory(pinned) / path).is_file()
+
+
+def cached_digest(pinned: Reference, path: str) -> str | None:
+    """Return the SHA-256 of a large file in the cache, which names it by its hash.
+
+    Each file was compared with that hash when it was downloaded. None for small files, and for a
+    cache without links.
+    """
+    file = snapshot_directory(pinned) / path
+    name = file.readlink().name if file.is_symlink() else ""
+    return name if _SHA256.fullmatch(name) else None
 
 
 def cached_commit(reference: Reference) -> tuple[str, date] | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from fusion_core.errors import HubError
+from fusion_core.errors import HubError, RecipeError
 from fusion_core.hub._cache import (
     cache_commit,
     cache_directory,
@@ -30,6 +30,7 @@ from fusion_core.hub._requests import (
     request_commit,
     request_listing,
 )
+from fusion_core.hub.reference import parse_key
 from fusion_core.progress import Progress
 
 if TYPE_CHECKING:
@@ -75,6 +76,28 @@ def session(progress: Progress | None = None, *, again: bool = False) -> Iterato
         yield current
     finally:
         _SESSION.reset(token)
+
+
+def pin(commits: Mapping[str, str]) -> None:
+    """Take these commits for revisions, by reference, until the open session is closed.
+
+    A reference reads `org/name@main`, that of a data set `datasets/org/name@main`. Raises
+    `RecipeError` for anything else, and for a value that is not a commit.
+    """
+    pinned = {parse_key(text): commit for text, commit in commits.items()}
+    for reference, commit in pinned.items():
+        if not reference.at(commit).is_pinned:
+            raise RecipeError(
+                f"{reference.key}: expected a commit of 40 hexadecimal digits, got {commit!r}",
+                hint="Lock the recipe again: fuse lock RECIPE.",
+            )
+    _session().commits.update(pinned)
+
+
+def resolved_commits() -> dict[str, str]:
+    """Return the commits of the revisions that the open session has resolved, as `pin` takes."""
+    commits = {reference.key: commit for reference, commit in _session().commits.items()}
+    return dict(sorted(commits.items()))
 
 
 def resolve(reference: Reference) -> Reference:

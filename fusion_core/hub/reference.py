@@ -34,8 +34,20 @@ class Reference:
         """Return the same repository at another revision."""
         return replace(self, revision=revision)
 
+    @property
+    def key(self) -> str:
+        """The text that names this reference among models and data sets: see `parse_key`."""
+        return f"{'datasets/' if self.kind == 'dataset' else ''}{self}"
+
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}"
+
+
+def parse_key(text: str) -> Reference:
+    """Parse `org/name@revision`, or `datasets/org/name@revision`; raise as `parse` does."""
+    name = text.removeprefix("datasets/")
+    is_dataset = name != text and name.count("/") > 0
+    return parse(name, kind="dataset") if is_dataset else parse(text)
 
 
 def looks_like_id(text: str) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import re
+from pathlib import Path
+
 import torch
 
 from fusion_core.errors import RecipeError
@@ -29,3 +33,15 @@ def resolve_device(name: str) -> torch.device:
     if device.index or not is_usable:  # others, such as `meta`, hold no values
         raise RecipeError(f"device {name!r}: unknown device", hint="Use cpu, cuda or cuda:1.")
     return device
+
+
+def name_processor(device: torch.device | None = None) -> str:
+    """Return the model name of the CPU, or of a device that is a GPU."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not on Linux
+        return platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    return model[1] if model else platform.machine()

@@ -54,9 +54,11 @@ def plan(raw: Mapping[str, Any], options: RunOptions, *, like: Plan | None = Non
         raw = {**raw, "executor": options.executor}
     if options.workers is not None:
         raw = assign(raw, ("executor", "workers"), options.workers, origin="workers")
-    planned = _plan(raw, options, like=like)
-    if planned.used_tasks is not None:
-        planned.check_builds()
+    with hub.session(options.progress):
+        planned = _plan(raw, options, like=like)
+        if planned.used_tasks is not None:
+            planned.check_builds()
+        planned = replace(planned, commits=hub.resolved_commits())
     output = planned.resolved.recipe.output
     if output.path is not None:
         return replace(planned, path=Path(output.path))
@@ -98,6 +100,7 @@ def _plan(
         check_output(Path(output), overwrite=options.overwrite)
     stages = create_stages(expanded, resolved.stages, plugins)
     with hub.session(options.progress):
+        hub.pin(resolved.recipe.lock.commits)
         pool = live["model_pool"] if "model_pool" in live else _create_models(resolved, like)
         original_tasks = _create_tasks(live.get("task_pool"), resolved, pool, like)
     tasks = original_tasks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
@@ -59,6 +59,8 @@ class Plan:
     nested: Mapping[str, Plan]
     #: the tasks before any stage changes them
     original_tasks: TaskPool[Any] | None
+    #: the commits of the hub's revisions that planning has resolved, by reference
+    commits: Mapping[str, str] = field(default_factory=dict)
 
     # --- the recipe ----------------------------------------------------------------------------
 
@@ -78,7 +80,7 @@ class Plan:
             sections["task_pool"] = section_of(self.resolved.task_pool, self.tasks, folder)
         rest = self.resolved.recipe.model_dump(
             mode="json",
-            include={"seed", "output", "alignment"},
+            include={"seed", "output", "alignment", *({"lock"} if self.is_locked else ())},
             exclude={"output": {"path", *self.resolved.recipe.output.forms}},
         )
         form = self.resolved.form
@@ -86,6 +88,11 @@ class Plan:
             options = form.as_recipe(folder)
             rest["output"][options.pop("name")] = options
         return {**sections, **rest}
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether the recipe accepts only inputs with recorded hashes."""
+        return bool(self.resolved.recipe.lock.files)
 
     @property
     def algorithm_name(self) -> str:

@@ -134,6 +134,15 @@ class OutputSection(OutputOptions):
         return dict(self.model_extra or {})
 
 
+class Lock(Options):
+    """The inputs that a locked recipe accepts. `fuse lock` writes this section."""
+
+    commits: Mapping[str, str] = {}
+    """The commits of repositories on the hub, by reference, such as `org/name@main`."""
+    files: Mapping[str, Mapping[str, str]] = {}
+    """The SHA-256 of every file of every model, by the names of model and file."""
+
+
 class AlignmentPolicy(Options):
     """The policies for differences between experts and the base. None is guessed."""
 
@@ -192,6 +201,8 @@ class Recipe(Options):
     """The location and form of the merged model."""
     alignment: AlignmentPolicy = AlignmentPolicy()
     """The differences between models that are allowed."""
+    lock: Lock = Lock()
+    """The commits and hashes of the inputs. A run that finds others fails before it merges."""
 
     @property
     def stages(self) -> tuple[Choice, ...]:

@@ -7,7 +7,11 @@ wherever `fuse` is started. Texts from flags and from Python start in the workin
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+#: The folders of an absolute path inside a text; not those of a URL.
+_FOLDERS = re.compile(r"(?<![\w~./-])/(?:[^\s/'\"]+/)+")
 
 
 class RecipeText(str):
@@ -79,10 +83,16 @@ def make_portable(path: str, folder: Path | None) -> str:
 
 
 def strip_folders(value: object) -> object:
-    """Return data in which every path is reduced to its name, so that it can be published."""
+    """Return data in which every path is reduced to its name, so that it can be published.
+
+    Absolute paths inside a text, such as a warning, are reduced too.
+    """
     match value:
         case str() if os.path.isabs(value) or os.path.lexists(value):  # noqa: PTH117 - a text
             return Path(value).name
+        case str():
+            home = os.path.expanduser("~").rstrip("/")  # noqa: PTH111 - Path's would raise
+            return _FOLDERS.sub("", value.replace(f"{home}/", "~/") if home else value)
         case dict():
             return {key: strip_folders(item) for key, item in value.items()}
         case list() | tuple():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import re
 import sys
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core.machine.devices import name_processor
 from fusion_core.machine.distributions import (
     find_core_libraries,
     find_plugins,
@@ -185,18 +185,11 @@ def find_distributions(package: str) -> tuple[metadata.Distribution, ...]:
 
 def identify_machine(device: torch.device) -> Key:
     """Identify what rounding depends on."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # not on Linux
-        processor = platform.processor() or platform.machine()
-    else:
-        model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-        processor = model[1] if model else platform.machine()
     return {
         "device": device.type,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "dtype": str(torch.get_default_dtype()),
-        "processor": processor,
+        "processor": name_processor(),
         "threads": torch.get_num_threads(),
     }
 

@@ -11,22 +11,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from fusion_core import hub
 from fusion_core.contracts.output import EncodedOutput, OutputParts
 from fusion_core.errors import OutputError, RecipeError
 from fusion_core.machine.memory import peak_memory
 from fusion_core.machine.ranks import is_helper_process
 from fusion_core.planning.output_paths import find_unfinished
 from fusion_core.planning.run_plan import count_tensors
-from fusion_core.recipe.paths import strip_folders
 from fusion_core.recipe.text import RECIPE, dump_yaml
 from fusion_core.running._context import cast_for_output
-from fusion_core.running._provenance import (
-    build_statement,
-    describe_environment,
-    describe_outputs,
-)
+from fusion_core.running._provenance import build_statement, describe_environment
 from fusion_core.weights import (
     Staging,
     WeightSource,
@@ -39,15 +35,16 @@ from fusion_core.weights.reading.containment import report_unreadable
 from fusion_core.weights.source import collect_origins
 from fusion_core.weights.writing.disk import report_disk_errors
 from fusion_core.weights.writing.materialise import serialise
-from fusion_core.weights.writing.output_path import PROVENANCE
 from fusion_core.weights.writing.outputs import claim, open_staging
+from fusion_core.weights.writing.provenance import PROVENANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.planning.run_plan import Plan
+    from fusion_core.recipe.config import AlignmentPolicy
 
 _log = logging.getLogger(__name__)
 
@@ -146,8 +143,14 @@ def _describe_inputs(plan: Plan) -> dict[str, Any]:
     return {"inputs": plan.pool.inputs(), **({"tasks": data} if data else {})}
 
 
-def _describe_environment(plan: Plan) -> dict[str, Any]:
-    return describe_environment(plan.distributions, plan.plugins.plugins, plan.device)
+def _describe_environment(plan: Plan, kernels: Iterable[str] = ()) -> dict[str, Any]:
+    used = plan.distributions.union(name.partition("/")[0] for name in kernels)
+    return describe_environment(used, plan.plugins.plugins, plan.device)
+
+
+def _find_relaxed(policy: AlignmentPolicy) -> dict[str, str]:
+    """Return the policies that a recipe changes, such as `{"extra": "drop"}`."""
+    return policy.model_dump(exclude_defaults=True)
 
 
 def read_assets(plan: Plan, pool: ModelPool[Any]) -> Assets:
@@ -193,27 +196,28 @@ def write_model(  # noqa: PLR0913, PLR0917 - what is written, where, and since w
     written = plan.read_output(staging.directory, pool)
     warnings = [*context.warnings, *find_near_models(plan, pool, written)]
     staging.add(RECIPE, dump_yaml(plan.recipe_in(plan.path)).encode())
-    timings = {
+    run = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 3),
         "peak_memory": peak_memory(),
     }
     kernels = count_compiled(weights)
     parts = {
-        **_describe_environment(plan),
-        **cast("dict[str, Any]", strip_folders(_describe_inputs(plan))),
+        **_describe_environment(plan, kernels),
+        "recipe": plan.recipe,
+        **_describe_inputs(plan),
+        "commits": hub.resolved_commits(),
         "stages": [stage.as_provenance() for stage in plan.stages],
         "tensors": count_tensors(pool, weights, skipped=plan.skipped),
         "matrices": [asdict(holding) for holding in plan.holdings],
         "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
         "kernels": kernels,
+        "relaxed": _find_relaxed(plan.resolved.recipe.alignment),
         "trusted": sorted(plan.needs_trust),
         "warnings": [*plan.warnings, *warnings],
         **({"output": dict(output.record)} if output.record else {}),
-        "outputs": describe_outputs(staging),
     }
-    statement = json.dumps(build_statement(parts, timings), indent=2)
-    staging.add(PROVENANCE, statement.encode() + b"\n")
+    staging.add(PROVENANCE, build_statement(staging, parts, run))
     pool.check_unchanged()
     staging.commit(overwrite=plan.options.overwrite)
     return warnings, output.summary, kernels

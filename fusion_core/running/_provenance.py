@@ -1,27 +1,34 @@
-"""The content of `provenance.json`: inputs, outputs and versions.
+"""The content of `provenance.json`: recipe, inputs, outputs and versions.
 
-Two runs of one recipe on one machine write the same file except for `timings`. It does not depend
-on the path of the output.
+Two runs of one recipe on one machine write the same file except for `run`. It does not depend on
+the path of the output.
 """
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from fusion_core.machine.devices import name_processor
 from fusion_core.machine.distributions import CORE, find_core_libraries
+from fusion_core.recipe.paths import strip_folders
+from fusion_core.weights.writing.digest import shard_digest
+from fusion_core.weights.writing.provenance import (
+    FILE_DIGEST,
+    PREDICATE_TYPE,
+    SHARD_DIGEST,
+    STATEMENT_TYPE,
+    seal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from fusion_core.plugins.distributions import Plugin
     from fusion_core.weights import Staging
-
-SCHEMA = 1
 
 
 def describe_environment(
@@ -49,21 +56,47 @@ def describe_environment(
     }
 
 
-def describe_outputs(staging: Staging) -> dict[str, Any]:
-    """Return the size and hash of every file of a finished directory, and a digest of all tensors.
+def build_statement(staging: Staging, parts: Mapping[str, Any], run: Mapping[str, Any]) -> bytes:
+    """Return the content of `provenance.json` for a finished directory.
 
-    The hash of a shard covers its header only. `tensors_blake3` covers the tensors and does not
-    depend on the shard size (`weights/writing/digest.py`).
+    It is an in-toto statement about every file of the directory. `parts` are fields of the
+    predicate, as docs/reference/provenance.md describes them; paths in them are reduced to names.
+    `run` are those that differ between equal runs.
     """
-    files: dict[str, dict[str, Any]] = {}
+    digests = staging.tensor_digests
+    public = cast("dict[str, Any]", strip_folders(parts))
+    processor = name_processor(torch.device(parts["device"]))
+    outputs = {
+        "tensors_blake3": staging.tensors_digest,
+        "tensors": {
+            shard.file: {info.name: digests[info.name] for info in shard.infos}
+            for shard in staging.shards.layout.shards
+        },
+    }
+    return seal(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": _describe_files(staging),
+            "predicateType": PREDICATE_TYPE,
+            "predicate": {**public, "processor": processor, "outputs": outputs, "run": run},
+        }
+    )
+
+
+def _describe_files(staging: Staging) -> list[dict[str, Any]]:
+    """Return the size and the digest of every file, sorted by name.
+
+    A SHA-256 of the tensors would take as long as a linear merge, and the writer has the BLAKE3 of
+    each. So the digest of a shard covers its header and these.
+    """
+    digests = staging.tensor_digests
+    files: dict[str, tuple[int, dict[str, str]]] = {}
     for shard in staging.shards.layout.shards:
-        digest = hashlib.sha256(shard.header).hexdigest()
-        files[shard.file] = {"bytes": shard.size, "header_sha256": digest}
+        digest = shard_digest(shard.header, [digests[info.name] for info in shard.infos])
+        files[shard.file] = shard.size, {SHARD_DIGEST: digest}
     for name, (size, digest) in staging.side_files.items():
-        files[name] = {"bytes": size, "sha256": digest}
-    return {"files": dict(sorted(files.items())), "tensors_blake3": staging.tensors_digest}
-
-
-def build_statement(parts: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of `provenance.json`. Equal runs differ only in `timings`."""
-    return {"schema": SCHEMA, **parts, "timings": timings}
+        files[name] = size, {FILE_DIGEST: digest}
+    return [
+        {"name": name, "digest": digest, "annotations": {"bytes": size}}
+        for name, (size, digest) in sorted(files.items())
+    ]

@@ -27,7 +27,10 @@ from fusion_core.planning.trust import (
     trust_in_environment,
 )
 from fusion_core.progress import Progress
+from fusion_core.recipe.config import Lock
+from fusion_core.recipe.validation import validate
 from fusion_core.running._evaluator import Evaluator
+from fusion_core.running._identity import file_digests
 from fusion_core.running._measured_models import (
     choose_pools,
     create_models,
@@ -44,6 +47,7 @@ from fusion_core.running.recorded_recipe import (
 from fusion_core.running.task_overrides import TaskOverrides, read_recorded_overrides
 from fusion_core.weights.merging.memory_errors import report_out_of_memory
 from fusion_core.weights.writing.disk import write_durably
+from fusion_core.weights.writing.provenance import PROVENANCE, Evaluation, record_evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -165,6 +169,7 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     adapted = bool(recorded) and any(uses_tasks(stage.component.spec) for stage in stages)
     check_trusted(collect_needs([resolved_pool, resolved_tasks, form, *stages]), trust)
     with hub.session(progress):
+        hub.pin(validate(Lock, recipe.get("lock") or {}, prefix="lock").commits)
         pool = create_models(resolved_pool, nested, recipe)
         weights = form.create().decode(directory, pool) if form else open_model(directory, pool)
         own_pool = with_own_files(pool, weights, directory)
@@ -197,13 +202,22 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
 def write_report(report: Report, directory: Path) -> None:
     """Write `report.json` and, if tasks have outcomes, `outcomes.json` into a model directory.
 
-    Each file is written in one step. The report comes last, so that it never lies next to the
-    outcomes of another report.
+    Each file is written in one step. The report follows the outcomes, so that it never lies next to
+    those of another report. The provenance, if there is one, then names both by their hashes.
     """
+    files = {REPORT: json.dumps(report.as_json(), indent=2).encode() + b"\n"}
     outcomes = report.outcomes_as_json()
     (directory / OUTCOMES).unlink(missing_ok=True)
     if outcomes:
-        data = json.dumps(outcomes, separators=(",", ":")).encode() + b"\n"
-        write_durably(directory / OUTCOMES, data)
-    data = json.dumps(report.as_json(), indent=2).encode() + b"\n"
-    write_durably(directory / REPORT, data)
+        files[OUTCOMES] = json.dumps(outcomes, separators=(",", ":")).encode() + b"\n"
+        write_durably(directory / OUTCOMES, files[OUTCOMES])
+    write_durably(directory / REPORT, files[REPORT])
+    path = directory / PROVENANCE
+    if path.is_file():
+        evaluation = Evaluation(
+            tasks=list(report.tasks),
+            measured_on=report.measured_on,
+            transductive=report.transductive,
+            files=file_digests(files),
+        )
+        write_durably(path, record_evaluation(path.read_bytes(), evaluation))

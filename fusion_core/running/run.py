@@ -26,6 +26,7 @@ from fusion_core.plugins.recipe_files import load_recipe
 from fusion_core.recipe.assignments import assign
 from fusion_core.report.below_base import below_base_warnings
 from fusion_core.running._context import cast_for_output, notify, prepare
+from fusion_core.running._locked_inputs import check_lock
 from fusion_core.running._output import (
     claim_output,
     find_near_models,
@@ -115,11 +116,13 @@ def execute(plan: Plan) -> RunResult:
 
 
 def _execute(plan: Plan, committed: list[Path]) -> RunResult:
-    with claim_output(plan) as final:
+    with hub.session(plan.options.progress), claim_output(plan) as final:
+        hub.pin(plan.commits)
         info = RunInfo(final.recipe, final.path)
         notify(final, "fusion_run_started", run=info)
         _download(final)
         if not is_helper_process():
+            check_lock(final)
             final.check_data()
         result = _merge(final, info, committed)
     if is_helper_process():  # the first process does the rest

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_core import TensorInfo
+from fusion_core.commands import read_provenance
 from fusion_core.planning.plan import plan
 from fusion_core.planning.run_options import RunOptions
 
@@ -55,7 +56,7 @@ def test_fallbacks_are_reported_per_stage(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"algorithm": stages, "model_pool": models}))
     process = run_fuse("run", str(recipe), "-o", str(tmp_path / "out"))
-    fallbacks = json.loads((tmp_path / "out" / "provenance.json").read_text())["fallbacks"]
+    fallbacks = read_provenance(tmp_path / "out").fallbacks
     assert [(entry["stage"], entry["tensors"]) for entry in fallbacks] == [
         ("orthogonalise", 1),
         ("svc", 2),

@@ -92,7 +92,7 @@ def test_a_run_is_named_after_the_pipeline_and_records_its_stages(tmp_path: Path
     assert [stage["name"] for stage in planned.recipe["algorithm"]] == [s["name"] for s in STAGES]
     result = run_fusion(sections, output=tmp_path / "out", options=options)
     assert result.path is not None
-    statement = json.loads((result.path / "provenance.json").read_text())
+    statement = json.loads((result.path / "provenance.json").read_text())["predicate"]
     assert {stage["pipeline"] for stage in statement["stages"]} == {"trimmed-sum"}
     again = run_fusion(result.path / "recipe.yaml", output=tmp_path / "again", options=options)
     assert equal(again.weights.state_dict(), result.weights.state_dict())

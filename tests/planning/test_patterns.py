@@ -353,7 +353,7 @@ def test_a_recorded_recipe_selects_the_same(models: Models, tmp_path: Path) -> N
     run_fusion(algorithm=recipe["algorithm"], model_pool=pool, output=tmp_path / "two")
     for name in ("recipe.yaml", "model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    counts = json.loads((tmp_path / "one" / "provenance.json").read_text())["tensors"]
+    counts = json.loads((tmp_path / "one" / "provenance.json").read_text())["predicate"]["tensors"]
     assert counts == {"merged": 2, "copied": 4, "dropped": 0}
 
 

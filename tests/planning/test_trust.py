@@ -267,7 +267,7 @@ def test_a_pool_object_needs_no_trust(tmp_path: Path) -> None:
 
 def test_tasks_that_nothing_reads_need_no_trust(fuse: Fuse) -> None:
     assert fuse("run", "recipe.yaml", "--no-eval").code == 0
-    assert json.loads(Path("out/provenance.json").read_text())["trusted"] == []
+    assert json.loads(Path("out/provenance.json").read_text())["predicate"]["trusted"] == []
 
 
 def test_workers_on_this_machine_need_no_trust() -> None:

@@ -84,7 +84,7 @@ def test_an_output_can_be_made_again_and_does_not_name_the_home(project: Path) -
     assert "~/project/models/base" in outside
     again = run_fusion("outputs/checkpoints-ties-1/recipe.yaml", output="again")
     assert again.weights.tensor("w").tolist() == [1.5] * 4
-    sources = json.loads(Path("again/provenance.json").read_text())["inputs"]
+    sources = json.loads(Path("again/provenance.json").read_text())["predicate"]["inputs"]
     assert {source["source"] for source in sources.values()} == {"base", "a", "b"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from fusion_core import (
     plan,
     run_fusion,
 )
-from fusion_core.commands import load_plugins
+from fusion_core.commands import load_plugins, read_provenance
 from fusion_core.contracts.model_pool import ModelPool
 from fusion_core.errors import BrokenPluginError
 from fusion_core.planning.pipeline import apply_stages
@@ -414,7 +413,7 @@ def test_plan_and_provenance_describe_matrices(tmp_path: Path) -> None:
         ("stem.conv.weight", 1, "1 matrix of 4 x 12"),
     ]
     run_fusion(algorithm="iso-c", model_pool=pool, output={"path": str(tmp_path / "out")})
-    recorded = json.loads((tmp_path / "out" / "provenance.json").read_text())["matrices"]
+    recorded = read_provenance(tmp_path / "out").matrices
     assert recorded[0] == {
         "tensors": "blocks.*.experts.gate_up",
         "count": 1,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import sys
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from fusion_core.weights import CheckpointSource, Piece, StateDictSource, Weight
 from fusion_core.weights.writing import _fault as fault
 from fusion_core.weights.writing.disk import write_durably
 from fusion_core.weights.writing.lock import lock_output
+from fusion_core.weights.writing.provenance import Provenance, read_provenance
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
@@ -328,20 +330,21 @@ def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> 
     }
     assert isinstance(result.weights, CheckpointSource)
     assert result.report is None
-    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
-    assert provenance["schema"] == 1
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())["predicate"]
+    absent = {"schema_version", "subject", "tasks", "output"}
+    assert provenance.keys() == Provenance.model_fields.keys() - absent
     assert provenance["plugins"].keys() == {"fusion-ties", "pools-checkpoints"}
     assert provenance["inputs"].keys() == {"base", "a", "b", "c"}
     assert provenance["inputs"]["a"]["source"] == "a"
     assert provenance["tensors"] == {"merged": 5, "copied": 1, "dropped": 0}
-    assert provenance["outputs"]["files"].keys() == {
+    assert read_provenance(tmp_path / "out").subject.keys() == {
         "config.json",
         "model.safetensors",
         "recipe.yaml",
         "tokenizer.json",
     }
-    assert provenance["timings"].keys() == {"finished", "seconds", "peak_memory"}
-    assert 10**7 < provenance["timings"]["peak_memory"] < 10**12  # bytes
+    assert provenance["run"].keys() == {"finished", "seconds", "peak_memory", "checksum"}
+    assert 10**7 < provenance["run"]["peak_memory"] < 10**12  # bytes
 
 
 @pytest.mark.parametrize("output", [".", "..", "../here", "below/.."])
@@ -366,7 +369,7 @@ def test_inputs_are_not_touched(paths: dict[str, Any], tmp_path: Path) -> None:
     assert {name: files_of(tmp_path / "in" / name) for name in before} == before
 
 
-def test_equal_runs_differ_only_in_timings(paths: dict[str, Any], tmp_path: Path) -> None:
+def test_equal_runs_differ_only_in_run_details(paths: dict[str, Any], tmp_path: Path) -> None:
     statements = []
     for n, options in enumerate(
         [
@@ -382,7 +385,7 @@ def test_equal_runs_differ_only_in_timings(paths: dict[str, Any], tmp_path: Path
             tmp_path / "out0", but=("provenance.json",)
         )
         statement = json.loads((tmp_path / f"out{n}" / "provenance.json").read_text())
-        del statement["timings"]
+        del statement["predicate"]["run"]
         statements.append(statement)
     assert all(statement == statements[0] for statement in statements)
 
@@ -417,8 +420,7 @@ def test_other_shard_size_gives_the_same_tensors(paths: dict[str, Any], tmp_path
     for size in (1, 300, "5GB"):
         output = {"path": f"out-{size}", "shard_size": size}
         run_fusion(algorithm="ties", model_pool=paths, output=output)
-        statement = json.loads((tmp_path / f"out-{size}" / "provenance.json").read_text())
-        digests.add(statement["outputs"]["tensors_blake3"])
+        digests.add(read_provenance(tmp_path / f"out-{size}").outputs.tensors_blake3)
     assert len(digests) == 1
 
 
@@ -489,8 +491,7 @@ def test_side_files_are_committed_with_the_model(paths: dict[str, Any], tmp_path
     result = run_fusion(algorithm=Learning(), model_pool=paths, output="out")
     assert json.loads((tmp_path / "out" / "coefficients.json").read_text()) == {"a": 0.5}
     assert result.side_files.keys() == {"coefficients.json"}
-    statement = json.loads((tmp_path / "out" / "provenance.json").read_text())
-    assert "coefficients.json" in statement["outputs"]["files"]
+    assert "coefficients.json" in read_provenance(tmp_path / "out").subject
 
 
 @pytest.mark.parametrize("name", ["../escaped", "recipe.yaml", "model.safetensors"])
@@ -521,7 +522,7 @@ def test_dropped_tensors_are_counted(paths: dict[str, Any], models: Models, tmp_
     save_file({**models["a"], "head": torch.ones(1)}, "in/a/model.safetensors")
     raw = {"alignment": {"extra": "drop"}}
     run_fusion(raw, algorithm="ties", model_pool=paths, output="out")
-    statement = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    statement = json.loads((tmp_path / "out" / "provenance.json").read_text())["predicate"]
     assert statement["tensors"] == {"merged": 5, "copied": 1, "dropped": 1}
 
 
@@ -649,6 +650,11 @@ def test_report_includes_base_and_experts(nets: tuple[Net, dict[str, Net]], tmp_
     assert report.normalised_average is None  # nobody was tuned for x
     assert report.transductive is None
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report.as_json()
+    evaluation = read_provenance(tmp_path / "out").run.evaluation
+    assert evaluation is not None
+    content = (tmp_path / "out" / "report.json").read_bytes()
+    assert evaluation.files["report.json"] == hashlib.sha256(content).hexdigest()
+    assert evaluation.tasks == list(report.tasks)
 
 
 class Sizes(Norms):

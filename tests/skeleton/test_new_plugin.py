@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fusion_core.commands import read_provenance
 from fusion_core.errors import OutputError, RecipeError
 from fusion_testing.skeleton import Kind, Names, core_range, write_plugin
 
@@ -136,7 +137,7 @@ def test_they_merge_measure_and_read_the_models_of_mini8(world: World, tmp_path:
     assert set(report["tasks"]) == {"stripes", "blots"}
     assert 0 < report["average"] <= 1
     assert (tmp_path / "merged" / "model.safetensors").is_file()
-    recorded = json.loads((tmp_path / "merged" / "provenance.json").read_text())["plugins"]
+    recorded = read_provenance(tmp_path / "merged").plugins
     assert recorded["fusion-try-algorithm"] == "0.1.0"
     assert "try-command" in world.run("fuse", "--help", cwd=tmp_path)
     out = world.run("fuse", "try-command", "merged", cwd=tmp_path)

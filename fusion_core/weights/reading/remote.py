@@ -41,7 +41,7 @@ class RemoteSource(WeightSource):
     """
 
     def __init__(self, pinned: hub.Reference, files: Sequence[str]) -> None:
-        self._pinned = pinned
+        self.pinned = pinned
         self._files = list(files)
         self._local: CheckpointSource | None = None
         self._lock = threading.Lock()
@@ -65,13 +65,13 @@ class RemoteSource(WeightSource):
         """The files in the cache, downloaded on first use."""
         with self._lock:
             if self._local is None:
-                directory = hub.download_paths(self._pinned, self._files)
-                self._local = CheckpointSource(directory, name=str(self._pinned))
+                directory = hub.download_paths(self.pinned, self._files)
+                self._local = CheckpointSource(directory, name=str(self.pinned))
             return self._local
 
     def describe(self) -> str:
         """Return the repository at its commit."""
-        return str(self._pinned)
+        return str(self.pinned)
 
     @property
     def origin(self) -> Origin:
@@ -94,7 +94,9 @@ class _LazyIdentities(Mapping[str, Mapping[str, Any]]):
         self._source = source
 
     def __getitem__(self, file: str) -> Mapping[str, Any]:
-        return self._source.local.origin.files[file]
+        identity = self._source.local.origin.files[file]
+        sha256 = hub.cached_digest(self._source.pinned, file)
+        return identity if sha256 is None else {**identity, "sha256": sha256}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._source.local.origin.files)

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
-from fusion_core.weights.reading.format import DTYPE_NAMES, build_header
+from fusion_core.weights.reading.format import build_header
 from fusion_core.weights.reading.header import StoredTensor
 from fusion_core.weights.reading.location import SINGLE
 from fusion_core.weights.source import view_bytes
 from fusion_core.weights.writing._fault import fault_point
+from fusion_core.weights.writing.digest import bytes_digest
 from fusion_core.weights.writing.disk import DataFile, allocate, free_bytes, report_disk_errors
 
 if TYPE_CHECKING:
@@ -97,19 +96,6 @@ class Layout:
             digest.update(f"{shard.file}\0".encode() + shard.header)
         return digest.hexdigest()
 
-    def tensors_digest(self, digests: Mapping[str, str]) -> str:
-        """Return one BLAKE3 of all tensors, whatever files hold them, from those of the tensors.
-
-        It covers one line per tensor, sorted by name: `name dtype shape blake3` and a newline, for
-        example `head.bias F32 [10] 9f86…`.
-        """
-        total = blake3()
-        for name in sorted(self.locations):
-            info = self.locations[name].info
-            shape = ",".join(map(str, info.shape))
-            total.update(f"{name} {DTYPE_NAMES[info.dtype]} [{shape}] {digests[name]}\n".encode())
-        return total.hexdigest()
-
     def index(self) -> bytes | None:
         """Return the content of the index file, or None for a single shard."""
         if len(self.shards) == 1:
@@ -149,7 +135,6 @@ class Shards:
     def digest(self, name: str) -> str:
         """Return the BLAKE3 of a tensor's bytes in its file.
 
-        BLAKE3 takes a fifth of the time of SHA-256, which would take as long as a linear merge.
         The file is opened again, because a network file system shows another machine's writes only
         to those who open the file after them.
         """
@@ -157,10 +142,7 @@ class Shards:
         size = location.info.nbytes
         file = DataFile(self.files[location.file].path, flags=0)
         buffer = memoryview(bytearray(min(size, _CHUNK)))
-        digest = blake3()
-        for chunk in file.chunks(location.offset, size, buffer):
-            digest.update(chunk)
-        return digest.hexdigest()
+        return bytes_digest(file.chunks(location.offset, size, buffer))
 
     def intact_tensors(self, recorded: Mapping[str, str]) -> dict[str, str]:
         """Return the recorded tensors, with their digests, whose bytes still have that digest."""

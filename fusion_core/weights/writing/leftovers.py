@@ -16,8 +16,8 @@ from fusion_core.errors import DiskError, OutputError
 from fusion_core.weights.writing._journal import Journal
 from fusion_core.weights.writing.disk import report_disk_errors, target_of
 from fusion_core.weights.writing.lock import is_locked, lock_of, lock_output, locked_outputs
-from fusion_core.weights.writing.output_path import PROVENANCE
 from fusion_core.weights.writing.ownership import is_directory, is_held, is_single_file
+from fusion_core.weights.writing.provenance import PROVENANCE
 from fusion_core.weights.writing.workspace import Workspace, find_workspaces
 
 if TYPE_CHECKING:

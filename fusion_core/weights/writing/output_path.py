@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError, OutputError, RecipeError
-from fusion_core.weights.reading.untrusted_json import LARGEST_HEADER, parse_json
+from fusion_core.weights.reading.untrusted_json import LARGEST_HEADER
 from fusion_core.weights.writing.disk import report_disk_errors, target_of
 from fusion_core.weights.writing.ownership import is_directory, read_own_file
+from fusion_core.weights.writing.provenance import PROVENANCE, parse_provenance
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-PROVENANCE = "provenance.json"
 #: Files that an evaluation and `fuse report` add to an output.
 _ADDED = ("report.json", "outcomes.json", "report.html")
 #: The most parts of a side file's name: a folder, and the file in it.
@@ -120,15 +120,8 @@ def _foreign_files(output: Path, written: Collection[str]) -> Iterator[str]:
 
 def _written_files(provenance: Path) -> set[str] | None:
     """Return the names of an output's files, or None for a provenance that `fuse` did not write."""
+    text = read_own_file(provenance, LARGEST_HEADER) or b""
     try:
-        content = parse_json(read_own_file(provenance, LARGEST_HEADER) or b"", path=str(provenance))
+        return {*parse_provenance(text, path=str(provenance)).subject, PROVENANCE, *_ADDED}
     except CheckpointError:
         return None
-    match content:
-        case {
-            "schema": int(),
-            "versions": {"fusion-core": str()},
-            "outputs": {"files": dict(files)},
-        }:
-            return {*files, PROVENANCE, *_ADDED}
-    return None

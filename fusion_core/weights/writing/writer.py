@@ -34,6 +34,7 @@ from fusion_core.weights.reading.location import INDEX, SINGLE
 from fusion_core.weights.writing._fault import fault_point
 from fusion_core.weights.writing._journal import Journal, Recorder
 from fusion_core.weights.writing._shards import STEM, Layout, Shards
+from fusion_core.weights.writing.digest import tensors_digest
 from fusion_core.weights.writing.disk import report_disk_errors, sync_directory, write_new
 from fusion_core.weights.writing.output_path import check_output, is_side_file_name, output_exists
 from fusion_core.weights.writing.ownership import is_directory
@@ -135,9 +136,17 @@ class Staging:
         self.side_files[name] = (size, digest.hexdigest())
 
     @property
+    def tensor_digests(self) -> dict[str, str]:
+        """The BLAKE3 of each tensor's bytes, by name. Call `finish_shards` first."""
+        return {name: self._journal.tensors[name] for name in self.shards.layout.locations}
+
+    @property
     def tensors_digest(self) -> str:
         """One digest of all tensors, whatever the shard size. Call `finish_shards` first."""
-        return self.shards.layout.tensors_digest(self._journal.tensors)
+        locations = self.shards.layout.locations
+        return tensors_digest(
+            {name: (locations[name].info, digest) for name, digest in self.tensor_digests.items()}
+        )
 
     def commit(self, *, overwrite: bool) -> None:
         """Rename the directory to the output in one step, or leave the output as it was.

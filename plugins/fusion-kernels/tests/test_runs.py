@@ -61,7 +61,7 @@ def _run(algorithm: Any, models: dict[str, str], output: Path, workers: int) -> 
         output=output,
         options=RunOptions(evaluate=False, workers=workers),
     )
-    provenance: dict[str, Any] = json.loads((output / "provenance.json").read_text())
+    provenance: dict[str, Any] = json.loads((output / "provenance.json").read_text())["predicate"]
     return provenance
 
 

@@ -122,7 +122,7 @@ def test_a_run_and_a_direct_call_give_the_same(tmp_path: Path) -> None:
     for merged in (written, by_hand):
         assert merged.keys() == expected.keys()
         assert all(torch.equal(merged[name], values) for name, values in expected.items())
-    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())["predicate"]
     assert provenance["tensors"] == {"merged": 6, "copied": 0, "dropped": 0}
 
 
@@ -281,5 +281,5 @@ def test_doubts_about_the_configuration_are_warnings(tmp_path: Path) -> None:
     options = RunOptions(evaluate=False)
     algorithm = {"name": "stack", "slices": SLICES[1:]}
     run_fusion(algorithm=algorithm, model_pool=pool, output=tmp_path / "out", options=options)
-    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())["predicate"]
     assert any("decoder_sparse_step" in line for line in provenance["warnings"])

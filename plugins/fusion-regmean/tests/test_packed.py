@@ -186,7 +186,7 @@ def test_padding_is_no_input_of_packed_experts(kind: str, method: str) -> None:
 def warnings_of(algorithm: Any, pool: Any, folder: Path, **kinds: Any) -> list[str]:
     tasks = AllTexts(partial(Texts, **kinds))
     merge(algorithm, pool, tasks, output={"path": str(folder / "merged")})
-    provenance = json.loads((folder / "merged" / "provenance.json").read_text())
+    provenance = json.loads((folder / "merged" / "provenance.json").read_text())["predicate"]
     warnings: list[str] = provenance["warnings"]
     return [warning for warning in warnings if "observed no layer" in warning]
 

@@ -252,7 +252,7 @@ def test_a_long_search_gives_a_small_page(world: World) -> None:
     ("name", "content"),
     [
         ("provenance.json", "{"),
-        ("provenance.json", '{"inputs": 3}'),
+        ("provenance.json", '{"schema": 1, "versions": {"fusion-core": "0.1.0"}, "inputs": 3}'),
         ("metrics.jsonl", '{"step": 0}\n{"ste'),
         ("metrics.jsonl", '{"entropy": 1}'),
         ("coefficients.json", '{"coefficients": {"one": 3}}'),

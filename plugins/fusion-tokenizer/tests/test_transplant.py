@@ -22,6 +22,8 @@ from transplant_models import (
     save_tokenizer,
 )
 
+from fusion_core.commands import read_provenance
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -331,11 +333,11 @@ def test_the_report_counts_every_row_and_the_provenance_has_it(pair: Models) -> 
         shared
     )
     assert report["matched"]["same byte, other spelling"] > 100
-    provenance = read(pair.output / "provenance.json")
-    assert provenance["output"]["tokenizer"] == report
-    assert provenance["outputs"]["files"].keys() == {
-        path.name for path in pair.output.iterdir()
-    } - {"provenance.json"}
+    provenance = read_provenance(pair.output)
+    assert provenance.output["tokenizer"] == report
+    assert provenance.subject.keys() == {path.name for path in pair.output.iterdir()} - {
+        "provenance.json"
+    }
     assert "new: subword" in output
     dry = pair.transplant("--method", "subword", "--dry-run", "--json")
     assert json.loads(dry)["matched"] == report["matched"]

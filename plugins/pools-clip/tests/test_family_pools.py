@@ -236,7 +236,7 @@ def test_without_a_conversion_the_pickle_is_read_as_plain_tensors(
         )
     assert [message for message in caplog.messages if "pickle" in message] == caplog.messages
     assert len(caplog.messages) == 1
-    recorded = json.loads((out / "provenance.json").read_text())
+    recorded = json.loads((out / "provenance.json").read_text())["predicate"]
     assert "torch.load(weights_only=True, mmap=True)" in json.dumps(recorded)
     expected = load_file(base / "model.safetensors")
     pool = ClipVitB32(FamilyConfig(tasks=["mnist"]))
@@ -458,7 +458,7 @@ def test_a_run_is_shown_with_published_results(serve: HubServer, tmp_path: Path)
     assert list(report["tasks"]) == TA8
     assert list(report["reference"]["experts"]) == TA8
     assert report["published"]["rows"]["TIES λ=0.3"]["mnist"] == 0.941
-    recorded = json.loads((tmp_path / "out/provenance.json").read_text())
+    recorded = json.loads((tmp_path / "out/provenance.json").read_text())["predicate"]
     commit = serve.repositories["datasets", "ylecun/mnist"].refs["main"]
     assert recorded["tasks"]["mnist"]["data"] == f"ylecun/mnist@{commit}"
 

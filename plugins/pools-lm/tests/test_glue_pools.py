@@ -216,7 +216,7 @@ def test_a_run_is_shown_with_published_results(own_hub: HubServer, tmp_path: Pat
     assert base["rte"] == {"exact_match": 2 / 8, "invalid": 0}
     assert base["stsb"] == {"spearman": 0, "invalid": 1}
     assert report["published"]["rows"]["TIES λ=0.3"]["stsb"] == pytest.approx(0.783)
-    recorded = json.loads((tmp_path / "out/provenance.json").read_text())
+    recorded = json.loads((tmp_path / "out/provenance.json").read_text())["predicate"]
     commit = own_hub.repositories["datasets", "nyu-mll/glue"].refs["main"]
     assert recorded["tasks"]["mnli"] == {
         "data": f"nyu-mll/glue@{commit}",

@@ -291,7 +291,7 @@ def test_provenance_names_the_trusted_program(
         run_fusion(recipe)
     assert not (tmp_path / "requests.jsonl").exists()
     run_fusion(recipe, options=RunOptions(trust=frozenset({"lm-eval-python"})))
-    written = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    written = json.loads((tmp_path / "out" / "provenance.json").read_text())["predicate"]
     assert written["trusted"] == ["lm-eval-python"]
 
 

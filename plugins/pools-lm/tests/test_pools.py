@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from fusion_core import AlignmentPolicy, RunOptions, run_fusion
+from fusion_core.commands import read_provenance
 from fusion_core.errors import AlignmentError, CheckpointError, OutputError
 from fusion_core.weights import CheckpointSource
 from fusion_testing import Mean
@@ -129,7 +130,7 @@ def test_old_names_of_a_base_match_current_names_of_experts(
         merged, output_loading_info=True
     )
     assert not any(loading_info.values())
-    provenance = json.loads((merged / "provenance.json").read_text())
+    provenance = json.loads((merged / "provenance.json").read_text())["predicate"]
     assert all("model.safetensors" in source["files"] for source in provenance["inputs"].values())
 
 
@@ -273,7 +274,10 @@ def test_files_that_are_not_copied_are_reported(
     assert lost == "files of base not copied (code never is): labels.json, modeling_own.py"
     assert template == "b: chat template: the base, and so the output, has none"
     merged = merge("causal-lm", options, tmp_path / "merged")
-    assert json.loads((merged / "provenance.json").read_bytes())["warnings"] == [template, lost]
+    assert read_provenance(merged).warnings == [
+        template,
+        lost,
+    ]
     assert not list(merged.glob("*.py"))
 
 

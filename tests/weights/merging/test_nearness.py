@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from fusion_core import Algorithm, ComponentConfig, run_fusion
+from fusion_core.commands import read_provenance
 from fusion_core.weights import Linear, StateDictSource, describe_nearness
 
 if TYPE_CHECKING:
@@ -86,6 +86,6 @@ def test_a_run_warns_and_records_it(
     base, first, second, _ = ({"w": row} for row in vectors)
     pool = {"base": base, "models": {"x": first, "y": second}}
     run_fusion(algorithm=Fraction(), model_pool=pool, output=tmp_path / "merged")
-    recorded = json.loads((tmp_path / "merged" / "provenance.json").read_text())["warnings"]
+    recorded = read_provenance(tmp_path / "merged").warnings
     assert [warning for warning in recorded if "nearly the base" in warning]
     assert "nearly the base" in caplog.text

@@ -72,11 +72,11 @@ def inputs(workspace: Path, models: dict[str, dict[str, torch.Tensor]]) -> dict[
 
 
 def files_in(directory: Path) -> Files:
-    """Return what a run wrote, without the timings in the provenance."""
+    """Return what a run wrote, without the details of the run in the provenance."""
     files = {path.name: path.read_bytes() for path in directory.iterdir()}
     if "provenance.json" in files:
         statement = json.loads(files["provenance.json"])
-        del statement["timings"]
+        del statement.get("predicate", statement)["run"]
         files["provenance.json"] = json.dumps(statement).encode()
     return files
 

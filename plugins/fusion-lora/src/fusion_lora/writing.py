@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -13,11 +12,11 @@ from fusion_core import Progress
 from fusion_core.commands import (
     build_statement,
     describe_environment,
-    describe_outputs,
+    identify_input,
     load_plugins,
 )
 from fusion_core.errors import RecipeError
-from fusion_core.weights import check_unchanged, collect_origins, materialise, stage_output
+from fusion_core.weights import check_unchanged, materialise, stage_output
 from fusion_lora.modules import EXPERTS
 from fusion_lora.reading.config import ADAPTER_CONFIG
 from fusion_lora.reading.source import STEM
@@ -75,16 +74,11 @@ def _describe(
     models = {"expert": extraction.model, "base": extraction.base}
     parts = {
         **environment,
-        "inputs": {
-            name: [dict(origin.files) for origin in collect_origins(model)]
-            for name, model in models.items()
-        },
-        "ranks": asdict(extraction.ranks),
-        "output": {"adapter": record.as_data()},
-        "outputs": describe_outputs(staging),
+        "inputs": {name: identify_input(model) for name, model in models.items()},
+        "output": {"adapter": record.as_data(), "ranks": asdict(extraction.ranks)},
     }
-    timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    return json.dumps(build_statement(parts, timings), indent=2).encode() + b"\n"
+    run = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    return build_statement(staging, parts, run)
 
 
 def _refuse_experts(record: Record) -> None:

@@ -75,11 +75,11 @@ def chart_costs(runs: Sequence[Run], table: PageTable) -> Iterator[Chart]:
     costs = {
         "seconds": (
             "time of the merge in s",
-            {run.name: run.provenance.timings.seconds for run in runs},
+            {run.name: run.provenance.run.seconds for run in runs},
         ),
         "memory": (
             "peak memory in GB",
-            {run.name: _gigabytes(run.provenance.timings.peak_memory) for run in runs},
+            {run.name: _gigabytes(run.provenance.run.peak_memory) for run in runs},
         ),
     }
     plots = {

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
-from fusion_core.commands import load_recipe
+from fusion_core.commands import Provenance, load_recipe, read_provenance
 from fusion_core.errors import FusionError, RecipeError
 from fusion_report.reading import read_report
 
@@ -38,67 +38,6 @@ _ADAPTED = {
     False: "examples outside the test set",
     None: "no data",
 }
-
-
-class Stage(BaseModel):
-    """A stage of the algorithm."""
-
-    name: str
-    plugin: str | None = None
-
-
-class File(BaseModel):
-    """An input or output file."""
-
-    bytes: int = 0
-
-
-class Input(BaseModel):
-    """A merged model: its name or hub commit, and its files."""
-
-    source: str = ""
-    files: dict[str, File] = {}
-
-    @property
-    def size(self) -> int:
-        """The size of the files in bytes; 0 if unknown."""
-        return sum(file.bytes for file in self.files.values())
-
-
-class Outputs(BaseModel):
-    """The written files."""
-
-    files: dict[str, File] = {}
-    tensors_blake3: str = ""
-
-
-class Timings(BaseModel):
-    """The cost of a run without its evaluation."""
-
-    finished: str = ""
-    seconds: float | None = None
-    #: in bytes
-    peak_memory: int | None = None
-
-
-class Provenance(BaseModel):
-    """The parts of `provenance.json` that a page shows."""
-
-    versions: dict[str, str] = {}
-    plugins: dict[str, str] = {}
-    machine: str = ""
-    device: str = ""
-    threads: int | None = None
-    inputs: dict[str, Input] = {}
-    stages: list[Stage] = []
-    tensors: dict[str, int] = {}
-    outputs: Outputs = Outputs()
-    timings: Timings = Timings()
-
-    @property
-    def size(self) -> int:
-        """The size of all written files in bytes."""
-        return sum(file.bytes for file in self.outputs.files.values())
 
 
 @dataclass(frozen=True)
@@ -193,7 +132,7 @@ def read_run(directory: Path, name: str, *, outcomes: bool = False) -> Run:
         name,
         directory,
         load_recipe(recipe) if recipe.is_file() else {},
-        _read_provenance(provenance) if provenance.is_file() else Provenance(),
+        read_provenance(directory) if provenance.is_file() else Provenance(),
         read_report(directory, outcomes=outcomes) if (directory / _REPORT).is_file() else None,
         _read_log(directory / _METRICS) if (directory / _METRICS).is_file() else {},
         *_read_coefficients(directory),
@@ -204,13 +143,6 @@ def _names(directories: Sequence[Path]) -> list[str]:
     """Name runs by the last parts of their paths, or by whole paths if these are not unique."""
     short = [directory.resolve().name for directory in directories]
     return short if len({*short}) == len(short) else [str(directory) for directory in directories]
-
-
-def _read_provenance(path: Path) -> Provenance:
-    try:
-        return Provenance.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise _damage_error(path, error) from error
 
 
 def _read_log(path: Path) -> Log:

@@ -38,7 +38,7 @@ def tiles(run: Run, table: PageTable | None) -> Iterator[tuple[str, str, str]]:
             yield "of the experts", f"{100 * share:.1f} %", "normalised average"
         if worst is not None:
             yield "worst task", worst[1], worst[0]
-    if (seconds := run.provenance.timings.seconds) is not None:
+    if (seconds := run.provenance.run.seconds) is not None:
         yield "merged in", format_duration(seconds), run.provenance.device
 
 

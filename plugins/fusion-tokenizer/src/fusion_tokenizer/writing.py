@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,11 @@ import torch
 from fusion_core.commands import (
     build_statement,
     describe_environment,
-    describe_outputs,
+    identify_input,
     load_plugins,
 )
 from fusion_core.errors import OutputError
-from fusion_core.weights import check_unchanged, collect_origins, materialise, stage_output
+from fusion_core.weights import check_unchanged, materialise, stage_output
 from fusion_tokenizer.perplexity import measure
 from fusion_tokenizer.record import REPORT
 
@@ -94,18 +93,16 @@ def _describe(
     plugins = load_plugins(blocked).plugins
     parts = {
         **describe_environment({_PLUGIN}, plugins, torch.device("cpu")),
-        "inputs": {
-            name: [dict(origin.files) for origin in collect_origins(source)]
-            for name, source in _inputs(transplant).items()
-        },
-        "tokenizer": dict(_digests(transplant)),
-        "options": asdict(transplant.options),
+        "inputs": {name: identify_input(source) for name, source in _inputs(transplant).items()},
         "warnings": list(transplant.warnings),
-        "output": {"tokenizer": record.as_data()},
-        "outputs": describe_outputs(staging),
+        "output": {
+            "tokenizer": record.as_data(),
+            "tokenizers": dict(_digests(transplant)),
+            "options": asdict(transplant.options),
+        },
     }
-    timings = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    return json.dumps(build_statement(parts, timings), indent=2).encode() + b"\n"
+    run = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    return build_statement(staging, parts, run)
 
 
 def _digests(transplant: Transplant) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,82 @@
+"""The inputs of a locked recipe: every file of every model has its recorded SHA-256, or no run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fusion_core.errors import IntegrityError
+from fusion_core.running._identity import file_digests
+from fusion_core.weights.source import collect_origins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from fusion_core.planning.run_plan import Plan
+
+    Digests = Mapping[str, Mapping[str, str]]
+
+_MOST_PROBLEMS = 5
+
+
+def digest_inputs(plan: Plan) -> dict[str, dict[str, str]]:
+    """Return the SHA-256 of every file of a plan's models, by the names of model and file.
+
+    Weights count, and the files beside them that describe the model. A model of a nested recipe is
+    named `model/inner`. Download the plan's files first.
+    """
+    side_files = plan.pool.side_files()
+    digests = {
+        name: file_digests({**dict(side_files.get(name, {})), **_weight_files(plan, name)})
+        for name in plan.pool.by_name
+        if name not in plan.nested
+    }
+    for outer, nested in plan.nested.items():
+        inner_digests = digest_inputs(nested)
+        digests |= {f"{outer}/{name}": inner for name, inner in inner_digests.items()}
+    return digests
+
+
+def check_lock(plan: Plan) -> None:
+    """Raise `IntegrityError` if a locked recipe, or a nested one, has other inputs than recorded.
+
+    Reads every file whole. Does nothing for a recipe without a lock.
+    """
+    for nested in plan.nested.values():
+        check_lock(nested)
+    if not plan.is_locked:
+        return
+    problems = list(_compare(plan.resolved.recipe.lock.files, digest_inputs(plan)))
+    if problems:
+        more = len(problems) - _MOST_PROBLEMS
+        lines = problems[:_MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        raise IntegrityError(
+            "\n".join(["the inputs differ from the lock of the recipe:", *lines]),
+            hint="Restore the inputs, or accept the change: fuse lock RECIPE.",
+        )
+
+
+def _weight_files(plan: Plan, name: str) -> dict[str, Path]:
+    """Return the files of a model's weights, by name; by folder and name where names repeat."""
+    origins = list(collect_origins(plan.pool.by_name[name]))
+    for origin in origins:
+        _ = dict(origin.files)  # opens what is downloaded by now
+    paths = [path for origin in collect_origins(plan.pool.by_name[name]) for path in origin.stamps]
+    names = [path.name for path in paths]
+    return {
+        path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}": path
+        for path in paths
+    }
+
+
+def _compare(locked: Digests, actual: Digests) -> Iterator[str]:
+    for model in sorted({*locked, *actual}):
+        before, now = locked.get(model, {}), actual.get(model, {})
+        for file in sorted({*before, *now}):
+            if file not in now:
+                yield f"{model}: {file} is missing"
+            elif file not in before:
+                yield f"{model}: {file} is not in the lock"
+            elif before[file] != now[file]:
+                expected, got = before[file][:12], now[file][:12]
+                yield f"{model}: {file}: expected SHA-256 {expected}..., got {got}..."

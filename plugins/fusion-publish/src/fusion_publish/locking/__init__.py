@@ -1,0 +1,1 @@
+"""Locked recipes: recipes with the commits and hashes of their inputs."""

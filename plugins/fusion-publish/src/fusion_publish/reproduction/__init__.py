@@ -1,0 +1,1 @@
+"""Runs that make an output again, and the comparison of the results."""

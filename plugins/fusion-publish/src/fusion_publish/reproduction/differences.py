@@ -1,0 +1,116 @@
+"""Differences between the provenance of an output and that of its reproduction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from fusion_core.commands import Input
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from fusion_core.commands import Provenance
+
+_INPUTS = TypeAdapter(dict[str, Input])
+#: Digests of a file that two provenances of different versions may share.
+_DIGESTS = ("sha256", "shardBlake3", "headerSha256")
+_RECIPE = "recipe.yaml"
+
+
+def parse_inputs(inputs: Mapping[str, Any]) -> dict[str, Input]:
+    """Return the inputs of a planned run, or of a nested recipe, as those of a provenance."""
+    return _INPUTS.validate_python(dict(inputs))
+
+
+def compare_inputs(recorded: Mapping[str, Input], present: Mapping[str, Input]) -> Iterator[str]:
+    """Describe inputs that are certainly not the recorded ones: by headers, sizes and hashes."""
+    for name in recorded:
+        if name not in present:
+            yield f"input {name}: missing from the recipe"
+    for name, source in present.items():
+        if name not in recorded:
+            yield f"input {name}: not in the provenance"
+            continue
+        nested = (parse_inputs(side.inputs) for side in (recorded[name], source))
+        yield from (f"{name}/{problem}" for problem in compare_inputs(*nested))
+        yield from _compare_files(name, recorded[name], source)
+
+
+def find_touched_inputs(
+    recorded: Mapping[str, Input], present: Mapping[str, Input]
+) -> Iterator[str]:
+    """Describe inputs that may differ: files without a known hash that were written since."""
+    for name in recorded.keys() & present.keys():
+        for file, before in recorded[name].files.items():
+            now = present[name].files.get(file)
+            if now is None or (before.sha256 and before.sha256 == now.sha256):
+                continue
+            if before.modified_ns != now.modified_ns:
+                yield (
+                    f"input {name}: {file} was written at another time than recorded; its header "
+                    "and size are the same, its tensors may differ"
+                )
+
+
+def find_causes(recorded: Provenance, made: Provenance) -> list[str]:
+    """Return the recorded differences that can make two results differ, as sentences."""
+    before = {**recorded.versions, **recorded.plugins}
+    now = {**made.versions, **made.plugins}
+    causes = [*find_touched_inputs(recorded.inputs, made.inputs)]
+    causes += [
+        f"version: {name} was {before[name]}, and is {now.get(name, 'not used')}"
+        for name in before
+        if before[name] != now.get(name)
+    ]
+    if recorded.kernels != made.kernels:
+        names = (", ".join(side.kernels) or "none" for side in (recorded, made))
+        causes.append("kernels: then {}, now {}".format(*names))
+    causes += [
+        f"{field}: then {then}, now {getattr(made, field)}"
+        for field in ("machine", "processor", "device", "threads")
+        if (then := getattr(recorded, field)) not in {"", None, getattr(made, field)}
+    ]
+    return causes
+
+
+def compare_files(recorded: Provenance, made: Provenance) -> dict[str, bool | None]:
+    """Tell of each recorded file whether the reproduction has it with the same digest.
+
+    None means that both have no common digest. The recipe is left out, because its paths start in
+    its own directory, and so are files that `fuse run` does not write.
+    """
+    result: dict[str, bool | None] = {}
+    for name in sorted({*recorded.subject, *made.subject} - {_RECIPE}):
+        digests = [side.subject[name].digest for side in (recorded, made) if name in side.subject]
+        if len(digests) == 1:
+            result[name] = False
+            continue
+        common = [key for key in _DIGESTS if key in digests[0] and key in digests[1]]
+        result[name] = digests[0][common[0]] == digests[1][common[0]] if common else None
+    return result
+
+
+def find_different_tensors(recorded: Provenance, made: Provenance) -> list[str]:
+    """Return the names of tensors with different bytes; none for a provenance of schema 1."""
+    before, now = (
+        {name: digest for file in side.outputs.tensors.values() for name, digest in file.items()}
+        for side in (recorded, made)
+    )
+    names = before.keys() | now.keys() if before else ()
+    return sorted(name for name in names if before.get(name) != now.get(name))
+
+
+def _compare_files(name: str, recorded: Input, present: Input) -> Iterator[str]:
+    for file in sorted({*recorded.files, *present.files}):
+        before, now = recorded.files.get(file), present.files.get(file)
+        if before is None or now is None:
+            yield f"input {name}: {file} is {'new' if before is None else 'missing'}"
+            continue
+        for field in ("bytes", "sha256", "header_sha256"):
+            values = getattr(before, field), getattr(now, field)
+            if all(values) and values[0] != values[1]:
+                what = {"bytes": "size", "sha256": "SHA-256", "header_sha256": "header"}[field]
+                yield f"input {name}: {file} has another {what} than recorded"
+                break

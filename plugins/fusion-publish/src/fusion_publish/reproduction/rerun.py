@@ -1,0 +1,160 @@
+"""Make an output again from its recipe and provenance, and compare both."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import hub, plan
+from fusion_core.commands import (
+    assign,
+    execute,
+    load_plugins,
+    load_recipe,
+    override,
+    read_provenance,
+)
+from fusion_core.errors import FusionError, IntegrityError, RecipeError
+from fusion_publish.reproduction.differences import (
+    compare_files,
+    compare_inputs,
+    find_causes,
+    find_different_tensors,
+    parse_inputs,
+)
+from fusion_publish.verification.verifying import check_record, load_provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from fusion_core import RunOptions
+    from fusion_core.commands import Provenance
+
+RECIPE, PROVENANCE = "recipe.yaml", "provenance.json"
+_SECTIONS = ("model_pool", "task_pool")
+_MOST_NAMES = 3
+_NO_CAUSE = (
+    "nothing that was recorded differs: the output was not made by this recipe from these inputs, "
+    "or the content of an input changed without its header, size and time"
+)
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """The comparison of an output with its reproduction."""
+
+    subject: str
+    #: whether each recorded file is the same; None if no digest tells
+    files: Mapping[str, bool | None]
+    has_same_tensors: bool
+    different_tensors: tuple[str, ...]
+    tensors: int
+    #: differences between then and now that can explain others
+    causes: tuple[str, ...]
+
+    @property
+    def is_same(self) -> bool:
+        """Whether all tensors and files are the same."""
+        return self.has_same_tensors and False not in self.files.values()
+
+    def raise_differences(self) -> None:
+        """Raise `IntegrityError` for a result that differs."""
+        if self.is_same:
+            return
+        names = [name for name, is_same in self.files.items() if is_same is False]
+        problem = f"other files: {', '.join(names)}"
+        if not self.has_same_tensors:
+            shown = ", ".join(self.different_tensors[:_MOST_NAMES])
+            count = f"{len(self.different_tensors)} of {self.tensors} tensors differ"
+            problem = f"{count}: {shown}" if shown else "the tensors differ"
+        raise IntegrityError(
+            f"{self.subject} was not reproduced: {problem}",
+            hint="\n".join(self.causes or (_NO_CAUSE,)),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the data that `--json` prints."""
+        return {"reproduced": self.is_same, **asdict(self)}
+
+
+def reproduce(
+    directory: Path,
+    output: Path,
+    options: RunOptions,
+    *,
+    subject: str,
+    assignments: Sequence[str] = (),
+) -> Reproduction:
+    """Run the recipe of an output again into `output`, and compare the results.
+
+    `assignments` name inputs that moved, such as `model_pool.base=PATH`. Revisions on the hub are
+    those of the provenance. Raises `IntegrityError` for a damaged record or for inputs that
+    certainly changed, before anything is merged, and the errors of a run.
+    """
+    recorded, raw = _load(directory, subject, options, assignments)
+    raw = assign(raw, ("output", "path"), str(output), origin=f"-o {output}")
+    with hub.session(options.progress):
+        hub.pin(recorded.commits)
+        with _hint_at_moved_inputs():
+            planned = plan(raw, options)
+        problems = list(compare_inputs(recorded.inputs, parse_inputs(planned.pool.inputs())))
+        if problems:
+            raise IntegrityError(
+                "\n".join([f"the inputs of {subject} changed:", *problems]),
+                hint="Restore them, or name the recorded ones: --set model_pool.base=PATH.",
+            )
+        planned.check_trust()
+        execute(planned)
+    return compare(recorded, read_provenance(output), subject)
+
+
+def compare(recorded: Provenance, made: Provenance, subject: str) -> Reproduction:
+    """Compare the provenance of an output with that of its reproduction."""
+    return Reproduction(
+        subject,
+        compare_files(recorded, made),
+        recorded.outputs.tensors_blake3 == made.outputs.tensors_blake3,
+        tuple(find_different_tensors(recorded, made)),
+        sum(map(len, made.outputs.tensors.values())),
+        tuple(find_causes(recorded, made)),
+    )
+
+
+def _load(
+    directory: Path, subject: str, options: RunOptions, assignments: Sequence[str]
+) -> tuple[Provenance, dict[str, Any]]:
+    """Return the provenance and the recipe of an output, which must be intact."""
+    text, recorded = load_provenance(directory, subject)
+    if RECIPE not in recorded.subject:
+        raise RecipeError(
+            f"{subject} has no recipe: fuse run did not make it",
+            hint="Only outputs of fuse run, or of commands that write recipe.yaml, can be made "
+            "again. fuse verify checks others.",
+        )
+    finding = check_record(directory, text, recorded, RECIPE)
+    if finding.status.is_fault:
+        raise IntegrityError(
+            f"{subject}: {finding.file} is {finding.status}: {finding.detail}",
+            hint=f"See: fuse verify {subject}",
+        )
+    for assignment in assignments:
+        if assignment.partition("=")[0].partition(".")[0] not in _SECTIONS:
+            raise RecipeError(
+                f"--set {assignment!r}: a reproduction takes locations of inputs only",
+                hint=f"Set options of {' or '.join(_SECTIONS)}. To merge differently: fuse run.",
+            )
+    recipe = load_recipe(directory / RECIPE, load_plugins(options.block))
+    return recorded, override(recipe, list(assignments))
+
+
+@contextmanager
+def _hint_at_moved_inputs() -> Iterator[None]:
+    """Add to an error of planning how to name inputs that moved."""
+    try:
+        yield
+    except FusionError as error:
+        advice = "If an input moved, name it: --set model_pool.base=PATH."
+        hint = f"{error.hint}\n{advice}" if error.hint else advice
+        raise type(error)(error.message, hint=hint) from error

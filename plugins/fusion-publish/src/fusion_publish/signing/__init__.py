@@ -1,0 +1,1 @@
+"""Signatures of model directories by OpenSSF model signing."""

@@ -1,0 +1,1 @@
+"""Checks that an output is as its provenance describes it."""

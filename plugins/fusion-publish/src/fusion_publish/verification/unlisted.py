@@ -1,0 +1,34 @@
+"""The files that may lie in an output without being in its provenance."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Texts for people, which are meant to be edited. Programs that load a model do not read them.
+DOCUMENTS = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*", "*.png", "*.svg", "*.jpg")
+#: Files that git, the hub and its client, `fuse` and signing add.
+ADDED = (
+    *(".gitattributes", ".gitignore", ".git/*", ".cache/huggingface/*"),
+    *(".eval_results/*.yaml", "report.html", "model.sig"),
+)
+
+
+def is_document(name: str) -> bool:
+    """Tell whether a file is a text or picture for people."""
+    return _matches(name, DOCUMENTS)
+
+
+def is_allowed(name: str, patterns: Sequence[str] = ()) -> bool:
+    """Tell whether a file may lie in an output although its run did not write it.
+
+    `patterns` are further names with `*`, `?` and `[...]` that the user allows.
+    """
+    return _matches(name, (*DOCUMENTS, *ADDED, *patterns))
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

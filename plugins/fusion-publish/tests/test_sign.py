@@ -1,0 +1,76 @@
+"""Signatures with a key pair, offline."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from tiny_outputs import read_statement, write_statement
+
+from fusion_core.errors import FusionError, IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def test_a_missing_package_is_named(
+    fuse: Callable[..., str], output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    monkeypatch.setitem(sys.modules, "OpenSSL", None)
+    with pytest.raises(FusionError, match=r'pip install "fusion-publish\[sign\]"'):
+        fuse("sign", output, "--key", tmp_path / "key.pem")
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    """Write a private and a public key."""
+    pytest.importorskip("model_signing", exc_type=ImportError)
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    pem = serialization.Encoding.PEM
+    private_format = serialization.PrivateFormat.PKCS8
+    text = private.private_bytes(pem, private_format, serialization.NoEncryption())
+    public_format = serialization.PublicFormat.SubjectPublicKeyInfo
+    (tmp_path / "key.pem").write_bytes(text)
+    (tmp_path / "key.pub").write_bytes(private.public_key().public_bytes(pem, public_format))
+    return tmp_path / "key.pem", tmp_path / "key.pub"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_signature_finds_a_consistent_forgery(
+    fuse: Callable[..., str], output: Path, keys: tuple[Path, Path]
+) -> None:
+    private, public = keys
+    with pytest.raises(IntegrityError, match=r"model\.sig is missing"):
+        fuse("verify", output, "--public-key", public)
+    fuse("sign", output, "--key", private)
+    assert "the signature is valid" in fuse("verify", output, "--public-key", public)
+    (output / "config.json").write_text("{}")
+    statement = read_statement(output)
+    entry = next(entry for entry in statement["subject"] if entry["name"] == "config.json")
+    entry["digest"]["sha256"] = hashlib.sha256(b"{}").hexdigest()
+    write_statement(output, statement)
+    assert "verified: " in fuse("verify", output)
+    with pytest.raises(IntegrityError, match=r"signature of .* is invalid.*config\.json"):
+        fuse("verify", output, "--public-key", public)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_bad_keys_and_outputs_are_refused(
+    fuse: Callable[..., str], output: Path, keys: tuple[Path, Path]
+) -> None:
+    private, public = keys
+    with pytest.raises(FusionError, match="cannot be signed with"):
+        fuse("sign", output, "--key", public)
+    fuse("sign", output, "--key", private)
+    with pytest.raises(FusionError, match="cannot be read"):
+        fuse("verify", output, "--public-key", output / "config.json")
+    (output / "config.json").unlink()
+    with pytest.raises(IntegrityError, match=r"config\.json \(missing\)"):
+        fuse("sign", output, "--key", private)

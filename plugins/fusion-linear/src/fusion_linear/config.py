@@ -66,12 +66,19 @@ class KarcherConfig(WeightsConfig):
     """Stop after a step shorter than this angle, in radians."""
 
 
+#: What is averaged over the pairs of experts.
+PairMean = Literal["cosines", "angles"]
+
+
 class ModelStockConfig(ComponentConfig):
     """Options of `model-stock`."""
 
     scope: Literal["model", "tensor", "row"] = "tensor"
     """Compute one ratio for the whole model, one per tensor, or one per row of the last dimension
     (the paper's filters)."""
+    mean_of: PairMean = "cosines"
+    """Compute the ratio from the mean cosine of pairs of experts (mergekit), or from the cosine of
+    their mean angle (FusionBench). For two experts both are the same."""
 
 
 class MetaGptConfig(ComponentConfig):

@@ -122,6 +122,8 @@ class Slice(ComponentConfig):
     """Multiply the slice's tensors by this factor, or those that match a pattern by the factor of
     the first match: {"*.o_proj.*": 0.5}. The first slice includes the tensors before the layers,
     the last slice all others outside of them."""
+    unmatched: Literal["error", "warn"] = "error"
+    """Refuse patterns of `scale` that match no tensor, or warn of them."""
 
     @field_validator("layers")
     @classmethod

@@ -41,6 +41,7 @@ def method(name: str, **options: Any) -> dict[str, Any]:
 
 TIES = {"scaling_factor": 0.4, "threshold": 20, "remove_keys": [], "merge_func": "sum"}
 DARE = {"sparsity_ratio": 0.0, "only_on_linear_weights": False, "rescale": True}
+EXCLUDED = ["encoder.layers.0.self_attn.q_proj.weight", "embeddings.position_embedding.weight"]
 SVC = "singular_value_calibration."
 #: methods, and how far entries may be apart
 CASES: dict[str, tuple[dict[str, Any], float]] = {
@@ -55,14 +56,23 @@ CASES: dict[str, tuple[dict[str, Any], float]] = {
         method("TiesMergingAlgorithm", **TIES | {"merge_func": "mean", "threshold": 0.35}),
         2e-7,
     ),
+    "ties-max": (method("TiesMergingAlgorithm", **TIES | {"merge_func": "max"}), 2e-7),
     "dare-average": (method("DareSimpleAverage", **DARE), 2e-7),
     "dare-sum": (method("DareTaskArithmetic", **DARE, scaling_factor=0.3), 2e-7),
+    "dare-linear": (
+        method("DareTaskArithmetic", **DARE | {"only_on_linear_weights": True}, scaling_factor=0.3),
+        2e-7,
+    ),
     "dare-ties": (method("dare.DareTiesMerging", **DARE, **TIES), 2e-7),
+    "stock-of-three": (method("model_stock.ModelStock"), 1e-6),
     "magmax": (method("MagMaxAlgorithm", scaling_factor=0.5), 1e-7),
     "tsv-m": (method("TaskSingularVectorMerging", alpha=0.9), 3e-6),
+    "tsv-m-excluded": (method("TaskSingularVectorMerging", alpha=0.9, exclude_keys=EXCLUDED), 3e-6),
+    "iso-c-excluded": (method("ISO_C_Merge", scaling_factor=1.3, exclude_keys=EXCLUDED), 3e-6),
     "iso-c": (method("ISO_C_Merge", scaling_factor=1.3), 3e-6),
     "iso-cts": (method("ISO_CTS_Merge", scaling_factor=1.2, common_space_fraction=0.7), 3e-6),
     "wudi": (method("WUDIMerging", iter_num=400), 1e-5),
+    "wudi-excluded": (method("WUDIMerging", iter_num=400, exclude_keys=EXCLUDED), 1e-5),
     "doge": (method("DOGE_TA_Algorithm", subspace=6, K=30, lamda=0.07), 1e-5),
     "svc": (
         method(
@@ -93,7 +103,7 @@ PAIRS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
 }
 #: Methods of TIES's trimming: FusionBench keeps one more entry of each task vector.
-TRIMMED = {"ties-sum", "ties-mean", "dare-ties", "doge"}
+TRIMMED = {"ties-sum", "ties-mean", "ties-max", "dare-ties", "doge"}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from port_pages import check_import, pairs_of, read_page, run_commands
 from safetensors.torch import load_file, save_file
 
 from fusion_core.commands import load_recipe
-from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
     from hub_server import HubServer
@@ -57,8 +56,8 @@ dtype: float32
     assert pool["base"] == "org/base"
     assert pool["models"] == {"math": "org/math"}
     (tmp_path / "mergekit.yml").write_text(text.replace("org/math", "org/deep"))
-    with pytest.raises(RecipeError, match="tokenizer_source: is not combined with merged slices"):
-        load_recipe(tmp_path / "mergekit.yml")
+    deep = load_recipe(tmp_path / "mergekit.yml")["model_pool"]["models"]["deep"]
+    assert deep["algorithm"] == {"name": "stack", "slices": [{"model": "deep", "layers": [0, 2]}]}
 
 
 def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

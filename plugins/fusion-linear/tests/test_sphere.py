@@ -153,17 +153,21 @@ def test_karcher_without_steps_is_multi_slerp() -> None:
 # --- factors from norms and angles ---------------------------------------------------------------
 
 
-def stock(tasks: list[Vector]) -> Vector:
+def stock(tasks: list[Vector], mean_of: str = "cosines") -> Vector:
     """Model Stock's task vector, by loops over pairs."""
-    cosines = [math.cos(angle(a, b)) for n, a in enumerate(tasks) for b in tasks[:n]]
-    mean = sum(cosines) / len(cosines)
+    angles = [angle(a, b) for n, a in enumerate(tasks) for b in tasks[:n]]
+    mean = sum(map(math.cos, angles)) / len(angles)
+    if mean_of == "angles":
+        mean = math.cos(sum(angles) / len(angles))
     ratio = len(tasks) * mean / (1 + (len(tasks) - 1) * mean)
     return ratio * sum(tasks) / len(tasks)
 
 
-@pytest.mark.parametrize("scope", ["tensor", "model"])
-@pytest.mark.parametrize("experts", [2, 5])
-def test_model_stock_has_one_ratio_per_scope(experts: int, scope: str) -> None:
+@pytest.mark.parametrize(
+    ("experts", "scope", "mean_of"),
+    [(2, "tensor", "cosines"), (5, "tensor", "angles"), (5, "model", "cosines")],
+)
+def test_model_stock_has_one_ratio_per_scope(experts: int, scope: str, mean_of: str) -> None:
     states = [
         {"w": w, "b": b}
         for w, b in zip(
@@ -174,14 +178,28 @@ def test_model_stock_has_one_ratio_per_scope(experts: int, scope: str) -> None:
     ]
     base, *models = states
     pool = {"base": base, "models": {str(n): model for n, model in enumerate(models)}}
-    merged = merge({"name": "model-stock", "scope": scope}, pool)
+    merged = merge({"name": "model-stock", "scope": scope, "mean_of": mean_of}, pool)
     for names in [["w", "b"]] if scope == "model" else [["w"], ["b"]]:
         tasks = [
             torch.cat([(model[n].double() - base[n].double()).ravel() for n in names])
             for model in models
         ]
         moved = torch.cat([(merged.tensor(n).double() - base[n].double()).ravel() for n in names])
-        torch.testing.assert_close(moved, stock(tasks), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(moved, stock(tasks, mean_of), rtol=1e-9, atol=1e-12)
+
+
+def test_model_stock_of_rows_takes_each_row_as_a_tensor() -> None:
+    base, *experts = make_models((4, 9), 3, 3, spread=0.1)
+    options = {"name": "model-stock", "mean_of": "angles"}
+
+    def merge_rows(states: list[dict[str, Vector]], **more: str) -> dict[str, Vector]:
+        pool = {"base": states[0], "models": {str(n): s for n, s in enumerate(states[1:])}}
+        merged = merge({**options, **more}, pool)
+        return {name: merged.tensor(name) for name in states[0]}
+
+    whole = merge_rows([{"w": model} for model in (base, *experts)], scope="row")["w"]
+    rows = merge_rows([{str(n): row for n, row in enumerate(model)} for model in (base, *experts)])
+    torch.testing.assert_close(whole, torch.stack([*rows.values()]), rtol=1e-7, atol=0)
 
 
 def test_model_stock_at_known_angles() -> None:

@@ -539,3 +539,5 @@ def test_stored_matrices_leave_packed_tensors_to_the_mean(name: str) -> None:
     for key in ("conv.weight", "mlp.experts.down_proj"):
         assert_close(stored[key], sum(tasks_of(pool, key)) / 3, 1e-5)
         assert not torch.allclose(stored[key], every[key], atol=1e-2), key
+    none = merged_vectors(method(matrices="none"), pool)
+    assert_close(none["w"], sum(tasks_of(pool, "w")) / 3, 1e-5)

@@ -86,10 +86,10 @@ METHODS: list[tuple[str, str, Any]] = [
         {
             "name": "dare",
             "density": 0.25,
-            "rescale": "paper",
+            "rescale": "none",
             "elect": "none",
             "normalize": False,
-            "scale": 0.1,
+            "scale": 0.4,
         },
     ),
     (
@@ -100,10 +100,31 @@ METHODS: list[tuple[str, str, Any]] = [
             {"name": "ties", **TIES_OPTIONS, "normalize": False},
         ],
     ),
+    (
+        "TiesMergingAlgorithm",
+        f"{TIES}, merge_func: max",
+        [
+            {"name": "trim", "density": 0.2, "scope": "model"},
+            {"name": "elect", "scope": "model", "zero_sign": "majority"},
+            {"name": "magmax", "scale": 0.3},
+        ],
+    ),
     ("MagMaxAlgorithm", "", {"name": "magmax", "scale": 0.5}),
     ("TaskSingularVectorMerging", "alpha: null", {"name": "tsv-m", "scale": 1.0, **STORED}),
     ("ISO_C_Merge", "scaling_factor: 1.5", {"name": "iso-c", "scale": 1.5, **STORED}),
-    ("WUDIMerging", "iter_num: 300", {"name": "wudi", "steps": 300, "lr": 1e-5, **STORED}),
+    (
+        "WUDIMerging",
+        "iter_num: 300, exclude_keys: [encoder.w.weight]",
+        {
+            "name": "wudi",
+            "steps": 300,
+            "lr": 1e-5,
+            **STORED,
+            "overrides": [
+                {"match": ["*encoder.w.weight"], "unmatched": "warn", "matrices": "none"}
+            ],
+        },
+    ),
     ("emr_merging.EMRMerging", "", {"name": "emr", "rescale": "authors"}),
     (
         "singular_value_calibration.task_arithmetic.SingularValueCalibrationArithmeticTask",
@@ -200,6 +221,96 @@ method: {name: clip_task_wise_adamerging, max_steps: 500}
     ]
 
 
+ADAPTERS = """
+modelpool:
+  _target_: fusion_bench.modelpool.CLIPVisionModelPool
+  models:
+    _pretrained_:
+      _target_: fusion_bench.models.linearized.vision_model.load_fft_vision_model_hf
+      model_name: openai/clip-vit-base-patch16
+    dtd:
+      _target_: fusion_bench.models.linearized.vision_model.load_lora_vision_model_hf
+      base_model_name: openai/clip-vit-base-patch16
+      peft_name: org/dtd-lora
+      merge_and_unload: true
+"""
+
+
+def test_adapters_of_clip_and_linear_layers_alone() -> None:
+    options = "scaling_factor: 1, sparsity_ratio: 0.9, only_on_linear_weights: true"
+    recipe = recipe_of(f"{ADAPTERS}{method('DareTaskArithmetic', options)}")
+    chosen = {"match": ["*_proj.weight", "*.mlp.fc?.weight"], "density": pytest.approx(0.1)}
+    assert recipe["algorithm"]["density"] == 1
+    assert recipe["algorithm"]["overrides"] == [chosen]
+    assert recipe["model_pool"] == {
+        "name": "clip",
+        "base": "openai/clip-vit-base-patch16",
+        "models": {"dtd": "org/dtd-lora"},
+    }
+    whole = ADAPTERS.replace("merge_and_unload: true", "merge_and_unload: false")
+    (problem,) = problems_of(f"{whole}{method('SimpleAverageAlgorithm')}")
+    assert problem.startswith("modelpool.models.dtd.merge_and_unload: false merges the factors")
+
+
+def test_backbones_of_gpt2_merge_without_heads() -> None:
+    pool = CLIP.replace("CLIPVisionModelPool", "GPT2ForSequenceClassificationPool")
+    pool = pool.replace("transformers.CLIPVisionModel", "transformers.GPT2Model")
+    pool = pool.replace("  platform: hf\n", "")
+    imported = imported_from(f"{pool}{method('SimpleAverageAlgorithm')}")
+    assert imported.recipe["model_pool"] == {**POOL, "name": "checkpoints"}
+    assert imported.recipe["alignment"] == {**LOOSE, "extra": "drop"}
+    assert [*imported.warnings] == [
+        "modelpool.models: heads that only experts have are left out, as GPT2Model does"
+    ]
+
+
+CORRUPTED = """
+defaults:
+  - modelpool: CLIPVisionModelPool/clip-vit-base-patch32_TA8
+  - _self_
+corruption: pixelate
+method: {_target_: fusion_bench.method.SimpleAverageAlgorithm}
+taskpool:
+  type: clip_vit_classification
+  tasks:
+    - {name: stanford_cars, dataset: {name: tanganke/stanford_cars, split: "${corruption}"}}
+    - {name: eurosat, dataset: {name: tanganke/eurosat, split: "${corruption}"}}
+  clip_model: openai/clip-vit-base-patch32
+"""
+
+
+def test_corrupted_images_are_measured() -> None:
+    assert recipe_of(CORRUPTED)["task_pool"] == {
+        "name": "clip-vit-b32",
+        "tasks": ["stanford-cars", "eurosat"],
+        "corruption": "pixelate",
+    }
+    mixed = CORRUPTED.replace('eurosat, split: "${corruption}"', "eurosat, split: spatter")
+    assert problems_of(mixed) == [
+        "taskpool.tasks: expected one corruption for all data sets, got pixelate, spatter"
+    ]
+    adapting = CORRUPTED.replace("defaults:\n", "defaults:\n  - method: adamerging/clip\n")
+    adapting = adapting.replace(
+        "method: {_target_: fusion_bench.method.SimpleAverageAlgorithm}", ""
+    )
+    reason = "taskpool: measures images of corruption pixelate, and the method adapts to none"
+    assert reason in problems_of(adapting)
+
+
+def test_adamerging_with_surgery_and_of_language_models() -> None:
+    names = "  - method: {}\n  - modelpool: {}\n"
+    clip = names.format(
+        "surgery/adamerging_surgery", "CLIPVisionModelPool/clip-vit-base-patch32_TA8"
+    )
+    adamerging, surgery = recipe_of(f"defaults:\n{clip}")["algorithm"]
+    assert adamerging["name"] == "adamerging"
+    assert surgery == {"name": "surgery", "batch_size": 16, "examples": 16_000, "steps": 1000}
+    t5 = names.format("adamerging/layer_wise_flan_t5", "Seq2SeqLMPool/flan-t5-base_glue_lora16")
+    imported = imported_from(f"defaults:\n{t5}")
+    assert imported.recipe["task_pool"]["variant"] == "base-lora"
+    assert any("other values: FusionBench lowers" in text for text in imported.warnings)
+
+
 @pytest.mark.parametrize(
     ("pools", "sections"),
     [
@@ -251,8 +362,17 @@ def test_files_beside_come_before_known_names(tmp_path: Path) -> None:
 
 REFUSED: list[tuple[str, list[str]]] = [
     (
-        method("WUDIMerging", "iter_num: 4, exclude_keys: [w]"),
-        ["method.exclude_keys: FusionBench averages these tensors; here it cannot be chosen"],
+        method("WUDIMerging", "iter_num: 4, exclude_keys: w"),
+        ["method.exclude_keys: expected a list of texts, got 'w'"],
+    ),
+    (
+        method("ModelStock", "ignore_keys: [w]"),
+        [
+            (
+                "method.ignore_keys: FusionBench averages these tensors, and model-stock has one "
+                "ratio for all"
+            )
+        ],
     ),
     (
         method("TaskArithmeticAlgorithm", "scaling_facto: 0.3"),
@@ -270,13 +390,13 @@ REFUSED: list[tuple[str, list[str]]] = [
         ["method.iter_num: expected a number, got '4'"],
     ),
     (
-        method("TiesMergingAlgorithm", "scaling_factor: 1, threshold: 100, merge_func: max"),
+        method("TiesMergingAlgorithm", "scaling_factor: 1, threshold: 100, merge_func: min"),
         [
-            "method.merge_func: max has no counterpart, only sum and mean",
             (
                 "method.threshold: expected a percentage from above 1 to below 100, or a fraction, "
                 "got 100"
             ),
+            "method.merge_func: expected sum, mean or max, got min",
         ],
     ),
     (
@@ -287,8 +407,9 @@ REFUSED: list[tuple[str, list[str]]] = [
         method("TallMaskTaskArithmeticAlgorithm", "tall_mask_lambda: 0.6"),
         [
             (
-                "method: TallMaskTaskArithmeticAlgorithm has no counterpart: FusionBench's masks "
-                "compare weights with task vectors"
+                "method: TallMaskTaskArithmeticAlgorithm has no counterpart: its masks compare a "
+                "task vector with the pretrained weights, not with zero as the paper does; "
+                "consensus with task_masks is the paper's method"
             )
         ],
     ),

@@ -375,9 +375,16 @@ slices:
         "tokenizer": "union",
         "new_rows": "zero",
         "chat_template": "auto",
-        "models": {"math": "org/math", "code": "org/code"},
+        "base": "org/math",
+        "models": {"code": "org/code"},
     }
-    assert recipe_of(f"{text}tokenizer_source: base")["model_pool"]["tokenizer"] == "math"
+    scale = "parameters: {scale: [{filter: o_proj, value: 0}, {value: 0.5}]}"
+    scaled = recipe_of(text.replace("[8, 32]}", f"[8, 32], {scale}}}") + "tokenizer_source: base")
+    assert scaled["model_pool"]["tokenizer"] == "base"
+    assert scaled["algorithm"]["slices"] == [
+        {"model": "base", "layers": [0, 24]},
+        {"model": "code", "layers": [8, 32], "scale": {"*o_proj*": 0.0, "*": 0.5}, **WARN},
+    ]
 
 
 def test_switches_by_filter_become_overrides() -> None:
@@ -387,6 +394,57 @@ def test_switches_by_filter_become_overrides() -> None:
     assert recipe["algorithm"]["overrides"] == [
         {"match": "*mlp*", **WARN, "rescale": "none"},
         {"match": "*n[[]0]*", **WARN, "rescale": "l1"},
+    ]
+    both = f"{{rescale: [{{filter: ab, value: 1.0}}], normalize: {rules.replace('n[0]', 'bc')}}}"
+    recipe = recipe_of(f"{TWO}{BASE}merge_method: ties\nparameters: {both}")
+    patterns = [
+        (entry["match"], entry["rescale"], entry["normalize"])
+        for entry in recipe["algorithm"]["overrides"]
+    ]
+    assert patterns == [
+        (["*ab*mlp*", "*mlp*ab*"], "l1", False),
+        (["*ab*bc*", "*abc*", "*bc*ab*"], "l1", True),
+        ("*ab*", "l1", False),
+        ("*mlp*", "none", False),
+        ("*bc*", "none", True),
+    ]
+
+
+MODULES = """
+merge_method: linear
+base_model: org/base
+modules:
+  text_decoder:
+    models: [{model: org/math}, {model: org/code, parameters: {weight: 0.2}}]
+    parameters: {weight: 0.8}
+  vision_tower: {models: [{model: org/base, parameters: {weight: 1}}]}
+  multi_modal_projector: {models: [{model: org/math, parameters: {weight: 1}}]}
+parameters: {weight: 0}
+dtype: bfloat16
+"""
+
+
+def test_each_module_is_a_nested_merge() -> None:
+    recipe = recipe_of(MODULES)
+    algorithm, pool = recipe["algorithm"], recipe["model_pool"]
+    assert algorithm["model"] == "text_decoder"
+    assert [entry["model"] for entry in algorithm["overrides"]] == [
+        *("multi_modal_projector", "vision_tower")
+    ]
+    text = pool["models"]["text_decoder"]
+    assert text["algorithm"]["weights"] == {"math": 0.8, "code": 0.2, "base-2": 0.8}
+    assert pool["base"] == "org/base"
+    assert "output" not in text
+    assert recipe["output"] == {"dtype": "bfloat16"}
+    assert problems_of(MODULES.replace("vision_tower", "tower") + "chat_template: auto") == [
+        (
+            "modules: expected all modules of an architecture (multi_modal_projector, "
+            "vision_tower, text_decoder; multi_modal_projector, vision_model, text_decoder; "
+            "encoder, decoder, shared), got text_decoder, tower, multi_modal_projector"
+        )
+    ]
+    assert problems_of(MODULES + "chat_template: auto") == [
+        "chat_template: is not combined with modules; the result has the base's files"
     ]
 
 
@@ -429,8 +487,12 @@ REFUSALS = {
         "parameters.density: expected values above 0; skip a model by weight: 0",
         "parameters.lambda: expected a number, got 'x'",
     ],
-    "merge_method: multislerp\nparameters: {eps: 0.1}": ["parameters.eps: has no counterpart"],
-    "merge_method: ties\ndtype: float64": ["dtype: float64: merges are computed in fp32"],
+    "merge_method: multislerp\nparameters: {eps: 0.1}": [
+        "parameters.eps: no counterpart; multi-slerp adds nothing to norms"
+    ],
+    "merge_method: ties\ndtype: float64": [
+        "dtype: float64: merges are computed and stored in fp32 at most"
+    ],
     "merge_method: ties\nchat_template: [x]\ntokenizer: {tokens: {a: {}, b: {source: org/x}, "
     "c: {source: {kind: model_token, model: org/math}}, d: {source: {kind: zero}, force: 1}}}": [
         "tokenizer.tokens.a.source: missing: a model, or a mapping of kind zero or model_token",
@@ -451,15 +513,13 @@ REFUSALS = {
     "merge_method: ties\nparameters: {normalize: [true, false]}": [
         "parameters.normalize: expected true or false, got a list of both"
     ],
-    "merge_method: ties\nparameters: {normalize: [{filter: mlp, value: false}], "
-    "rescale: [{filter: mlp, value: true}]}": [
-        "parameters.rescale: varies between tensors, as normalize does; one of them can"
-    ],
     "merge_method: ties\nparameters: {lambda: .nan}": [
         "parameters.lambda: expected a number, got nan"
     ],
-    "merge_method: ties\nmodules: {x: 1}": [
-        "modules: no counterpart; list the models under models, and use filters such as encoder."
+    "merge_method: ties\nmodules: {x: {slices: [1]}}": [
+        "models: expected one of models, slices and modules, got models and modules",
+        "modules.x.slices: no counterpart; list the models under models",
+        "modules.x.models: expected a list, got None",
     ],
 }
 

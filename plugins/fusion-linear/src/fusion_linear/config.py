@@ -66,12 +66,19 @@ class KarcherConfig(WeightsConfig):
     """Stop after a step shorter than this angle, in radians."""
 
 
+#: What is averaged over the pairs of experts.
+PairMean = Literal["cosines", "angles"]
+
+
 class ModelStockConfig(ComponentConfig):
     """Options of `model-stock`."""
 
     scope: Literal["model", "tensor", "row"] = "tensor"
     """Compute one ratio for the whole model, one per tensor, or one per row of the last dimension
     (the paper's filters)."""
+    mean_of: PairMean = "cosines"
+    """Compute the ratio from the mean cosine of pairs of experts (mergekit), or from the cosine of
+    their mean angle (FusionBench). For two experts both are the same."""
 
 
 class MetaGptConfig(ComponentConfig):
@@ -115,6 +122,8 @@ class Slice(ComponentConfig):
     """Multiply the slice's tensors by this factor, or those that match a pattern by the factor of
     the first match: {"*.o_proj.*": 0.5}. The first slice includes the tensors before the layers,
     the last slice all others outside of them."""
+    unmatched: Literal["error", "warn"] = "error"
+    """Refuse patterns of `scale` that match no tensor, or warn of them."""
 
     @field_validator("layers")
     @classmethod

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core import ModelPool
+    from fusion_linear.config import PairMean
 
 #: Below this value of 1 + (K - 1) c, the task vectors' directions cancel.
 _CANCELLED = 1e-6
@@ -27,8 +31,11 @@ class ModelStock(Algorithm[ModelStockConfig]):
     of task vectors. A task vector of zeros is orthogonal to all others. Where directions cancel,
     the base stays. The method is made for experts of one task: orthogonal task vectors give t = 0,
     and a negative c gives a negative t, as in mergekit and FusionBench.
-    Options: `scope` (one ratio per `tensor`, per `model`, or per `row`; `tensor`). Rows run along
+    Options: `scope` (one ratio per `tensor`, per `model`, or per `row`; `tensor`), `mean_of`
+    (`cosines`, or `angles`: c is the cosine of the pairs' mean angle; `cosines`). Rows run along
     the last dimension, and a vector is one row: the paper's filters, and mergekit's `filter_wise`.
+    The paper derives t for one angle between all pairs. mergekit then averages cosines, and
+    FusionBench angles.
     Differences: cosines are exact for task vectors of any size. mergekit bounds the products of
     norms from below by 1e-6, which makes equal experts look different in small tensors.
     Shapes: any. Data: none. Cost: two passes.
@@ -38,14 +45,19 @@ class ModelStock(Algorithm[ModelStockConfig]):
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy interpolation."""
+        mean_of = self.config.mean_of
         if self.config.scope == "row":
-            return context.merge(pool, RowStock())
+            return context.merge(pool, RowStock(mean_of))
+        factors = partial(_factors, mean_of=mean_of)
         scope = Scope(self.config.scope)
-        return context.merge(pool, GramCombination(_factors, relative=True, scope=scope))
+        return context.merge(pool, GramCombination(factors, relative=True, scope=scope))
 
 
+@dataclass(frozen=True)
 class RowStock(Kernel):
     """The interpolation with one ratio per row."""
+
+    mean_of: PairMean
 
     cut = Cut.ROW
     pieces_held = (3, 5)  # in fp64
@@ -57,20 +69,25 @@ class RowStock(Kernel):
         lengths = torch.linalg.vector_norm(lines, dim=-1, keepdim=True)
         units = lines / lengths.where(lengths > 0, 1)
         count = len(rows)
-        # the sum of all pairs of units, from the length of their sum
-        total = sum_in_order(units).square().sum(-1, keepdim=True)
-        pairs = (total - sum_in_order(lengths.sign())) / 2
-        ratio = _ratio(pairs / (count * (count - 1) / 2), count)
+        pairs = [(one * other).sum(-1, keepdim=True) for one, other in combinations(units, 2)]
+        ratio = _ratio(_mean_cosine(torch.stack(pairs), self.mean_of), count)
         mean = sum_in_order(lines) / count
         return (ratio * mean).reshape(rows.shape[1:]).to(piece.base).add_(piece.base)
 
 
-def _factors(gram: Tensor) -> Tensor:
+def _factors(gram: Tensor, *, mean_of: PairMean) -> Tensor:
     """Return t / K for every expert."""
     _, cosines = norms_and_cosines(gram)
     count = len(cosines)
-    cosine = cosines.triu(1).sum() / (count * (count - 1) / 2)
-    return (_ratio(cosine, count) / count).expand(count)
+    one, other = torch.triu_indices(count, count, 1)
+    return (_ratio(_mean_cosine(cosines[one, other], mean_of), count) / count).expand(count)
+
+
+def _mean_cosine(cosines: Tensor, mean_of: PairMean) -> Tensor:
+    """Return the mean over pairs, the first dimension, or the cosine of their mean angle."""
+    if mean_of == "angles":
+        return sum_in_order(cosines.clamp(-1, 1).arccos()).div(len(cosines)).cos()
+    return sum_in_order(cosines) / len(cosines)
 
 
 def _ratio(cosine: Tensor, count: int) -> Tensor:

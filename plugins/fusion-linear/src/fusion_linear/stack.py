@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,9 @@ class _Layout:
     count: int
     layers: tuple[int, ...]
     #: the factors of the tensors that have one other than 1
-    factors: Mapping[str, float]
+    factors: Mapping[str, float] = field(default_factory=dict)
+    #: warnings of patterns that match no tensor
+    unmatched: Sequence[str] = ()
 
     @property
     def origins(self) -> dict[str, Origin]:
@@ -59,9 +61,9 @@ class Stack(Algorithm[StackConfig]):
     Formula: layer n of the result is the n-th layer that `slices` lists, times the slice's `scale`.
     Embeddings and all other tensors before the layers belong to the first slice, the final norm,
     the head and all other tensors to the last one.
-    Options: `slices` (a list of `{model, layers: [from, to], scale}`, `to` excluded; required).
-    `scale` (factor, or factors by pattern on the tensor names of the slice's model; 1) leaves
-    integers alone.
+    Options: `slices` (a list of `{model, layers: [from, to], scale, unmatched}`, `to` excluded;
+    required). `scale` (factor, or factors by pattern on the tensor names of the slice's model; 1)
+    leaves integers alone. `unmatched` (`error`; `warn` allows patterns that match no tensor).
     Source: mergekit's `passthrough` with slices (no paper; "frankenmerge", or "depth up-scaling" in
     arXiv:2312.15166). Different on purpose: a head that is a copy of the embedding stays a copy,
     scaled alike, so that tied weights are tied in the result.
@@ -83,8 +85,8 @@ class Stack(Algorithm[StackConfig]):
         layout = self._layout(pool)
         models = {model: pool.by_name[model] for model, _ in layout.origins.values()}
         sources = {name: as_weights(model, pool.base) for name, model in models.items()}
-        for doubt in self._doubts(pool, layout):
-            context.warn(doubt)
+        for warning in (*self._doubts(pool, layout), *layout.unmatched):
+            context.warn(warning)
         origins, factors = layout.origins, dict(layout.factors)
         for head, embedding in _tied_heads(layout, sources, context.executor).items():
             origins[head] = origins[embedding][0], head
@@ -125,9 +127,8 @@ class Stack(Algorithm[StackConfig]):
             {name: (last, name) for name, before in is_before.items() if not before},
             len(layers),
             tuple(number for _, number in chosen),
-            {},
         )
-        return replace(layout, factors=_read_factors(slices, layers, layout))
+        return _add_factors(layout, slices, layers)
 
 
 def _read_layers(names: Sequence[str]) -> Mapping[int, Sequence[str]]:
@@ -149,11 +150,12 @@ def _read_layers(names: Sequence[str]) -> Mapping[int, Sequence[str]]:
     return layers
 
 
-def _read_factors(
-    slices: Sequence[Slice], layers: Mapping[int, Sequence[str]], layout: _Layout
-) -> dict[str, float]:
-    """Return the factors other than 1, by tensor; raises `RecipeError` for an unmatched pattern."""
+def _add_factors(
+    layout: _Layout, slices: Sequence[Slice], layers: Mapping[int, Sequence[str]]
+) -> _Layout:
+    """Add the factors other than 1; raises `RecipeError` for an unmatched pattern."""
     factors: dict[str, float] = {}
+    warnings: list[str] = []
     position = 0
     for index, part in enumerate(slices):
         tensors: list[tuple[str, str]] = []  # names in the slice's model, and in the result
@@ -164,14 +166,27 @@ def _read_factors(
             position += 1
         if index == len(slices) - 1:
             tensors += [(name, name) for name in layout.after]
-        names = dict.fromkeys(name for name, _ in tensors)
-        scale = part.scale if isinstance(part.scale, dict) else {"*": part.scale}
-        option = f"algorithm.slices.{index}.scale"
-        matches = {pattern: select_names([pattern], names, option) for pattern in scale}
-        for name, there in tensors:
-            factor = next((scale[p] for p, matched in matches.items() if name in matched), 1.0)
-            if factor != 1:
-                factors[there] = factor
+        chosen = _choose_factors(part, index, dict.fromkeys(name for name, _ in tensors), warnings)
+        factors |= {there: chosen[name] for name, there in tensors if chosen.get(name, 1.0) != 1}
+    return replace(layout, factors=factors, unmatched=warnings)
+
+
+def _choose_factors(
+    part: Slice, index: int, names: Mapping[str, None], warnings: list[str]
+) -> dict[str, float]:
+    """Return the factor of the first pattern that matches, by a slice's tensors."""
+    scale = part.scale if isinstance(part.scale, dict) else {"*": part.scale}
+    option = f"algorithm.slices.{index}.scale"
+    factors: dict[str, float] = {}
+    for pattern, factor in scale.items():
+        try:
+            matched = select_names([pattern], names, option)
+        except RecipeError as error:
+            if part.unmatched == "error":
+                raise
+            warnings.append(error.message)
+            continue
+        factors = {**dict.fromkeys(matched, factor), **factors}
     return factors
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Algorithm, Piece, expert_values
-from fusion_core.weights import Kernel, decompose, is_matrix, sum_in_order
+from fusion_core.weights import Kernel, decompose, sum_in_order
 from fusion_spectral.config import CartConfig
 from fusion_spectral.matrixwise import ForMatrices, Matrixwise, mean
 
@@ -53,7 +53,7 @@ class _CartKernel(Matrixwise, Kernel):
         """Add the low-rank differences to the average."""
         rows = piece.task_vectors if self.relative else piece.experts
         merged = centre = mean(rows)
-        if is_matrix(piece.shape):
+        if self.takes(piece.shape):
             pairs = zip(rows, self.rank_fractions, strict=True)
             merged = sum_in_order(_low_rank(row - centre, fraction) for row, fraction in pairs)
             merged = merged.mul_(self.config.scale).add_(centre)

@@ -14,9 +14,10 @@ Steps = Annotated[int, Field(ge=0)]
 class MatrixConfig(ComponentConfig):
     """What counts as a matrix."""
 
-    matrices: Literal["all", "stored"] = "all"
-    """Treat convolutions, and the matrices that packed tensors hold, as matrices (`all`), or only
-    tensors that are stored as one matrix (`stored`, as most authors' code does)."""
+    matrices: Literal["all", "stored", "none"] = "all"
+    """Treat convolutions, and the matrices that packed tensors hold, as matrices (`all`), only
+    tensors that are stored as one matrix (`stored`, as most authors' code does), or no tensor
+    (`none`): in `overrides`, it leaves out matrices such as embeddings."""
 
 
 class OrthogonaliseConfig(MatrixConfig):

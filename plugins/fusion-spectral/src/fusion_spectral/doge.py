@@ -13,7 +13,6 @@ from fusion_core.weights import (
     TrimSurvey,
     broadcast_per_expert,
     decompose,
-    is_matrix,
     joint_rank,
     sum_in_order,
 )
@@ -57,14 +56,14 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
 
     def survey(self, scan: Scan) -> TrimSurvey:
         """Return the thresholds over all matrices."""
-        matrices = replace(scan, infos=[info for info in scan.infos if is_matrix(info.shape)])
+        matrices = replace(scan, infos=[info for info in scan.infos if self.takes(info.shape)])
         densities = expert_values(self.config.density, [*scan.operands.experts], "density")
         return TrimSurvey.of(matrices, densities, majority=False)
 
     def merge(self, piece: Piece) -> Tensor:
         """Learn the correction, mask and sum."""
         rows = piece.task_vectors
-        if not is_matrix(piece.shape):
+        if not self.takes(piece.shape):
             return mean(rows).add_(piece.base)
         norms = torch.linalg.matrix_norm(rows)[:, None, None]
         scales = expert_values(self.config.scale, piece.names, "scale")

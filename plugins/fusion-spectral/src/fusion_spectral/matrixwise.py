@@ -27,10 +27,19 @@ class ForMatrices:
     other_tensors: ClassVar[str] = "averaged"
 
     @property
-    def as_stored(self) -> bool:
-        """Whether only tensors that are stored as one matrix count as matrices."""
+    def _kinds(self) -> str:
+        """What counts as a matrix: `all`, `stored` or `none`."""
         config = getattr(self, "config", None)
-        return isinstance(config, MatrixConfig) and config.matrices == "stored"
+        return config.matrices if isinstance(config, MatrixConfig) else "all"
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether matrices inside of a packed tensor are not treated one by one."""
+        return self._kinds != "all"
+
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Tell whether a tensor of this shape is treated as a matrix."""
+        return self._kinds != "none" and is_matrix(shape)
 
     def matrices_of(self, info: TensorInfo, layout: Layout) -> Sequence[TensorInfo]:
         """Return the matrices inside of a tensor, or the tensor as it is stored."""
@@ -38,7 +47,7 @@ class ForMatrices:
 
     def fallback(self, info: TensorInfo) -> str | None:
         """Say what happens to a tensor that is not a matrix."""
-        return None if is_matrix(info.shape) else self.other_tensors
+        return None if self.takes(info.shape) else self.other_tensors
 
 
 class Matrixwise(ForMatrices, PieceKernel):
@@ -57,7 +66,7 @@ class Matrixwise(ForMatrices, PieceKernel):
         """Count the pieces and, for a matrix, the squares."""
         fixed, per_expert = self.squares
         count = fixed + per_expert * experts
-        squares = count * self.side(shape) ** 2 if is_matrix(shape) else 0
+        squares = count * self.side(shape) ** 2 if self.takes(shape) else 0
         return super().working_memory(shape, experts) + squares
 
     @staticmethod
@@ -81,7 +90,7 @@ class MatrixwiseMerge(Matrixwise, TensorwiseAlgorithm[ConfigT]):
     def merge(self, piece: Piece) -> Tensor:
         """Merge one tensor."""
         rows = piece.task_vectors
-        combined = self.combine(rows) if is_matrix(piece.shape) else mean(rows)
+        combined = self.combine(rows) if self.takes(piece.shape) else mean(rows)
         return combined.mul(self.scale).add_(piece.base)
 
 

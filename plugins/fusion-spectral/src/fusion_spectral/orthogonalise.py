@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, Transform, expert_values
-from fusion_core.weights import Components, decompose, is_matrix, polar
+from fusion_core.weights import Components, decompose, polar
 from fusion_spectral.config import OrthogonaliseConfig
 from fusion_spectral.matrixwise import Matrixwise
 
@@ -41,7 +41,7 @@ class Orthogonalise(Matrixwise, Transform[OrthogonaliseConfig]):
     def rows(self, piece: Piece) -> Tensor:
         """Return orthogonal task vectors of the same shape, (experts, ...)."""
         rows = piece.task_vectors
-        if not is_matrix(piece.shape):
+        if not self.takes(piece.shape):
             return rows / len(rows)
         pairs = zip(rows, self._counts(piece), strict=True)
         parts = [decompose(row).largest(max(1, count)) for row, count in pairs]

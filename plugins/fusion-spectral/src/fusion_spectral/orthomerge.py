@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, TensorwiseAlgorithm
-from fusion_core.weights import is_matrix, sum_in_order
+from fusion_core.weights import sum_in_order
 from fusion_spectral.config import OrthomergeConfig
 from fusion_spectral.matrixwise import Matrixwise
 
@@ -43,7 +43,7 @@ class Orthomerge(Matrixwise, TensorwiseAlgorithm[OrthomergeConfig]):
         """Merge rotations and residuals."""
         scale = self.config.residual_scale
         scale = 1 / len(piece.names) if scale is None else scale
-        if not is_matrix(piece.shape):
+        if not self.takes(piece.shape):
             return sum_in_order(piece.task_vectors).mul_(scale).add_(piece.base)
         base, experts = piece.base.double(), piece.experts.double()
         if base.shape[0] < base.shape[1]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, TensorwiseCalibration
-from fusion_core.weights import decompose, is_matrix
+from fusion_core.weights import decompose
 from fusion_spectral.config import SvcConfig
 from fusion_spectral.matrixwise import Matrixwise
 
@@ -38,7 +38,7 @@ class Svc(Matrixwise, TensorwiseCalibration[SvcConfig]):
 
     def merge(self, piece: Piece) -> Tensor:
         """Scale the singular values of one merged task vector."""
-        if not is_matrix(piece.shape):
+        if not self.takes(piece.shape):
             return piece.merged
         parts = decompose(piece.merged - piece.base)
         responses = parts.values[:, None] * parts.right.mT

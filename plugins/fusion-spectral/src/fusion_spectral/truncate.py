@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import Algorithm, Piece, Transform, expert_values
-from fusion_core.weights import Linear, decompose, is_matrix
+from fusion_core.weights import Linear, decompose
 from fusion_spectral.config import StarConfig, TruncateConfig
 from fusion_spectral.matrixwise import ForMatrices, Matrixwise
 
@@ -37,7 +37,7 @@ class Truncate(Matrixwise, Transform[TruncateConfig]):
     def rows(self, piece: Piece) -> Tensor:
         """Return truncated task vectors of the same shape, (experts, ...)."""
         rows = piece.task_vectors
-        if not is_matrix(piece.shape):
+        if not self.takes(piece.shape):
             return rows
         fractions = expert_values(self.config.keep, piece.names, "keep")
         pairs = zip(rows, fractions, strict=True)

@@ -101,7 +101,23 @@ def _adam(given: Options) -> dict[str, Any]:
     return options
 
 
-def gpt2_adamerging(fusion: Fusion) -> None:
-    """Translate AdaMerging per tensor of GPT-2."""
-    fusion.options.warn("", "FusionBench leaves dropout on while it learns")
+def language_adamerging(*differences: str) -> Callable[[Fusion], None]:
+    """Return the translation of AdaMerging per tensor of language models, whose values differ."""
+
+    def translate_language_adamerging(fusion: Fusion) -> None:
+        objective = "lowers the entropy of a batch's mean logits, adamerging that of each example"
+        reason = "; ".join((f"other values: FusionBench {objective}", *differences))
+        fusion.options.warn("", reason)
+        adamerging("layer")(fusion)
+
+    return translate_language_adamerging
+
+
+def adamerging_with_surgery(fusion: Fusion) -> None:
+    """Translate AdaMerging and, after it, one adapter per task."""
+    given = fusion.options
+    given.ignore("eval_iterations")
+    steps = given.count("surgery_steps")
     adamerging("layer")(fusion)
+    batch = fusion.stages[-1]["batch_size"]
+    fusion.add("surgery", batch_size=batch, examples=batch * steps, steps=steps)

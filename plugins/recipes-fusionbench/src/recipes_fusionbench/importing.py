@@ -96,7 +96,7 @@ class _File:
             **({} if tasks is None else {"task_pool": tasks}),
             **self._read_seed(),
             **self._read_output(fusion),
-            "alignment": dict(_ALIGNMENT),
+            "alignment": {**_ALIGNMENT, **({"extra": "drop"} if models.has_heads else {})},
         }
         self._report_unknown()
         return recipe, make_comments(recipe, fusion)
@@ -117,7 +117,7 @@ class _File:
         tasks = read_tasks(self._top.section("taskpool"), models)
         fabric = self._top.section("fabric")
         if fusion.data is None:
-            if tasks is None and models.kind == "gpt2":
+            if tasks is None and models.is_measured:
                 reason = "none, but the pool gpt2-glue is measured; skip that with --no-eval"
                 self._findings.warn("taskpool", reason)
             return tasks
@@ -142,6 +142,10 @@ class _File:
         given, wanted = tasks.get("name"), needed.get("name")
         if given != wanted and wanted is not None:
             self._top.refuse("taskpool", f"has the tasks of {given}, and the method needs {wanted}")
+        given, wanted = tasks.get("corruption", "none"), needed.get("corruption", "none")
+        if given != wanted:
+            reason = f"measures images of corruption {given}, and the method adapts to {wanted}"
+            self._top.refuse("taskpool", reason)
 
     def _read_seed(self) -> dict[str, Any]:
         seed = self._top.take("seed")

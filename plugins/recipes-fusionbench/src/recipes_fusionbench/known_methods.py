@@ -6,6 +6,16 @@ from typing import Any
 
 _PACKAGE = "fusion_bench.method."
 
+#: The values that the files of AdaMerging for CLIP share.
+_ADAMERGING = {
+    "weights": None,
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "init_values": 0.3,
+    "clamp_weights": False,
+    "batch_size": 16,
+    "max_steps": 1000,
+}
 #: The values in `method/NAME.yaml`.
 _FILES: dict[str, dict[str, Any]] = {
     "dummy": {"_target_": "DummyAlgorithm"},
@@ -128,15 +138,20 @@ _FILES: dict[str, dict[str, Any]] = {
         "weight_transpose": True,
         "reduce_non_diagonal_ratio": 0.95,
     },
-    "adamerging/clip": {
-        "name": "clip_layer_wise_adamerging",
-        "weights": None,
-        "optimizer": "adam",
-        "lr": 1e-3,
+    "adamerging/clip": {"name": "clip_layer_wise_adamerging", **_ADAMERGING},
+    "adamerging/layer_wise_flan_t5": {
+        "_target_": "adamerging.flan_t5_layer_wise_adamerging.FlanT5LayerWiseAdaMergingAlgorithm",
+        "optimizer": {"_target_": "torch.optim.Adam", "lr": 1e-3},
+        "dataloader_kwargs": {"batch_size": 4, "num_workers": 0},
         "init_values": 0.3,
-        "clamp_weights": False,
-        "batch_size": 16,
         "max_steps": 1000,
+        "variant": None,
+        "clamp_weights": False,
+    },
+    "surgery/adamerging_surgery": {
+        "name": "clip_layer_wise_adamerging_surgery",
+        **_ADAMERGING,
+        "surgery_steps": 1000,
     },
 }
 

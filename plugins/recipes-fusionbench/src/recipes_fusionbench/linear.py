@@ -116,24 +116,20 @@ def expo(fusion: Fusion) -> None:
 
 
 def model_stock(fusion: Fusion) -> None:
-    """Translate Model Stock for two models."""
+    """Translate Model Stock."""
     given = fusion.options
-    ignored = given.take("ignore_keys", [])
-    if not isinstance(ignored, list) or not all(isinstance(key, str) for key in ignored):
-        given.refuse("ignore_keys", "expected a list of texts")
-    elif {*ignored} - _OPEN_CLIP:
-        given.refuse("ignore_keys", "FusionBench averages these tensors; here it cannot be chosen")
+    ignored = given.texts("ignore_keys")
+    if {*ignored} - _OPEN_CLIP:
+        reason = "FusionBench averages these tensors, and model-stock has one ratio for all"
+        given.refuse("ignore_keys", reason)
     elif ignored:
         given.warn("ignore_keys", "ignored: these are tensors of OpenCLIP")
-    if len(fusion.models.experts) != 2:  # noqa: PLR2004
-        reason = (
-            "for more than two models FusionBench averages angles, and model-stock their cosines"
-        )
-        given.refuse("", reason)
     fusion.take_output()
     reason = "FusionBench adds 1e-8 to products of norms, which matters for tiny task vectors"
     given.warn("", reason)
-    fusion.add("model-stock", scope="tensor")
+    is_pair = len(fusion.models.experts) == 2  # noqa: PLR2004 - whose mean angle is their angle
+    mean_of = {} if is_pair else {"mean_of": "angles"}
+    fusion.add("model-stock", scope="tensor", **mean_of)
 
 
 def dummy(fusion: Fusion) -> None:

@@ -87,7 +87,13 @@ METHODS = {
     ),
     "CLIPLayerWiseAdaMergingAlgorithm": Method(adaptive.adamerging("layer")),
     "CLIPTaskWiseAdaMergingAlgorithm": Method(adaptive.adamerging("model")),
-    "GPT2LayerWiseAdaMergingAlgorithm": Method(adaptive.gpt2_adamerging),
+    "CLIPLayerWiseAdaMergingSurgeryAlgorithm": Method(adaptive.adamerging_with_surgery),
+    "GPT2LayerWiseAdaMergingAlgorithm": Method(
+        adaptive.language_adamerging("it leaves dropout on while it learns")
+    ),
+    "FlanT5LayerWiseAdaMergingAlgorithm": Method(
+        adaptive.language_adamerging("it starts the decoder with token 1, not with the model's own")
+    ),
     "DummyAlgorithm": Method(linear.dummy, needs_base=False),
 }
 
@@ -95,14 +101,16 @@ METHODS = {
 _LEGACY = {
     "clip_layer_wise_adamerging": "CLIPLayerWiseAdaMergingAlgorithm",
     "clip_task_wise_adamerging": "CLIPTaskWiseAdaMergingAlgorithm",
+    "clip_layer_wise_adamerging_surgery": "CLIPLayerWiseAdaMergingSurgeryAlgorithm",
 }
 
 #: Methods whose counterpart gives other values, with the reason.
 _DIFFERENT = {
-    "FlanT5LayerWiseAdaMergingAlgorithm": "FusionBench starts the decoder with another token",
-    "TallMaskTaskArithmeticAlgorithm": "FusionBench's masks compare weights with task vectors",
+    "TallMaskTaskArithmeticAlgorithm": (
+        "its masks compare a task vector with the pretrained weights, not with zero as the paper "
+        "does; consensus with task_masks is the paper's method"
+    ),
     "WeightedAverageForLLama": "FusionBench 0.2.33 cannot load its models; use weighted_average",
-    "clip_layer_wise_adamerging_surgery": "adamerging and surgery are trained one after the other",
 }
 
 

@@ -27,7 +27,7 @@ class Options:
     """The options of one section. `key` is its key in the file."""
 
     def __init__(self, values: Mapping[str, Any], key: str, findings: ImportFindings) -> None:
-        self.values, self.key, self._findings = values, key, findings
+        self.values, self.key, self.findings = values, key, findings
         self._taken = {*_INSTANTIATION}
 
     def has(self, name: str) -> bool:
@@ -96,6 +96,14 @@ class Options:
         self.refuse(name, f"expected a text, got {format_value(value)}")
         return None
 
+    def texts(self, name: str) -> list[str]:
+        """Return a list of texts; empty if it is not given."""
+        value = self.take(name, [])
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return value
+        self.refuse(name, f"expected a list of texts, got {format_value(value)}")
+        return []
+
     def items(self, name: str) -> dict[str, Any]:
         """Return a mapping of texts."""
         value = self.take(name, {})
@@ -106,7 +114,7 @@ class Options:
 
     def section(self, name: str) -> Options:
         """Return a nested section; empty if it is not given."""
-        return Options(self.items(name), self._join(name), self._findings)
+        return Options(self.items(name), self._join(name), self.findings)
 
     def expect(self, name: str, *allowed: object, reason: str) -> None:
         """Refuse any other value than those allowed, than null, and than an empty list."""
@@ -120,11 +128,11 @@ class Options:
 
     def refuse(self, name: str, reason: str) -> None:
         """Record that the recipe cannot express an option."""
-        self._findings.refuse(self._join(name), reason)
+        self.findings.refuse(self._join(name), reason)
 
     def warn(self, name: str, reason: str) -> None:
         """Record that an option has another effect, or none."""
-        self._findings.warn(self._join(name), reason)
+        self.findings.warn(self._join(name), reason)
 
     def _join(self, name: str) -> str:
         return ".".join(filter(None, (self.key, name)))
@@ -134,7 +142,7 @@ class Options:
         for name in self.values:
             if name not in self._taken:
                 names = [*self._taken - _INSTANTIATION, *known]
-                self._findings.report_unknown(self._join(name), names)
+                self.findings.report_unknown(self._join(name), names)
 
 
 def target_of(values: Mapping[str, Any]) -> str:

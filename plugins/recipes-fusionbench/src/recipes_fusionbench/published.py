@@ -33,6 +33,14 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 #: The function that loads the one data set that is no plain repository.
 FER2013 = "fusion_bench.dataset.fer2013.load_fer2013"
+#: Splits of test images with a corruption, and the tasks whose data sets have them.
+CORRUPTIONS = frozenset(
+    {
+        *("contrast", "gaussian_noise", "impulse_noise", "jpeg_compression", "motion_blur"),
+        *("pixelate", "spatter"),
+    }
+)
+CORRUPTED_TASKS = frozenset({"stanford-cars", "eurosat", "resisc45", "gtsrb"})
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
 
 

@@ -12,24 +12,33 @@ if TYPE_CHECKING:
     from recipes_fusionbench.options import Options
 
 
+#: Weights of `nn.Linear` by the kind of models, which recipes choose by name.
+_LINEAR = {"clip": ["*_proj.weight", "*.mlp.fc?.weight"]}
+
+
 def ties(fusion: Fusion) -> None:
     """Translate TIES-Merging."""
-    fusion.add("ties", **_ties_options(fusion), **backbone(fusion))
+    _add_ties(fusion, backbone(fusion))
 
 
-def _ties_options(fusion: Fusion) -> dict[str, Any]:
+def _add_ties(fusion: Fusion, more: dict[str, Any]) -> None:
+    """Add TIES with further options: one stage, or its steps if the largest entries are taken."""
     given = fusion.options
     given.expect("remove_keys", reason="ties cannot leave tensors out of the model")
     function = str(given.take("merge_func", "sum")).rpartition("-")[2]
-    if function not in {"sum", "mean"}:
-        given.refuse("merge_func", f"{function} has no counterpart, only sum and mean")
-    return {
-        "density": kept_fraction(given, "threshold"),
-        "scope": "model",
-        "zero_sign": "majority",
-        "normalize": function == "mean",
-        "scale": given.number("scaling_factor"),
-    }
+    density, scale = kept_fraction(given, "threshold"), given.number("scaling_factor")
+    trimmed = {"density": density, "scope": "model"}
+    signed = {"zero_sign": "majority"}
+    match function:
+        case "sum" | "mean":
+            normalize = {"normalize": function == "mean"}
+            fusion.add("ties", **trimmed, **signed, **normalize, scale=scale, **more)
+        case "max":
+            fusion.add("trim", **trimmed, **more)
+            fusion.add("elect", scope="model", **signed, **more)
+            fusion.add("magmax", scale=scale, **more)
+        case _:
+            given.refuse("merge_func", f"expected sum, mean or max, got {function}")
 
 
 def kept_fraction(given: Options, name: str) -> float:
@@ -45,37 +54,35 @@ def kept_fraction(given: Options, name: str) -> float:
 
 def dare(fusion: Fusion) -> None:
     """Translate DARE with a mean or a sum."""
-    drop = _drop(fusion)
-    fusion.add("dare", **drop, elect="none", normalize=False, scale=_dare_scale(fusion, drop))
-
-
-def _dare_scale(fusion: Fusion, drop: dict[str, Any]) -> float:
-    """Return the scale of a sum, without the division by the density if `rescale` is false."""
     given = fusion.options
     is_average = target_of(given.values) == "DareSimpleAverage"
     scale = 1 / len(fusion.models.experts) if is_average else given.number("scaling_factor")
-    return scale if given.switch("rescale", default=True) else scale * drop["density"]
+    fusion.add("dare", **_drop(fusion), elect="none", normalize=False, scale=scale)
 
 
 def dare_ties(fusion: Fusion) -> None:
     """Translate DARE with TIES-Merging, which are two stages here."""
-    drop, ties = _drop(fusion), _ties_options(fusion)
-    if not fusion.options.switch("rescale", default=True):
-        ties["scale"] *= drop["density"]  # TIES keeps the same entries of scaled task vectors
-    fusion.add("drop", **drop)
-    fusion.add("ties", **ties)
+    fusion.add("drop", **_drop(fusion))
+    _add_ties(fusion, {})
 
 
 def _drop(fusion: Fusion) -> dict[str, Any]:
+    """Return the options of what drops entries at random."""
     given = fusion.options
     given.warn("", "drops entries at random; FusionBench draws other random numbers")
-    reason = "true needs the classes of the model's modules, which recipes do not name"
-    given.expect("only_on_linear_weights", False, reason=reason)
     dropped = given.number("sparsity_ratio")
     if not 0 <= dropped < 1:
         given.refuse("sparsity_ratio", f"expected a fraction below 1, got {dropped:g}")
         dropped = 0.0
-    return {"density": 1 - dropped, "rescale": "paper"}
+    rescale = "paper" if given.switch("rescale", default=True) else "none"
+    if not given.switch("only_on_linear_weights", default=False):
+        return {"density": 1 - dropped, "rescale": rescale}
+    linear, kind = _LINEAR.get(fusion.models.kind, []), fusion.models.kind
+    if not linear:
+        reason = f"true needs the names of linear layers, unknown for models of the pool {kind}"
+        given.refuse("only_on_linear_weights", reason)
+    chosen = {"match": linear, "density": 1 - dropped}
+    return {"density": 1.0, "rescale": rescale, "overrides": [chosen]}
 
 
 def magmax(fusion: Fusion) -> None:

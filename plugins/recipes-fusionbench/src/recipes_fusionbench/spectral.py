@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from glob import escape
+from typing import TYPE_CHECKING, Any
 
 from recipes_fusionbench.sparse import kept_fraction
 
@@ -12,38 +13,36 @@ if TYPE_CHECKING:
 
 
 #: FusionBench decomposes tensors of two dimensions, not convolutions or packed experts.
-AS_STORED = {"matrices": "stored"}
+AS_STORED: dict[str, Any] = {"matrices": "stored"}
 
 
 def tsv_m(fusion: Fusion) -> None:
     """Translate TSV-M."""
     given = fusion.options
-    _refuse_excluded(given)
     given.expect("return_single_task_models", False, reason="true has no counterpart")
     if isinstance(given.values.get("alpha"), list):
         given.ignore("alpha")
         given.refuse("alpha", "tsv-m has one factor for the merge, not one per model")
     else:
-        fusion.add("tsv-m", scale=given.number("alpha", 1.0), **AS_STORED)
+        fusion.add("tsv-m", scale=given.number("alpha", 1.0), **_choose_matrices(given))
 
 
 def iso_c(fusion: Fusion) -> None:
     """Translate Iso-C."""
-    _refuse_excluded(fusion.options)
-    _warn_of_rank(fusion.options)
-    fusion.add("iso-c", scale=fusion.options.number("scaling_factor"), **AS_STORED)
+    given = fusion.options
+    _warn_of_rank(given)
+    fusion.add("iso-c", scale=given.number("scaling_factor"), **_choose_matrices(given))
 
 
 def iso_cts(fusion: Fusion) -> None:
     """Translate Iso-CTS."""
     given = fusion.options
-    _refuse_excluded(given)
     _warn_of_rank(given)
     fraction = given.number("common_space_fraction")
     if not 0 <= fraction <= 1:
         given.refuse("common_space_fraction", f"expected a fraction, got {fraction:g}")
     scale = given.number("scaling_factor")
-    fusion.add("iso-cts", scale=scale, common_fraction=fraction, **AS_STORED)
+    fusion.add("iso-cts", scale=scale, common_fraction=fraction, **_choose_matrices(given))
 
 
 def _warn_of_rank(given: Options) -> None:
@@ -53,16 +52,21 @@ def _warn_of_rank(given: Options) -> None:
     given.warn("", reason)
 
 
-def _refuse_excluded(given: Options) -> None:
-    given.expect(
-        "exclude_keys", reason="FusionBench averages these tensors; here it cannot be chosen"
-    )
+def _choose_matrices(given: Options) -> dict[str, Any]:
+    """Return which tensors are decomposed. FusionBench averages those of `exclude_keys`."""
+    excluded = given.texts("exclude_keys")
+    if not excluded:
+        return AS_STORED
+    # FusionBench names tensors as the live model does, and files may have a prefix
+    patterns = [f"*{escape(key.removeprefix('vision_model.'))}" for key in excluded]
+    chosen = {"match": patterns, "unmatched": "warn", "matrices": "none"}
+    return {**AS_STORED, "overrides": [chosen]}
 
 
 def wudi(fusion: Fusion) -> None:
     """Translate WUDI."""
-    _refuse_excluded(fusion.options)
-    fusion.add("wudi", steps=fusion.options.count("iter_num"), lr=1e-5, **AS_STORED)
+    given = fusion.options
+    fusion.add("wudi", steps=given.count("iter_num"), lr=1e-5, **_choose_matrices(given))
 
 
 def doge(fusion: Fusion) -> None:

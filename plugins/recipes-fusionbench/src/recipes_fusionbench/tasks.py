@@ -5,12 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.commands import format_value
-from recipes_fusionbench.models import Models, path_of
+from recipes_fusionbench.model_reader import path_of
 from recipes_fusionbench.options import Options, class_of
-from recipes_fusionbench.published import FAMILIES, FER2013, GLUE, TASKS, shorten, test_split
+from recipes_fusionbench.published import (
+    CORRUPTED_TASKS,
+    CORRUPTIONS,
+    FAMILIES,
+    FER2013,
+    GLUE,
+    TASKS,
+    shorten,
+    test_split,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from recipes_fusionbench.models import Models
 
 _CLIP_LOADER = "datasets.load_dataset"
 #: Keys of a data set's section besides its path and split.
@@ -27,6 +38,7 @@ def read_tasks(options: Options, models: Models) -> dict[str, Any] | None:
     options.ignore("dataloader_kwargs", "batch_size", "num_workers", "cache_dir", "_dataset_loader")
     readers: dict[str, Callable[[Options, Models], dict[str, Any]]] = {
         "CLIPVisionModelTaskPool": _read_clip,
+        "clip_vit_classification": _read_older_clip,
         "GPT2TextClassificationTaskPool": _read_gpt2,
         "FlanT5GLUETextGenerationTaskPool": _read_flan_t5,
         "LMEvalHarnessTaskPool": _read_harness,
@@ -47,26 +59,43 @@ def make_data_section(pool: Options, data: str, models: Models) -> dict[str, Any
         tasks = _read_data_sets(pool, data, is_train=is_train)
         for missing in [name for name in models.experts if name not in tasks]:
             pool.refuse(f"{data}.{missing}", "missing, and the method takes examples from it")
-        return _name_clip(str(models.base), list(tasks.values()))
-    if models.kind == "gpt2":
-        return {"name": "gpt2-glue", "tasks": [*models.tasks]}
+        return _name_clip(str(models.base), list(tasks.values()), _find_corruption(pool, data))
+    if models.family is not None:
+        return _add_variant({"name": models.family.pool, "tasks": [*models.tasks]}, models)
     pool.refuse(data, "the tasks of these models have no counterpart")
     return {}
 
 
-def _name_clip(clip: str, tasks: list[str]) -> dict[str, Any]:
-    for family in FAMILIES:
-        if family.kind == "clip" and clip in family.bases:
-            return {"name": family.pool, "tasks": shorten(tasks)}
-    return {"name": "clip-classification", "clip": clip, "tasks": shorten(tasks)}
+def _name_clip(clip: str, tasks: list[str], corruption: str | None) -> dict[str, Any]:
+    pools = [f.pool for f in FAMILIES if f.kind == "clip" and clip in f.bases]
+    section = {"name": pools[0]} if pools else {"name": "clip-classification", "clip": clip}
+    corrupted = {} if corruption is None else {"corruption": corruption}
+    return {**section, "tasks": shorten(tasks), **corrupted}
 
 
 def _read_clip(options: Options, models: Models) -> dict[str, Any]:
-    if models.kind != "clip":
-        options.refuse("", f"cannot measure the models of the pool {models.kind}")
-    options.ignore("base_model", "data_processor", "layer_wise_feature_max_num", "test_datasets")
+    options.ignore("base_model", "data_processor", "layer_wise_feature_max_num")
     options.ignore("layer_wise_feature_first_token_only", "val_datasets", "train_datasets")
     options.expect("layer_wise_feature_save_path", reason="features have no counterpart")
+    return _measure_clip(options, models, "test_datasets")
+
+
+def _read_older_clip(options: Options, models: Models) -> dict[str, Any]:
+    """Read a pool whose data sets are a list `tasks` of names with a `dataset` each."""
+    options.ignore("name", "type", "dataset_type", "corruption")
+    data_sets = {
+        name: {"path" if key == "name" else key: value for key, value in data_set.items()}
+        for name, data_set in _read_listed_data_sets(options).items()
+    }
+    listed = Options({**options.values, "tasks": data_sets}, options.key, options.findings)
+    options.ignore(*options.values)
+    return _measure_clip(listed, models, "tasks")
+
+
+def _measure_clip(options: Options, models: Models, key: str) -> dict[str, Any]:
+    """Return the measurement of the data sets under a key by the heads of `clip_model`."""
+    if models.kind != "clip":
+        options.refuse("", f"cannot measure the models of the pool {models.kind}")
     clip, processor = path_of(options, "clip_model"), path_of(options, "processor")
     if clip is None:
         options.refuse("clip_model", "missing")
@@ -76,10 +105,20 @@ def _read_clip(options: Options, models: Models) -> dict[str, Any]:
     if clip != models.base:
         reason = f"{clip} gives the heads, not the pretrained model {models.base}"
         options.warn("clip_model", reason)
-    tasks = _read_data_sets(options, "test_datasets", is_train=False)
+    tasks = _read_data_sets(options, key, is_train=False)
     if not tasks:
-        options.refuse("test_datasets", "missing")
-    return _name_clip(clip, list(tasks.values()))
+        options.refuse(key, "missing")
+    return _name_clip(clip, list(tasks.values()), _find_corruption(options, key))
+
+
+def _find_corruption(options: Options, key: str) -> str | None:
+    """Return the corruption of all data sets under a key; None if they have none."""
+    data_sets = options.items(key).values()
+    splits = {value.get("split") if isinstance(value, dict) else None for value in data_sets}
+    found = sorted(str(split) for split in splits & CORRUPTIONS)
+    if found and len(splits) > 1:
+        options.refuse(key, f"expected one corruption for all data sets, got {', '.join(found)}")
+    return found[0] if found else None
 
 
 def _read_data_sets(options: Options, key: str, *, is_train: bool) -> dict[str, str]:
@@ -112,6 +151,8 @@ def _compare_data_set(task: str, value: object, *, is_train: bool) -> str | None
     if config is not None and (task, config) != ("svhn", "cropped_digits"):
         return f"expected the default configuration, got {format_value(config)}"
     split = "train" if is_train else test_split(task)
+    if not is_train and task in CORRUPTED_TASKS and given.get("split") in CORRUPTIONS:
+        split = given["split"]
     wrong = [name for name in given if name not in {*_LOADING, "path", "split"}]
     if given.get("split", split) != split:
         wrong.append(f"the split {format_value(given['split'])}, instead of {split},")
@@ -122,6 +163,8 @@ def _read_gpt2(options: Options, models: Models) -> dict[str, Any]:
     options.ignore("tokenizer", "test_datasets")
     if models.kind != "gpt2":
         options.refuse("", f"cannot measure the models of the pool {models.kind}")
+    elif models.family is None:
+        options.refuse("", "measures the published experts, whose heads the pool gpt2-glue has")
     return _make_glue(options, "gpt2-glue", "test_datasets", options.items("test_datasets"))
 
 
@@ -129,14 +172,22 @@ def _read_flan_t5(options: Options, models: Models) -> dict[str, Any]:
     options.ignore("tokenizer", "name", "type", "tasks")
     if models.kind != "seq2seq-lm":
         options.refuse("", f"cannot measure the models of the pool {models.kind}")
+    section = _make_glue(options, "flan-t5-glue", "tasks", _read_listed_data_sets(options))
+    return _add_variant(section, models)
+
+
+def _add_variant(section: dict[str, Any], models: Models) -> dict[str, Any]:
+    variant = None if models.family is None else models.family.variant
+    return section if variant is None else {**section, "variant": variant}
+
+
+def _read_listed_data_sets(options: Options) -> dict[str, Any]:
+    """Return the data sets of the list `tasks`, by the tasks' names."""
     listed = options.take("tasks", [])
     if not isinstance(listed, list) or not all(isinstance(task, dict) for task in listed):
         options.refuse("tasks", "expected a list of tasks with a name and a dataset")
         return {}
-    data_sets = {str(task.get("name")): task.get("dataset") or {} for task in listed}
-    section = _make_glue(options, "flan-t5-glue", "tasks", data_sets)
-    family = models.family
-    return section if family is None else {**section, "variant": family.variant}
+    return {str(task.get("name")): task.get("dataset") or {} for task in listed}
 
 
 def _make_glue(

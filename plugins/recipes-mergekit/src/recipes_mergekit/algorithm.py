@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from glob import escape
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from recipes_mergekit.settings import constant
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 #: An option, and the expert whose value it is; None for one value for all.
 _Option = tuple[str, str | None]
+#: A filter, and an option's value for the tensors whose names contain it; None for all others.
+_Choice = tuple[str | None, Any]
 
 
 @dataclass
@@ -26,7 +29,8 @@ class Algorithm:
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     curves: dict[_Option, Setting] = field(default_factory=dict)
-    overrides: list[dict[str, Any]] = field(default_factory=list)
+    #: options that vary by filter, with their values
+    switches: dict[str, list[_Choice]] = field(default_factory=dict)
 
     def set(self, option: str, setting: Setting) -> None:
         """Set an option of all experts."""
@@ -60,12 +64,12 @@ class Algorithm:
         A value that all tensors have is left out if it is the `default`.
         """
         chosen = [(rule.filter, choices[int(rule.values[0])]) for rule in rules]
-        varies = len({value for _, value in chosen}) > 1
-        for pattern, value in chosen if varies else chosen[-1:]:
-            if varies and pattern is not None:
-                self.overrides.append({**_match(pattern), option: value})
-            elif varies or value != default:
-                self.options[option] = value
+        value = chosen[-1][1]
+        if len({choice for _, choice in chosen}) > 1:
+            self.switches[option] = chosen
+            self.options[option] = value
+        elif value != default:
+            self.options[option] = value
 
     def _set_each(self, option: str, settings: Mapping[str, Setting]) -> None:
         values = {expert: _constant(setting) for expert, setting in settings.items()}
@@ -77,11 +81,26 @@ class Algorithm:
     def as_section(self, slices: Sequence[Slice]) -> dict[str, Any]:
         """Return the section of the recipe."""
         section: dict[str, Any] = {"name": self.name, **self.options}
-        if self.overrides:
-            section["overrides"] = self.overrides
+        if self.switches:
+            section["overrides"] = [*self._make_overrides()]
         if self.curves:
             section["by_depth"] = [*self._make_curves(slices)]
         return section
+
+    def _make_overrides(self) -> Iterator[dict[str, Any]]:
+        """Yield the switches by filter.
+
+        Each switch has its own first filter that matches a tensor. So every combination of their
+        filters is one entry, in their order.
+        """
+        for combination in product(*self.switches.values()):
+            patterns = [pattern for pattern, _ in combination if pattern is not None]
+            if patterns:
+                values = {
+                    option: value
+                    for option, (_, value) in zip(self.switches, combination, strict=True)
+                }
+                yield {**_match(*dict.fromkeys(patterns)), **values}
 
     def _make_curves(self, slices: Sequence[Slice]) -> Iterator[dict[str, Any]]:
         """Yield the curves of every slice. The first that covers a tensor gives it its value.
@@ -116,9 +135,25 @@ def _curves_of(
         yield {**match, **where, **_nest(values, chosen)}
 
 
-def _match(pattern: str) -> dict[str, Any]:
-    """Return what matches names that contain a text. mergekit allows that there are none."""
-    return {"match": f"*{escape(pattern)}*", "unmatched": "warn"}
+def _match(*texts: str) -> dict[str, Any]:
+    """Return what matches names that contain one or two texts. mergekit allows that none does."""
+    patterns = [f"*{escape(text)}*" for text in texts]
+    if len(texts) > 1:
+        patterns = _contain_both(*texts)
+    return {"match": patterns if len(patterns) > 1 else patterns[0], "unmatched": "warn"}
+
+
+def _contain_both(one: str, other: str) -> list[str]:
+    """Return the patterns of names that contain two texts, which may overlap."""
+    for longer, shorter in ((one, other), (other, one)):
+        if shorter in longer:
+            return [f"*{escape(longer)}*"]
+    patterns = []
+    for left, right in ((one, other), (other, one)):
+        patterns.append(f"*{escape(left)}*{escape(right)}*")
+        shared = (n for n in range(1, min(len(left), len(right))) if left.endswith(right[:n]))
+        patterns += [f"*{escape(left + right[n:])}*" for n in shared]
+    return patterns
 
 
 def _constant(setting: Setting) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -80,8 +80,15 @@ class Configuration:
     out_dtype: str | None
     tokens: Tokens | None
     chat_template: str | None
+    #: the models of every module of a model with several; then there are no slices
+    modules: Mapping[str, Slice] = field(default_factory=dict)
     #: the key of the document in the file, ending with a dot, or nothing
     prefix: str = ""
+
+    @property
+    def parts(self) -> tuple[Slice, ...]:
+        """The slices, and the modules."""
+        return (*self.slices, *self.modules.values())
 
     @property
     def has_ranges(self) -> bool:

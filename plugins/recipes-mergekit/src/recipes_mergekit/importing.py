@@ -13,6 +13,7 @@ from fusion_core.commands import (
 from recipes_import import ImportFindings
 from recipes_mergekit.comments import COMMENTS
 from recipes_mergekit.merge import Merge
+from recipes_mergekit.modules import ModularMerge
 from recipes_mergekit.reading import Reader
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ class _File:
 
     def _uses(self, merge: Configuration) -> list[str]:
         """Return the names of the documents that a merge uses."""
-        sources = (source.model for part in merge.slices for source in part.sources)
-        models = [merge.base, *(part.base for part in merge.slices), *sources]
+        sources = (source.model for part in merge.parts for source in part.sources)
+        models = [merge.base, *(part.base for part in merge.parts), *sources]
         paths = dict.fromkeys(model.path for model in models if model is not None)
         return [path for path in paths if path and path in self.merges]
 
@@ -101,6 +102,7 @@ class _File:
             if self.sizes[name] > _MAX_MERGES:
                 self.findings.refuse("documents", f"more than {_MAX_MERGES} nested merges")
             else:
-                recipe = Merge(merge, self.recipes, self.findings).make_recipe()
+                kind = ModularMerge if merge.modules else Merge
+                recipe = kind(merge, self.recipes, self.findings).make_recipe()
             self.recipes[name] = recipe
         return self.recipes[name]

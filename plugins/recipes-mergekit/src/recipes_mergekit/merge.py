@@ -9,6 +9,7 @@ from fusion_core.commands import similar_names
 from recipes_mergekit.methods import METHODS, Method
 from recipes_mergekit.models import STACKED, UNCHECKED, Models
 from recipes_mergekit.parameters import Parameters, check_names
+from recipes_mergekit.stacking import unwrap_stack
 from recipes_mergekit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -46,14 +47,18 @@ class Merge:
         pool = self._make_pool(models, bases, experts, names, method)
         section = algorithm.as_section(self.configuration.slices)
         recipe = {"algorithm": section, "model_pool": pool}
-        if algorithm.name == "passthrough" and self.configuration.has_ranges:
-            stacked = pool["models"][names[0]]
-            if isinstance(stacked, dict) and stacked["algorithm"]["name"] == "stack":
-                recipe = {name: stacked[name] for name in ("algorithm", "model_pool")}
+        if self._is_stack:
+            scales = parameters.by_expert("scale", 1.0)[names[0]]
+            recipe = unwrap_stack(pool["models"][names[0]], scales) or recipe
         vocabulary = Vocabulary(self.configuration, models, self.findings)
         recipe["model_pool"] = vocabulary.extend_pool(recipe["model_pool"], recipe["algorithm"])
         alignment = dict(STACKED if recipe["algorithm"]["name"] == "stack" else UNCHECKED)
         return {**recipe, **self._make_output(models), "alignment": self._check_dtypes(alignment)}
+
+    @property
+    def _is_stack(self) -> bool:
+        """Whether layers are copied, not merged."""
+        return self.configuration.method == "passthrough" and self.configuration.has_ranges
 
     def _refuse(self, key: str, reason: str) -> None:
         self.findings.refuse(self.configuration.prefix + key, reason)
@@ -139,7 +144,7 @@ class Merge:
         self, models: Models, sources: Sequence[Source], base: Reference | None = None
     ) -> Any:  # noqa: ANN401 - a path or a recipe
         if sources[0].layers is not None:
-            return models.stack(sources)
+            return models.stack(sources, base if self._is_stack else None)
         return models.locate(sources[0].model, base)
 
     def _make_output(self, models: Models) -> dict[str, Any]:
@@ -149,7 +154,7 @@ class Merge:
             self._refuse("dtype", f"missing, and the merge of {first} has none that is stored")
         if dtype == "float64":
             key = "dtype" if self.configuration.out_dtype is None else "out_dtype"
-            self._refuse(key, "float64: merges are computed in fp32")
+            self._refuse(key, "float64: merges are computed and stored in fp32 at most")
         return {} if dtype is None else {"output": {"dtype": dtype}}
 
     def _check_dtypes(self, alignment: dict[str, str]) -> dict[str, str]:

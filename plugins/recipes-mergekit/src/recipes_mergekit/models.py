@@ -58,25 +58,30 @@ class Models:
             "alignment": UNCHECKED,
         }
 
-    def stack(self, sources: Sequence[Source]) -> Any:  # noqa: ANN401 - a path or a recipe
+    def stack(self, sources: Sequence[Source], base: Reference | None = None) -> Any:  # noqa: ANN401 - a path or a recipe
         """Return the model that has the layers of one source of every slice.
 
-        If they are all layers of one model, that is the model itself.
+        If they are all layers of one model, that is the model itself. The configuration and the
+        tokenizer of the result are those of `base`.
         """
         used = dict.fromkeys(source.model for source in sources)
         first = sources[0].model
         ranges = [source.layers or (0, 0) for source in sources]
         if len(used) == 1 and self._is_whole(first, ranges):
             return self.locate(first)
+        if len(used) == 1 and base == first:
+            base = None
+        names = {model: "base" if model == base else self.name(model) for model in used}
+        experts = {name: self.locate(model) for model, name in names.items() if model != base}
         return {
             "algorithm": {
                 "name": "stack",
                 "slices": [
-                    {"model": self.name(source.model), "layers": [*layers]}
+                    {"model": names[source.model], "layers": [*layers]}
                     for source, layers in zip(sources, ranges, strict=True)
                 ],
             },
-            "model_pool": {"models": {self.name(model): self.locate(model) for model in used}},
+            "model_pool": {**({"base": self.locate(base)} if base else {}), "models": experts},
             "alignment": STACKED,
         }
 

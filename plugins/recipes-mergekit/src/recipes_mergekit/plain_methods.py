@@ -52,7 +52,7 @@ def nuslerp(given: Parameters) -> Algorithm:
 def multi_slerp(given: Parameters) -> Algorithm:
     """Return `multi-slerp`."""
     if given.number("eps", 1e-8) != 1e-8:  # noqa: PLR2004 - mergekit's default
-        given.refuse("eps", "has no counterpart")
+        given.refuse("eps", "no counterpart; multi-slerp adds nothing to norms")
     algorithm = Algorithm("multi-slerp")
     if len(given.experts) > 1:  # mergekit returns a single model as it is
         normalize = given.switch_rules("normalize_weights", default=True)

@@ -29,7 +29,7 @@ class Reader(ValueReader):
         self._check_keys(document, _KEYS, "")
         method = document.get("merge_method")
         base = self._read_reference(document.get("base_model"), "base_model")
-        slices = self._read_slices(document, base)
+        slices, modules = self._read_slices(document, base), self._read_modules(document, base)
         if not isinstance(method, str):
             self._refuse("merge_method", f"expected a name, got {format_value(method)}")
         tokens = TokenReader(self._findings, self._prefix)
@@ -42,22 +42,21 @@ class Reader(ValueReader):
             self._read_dtype(document, "out_dtype"),
             tokens.read_tokens(document),
             tokens.read_template(document),
+            modules,
             self._prefix,
         )
-        is_complete = slices and all(part.sources for part in slices) and isinstance(method, str)
+        parts = configuration.parts
+        is_complete = parts and all(part.sources for part in parts) and isinstance(method, str)
         return configuration if is_complete else None
 
     def _read_slices(self, document: Mapping[str, Any], base: Reference | None) -> list[Slice]:
-        """Return the slices. Whole models are one, and a base that is not listed the last."""
+        """Return the slices. Whole models are one."""
         given = [name for name in ("models", "slices", "modules") if document.get(name)]
-        if "modules" in given:
-            reason = (
-                "no counterpart; list the models under models, and use filters such as encoder."
-            )
-            self._refuse("modules", reason)
-            return []
         if len(given) != 1:
-            self._refuse("models", f"expected one of models and slices, got {given or 'none'}")
+            expected = "expected one of models, slices and modules"
+            self._refuse("models", f"{expected}, got {' and '.join(given) or 'none'}")
+            return []
+        if given == ["modules"]:
             return []
         (key,) = given
         entries = document[key]
@@ -65,11 +64,36 @@ class Reader(ValueReader):
             self._refuse(key, f"expected a list, got {format_value(entries)}")
             return []
         if key == "models":
-            sources = self._read_sources(entries, key, ("model", "parameters"))
-            if base is not None and all(source.model != base for source in sources):
-                sources = (*sources, Source(base, None, {}))
-            return [Slice(sources, None, {}, key)]
+            return [self._read_models(entries, key, base, {})]
         return [self._read_slice(entry, f"{key}.{n}") for n, entry in enumerate(entries)]
+
+    def _read_modules(
+        self, document: Mapping[str, Any], base: Reference | None
+    ) -> dict[str, Slice]:
+        """Return the models of every module, with the module's parameters."""
+        modules: dict[str, Slice] = {}
+        for name, given in self._read_mapping(document.get("modules"), "modules").items():
+            key = f"modules.{name}"
+            entry = self._read_mapping(given, key)
+            self._check_keys(entry, ("models", "slices", "parameters"), f"{key}.")
+            if entry.get("slices"):
+                self._refuse(f"{key}.slices", "no counterpart; list the models under models")
+            models = entry.get("models")
+            if not isinstance(models, list):
+                self._refuse(f"{key}.models", f"expected a list, got {format_value(models)}")
+                continue
+            parameters = self._read_mapping(entry.get("parameters"), f"{key}.parameters")
+            modules[name] = self._read_models(models, f"{key}.models", base, parameters)
+        return modules
+
+    def _read_models(
+        self, entries: list[Any], key: str, base: Reference | None, parameters: Mapping[str, Any]
+    ) -> Slice:
+        """Return whole models as one slice. A base that is not listed is the last one."""
+        sources = self._read_sources(entries, key, ("model", "parameters"))
+        if base is not None and all(source.model != base for source in sources):
+            sources = (*sources, Source(base, None, {}))
+        return Slice(sources, None, parameters, key)
 
     def _read_slice(self, entry: object, key: str) -> Slice:
         entry = self._read_mapping(entry, key)

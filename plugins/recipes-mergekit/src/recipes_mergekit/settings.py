@@ -96,7 +96,7 @@ def read_number(value: object) -> float:
 
 def read_switch(value: object) -> float:
     """Return a truth value, or a word that YAML 1.1 reads as one, as 1 or 0."""
-    word = str(value).lower()
-    if isinstance(value, str | bool | int) and word in _TRUE | _FALSE:
+    word = str(int(value) if isinstance(value, float) and value.is_integer() else value).lower()
+    if isinstance(value, str | bool | int | float) and word in _TRUE | _FALSE:
         return float(word in _TRUE)
     raise ValueError(f"expected true or false, got {format_value(value)}")

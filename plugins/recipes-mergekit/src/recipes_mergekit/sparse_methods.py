@@ -83,14 +83,10 @@ def _set_sum(algorithm: Algorithm, given: Parameters) -> Algorithm:
 def _set_switches(
     algorithm: Algorithm, given: Parameters, *, normalize: bool, rescale: bool
 ) -> None:
-    """Set two options by mergekit's switches with these defaults. One of them may vary."""
-    dividing = given.switch_rules("normalize", default=normalize)
+    """Set two options by mergekit's switches with these defaults."""
     rescaling = given.switch_rules("rescale", default=rescale)
-    if constant(dividing) is None and constant(rescaling) is None:
-        given.refuse("rescale", "varies between tensors, as normalize does; one of them can")
-        return
     algorithm.set_switch("rescale", rescaling, _RESCALE, default=None if rescale else "none")
-    algorithm.set_switch("normalize", dividing)
+    algorithm.set_switch("normalize", given.switch_rules("normalize", default=normalize))
 
 
 def _random_fractions(given: Parameters) -> dict[str, Setting]:

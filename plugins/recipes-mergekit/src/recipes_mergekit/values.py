@@ -41,7 +41,10 @@ class ValueReader:
                     return Reference(path, adapter or None)
             case {"model": model, **rest} if not {*rest} - {"lora", "override_architecture"}:
                 if rest.get("override_architecture") is not None:
-                    reason = "fusion-core reads tensors by name, and knows no architectures"
+                    reason = (
+                        "mergekit then merges only the tensors that this class has, and writes it "
+                        "to config.json; without this key, all tensors are merged by name"
+                    )
                     self._refuse(f"{key}.override_architecture", reason)
                 owner, lora = self._read_path(model), self._read_path(rest.get("lora"))
                 if owner is not None:

@@ -40,9 +40,6 @@ class Vocabulary:
         return {**options, **pool}
 
     def _choose_tokens(self, tokens: Tokens, pool: Mapping[str, Any]) -> dict[str, Any]:
-        if any(isinstance(model, dict) for model in (pool.get("base"), *pool["models"].values())):
-            reason = "is not combined with merged slices, other documents, or adapters of other "
-            self.findings.refuse(tokens.key, f"{reason}models")
         source = tokens.source
         if source == "base" and "base" not in pool and self.configuration.base in self.models.names:
             source = self.configuration.base

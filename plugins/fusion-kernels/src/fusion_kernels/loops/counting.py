@@ -1,0 +1,64 @@
+"""Magnitudes in windows."""
+
+import numpy as np
+
+from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
+from fusion_kernels.loops.strips import (
+    LARGEST,
+    MAGNITUDE,
+    OWN,
+    OWN_STRIPS,
+    inlined,
+    integers,
+    read_strip,
+    words,
+)
+
+#: A window holds few of the magnitudes, so most groups of this many have none.
+_GROUP = 32
+
+
+@inlined
+def _list_inside(offsets: int, size: int, width: np.uint32, listed: int, filled: int) -> int:
+    """List the offsets of a strip that are at most `width`; return how many are now listed."""
+    inside, target = words(offsets), words(listed)
+    for begin in range(0, size, _GROUP):
+        end = min(begin + _GROUP, size)
+        smallest = np.uint32(0xFFFFFFFF)
+        for i in range(begin, end):
+            smallest = min(smallest, inside[i])
+        if smallest <= width:
+            for i in range(begin, end):
+                target[filled] = inside[i]
+                filled += np.int64(inside[i] <= width)
+    return filled
+
+
+def count(parts: int, scratch: int, searches: int, windows: int, counts: int, offsets: int) -> int:
+    """Count magnitudes above each window, and list those inside it, less its lower end.
+
+    `windows` holds the lowest and highest bits of each search, `counts` receives the numbers of
+    magnitudes above and, after all of those, inside. `offsets` has room for one more than a block
+    holds per search. Returns 0 if an operand is not finite.
+    """
+    layout, counted = integers(parts), integers(counts)
+    strip = scratch + 4 * STRIP * OWN
+    largest = np.uint32(0)
+    for start in range(0, layout[ELEMENTS], STRIP):
+        size = min(STRIP, layout[ELEMENTS] - start)
+        largest = max(largest, read_strip(parts, scratch, start, size))
+        for search in range(searches):
+            row = words(scratch + 4 * STRIP * (OWN_STRIPS + search % layout[EXPERTS]))
+            low = np.uint32(integers(windows)[2 * search])
+            width = np.uint32(integers(windows)[2 * search + 1] - low)
+            at_least, less = np.int32(0), words(strip)
+            for i in range(size):
+                magnitude = np.uint32(row[i] & MAGNITUDE)
+                at_least += np.int32(magnitude >= low)
+                less[i] = magnitude - low  # of smaller ones: more than any width
+            before = counted[searches + search]
+            listed = offsets + 4 * search * (layout[ELEMENTS] + 1)
+            after = _list_inside(strip, size, width, listed, before)
+            counted[search] += at_least - (after - before)
+            counted[searches + search] = after
+    return int(largest <= LARGEST)

@@ -8,7 +8,7 @@ import torch
 
 from fusion_core.weights import CompiledFunction
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import can_read, read_parts
+from fusion_kernels.operands import can_read, read_parts, weights_of
 
 if TYPE_CHECKING:
     from fusion_core.weights import Operands, Piece, TensorInfo
@@ -52,3 +52,43 @@ class WindowCounts(CompiledFunction):
             function.tally(search, above[search], offsets[search, :filled])
             for search, filled in enumerate(inside)
         ]
+
+
+class WindowPolls(CompiledFunction):
+    """`WindowPoll`: the same in one window per expert, and votes."""
+
+    def __init__(self) -> None:
+        self._poll = load_loop("polling", "poll")
+
+    def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401, ARG002
+        """Serve every tensor that has a base."""
+        return operands.base is not None and can_read(operands, info)
+
+    def __call__(self, function: Any, piece: Piece) -> Any | None:  # noqa: ANN401
+        """Count one block."""
+        searches, experts = function.count.searches, len(piece.names)
+        parts = read_parts(piece, relative=True, strips=2)
+        windows = torch.tensor([[search.low, search.high] for search in searches])
+        weights = weights_of(piece)
+        counts = torch.zeros(2 * experts + 2, dtype=torch.int64)
+        room = piece.stop - piece.start + 1
+        offsets = torch.empty((experts, room), dtype=torch.int32)
+        changes = torch.empty((experts, room), dtype=torch.int8)
+        crowded = torch.empty((room, experts))
+        is_finite = self._poll(
+            parts.layout,
+            parts.scratch,
+            windows.data_ptr(),
+            weights.data_ptr(),
+            counts.data_ptr(),
+            offsets.data_ptr(),
+            changes.data_ptr(),
+            crowded.data_ptr(),
+        )
+        if not is_finite:
+            return None
+        *numbers, votes, crowd = counts.tolist()
+        above, inside = numbers[:experts], numbers[experts:]
+        listed = [row[:filled] for row, filled in zip(offsets, inside, strict=True)]
+        changed = [row[:filled] for row, filled in zip(changes, inside, strict=True)]
+        return function.block(above, listed, votes, changed, crowded[:crowd].T)

@@ -61,10 +61,10 @@ def can_read(operands: Operands, info: TensorInfo) -> bool:
     )
 
 
-def read_parts(piece: Piece, *, relative: bool) -> Parts:
+def read_parts(piece: Piece, *, relative: bool, strips: int = 1) -> Parts:
     """Read a piece's experts or, if `relative`, what their task vectors need.
 
-    Where no base is needed, an expert stands in.
+    Where no base is needed, an expert stands in. Scratch memory has a number of strips per expert.
     """
     base, experts = piece.operands.base, [*piece.operands.experts.values()]
     change = MINUS_BASE if relative else PLUS_BASE
@@ -77,7 +77,7 @@ def read_parts(piece: Piece, *, relative: bool) -> Parts:
     for tensor, mode in zip([tensors[-1], *tensors], [AS_STORED, *modes], strict=False):
         layout += [tensor.data_ptr(), _KINDS[tensor.dtype], mode]
     packed = (ctypes.c_int64 * len(layout))(*layout)
-    scratch = torch.zeros((OWN_STRIPS + len(experts)) * STRIP)
+    scratch = torch.zeros((OWN_STRIPS + strips * len(experts)) * STRIP)
     return Parts(ctypes.addressof(packed), scratch.data_ptr(), (packed, scratch, tensors))
 
 

@@ -90,6 +90,13 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
         replaces=(f"{_MERGING}.selection:WindowCount",),
     )
     yield KernelSpec(
+        name="window-polls",
+        least_elements=_OTHERS,
+        summary="Search for exact thresholds, and count the signs that entries elect.",
+        target="fusion_kernels.counting:WindowPolls",
+        replaces=(f"{_MERGING}.polling:WindowPoll",),
+    )
+    yield KernelSpec(
         name="votes",
         least_elements=_OTHERS,
         summary="Count the signs that entries elect.",

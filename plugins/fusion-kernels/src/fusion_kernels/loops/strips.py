@@ -80,6 +80,7 @@ def _reinterpret(source: Any, target: Any) -> Any:  # noqa: ANN401 - numba's typ
 floats: Callable[[int], Floats] = _pointer_to(types.float32)
 words: Callable[[int], npt.NDArray[np.uint32]] = _pointer_to(types.uint32)
 halves: Callable[[int], npt.NDArray[np.uint16]] = _pointer_to(types.uint16)
+signed: Callable[[int], npt.NDArray[np.int8]] = _pointer_to(types.int8)
 integers: Callable[[int], npt.NDArray[np.int64]] = _pointer_to(types.int64)
 bits_of: Callable[[np.float32], np.uint32] = _reinterpret(types.float32, types.uint32)
 float_of: Callable[[np.uint32], np.float32] = _reinterpret(types.uint32, types.float32)

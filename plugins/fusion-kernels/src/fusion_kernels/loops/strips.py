@@ -44,6 +44,8 @@ ZERO, ONE = np.float32(0), np.float32(1)
 #: The strips of the scratch memory that every loop has; its own begin at `OWN`.
 _BASE, _NEGATED, _ZEROS, OWN = 0, 1, 2, 3
 
+_pointer_type: Any = types.CPointer  # numba does not annotate it
+
 
 def inlined(function: FunctionT) -> FunctionT:
     """Let loops call a function."""
@@ -59,7 +61,7 @@ def _pointer_to(element: Any) -> Any:  # noqa: ANN401 - numba's types
             pointer = context.get_value_type(signature.return_type)
             return builder.inttoptr(arguments[0], pointer)
 
-        return types.CPointer(element)(types.int64), generate
+        return _pointer_type(element)(types.int64), generate
 
     return point
 

@@ -28,6 +28,8 @@ _LOG = logging.getLogger(__name__)
 _TYPES = {"q": ctypes.c_int64, "f": ctypes.c_float}
 _DIGEST = hashlib.sha256
 _DIGEST_SIZE = 32
+#: The files of this package that determine machine code, besides the loops.
+_SOURCES = ("layout.py", "compiling.py", "machine_code.py")
 _lock = Lock()
 #: What owns the memory of loaded code.
 _engines: list[llvm.ExecutionEngine] = []
@@ -49,8 +51,8 @@ def path_of(module: str, name: str) -> Path:
     """Return a loop's file. Its name has a hash of the sources, the versions and the processor."""
     digest = _DIGEST()
     package = Path(__file__).parent
-    for source in sorted([*package.glob("*.py"), *package.glob("loops/*.py")]):
-        digest.update(source.read_bytes())
+    for source in (*_SOURCES, *sorted(package.glob("loops/*.py"))):
+        digest.update((package / source).read_bytes())
     machine = [llvm.get_process_triple(), llvm.get_host_cpu_name()]
     features = llvm.get_host_cpu_features().flatten()
     versions = [version("numba"), version("llvmlite")]

@@ -79,6 +79,14 @@ def call(function: Function, piece: Piece) -> Any:  # noqa: ANN401 - as of `func
     return function(piece)
 
 
+def is_compiled(function: Function, operands: Operands, info: TensorInfo) -> bool:
+    """Tell whether a kernel serves a function for a tensor now; if not yet, begin to load it.
+
+    For functions that gain only if they are compiled.
+    """
+    return _find(function, operands, info) is not None
+
+
 def kernel_for(function: Function, operands: Operands, info: TensorInfo) -> str | None:
     """Return the name of the kernel that serves a function for a tensor, or None.
 

@@ -69,22 +69,35 @@ def kth_largest_magnitudes(
 
 
 def _kth_largest(scan: Scan, k: int | Sequence[int], rows: Rows, count: int) -> torch.Tensor:
-    dtypes = {scan.operands.dtype(info.name) for info in scan.infos}
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    dtype = magnitude_dtype(scan)
     ranks = [rank for rank in ([k] if isinstance(k, int) else k) for _ in range(count)]
-    searches = _guesses(scan, ranks, rows, dtype)
+    found = find_largest(scan, ranks, rows, dtype, guess_windows(scan, ranks, rows, dtype))
+    keys = torch.tensor(found, dtype=_INTEGERS[dtype])
+    return keys.view(dtype).reshape((count,) if isinstance(k, int) else (-1, count))
+
+
+def magnitude_dtype(scan: Scan) -> torch.dtype:
+    """Return the dtype of the magnitudes of everything that a scan sees."""
+    dtypes = {scan.operands.dtype(info.name) for info in scan.infos}
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def find_largest(
+    scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dtype, searches: Sequence[Search]
+) -> list[int]:
+    """Narrow searches by passes over the weights; return the bits of each magnitude."""
     while any(search.bottom < search.top for search in searches):
         tallies = [Tally(search) for search in searches]
-        tallies = scan.fold(WindowCount(rows, dtype, tuple(searches)), _add_block, tallies)
+        tallies = scan.fold(WindowCount(rows, dtype, tuple(searches)), add_block, tallies)
         searches = [
             search.narrow(rank, tally)
             for search, rank, tally in zip(searches, ranks, tallies, strict=True)
         ]
-    keys = torch.tensor([search.bottom for search in searches], dtype=_INTEGERS[dtype])
-    return keys.view(dtype).reshape((count,) if isinstance(k, int) else (-1, count))
+    return [search.bottom for search in searches]
 
 
-def _add_block(tallies: list[Tally], blocks: list[BlockTally]) -> list[Tally]:
+def add_block(tallies: list[Tally], blocks: list[BlockTally]) -> list[Tally]:
+    """Add what one block holds to the tally of each search."""
     for tally, block in zip(tallies, blocks, strict=True):
         tally.add(block)
     return tallies
@@ -147,7 +160,7 @@ def _count_ones(ones: torch.Tensor) -> int:
     return int(ones.sum(dtype=ones.dtype))
 
 
-def _guesses(scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dtype) -> list[Search]:
+def guess_windows(scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dtype) -> list[Search]:
     """Guess the windows from a sample; of few elements, search the whole range."""
     top = int(torch.iinfo(_INTEGERS[dtype]).max)
     if scan.numel < _WORTH_A_GUESS:

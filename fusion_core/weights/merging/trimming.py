@@ -15,7 +15,12 @@ import torch
 
 from fusion_core.weights.merging.kernels import RowsKernel, Scope
 from fusion_core.weights.merging.piece import sum_in_order
-from fusion_core.weights.merging.selection import kth_largest_magnitudes, task_vectors_of
+from fusion_core.weights.merging.polling import thresholds_and_votes
+from fusion_core.weights.merging.selection import (
+    kth_largest_magnitudes,
+    magnitude_dtype,
+    task_vectors_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,10 +40,14 @@ def trim_thresholds(scan: Scan, density: float | Sequence[float]) -> torch.Tenso
 
     The experts share one density, or have one each.
     """
+    return largest_by_rank(scan, [_counts(scan, density)])[0]
+
+
+def _counts(scan: Scan, density: float | Sequence[float]) -> list[int]:
+    """Return how many entries a density keeps of each expert."""
     experts = len(scan.operands.experts)
     densities = [density] * experts if isinstance(density, int | float) else density
-    counts = [count_for_density(share, scan.numel) if scan.numel else 0 for share in densities]
-    return largest_by_rank(scan, [counts])[0]
+    return [count_for_density(share, scan.numel) if scan.numel else 0 for share in densities]
 
 
 def largest_by_rank(
@@ -136,8 +145,16 @@ class TrimSurvey:
 
         Without the majority, entries that cancel are positive.
         """
-        thresholds = trim_thresholds(scan, density)
-        return cls(thresholds, majority_sign(scan, thresholds) if majority else 1.0)
+        if not majority:
+            return cls(trim_thresholds(scan, density), 1.0)
+        counts, votes = _counts(scan, density), None
+        if all(counts) and magnitude_dtype(scan) is torch.float32:
+            thresholds, votes = thresholds_and_votes(scan, counts)
+        else:
+            thresholds = trim_thresholds(scan, density)
+        if votes is None:
+            return cls(thresholds, majority_sign(scan, thresholds))
+        return cls(thresholds, float((votes > 0) - (votes < 0)))
 
     def trim(self, task_vectors: torch.Tensor) -> torch.Tensor:
         """Zero every entry that is not among the largest of its expert."""

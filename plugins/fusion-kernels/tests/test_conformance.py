@@ -7,8 +7,12 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
-from fusion_core.weights import Linear, PieceKernel, Scope
+from fusion_core.weights import Kernel, Linear, PieceKernel, Scan, Scope, kth_largest_magnitudes
+from fusion_core.weights.merging._tally import BlockTally, Search
+from fusion_core.weights.merging.polling import BlockPoll, WindowPoll
+from fusion_core.weights.merging.selection import WindowCount, task_vectors_of
 from fusion_kernels import plugin
 from fusion_linear.averages import SimpleAverage
 from fusion_linear.gram import GramCombination
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core import KernelSpec
+    from fusion_core.weights import Piece
 
 Methods = Callable[[int], Sequence[PieceKernel]]
 
@@ -37,6 +42,39 @@ _TIES = [
 
 def _by_norm(gram: Tensor) -> Tensor:
     return 1 / (1 + gram.diagonal().sqrt())
+
+
+class _Polled(Kernel):
+    """Adds to the base a digest of what a poll finds in windows below each expert's largest entry.
+
+    `width` is the windows' share of all bits of smaller magnitudes.
+    """
+
+    scope = Scope.MODEL
+
+    def __init__(self, width: float, experts: int) -> None:
+        self.width, self.experts = width, experts
+
+    def survey(self, scan: Scan) -> float:
+        """Poll all blocks."""
+        tops = kth_largest_magnitudes(scan, 1).view(torch.int32).tolist()
+        windows = [Search(0, 2**31 - 1, int(top * (1 - self.width)), top) for top in tops]
+        count = WindowCount(task_vectors_of, torch.float32, tuple(windows))
+        return scan(WindowPoll(count), _add_digest, 0.0)
+
+    def merge(self, piece: Piece) -> Tensor:
+        """Return the same for every entry."""
+        return piece.task_vectors[0] * 0 + piece.state
+
+
+def _add_digest(total: float, block: tuple[list[BlockTally], BlockPoll]) -> float:
+    tallies, poll = block
+    for number, (tally, offsets, changes) in enumerate(
+        zip(tallies, poll.offsets, poll.changes, strict=True), 1
+    ):
+        total += number * (tally.above + 3 * tally.inside)
+        total += number * float((offsets.double().sqrt() * changes.double()).sum())
+    return total + 7 * poll.votes + float(poll.crowded.double().abs().sum())
 
 
 _METHODS: dict[str, Methods] = {
@@ -78,6 +116,7 @@ _METHODS: dict[str, Methods] = {
         Band(),
         Band(density=1.0),
     ],
+    "window-polls": lambda count: [_Polled(1.0, count), _Polled(0.02, count)],
     "votes": lambda _: [Ties(), Ties(scope="tensor"), Elect(), Elect(scope="tensor")],
 }
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from fusion_core.weights import CompiledFunction
-from fusion_kernels.loops import LARGEST, MAGNITUDE, STRIP, Parts, compiled, read_strip
-from fusion_kernels.operands import can_read, read_parts
+from fusion_kernels.machine_code import load_loop
+from fusion_kernels.operands import can_read, read_parts, weights_of
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from fusion_core.weights import Operands, Piece, TensorInfo
-
-#: A window holds few of the magnitudes, so most groups of this many have none.
-_GROUP = 32
 
 
 class WindowCounts(CompiledFunction):
     """`WindowCount` of task vectors."""
+
+    def __init__(self) -> None:
+        self._count = load_loop("counting", "count")
 
     def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
         """Serve magnitudes of task vectors in fp32."""
@@ -35,58 +32,63 @@ class WindowCounts(CompiledFunction):
     def __call__(self, function: Any, piece: Piece) -> list[Any] | None:  # noqa: ANN401
         """Count one block, in one window per search; several searches may be of one expert."""
         searches = function.searches
-        parts, _tensors = read_parts(piece, relative=True)
-        above, inside = np.zeros((2, len(searches)), np.int64)
-        keys = np.empty((len(searches), parts.elements + 1), np.int32)
-        lows = np.array([search.low for search in searches], np.uint32)
-        widths = np.array([search.high - search.low for search in searches], np.uint32)
-        if not _count(parts, lows, widths, above, inside, keys):
+        parts = read_parts(piece, relative=True)
+        windows = torch.tensor([[search.low, search.high] for search in searches])
+        counts = torch.zeros((2, len(searches)), dtype=torch.int64)
+        room = piece.stop - piece.start + 1  # a magnitude is written before it is known to fit
+        offsets = torch.empty((len(searches), room), dtype=torch.int32)
+        is_finite = self._count(
+            parts.layout,
+            parts.scratch,
+            len(searches),
+            windows.data_ptr(),
+            counts.data_ptr(),
+            offsets.data_ptr(),
+        )
+        if not is_finite:
             return None
+        above, inside = counts.tolist()
         return [
-            function.tally(search, int(above[search]), torch.from_numpy(keys[search, :filled]))
+            function.tally(search, above[search], offsets[search, :filled])
             for search, filled in enumerate(inside)
         ]
 
 
-@compiled
-def _count(  # noqa: PLR0913, PLR0917 - numba knows no keywords
-    parts: Parts,
-    lows: npt.NDArray[np.uint32],
-    widths: npt.NDArray[np.uint32],
-    above: npt.NDArray[np.int64],
-    inside: npt.NDArray[np.int64],
-    keys: npt.NDArray[np.int32],
-) -> np.bool_:
-    """Count magnitudes above each window, and list those inside it, less its lower end.
+class WindowPolls(CompiledFunction):
+    """`WindowPoll`: the same in one window per expert, and votes."""
 
-    Returns false if an operand is not finite. `keys` has room for one more than a block holds,
-    because each magnitude is written before it is known to lie inside.
-    """
-    base = np.empty(STRIP, np.float32)
-    rows = np.empty((len(parts.experts), STRIP), np.float32)
-    offsets = np.empty(STRIP, np.uint32)
-    largest = np.uint32(0)
-    for start in range(0, parts.elements, STRIP):
-        size = min(STRIP, parts.elements - start)
-        largest = max(largest, read_strip(parts, start, size, base, rows))
-        for search in range(len(lows)):
-            bits = rows[search % len(rows)].view(np.uint32)
-            low, width = lows[search], widths[search]
-            at_least = np.int32(0)
-            for i in range(size):
-                magnitude = bits[i] & MAGNITUDE
-                at_least += np.int32(magnitude >= low)
-                offsets[i] = magnitude - low  # of smaller ones: more than any width
-            listed, filled = keys[search], inside[search]
-            for begin in range(0, size, _GROUP):
-                group = offsets[begin : min(begin + _GROUP, size)]
-                smallest = np.uint32(0xFFFFFFFF)
-                for i in range(len(group)):
-                    smallest = min(smallest, group[i])
-                if smallest <= width:
-                    for i in range(len(group)):
-                        listed[filled] = group[i]
-                        filled += np.int64(group[i] <= width)
-            above[search] += at_least - (filled - inside[search])
-            inside[search] = filled
-    return largest <= LARGEST
+    def __init__(self) -> None:
+        self._poll = load_loop("polling", "poll")
+
+    def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401, ARG002
+        """Serve every tensor that has a base."""
+        return operands.base is not None and can_read(operands, info)
+
+    def __call__(self, function: Any, piece: Piece) -> Any | None:  # noqa: ANN401
+        """Count one block."""
+        searches, experts = function.count.searches, len(piece.names)
+        parts = read_parts(piece, relative=True, strips=2)
+        windows = torch.tensor([[search.low, search.high] for search in searches])
+        weights = weights_of(piece)
+        counts = torch.zeros(2 * experts + 2, dtype=torch.int64)
+        room = piece.stop - piece.start + 1
+        offsets = torch.empty((experts, room), dtype=torch.int32)
+        changes = torch.empty((experts, room), dtype=torch.int8)
+        crowded = torch.empty((room, experts))
+        is_finite = self._poll(
+            parts.layout,
+            parts.scratch,
+            windows.data_ptr(),
+            weights.data_ptr(),
+            counts.data_ptr(),
+            offsets.data_ptr(),
+            changes.data_ptr(),
+            crowded.data_ptr(),
+        )
+        if not is_finite:
+            return None
+        *numbers, votes, crowd = counts.tolist()
+        above, inside = numbers[:experts], numbers[experts:]
+        listed = [row[:filled] for row, filled in zip(offsets, inside, strict=True)]
+        changed = [row[:filled] for row, filled in zip(changes, inside, strict=True)]
+        return function.block(above, listed, votes, changed, crowded[:crowd].T)

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from fusion_core.weights import CompiledFunction
-from fusion_kernels.loops import LARGEST, STRIP, Floats, Parts, add_weighted, compiled, read_strip
-from fusion_kernels.operands import can_read, read_parts
+from fusion_kernels.machine_code import load_loop
+from fusion_kernels.operands import as_floats, can_read, read_parts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fusion_core.weights import Operands, Piece, TensorInfo
 
 
-class WeightedSum(CompiledFunction):
+class _Sum(CompiledFunction):
+    """A function that ends in a weighted sum."""
+
+    def __init__(self) -> None:
+        self._combine = load_loop("linear", "combine")
+
+    def sum(self, piece: Piece, factors: Sequence[float], *, relative: bool) -> torch.Tensor | None:
+        """Combine the experts or, if `relative`, the base and the task vectors of a piece."""
+        parts = read_parts(piece, relative=relative)
+        weights, merged = as_floats(factors), torch.empty(piece.shape)
+        is_finite = self._combine(
+            parts.layout, parts.scratch, weights.data_ptr(), relative, merged.data_ptr()
+        )
+        return merged if is_finite else None
+
+
+class WeightedSum(_Sum):
     """base + sum of factor * task vector, or the sum of factor * expert, with constant factors."""
 
     def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
@@ -26,10 +43,12 @@ class WeightedSum(CompiledFunction):
 
     def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
         """Combine one piece."""
-        return _sum_weighted(function.__self__, piece)
+        linear = function.__self__
+        factors = _factors(linear, piece.info.name)
+        return self.sum(piece, factors, relative=linear.relative)
 
 
-class SurveyedSum(CompiledFunction):
+class SurveyedSum(_Sum):
     """The merge of `slerp`, `model-stock` and their kin, whose survey returned a weighted sum."""
 
     def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
@@ -38,10 +57,11 @@ class SurveyedSum(CompiledFunction):
 
     def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401, ARG002
         """Combine one piece."""
-        return _sum_weighted(piece.state, piece)
+        factors = _factors(piece.state, piece.info.name)
+        return self.sum(piece, factors, relative=piece.state.relative)
 
 
-class Average(CompiledFunction):
+class Average(_Sum):
     """The merge of `simple-average`: the sum of the experts, divided by their number."""
 
     def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401, ARG002
@@ -53,11 +73,9 @@ class Average(CompiledFunction):
 
     def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401, ARG002
         """Average one piece."""
-        parts, _tensors = read_parts(piece, relative=False)
-        merged = torch.empty(piece.shape)
-        ones = np.ones(len(piece.names), np.float32)
-        is_finite = _combine(parts, ones, False, merged.view(-1).numpy())
-        return merged.div_(len(piece.names)) if is_finite else None
+        count = len(piece.names)
+        merged = self.sum(piece, (1.0,) * count, relative=False)
+        return None if merged is None else merged.div_(count)
 
 
 def _can_sum(linear: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
@@ -68,28 +86,3 @@ def _can_sum(linear: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa
 def _factors(linear: Any, name: str) -> Any:  # noqa: ANN401 - a tuple or a tensor
     values = linear.coefficients
     return values if isinstance(values, tuple) else values[name]
-
-
-def _sum_weighted(linear: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
-    parts, _tensors = read_parts(piece, relative=linear.relative)
-    factors = np.array(_factors(linear, piece.info.name), np.float32)
-    merged = torch.empty(piece.shape)
-    is_finite = _combine(parts, factors, linear.relative, merged.view(-1).numpy())
-    return merged if is_finite else None
-
-
-@compiled
-def _combine(parts: Parts, factors: Floats, relative: bool, merged: Floats) -> np.bool_:  # noqa: FBT001
-    """Combine a piece; false if an operand is not finite."""
-    base = np.empty(STRIP, np.float32)
-    rows = np.empty((len(parts.experts), STRIP), np.float32)
-    largest = np.uint32(0)
-    for start in range(0, parts.elements, STRIP):
-        size = min(STRIP, parts.elements - start)
-        total = merged[start : start + size]
-        largest = max(largest, read_strip(parts, start, size, base, rows))
-        add_weighted(rows, factors, size, total)
-        if relative:
-            for i in range(size):
-                total[i] += base[i]
-    return largest <= LARGEST

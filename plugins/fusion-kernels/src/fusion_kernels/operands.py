@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from fusion_core.weights import CompiledFunction
-from fusion_kernels.loops import AS_STORED, BF16, FP16, FP32, MINUS_BASE, PLUS_BASE, Parts
+from fusion_kernels.layout import (
+    AS_STORED,
+    BF16,
+    FP16,
+    FP32,
+    MINUS_BASE,
+    OWN_STRIPS,
+    PLUS_BASE,
+    STRIP,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fusion_core.weights import Operands, Piece, TensorInfo
-    from fusion_kernels.loops import Floats
 
 _KINDS = {torch.float32: FP32, torch.bfloat16: BF16, torch.float16: FP16}
 #: Strips of more experts would not stay in the cache.
@@ -25,6 +36,16 @@ class TaskVectorFunction(CompiledFunction):
     def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401, ARG002
         """Serve every tensor that has a base."""
         return operands.base is not None and can_read(operands, info)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The first two arguments of every loop: addresses of a piece's layout and scratch memory."""
+
+    layout: int
+    scratch: int
+    #: what owns the memory
+    owners: tuple[object, ...]
 
 
 def can_read(operands: Operands, info: TensorInfo) -> bool:
@@ -40,32 +61,31 @@ def can_read(operands: Operands, info: TensorInfo) -> bool:
     )
 
 
-def read_parts(piece: Piece, *, relative: bool) -> tuple[Parts, list[torch.Tensor]]:
+def read_parts(piece: Piece, *, relative: bool, strips: int = 1) -> Parts:
     """Read a piece's experts or, if `relative`, what their task vectors need.
 
-    Also returns the tensors, which own the memory. Where no base is needed, an expert stands in.
+    Where no base is needed, an expert stands in. Scratch memory has a number of strips per expert.
     """
     base, experts = piece.operands.base, [*piece.operands.experts.values()]
     change = MINUS_BASE if relative else PLUS_BASE
     modes = [AS_STORED if expert.is_delta == relative else change for expert in experts]
     tensors = [piece.stored(expert).contiguous() for expert in experts]
-    needs_base = relative or PLUS_BASE in modes
-    if base is not None and needs_base:
+    adds_base = PLUS_BASE in modes
+    if base is not None and (relative or adds_base):
         tensors.append(piece.stored(base).contiguous())
-    addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
-    kinds = np.array([_KINDS[tensor.dtype] for tensor in tensors], np.int64)
-    count, last = len(experts), len(tensors) - 1
-    parts = Parts(
-        int(addresses[last]),
-        int(kinds[last]),
-        addresses[:count],
-        kinds[:count],
-        np.array(modes, np.int64),
-        piece.stop - piece.start,
-    )
-    return parts, tensors
+    layout = [piece.stop - piece.start, len(experts), int(adds_base)]
+    for tensor, mode in zip([tensors[-1], *tensors], [AS_STORED, *modes], strict=False):
+        layout += [tensor.data_ptr(), _KINDS[tensor.dtype], mode]
+    packed = (ctypes.c_int64 * len(layout))(*layout)
+    scratch = torch.zeros((OWN_STRIPS + strips * len(experts)) * STRIP)
+    return Parts(ctypes.addressof(packed), scratch.data_ptr(), (packed, scratch, tensors))
 
 
-def weights_of(piece: Piece) -> Floats:
+def weights_of(piece: Piece) -> torch.Tensor:
     """Return the experts' weights, as `piece.weights` holds them."""
-    return np.array(piece.operands.weights or (1.0,) * len(piece.names), np.float32)
+    return as_floats(piece.operands.weights or (1.0,) * len(piece.names))
+
+
+def as_floats(numbers: Sequence[float]) -> torch.Tensor:
+    """Return numbers in fp32, rounded."""
+    return torch.tensor(numbers, dtype=torch.float32)

@@ -1,0 +1,70 @@
+"""Magnitudes in windows."""
+
+import numpy as np
+
+from fusion_kernels.layout import ELEMENTS, EXPERTS, OWN_STRIPS, STRIP
+from fusion_kernels.loops.strips import (
+    LARGEST,
+    MAGNITUDE,
+    OWN,
+    inlined,
+    integers,
+    read_strip,
+    words,
+)
+
+#: A window holds few of the magnitudes, so most groups of this many have none.
+GROUP = 32
+
+
+@inlined
+def _list_inside(offsets: int, size: int, width: np.uint32, listed: int, filled: int) -> int:
+    """List the offsets of a strip that are at most `width`; return how many are now listed."""
+    inside, target = words(offsets), words(listed)
+    for begin in range(0, size, GROUP):
+        end = min(begin + GROUP, size)
+        smallest = np.uint32(0xFFFFFFFF)
+        for i in range(begin, end):
+            smallest = min(smallest, inside[i])
+        if smallest <= width:
+            for i in range(begin, end):
+                target[filled] = inside[i]
+                filled += np.int64(inside[i] <= width)
+    return filled
+
+
+@inlined
+def _measure(row: int, size: int, low: np.uint32, offsets: int) -> int:
+    """Write the magnitudes of a strip less `low`; return how many are not smaller."""
+    bits, less, at_least = words(row), words(offsets), np.int32(0)
+    for i in range(size):
+        magnitude = np.uint32(bits[i] & MAGNITUDE)
+        at_least += np.int32(magnitude >= low)
+        less[i] = magnitude - low  # of smaller ones: more than any width
+    return at_least
+
+
+def count(parts: int, scratch: int, searches: int, windows: int, counts: int, offsets: int) -> int:
+    """Count magnitudes above each window, and list those inside it, less its lower end.
+
+    `windows` holds the lowest and highest bits of each search. `counts` receives, per search, how
+    many magnitudes lie above, then, per search, how many lie inside. `offsets` has room for one
+    more than a block holds per search. Returns 0 if an operand is not finite.
+    """
+    layout, bounds, counted = integers(parts), integers(windows), integers(counts)
+    strip = scratch + 4 * STRIP * OWN
+    largest = np.uint32(0)
+    for start in range(0, layout[ELEMENTS], STRIP):
+        size = min(STRIP, layout[ELEMENTS] - start)
+        largest = max(largest, read_strip(parts, scratch, start, size))
+        for search in range(searches):
+            row = scratch + 4 * STRIP * (OWN_STRIPS + search % layout[EXPERTS])
+            low = np.uint32(bounds[2 * search])
+            width = np.uint32(bounds[2 * search + 1] - low)
+            at_least = _measure(row, size, low, strip)
+            before = counted[searches + search]
+            listed = offsets + 4 * search * (layout[ELEMENTS] + 1)
+            after = _list_inside(strip, size, width, listed, before)
+            counted[search] += at_least - (after - before)
+            counted[searches + search] = after
+    return int(largest <= LARGEST)

@@ -31,7 +31,7 @@ def describe_live(model: nn.Module) -> Files:
     settings of their modules.
     """
     modules = [pair for pair in model.named_modules() if hasattr(pair[1], "get_config_dict")]
-    files: dict[str, Any] = {**_read_configuration(model), **(_read_settings(model, modules))}
+    files: dict[str, Any] = {**_read_configuration(model), **_read_settings(model, modules)}
     for name, module in modules:
         settings = dict(module.get_config_dict())
         tokens = _list_tokens(module)
@@ -54,13 +54,13 @@ def _read_configuration(model: nn.Module) -> dict[str, Any]:
 
 def _read_settings(model: nn.Module, modules: Sequence[tuple[str, nn.Module]]) -> dict[str, Any]:
     """Return what a SentenceTransformer states as a whole; nothing for any other model."""
-    own = {name: module for name, module in modules if name and "." not in name}
-    if not own:
+    outermost = {name: module for name, module in modules if name and "." not in name}
+    if not outermost:
         return {}
     settings = ("prompts", "default_prompt_name", "similarity_fn_name")
     return {
         _SETTINGS: {name: getattr(model, name, None) for name in settings},
-        MODULES: [{"name": name, "type": type(module).__name__} for name, module in own.items()],
+        MODULES: [{"name": n, "type": type(module).__name__} for n, module in outermost.items()],
     }
 
 

@@ -72,7 +72,7 @@ def checks(session: nox.Session) -> None:
     install(session, "lint", "types", "contracts", "test")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("mypy", *SOURCES, TYPING, "examples")
+    session.run("mypy", *SOURCES, TYPING, "examples", "release")
     session.run("lint-imports")
     session.run("pytest", *ON_ALL_CORES, *session.posargs, env=ONE_THREAD)
 

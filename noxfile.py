@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import nox
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 nox.needs_version = ">=2024.10"
 nox.options.default_venv_backend = "virtualenv"
@@ -69,7 +72,7 @@ def checks(session: nox.Session) -> None:
     install(session, "lint", "types", "contracts", "test")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("mypy", *SOURCES, TYPING)
+    session.run("mypy", *SOURCES, TYPING, "examples", "release")
     session.run("lint-imports")
     session.run("pytest", *ON_ALL_CORES, *session.posargs, env=ONE_THREAD)
 
@@ -289,6 +292,80 @@ def docs(session: nox.Session) -> None:
     session.run(*build, "-b", "html", ".", "site")
     if "--links" in session.posargs:
         session.run(*build, "-b", "linkcheck", ".", "site/.linkcheck")
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build and check every distribution, and install each alone in a clean environment.
+
+    `nox -s release -- fusion-ties` installs only the named ones. Wheels and sdists stay in dist/.
+    """
+    session.install(*nox.project.dependency_groups(PYPROJECT, "release"))
+    shutil.rmtree("dist", ignore_errors=True)
+    for path in (Path(), *PLUGINS):
+        build = ("python", "-m", "build", "--no-isolation", "--outdir", "dist", str(path))
+        session.run(*build, silent=True)
+    built = sorted(map(str, Path("dist").iterdir()))
+    session.run("twine", "check", "--strict", *built)
+    # W002, duplicate files: licences of data lie next to it, and experts share a configuration.
+    wheels = (path for path in built if path.endswith(".whl"))
+    session.run("check-wheel-contents", "--ignore", "W002", *wheels)
+    session.run("python", "release/check_distributions.py", "dist")
+    for name in session.posargs or ["fusion-core", *(path.name for path in PLUGINS)]:
+        _try_alone(session, name)
+
+
+def _try_alone(session: nox.Session, name: str) -> None:
+    """Install a distribution of dist/ and its requirements in a clean environment, and try it."""
+    environment = session.cache_dir / "alone"
+    session.run("python", "-m", "venv", "--clear", str(environment))
+    python = str(environment / "bin" / "python")
+    install = (python, "-m", "pip", "install", "--quiet", "--find-links", "dist", name)
+    session.run(*install, external=True)
+    session.run(python, "-m", "pip", "check", external=True)
+    session.run(python, "-P", "release/try_installed.py", name, external=True)
+
+
+@nox.session(default=False)
+def oldest(session: nox.Session) -> None:
+    """Run the tests with the oldest versions that the distributions allow.
+
+    `nox -s oldest -- --newest torch` leaves torch out, where its oldest build is not available.
+    Other arguments go to pytest.
+    """
+    arguments, newest = [*session.posargs], set()
+    while "--newest" in arguments:
+        index = arguments.index("--newest")
+        newest.add(arguments[index + 1])
+        del arguments[index : index + 2]
+    constraints = session.cache_dir / "oldest.txt"
+    lines = [f"{name}=={version}" for name, version in _lower_bounds() if name not in newest]
+    constraints.write_text("\n".join(lines), encoding="utf-8")
+    session.env["PIP_CONSTRAINT"] = str(constraints.resolve())
+    install(session, "test")
+    session.run("pytest", *ON_ALL_CORES, *arguments, env=ONE_THREAD)
+
+
+def _lower_bounds() -> list[tuple[str, str]]:
+    """Return the requirements of all distributions with their lower bounds, the largest of each."""
+    bounds: dict[str, Version] = {}
+    for path in (Path(), *PLUGINS):
+        project = nox.project.load_toml(path / "pyproject.toml")["project"]
+        extras = project.get("optional-dependencies", {}).values()
+        for line in (*project["dependencies"], *chain.from_iterable(extras)):
+            requirement = Requirement(line)
+            lowest = [Version(s.version) for s in requirement.specifier if s.operator == ">="]
+            bounds[requirement.name] = max(*lowest, bounds.get(requirement.name, Version("0")))
+    ours = {"fusion-core", *(path.name for path in PLUGINS)}
+    return sorted((name, str(bound)) for name, bound in bounds.items() if name not in ours)
+
+
+@nox.session(default=False)
+def workflows(session: nox.Session) -> None:
+    """Lint the workflows of GitHub, without a network."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "workflows"))
+    session.run("actionlint")
+    session.run("zizmor", "--offline", "--pedantic", ".github")
 
 
 def _run_on_smollm2(session: nox.Session, script: str) -> None:

@@ -19,7 +19,7 @@ root_doc = "docs/index"
 include_patterns = [
     *("docs/*.md", "docs/*/*.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
     *("plugins/*/README.md", "plugins/*/CHANGELOG.md", "plugins/*/build/README.md"),
-    "benchmarks/README.md",
+    *("benchmarks/README.md", "examples/README.md"),
 ]
 exclude_patterns = ["**/.venv/**", ".nox/**"]
 extensions = ["myst_parser", "sphinx_copybutton"]

@@ -197,9 +197,11 @@ def test_the_page_of_sentence_encoders_runs_in_its_order(encoders: Path) -> None
     ):
         report = json.loads((encoders / f"merged-{name}" / "report.json").read_text())
         assert metric in json.dumps(report["tasks"][task])
-    (source,) = blocks("python", ENCODERS)
+    live, heads = blocks("python", ENCODERS)
+    exec(compile(live, ENCODERS, "exec"), {})
+    assert (encoders / "merged" / "modules.json").is_file()
     names: dict[str, Any] = {}
-    exec(compile(source, ENCODERS, "exec"), names)
+    exec(compile(heads, ENCODERS, "exec"), names)
     put, merged = names["classifier"].bert.state_dict(), names["merged"].state_dict()
     assert all(torch.equal(put[name], tensor) for name, tensor in merged.items())
 

@@ -130,6 +130,23 @@ def test_a_live_model_is_copied_to_build_one() -> None:
     assert original.weight.abs().sum() > 0
 
 
+def test_parameters_that_are_tied_in_all_live_models_stay_tied() -> None:
+    def make() -> nn.Sequential:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False))
+        model[1].weight = model[0].weight
+        return model
+
+    tied, untied = make(), make()
+    untied[1].weight = nn.Parameter(torch.ones(3, 3))
+    values = {**tied.state_dict(), "1.weight": torch.zeros(3, 3)}  # as random masks leave them
+    built: Any = pool(tied, a=make()).build(StateDictSource(values))
+    assert built[1].weight is built[0].weight
+    assert torch.equal(built[0].weight, tied[0].weight)
+    for other in (untied, tied.state_dict()):
+        built = pool(tied, a=other).build(StateDictSource(values))
+        assert not built[1].weight.any()
+
+
 def test_files_alone_build_nothing(directory: Path) -> None:
     with pytest.raises(FusionError, match="does not know the class of its models"):
         pool(str(directory), a=str(directory)).build(StateDictSource({}))

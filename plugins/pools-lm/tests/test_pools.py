@@ -355,6 +355,19 @@ def test_a_sentence_transformer_stays_one(tiny: Tiny, encoders: Options, tmp_pat
     torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_modules_that_are_not_merged_are_named(encoders: Options) -> None:
+    for expert in encoders["models"].values():
+        write(expert, {**SENTENCES, "modules.json": json.dumps(MODULES[:3])})
+        dense = {"linear.weight": torch.ones(8, 16), "linear.bias": torch.zeros(8)}
+        save_file(dense, Path(expert) / "2_Dense" / "model.safetensors")
+        break
+    assert warnings_of(encoders, EncoderPool) == (
+        "a: modules.json modules: ['Transformer', 'Pooling', 'Dense'], the base's is "
+        "['Transformer', 'Pooling', 'Dense', 'Normalize']\n"
+        "a: 2_Dense/model.safetensors: differs, and is not merged: the output has the base's"
+    )
+
+
 def test_modules_that_load_code_are_not_copied(encoders: Options, tmp_path: Path) -> None:
     evil = [{**MODULES[0], "type": "somebody/else--custom.Transformer"}, *MODULES[1:]]
     write(encoders["base"], {"modules.json": json.dumps(evil), "custom.py": "raise"})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from fusion_core import RecipeSource, WeightSource
 from fusion_core.errors import CheckpointError
@@ -17,6 +18,7 @@ from pools_checkpoints.files import (
     remove_keys,
     set_dtype,
 )
+from pools_checkpoints.live import describe_live
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,8 +99,7 @@ class PoolModel:
             return self._without_format(list_side_files(directory, *quantisers, *self.more_files))
         if isinstance(self.live, RecipeSource):
             return self.live.assets(None)
-        describe = getattr(getattr(self.live, "config", None), "to_dict", None)
-        return {} if describe is None else {CONFIG: json.dumps(describe(), default=str).encode()}
+        return describe_live(self.live) if isinstance(self.live, nn.Module) else {}
 
     def source(self, base: WeightSource | None) -> WeightSource:
         """Return the weights. An adapter's are differences from the base."""

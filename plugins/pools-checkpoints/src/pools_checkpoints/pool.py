@@ -15,11 +15,12 @@ from torch import nn
 
 from fusion_core import RecipeSource, Treatment, build_model, find_model
 from fusion_core.errors import CheckpointError, FusionError, RecipeError
-from fusion_core.weights import change_config, vocabulary_size
+from fusion_core.weights import RenamedSource, change_config, vocabulary_size
 from pools_checkpoints.config import CheckpointsConfig
 from pools_checkpoints.described import DescribedPool
 from pools_checkpoints.files import check_side_files, resize_vocabulary, select_tokenizer_files
 from pools_checkpoints.licence import read_licence
+from pools_checkpoints.live import list_tied_names
 from pools_checkpoints.model import PoolModel
 from pools_checkpoints.parts import complete_models, describe_part, rename_by_patterns
 from pools_checkpoints.routers import treat_routers
@@ -140,11 +141,17 @@ class CheckpointsPool(DescribedPool[CheckpointsConfig]):
     ) -> nn.Module:
         """Return a copy of the pool's first live module with these weights.
 
+        Parameters that are tied in all models stay tied. They have the values under their first
+        name, even if the method draws random numbers for every name.
+
         Raises `FusionError` if the pool has only files or state dicts, whose class is unknown, and
         `AlignmentError` for weights with other tensors than the module.
         """
         module = self._module()
         construct = partial(_copy_without_values, module)
+        repeated = list_tied_names(model.live for model in self._all)
+        if not weights.is_delta and not repeated.isdisjoint(weights.infos):
+            weights = RenamedSource(weights, {n: n for n in weights.infos if n not in repeated})
         return build_model(construct, weights, base=self.base, dtype=dtype, device=device)
 
     def check_builds(self) -> None:

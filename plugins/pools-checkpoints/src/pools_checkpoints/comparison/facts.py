@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.weights import parse_json
 from pools_checkpoints.comparison.models import Fact, architecture
 from pools_checkpoints.comparison.rows import Severity, are_equal
 from pools_checkpoints.files import CONFIG
+from pools_checkpoints.live import MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,11 +210,25 @@ def _templates(stated: object) -> Iterator[tuple[str, str]]:
 
 
 def modules(model: Model) -> dict[str, Fact]:
-    """Return the settings of a SentenceTransformer and of the modules behind its encoder."""
-    return {
-        key: Fact(value, file)
-        for file in model.files
-        if file.endswith("/config.json") or "sentence_" in file
-        for key, value in model.config(file).items()
-        if value is not None and not key.endswith("__version__")
-    }
+    """Return the settings of a SentenceTransformer, and of its modules in folders of their own."""
+    facts = {}
+    for file in model.files:
+        folder, _, name = file.rpartition("/")
+        if not (name == CONFIG if folder else "sentence_" in name):
+            continue
+        prefix, stated_in = (f"{folder} ", "module") if folder else ("", file)
+        for key, value in model.config(file).items():
+            if value is not None and not key.endswith("__version__"):
+                facts[prefix + key] = Fact(value, stated_in)
+    return facts
+
+
+def module_classes(model: Model) -> dict[str, Fact]:
+    """Return the classes of a SentenceTransformer's modules, without their packages."""
+    if MODULES not in model.files:
+        return {}
+    whole = b'{"modules": %b}' % model.content(MODULES)  # the parser takes objects only
+    listed = parse_json(whole, path=f"{MODULES} of {model.name}")["modules"]
+    entries = listed if isinstance(listed, list) else []
+    kinds = [entry.get("type") for entry in entries if isinstance(entry, dict)]
+    return {"modules": Fact([str(kind).rpartition(".")[2] for kind in kinds], MODULES)}

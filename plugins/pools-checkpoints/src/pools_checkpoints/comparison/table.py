@@ -7,13 +7,15 @@ turn errors into warnings, or skip their part of the table.
 
 from __future__ import annotations
 
+import fnmatch
 from typing import TYPE_CHECKING
 
-from fusion_core.weights import Difference
+from fusion_core.weights import Difference, is_same_content
 from pools_checkpoints.comparison import configuration, facts, tokens
 from pools_checkpoints.comparison.rows import Comparison, Inspection, Severity
 from pools_checkpoints.comparison.tokenization import OPAQUE, tokenization
 from pools_checkpoints.files import CONFIG
+from pools_checkpoints.live import MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +27,20 @@ _TEMPLATES = (
     *(facts.TEMPLATE, facts.LEGACY_TEMPLATE, facts.TOKENIZER_CONFIG, facts.PROCESSOR),
     f"{facts.TEMPLATES}*.jinja",
 )
+#: Weights of a SentenceTransformer's module behind its encoder.
+_MODULE_WEIGHTS = "[0-9]*_*/model.safetensors"
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", *tokens.SENTENCEPIECE)
+
+
+def _unmerged_modules(models: Models) -> Iterator[Difference]:
+    """Name the modules behind an encoder in a directory whose weights differ: none is merged."""
+    reference = models.reference
+    for model in models.by_name.values():
+        for file in fnmatch.filter(model.files, _MODULE_WEIGHTS):
+            first = reference.files.get(file)
+            if first is not None and not is_same_content(first, model.files[file]):
+                problem = f"differs, and is not merged: the output has {reference.label}'s"
+                yield Difference(file, model.name, problem, is_serious=False)
 
 
 def _missing_in_output(models: Models) -> Iterator[Difference]:
@@ -69,6 +84,8 @@ TABLE: tuple[Comparison | Inspection, ...] = (
         Severity.WARNING,
         facts.modules,
     ),
+    Comparison("config", (MODULES,), Severity.WARNING, facts.module_classes),
+    Inspection("config", (_MODULE_WEIGHTS,), _unmerged_modules),
     # Tokenizers of two classes split and number texts differently.
     Comparison("config", (facts.TOKENIZER_CONFIG,), Severity.ERROR, facts.tokenizer_class),
     # Weights can be merged, but the output has only the side files of the base.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from recipes_fusionbench.options import Options, target_of
 
 if TYPE_CHECKING:
-    from fusion_core.commands import ImportFindings
+    from recipes_import import ImportFindings
 
 BASE = "_pretrained_"
 #: Endings of the names of classes that load the models of a kind.

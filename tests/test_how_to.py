@@ -112,6 +112,24 @@ def test_the_python_of_the_page_runs() -> None:
     assert Path("merged-from-python/model.safetensors").is_file()
 
 
+def test_a_merge_is_verified_reproduced_and_locked(workspace: Path) -> None:
+    models = {"base": "base", "models": {"math": "math", "code": "code"}}
+    recipe = {"algorithm": "ties", "model_pool": models}
+    (workspace / "recipe.yaml").write_text(json.dumps(recipe))
+    arguments = ["run", "recipe.yaml", "-o", "merged"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    listed = [line for line in commands("verify-and-reproduce.md") if line.startswith("fuse ")]
+    unsigned = [line for line in listed if "key" not in line]
+    assert len(unsigned) == len(listed) - 2 == 5
+    for command in unsigned:
+        if "moved/base" in command:
+            shutil.copytree("base", "moved/base")
+        if command.startswith("fuse run"):
+            shutil.rmtree("merged")
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.exception
+
+
 @pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("command", commands("choose-a-method.md"))
 def test_what_is_advised_can_be_run(command: str) -> None:

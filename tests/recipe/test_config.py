@@ -360,7 +360,7 @@ def test_an_option_without_its_section_gets_a_suggestion(
 def test_an_option_that_no_section_has_gets_a_list_of_known_ones(toys: PluginManager) -> None:
     (line,) = refused({"algorithm": "toy", "model_pool": "toys", "zzz": 1}, toys)
     assert line.endswith(
-        "known: algorithm, model_pool, task_pool, executor, seed, output, alignment"
+        "known: algorithm, model_pool, task_pool, executor, seed, output, alignment, lock"
     )
 
 

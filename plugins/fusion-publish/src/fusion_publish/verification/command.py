@@ -39,8 +39,8 @@ def verify(
     """Hash every file of an output, and compare it with provenance.json.
 
     A file that was changed, removed, renamed, swapped or added is named, and the exit code is 8.
-    Texts for people (*.md, LICENSE) may be edited and added. Who changes a file and its record
-    alike is only found by a signature: see fuse sign.
+    Texts for people (*.md, LICENSE) may be edited and added. Only a signature finds a file that was
+    changed together with its record: see fuse sign.
 
     \b
     Examples:

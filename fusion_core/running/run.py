@@ -103,6 +103,7 @@ def execute(plan: Plan) -> RunResult:
     does not change its pools, so several runs may share them.
     """
     plan.check_trust()
+    plan.plugins.check_run(plan.info)
     committed: list[Path] = []
     try:
         return _execute(plan, committed)
@@ -116,7 +117,7 @@ def execute(plan: Plan) -> RunResult:
 
 def _execute(plan: Plan, committed: list[Path]) -> RunResult:
     with claim_output(plan) as final:
-        info = RunInfo(final.recipe, final.path)
+        info = final.info
         notify(final, "fusion_run_started", run=info)
         _download(final)
         if not is_helper_process():

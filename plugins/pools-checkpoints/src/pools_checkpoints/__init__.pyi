@@ -1,7 +1,7 @@
+from pools_checkpoints.card import read_card as read_card
 from pools_checkpoints.config import CheckpointsConfig as CheckpointsConfig
 from pools_checkpoints.described import DescribedPool as DescribedPool
 from pools_checkpoints.files import select_tokenizer_files as select_tokenizer_files
-from pools_checkpoints.licence import read_licence as read_licence
 from pools_checkpoints.pool import CheckpointsPool as CheckpointsPool
 from pools_checkpoints.routers import find_routers as find_routers
 from pools_checkpoints.sandbox import LimitExceeded as LimitExceeded

@@ -116,6 +116,7 @@ def test_every_how_to_shows_something_that_is_tested() -> None:
         *("learn-without-labels", "merge-language-models", "merge-lora-adapters"),
         *("average-a-training-run", "merge-quantised-models", "transplant-a-tokenizer"),
         *("merge-mixtures", "merge-parts-of-models", "mixtures-from-dense-models"),
+        "publish-a-merge",
         "convert-to-gguf",  # nox -s real_lm does it
     }
     assert unproven == {*commands, "log-runs", "publish-a-plugin"}

@@ -9,7 +9,8 @@ package is cheap. It knows repositories and files, not their contents.
 """
 
 from fusion_core._moved import refuse_old_names
-from fusion_core.hub._cache import assets_directory
+from fusion_core.hub._advice import DOWNLOAD, LOG_IN, Advice
+from fusion_core.hub._cache import assets_directory, endpoint
 from fusion_core.hub._client import (
     download,
     download_paths,
@@ -26,10 +27,13 @@ from fusion_core.hub._downloads import (
     download_requests,
     measure_download,
 )
-from fusion_core.hub._errors import add_advice
+from fusion_core.hub._errors import add_advice, report_hub_errors
 from fusion_core.hub.reference import Reference, looks_like_id, parse
 
 __all__ = [
+    "DOWNLOAD",
+    "LOG_IN",
+    "Advice",
     "DownloadSize",
     "FileRequest",
     "Reference",
@@ -39,6 +43,7 @@ __all__ = [
     "download",
     "download_paths",
     "download_requests",
+    "endpoint",
     "find_conversion",
     "find_split",
     "list_files",
@@ -46,6 +51,7 @@ __all__ = [
     "measure_download",
     "parse",
     "read_beginning",
+    "report_hub_errors",
     "resolve",
     "session",
 ]

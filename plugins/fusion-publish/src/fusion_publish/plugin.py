@@ -20,6 +20,11 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
         summary="Write the model card of a merge.",
         target="fusion_publish.card.command:card",
     )
+    yield CommandSpec(
+        name="push",
+        summary="Upload a merge to the Hugging Face Hub.",
+        target="fusion_publish.push.command:push",
+    )
 
 
 @hookimpl

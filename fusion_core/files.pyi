@@ -8,3 +8,5 @@ from fusion_core.weights.writing.digest import tensors_digest as tensors_digest
 from fusion_core.weights.writing.disk import allocate as allocate
 from fusion_core.weights.writing.disk import write_durably as write_durably
 from fusion_core.weights.writing.lock import lock_output as lock_output
+from fusion_core.weights.writing.sealing import is_sealed as is_sealed
+from fusion_core.weights.writing.sealing import seal as seal

@@ -150,6 +150,16 @@ def fusion_import_recipe(path: Path, text: str, folder: Path | None) -> Imported
 
 
 @hookspec
+def fusion_check_run(run: RunInfo) -> None:
+    """Refuse a run by raising a `FusionError` that says why, and what to do.
+
+    Called before a run starts, and by `fuse check`, when the recipe is resolved and nothing is read
+    or written yet. `run.path` is None if the run writes nothing. Any other exception is a bug of
+    the plugin, and stops the run as well.
+    """
+
+
+@hookspec
 def fusion_run_started(run: RunInfo) -> None:
     """Observe the start of a run: its recipe is resolved, and nothing is read or written yet.
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from hub_uploads import answer_upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,6 +51,9 @@ class Repository:
     requests: dict[int, str] = field(default_factory=dict)
     #: who does not send this sees nothing
     token: str | None = None
+    private: bool = False
+    #: pushed pull requests: number, title
+    pushed: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,6 +67,8 @@ class Fault:
     cut: int | None = None
     #: turn over one bit of the body
     flip: bool = False
+    #: close the connection without an answer
+    lost: bool = False
     #: seconds before the answer
     delay: float = 0.0
     methods: tuple[str, ...] = ("GET", "HEAD")
@@ -88,6 +94,10 @@ class HubServer:
         #: the Authorization headers that were sent
         self.authorizations: set[str | None] = set()
         self.valid_tokens: set[str] | None = None
+        #: large files that were sent, by SHA-256, committed or not
+        self.large_files: dict[str, bytes] = {}
+        #: the model cards that were validated
+        self.cards: list[str] = []
         #: whether large files are listed with the hash that Xet knows them by
         self.xet = False
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -168,18 +178,29 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
         def do_HEAD(self) -> None:
             self._answer("HEAD")
 
+        def do_POST(self) -> None:
+            self._answer("POST")
+
+        def do_PUT(self) -> None:
+            self._answer("PUT")
+
         def log_message(self, *_: object) -> None:
             pass
 
         def _answer(self, method: str) -> None:
             path = unquote(urlsplit(self.path).path)
             server.requests.append((method, path, self.headers.get("Range")))
+            body = self._read_body()
             authorization = self.headers.get("Authorization")
             server.authorizations.add(authorization)
             striking = (planned for planned in server.faults if planned.strikes(method, path))
             fault = next(striking, None)
             if fault is not None:
                 time.sleep(fault.delay)
+            if fault is not None and fault.lost:
+                self.close_connection = True
+                self.connection.close()
+                return
             if fault is not None and fault.status is not None:
                 self._send(method, fault.status, {}, b"{}", fault)
                 return
@@ -189,7 +210,13 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 return
             # What follows `revision/` or `resolve/` is quoted: it may hold slashes.
             raw = urlsplit(self.path).path
-            if match := _API.match(raw):
+            if method in {"POST", "PUT"}:
+                is_public = authorization is not None or method == "PUT"
+                query = urlsplit(self.path).query
+                answer = answer_upload(server, raw, query, body) if is_public else None
+                status, headers, content = answer or (401, {}, b"{}")
+                self._send(method, status, headers, content, fault)
+            elif match := _API.match(raw):
                 self._api(method, *match.groups(), fault=fault)
             elif _XET_TOKEN.match(raw):
                 expires = str(int(time.time()) + 3600)
@@ -202,6 +229,17 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 self._file(method, *match.groups(), fault=fault)
             else:
                 self._send(method, 404, {"X-Error-Code": "RepoNotFound"}, b"{}")
+
+        def _read_body(self) -> bytes:
+            size = int(self.headers.get("Content-Length") or 0)
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(size)
+            chunks = []
+            while length := int(self.rfile.readline(), 16):
+                chunks.append(self.rfile.read(length))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(chunks)
 
         def _has_bad_token(self, authorization: str | None) -> bool:
             if authorization is None or server.valid_tokens is None:
@@ -250,7 +288,7 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                     "_id": commit[:24],
                     "id": unquote(repo),
                     "sha": commit,
-                    "private": False,
+                    "private": server.repositories[kind, unquote(repo)].private,
                     "gated": False,
                     "disabled": False,
                     "tags": [],

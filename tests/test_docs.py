@@ -117,6 +117,7 @@ def test_every_how_to_shows_something_that_is_tested() -> None:
         *("average-a-training-run", "merge-quantised-models", "transplant-a-tokenizer"),
         *("merge-mixtures", "merge-parts-of-models", "mixtures-from-dense-models"),
         "verify-and-reproduce",
+        "publish-a-merge",
         "convert-to-gguf",  # nox -s real_lm does it
     }
     assert unproven == {*commands, "log-runs", "publish-a-plugin"}

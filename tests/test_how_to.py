@@ -350,6 +350,29 @@ def test_what_to_check_before_publishing_can_be_checked(language_models: Path) -
     exec(compile(source, page, "exec"), {})
 
 
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # of huggingface_hub
+def test_a_merge_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    Path("recipe.yaml").write_text(
+        "algorithm: simple-average\n"
+        "model_pool: {name: mini8, tasks: [latin, greek]}\n"
+        "task_pool: {name: mini8, limit: 5}\n"
+    )
+    for command in commands("publish-a-merge.md"):
+        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert done.exit_code == 0, (command, done.exception)
+    assert "license: cc-by-nc-4.0" in Path("merged/README.md").read_text()
+    repository = hub.repositories["models", "org/name"]
+    files = repository.commits[repository.refs["main"]]
+    assert {"README.md", "model.safetensors", "provenance.json", "report.json"} <= files.keys()
+
+
 def test_models_are_evaluated_with_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = "evaluate-with-lm-eval.md"
     for seed, name in enumerate(("base", "math", "chat")):

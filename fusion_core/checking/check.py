@@ -110,9 +110,11 @@ class Check:
 def check(plan: Plan) -> Check:
     """Predict what a plan will do.
 
-    Raises `AlignmentError` with a table of every difference if the models do not match, and the
-    errors of `Plan.check_data`. The check never starts what needs trust, even if it is trusted.
+    Raises `AlignmentError` with a table of every difference if the models do not match, the errors
+    of `Plan.check_data`, and those by which a plugin refuses the run. The check never starts what
+    needs trust, even if it is trusted.
     """
+    plan.plugins.check_run(plan.info)
     models = tuple(_models(plan))
     plan.check_data(untrusted=True)
     return Check(
@@ -161,7 +163,7 @@ def raise_if_bad(bad: list[BadTensor], plan: Plan) -> None:
 
 
 def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
-    licences = plan.pool.licences()
+    cards = plan.cards
     for name, source in plan.pool.by_name.items():
         infos, aligned = source.infos.values(), plan.aligned.by_name[name]
         yield Model(
@@ -172,7 +174,7 @@ def _models(plan: Plan, prefix: str = "") -> Iterator[Model]:
             tuple(dict.fromkeys(str(info.dtype).removeprefix("torch.") for info in infos)),
             len(aligned.missing) if isinstance(aligned, AlignedSource) else 0,
             len(aligned.extra) if isinstance(aligned, AlignedSource) else 0,
-            licences.get(name) or plan.licence,
+            cards.get(name, {}).get("licence"),
             name in plan.nested,
             "" if source.origin is None else source.origin.decoded_from,
         )

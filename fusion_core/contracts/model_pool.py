@@ -202,9 +202,13 @@ class ModelPool(ABC, Generic[ConfigT]):
         """
         return self.config.identity()
 
-    def licences(self) -> Mapping[str, str | None]:
-        """Return the licence of every model by name, `base` included; None for an unknown one."""
-        return dict.fromkeys(self.by_name)
+    def cards(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return what the model cards say, by the model's name, `base` included; JSON data.
+
+        The keys are `licence`, `licence_link` and `languages` (a list of codes), each if the card
+        has it. `pools_checkpoints.read_card` reads a card. Default: no card is known.
+        """
+        return {}
 
     def downloads(self) -> Sequence[FileRequest]:
         """Return the hub files that the weights are read from, including those in the cache."""

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The recipe and the output path of a run, for life-cycle hooks."""
+    """The recipe, the output path and the models' cards of a run, for hooks."""
 
     #: the resolved recipe, defaults included
     recipe: Mapping[str, Any]
     #: the output directory; None if the run writes nothing
     path: Path | None
+    #: the facts of the models' cards, as `ModelPool.cards` returns them; a model of a nested recipe
+    #: is named `nested/model`, and a model without a card has no facts
+    cards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,9 @@
+from fusion_core.hub._advice import DOWNLOAD as DOWNLOAD
+from fusion_core.hub._advice import LOG_IN as LOG_IN
+from fusion_core.hub._advice import Advice as Advice
 from fusion_core.hub._cache import assets_directory as assets_directory
 from fusion_core.hub._cache import cached_digest as cached_digest
+from fusion_core.hub._cache import endpoint as endpoint
 from fusion_core.hub._client import download as download
 from fusion_core.hub._client import download_paths as download_paths
 from fusion_core.hub._client import list_files as list_files
@@ -15,6 +19,7 @@ from fusion_core.hub._downloads import check_space as check_space
 from fusion_core.hub._downloads import download_requests as download_requests
 from fusion_core.hub._downloads import measure_download as measure_download
 from fusion_core.hub._errors import add_advice as add_advice
+from fusion_core.hub._errors import report_hub_errors as report_hub_errors
 from fusion_core.hub.reference import Reference as Reference
 from fusion_core.hub.reference import looks_like_id as looks_like_id
 from fusion_core.hub.reference import parse as parse

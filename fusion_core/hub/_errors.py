@@ -7,6 +7,7 @@ carry tokens.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 from contextlib import contextmanager
@@ -14,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import DiskError, FusionError, HubError
 from fusion_core.formatting import redact_secrets
+from fusion_core.hub._advice import DOWNLOAD
+from fusion_core.hub._cache import cache_directory, endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from fusion_core.hub._advice import Advice, Texts
     from fusion_core.hub.reference import Reference
 
 _DISK = {
@@ -30,61 +34,24 @@ _DISK = {
     errno.EIO,
     errno.ENOTDIR,
 }
-_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
-_PAGE = "https://huggingface.co/{folder}{repo}"
-_UNKNOWN = (
-    "the hub has no {kind} {repo}, or it is private",
-    f"Check the spelling; for a private one, {_LOG_IN}.",
-)
-#: Message and hint for each of huggingface_hub's exception classes.
-_CLASSES = {
-    "GatedRepoError": (
-        "{repo} is gated: its owner asks you to accept terms first",
-        f"Accept them at {_PAGE}, then {_LOG_IN}.",
-    ),
-    "RevisionNotFoundError": (
-        "{repo} has no revision {revision!r}",
-        (
-            f"Its branches and tags are listed at {_PAGE}/tree/main. If a branch moved and its old "
-            "commit is gone, fuse download looks the branch up again."
-        ),
-    ),
-    "RemoteEntryNotFoundError": (
-        "a requested file is missing from {repo}@{revision}",
-        f"Its files are listed at {_PAGE}/tree/{{revision}}.",
-    ),
-    "RepositoryNotFoundError": _UNKNOWN,
-    "OfflineModeIsEnabled": (
-        "{repo}@{revision} is not in the cache, and the hub client is offline",
-        "Start a new process without HF_HUB_OFFLINE.",
-    ),
-}
-#: Message and hint for HTTP statuses.
-_STATUSES = {
-    401: (
-        "the hub does not accept your token",
-        "Log in again with `hf auth login`, or correct or unset HF_TOKEN.",
-    ),
-    403: (
-        "the hub does not let you read this",
-        "Ask its owner, or use a token with the permission to read it.",
-    ),
-    429: (
-        "the hub limits your requests",
-        f"Wait some minutes and run again; to be allowed more, {_LOG_IN}.",
-    ),
-}
 #: The texts of Xet, which raises plain exceptions.
 _XET_NOT_SENT = "error sending request"
 _XET_DISK_FULL = re.compile(r"No space left|\bos error 28\b")
 _SECRETS = re.compile(r"hf_[A-Za-z0-9]+|https?://\S+|(?i:bearer)\s+\S+")
 
 
-def translate(error: Exception, reference: Reference, *, cache: Path, endpoint: str) -> FusionError:
+def translate(
+    error: Exception,
+    reference: Reference,
+    *,
+    cache: Path,
+    address: str,
+    advice: Advice = DOWNLOAD,
+) -> FusionError:
     """Return the error to raise for an exception of huggingface_hub."""
     causes = list(_causes(error))
     reason = next(filter(None, map(_disk_failure, causes)), None)
-    if reason is not None:
+    if reason is not None and advice.fills_cache:
         return DiskError(
             f"{reference} cannot be downloaded to {cache}: {reason}",
             hint="Free some space or correct the permissions there, or set HF_HOME to another "
@@ -92,13 +59,36 @@ def translate(error: Exception, reference: Reference, *, cache: Path, endpoint: 
         )
     for cause in causes:
         for base in type(cause).__mro__:  # the most specific class first
-            if base.__name__ in _CLASSES:
-                return _fill_in(_CLASSES[base.__name__], reference)
+            if base.__name__ in advice.classes:
+                return _fill_in(advice.classes[base.__name__], reference)
     responses = (getattr(cause, "response", None) for cause in causes)
     response = next((response for response in responses if response is not None), None)
     if response is not None:
-        return _http_failure(response, reference, endpoint)
-    return _network_failure(error, causes, reference, endpoint)
+        return _http_failure(response, reference, address, advice)
+    return _network_failure(error, causes, reference, address, advice)
+
+
+@contextmanager
+def report_hub_errors(reference: Reference, advice: Advice = DOWNLOAD) -> Iterator[None]:
+    """Translate huggingface_hub's exceptions to `FusionError`s, and silence its log meanwhile.
+
+    Its warnings show whole URLs, which may be signed. `advice` says what a failure means for the
+    user.
+    """
+    address = endpoint() or "huggingface.co"
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    http_errors = (http_library().HTTPError, http_library().InvalidURL)
+    try:
+        yield
+    except (OSError, ValueError, LookupError, RuntimeError, *http_errors) as error:
+        hide_secrets(error)
+        raise translate(
+            error, reference, cache=cache_directory(), address=address, advice=advice
+        ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def hide_secrets(error: BaseException) -> None:
@@ -152,7 +142,7 @@ def _disk_failure(error: BaseException) -> str | None:
     return os.strerror(errno.ENOSPC) if is_local and _XET_DISK_FULL.search(str(error)) else None
 
 
-def _fill_in(texts: tuple[str, str], reference: Reference) -> HubError:
+def _fill_in(texts: Texts, reference: Reference) -> HubError:
     values = {
         "repo": reference.repo,
         "revision": reference.revision,
@@ -163,39 +153,46 @@ def _fill_in(texts: tuple[str, str], reference: Reference) -> HubError:
     return HubError(message, hint=hint)
 
 
-def _http_failure(response: Any, reference: Reference, endpoint: str) -> HubError:  # noqa: ANN401
+def _http_failure(
+    response: Any,  # noqa: ANN401 - of either HTTP library
+    reference: Reference,
+    address: str,
+    advice: Advice,
+) -> HubError:
     status = response.status_code
     # The hub answers 401 for a repository that is missing or private; a bad token is said so.
     if status == 401 and "credentials" not in response.headers.get("X-Error-Message", ""):  # noqa: PLR2004
-        return _fill_in(_UNKNOWN, reference)
+        return _fill_in(advice.classes["RepositoryNotFoundError"], reference)
     if status >= 500:  # noqa: PLR2004 - the server's fault
         return HubError(
-            f"the hub at {endpoint} is failing ({status}); request: {reference}",
-            hint="Run again later; complete files stay in the cache.",
+            f"the hub at {address} is failing ({status}); request: {reference}",
+            hint=advice.failing,
         )
-    message, hint = _STATUSES.get(status, ("the hub refuses the request", None))
+    message, hint = advice.statuses.get(status, ("the hub refuses the request", None))
     return HubError(f"{message} ({status}); request: {reference}", hint=hint)
 
 
 def _network_failure(
-    error: Exception, causes: Sequence[BaseException], reference: Reference, endpoint: str
+    error: Exception,
+    causes: Sequence[BaseException],
+    reference: Reference,
+    address: str,
+    advice: Advice,
 ) -> HubError:
     """Return the error for a missing, cut or malformed response."""
     if any(map(_is_unreachable, causes)):
         return HubError(
-            f"the hub at {endpoint} cannot be reached; request: {reference}",
-            hint="Check the network and proxy. HF_HUB_OFFLINE=1 runs with the files in the cache; "
-            "`fuse list pools` shows which pools need no network.",
+            f"the hub at {address} cannot be reached; request: {reference}",
+            hint=advice.unreachable,
         )
     text = _SECRETS.sub("[...]", str(error).strip().partition("\n")[0])[:200]
     is_cut = any(isinstance(cause, http_library().TransportError) for cause in causes)
     if is_cut or "Consistency check failed" in text:
         return HubError(
-            f"the download of {reference} was interrupted",
-            hint="Run again: complete files are kept.",
+            f"the {advice.action} of {reference} was interrupted", hint=advice.interrupted
         )
     return HubError(
-        f"{reference} cannot be read from the hub at {endpoint}: {type(error).__name__}: {text}",
+        f"the {advice.action} of {reference} failed: {type(error).__name__}: {text}",
         hint="Run again; if the error persists, check HF_ENDPOINT and the proxy.",
     )
 

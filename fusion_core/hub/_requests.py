@@ -8,17 +8,15 @@ main thread an interrupt reaches it at once.
 from __future__ import annotations
 
 import hashlib
-import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import HubError
 from fusion_core.formatting import format_bytes
 from fusion_core.hub._cache import cache_directory, check_free_space, endpoint, snapshot_directory
-from fusion_core.hub._errors import hide_secrets, http_library, translate
+from fusion_core.hub._errors import report_hub_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from huggingface_hub import HfApi, RepoFile
@@ -34,7 +32,7 @@ _SHA256_DIGITS = 64
 
 def request_commit(reference: Reference) -> str:
     """Return the commit behind a revision."""
-    with _hub_call(reference):
+    with report_hub_errors(reference):
         info = _api().repo_info(
             reference.repo, revision=reference.revision, repo_type=reference.kind
         )
@@ -50,7 +48,7 @@ def request_listing(pinned: Reference) -> dict[str, int]:
     from huggingface_hub import snapshot_download
 
     sizes = {file.path: file.size for file in _request_tree(pinned)}
-    with _hub_call(pinned):
+    with report_hub_errors(pinned):
         bar = _progress_bar(lambda *_, **__: None)
         snapshot_download(pinned.repo, allow_patterns=[], tqdm_class=bar, **_arguments_for(pinned))
     return sizes
@@ -71,7 +69,7 @@ def request_conversions(pinned: Reference) -> list[str]:
 
     Anybody may open a pull request, so only those of the bot count.
     """
-    with _hub_call(pinned):
+    with report_hub_errors(pinned):
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
@@ -113,7 +111,10 @@ def request_beginning(pinned: Reference, path: str, count: int) -> bytes:
         "Accept-Encoding": "identity",
     }
     content = bytearray()
-    with _hub_call(pinned), client.http_stream_backoff("GET", url, headers=headers) as response:
+    with (
+        report_hub_errors(pinned),
+        client.http_stream_backoff("GET", url, headers=headers) as response,
+    ):
         client.hf_raise_for_status(response)
         for chunk in response.iter_bytes():
             content += chunk
@@ -128,7 +129,7 @@ def download_files(pinned: Reference, sizes: Mapping[str, int], progress: Progre
     free = check_free_space(str(pinned), total, cache_directory())
     digests = request_digests(pinned)
     label = f"download {pinned.repo} ({format_bytes(total)}, {format_bytes(free)} are free)"
-    with _hub_call(pinned), progress.track(label, total=total, unit="B") as advance:
+    with report_hub_errors(pinned), progress.track(label, total=total, unit="B") as advance:
         from huggingface_hub import hf_hub_download
 
         bar = _progress_bar(advance)
@@ -149,26 +150,6 @@ def _arguments_for(pinned: Reference) -> dict[str, Any]:
         "cache_dir": cache_directory(),
         "endpoint": endpoint(),
     }
-
-
-@contextmanager
-def _hub_call(reference: Reference) -> Iterator[None]:
-    """Translate huggingface_hub's exceptions to `FusionError`s, and silence its log meanwhile.
-
-    Its warnings show whole URLs, which may be signed.
-    """
-    address = endpoint() or "huggingface.co"
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    http_errors = (http_library().HTTPError, http_library().InvalidURL)
-    try:
-        yield
-    except (OSError, ValueError, LookupError, RuntimeError, *http_errors) as error:
-        hide_secrets(error)
-        raise translate(error, reference, cache=cache_directory(), endpoint=address) from error
-    finally:
-        logger.setLevel(level)
 
 
 def _progress_bar(advance: Advance) -> type[Any]:
@@ -196,7 +177,7 @@ def _api() -> HfApi:
 
 
 def _request_tree(pinned: Reference) -> list[RepoFile]:
-    with _hub_call(pinned):
+    with report_hub_errors(pinned):
         from huggingface_hub import RepoFile
 
         entries = _api().list_repo_tree(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core.contracts.run import RunInfo
 from fusion_core.errors import RecipeError
 from fusion_core.planning.dtypes import describe_stored, infos_of_merge
 from fusion_core.planning.fallbacks import Fallback, find_fallbacks
@@ -230,6 +231,28 @@ class Plan:
         pool = self.resolved.model_pool
         licence = None if pool is None else pool.component.spec.licence
         return None if licence is None or " " in licence else licence
+
+    @property
+    def cards(self) -> dict[str, dict[str, Any]]:
+        """The facts of the models' cards, by model; see `RunInfo.cards`.
+
+        A model whose card is unknown has the licence that the pool's spec names, if any.
+        """
+        known = self.pool.cards()
+        default = {} if self.licence is None else {"licence": self.licence}
+        cards: dict[str, dict[str, Any]] = {}
+        for name in self.pool.by_name:
+            if name in self.nested:
+                nested = self.nested[name].cards
+                cards |= {f"{name}/{model}": card for model, card in nested.items()}
+            else:
+                cards[name] = {**default, **known.get(name, {})}
+        return cards
+
+    @property
+    def info(self) -> RunInfo:
+        """The description of the run for hooks."""
+        return RunInfo(self.recipe, self.path, self.cards)
 
     # --- the tasks -----------------------------------------------------------------------------
 

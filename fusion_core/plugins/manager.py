@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fusion_core.contracts.imported import ImportedRecipe
+    from fusion_core.contracts.run import RunInfo
 
 #: Slower imports are reported: every listing and every completion waits for them.
 SLOW_SECONDS = 0.5
@@ -256,6 +257,21 @@ class PluginManager(pluggy.PluginManager):
                     summarize_error(error),
                 )
         return [answer for answer in answers if answer is not None]
+
+    def check_run(self, run: RunInfo) -> None:
+        """Let every plugin refuse a run. Raises its `FusionError`.
+
+        Raises `BrokenPluginError` for any other exception: nobody knows whether the run may start.
+        """
+        for implementation in self.hook.fusion_check_run.get_hookimpls():
+            accepted = {"run": run} if "run" in implementation.argnames else {}
+            try:
+                implementation.function(**accepted)
+            except FusionError:
+                raise
+            except Exception as error:
+                problem = f"plugin {implementation.plugin_name} failed to check the run"
+                raise BrokenPluginError(f"{problem}: {summarize_error(error)}") from error
 
     def import_recipe(
         self, path: Path, text: str, folder: Path | None = None

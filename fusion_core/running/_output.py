@@ -31,6 +31,7 @@ from fusion_core.weights import (
     materialise,
 )
 from fusion_core.weights.merging.transforms import count_compiled
+from fusion_core.weights.reading.assets import CARD
 from fusion_core.weights.reading.containment import report_unreadable
 from fusion_core.weights.source import collect_origins
 from fusion_core.weights.writing.disk import report_disk_errors
@@ -156,9 +157,12 @@ def _find_relaxed(policy: AlignmentPolicy) -> dict[str, str]:
 def read_assets(plan: Plan, pool: ModelPool[Any]) -> Assets:
     """Return a pool's side files, which must all be readable before any work is done.
 
-    Raises `CheckpointError` for one that is not.
+    A model card is left out: it describes one of the models, not their merge. Raises
+    `CheckpointError` for a file that cannot be read.
     """
-    assets = plan.outline_of(pool).files(pool.assets(dtype=plan.dtype))
+    pool_assets = dict(pool.assets(dtype=plan.dtype))
+    pool_assets.pop(CARD, None)
+    assets = plan.outline_of(pool).files(pool_assets)
     for content in assets.values():
         if isinstance(content, Path):
             with report_unreadable(content):
@@ -207,6 +211,7 @@ def write_model(  # noqa: PLR0913, PLR0917 - what is written, where, and since w
         "recipe": plan.recipe,
         **_describe_inputs(plan),
         "commits": hub.resolved_commits(),
+        "cards": {name: card for name, card in plan.cards.items() if card},
         "stages": [stage.as_provenance() for stage in plan.stages],
         "tensors": count_tensors(pool, weights, skipped=plan.skipped),
         "matrices": [asdict(holding) for holding in plan.holdings],

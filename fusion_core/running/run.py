@@ -104,6 +104,7 @@ def execute(plan: Plan) -> RunResult:
     does not change its pools, so several runs may share them.
     """
     plan.check_trust()
+    plan.plugins.check_run(plan.info)
     committed: list[Path] = []
     try:
         return _execute(plan, committed)
@@ -118,7 +119,7 @@ def execute(plan: Plan) -> RunResult:
 def _execute(plan: Plan, committed: list[Path]) -> RunResult:
     with hub.session(plan.options.progress), claim_output(plan) as final:
         hub.pin(plan.commits)
-        info = RunInfo(final.recipe, final.path)
+        info = final.info
         notify(final, "fusion_run_started", run=info)
         _download(final)
         if not is_helper_process():

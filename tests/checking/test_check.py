@@ -337,14 +337,14 @@ def test_a_scan_goes_into_nested_recipes(pool: dict[str, Any]) -> None:
 def test_licences_of_the_pool_are_shown(
     fuse: Callable[..., Outcome], recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = {"base": "gpl-3.0", "a": "llama3", "b": None}
-    monkeypatch.setattr(CheckpointsPool, "licences", lambda _: known)
+    known = {"base": {"licence": "gpl-3.0"}, "a": {"licence": "gpl-3.0"}, "b": {}}
+    monkeypatch.setattr(CheckpointsPool, "cards", lambda _: known)
     done = fuse("check", recipe)
     assert done.code == 0
     assert "gpl-3.0" in done.out
     assert "licences   not known: b" in done.out
     data = json.loads(fuse("check", recipe, "--json").out)
-    assert [model["licence"] for model in data["models"]] == ["gpl-3.0", "llama3", None]
+    assert [model["licence"] for model in data["models"]] == ["gpl-3.0", "gpl-3.0", None]
 
 
 def test_a_licence_that_the_pools_spec_names_is_every_models(fuse: Callable[..., Outcome]) -> None:

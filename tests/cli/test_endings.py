@@ -132,7 +132,7 @@ def test_the_environment_can_ask_for_tracebacks(
 @pytest.mark.parametrize("redirected", ["<&- >&- 2>&-", "2>/dev/full"])
 def test_a_run_needs_no_stream(redirected: str) -> None:
     assert shell(run(), redirected).returncode == 0
-    assert min(os.listdir("out")) == "model.safetensors"
+    assert "model.safetensors" in os.listdir("out")
 
 
 def test_a_full_stdout_is_an_error_that_names_the_complete_model() -> None:

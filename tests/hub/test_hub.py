@@ -297,7 +297,7 @@ def fails(pattern: str, status: int, **fault: Any) -> Callable[[HubServer], None
         (fails("/tree/", 502), "failing (502)", "later"),
         (fails("model.safetensors", 503), "failing (503)", "later"),
         (fails("model.safetensors", 504, methods=("GET",)), "failing (504)", "later"),
-        (fails("/revision/", 200), "cannot be read from the hub", "HF_ENDPOINT"),
+        (fails("/revision/", 200), "the download of org/name@main failed", "HF_ENDPOINT"),
         (fails("/tree/", 418), "refuses the request (418)", ""),
     ],
 )

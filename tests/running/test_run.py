@@ -292,6 +292,7 @@ def test_result_with_other_tensors_is_refused(models: Models, change: str) -> No
 def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> None:
     result = run_fusion(algorithm="ties", model_pool=paths, output="out", seed=5)
     assert sorted(files_of(tmp_path / "out")) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "provenance.json",
@@ -316,7 +317,7 @@ def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> 
             "models": {name: f"../in/{name}" for name in "abc"},
         },
         "seed": 5,
-        "output": {"dtype": None, "shard_size": 5_000_000_000},
+        "output": {"dtype": None, "shard_size": 5_000_000_000, "licence": None},
         "alignment": {
             "missing": "error",
             "extra": "error",

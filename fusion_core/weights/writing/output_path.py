@@ -2,6 +2,7 @@
 
 `--overwrite` deletes what it replaces, so it relies on the provenance that every run leaves in its
 output. A directory without one, or with files that it does not list, belongs to somebody else.
+Files that `fuse` added after the run are known by their names or their seals.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fusion_core.weights.reading.untrusted_json import LARGEST_HEADER
 from fusion_core.weights.writing.disk import report_disk_errors, target_of
 from fusion_core.weights.writing.ownership import is_directory, read_own_file
 from fusion_core.weights.writing.provenance import PROVENANCE, parse_provenance
+from fusion_core.weights.writing.sealing import is_sealed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -103,19 +105,25 @@ def _check_written_by_fuse(output: Path) -> None:
 
 
 def _foreign_files(output: Path, written: Collection[str]) -> Iterator[str]:
-    """Yield the entries of an output, and of its folders, that its run did not write."""
+    """Yield the entries of an output, and of its folders, that `fuse` did not write."""
     folders = {name.partition("/")[0] for name in written if "/" in name}
     for path in output.iterdir():
         if not is_directory(path):
-            if path.name not in written and target_of(path) is None:
+            if not (path.name in written or target_of(path) or _is_sealed_file(path)):
                 yield path.name
-        elif path.name not in folders:
+            continue
+        members = list(path.iterdir())
+        if path.name not in folders and not (members and all(map(_is_sealed_file, members))):
             yield path.name
-        else:
-            for member in path.iterdir():
-                name = f"{path.name}/{member.name}"
-                if name not in written or is_directory(member):
-                    yield name
+            continue
+        for member in members:
+            name = f"{path.name}/{member.name}"
+            if (name not in written and not _is_sealed_file(member)) or is_directory(member):
+                yield name
+
+
+def _is_sealed_file(path: Path) -> bool:
+    return is_sealed(read_own_file(path, LARGEST_HEADER) or b"")
 
 
 def _written_files(provenance: Path) -> set[str] | None:

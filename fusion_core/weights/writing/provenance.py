@@ -72,7 +72,7 @@ class Input(_Part):
 
     source: str = ""
     files: dict[str, InputFile] = {}
-    inputs: dict[str, Any] = {}
+    inputs: dict[str, Input] = {}
     decoded_from: str = ""
 
     @property
@@ -134,6 +134,8 @@ class Provenance(_Part):
     threads: int | None = None
     recipe: dict[str, Any] = {}
     inputs: dict[str, Input] = {}
+    #: what the models' cards say: licence, its link, languages
+    cards: dict[str, dict[str, Any]] = {}
     tasks: dict[str, Any] = {}
     commits: dict[str, str] = {}
     stages: list[Stage] = []

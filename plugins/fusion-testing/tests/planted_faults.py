@@ -543,7 +543,7 @@ MODEL_FAULTS: dict[str, dict[str, Any]] = {
     "noisy_reads": with_experts(
         lambda experts, base: {name: Noisy(source.state_dict()) for name, source in experts.items()}
     ),
-    "licences_of_nobody": {"licences": lambda self: {"expert": "MIT"}},
+    "cards_of_nobody": {"cards": lambda self: {"expert": {"licence": "MIT"}}},
     "matrices_beyond_the_tensor": matrices(lambda self, shape: (shape[0] + 1, *shape[1:])),
     "matrices_by_turns": matrices(turns),
 }

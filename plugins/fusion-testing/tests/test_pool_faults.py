@@ -118,7 +118,7 @@ CAUGHT_BY: Mapping[str, str] = {
     "experts_exchanged_by_build": "test_every_expert_is_built_from_its_own_weights",
     "trained_experts": "test_every_expert_is_built_from_its_own_weights",
     "noisy_reads": "test_sources_hold_the_same_values_again",
-    "licences_of_nobody": "test_what_is_said_of_models_is_by_their_names",
+    "cards_of_nobody": "test_what_is_said_of_models_is_by_their_names",
     "matrices_beyond_the_tensor": "test_matrices_fit_the_tensors",
     "matrices_by_turns": "test_matrices_fit_the_tensors",
 }

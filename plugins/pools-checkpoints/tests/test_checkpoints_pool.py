@@ -31,7 +31,7 @@ from fusion_core.weights import (
 from pools_checkpoints import (
     CheckpointsConfig,
     CheckpointsPool,
-    read_licence,
+    read_card,
     select_tokenizer_files,
 )
 
@@ -196,7 +196,7 @@ def test_a_card_that_may_not_be_read_is_named(
     (directory / "README.md").write_text("---\nlicense: mit\n---\n")
     _refuse_path(monkeypatch, function, directory / "README.md")
     with pytest.raises(CheckpointError, match=r"README.md cannot be read: Permission denied"):
-        read_licence(directory)
+        read_card(directory)
 
 
 # --- the files beside the weights ---------------------------------------------------------------
@@ -409,7 +409,7 @@ def test_of_a_sharded_repository_only_the_indexed_files_are_downloaded(
         *("a.safetensors", "b.safetensors", "model.safetensors.index.json"),
         *("README.md", "vocab.txt"),
     }
-    assert opened.licences() == {"base": "mit", "a": "mit"}
+    assert opened.cards() == {"base": {"licence": "mit"}, "a": {"licence": "mit"}}
     assert opened.assets().keys() == {"vocab.txt"}
     assert opened.inputs()["base"]["source"] == f"org/big@{commit}"
     again = pickle.loads(pickle.dumps(opened.base))
@@ -451,12 +451,22 @@ def test_a_licence_is_what_the_model_card_says(
     directory: Path, card: str, licence: str | None
 ) -> None:
     (directory / "README.md").write_bytes(card.encode())
-    assert pool(a=str(directory)).licences() == {"a": licence}
-    assert pool(a=str(directory / "model.safetensors")).licences() == {"a": licence}
+    facts = {} if licence is None else {"licence": licence}
+    assert pool(a=str(directory)).cards() == {"a": facts}
+    assert pool(a=str(directory / "model.safetensors")).cards() == {"a": facts}
 
 
-def test_live_models_have_no_known_licence() -> None:
-    assert pool(nn.Linear(1, 1), a=nn.Linear(1, 1)).licences() == {"base": None, "a": None}
+def test_languages_and_the_link_of_a_licence_are_read(directory: Path) -> None:
+    card = (
+        "---\nlanguage:\n- en\n- no\nlicense: other\nlicense_name: x\nlicense_link: LICENSE\n---\n"
+    )
+    (directory / "README.md").write_text(card)
+    facts = {"licence": "x", "licence_link": "LICENSE", "languages": ["en", "no"]}
+    assert read_card(directory) == facts
+
+
+def test_live_models_have_no_card() -> None:
+    assert pool(nn.Linear(1, 1), a=nn.Linear(1, 1)).cards() == {}
 
 
 def test_models_that_do_not_fit_are_found_out_before_their_weights_are_downloaded(

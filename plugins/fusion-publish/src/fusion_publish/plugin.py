@@ -1,4 +1,4 @@
-"""Registers the commands. Imports nothing heavy."""
+"""Registers the commands and hooks. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from fusion_core import CommandSpec, hookimpl
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fusion_core import RunInfo
+
 
 @hookimpl
 def fusion_register_commands() -> Iterator[CommandSpec]:
-    """Register the commands that verify, reproduce, lock and sign."""
+    """Register the commands that verify, reproduce, lock, sign, describe and publish a merge."""
     yield CommandSpec(
         name="verify",
         summary="Compare every file of an output with its provenance.",
@@ -33,3 +35,31 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
         summary="Sign the files of an output.",
         target="fusion_publish.signing.command:sign",
     )
+    yield CommandSpec(
+        name="card",
+        summary="Write the model card of a merge.",
+        target="fusion_publish.card.command:card",
+    )
+    yield CommandSpec(
+        name="push",
+        summary="Upload a merge to the Hugging Face Hub.",
+        target="fusion_publish.push.command:push",
+    )
+
+
+@hookimpl
+def fusion_check_run(run: RunInfo) -> None:
+    """Refuse a run whose models' licences conflict, unless the recipe names a licence."""
+    from fusion_publish.card.licences import check_licences
+
+    if run.path is not None:
+        check_licences(run.cards, run.recipe["output"].get("licence"))
+
+
+@hookimpl
+def fusion_run_finished(run: RunInfo) -> None:
+    """Write the model card into the output of a run."""
+    if run.path is not None:
+        from fusion_publish.card.writing import write_card
+
+        write_card(run.path)

@@ -107,8 +107,8 @@ class ModelPoolSuite(WeightChecks, LiveModelSuite):
         )
 
     def test_what_is_said_of_models_is_by_their_names(self, pool: Pool) -> None:
-        """The keys of `licences` and `side_files` are names of models."""
-        for method, named in (("licences", pool.licences()), ("side_files", pool.side_files())):
+        """The keys of `cards` and `side_files` are names of models."""
+        for method, named in (("cards", pool.cards()), ("side_files", pool.side_files())):
             if unknown := sorted(named.keys() - pool.by_name.keys()):
                 fail(
                     f"`{method}` has an unknown model {unknown[0]!r}.",

@@ -16,10 +16,10 @@ from torch import nn
 from fusion_core import RecipeSource, Treatment, build_model, find_model
 from fusion_core.errors import CheckpointError, FusionError, RecipeError
 from fusion_core.weights import RenamedSource, change_config, vocabulary_size
+from pools_checkpoints.card import read_card
 from pools_checkpoints.config import CheckpointsConfig
 from pools_checkpoints.described import DescribedPool
 from pools_checkpoints.files import check_side_files, resize_vocabulary, select_tokenizer_files
-from pools_checkpoints.licence import read_licence
 from pools_checkpoints.live import list_tied_names
 from pools_checkpoints.model import PoolModel
 from pools_checkpoints.parts import complete_models, describe_part, rename_by_patterns
@@ -218,11 +218,12 @@ class CheckpointsPool(DescribedPool[CheckpointsConfig]):
             return files
         return {model: change_config(known, describe_part) for model, known in files.items()}
 
-    def licences(self) -> Mapping[str, str | None]:
-        """Return each model's licence, as its model card states it."""
+    def cards(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return what each model's card states."""
         return {
-            model.name: None if model.location is None else read_licence(model.location.directory)
+            model.name: read_card(model.location.directory)
             for model in self._all
+            if model.location is not None
         }
 
 

@@ -11,7 +11,7 @@ import torch
 from fusion_core import ComponentConfig, build_model
 from fusion_core.errors import AlignmentError
 from fusion_core.weights import layers_of
-from pools_checkpoints import DescribedPool, read_licence
+from pools_checkpoints import DescribedPool, read_card
 from pools_clip.config import ClipConfig
 from pools_clip.directory import CONFIG, PREPROCESSOR, ClipDirectory
 from pools_clip.vision import PREFIX, VisionTower, canonical_name, vision_config
@@ -46,7 +46,7 @@ class ClipPool(DescribedPool[ComponentConfig]):
     def __init__(self, config: ClipConfig) -> None:
         super().__init__(config)
         self._directory = ClipDirectory.open(config.base, "model_pool.base")
-        self._licences = {"base": read_licence(self._directory.path)}
+        self._cards = {"base": read_card(self._directory.path)}
         self._processors = {"base": self._directory.preprocessor}
         self.base: WeightSource = VisionTower(self._directory.weights())
         self.experts = {name: self._open_expert(name, path) for name, path in config.models.items()}
@@ -101,9 +101,9 @@ class ClipPool(DescribedPool[ComponentConfig]):
         """Return an empty identity: weights and configuration determine a tower."""
         return {}
 
-    def licences(self) -> Mapping[str, str | None]:
-        """Return each model's licence, as its card names it."""
-        return self._licences
+    def cards(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return what each model's card states."""
+        return self._cards
 
     @cached_property
     def _architecture(self) -> CLIPVisionConfig:
@@ -128,7 +128,7 @@ class ClipPool(DescribedPool[ComponentConfig]):
                     f"the base has {base_value!r}",
                     hint="Merge only models that were fine-tuned from the base.",
                 )
-        self._licences[name] = read_licence(directory.path)
+        self._cards[name] = read_card(directory.path)
         self._processors[name] = directory.preprocessor
         return VisionTower(directory.weights())
 

@@ -78,7 +78,7 @@ def verify(
     ]
     findings += _check_tensors(provenance, comparison.tensors, findings)
     by_name = {finding.file: finding for finding in findings}  # the last one counts
-    by_name |= {name: _judge(name, allow) for name in sorted(present - by_name.keys())}
+    by_name |= {name: _judge(directory, name, allow) for name in sorted(present - by_name.keys())}
     limits = (_NO_CHECKSUM,) if provenance.schema_version == 1 else ()
     return Verification(subject, tuple(by_name.values()), len(comparison.tensors), limits)
 
@@ -189,7 +189,11 @@ def _check_tensors(
     yield from (Finding(name, Status.CHANGED, detail) for name in files)
 
 
-def _judge(name: str, allow: Sequence[str]) -> Finding:
+def _judge(directory: Path, name: str, allow: Sequence[str]) -> Finding:
+    try:
+        resolve_member(directory / name)
+    except CheckpointError as error:  # a link could lead to any file, and be published
+        return Finding(name, Status.UNEXPECTED, error.message)
     if is_allowed(name, allow):
         return Finding(name, Status.NOT_COVERED)
     return Finding(name, Status.UNEXPECTED, "the run did not write it")

@@ -1,0 +1,135 @@
+"""The output directory of a run as a model card describes it. Nothing else is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from fusion_core import Report
+from fusion_core.commands import load_yaml, read_provenance
+from fusion_core.errors import CheckpointError, FusionError
+from fusion_core.files import report_unreadable
+from fusion_core.hub import looks_like_id
+from fusion_core.weights import read_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from fusion_core.commands import Input, Provenance
+
+PROVENANCE = "provenance.json"
+_COMMIT_DIGITS = 40
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A model that was merged."""
+
+    name: str
+    #: the repository and commit, or the name of the directory
+    source: str
+
+    @property
+    def repository(self) -> str | None:
+        """The repository on the hub; None for files of this machine."""
+        return repository_of(self.source)
+
+
+@dataclass(frozen=True)
+class MergeOutput:
+    """A directory that `fuse run` wrote: its provenance, recipe, configuration and report."""
+
+    directory: Path
+    provenance: Provenance
+    recipe_text: str
+    report: Report | None
+
+    @classmethod
+    def read(cls, directory: Path) -> MergeOutput:
+        """Read a directory. Raises `CheckpointError` for one that no run wrote."""
+        if not (directory / PROVENANCE).is_file():
+            raise CheckpointError(
+                f"{directory} has no {PROVENANCE}: expected a directory that fuse run wrote",
+                hint="Name the output of a run.",
+            )
+        provenance = read_provenance(directory)
+        path = directory / "recipe.yaml"
+        with report_unreadable(path):
+            recipe = path.read_text(encoding="utf-8", errors="replace")
+        return cls(directory, provenance, recipe, read_report(directory))
+
+    @property
+    def licence(self) -> str | None:
+        """The licence that the recipe names."""
+        match load_yaml(self.recipe_text, origin="recipe.yaml"):
+            case {"output": {"licence": str(licence)}}:
+                return licence
+        return None
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The model's `config.json`; empty without one."""
+        return self.read_json("config.json")
+
+    @property
+    def cards(self) -> Mapping[str, Mapping[str, Any]]:
+        """The facts of the models' cards, by model; empty for a model without a card."""
+        known = self.provenance.cards
+        return {parent.name: known.get(parent.name, {}) for parent in self.parents}
+
+    @cached_property
+    def parents(self) -> list[Parent]:
+        """The merged models, those of nested recipes included."""
+        return list(_list_parents(self.provenance.inputs))
+
+    @property
+    def methods(self) -> list[str]:
+        """The names of the stages."""
+        return [stage.name for stage in self.provenance.stages]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions of the core and of the plugins that the merge depends on."""
+        core = self.provenance.versions["fusion-core"]
+        return {"fusion-core": core, **self.provenance.plugins}
+
+    def has(self, name: str) -> bool:
+        """Tell whether the directory has a file."""
+        return (self.directory / name).is_file()
+
+    def read_json(self, name: str) -> Mapping[str, Any]:
+        """Parse a file of the directory; a missing one is empty."""
+        return read_config(self.directory / name) if self.has(name) else {}
+
+
+def read_report(directory: Path) -> Report | None:
+    """Return a directory's report with its outcomes, or None without one."""
+    path, outcomes = directory / "report.json", directory / "outcomes.json"
+    if not path.is_file():
+        return None
+    try:
+        report = Report.from_json(json.loads(path.read_bytes()))
+        if outcomes.is_file():
+            report = report.with_outcomes(json.loads(outcomes.read_bytes()))
+    except ValueError as error:
+        problem = f"{path} or outcomes.json is invalid: {error}"
+        raise FusionError(problem, hint=f"Measure again: fuse evaluate {directory}") from error
+    return report
+
+
+def repository_of(source: str) -> str | None:
+    """Return the repository of a text `org/name@commit`, or None for any other text."""
+    repository, _, commit = source.rpartition("@")
+    is_commit = len(commit) == _COMMIT_DIGITS and looks_like_id(source)
+    return repository if is_commit else None
+
+
+def _list_parents(inputs: Mapping[str, Input], prefix: str = "") -> Iterator[Parent]:
+    for name, model in inputs.items():
+        if model.inputs:
+            yield from _list_parents(model.inputs, f"{prefix}{name}/")
+        else:
+            yield Parent(f"{prefix}{name}", model.source)

@@ -1,0 +1,1 @@
+"""The upload of a merge to the Hugging Face Hub."""

@@ -1,0 +1,92 @@
+"""Uploads files in one commit, through huggingface_hub.
+
+An interrupted upload loses nothing: the hub keeps every large file that it has received, and
+huggingface_hub asks before it sends one. Readers of the repository see all files or none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fusion_core import hub
+from fusion_core.errors import HubError
+from fusion_publish.push.advice import UPLOAD
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from huggingface_hub import HfApi
+
+    from fusion_publish.push.files import PublishedFile
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A place for files on the hub, and the commit that brings them there."""
+
+    reference: hub.Reference
+    message: str
+    description: str = ""
+    #: whether a repository that does not exist yet is created as a private one
+    private: bool = False
+    create_pr: bool = False
+
+
+def upload(files: Sequence[PublishedFile], destination: Destination) -> str:
+    """Upload files, and return the address of the commit or of the pull request.
+
+    Raises `HubError` for everything that the hub or the network refuses.
+    """
+    reference = destination.reference
+    with hub.report_hub_errors(reference, UPLOAD):
+        from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+        if get_token() is None:
+            raise HubError(
+                f"no token to push to {reference.repo} with: you are not logged in to the hub",
+                hint=f"To push, {hub.LOG_IN}; the token needs write permission.",
+            )
+        api = HfApi(endpoint=hub.endpoint())
+        _prepare(api, destination)
+        try:
+            commit = api.create_commit(
+                reference.repo,
+                [CommitOperationAdd(file.name, file.path) for file in files],
+                commit_message=destination.message,
+                commit_description=destination.description,
+                revision=None if destination.create_pr else reference.revision,
+                create_pr=destination.create_pr,
+            )
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"Nothing is published yet. {UPLOAD.interrupted}")
+            raise
+    return str(commit.pr_url or commit.commit_url)
+
+
+def _prepare(api: HfApi, destination: Destination) -> None:
+    """Create the repository and the branch where they are missing.
+
+    Raises `HubError` for an existing public repository if a private one was asked for.
+    """
+    reference = destination.reference
+    is_private = _find_visibility(api, reference.repo)
+    if is_private is None:
+        api.create_repo(reference.repo, private=destination.private or None)
+    elif destination.private and not is_private:
+        raise HubError(
+            f"--private: {reference.repo} exists and is public",
+            hint="Make it private in its settings on the hub, or leave out --private.",
+        )
+    if reference.revision != "main" and not destination.create_pr:
+        api.create_branch(reference.repo, branch=reference.revision, exist_ok=True)
+
+
+def _find_visibility(api: HfApi, repository: str) -> bool | None:
+    """Tell whether a repository is private; None if it does not exist."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return bool(api.repo_info(repository).private)
+    except RepositoryNotFoundError:
+        return None

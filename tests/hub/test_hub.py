@@ -379,10 +379,14 @@ def test_a_disk_that_fills_up_meanwhile_is_a_disk_error(
         (ConnectionError("request failed"), HubError, "cannot be reached"),
         (TimeoutError("deadline has elapsed"), HubError, "cannot be reached"),
         (RuntimeError("error sending request for url (x)"), HubError, "cannot be reached"),
-        (ConnectionResetError(errno.ECONNRESET, "reset by peer"), HubError, "cannot be read from"),
+        (
+            ConnectionResetError(errno.ECONNRESET, "reset by peer"),
+            HubError,
+            "failed: ConnectionReset",
+        ),
         (OSError("IO error: No space left on device (os error 28)"), DiskError, "No space left"),
         (RuntimeError("Data processing error: os error 28"), DiskError, "No space left"),
-        (RuntimeError("os error 281"), HubError, "cannot be read from"),
+        (RuntimeError("os error 281"), HubError, "failed: RuntimeError: os error 281"),
     ],
 )
 def test_errors_of_xet_are_recognised_by_their_text(

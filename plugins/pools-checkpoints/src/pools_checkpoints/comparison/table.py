@@ -10,11 +10,11 @@ from __future__ import annotations
 import fnmatch
 from typing import TYPE_CHECKING
 
-from fusion_core.weights import Difference, is_same_content
+from fusion_core.weights import Difference
 from pools_checkpoints.comparison import configuration, facts, tokens
 from pools_checkpoints.comparison.rows import Comparison, Inspection, Severity
 from pools_checkpoints.comparison.tokenization import OPAQUE, tokenization
-from pools_checkpoints.files import CONFIG
+from pools_checkpoints.files import CONFIG, is_same_content
 from pools_checkpoints.live import MODULES
 
 if TYPE_CHECKING:

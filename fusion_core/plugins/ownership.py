@@ -33,6 +33,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "fusion-lora": {"command": ("extract-lora",), "format": ("lora",), "output": ("adapter",)},
     "fusion-moe": {"algorithm": ("moe",)},
+    "fusion-publish": {"command": ("card", "push")},
     "fusion-regmean": {
         "algorithm": ("cat", "featcal", "fisher", "lot", "regmean", "regmean-plus-plus"),
     },

@@ -64,6 +64,7 @@ def test_run_merges_checkpoints_from_flags_alone(fuse: Fuse, models: Path) -> No
     done = fuse("run", "--algo", "task-arithmetic", *CHECKPOINTS, "-o", "merged")
     assert (done.code, done.out) == (0, "written: merged\n")
     assert sorted(path.name for path in (models / "merged").iterdir()) == [
+        "README.md",
         "model.safetensors",
         "provenance.json",
         "recipe.yaml",

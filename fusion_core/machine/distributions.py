@@ -65,7 +65,7 @@ def find_core_libraries(distribution: str) -> frozenset[str]:
     The result includes the core, but not what the core requires.
     """
     libraries: set[str] = set()
-    pending = {distribution}
+    pending = {distribution} - {CORE}  # whose extra `all` names every plugin
     while pending:
         required = _requirements_of(pending.pop())
         on_core = {name for name in required if name == CORE or CORE in _requirements_of(name)}

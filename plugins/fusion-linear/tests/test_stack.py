@@ -255,6 +255,16 @@ def test_a_head_that_is_a_copy_is_scaled_like_the_embedding(model: str) -> None:
     assert torch.equal(merged["head.weight"], pool["models"]["a"]["embed.weight"] * 0.3)
 
 
+def test_a_pattern_that_matches_nothing_may_be_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pool = make_models()
+    part = {"model": "a", "layers": [0, 1], "unmatched": "warn", "scale": {"none*": 2.0, "*": 0.5}}
+    merged = stack(pool, [part])
+    assert torch.equal(merged["embed.weight"], pool["models"]["a"]["embed.weight"] * 0.5)
+    assert "algorithm.slices.0.scale: no tensor matches 'none*'" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("scale", "message"),
     [

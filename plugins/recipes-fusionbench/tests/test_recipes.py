@@ -236,6 +236,14 @@ modelpool:
 """
 
 
+MEASURED = """
+taskpool:
+  _target_: fusion_bench.taskpool.CLIPVisionModelTaskPool
+  test_datasets: {dtd: tanganke/dtd}
+  clip_model: openai/clip-vit-base-patch16
+"""
+
+
 def test_adapters_of_clip_and_linear_layers_alone() -> None:
     options = "scaling_factor: 1, sparsity_ratio: 0.9, only_on_linear_weights: true"
     recipe = recipe_of(f"{ADAPTERS}{method('DareTaskArithmetic', options)}")
@@ -243,10 +251,12 @@ def test_adapters_of_clip_and_linear_layers_alone() -> None:
     assert recipe["algorithm"]["density"] == 1
     assert recipe["algorithm"]["overrides"] == [chosen]
     assert recipe["model_pool"] == {
-        "name": "clip",
+        "name": "checkpoints",
         "base": "openai/clip-vit-base-patch16",
         "models": {"dtd": "org/dtd-lora"},
     }
+    (measured,) = problems_of(f"{ADAPTERS}{method('SimpleAverageAlgorithm')}{MEASURED}")
+    assert measured.startswith("taskpool: images pass through models of the pool clip")
     whole = ADAPTERS.replace("merge_and_unload: true", "merge_and_unload: false")
     (problem,) = problems_of(f"{whole}{method('SimpleAverageAlgorithm')}")
     assert problem.startswith("modelpool.models.dtd.merge_and_unload: false merges the factors")

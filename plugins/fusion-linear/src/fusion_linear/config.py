@@ -66,7 +66,7 @@ class KarcherConfig(WeightsConfig):
     """Stop after a step shorter than this angle, in radians."""
 
 
-#: What is averaged over the pairs of experts.
+#: The quantity whose mean over pairs of experts gives the ratio.
 PairMean = Literal["cosines", "angles"]
 
 

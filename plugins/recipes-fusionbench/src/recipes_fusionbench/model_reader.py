@@ -57,7 +57,7 @@ class ModelReader:
         self._options, self._findings, self._kind = options, findings, kind
         self._dtypes: dict[str, str | None] = {}
         #: the base of every adapter, by the name of the model
-        self._adapted: dict[str, str] = {}
+        self.adapted: dict[str, str] = {}
 
     def read_model(self, name: str, value: object) -> str | None:
         """Return the path of a model: a directory, an id on the hub, or an adapter."""
@@ -104,7 +104,7 @@ class ModelReader:
         if base is None or adapter is None:
             options.refuse("", f"expected {' and '.join(_ADAPTERS[loader])}")
             return None
-        self._adapted[name] = base
+        self.adapted[name] = base
         if loader == "load_peft_causal_lm":
             self.read_dtype(options, default="bfloat16")
         options.finish()
@@ -112,7 +112,7 @@ class ModelReader:
 
     def check_adapters(self, base: str | None) -> None:
         """Record adapters of another model than the base."""
-        for name, owner in self._adapted.items():
+        for name, owner in self.adapted.items():
             if owner != base:
                 reason = f"an adapter of {owner}, and only one of {BASE} can be merged"
                 self._options.refuse(f"models.{name}", reason)

@@ -43,6 +43,8 @@ class Models:
     tasks: tuple[str, ...] = ()
     #: whether there is only the pretrained model, which is measured and not merged
     is_alone: bool = False
+    #: whether some models are adapters
+    has_adapters: bool = False
 
     @property
     def experts(self) -> list[str]:
@@ -78,7 +80,8 @@ class Models:
                 if self.family.variant is None
                 else section | {"variant": self.family.variant}
             )
-        section = {"name": "checkpoints" if self.kind == "gpt2" else self.kind}
+        is_plain = self.kind == "gpt2" or (self.kind == "clip" and self.has_adapters)
+        section = {"name": "checkpoints" if is_plain else self.kind}
         if self.tokenizer is not None:
             section["tokenizer"] = self.tokenizer
         if self.base is not None:
@@ -113,7 +116,10 @@ def read_models(options: Options, findings: ImportFindings) -> Models | None:
     elif not experts:
         options.refuse("models", "expected at least one model to merge")
         return None
-    models = Models(options, kind, [*listed], base, experts, is_alone=is_alone)
+    has_adapters = bool(reader.adapted)
+    models = Models(
+        options, kind, [*listed], base, experts, is_alone=is_alone, has_adapters=has_adapters
+    )
     _find_family(models)
     _read_rest(models, reader)
     return models

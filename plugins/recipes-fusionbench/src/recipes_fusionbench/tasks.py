@@ -56,6 +56,7 @@ def make_data_section(pool: Options, data: str, models: Models) -> dict[str, Any
     """Return a task pool of the examples that a method takes from its model pool."""
     is_train = data == "train_datasets"
     if models.kind == "clip":
+        _refuse_adapters(pool, models)
         tasks = _read_data_sets(pool, data, is_train=is_train)
         for missing in [name for name in models.experts if name not in tasks]:
             pool.refuse(f"{data}.{missing}", "missing, and the method takes examples from it")
@@ -85,6 +86,8 @@ def _read_older_clip(options: Options, models: Models) -> dict[str, Any]:
     options.ignore("name", "type", "dataset_type", "corruption")
     data_sets = {
         name: {"path" if key == "name" else key: value for key, value in data_set.items()}
+        if isinstance(data_set, dict)
+        else data_set
         for name, data_set in _read_listed_data_sets(options).items()
     }
     listed = Options({**options.values, "tasks": data_sets}, options.key, options.findings)
@@ -96,6 +99,7 @@ def _measure_clip(options: Options, models: Models, key: str) -> dict[str, Any]:
     """Return the measurement of the data sets under a key by the heads of `clip_model`."""
     if models.kind != "clip":
         options.refuse("", f"cannot measure the models of the pool {models.kind}")
+    _refuse_adapters(options, models)
     clip, processor = path_of(options, "clip_model"), path_of(options, "processor")
     if clip is None:
         options.refuse("clip_model", "missing")
@@ -111,14 +115,27 @@ def _measure_clip(options: Options, models: Models, key: str) -> dict[str, Any]:
     return _name_clip(clip, list(tasks.values()), _find_corruption(options, key))
 
 
+def _refuse_adapters(options: Options, models: Models) -> None:
+    if models.has_adapters:
+        reason = (
+            "images pass through models of the pool clip, which takes no adapters; choose dummy"
+        )
+        options.refuse("", f"{reason}, and measure the merged model by fuse evaluate")
+
+
 def _find_corruption(options: Options, key: str) -> str | None:
     """Return the corruption of all data sets under a key; None if they have none."""
     data_sets = options.items(key).values()
-    splits = {value.get("split") if isinstance(value, dict) else None for value in data_sets}
-    found = sorted(str(split) for split in splits & CORRUPTIONS)
-    if found and len(splits) > 1:
-        options.refuse(key, f"expected one corruption for all data sets, got {', '.join(found)}")
-    return found[0] if found else None
+    splits = [value.get("split") if isinstance(value, dict) else None for value in data_sets]
+    corruptions = sorted({str(split) for split in splits if _is_corruption(split)})
+    if corruptions and splits != corruptions * len(splits):
+        reason = f"expected one corruption for all data sets, got {', '.join(corruptions)}"
+        options.refuse(key, reason)
+    return corruptions[0] if corruptions else None
+
+
+def _is_corruption(split: object) -> bool:
+    return isinstance(split, str) and split in CORRUPTIONS
 
 
 def _read_data_sets(options: Options, key: str, *, is_train: bool) -> dict[str, str]:
@@ -151,7 +168,7 @@ def _compare_data_set(task: str, value: object, *, is_train: bool) -> str | None
     if config is not None and (task, config) != ("svhn", "cropped_digits"):
         return f"expected the default configuration, got {format_value(config)}"
     split = "train" if is_train else test_split(task)
-    if not is_train and task in CORRUPTED_TASKS and given.get("split") in CORRUPTIONS:
+    if not is_train and task in CORRUPTED_TASKS and _is_corruption(given.get("split")):
         split = given["split"]
     wrong = [name for name in given if name not in {*_LOADING, "path", "split"}]
     if given.get("split", split) != split:

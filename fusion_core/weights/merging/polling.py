@@ -67,6 +67,13 @@ class WindowPoll:
 
     count: WindowCount
 
+    @classmethod
+    def between(cls, bounds: Sequence[tuple[int, int]]) -> WindowPoll:
+        """Poll in windows with these lowest and highest bits of fp32 magnitudes, one per expert."""
+        top = int(torch.iinfo(torch.int32).max)
+        searches = tuple(Search(0, top, low, high) for low, high in bounds)
+        return cls(WindowCount(task_vectors_of, torch.float32, searches))
+
     def __call__(self, piece: Piece) -> Block:
         """Count one block."""
         rows = piece.task_vectors.flatten(1)
@@ -151,9 +158,9 @@ class _Poll:
         )
         if not is_known or self.listed > _LONGEST:
             return None
-        kept = zip(self.changes, windows, keys, strict=True)
+        decided = zip(self.changes, windows, keys, strict=True)
         votes = self.votes + sum(
-            int(changes[key - window.low :].sum()) for changes, window, key in kept
+            int(changes[key - window.low :].sum()) for changes, window, key in decided
         )
         rows = torch.cat(self.crowded, dim=1)
         bounds = torch.tensor(keys, dtype=torch.int32)[:, None]
@@ -195,7 +202,7 @@ def _survey(scan: Scan, ranks: Sequence[int]) -> tuple[torch.Tensor, int | None]
 
 
 def _poll_of(windows: Sequence[Search]) -> WindowPoll:
-    return WindowPoll(WindowCount(task_vectors_of, torch.float32, tuple(windows)))
+    return WindowPoll.between([(window.low, window.high) for window in windows])
 
 
 def _is_worth_it(scan: Scan, windows: Sequence[Search]) -> bool:

@@ -71,8 +71,9 @@ def kth_largest_magnitudes(
 def _kth_largest(scan: Scan, k: int | Sequence[int], rows: Rows, count: int) -> torch.Tensor:
     dtype = magnitude_dtype(scan)
     ranks = [rank for rank in ([k] if isinstance(k, int) else k) for _ in range(count)]
-    found = find_largest(scan, ranks, rows, dtype, guess_windows(scan, ranks, rows, dtype))
-    keys = torch.tensor(found, dtype=_INTEGERS[dtype])
+    windows = guess_windows(scan, ranks, rows, dtype)
+    bits = find_largest(scan, ranks, rows, dtype, windows)
+    keys = torch.tensor(bits, dtype=_INTEGERS[dtype])
     return keys.view(dtype).reshape((count,) if isinstance(k, int) else (-1, count))
 
 

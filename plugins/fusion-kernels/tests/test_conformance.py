@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from fusion_core.weights import Kernel, Linear, PieceKernel, Scan, Scope, kth_largest_magnitudes
-from fusion_core.weights.merging._tally import BlockTally, Search
-from fusion_core.weights.merging.polling import BlockPoll, WindowPoll
-from fusion_core.weights.merging.selection import WindowCount, task_vectors_of
 from fusion_kernels import plugin
 from fusion_linear.averages import SimpleAverage
 from fusion_linear.gram import GramCombination
@@ -58,16 +56,18 @@ class _Polled(Kernel):
     def survey(self, scan: Scan) -> float:
         """Poll all blocks."""
         tops = kth_largest_magnitudes(scan, 1).view(torch.int32).tolist()
-        windows = [Search(0, 2**31 - 1, int(top * (1 - self.width)), top) for top in tops]
-        count = WindowCount(task_vectors_of, torch.float32, tuple(windows))
-        return scan(WindowPoll(count), _add_digest, 0.0)
+        bounds = [(int(top * (1 - self.width)), top) for top in tops]
+        (replaced,) = _SPECS["window-polls"].replaces
+        module, _, name = replaced.partition(":")
+        poll = getattr(import_module(module), name).between(bounds)
+        return float(scan(poll, _add_digest, 0.0))
 
     def merge(self, piece: Piece) -> Tensor:
         """Return the same for every entry."""
         return piece.task_vectors[0] * 0 + piece.state
 
 
-def _add_digest(total: float, block: tuple[list[BlockTally], BlockPoll]) -> float:
+def _add_digest(total: float, block: tuple[list[Any], Any]) -> float:
     tallies, poll = block
     for number, (tally, offsets, changes) in enumerate(
         zip(tallies, poll.offsets, poll.changes, strict=True), 1

@@ -1,7 +1,7 @@
 """Machine code of loops: a machine's first merge compiles it, and later ones load it without numba.
 
 LLVM loads an object file in milliseconds, and numba takes most of a second to import. The files lie
-where Python's own compiled files do. Whoever can write there can also change this package.
+where Python's own compiled files do. A user who can write there can also change this package.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def path_of(module: str, name: str) -> Path:
     """Return a loop's file. Its name has a hash of the sources, the versions and the processor."""
     digest = _DIGEST()
     package = Path(__file__).parent
-    for source in (*_SOURCES, *sorted(package.glob("loops/*.py"))):
-        digest.update((package / source).read_bytes())
+    sources = [package / name for name in _SOURCES]
+    for source in (*sources, *sorted(package.glob("loops/*.py"))):
+        digest.update(source.read_bytes())
     machine = [llvm.get_process_triple(), llvm.get_host_cpu_name()]
     features = llvm.get_host_cpu_features().flatten()
     versions = [version("numba"), version("llvmlite")]

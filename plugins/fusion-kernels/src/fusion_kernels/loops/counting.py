@@ -29,7 +29,7 @@ def _list_inside(offsets: int, size: int, width: np.uint32, listed: int, filled:
         if smallest <= width:
             for i in range(begin, end):
                 target[filled] = inside[i]
-                filled += np.int64(inside[i] <= width)
+                filled += int(inside[i] <= width)
     return filled
 
 
@@ -41,7 +41,7 @@ def _measure(row: int, size: int, low: np.uint32, offsets: int) -> int:
         magnitude = np.uint32(bits[i] & MAGNITUDE)
         at_least += np.int32(magnitude >= low)
         less[i] = magnitude - low  # of smaller ones: more than any width
-    return at_least
+    return int(at_least)
 
 
 def count(parts: int, scratch: int, searches: int, windows: int, counts: int, offsets: int) -> int:

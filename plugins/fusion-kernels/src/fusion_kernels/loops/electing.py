@@ -44,7 +44,7 @@ def _sum_trimmed(
 
 
 @inlined
-def _elect(total: Floats, tie: np.float32, size: int, sign: Floats) -> None:
+def _elect(total: Floats, tie: float, size: int, sign: Floats) -> None:
     """Write the sign of each sum, 1 or -1; where it is zero, that of `tie`, which may be 0."""
     if tie == ZERO:
         for i in range(size):
@@ -141,6 +141,6 @@ def count_votes(parts: int, scratch: int, thresholds: int, weights: int, votes: 
         balance = np.int32(0)
         for i in range(size):
             balance += np.int32(total[i] > ZERO) - np.int32(total[i] < ZERO)
-        counted += balance
+        counted += int(balance)
     integers(votes)[0] = counted
     return int(largest <= LARGEST)

@@ -40,7 +40,7 @@ def _measure_and_add(
         offsets[i] = offset
         crowd[i] += np.uint32(offset <= width)
         total[i] += (row[i] if magnitude > high else ZERO) * weight
-    return at_least
+    return int(at_least)
 
 
 @inlined
@@ -73,7 +73,7 @@ def _sum_signs(total: Floats, size: int) -> int:
     balance = np.int32(0)
     for i in range(size):
         balance += np.int32(total[i] > ZERO) - np.int32(total[i] < ZERO)
-    return balance
+    return int(balance)
 
 
 @inlined
@@ -93,7 +93,7 @@ def _is_any_inside(offsets: int, begin: int, end: int, width: np.uint32) -> bool
     less, smallest = words(offsets), np.uint32(0xFFFFFFFF)
     for i in range(begin, end):
         smallest = min(smallest, less[i])
-    return smallest <= width
+    return bool(smallest <= width)
 
 
 @inlined
@@ -120,8 +120,7 @@ def _list_changes(
         if less[i] <= width:
             change = 0
             if crowd[i] == 1:
-                kept = _vote_of(scratch, experts, windows, weights, i)
-                change = kept - _sign(total[i])
+                change = _vote_of(scratch, experts, windows, weights, i) - _sign(total[i])
             words(listed)[filled] = less[i]
             signed(changes)[filled] = change
             filled += 1

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import tomllib
 from graphlib import TopologicalSorter
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from fusion_core._moved import MOVED
@@ -92,4 +92,4 @@ def test_no_benchmark_hides_a_package() -> None:
     """A script finds the modules of its own folder before those that are installed."""
     names = [path.stem for path in (ROOT / "benchmarks").glob("*.py")]
     assert names
-    assert [name for name in names if importlib.util.find_spec(name)] == []
+    assert [name for name in names if PathFinder.find_spec(name)] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from language_cases import CELLS, EXPERTS, POOLS
 from language_runs import Runs, bits, divergence, same_answers, same_tokens
 from study_page import fill_tables
@@ -79,18 +80,18 @@ def _lost(runs: Runs) -> Iterator[str]:
     seeds = runs.seeds(_POOL, EXPERTS)
     compared = runs.general(_POOL, seeds, EXPERTS)
     for index, task in enumerate(POOLS[_POOL]):
-        own = sum(float(runs.right(_POOL, seed, EXPERTS, task).mean()) for seed in seeds)
-        accuracy = f"{100 * own / len(seeds):.1f} (own)"
+        marks = torch.stack([runs.right(_POOL, seed, EXPERTS, task) for seed in seeds])
+        accuracy = f"{100 * float(marks.mean()):.1f} (own)"
         of_task = [[of_seed[index]] for of_seed in compared]
-        yield _row(f"expert of {task}", _listed(seeds), accuracy, *_kept(of_task))
+        yield _row(f"expert of {task}", _listed(seeds), accuracy, *_compare_with_base(of_task))
     for cell in CELLS:
         if seeds := runs.seeds(_POOL, cell):
             accuracy = f"{runs.accuracy(_POOL, seeds, cell)[0]:.1f}"
-            kept = _kept(runs.general(_POOL, seeds, cell))
-            yield _row(cell, _listed(seeds), accuracy, *kept)
+            losses = _compare_with_base(runs.general(_POOL, seeds, cell))
+            yield _row(cell, _listed(seeds), accuracy, *losses)
 
 
-def _kept(compared: Sequence[Sequence[Run]]) -> list[str]:
+def _compare_with_base(compared: Sequence[Sequence[Run]]) -> list[str]:
     value, error = divergence(compared)
     return [
         _with_error(*same_tokens(compared)),
@@ -119,17 +120,8 @@ def _task_row(runs: Runs, pool: str, seed: int, cell: str) -> str:
     seconds = runs.runs[pool, seed, cell]["seconds"]["all"]
     average = f"{runs.accuracy(pool, [seed], cell)[0]:.1f}"
     share = _with_error(*runs.share(pool, [seed], cell))
-    marks = _marks(runs, pool, [seed], cell)
+    marks = [f"{100 * float(runs.right(pool, seed, cell, t).mean()):.0f}" for t in POOLS[pool]]
     return _row(cell, str(seed), *marks, average, share, f"{seconds:.0f} s")
-
-
-def _marks(runs: Runs, pool: str, seeds: Sequence[int], cell: str) -> list[str]:
-    """Return the accuracy on each task in percent."""
-    means = [
-        sum(float(runs.right(pool, seed, cell, task).mean()) for seed in seeds) / len(seeds)
-        for task in POOLS[pool]
-    ]
-    return [f"{100 * mean:.0f}" for mean in means]
 
 
 def _first(runs: Runs) -> Iterator[str]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-#: The seed on which options were chosen, and those that are reported apart.
-CHOSEN_ON, REPORTED = 0, (1, 2)
+#: Seeds on which no option was chosen. Options were chosen on seed 0.
+UNSEEN = (1, 2)
+
+_FOUR, _OTHERS = ("records", "dates", "largest", "moods"), ("numerals", "odd", "topics", "letters")
 #: The tasks of a pool, by its name. Options were chosen on experts of `four`.
 POOLS = {
-    "four": ("records", "dates", "largest", "moods"),
-    "other four": ("numerals", "odd", "topics", "letters"),
+    "four": _FOUR,
+    "records, dates": _FOUR[:2],
+    "largest, moods": _FOUR[2:],
+    "other four": _OTHERS,
+    "eight": (*_FOUR, *_OTHERS),
 }
 #: Training steps of a task's expert, 8 examples each. Other tasks take 20.
 STEPS = {"largest": 32, "numerals": 32, "odd": 28}
@@ -33,25 +38,34 @@ class Cell:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-STRONG8, STRONG32 = Cell("strong", 8), Cell("strong", 32, "experts")
+STRONG8 = Cell("strong", 8)
 CELLS: dict[str, Cell] = {
     "base": Cell("base"),
     "task-arithmetic": Cell("task-arithmetic", options={"scale": 0.5}),
     "ties": Cell("ties", options={"scale": 1.0}),
     "tsv-m": Cell("tsv-m"),
     "8 own": STRONG8,
-    "32 of the experts": STRONG32,
+    "32 of the experts": Cell("strong", 32, "experts"),
+    "1 own": Cell("strong", 1),
+    "4 own": Cell("strong", 4),
+    "32 own": Cell("strong", 32),
     "8 own, 32 general": replace(STRONG8, general=32),
-    "32 of the experts, 32 general": replace(STRONG32, general=32),
     "8 own, one adapter": Cell("one adapter", 8, options={"lr": 1e-3}),
     "8 own, all weights": Cell("all weights", 8, options={"lr": 1e-4}),
 }
-MAIN = ("base", "experts", "tsv-m", "8 own", "32 of the experts")
-#: The order in which missing cells are measured: pool, seed, names.
+EXPERTS, BASE = "experts", "base"
+MAIN = ("tsv-m", "8 own", "task-arithmetic", "ties", "8 own, 32 general")
+FURTHER = ("32 of the experts", "8 own, all weights")
+COUNTS = ("1 own", "4 own", "32 own")
+#: The order in which missing cells are measured: pool, seed, names. A base is the same in all
+#: pools, as is an expert, so each is measured once.
 ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
-    ("four", 0, ("base", "experts", "tsv-m", "8 own", "8 own, 32 general")),
-    ("four", 0, ("task-arithmetic", "32 of the experts", "8 own, one adapter")),
-    ("four", 0, ("ties", "8 own, all weights", "32 of the experts, 32 general")),
-    *(("four", seed, MAIN) for seed in REPORTED),
-    ("other four", 0, (*MAIN, "8 own, 32 general")),
+    ("four", 0, (BASE, EXPERTS, *MAIN, *FURTHER, "8 own, one adapter")),
+    *(("four", seed, (EXPERTS, *MAIN)) for seed in UNSEEN),
+    *(("four", seed, FURTHER) for seed in UNSEEN),
+    ("records, dates", 1, ("tsv-m", "8 own")),
+    ("largest, moods", 1, ("tsv-m", "8 own")),
+    ("four", 1, COUNTS),
+    ("other four", 1, (BASE, EXPERTS, *MAIN, *FURTHER[:1])),
+    ("eight", 1, ("tsv-m", "8 own")),
 )

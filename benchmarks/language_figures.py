@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from language_cases import CELLS, CHOSEN_ON
-from language_page import EXPERTS, same_tokens
+from language_cases import CELLS, COUNTS, EXPERTS
+from language_runs import same_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from language_page import Runs
+    from language_runs import Runs
 
 FIGURE = "language-models.svg"
 _POOL = "four"
@@ -19,35 +20,51 @@ _OTHER = "#1f77b4"
 #: Offsets in points and alignments of labels that would cover others.
 _LABELS = {
     "base": ((-6, 8), "right"),
-    "task-arithmetic": ((0, -14), "center"),
-    "ties": ((6, -12), "left"),
-    "32 of the experts": ((6, -12), "left"),
+    "task-arithmetic": ((0, -22), "center"),
+    "ties": ((8, -10), "left"),
+    "tsv-m": ((0, 12), "right"),
+    "32 of the experts": ((8, -16), "left"),
 }
 
 
 def draw(runs: Runs, folder: Path) -> None:
-    """Draw every merge of four experts, on the seed on which all were measured."""
+    """Draw the merges of four experts: means over seeds, and a dot per seed."""
     import matplotlib as mpl
     from matplotlib import pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "language"  # the same file from the same figures
     figure, axes = plt.subplots(figsize=(8, 4.5))
     for name, cell in CELLS.items():
-        if (_POOL, CHOSEN_ON, name) not in runs:
+        seeds = runs.seeds(_POOL, name)
+        if not seeds or name in COUNTS:
             continue
-        same, same_error = same_tokens(runs.general(_POOL, CHOSEN_ON, name))
-        share, share_error = runs.share(_POOL, CHOSEN_ON, name)
         colour = _COLOURS.get(cell.method, _OTHER)
-        axes.errorbar(same, share, share_error, same_error, fmt="o", color=colour, capsize=2)
+        (same, same_error), (right, right_error) = _point(runs, name, seeds)
+        axes.errorbar(same, right, right_error, same_error, fmt="o", color=colour, capsize=2)
+        for seed in seeds:
+            (x, _), (y, _) = _point(runs, name, [seed])
+            axes.plot(x, y, ".", color=colour, alpha=0.4)
         offset, align = _LABELS.get(name, ((6, 6), "left"))
-        axes.annotate(name, (same, share), offset, textcoords="offset points", ha=align, fontsize=8)
-    experts = runs.general(_POOL, CHOSEN_ON, EXPERTS).values()
-    shares = [same_tokens(compared)[0] for compared in experts]
-    axes.plot(shares, [100] * len(shares), "k|", markersize=12, label="single experts")
+        label = name if len(seeds) > 1 else f"{name} (seed {seeds[0]})"
+        axes.annotate(
+            label, (same, right), offset, textcoords="offset points", ha=align, fontsize=8
+        )
+    seeds = runs.seeds(_POOL, EXPERTS)
+    experts = [run for of_seed in runs.general(_POOL, seeds, EXPERTS) for run in of_seed]
+    shares = [same_tokens([[run]])[0] for run in experts]
+    accuracy, _ = runs.accuracy(_POOL, seeds, EXPERTS)
+    axes.plot(shares, [accuracy] * len(shares), "k|", markersize=12, label="single experts")
     axes.legend(loc="center right", fontsize=8)
-    axes.axhline(100, color="grey", linewidth=0.8, linestyle="dashed")
+    axes.axhline(accuracy, color="grey", linewidth=0.8, linestyle="dashed")
     axes.set(
         xlabel="answers to general prompts: tokens that the base would choose as well, in %",
-        ylabel="accuracy on the tasks in % of the experts",
+        ylabel="accuracy on the tasks in %, experts each on their own",
     )
     figure.savefig(folder / FIGURE, metadata={"Date": None}, bbox_inches="tight")
+
+
+def _point(
+    runs: Runs, cell: str, seeds: Sequence[int]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the tokens that a merge shares with the base, and its accuracy, with errors."""
+    return same_tokens(runs.general(_POOL, seeds, cell)), runs.accuracy(_POOL, seeds, cell)

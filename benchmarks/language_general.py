@@ -12,6 +12,7 @@ import torch
 from language_prompts import MEASURED
 from torch.nn.functional import kl_div
 
+from fusion_adapting import map_on_cores
 from pools_lm.mini.pools import DATA
 from pools_lm.tasks.config import PerplexityTasksConfig
 from pools_lm.tasks.generation import TextGenerator
@@ -75,18 +76,22 @@ class General:
         del self._base
         return scores
 
-    @torch.inference_mode()
     def _score(self, model: Any) -> list[Tensor]:  # noqa: ANN401 - transformers' many classes
         """Return the log-probabilities at each token of the base's answers, by prompt."""
-        scores: list[Tensor] = []
-        for start in range(0, len(self._answers), _AT_ONCE):
-            contexts = self._contexts[start : start + _AT_ONCE]
-            answers = self._answers[start : start + _AT_ONCE]
-            rows = [[*asked, *answer[:-1]] for asked, answer in zip(contexts, answers, strict=True)]
-            logits = model(**pad_rows(rows)).logits
-            for row, asked, answer in zip(logits, contexts, answers, strict=True):
-                first = len(asked) - 1
-                scores.append(row[first : first + len(answer)].log_softmax(-1))
+        starts = range(0, len(self._answers), _AT_ONCE)
+        parts = map_on_cores(lambda start: self._score_batch(model, start), starts)
+        return [row for rows in parts for row in rows]
+
+    @torch.inference_mode()
+    def _score_batch(self, model: Any, start: int) -> list[Tensor]:  # noqa: ANN401 - as above
+        contexts = self._contexts[start : start + _AT_ONCE]
+        answers = self._answers[start : start + _AT_ONCE]
+        rows = [[*asked, *answer[:-1]] for asked, answer in zip(contexts, answers, strict=True)]
+        logits = model(**pad_rows(rows)).logits
+        scores = []
+        for row, asked, answer in zip(logits, contexts, answers, strict=True):
+            first = len(asked) - 1
+            scores.append(row[first : first + len(answer)].log_softmax(-1))
         return scores
 
 

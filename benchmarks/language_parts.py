@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,17 +85,19 @@ class Experts:
 
     def measure(self, weights: WeightSource, names: tuple[str, ...]) -> dict[str, Any]:
         """Return a model's right answers per task, and its comparison with the base."""
-        model = self.models.build(weights)
-        general = self.general.measure(model)
-        model.to(torch.bfloat16)
-        return {"right": {name: self._right(model, name) for name in names}, "general": general}
+        with _batches_on_all_cores():
+            model = self.models.build(weights)
+            general = self.general.measure(model)
+            model.to(torch.bfloat16)
+            right = {name: self._right(model, name) for name in names}
+        return {"right": right, "general": general}
 
     def merge(self, cell: Cell, seconds: dict[str, float]) -> WeightSource:
         """Return a cell's merge; add the processor time of its parts to `seconds`.
 
         `objectives` is then that of each step of a search, on the unlabeled prompts.
         """
-        with _timed(seconds, "prompts"):
+        with _timed(seconds, "prompts"), _batches_on_all_cores():
             tasks = self._bound_tasks(cell)
             prepared = tasks.prepare(torch.device("cpu"), lambda *_: None)
         self.objectives: list[float] = []
@@ -179,3 +182,16 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     started = time.process_time()
     yield
     seconds[name] = round(time.process_time() - started, 1)
+
+
+@contextmanager
+def _batches_on_all_cores() -> Iterator[None]:
+    """Give every core batches of its own, which changes no result.
+
+    Elsewhere one core runs the study: operations that all cores share wait for other programs.
+    """
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(1)

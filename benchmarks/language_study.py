@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from language_cases import CELLS, ORDER
+from language_cases import CELLS, EXPERTS, ORDER
 from language_figures import draw
-from language_page import EXPERTS, Runs, write_page
-from language_page import RUNS as RUNS_FILE
+from language_page import write_page
 from language_parts import Experts
+from language_runs import RUNS as RUNS_FILE
+from language_runs import Runs
 from study_page import append_run
 
 if TYPE_CHECKING:

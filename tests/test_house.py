@@ -6,6 +6,7 @@ import ast
 import re
 import tomllib
 from graphlib import TopologicalSorter
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from fusion_core._moved import MOVED
@@ -85,3 +86,10 @@ def test_messages_of_the_core_name_no_option_of_a_plugin() -> None:
         if option not in SHARED and node.value != "algorithm.yaml"
     }
     assert options == set()
+
+
+def test_no_benchmark_hides_a_package() -> None:
+    """A script finds the modules of its own folder before those that are installed."""
+    names = [path.stem for path in (ROOT / "benchmarks").glob("*.py")]
+    assert names
+    assert [name for name in names if PathFinder.find_spec(name)] == []

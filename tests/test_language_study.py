@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +23,13 @@ def page(import_benchmark: Callable[[str], Any]) -> Any:
 
 
 @pytest.fixture
-def runs(page: Any) -> Any:
-    return page.Runs.read(REPORT)
+def module(import_benchmark: Callable[[str], Any]) -> Any:
+    return import_benchmark("language_runs")
+
+
+@pytest.fixture
+def runs(module: Any) -> Any:
+    return module.Runs.read(REPORT)
 
 
 def test_the_tables_are_made_of_the_runs(page: Any, runs: Any) -> None:
@@ -31,21 +38,43 @@ def test_the_tables_are_made_of_the_runs(page: Any, runs: Any) -> None:
     assert text.count("<!-- end of ") == len(page.TABLES)
 
 
-def test_a_standard_error_is_that_of_a_binomial(page: Any) -> None:
-    tasks, marks = page.POOLS["four"], "1" * 75 + "0" * 25
+def test_a_standard_error_is_that_of_a_binomial(module: Any) -> None:
+    tasks, marks = module.POOLS["four"], "1" * 75 + "0" * 25
     run = {"pool": "four", "seed": 0, "right": dict.fromkeys(tasks, marks)}
-    runs = page.Runs([{**run, "cell": "a"}, {**run, "cell": "experts"}])
-    (value, error), (gain, none) = runs.share("four", 0, "a"), runs.gain("four", 0, "a", "experts")
-    assert (value, gain) == (100, 0)
-    assert error == none == 0  # both sides have the same answers
-    flipped = dict.fromkeys(tasks, marks[::-1])
-    other = page.Runs([{**run, "cell": "a"}, {**run, "cell": "b", "right": flipped}])
+    flipped = {**run, "right": dict.fromkeys(tasks, marks[::-1])}
+    runs = module.Runs(
+        [{**run, "cell": "tsv-m"}, {**run, "cell": "experts"}, {**flipped, "cell": "ties"}]
+    )
+    # both have the same answers
+    assert runs.share("four", [0], "tsv-m") == (100, 0)
+    assert runs.gain("four", [0], "tsv-m", "experts") == (0, 0)
     # per question the difference is 1, -1 or 0: variance 0.5, of four times 100 questions
-    assert other.gain("four", 0, "a", "b")[1] == pytest.approx(100 * (0.5 / 400) ** 0.5, rel=0.06)
+    _, error = runs.gain("four", [0], "tsv-m", "ties")
+    assert error == pytest.approx(100 * (0.5 / 400) ** 0.5, rel=0.06)
 
 
-def test_the_base_differs_from_itself_nowhere(page: Any, runs: Any) -> None:
-    for pool, seed in runs.sets():
-        compared = runs.general(pool, seed, page.BASE)
-        assert page.same_tokens(compared) == (100, 0)
-        assert page.divergence(compared) == (0, 0)
+def test_a_standard_error_over_seeds_is_that_of_their_mean(module: Any) -> None:
+    seeds = [0.2, 0.5, 0.8]  # whose answers to all questions are alike
+    pairs = [[(torch.full((10,), value), torch.ones(10))] for value in seeds]
+    value, error = module.estimate(pairs, lambda ours, _: ours.mean(-1))
+    assert value == pytest.approx(50)
+    assert error == pytest.approx(100 * statistics.stdev(seeds) / 3**0.5, rel=0.06)
+
+
+def test_experts_and_the_base_are_measured_once(module: Any) -> None:
+    four = {"pool": "four", "seed": 1}
+    runs = module.Runs(
+        [
+            {**four, "cell": "base", "right": {"records": "00", "dates": "00"}},
+            {**four, "cell": "experts", "right": {"records": "11", "dates": "10"}},
+            {**four, "cell": "experts", "right": {"records": "11", "dates": "01"}, "seed": 2},
+        ]
+    )
+    assert runs.right("records, dates", 2, "experts", "dates").tolist() == [0, 1]
+    assert runs.right("records, dates", 2, "base", "dates").tolist() == [0, 0]
+
+
+def test_the_base_differs_from_itself_nowhere(module: Any, runs: Any) -> None:
+    compared = runs.general("four", runs.seeds("four", "base"), "base")
+    assert module.same_tokens(compared) == (100, 0)
+    assert module.divergence(compared) == (0, 0)

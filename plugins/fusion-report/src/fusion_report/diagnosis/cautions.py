@@ -78,7 +78,7 @@ def _check_prompts(figures: Figures) -> Iterator[Caution]:
         yield Caution(
             "no prompts needed",
             "the pool causal-lm adapts strong without a task pool, to prompts that the experts "
-            "write. It reached 98 % of four LoRA experts of SmolLM2-135M, where tsv-m has 67 % "
+            "write. It reached 97 % of four LoRA experts of SmolLM2-135M, where tsv-m has 65 % "
             "(one seed). A warning names experts that write noise: then take tsv-m, or write a "
             "few prompts (docs/how-to/learn-without-labels.md).",
         )

@@ -1,6 +1,6 @@
 """Compare the methods of `fuse transplant-tokenizer` by the bits per byte of what they make.
 
-    python benchmarks/tokenizers.py --base HuggingFaceTB/SmolLM2-135M-Instruct
+    python benchmarks/transplants.py --base HuggingFaceTB/SmolLM2-135M-Instruct
 
 From one language model with a byte-level BPE tokenizer it makes
 

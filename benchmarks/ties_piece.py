@@ -26,14 +26,14 @@ from fusion_core import merge
 from fusion_core.machine.memory import retain_freed_memory
 from fusion_core.weights.merging import selection
 from fusion_core.weights.merging.piece import is_finite, sum_in_order
-from fusion_core.weights.merging.trimming import agreeing_magnitudes, elect_sign, trim
 from fusion_core.weights.source import BLOCK
+from fusion_thresholds.trimming import agreeing_magnitudes, elect_sign, trim
 from fusion_ties.combining import disjoint_merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fusion_core.weights.merging._tally import Search
+    from fusion_thresholds._tally import Search
 
     Operation = tuple[str, float, Callable[[], object]]
 

@@ -20,13 +20,17 @@ pytestmark = pytest.mark.plugins
 
 ROOT = Path(__file__).parents[1]
 COMPATIBILITY = ROOT / "docs" / "reference" / "compatibility.md"
-OURS = r"(?:fusion_(?:core|adapting|testing)|pools_checkpoints|recipes_import)\b"
+OURS = r"(?:fusion_(?:core|adapting|testing|thresholds)|pools_checkpoints|recipes_import)\b"
 PUBLIC = re.findall(rf"^\| `({OURS}[.\w]*)`", COMPATIBILITY.read_text("utf-8"), re.MULTILINE)
 PAGES = [ROOT / "README.md", *ROOT.glob("plugins/*/README.md"), *(ROOT / "docs").rglob("*.md")]
 ADAPTING = ROOT / "plugins" / "fusion-adapting"
 ADAPTING_FILES = sorted(ADAPTING.rglob("*.py"))
 #: A library imports its own modules.
-LIBRARIES = {"pools_checkpoints.": "pools-checkpoints", "recipes_import.": "recipes-import"}
+LIBRARIES = {
+    "pools_checkpoints.": "pools-checkpoints",
+    "recipes_import.": "recipes-import",
+    "fusion_thresholds.": "fusion-thresholds",
+}
 #: The suites look at what the engine does with a plugin, so they import modules of the core.
 KIT = ROOT / "plugins" / "fusion-testing"
 PLUGINS = sorted(
@@ -80,7 +84,7 @@ def find_hidden(source: str) -> set[str]:
 
 def test_the_checked_files_are_not_empty() -> None:
     assert len(PLUGINS) > 50
-    assert len(PUBLIC) == 11
+    assert len(PUBLIC) == 12
     assert find_hidden("import fusion_core\nfrom fusion_core import hub, run_fusion") == set()
     assert find_hidden("from fusion_core.planning.plan import Plan") == {
         "fusion_core.planning.plan.Plan"

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.plugins
 
 ROOT = Path(__file__).parents[2]
 #: Libraries register nothing, and so have no entry point.
-LIBRARIES = {"fusion-adapting"}
+LIBRARIES = {"fusion-adapting", "fusion-thresholds"}
 PLUGINS = sorted(
     path.parent
     for path in ROOT.glob("plugins/*/pyproject.toml")

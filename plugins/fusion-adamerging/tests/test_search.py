@@ -16,7 +16,8 @@ from fusion_adamerging.objective import entropy_of
 from fusion_adamerging.search import Search
 from fusion_adapting import Batches, LiveMerge, Passes, StateStore, entropy
 from fusion_core import RunContext, Split
-from fusion_core.weights import ElectKernel, Linear, TrimKernel
+from fusion_core.weights import Linear
+from fusion_thresholds import ElectKernel, TrimKernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable

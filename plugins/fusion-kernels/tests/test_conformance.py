@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from fusion_core.weights import Kernel, Linear, PieceKernel, Scan, Scope, kth_largest_magnitudes
+from fusion_core.weights import Kernel, Linear, PieceKernel, Scan, Scope
 from fusion_kernels import plugin
 from fusion_linear.averages import SimpleAverage
 from fusion_linear.gram import GramCombination
 from fusion_testing import KernelSuite
+from fusion_thresholds import kth_largest_magnitudes
 from fusion_ties.combining import DisjointMerge
 from fusion_ties.dropping import Drop
 from fusion_ties.electing import ConsensusSum, MagMax

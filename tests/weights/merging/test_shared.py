@@ -13,10 +13,10 @@ from fusion_core.weights import (
     Scan,
     SerialExecutor,
     decompose,
-    kth_largest_magnitudes,
     polar,
 )
-from fusion_core.weights.merging import selection, singular
+from fusion_core.weights.merging import singular
+from fusion_thresholds import kth_largest_magnitudes, selection
 
 if TYPE_CHECKING:
     from pathlib import Path

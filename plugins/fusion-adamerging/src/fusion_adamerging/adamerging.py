@@ -10,7 +10,7 @@ from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.deviations import LearnableDeviations
 from fusion_adamerging.learnable import LearnableCoefficients
 from fusion_core import expert_values
-from fusion_core.weights import ElectKernel, TrimKernel
+from fusion_thresholds import ElectKernel, TrimKernel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from fusion_core import KernelSpec, hookimpl
 
-_MERGING = "fusion_core.weights.merging"
 #: Loading takes 0.1 s of processor time, which kernels save on this many elements.
 _SUMS, _OTHERS = 2**28, 2**26
 
@@ -17,7 +16,7 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
         least_elements=_SUMS,
         summary="Weighted sums of experts or task vectors.",
         target="fusion_kernels.linear:WeightedSum",
-        replaces=(f"{_MERGING}.linear:Linear.merge",),
+        replaces=("fusion_core.weights.merging.linear:Linear.merge",),
     )
     yield KernelSpec(
         name="surveyed-sum",
@@ -45,14 +44,17 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
         least_elements=_OTHERS,
         summary="Task vectors without the entries that lost the election of their sign.",
         target="fusion_kernels.electing:AgreeingEntries",
-        replaces=(f"{_MERGING}.trimming:ElectKernel.rows", "fusion_ties.transforms:Elect.rows"),
+        replaces=(
+            "fusion_thresholds.trimming:ElectKernel.rows",
+            "fusion_ties.transforms:Elect.rows",
+        ),
     )
     yield KernelSpec(
         name="large-entries",
         least_elements=_OTHERS,
         summary="Task vectors without their small entries.",
         target="fusion_kernels.trimming:TrimmedRows",
-        replaces=(f"{_MERGING}.trimming:TrimKernel.rows", "fusion_ties.transforms:Trim.rows"),
+        replaces=("fusion_thresholds.trimming:TrimKernel.rows", "fusion_ties.transforms:Trim.rows"),
     )
     yield KernelSpec(
         name="entries-in-band",
@@ -87,19 +89,19 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
         least_elements=_OTHERS,
         summary="Search for exact thresholds: count the magnitudes in a window.",
         target="fusion_kernels.counting:WindowCounts",
-        replaces=(f"{_MERGING}.selection:WindowCount",),
+        replaces=("fusion_thresholds.selection:WindowCount",),
     )
     yield KernelSpec(
         name="window-polls",
         least_elements=_OTHERS,
         summary="Search for exact thresholds, and count the signs that entries elect.",
         target="fusion_kernels.counting:WindowPolls",
-        replaces=(f"{_MERGING}.polling:WindowPoll",),
+        replaces=("fusion_thresholds.polling:WindowPoll",),
     )
     yield KernelSpec(
         name="votes",
         least_elements=_OTHERS,
         summary="Count the signs that entries elect.",
         target="fusion_kernels.electing:Votes",
-        replaces=(f"{_MERGING}.trimming:count_votes",),
+        replaces=("fusion_thresholds.trimming:count_votes",),
     )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Cut, TensorwiseAlgorithm
-from fusion_core.weights import Piece, Scan, Scope, kth_largest_magnitudes
+from fusion_core.weights import Piece, Scan, Scope
 from fusion_linear.config import ArceeFusionConfig
+from fusion_thresholds import kth_largest_magnitudes
 
 if TYPE_CHECKING:
     from torch import Tensor

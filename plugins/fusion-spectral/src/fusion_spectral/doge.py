@@ -8,17 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, TensorwiseAlgorithm, expert_values
-from fusion_core.weights import (
-    Scope,
-    TrimSurvey,
-    broadcast_per_expert,
-    decompose,
-    joint_rank,
-    sum_in_order,
-)
+from fusion_core.weights import Scope, broadcast_per_expert, decompose, joint_rank, sum_in_order
 from fusion_spectral.config import DogeConfig
 from fusion_spectral.descent import descend
 from fusion_spectral.matrixwise import Matrixwise, mean
+from fusion_thresholds import TrimSurvey
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,17 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Algorithm, Piece, expert_values
-from fusion_core.weights import (
-    Kernel,
-    Scope,
-    TrimSurvey,
-    agreeing_magnitudes,
-    is_matrix,
-    sum_in_order,
-)
+from fusion_core.weights import Kernel, Scope, is_matrix, sum_in_order
 from fusion_spectral.config import KnotsConfig
 from fusion_spectral.core_space import CoreSpace
 from fusion_spectral.matrixwise import ForMatrices, mean
+from fusion_thresholds import TrimSurvey, agreeing_magnitudes
 
 if TYPE_CHECKING:
     from torch import Tensor

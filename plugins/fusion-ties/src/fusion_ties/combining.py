@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import expert_weights
-from fusion_core.weights import Kernel, Linear, Piece, agreeing_magnitudes, elect_sign, sum_in_order
+from fusion_core.weights import Kernel, Linear, Piece, sum_in_order
+from fusion_thresholds import agreeing_magnitudes, elect_sign
 
 if TYPE_CHECKING:
     from torch import Tensor

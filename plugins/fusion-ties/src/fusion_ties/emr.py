@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import Algorithm
-from fusion_core.weights import (
-    Kernel,
-    MergedSource,
-    Piece,
-    RowsKernel,
-    Scan,
-    agreeing_magnitudes,
-    elect_sign,
-)
+from fusion_core.weights import Kernel, MergedSource, Piece, RowsKernel, Scan
+from fusion_thresholds import agreeing_magnitudes, elect_sign
 from fusion_ties.config import EmrConfig
 
 if TYPE_CHECKING:

@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import TensorwiseAlgorithm, expert_values
-from fusion_core.weights import (
-    Piece,
-    Scan,
-    Scope,
-    broadcast_per_expert,
-    largest_by_rank,
-    sum_in_order,
-)
+from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert, sum_in_order
+from fusion_thresholds import largest_by_rank
 from fusion_ties.config import PcbConfig
 
 if TYPE_CHECKING:

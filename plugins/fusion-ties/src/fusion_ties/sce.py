@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import TensorwiseAlgorithm
-from fusion_core.weights import (
-    Piece,
-    Scan,
-    Scope,
+from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert, sum_in_order
+from fusion_thresholds import (
     agreeing_magnitudes,
-    broadcast_per_expert,
     count_for_density,
     elect_sign,
     kth_largest_magnitudes,
-    sum_in_order,
 )
 from fusion_ties.config import SceConfig
 

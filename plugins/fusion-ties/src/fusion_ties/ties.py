@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fusion_core import TensorwiseAlgorithm, expert_values
-from fusion_core.weights import Piece, Scan, Scope, TrimSurvey, broadcast_per_expert
+from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert
+from fusion_thresholds import TrimSurvey
 from fusion_ties.combining import disjoint_merge
 from fusion_ties.config import TiesConfig
 from fusion_ties.magnitudes import l1_factors

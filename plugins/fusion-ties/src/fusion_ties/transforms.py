@@ -6,16 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import Transform, expert_values
-from fusion_core.weights import (
-    ElectKernel,
-    Piece,
-    Scan,
-    Scope,
-    TrimKernel,
-    broadcast_per_expert,
-    count_for_density,
-    largest_by_rank,
-)
+from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert
+from fusion_thresholds import ElectKernel, TrimKernel, count_for_density, largest_by_rank
 from fusion_ties.config import BandConfig, ElectConfig, TrimConfig
 from fusion_ties.magnitudes import l1_factors
 

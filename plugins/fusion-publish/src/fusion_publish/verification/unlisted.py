@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Texts for people, which are meant to be edited. Programs that load a model do not read them.
-DOCUMENTS = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*", "*.png", "*.svg", "*.jpg")
+DOCUMENTS = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "*.png", "*.svg", "*.jpg")
 #: Files that git, the hub and its client, `fuse` and signing add.
 ADDED = (
     *(".gitattributes", ".gitignore", ".git/*", ".cache/huggingface/*"),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights import TrimSurvey, sum_in_order
+from fusion_core.weights import sum_in_order
 from fusion_report.vectors import make_scan, merged_infos
+from fusion_thresholds import TrimSurvey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,20 +19,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.merging._tally import (
+from fusion_core.weights import shared_pass
+from fusion_thresholds._tally import (
     BlockTally,
     Search,
     Tally,
     kth_largest,
     select_by_mask,
 )
-from fusion_core.weights.merging.result_cache import shared_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fusion_core.weights.merging.piece import Piece
-    from fusion_core.weights.merging.scan import Scan
+    from fusion_core.weights import Piece, Scan
 
     Rows = Callable[[Piece], torch.Tensor]
 

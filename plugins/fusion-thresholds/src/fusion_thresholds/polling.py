@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.merging._tally import BlockTally, Search, Tally
-from fusion_core.weights.merging.compiled import is_compiled
-from fusion_core.weights.merging.piece import sum_in_order
-from fusion_core.weights.merging.result_cache import shared_pass
-from fusion_core.weights.merging.selection import (
+from fusion_core.weights import is_compiled, shared_pass, sum_in_order
+from fusion_thresholds._tally import BlockTally, Search, Tally
+from fusion_thresholds.selection import (
     WindowCount,
     add_block,
     find_largest,
@@ -28,8 +26,7 @@ from fusion_core.weights.merging.selection import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion_core.weights.merging.piece import Piece
-    from fusion_core.weights.merging.scan import Scan
+    from fusion_core.weights import Piece, Scan
 
     Block = tuple[list[BlockTally], "BlockPoll"]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fusion_core.weights import Operands, Scan, SerialExecutor, StateDictSource
-from fusion_core.weights.merging import polling
 from fusion_core.weights.merging.piece import is_merged
-from fusion_core.weights.merging.selection import kth_largest_magnitudes
-from fusion_core.weights.merging.trimming import majority_sign
+from fusion_thresholds import polling
+from fusion_thresholds.selection import kth_largest_magnitudes
+from fusion_thresholds.trimming import majority_sign
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion_core.weights import Cut, Operands, Piece, Scan, SerialExecutor, StateDictSource, source
-from fusion_core.weights.merging import _tally as tally
-from fusion_core.weights.merging import scan, selection
-from fusion_core.weights.merging.selection import kth_largest_magnitudes
-from fusion_core.weights.merging.trimming import (
+from fusion_core.weights.merging import scan
+from fusion_thresholds import _tally as tally
+from fusion_thresholds import selection
+from fusion_thresholds.selection import kth_largest_magnitudes
+from fusion_thresholds.trimming import (
     agreeing_magnitudes,
     count_for_density,
     elect_sign,

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights.merging.kernels import RowsKernel, Scope
-from fusion_core.weights.merging.piece import sum_in_order
-from fusion_core.weights.merging.polling import thresholds_and_votes
-from fusion_core.weights.merging.selection import (
+from fusion_core.weights import RowsKernel, Scope, sum_in_order
+from fusion_thresholds.polling import thresholds_and_votes
+from fusion_thresholds.selection import (
     kth_largest_magnitudes,
     magnitude_dtype,
     task_vectors_of,
@@ -25,9 +24,8 @@ from fusion_core.weights.merging.selection import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion_core.weights.merging.piece import Piece
-    from fusion_core.weights.merging.scan import Scan
-    from fusion_core.weights.merging.selection import Rows
+    from fusion_core.weights import Piece, Scan
+    from fusion_thresholds.selection import Rows
 
 
 def count_for_density(density: float, numel: int) -> int:

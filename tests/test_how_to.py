@@ -593,7 +593,7 @@ def test_the_page_of_training_runs_runs_in_its_order() -> None:
             dcp.save(state, checkpoint_id=Path("runs/titan") / f"step-{step}", no_dist=True)
     (tasks,) = blocks("yaml", TRAINING)
     Path("tasks.yaml").write_text(tasks)
-    (table,) = blocks("text", TRAINING)
+    table, _callback = blocks("text", TRAINING)
     for step in range(1, 5):
         shutil.copytree("sums-lora", f"runs/lora/checkpoint-{step}")
     assert len(commands(TRAINING)) == 5

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fusion_core.weights import Operands, Scan, SerialExecutor, StateDictSource
-from fusion_core.weights.merging.piece import is_merged
 from fusion_thresholds import polling
 from fusion_thresholds.selection import kth_largest_magnitudes
 from fusion_thresholds.trimming import majority_sign
@@ -26,7 +25,7 @@ def _scan(experts: int, *, grid: int | None = None) -> Scan:
     base = StateDictSource({"w": torch.zeros(300_000)})
     weights = tuple(1.0 + number / 4 for number in range(experts))
     operands = Operands(base, sources, weights)
-    infos = [info for info in base.infos.values() if is_merged(info)]
+    infos = list(base.infos.values())
     return Scan(operands, infos, SerialExecutor())
 
 

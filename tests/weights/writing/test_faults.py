@@ -76,7 +76,7 @@ def files_in(directory: Path) -> Files:
     files = {path.name: path.read_bytes() for path in directory.iterdir()}
     if "provenance.json" in files:
         statement = json.loads(files["provenance.json"])
-        del statement.get("predicate", statement)["run"]
+        statement.get("predicate", statement).pop("run", None)
         files["provenance.json"] = json.dumps(statement).encode()
     return files
 

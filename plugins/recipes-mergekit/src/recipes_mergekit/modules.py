@@ -11,7 +11,7 @@ from recipes_mergekit.models import UNCHECKED, Models
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fusion_core.commands import ImportFindings
+    from recipes_import import ImportFindings
     from recipes_mergekit.configuration import Configuration
 
 #: The modules of mergekit's architectures, with patterns on their tensors' names. The first match

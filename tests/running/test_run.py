@@ -334,7 +334,7 @@ def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> 
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())["predicate"]
     absent = {"schema_version", "subject", "tasks", "output"}
     assert provenance.keys() == Provenance.model_fields.keys() - absent
-    assert provenance["plugins"].keys() == {"fusion-ties", "pools-checkpoints"}
+    assert provenance["plugins"].keys() == {"fusion-ties", "fusion-thresholds", "pools-checkpoints"}
     assert provenance["inputs"].keys() == {"base", "a", "b", "c"}
     assert provenance["inputs"]["a"]["source"] == "a"
     assert provenance["tensors"] == {"merged": 5, "copied": 1, "dropped": 0}

@@ -64,7 +64,7 @@ def test_offline_a_run_with_an_adapter_from_the_hub_opens_no_socket(
     }
     hub.add("org/adapter", files)
     online = pool("org/base", a="org/adapter")
-    assert online.cards() == {"a": {"licence": "mit"}}
+    assert online.cards() == {"base": {}, "a": {"licence": "mit"}}
     assert online.experts["a"].tensor("layer.weight").tolist() == [[3, 3], [3, 3]]
     online.base.prepare(SerialExecutor())
     hub.stop()

@@ -38,6 +38,7 @@ from fusion_core.weights.writing import _fault as fault
 from fusion_core.weights.writing import _journal as journal_module
 from fusion_core.weights.writing import workspace as workspace_module
 from fusion_core.weights.writing._journal import Journal
+from fusion_core.weights.writing.disk import target_of
 from fusion_core.weights.writing.workspace import find_workspaces
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ pytestmark = pytest.mark.plugins
 NIGHTLY = os.environ.get("FUSION_FAULTS") == "nightly"
 
 Files = dict[str, bytes]
+CARD = "README.md"
 
 
 @pytest.fixture
@@ -72,8 +74,13 @@ def inputs(workspace: Path, models: dict[str, dict[str, torch.Tensor]]) -> dict[
 
 
 def files_in(directory: Path) -> Files:
-    """Return what a run wrote, without the details of the run in the provenance."""
-    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    """Return what a run committed, without the details of the run in the provenance.
+
+    A model card is written after the commit, so a killed run may lack it, or leave a part of it in
+    a temporary file, which `fuse clean` removes.
+    """
+    names = {path.name: target_of(path) or path for path in directory.iterdir()}
+    files = {name: (directory / name).read_bytes() for name in names if names[name].name != CARD}
     if "provenance.json" in files:
         statement = json.loads(files["provenance.json"])
         statement.get("predicate", statement).pop("run", None)

@@ -59,7 +59,7 @@ def faults():
 
 with retain_freed_memory():
     faults()
-    kept = faults()
+    kept = min(faults() for _ in range(3))  # the system may take idle memory back in between
 print(kept, faults())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)

@@ -59,7 +59,7 @@ class Verification:
         raise IntegrityError(
             f"{self.subject} is not as its provenance describes it: {names}",
             hint="Restore the files, or make the model again: fuse run recipe.yaml -o DIR. "
-            "--allow PATTERN accepts files that you added.",
+            "Move added files away; fuse verify accepts them with --allow PATTERN.",
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -9,9 +9,31 @@ from fusion_core import KernelSpec
 from fusion_core.errors import BrokenPluginError, PluginError
 from fusion_core.plugins.distributions import Plugin
 from fusion_core.plugins.manager import PluginManager
-from fusion_core.weights import Linear, MergedSource, Operands, StateDictSource
+from fusion_core.weights import (
+    CompiledFunction,
+    Cut,
+    Linear,
+    MergedSource,
+    Operands,
+    Piece,
+    StateDictSource,
+    TensorInfo,
+    is_compiled,
+)
+from fusion_core.weights.merging.transforms import count_compiled
 
 _FUNCTION = "fusion_ties.ties:Ties.merge"
+_LINEAR = "fusion_core.weights.merging.linear:Linear.merge"
+
+
+class Fast(CompiledFunction):
+    """A kernel that fits every tensor."""
+
+    def fits(self, function: object, operands: Operands, info: TensorInfo) -> bool:
+        return True
+
+    def __call__(self, function: object, piece: Piece) -> None:
+        raise NotImplementedError
 
 
 def _manager(*distributions: str) -> PluginManager:
@@ -48,7 +70,18 @@ def test_two_kernels_of_one_function_are_an_error() -> None:
 def test_a_kernel_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSION_KERNELS", "compiled")
     model = StateDictSource({"w": torch.ones(3)})
-    kernels = {"fusion_core.weights.merging.linear:Linear.merge": ("one/fast", "no_such:Fast")}
+    kernels = {_LINEAR: ("one/fast", "no_such:Fast")}
     merge = MergedSource(Linear((1.0,)), Operands(model, {"a": model}, kernels=kernels))
     with pytest.raises(BrokenPluginError, match="no_such:Fast cannot be loaded: ModuleNotFound"):
         merge.tensor("w")
+
+
+@pytest.mark.parametrize(("cut", "counts"), [(Cut.ELEMENT, {"one/fast": 1}), (Cut.TENSOR, {})])
+def test_pieces_on_a_gpu_have_no_kernel(cut: Cut, counts: dict[str, int]) -> None:
+    model = StateDictSource({"w": torch.ones(3, 2)})
+    model.cut = cut  # elementwise work stays on the CPU
+    kernels = {_LINEAR: ("one/fast", f"{__name__}:Fast")}
+    operands = Operands(model, {"a": model}, device=torch.device("cuda"), kernels=kernels)
+    merge = MergedSource(Linear((1.0,)), operands)
+    assert count_compiled(merge) == counts
+    assert is_compiled(merge.function, merge.piece("w", 0, 6)) == bool(counts)

@@ -71,34 +71,32 @@ class CompiledFunction(ABC):
 
 def call(function: Function, piece: Piece) -> Any:  # noqa: ANN401 - as of `function`
     """Call a function of a piece, or what replaces it among the kernels of the operands."""
-    if piece.operands.kernels and piece.device.type == "cpu":
-        replacement = _find(function, piece.operands, piece.info)
-        result = None if replacement is None else replacement(function, piece)
-        if result is not None:
-            return result
-    return function(piece)
+    replacement = _find(function, piece)
+    result = None if replacement is None else replacement(function, piece)
+    return function(piece) if result is None else result
 
 
-def is_compiled(function: Function, operands: Operands, info: TensorInfo) -> bool:
-    """Tell whether a kernel serves a function for a tensor now; if not yet, begin to load it.
+def is_compiled(function: Function, piece: Piece) -> bool:
+    """Tell whether a kernel serves a function of a piece now; if not yet, begin to load it.
 
     For functions that gain only if they are compiled.
     """
-    return _find(function, operands, info) is not None
+    return _find(function, piece) is not None
 
 
-def kernel_for(function: Function, operands: Operands, info: TensorInfo) -> str | None:
-    """Return the name of the kernel that serves a function for a tensor, or None.
+def kernel_for(function: Function, piece: Piece) -> str | None:
+    """Return the name of the kernel that serves a function of a piece, or None.
 
     It waits for a kernel that is being loaded, so that the result is always the same.
     """
-    is_served = _find(function, operands, info, waits=True) is not None
-    return operands.kernels[_name_of(function)][0] if is_served else None
+    is_served = _find(function, piece, waits=True) is not None
+    return piece.operands.kernels[_name_of(function)][0] if is_served else None
 
 
-def _find(
-    function: Function, operands: Operands, info: TensorInfo, *, waits: bool = False
-) -> CompiledFunction | None:
+def _find(function: Function, piece: Piece, *, waits: bool = False) -> CompiledFunction | None:
+    operands, info = piece.operands, piece.info
+    if not operands.kernels or piece.device.type != "cpu":
+        return None
     kernel = operands.kernels.get(_name_of(function))
     if kernel is None or operands.dtype(info.name) is not torch.float32:
         return None
@@ -110,7 +108,8 @@ def _find(
 def _load(target: str, *, waits: bool) -> CompiledFunction | None:
     """Return the kernel "module:class", or None while another thread loads it.
 
-    A compiler takes most of a second to load, in which the functions themselves are called.
+    Meanwhile, the functions themselves are called. Loading may take seconds: what a plugin compiles
+    on its first use, it compiles then.
     """
     with _lock:
         is_new = target not in _kernels

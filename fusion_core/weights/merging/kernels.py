@@ -254,8 +254,12 @@ class AppliedKernel(ABC, Generic[KernelT]):
 
     def count_compiled(self) -> Counter[str]:
         """Count the tensors whose pieces a compiled function computes, by its name."""
-        infos = [info for info in self.infos.values() if is_merged(info)]
-        names = [kernel_for(self.function, self.operands, info) for info in infos]
+        pieces = [
+            Piece(self.operands, info, (0, info.numel), self.cut)
+            for info in self.infos.values()
+            if is_merged(info)
+        ]
+        names = [kernel_for(self.function, piece) for piece in pieces]
         return Counter(name for name in names if name is not None)
 
     def make_surveys(self, executor: Executor, name: str | None) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights import is_compiled, shared_pass, sum_in_order
+from fusion_core.weights import Piece, is_compiled, shared_pass, sum_in_order
 from fusion_thresholds._tally import BlockTally, Search, Tally
 from fusion_thresholds.selection import (
     WindowCount,
@@ -26,7 +26,7 @@ from fusion_thresholds.selection import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion_core.weights import Piece, Scan
+    from fusion_core.weights import Scan
 
     Block = tuple[list[BlockTally], "BlockPoll"]
 
@@ -205,7 +205,8 @@ def _poll_of(windows: Sequence[Search]) -> WindowPoll:
 def _is_worth_it(scan: Scan, windows: Sequence[Search]) -> bool:
     is_narrow = all(window.high - window.low < _WIDEST for window in windows)
     function = _poll_of(windows)
-    return is_narrow and all(is_compiled(function, scan.operands, info) for info in scan.infos)
+    tensors = (Piece(scan.operands, info, (0, info.numel), scan.cut) for info in scan.infos)
+    return is_narrow and all(is_compiled(function, tensor) for tensor in tensors)
 
 
 def _as_floats(keys: Sequence[int]) -> torch.Tensor:

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.weights import CompiledFunction
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import can_read, read_parts, weights_of
+from fusion_kernels.operands import TaskVectorFunction, read_parts, weights_of
 
 if TYPE_CHECKING:
     from fusion_core.weights import Operands, Piece, TensorInfo
 
 
-class WindowCounts(CompiledFunction):
+class WindowCounts(TaskVectorFunction):
     """`WindowCount` of task vectors."""
 
     def __init__(self) -> None:
@@ -22,12 +21,8 @@ class WindowCounts(CompiledFunction):
 
     def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
         """Serve magnitudes of task vectors in fp32."""
-        return (
-            operands.base is not None
-            and function.of_task_vectors
-            and function.dtype is torch.float32
-            and can_read(operands, info)
-        )
+        is_of_floats = function.of_task_vectors and function.dtype is torch.float32
+        return is_of_floats and super().fits(function, operands, info)
 
     def __call__(self, function: Any, piece: Piece) -> list[Any] | None:  # noqa: ANN401
         """Count one block, in one window per search; several searches may be of one expert."""
@@ -54,15 +49,11 @@ class WindowCounts(CompiledFunction):
         ]
 
 
-class WindowPolls(CompiledFunction):
+class WindowPolls(TaskVectorFunction):
     """`WindowPoll`: the same in one window per expert, and votes."""
 
     def __init__(self) -> None:
         self._poll = load_loop("polling", "poll")
-
-    def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401, ARG002
-        """Serve every tensor that has a base."""
-        return operands.base is not None and can_read(operands, info)
 
     def __call__(self, function: Any, piece: Piece) -> Any | None:  # noqa: ANN401
         """Count one block."""

@@ -24,9 +24,9 @@ import torch
 
 from fusion_core import merge
 from fusion_core.machine.memory import retain_freed_memory
-from fusion_core.weights.merging import selection
 from fusion_core.weights.merging.piece import is_finite, sum_in_order
 from fusion_core.weights.source import BLOCK
+from fusion_thresholds import selection
 from fusion_thresholds.trimming import agreeing_magnitudes, elect_sign, trim
 from fusion_ties.combining import disjoint_merge
 

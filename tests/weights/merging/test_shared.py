@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,6 @@ from fusion_core.weights import (
     polar,
 )
 from fusion_core.weights.merging import singular
-from fusion_thresholds import kth_largest_magnitudes, selection
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,17 +29,17 @@ _ENOUGH = 2**20
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record every decomposition and every search for thresholds."""
+    """Record every decomposition and every pass over weights."""
     calls: list[str] = []
 
-    def hear(module: ModuleType, name: str) -> None:
-        function = getattr(module, name)
+    def hear(owner: ModuleType | type, name: str) -> None:
+        function = getattr(owner, name)
         monkeypatch.setattr(
-            module, name, lambda *arguments: (calls.append(name), function(*arguments))[1]
+            owner, name, lambda *arguments: (calls.append(name), function(*arguments))[1]
         )
 
     hear(singular, "_spectrum")
-    hear(selection, "_kth_largest")
+    hear(Scan, "fold")
     return calls
 
 
@@ -71,8 +71,8 @@ def test_results_that_do_not_fit_are_computed_again(computed: list[str]) -> None
         assert computed == ["_spectrum"]  # the first one is still there
 
 
-def _absolute_sum(piece: Piece) -> torch.Tensor:
-    return piece.task_vectors.abs().sum().double()
+def _sum_of_powers(power: int, piece: Piece) -> torch.Tensor:
+    return piece.task_vectors.pow(power).sum().double()
 
 
 def _scan(folder: Path) -> Scan:
@@ -80,10 +80,9 @@ def _scan(folder: Path) -> Scan:
     return Scan(Operands(base, {"a": expert}), [*base.infos.values()], SerialExecutor())
 
 
-def _second_largest_and_sum(folder: Path, k: int = 2) -> tuple[float, float]:
-    scan = _scan(folder)
-    total = scan(_absolute_sum, torch.add, torch.zeros((), dtype=torch.float64))
-    return float(kth_largest_magnitudes(scan, k)), float(total)
+def _sum(folder: Path, power: int) -> float:
+    zero = torch.zeros((), dtype=torch.float64)
+    return float(_scan(folder)(partial(_sum_of_powers, power), torch.add, zero))
 
 
 def test_passes_over_files_are_shared_until_a_file_changes(
@@ -92,11 +91,12 @@ def test_passes_over_files_are_shared_until_a_file_changes(
     save_file({"w": torch.zeros(4)}, tmp_path / "base.safetensors")
     save_file({"w": torch.arange(4.0)}, tmp_path / "expert.safetensors")
     with ResultCache(_ENOUGH):
-        assert [_second_largest_and_sum(tmp_path) for _ in range(2)] == [(2.0, 6.0)] * 2
-        assert computed == ["_kth_largest"]
-        assert _second_largest_and_sum(tmp_path, k=1) == (3.0, 6.0)
+        assert [_sum(tmp_path, 1) for _ in range(2)] == [6.0, 6.0]
+        assert computed == ["fold"]
+        assert [_sum(tmp_path, 2) for _ in range(2)] == [14.0, 14.0]
+        assert computed == ["fold"] * 2
         save_file({"w": 2 * torch.arange(4.0)}, tmp_path / "expert.safetensors")
-        assert _second_largest_and_sum(tmp_path) == (4.0, 12.0)
+        assert [_sum(tmp_path, power) for power in (1, 2)] == [12.0, 56.0]
 
 
 def test_passes_by_lambdas_are_not_shared(tmp_path: Path) -> None:

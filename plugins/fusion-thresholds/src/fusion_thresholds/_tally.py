@@ -1,7 +1,7 @@
 """Search for the k-th largest of many integers by counting how many lie in a window.
 
 Each pass narrows the window until it holds one value. This module knows integers and counts;
-`select.py` knows which numbers they stand for and makes the passes.
+`selection.py` knows which numbers they stand for and makes the passes.
 """
 
 from __future__ import annotations

@@ -1,28 +1,43 @@
+"""Exact thresholds against sorting, and trimming and sign election of small tensors."""
+
 from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from fusion_core.weights import Cut, Operands, Piece, Scan, SerialExecutor, StateDictSource, source
-from fusion_core.weights.merging import scan
+from fusion_core.weights import (
+    CheckpointSource,
+    Cut,
+    Operands,
+    Piece,
+    ResultCache,
+    Scan,
+    SerialExecutor,
+    StateDictSource,
+)
 from fusion_thresholds import _tally as tally
-from fusion_thresholds import selection
-from fusion_thresholds.selection import kth_largest_magnitudes
-from fusion_thresholds.trimming import (
+from fusion_thresholds import (
     agreeing_magnitudes,
     count_for_density,
     elect_sign,
-    trim,
+    kth_largest_magnitudes,
+    selection,
 )
+from fusion_thresholds.trimming import trim
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FP32 = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=True)
 FP64 = st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=True)
+SHORTEST_RUN = "fusion_core.weights.merging.scan._SHORTEST_RUN"
 AWKWARD = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2**-149, -(2**-149), 1e-40, 3.4e38, 1.0000001])
 
 
@@ -63,8 +78,8 @@ class Elsewhere(SerialExecutor):
 def test_other_processes_add_up_their_counts(
     guess: int, untallied: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "BLOCK", 7)
-    monkeypatch.setattr(scan, "_SHORTEST_RUN", 2)
+    monkeypatch.setattr("fusion_core.weights.source.BLOCK", 7)
+    monkeypatch.setattr(SHORTEST_RUN, 2)
     monkeypatch.setattr(selection, "_WORTH_A_GUESS", guess)
     monkeypatch.setattr(selection, "_UNTALLIED", untallied)
     experts = tuple({"w": torch.randn(500).round(decimals=1)} for _ in range(2))
@@ -84,8 +99,8 @@ def test_a_wrong_guess_still_gives_the_exact_result(
     cut = data.draw(st.integers(0, len(values)))
     tensor = torch.tensor(values, dtype=torch.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "BLOCK", data.draw(st.integers(1, 40)))
-        patch.setattr(scan, "_SHORTEST_RUN", data.draw(st.integers(1, 3)))
+        patch.setattr("fusion_core.weights.source.BLOCK", data.draw(st.integers(1, 40)))
+        patch.setattr(SHORTEST_RUN, data.draw(st.integers(1, 3)))
         patch.setattr(selection, "_WORTH_A_GUESS", data.draw(st.sampled_from([2, 2**16])))
         patch.setattr(selection, "_SAMPLED", data.draw(st.integers(1, 8)))
         patch.setattr(selection, "_MARGIN", data.draw(st.sampled_from([0, 0.5, 6])))
@@ -198,13 +213,28 @@ def test_pieces_of_every_shape_are_counted(cut: Cut) -> None:
 
 
 def test_the_order_of_workers_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "BLOCK", 64)
+    monkeypatch.setattr("fusion_core.weights.source.BLOCK", 64)
     scan = scan_of({"x": torch.randn(5000, generator=torch.Generator().manual_seed(1))})
     serial = kth_largest_magnitudes(scan, 1000, lambda piece: piece.task_vectors)
     with ThreadPoolExecutor(4) as executor:
         threaded = Scan(scan.operands, scan.infos, executor)
         parallel = kth_largest_magnitudes(threaded, 1000, lambda piece: piece.task_vectors)
     assert torch.equal(serial, parallel)
+
+
+def test_thresholds_over_files_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, values in {"base": torch.zeros(4), "expert": torch.arange(4.0)}.items():
+        save_file({"w": values}, tmp_path / f"{name}.safetensors")
+    base, expert = (
+        CheckpointSource(tmp_path / f"{name}.safetensors") for name in ("base", "expert")
+    )
+    scan = Scan(Operands(base, {"a": expert}), [*base.infos.values()], SerialExecutor())
+    with ResultCache(2**20):
+        second = kth_largest_magnitudes(scan, 2)
+        largest = kth_largest_magnitudes(scan, 1)
+        monkeypatch.setattr(selection, "_kth_largest", None)  # nothing is searched again
+        assert torch.equal(kth_largest_magnitudes(scan, 2), second)
+    assert (second.tolist(), largest.tolist()) == ([2.0], [3.0])
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ class AppliedKernel(ABC, Generic[KernelT]):
                 yield from (Piece(self.operands, info, span, self.cut) for span in spans)
 
     def count_compiled(self) -> Counter[str]:
-        """Count the tensors whose pieces a compiled function computes, by its name."""
+        """Count the tensors that a compiled function serves, by its name."""
         pieces = [
             Piece(self.operands, info, (0, info.numel), self.cut)
             for info in self.infos.values()

@@ -10,9 +10,12 @@ if TYPE_CHECKING:
 
 #: Texts for people, which are meant to be edited. Programs that load a model do not read them.
 DOCUMENTS = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "*.png", "*.svg", "*.jpg")
+#: Files that git and the hub's client keep for themselves. The hub refuses them.
+LOCAL = (".git/*", ".cache/huggingface/*")
 #: Files that git, the hub and its client, `fuse` and signing add.
 ADDED = (
-    *(".gitattributes", ".gitignore", ".git/*", ".cache/huggingface/*"),
+    *LOCAL,
+    *(".gitattributes", ".gitignore"),
     *(".eval_results/*.yaml", "report.html", "model.sig"),
 )
 
@@ -20,6 +23,11 @@ ADDED = (
 def is_document(name: str) -> bool:
     """Tell whether a file is a text or picture for people."""
     return _matches(name, DOCUMENTS)
+
+
+def is_local(name: str) -> bool:
+    """Tell whether a file belongs to git or to the hub's client, and not to the model."""
+    return _matches(name, LOCAL)
 
 
 def is_allowed(name: str, patterns: Sequence[str] = ()) -> bool:

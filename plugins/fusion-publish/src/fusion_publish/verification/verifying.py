@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fusion_core.commands import has_valid_checksum, parse_provenance
 from fusion_core.errors import CheckpointError, IntegrityError
-from fusion_core.files import hash_shard, resolve_member, tensors_digest
+from fusion_core.files import (
+    hash_shard,
+    open_named,
+    read_whole,
+    report_unreadable,
+    resolve_member,
+    tensors_digest,
+)
 from fusion_publish.verification.findings import Finding, Status, Verification
 from fusion_publish.verification.unlisted import is_allowed, is_document
 
@@ -47,7 +55,7 @@ def load_provenance(directory: Path, subject: str) -> tuple[bytes, Provenance]:
             hint="Name a directory that fuse wrote.",
         )
     try:
-        text = _read(path)
+        text = read_whole(path, _LARGEST)
         return text, parse_provenance(text, path=PROVENANCE)
     except CheckpointError as error:
         raise IntegrityError(
@@ -115,7 +123,19 @@ class _Comparison:
 
     def compare(self, name: str) -> Finding:
         """Compare a file that the run wrote."""
-        digests = self.provenance.subject[name].digest
+        return self._compare(name, self.provenance.subject[name].digest)
+
+    def compare_report(self) -> Iterator[Finding]:
+        """Compare the files of the evaluation."""
+        evaluation = self.provenance.run.evaluation
+        files = {} if evaluation is None else evaluation.files
+        for name, digest in files.items():
+            yield self._compare(name, {"sha256": digest})
+        if self.provenance.schema_version == 1:
+            for name in sorted(self.present & {"report.json", "outcomes.json"}):
+                yield Finding(name, Status.NOT_COVERED, "schema 1")
+
+    def _compare(self, name: str, digests: Mapping[str, str]) -> Finding:
         if name not in self.present:
             return Finding(name, Status.MISSING)
         try:
@@ -125,19 +145,9 @@ class _Comparison:
         except CheckpointError as error:
             return Finding(name, Status.CHANGED, error.message)
 
-    def compare_report(self) -> Iterator[Finding]:
-        """Compare the files of the evaluation."""
-        evaluation = self.provenance.run.evaluation
-        files = {} if evaluation is None else evaluation.files
-        for name, digest in files.items():
-            is_there = name in self.present
-            yield self._compare_content(name, digest) if is_there else Finding(name, Status.MISSING)
-        if self.provenance.schema_version == 1:
-            for name in sorted(self.present & {"report.json", "outcomes.json"}):
-                yield Finding(name, Status.NOT_COVERED, "schema 1")
-
     def _compare_content(self, name: str, expected: str) -> Finding:
-        with resolve_member(self.directory / name).open("rb") as stream:
+        path = resolve_member(self.directory / name)
+        with report_unreadable(path), os.fdopen(open_named(path), "rb") as stream:
             actual = hashlib.file_digest(stream, "sha256").hexdigest()
         if actual == expected:
             return Finding(name, Status.OK)
@@ -199,8 +209,3 @@ def _judge(directory: Path, name: str, allow: Sequence[str]) -> Finding:
     if is_allowed(name, allow):
         return Finding(name, Status.NOT_COVERED)
     return Finding(name, Status.UNEXPECTED, "the run did not write it")
-
-
-def _read(path: Path) -> bytes:
-    with resolve_member(path).open("rb") as stream:
-        return stream.read(_LARGEST + 1)

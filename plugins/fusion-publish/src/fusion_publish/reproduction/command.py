@@ -71,11 +71,12 @@ def reproduce(
     )
     from fusion_publish.reproduction import rerun
     from fusion_publish.verification.locating import locate
+    from fusion_publish.verification.record import PROVENANCE, RECIPE
 
     progress = progress_for(quiet=quiet)
     with ExitStack() as stack:
         stack.enter_context(hub.session(progress))
-        located = locate(model, [rerun.PROVENANCE, rerun.RECIPE])
+        located = locate(model, [PROVENANCE, RECIPE])
         if output is None:
             output = Path(stack.enter_context(TemporaryDirectory(prefix="fuse-"))) / "model"
         recorded_device = read_provenance(located.directory).device

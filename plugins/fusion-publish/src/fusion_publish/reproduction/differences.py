@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from fusion_core.commands import Input
+from fusion_publish.verification.record import RECIPE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 _INPUTS = TypeAdapter(dict[str, Input])
 #: Digests of a file that two provenances of different versions may share.
 _DIGESTS = ("sha256", "shardBlake3", "headerSha256")
-_RECIPE = "recipe.yaml"
 
 
 def parse_inputs(inputs: Mapping[str, Any]) -> dict[str, Input]:
@@ -82,7 +82,7 @@ def compare_files(recorded: Provenance, made: Provenance) -> dict[str, bool | No
     its own directory, and so are files that `fuse run` does not write.
     """
     result: dict[str, bool | None] = {}
-    for name in sorted({*recorded.subject, *made.subject} - {_RECIPE}):
+    for name in sorted({*recorded.subject, *made.subject} - {RECIPE}):
         digests = [side.subject[name].digest for side in (recorded, made) if name in side.subject]
         if len(digests) == 1:
             result[name] = False

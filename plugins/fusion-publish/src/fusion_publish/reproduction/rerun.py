@@ -23,7 +23,8 @@ from fusion_publish.reproduction.differences import (
     find_different_tensors,
     parse_inputs,
 )
-from fusion_publish.verification.verifying import check_record, load_provenance
+from fusion_publish.verification.record import RECIPE, load_provenance
+from fusion_publish.verification.verifying import check_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from fusion_core import RunOptions
     from fusion_core.commands import Provenance
 
-RECIPE, PROVENANCE = "recipe.yaml", "provenance.json"
 _SECTIONS = ("model_pool", "task_pool")
 _MOST_NAMES = 3
 _NO_CAUSE = (

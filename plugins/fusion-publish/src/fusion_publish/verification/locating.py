@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 from fusion_core import hub
 from fusion_core.commands import read_provenance
 from fusion_core.errors import CheckpointError, IntegrityError
+from fusion_publish.verification.record import PROVENANCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,17 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fusion_core.commands import has_valid_checksum, parse_provenance
-from fusion_core.errors import CheckpointError, IntegrityError
+from fusion_core.commands import has_valid_checksum
+from fusion_core.errors import CheckpointError
 from fusion_core.files import (
     hash_shard,
     open_named,
-    read_whole,
     report_unreadable,
     resolve_member,
     tensors_digest,
 )
 from fusion_publish.verification.findings import Finding, Status, Verification
+from fusion_publish.verification.record import PROVENANCE, load_provenance
 from fusion_publish.verification.unlisted import is_allowed, is_document
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from fusion_core.commands import Provenance
     from fusion_core.weights import TensorInfo
 
-PROVENANCE = "provenance.json"
-#: The most bytes of a provenance.
-_LARGEST = 25_000_000
 _MOST_NAMES = 3
 _NO_CHECKSUM = (
     "schema 1 has no checksum of its own, and none of report.json; one digest covers the tensors "
@@ -41,27 +38,6 @@ def list_names(directory: Path) -> list[str]:
     """Return the files of a directory and of its folders, by relative path."""
     paths = sorted(path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
     return [path.relative_to(directory).as_posix() for path in paths]
-
-
-def load_provenance(directory: Path, subject: str) -> tuple[bytes, Provenance]:
-    """Return the text and the content of a directory's provenance.
-
-    Raises `IntegrityError` if it is missing or malformed.
-    """
-    path = directory / PROVENANCE
-    if not path.is_file():
-        raise IntegrityError(
-            f"{subject} has no {PROVENANCE}: nothing says what its files should be",
-            hint="Name a directory that fuse wrote.",
-        )
-    try:
-        text = read_whole(path, _LARGEST)
-        return text, parse_provenance(text, path=PROVENANCE)
-    except CheckpointError as error:
-        raise IntegrityError(
-            f"{subject} does not verify: {error.message}",
-            hint=f"{PROVENANCE} is damaged, or a newer version of fuse wrote it.",
-        ) from error
 
 
 def verify(

@@ -102,6 +102,12 @@ def test_a_changed_recipe_is_refused(fuse: Callable[..., str], output: Path) -> 
         fuse("reproduce", output)
 
 
+def test_a_damaged_provenance_is_refused(fuse: Callable[..., str], output: Path) -> None:
+    (output / "provenance.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"does not verify: .* malformed JSON"):
+        fuse("reproduce", output)
+
+
 def test_the_recorded_commits_are_used(
     fuse: Callable[..., str],
     models: dict[str, str],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub, plan
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from fusion_core import RunOptions
     from fusion_core.commands import Provenance
+    from fusion_publish.verification.locating import Located
 
 _SECTIONS = ("model_pool", "task_pool")
 _MOST_NAMES = 3
@@ -80,20 +81,23 @@ class Reproduction:
 
 
 def reproduce(
-    directory: Path,
+    located: Located,
     output: Path,
     options: RunOptions,
     *,
-    subject: str,
+    device: str | None = None,
     assignments: Sequence[str] = (),
 ) -> Reproduction:
     """Run the recipe of an output again into `output`, and compare the results.
 
-    `assignments` name inputs that moved, such as `model_pool.base=PATH`. Revisions on the hub are
-    those of the provenance. Raises `IntegrityError` for a damaged record or for inputs that
-    certainly changed, before anything is merged, and the errors of a run.
+    Live models are put on `device`, by default the recorded one. `assignments` name inputs that
+    moved, such as `model_pool.base=PATH`. Revisions on the hub are those of the provenance. Raises
+    `IntegrityError` for a damaged record or for inputs that certainly changed, before anything is
+    merged, and the errors of a run.
     """
-    recorded, raw = _load(directory, subject, options, assignments)
+    subject = located.subject
+    recorded, raw = _load(located, options, assignments)
+    options = replace(options, device=device or recorded.device or "cpu")
     raw = assign(raw, ("output", "path"), str(output), origin=f"-o {output}")
     with hub.session(options.progress):
         hub.pin(recorded.commits)
@@ -123,9 +127,10 @@ def compare(recorded: Provenance, made: Provenance, subject: str) -> Reproductio
 
 
 def _load(
-    directory: Path, subject: str, options: RunOptions, assignments: Sequence[str]
+    located: Located, options: RunOptions, assignments: Sequence[str]
 ) -> tuple[Provenance, dict[str, Any]]:
     """Return the provenance and the recipe of an output, which must be intact."""
+    directory, subject = located.directory, located.subject
     text, recorded = load_provenance(directory, subject)
     if RECIPE not in recorded.subject:
         raise RecipeError(

@@ -74,6 +74,20 @@ def test_an_input_with_other_tensors_explains_the_difference(
     assert error.value.exit_code == 8
 
 
+def test_an_input_of_a_nested_recipe_explains_the_difference(
+    fuse: Callable[..., str], models: dict[str, str], tmp_path: Path
+) -> None:
+    pool = {"name": "checkpoints", "base": models["base"], "models": {"x": models["a"]}}
+    inner = tmp_path / "inner.yaml"
+    inner.write_text(json.dumps({"algorithm": "task-arithmetic", "model_pool": pool}))
+    merged = merge({**models, "a": str(inner)}, tmp_path / "merged")
+    shutil.rmtree(models["a"])
+    write_model(Path(models["a"]), seed=9)
+    with pytest.raises(IntegrityError, match="3 of 3 tensors differ") as error:
+        fuse("reproduce", merged)
+    assert "input a/x: model.safetensors was written at another time" in str(error.value)
+
+
 def change_weight(predicate: dict[str, Any]) -> None:
     tensors = predicate["outputs"]["tensors"]["model-00001-of-00003.safetensors"]
     tensors.update({name: digest[::-1] for name, digest in tensors.items()})

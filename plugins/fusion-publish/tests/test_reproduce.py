@@ -88,6 +88,17 @@ def test_an_input_of_a_nested_recipe_explains_the_difference(
     assert "input a/x: model.safetensors was written at another time" in str(error.value)
 
 
+def test_a_licence_does_not_keep_a_merge_from_being_reproduced(
+    fuse: Callable[..., str], output: Path, models: dict[str, str]
+) -> None:
+    for name, licence in (("a", "gemma"), ("b", "llama3.1")):  # known since the merge
+        (Path(models[name]) / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    with pytest.raises(RecipeError, match="licences conflict") as error:
+        fuse("reproduce", output)
+    assert "--set output.licence=NAME" in str(error.value)
+    assert "bit for bit" in fuse("reproduce", output, "--set", "output.licence=acme-1")
+
+
 def change_weight(predicate: dict[str, Any]) -> None:
     tensors = predicate["outputs"]["tensors"]["model-00001-of-00003.safetensors"]
     tensors.update({name: digest[::-1] for name, digest in tensors.items()})

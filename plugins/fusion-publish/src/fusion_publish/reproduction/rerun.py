@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from fusion_publish.verification.locating import Located
 
 _SECTIONS = ("model_pool", "task_pool")
+#: The option that names a licence where those of the models conflict. It changes no tensor.
+_LICENCE = "output.licence"
 _MOST_NAMES = 3
 _NO_CAUSE = (
     "nothing that was recorded differs: the output was not made by this recipe from these inputs, "
@@ -145,7 +147,8 @@ def _load(
             hint=f"See: fuse verify {subject}",
         )
     for assignment in assignments:
-        if assignment.partition("=")[0].partition(".")[0] not in _SECTIONS:
+        key = assignment.partition("=")[0]
+        if key.partition(".")[0] not in _SECTIONS and key != _LICENCE:
             raise RecipeError(
                 f"--set {assignment!r}: a reproduction takes locations of inputs only",
                 hint=f"Set options of {' or '.join(_SECTIONS)}. To merge differently: fuse run.",

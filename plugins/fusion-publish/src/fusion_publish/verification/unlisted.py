@@ -22,12 +22,12 @@ ADDED = (
 
 def is_document(name: str) -> bool:
     """Tell whether a file is a text or picture for people."""
-    return _matches(name, DOCUMENTS)
+    return matches(name, DOCUMENTS)
 
 
 def is_local(name: str) -> bool:
     """Tell whether a file belongs to git or to the hub's client, and not to the model."""
-    return _matches(name, LOCAL)
+    return matches(name, LOCAL)
 
 
 def is_allowed(name: str, patterns: Sequence[str] = ()) -> bool:
@@ -35,8 +35,9 @@ def is_allowed(name: str, patterns: Sequence[str] = ()) -> bool:
 
     `patterns` are further names with `*`, `?` and `[...]` that the user allows.
     """
-    return _matches(name, (*DOCUMENTS, *ADDED, *patterns))
+    return matches(name, (*DOCUMENTS, *ADDED, *patterns))
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a name matches any pattern. `*` matches a `/`, too."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

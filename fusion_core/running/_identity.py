@@ -65,7 +65,7 @@ def identify_model(pool: ModelPool[Any], source: WeightSource) -> Key | None:
 
 def file_digests(files: Mapping[str, bytes | Path]) -> dict[str, str]:
     """Return the SHA-256 of files by name."""
-    return {name: _digest(content) for name, content in sorted(files.items())}
+    return {name: content_digest(content) for name, content in sorted(files.items())}
 
 
 def _own_files(source: WeightSource) -> dict[str, str]:
@@ -98,7 +98,7 @@ def identify_weights(source: WeightSource) -> Key | None:
         "source": paths or (source.describe() if files else ""),
         "files": files,
         "changed_ns": changed_ns,
-        "seen": _digest(json.dumps([infos, names]).encode()),
+        "seen": content_digest(json.dumps([infos, names]).encode()),
         "of": operands,
     }
 
@@ -136,7 +136,7 @@ def identify_package(package: str) -> Key | None:
         return None
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
-        digest.update(f"{name}\0{_digest(path)}\0".encode())
+        digest.update(f"{name}\0{content_digest(path)}\0".encode())
     versions: dict[str, str | None] = {}
     for distribution in find_distributions(package):
         for name in required_names(distribution):
@@ -196,10 +196,11 @@ def identify_machine(device: torch.device) -> Key:
 
 def key_digest(key: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a key. Raises `TypeError` if it is not JSON data."""
-    return _digest(json.dumps(key, sort_keys=True).encode())
+    return content_digest(json.dumps(key, sort_keys=True).encode())
 
 
-def _digest(content: bytes | Path) -> str:
+def content_digest(content: bytes | Path) -> str:
+    """Return the SHA-256 of a side file, given as its content or as its path."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as stream:  # of any size, so never held in memory

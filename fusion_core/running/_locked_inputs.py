@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import IntegrityError
-from fusion_core.running._identity import file_digests
+from fusion_core.running._identity import content_digest
 from fusion_core.weights.source import collect_origins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from fusion_core.planning.run_plan import Plan
 
+    Digest = Callable[[bytes | Path], str]
     Digests = Mapping[str, Mapping[str, str]]
 
 _MOST_PROBLEMS = 5
@@ -23,30 +25,38 @@ def digest_inputs(plan: Plan) -> dict[str, dict[str, str]]:
     """Return the SHA-256 of every file of a plan's models, by the names of model and file.
 
     Weights count, and the files beside them that describe the model. A model of a nested recipe is
-    named `model/inner`. Download the plan's files first.
+    named `model/inner`. Each file is read once. Download the plan's files first.
     """
-    side_files = plan.pool.side_files()
-    digests = {
-        name: file_digests({**dict(side_files.get(name, {})), **_weight_files(plan, name)})
-        for name in plan.pool.by_name
-        if name not in plan.nested
-    }
-    for outer, nested in plan.nested.items():
-        inner_digests = digest_inputs(nested)
-        digests |= {f"{outer}/{name}": inner for name, inner in inner_digests.items()}
-    return digests
+    return _digest_inputs(plan, cache(content_digest))
 
 
 def check_lock(plan: Plan) -> None:
     """Raise `IntegrityError` if a locked recipe, or a nested one, has other inputs than recorded.
 
-    Reads every file whole. Does nothing for a recipe without a lock.
+    Reads every file whole, once. Does nothing for a recipe without a lock.
     """
+    _check_lock(plan, cache(content_digest))
+
+
+def _digest_inputs(plan: Plan, digest: Digest) -> dict[str, dict[str, str]]:
+    side_files = plan.pool.side_files()
+    digests: dict[str, dict[str, str]] = {}
+    for name in plan.pool.by_name:
+        if name in plan.nested:
+            inner_digests = _digest_inputs(plan.nested[name], digest)
+            digests |= {f"{name}/{inner}": files for inner, files in inner_digests.items()}
+        else:
+            files = {**side_files.get(name, {}), **_weight_files(plan, name)}
+            digests[name] = {file: digest(files[file]) for file in sorted(files)}
+    return digests
+
+
+def _check_lock(plan: Plan, digest: Digest) -> None:
     for nested in plan.nested.values():
-        check_lock(nested)
+        _check_lock(nested, digest)
     if not plan.is_locked:
         return
-    problems = list(_compare(plan.resolved.recipe.lock.files, digest_inputs(plan)))
+    problems = list(_compare(plan.resolved.recipe.lock.files, _digest_inputs(plan, digest)))
     if problems:
         more = len(problems) - _MOST_PROBLEMS
         lines = problems[:_MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
@@ -58,10 +68,10 @@ def check_lock(plan: Plan) -> None:
 
 def _weight_files(plan: Plan, name: str) -> dict[str, Path]:
     """Return the files of a model's weights, by name; by folder and name where names repeat."""
-    origins = list(collect_origins(plan.pool.by_name[name]))
-    for origin in origins:
+    source = plan.pool.by_name[name]
+    for origin in collect_origins(source):
         _ = dict(origin.files)  # opens what is downloaded by now
-    paths = [path for origin in collect_origins(plan.pool.by_name[name]) for path in origin.stamps]
+    paths = [path for origin in collect_origins(source) for path in origin.stamps]
     names = [path.name for path in paths]
     return {
         path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}": path

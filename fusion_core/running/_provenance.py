@@ -21,7 +21,7 @@ from fusion_core.weights.writing.provenance import (
     PREDICATE_TYPE,
     SHARD_DIGEST,
     STATEMENT_TYPE,
-    seal,
+    encode_statement,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def build_statement(staging: Staging, parts: Mapping[str, Any], run: Mapping[str
             for shard in staging.shards.layout.shards
         },
     }
-    return seal(
+    return encode_statement(
         {
             "_type": STATEMENT_TYPE,
             "subject": _describe_files(staging),

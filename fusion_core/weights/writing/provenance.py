@@ -179,7 +179,7 @@ def parse_provenance(text: bytes, *, path: str) -> Provenance:
     raise CheckpointError(f"{path} is not a valid provenance: {problem}")
 
 
-def seal(statement: Mapping[str, Any]) -> bytes:
+def encode_statement(statement: Mapping[str, Any]) -> bytes:
     """Return the bytes of a statement, with the checksum of all others in `run.checksum`."""
     predicate = statement["predicate"]
     run = {name: value for name, value in predicate["run"].items() if name != "checksum"}
@@ -209,7 +209,7 @@ def record_evaluation(text: bytes, evaluation: Evaluation) -> bytes:
         return text
     content = json.loads(text)
     content["predicate"]["run"]["evaluation"] = evaluation.model_dump()
-    return seal(content)
+    return encode_statement(content)
 
 
 def _fields_of(content: Mapping[str, Any]) -> dict[str, Any]:

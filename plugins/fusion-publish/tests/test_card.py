@@ -172,6 +172,15 @@ def test_results_on_data_of_the_hub_have_files_that_the_hubs_library_reads(merge
     assert not (merged / ".eval_results").exists()
 
 
+@pytest.mark.parametrize(("task", "file"), [("arc_easy", "arc_easy"), ("../up", "task-0")])
+def test_a_file_of_results_is_named_after_its_task(merged: Path, task: str, file: str) -> None:
+    add_report(merged, f"org/letters@{COMMIT}")
+    for name in ("report.json", "outcomes.json", "provenance.json"):
+        path = merged / name
+        path.write_text(path.read_text().replace('"latin"', f'"{task}"'))
+    assert write_card(merged) == [CARD, f".eval_results/{file}.yaml"]
+
+
 def llama() -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=16, bos_token_id=1, eos_token_id=2))
 

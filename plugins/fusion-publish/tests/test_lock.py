@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 from tiny_outputs import read_statement
@@ -73,6 +74,27 @@ def test_a_locked_recipe_keeps_the_commits(
     assert merged.path is not None
     source = read_statement(merged.path)["predicate"]["inputs"]["a"]["source"]
     assert source == f"them/expert@{commit}"
+
+
+def test_models_that_share_files_are_hashed_once(
+    fuse: Callable[..., str], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fuse("lock", recipe)  # recipe.lock.yaml, a model of the outer recipe
+    pool = {"name": "checkpoints", "base": "in/base", "models": {"x": "recipe.lock.yaml"}}
+    outer = tmp_path / "outer.yaml"
+    outer.write_text(json.dumps({"algorithm": "ties", "model_pool": pool}))
+    fuse("lock", outer)
+    hashed: list[Path] = []
+    digest = hashlib.file_digest
+
+    def count(stream: BinaryIO, algorithm: str) -> object:
+        hashed.append(Path(stream.name))
+        return digest(stream, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", count)
+    run_fusion(tmp_path / "outer.lock.yaml", output=str(tmp_path / "outer"))
+    weights = [file.parent.name for file in hashed if file.suffix == ".safetensors"]
+    assert sorted(weights) == ["a", "b", "base"]
 
 
 def test_only_a_locked_recipe_is_replaced(fuse: Callable[..., str], recipe: Path) -> None:

@@ -125,6 +125,25 @@ def test_an_edited_card_is_pushed_as_it_is(logged_in: HubServer, merged: Path) -
     assert remote(logged_in)["README.md"] == (merged / "README.md").read_bytes()
 
 
+def test_a_signed_card_is_pushed_as_it_is(logged_in: HubServer, merged: Path) -> None:
+    (merged / "model.sig").write_text("{}")
+    before = local(merged)
+    assert push(merged, REPO)[0] == 0
+    assert {**remote(logged_in), ".gitattributes": b""} == {**before, ".gitattributes": b""}
+    assert local(merged) == before
+
+
+def test_what_git_and_the_hubs_client_keep_is_not_published(
+    logged_in: HubServer, merged: Path
+) -> None:
+    for name in (".git/config", ".cache/huggingface/download/config.json.lock"):
+        (merged / name).parent.mkdir(parents=True)
+        (merged / name).write_text("url = https://user:secret@example.org")
+    assert ".git" not in push(merged, REPO, "--dry-run")[1]
+    assert push(merged, REPO)[0] == 0
+    assert not [name for name in remote(logged_in) if "/" in name]
+
+
 def test_a_dry_run_asks_nothing_and_changes_nothing(logged_in: HubServer, merged: Path) -> None:
     before = local(merged)
     code, text = push(merged, REPO, "--dry-run")

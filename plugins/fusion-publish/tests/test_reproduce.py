@@ -74,6 +74,31 @@ def test_an_input_with_other_tensors_explains_the_difference(
     assert error.value.exit_code == 8
 
 
+def test_an_input_of_a_nested_recipe_explains_the_difference(
+    fuse: Callable[..., str], models: dict[str, str], tmp_path: Path
+) -> None:
+    pool = {"name": "checkpoints", "base": models["base"], "models": {"x": models["a"]}}
+    inner = tmp_path / "inner.yaml"
+    inner.write_text(json.dumps({"algorithm": "task-arithmetic", "model_pool": pool}))
+    merged = merge({**models, "a": str(inner)}, tmp_path / "merged")
+    shutil.rmtree(models["a"])
+    write_model(Path(models["a"]), seed=9)
+    with pytest.raises(IntegrityError, match="3 of 3 tensors differ") as error:
+        fuse("reproduce", merged)
+    assert "input a/x: model.safetensors was written at another time" in str(error.value)
+
+
+def test_a_licence_does_not_keep_a_merge_from_being_reproduced(
+    fuse: Callable[..., str], output: Path, models: dict[str, str]
+) -> None:
+    for name, licence in (("a", "gemma"), ("b", "llama3.1")):  # known since the merge
+        (Path(models[name]) / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    with pytest.raises(RecipeError, match="licences conflict") as error:
+        fuse("reproduce", output)
+    assert "--set output.licence=NAME" in str(error.value)
+    assert "bit for bit" in fuse("reproduce", output, "--set", "output.licence=acme-1")
+
+
 def change_weight(predicate: dict[str, Any]) -> None:
     tensors = predicate["outputs"]["tensors"]["model-00001-of-00003.safetensors"]
     tensors.update({name: digest[::-1] for name, digest in tensors.items()})
@@ -99,6 +124,12 @@ def test_a_changed_recipe_is_refused(fuse: Callable[..., str], output: Path) -> 
     with (output / "recipe.yaml").open("a") as stream:
         stream.write("# changed\n")
     with pytest.raises(IntegrityError, match=r"recipe\.yaml is changed"):
+        fuse("reproduce", output)
+
+
+def test_a_damaged_provenance_is_refused(fuse: Callable[..., str], output: Path) -> None:
+    (output / "provenance.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"does not verify: .* malformed JSON"):
         fuse("reproduce", output)
 
 

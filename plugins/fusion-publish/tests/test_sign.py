@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from hub_server import HubServer
+
 
 def test_a_missing_package_is_named(
     fuse: Callable[..., str], output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -59,6 +61,21 @@ def test_a_signature_finds_a_consistent_forgery(
     assert "verified: " in fuse("verify", output)
     with pytest.raises(IntegrityError, match=r"signature of .* is invalid.*config\.json"):
         fuse("verify", output, "--public-key", public)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_signature_of_a_repository_is_verified(
+    fuse: Callable[..., str], output: Path, keys: tuple[Path, Path], hub: HubServer
+) -> None:
+    private, public = keys
+    (output / "README.md").write_text("# Mine")
+    fuse("sign", output, "--key", private)
+    files = {path.name: path.read_bytes() for path in output.iterdir()}
+    hub.add("us/merged", {**files, ".gitattributes": b""})
+    assert "the signature is valid" in fuse("verify", "us/merged", "--public-key", public)
+    hub.add("us/edited", {**files, "README.md": b"# Theirs"})
+    with pytest.raises(IntegrityError, match=r"signature of .* is invalid.*README\.md"):
+        fuse("verify", "us/edited", "--public-key", public)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,10 @@ def list_cases() -> Iterator[Case]:
         yield f"swap {one} and {two}", swap(one, two), [one, two]
     for name in ("pytorch_model.bin", "modeling.py", "adapter/x.safetensors", "outcomes.json"):
         yield f"add {name}", lambda path, name=name: _add(path / name), [name]
-    yield "link a shard", _link_out, [SHARDS[0]]
+    for name in (SHARDS[0], "config.json", "report.json"):
+        yield f"link {name}", lambda path, name=name: _link_out(path / name), [name]
+    for name in ("config.json", "provenance.json"):
+        yield f"replace {name} by a pipe", lambda path, name=name: _make_pipe(path / name), [name]
     yield "exchange two tensors", exchange_tensors, ["weight"]
     dtype = rewrite(SHARDS[0], lambda data: data.replace(b'"F32"', b'"I32"'))
     yield "change a dtype", dtype, [SHARDS[0]]
@@ -138,10 +142,15 @@ def _add(path: Path) -> None:
     path.write_bytes(b"x")
 
 
-def _link_out(directory: Path) -> None:
-    path = directory / SHARDS[0]
-    path.rename(directory.parent / "elsewhere.safetensors")
-    path.symlink_to(directory.parent / "elsewhere.safetensors")
+def _link_out(path: Path) -> None:
+    elsewhere = path.parent.parent / "elsewhere.safetensors"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def _make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 CASES = list(list_cases())

@@ -11,17 +11,15 @@ from fusion_core import Report
 from fusion_core.commands import load_yaml, read_provenance
 from fusion_core.errors import CheckpointError, FusionError
 from fusion_core.files import report_unreadable
-from fusion_core.hub import looks_like_id
+from fusion_core.hub import looks_like_id, parse
 from fusion_core.weights import read_config
+from fusion_publish.verification.record import PROVENANCE, RECIPE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from fusion_core.commands import Input, Provenance
-
-PROVENANCE = "provenance.json"
-_COMMIT_DIGITS = 40
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class MergeOutput:
                 hint="Name the output of a run.",
             )
         provenance = read_provenance(directory)
-        path = directory / "recipe.yaml"
+        path = directory / RECIPE
         with report_unreadable(path):
             recipe = path.read_text(encoding="utf-8", errors="replace")
         return cls(directory, provenance, recipe, read_report(directory))
@@ -64,7 +62,7 @@ class MergeOutput:
     @property
     def licence(self) -> str | None:
         """The licence that the recipe names."""
-        match load_yaml(self.recipe_text, origin="recipe.yaml"):
+        match load_yaml(self.recipe_text, origin=RECIPE):
             case {"output": {"licence": str(licence)}}:
                 return licence
         return None
@@ -122,9 +120,8 @@ def read_report(directory: Path) -> Report | None:
 
 def repository_of(source: str) -> str | None:
     """Return the repository of a text `org/name@commit`, or None for any other text."""
-    repository, _, commit = source.rpartition("@")
-    is_commit = len(commit) == _COMMIT_DIGITS and looks_like_id(source)
-    return repository if is_commit else None
+    reference = parse(source) if looks_like_id(source) else None
+    return reference.repo if reference is not None and reference.is_pinned else None
 
 
 def _list_parents(inputs: Mapping[str, Input], prefix: str = "") -> Iterator[Parent]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import OutputError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from fusion_publish.card.results import Result
 
 CARD = "README.md"
+#: A name of a task that is also the name of a file, such as `arc_easy`.
+_FILE_STEM = re.compile(r"[\w-]+")
 
 
 def write_card(
@@ -93,7 +96,7 @@ def _list_eval_results(results: Sequence[Result]) -> dict[str, bytes]:
     for number, result in enumerate(results):
         content = eval_results(result)
         if content is not None:
-            stem = result.task if result.task.replace("-", "").isalnum() else f"task-{number}"
+            stem = result.task if _FILE_STEM.fullmatch(result.task) else f"task-{number}"
             files[f"{FOLDER}/{stem}.yaml"] = seal(yaml_dump(content, sort_keys=False), "# {}")
     return files
 

@@ -49,8 +49,8 @@ def push(
 
     The command compares every file with provenance.json first, and refuses a directory that has
     missing, changed or unknown files. It writes a model card that names the repository, unless you
-    have edited the card. All files arrive in one commit. After an interruption, run the same
-    command again: it sends only what the hub does not have yet.
+    have edited the card or signed the directory. All files arrive in one commit. After an
+    interruption, run the same command again: it sends only what the hub does not have yet.
 
     \b
     Examples:
@@ -62,6 +62,7 @@ def push(
     from fusion_publish.card.writing import CARD, is_edited, write_card
     from fusion_publish.push.files import list_files
     from fusion_publish.push.uploading import Destination, upload
+    from fusion_publish.signing.signatures import SIGNATURE
     from fusion_publish.verification.verifying import verify
 
     reference = _parse(repository, revision, create_pr=create_pr)
@@ -69,7 +70,7 @@ def push(
     if dry_run:
         _print_files(list_files(directory))
         return
-    if not is_edited(directory / CARD):
+    if not is_edited(directory / CARD) and not (directory / SIGNATURE).exists():
         write_card(directory, repository=reference.repo)
     destination = Destination(reference, message, description, private, create_pr)
     print(escape_control(f"uploaded: {upload(list_files(directory), destination)}"))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fusion_core.files import resolve_member
+from fusion_publish.verification.unlisted import is_local
 from fusion_publish.verification.verifying import list_names
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ class PublishedFile:
 def list_files(directory: Path) -> list[PublishedFile]:
     """Return the files of a directory in the order of their names.
 
-    Raises `CheckpointError` for a link out of the directory: it could publish any file.
+    Those that belong to git or to the hub's client are left out. Raises `CheckpointError` for
+    a link out of the directory: it could publish any file.
     """
-    paths = {name: resolve_member(directory / name) for name in list_names(directory)}
+    names = [name for name in list_names(directory) if not is_local(name)]
+    paths = {name: resolve_member(directory / name) for name in names}
     return [PublishedFile(name, path, path.stat().st_size) for name, path in paths.items()]

@@ -66,32 +66,30 @@ def reproduce(
         escape_control,
         print_json,
         progress_for,
-        read_provenance,
         trusted_names,
     )
     from fusion_publish.reproduction import rerun
     from fusion_publish.verification.locating import locate
+    from fusion_publish.verification.record import PROVENANCE, RECIPE
 
     progress = progress_for(quiet=quiet)
     with ExitStack() as stack:
         stack.enter_context(hub.session(progress))
-        located = locate(model, [rerun.PROVENANCE, rerun.RECIPE])
+        located = locate(model, [PROVENANCE, RECIPE])
         if output is None:
             output = Path(stack.enter_context(TemporaryDirectory(prefix="fuse-"))) / "model"
-        recorded_device = read_provenance(located.directory).device
         options = RunOptions(
             block=context.obj or frozenset(),
-            device=device or recorded_device or "cpu",
             evaluate=False,
             progress=progress,
             trust=trusted_names(trust),
             workers=workers,
         )
         reproduction = rerun.reproduce(
-            located.directory,
+            located,
             output,
             options,
-            subject=located.subject,
+            device=device,
             assignments=assignments or (),
         )
     if as_json:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from fusion_core.commands import Input
+from fusion_publish.verification.record import RECIPE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -16,41 +17,43 @@ if TYPE_CHECKING:
 _INPUTS = TypeAdapter(dict[str, Input])
 #: Digests of a file that two provenances of different versions may share.
 _DIGESTS = ("sha256", "shardBlake3", "headerSha256")
-_RECIPE = "recipe.yaml"
 
 
 def parse_inputs(inputs: Mapping[str, Any]) -> dict[str, Input]:
-    """Return the inputs of a planned run, or of a nested recipe, as those of a provenance."""
+    """Return the inputs of a planned run as those of a provenance."""
     return _INPUTS.validate_python(dict(inputs))
 
 
-def compare_inputs(recorded: Mapping[str, Input], present: Mapping[str, Input]) -> Iterator[str]:
+def compare_inputs(
+    recorded: Mapping[str, Input], present: Mapping[str, Input], prefix: str = ""
+) -> Iterator[str]:
     """Describe inputs that are certainly not the recorded ones: by headers, sizes and hashes."""
     for name in recorded:
         if name not in present:
-            yield f"input {name}: missing from the recipe"
+            yield f"input {prefix}{name}: missing from the recipe"
     for name, source in present.items():
         if name not in recorded:
-            yield f"input {name}: not in the provenance"
+            yield f"input {prefix}{name}: not in the provenance"
             continue
-        nested = (parse_inputs(side.inputs) for side in (recorded[name], source))
-        yield from (f"{name}/{problem}" for problem in compare_inputs(*nested))
-        yield from _compare_files(name, recorded[name], source)
+        yield from compare_inputs(recorded[name].inputs, source.inputs, f"{prefix}{name}/")
+        yield from _compare_files(f"{prefix}{name}", recorded[name], source)
 
 
 def find_touched_inputs(
-    recorded: Mapping[str, Input], present: Mapping[str, Input]
+    recorded: Mapping[str, Input], present: Mapping[str, Input], prefix: str = ""
 ) -> Iterator[str]:
     """Describe inputs that may differ: files without a known hash that were written since."""
-    for name in recorded.keys() & present.keys():
+    for name in (name for name in recorded if name in present):
+        nested = recorded[name].inputs, present[name].inputs
+        yield from find_touched_inputs(*nested, f"{prefix}{name}/")
         for file, before in recorded[name].files.items():
             now = present[name].files.get(file)
             if now is None or (before.sha256 and before.sha256 == now.sha256):
                 continue
             if before.modified_ns != now.modified_ns:
                 yield (
-                    f"input {name}: {file} was written at another time than recorded; its header "
-                    "and size are the same, its tensors may differ"
+                    f"input {prefix}{name}: {file} was written at another time than recorded; its "
+                    "header and size are the same, its tensors may differ"
                 )
 
 
@@ -82,7 +85,7 @@ def compare_files(recorded: Provenance, made: Provenance) -> dict[str, bool | No
     its own directory, and so are files that `fuse run` does not write.
     """
     result: dict[str, bool | None] = {}
-    for name in sorted({*recorded.subject, *made.subject} - {_RECIPE}):
+    for name in sorted({*recorded.subject, *made.subject} - {RECIPE}):
         digests = [side.subject[name].digest for side in (recorded, made) if name in side.subject]
         if len(digests) == 1:
             result[name] = False

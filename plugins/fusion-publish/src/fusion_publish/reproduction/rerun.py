@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub, plan
@@ -23,7 +23,8 @@ from fusion_publish.reproduction.differences import (
     find_different_tensors,
     parse_inputs,
 )
-from fusion_publish.verification.verifying import check_record, load_provenance
+from fusion_publish.verification.record import RECIPE, load_provenance
+from fusion_publish.verification.verifying import check_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
 
     from fusion_core import RunOptions
     from fusion_core.commands import Provenance
+    from fusion_publish.verification.locating import Located
 
-RECIPE, PROVENANCE = "recipe.yaml", "provenance.json"
 _SECTIONS = ("model_pool", "task_pool")
+#: The option that names a licence where those of the models conflict. It changes no tensor.
+_LICENCE = "output.licence"
 _MOST_NAMES = 3
 _NO_CAUSE = (
     "nothing that was recorded differs: the output was not made by this recipe from these inputs, "
@@ -80,20 +83,23 @@ class Reproduction:
 
 
 def reproduce(
-    directory: Path,
+    located: Located,
     output: Path,
     options: RunOptions,
     *,
-    subject: str,
+    device: str | None = None,
     assignments: Sequence[str] = (),
 ) -> Reproduction:
     """Run the recipe of an output again into `output`, and compare the results.
 
-    `assignments` name inputs that moved, such as `model_pool.base=PATH`. Revisions on the hub are
-    those of the provenance. Raises `IntegrityError` for a damaged record or for inputs that
-    certainly changed, before anything is merged, and the errors of a run.
+    Live models are put on `device`, by default the recorded one. `assignments` name inputs that
+    moved, such as `model_pool.base=PATH`. Revisions on the hub are those of the provenance. Raises
+    `IntegrityError` for a damaged record or for inputs that certainly changed, before anything is
+    merged, and the errors of a run.
     """
-    recorded, raw = _load(directory, subject, options, assignments)
+    subject = located.subject
+    recorded, raw = _load(located, options, assignments)
+    options = replace(options, device=device or recorded.device or "cpu")
     raw = assign(raw, ("output", "path"), str(output), origin=f"-o {output}")
     with hub.session(options.progress):
         hub.pin(recorded.commits)
@@ -123,9 +129,10 @@ def compare(recorded: Provenance, made: Provenance, subject: str) -> Reproductio
 
 
 def _load(
-    directory: Path, subject: str, options: RunOptions, assignments: Sequence[str]
+    located: Located, options: RunOptions, assignments: Sequence[str]
 ) -> tuple[Provenance, dict[str, Any]]:
     """Return the provenance and the recipe of an output, which must be intact."""
+    directory, subject = located.directory, located.subject
     text, recorded = load_provenance(directory, subject)
     if RECIPE not in recorded.subject:
         raise RecipeError(
@@ -140,7 +147,8 @@ def _load(
             hint=f"See: fuse verify {subject}",
         )
     for assignment in assignments:
-        if assignment.partition("=")[0].partition(".")[0] not in _SECTIONS:
+        key = assignment.partition("=")[0]
+        if key.partition(".")[0] not in _SECTIONS and key != _LICENCE:
             raise RecipeError(
                 f"--set {assignment!r}: a reproduction takes locations of inputs only",
                 hint=f"Set options of {' or '.join(_SECTIONS)}. To merge differently: fuse run.",

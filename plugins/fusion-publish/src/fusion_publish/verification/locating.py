@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from fusion_core import hub
 from fusion_core.commands import read_provenance
 from fusion_core.errors import CheckpointError, IntegrityError
+from fusion_publish.verification.record import PROVENANCE
+from fusion_publish.verification.unlisted import matches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class Located:
     names: tuple[str, ...] | None = None
 
 
-def locate(text: str, files: Sequence[str] | None = None) -> Located:
+def locate(text: str, patterns: Sequence[str] = ()) -> Located:
     """Return the directory of a path or, after a download, of `org/name` or `org/name@revision`.
 
-    Of a repository, `files` are downloaded, by default those that its provenance lists. Call it in
-    a session of the hub. Raises `CheckpointError` for a path that does not exist, `IntegrityError`
-    for a repository without a provenance.
+    Of a repository, the files that match a pattern are downloaded, by default those that its
+    provenance lists. Call it in a session of the hub. Raises `CheckpointError` for a path that does
+    not exist, `IntegrityError` for a repository without a provenance.
     """
     path = Path(text)
     if path.is_dir():
@@ -47,9 +47,15 @@ def locate(text: str, files: Sequence[str] | None = None) -> Located:
             f"{pinned} has no {PROVENANCE}: nothing says what its files should be",
             hint="Name a model that fuse made.",
         )
-    if files is None:
-        provenance = read_provenance(hub.download_paths(pinned, [PROVENANCE]))
-        evaluation = provenance.run.evaluation
-        files = [PROVENANCE, *provenance.subject, *(evaluation.files if evaluation else ())]
-    directory = hub.download_paths(pinned, sorted({*files}.intersection(names)))
-    return Located(directory, str(pinned), names)
+    if patterns:
+        files = [name for name in names if matches(name, patterns)]
+    else:
+        files = sorted(_list_recorded(pinned).intersection(names))
+    return Located(hub.download_paths(pinned, files), str(pinned), names)
+
+
+def _list_recorded(pinned: hub.Reference) -> set[str]:
+    """Return the files that the provenance of a repository lists, itself included."""
+    provenance = read_provenance(hub.download_paths(pinned, [PROVENANCE]))
+    evaluation = provenance.run.evaluation
+    return {PROVENANCE, *provenance.subject, *(evaluation.files if evaluation else ())}

@@ -10,16 +10,24 @@ if TYPE_CHECKING:
 
 #: Texts for people, which are meant to be edited. Programs that load a model do not read them.
 DOCUMENTS = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "*.png", "*.svg", "*.jpg")
+#: Files that git and the hub's client keep for themselves. The hub refuses them.
+LOCAL = (".git/*", ".cache/huggingface/*")
 #: Files that git, the hub and its client, `fuse` and signing add.
 ADDED = (
-    *(".gitattributes", ".gitignore", ".git/*", ".cache/huggingface/*"),
+    *LOCAL,
+    *(".gitattributes", ".gitignore"),
     *(".eval_results/*.yaml", "report.html", "model.sig"),
 )
 
 
 def is_document(name: str) -> bool:
     """Tell whether a file is a text or picture for people."""
-    return _matches(name, DOCUMENTS)
+    return matches(name, DOCUMENTS)
+
+
+def is_local(name: str) -> bool:
+    """Tell whether a file belongs to git or to the hub's client, and not to the model."""
+    return matches(name, LOCAL)
 
 
 def is_allowed(name: str, patterns: Sequence[str] = ()) -> bool:
@@ -27,8 +35,9 @@ def is_allowed(name: str, patterns: Sequence[str] = ()) -> bool:
 
     `patterns` are further names with `*`, `?` and `[...]` that the user allows.
     """
-    return _matches(name, (*DOCUMENTS, *ADDED, *patterns))
+    return matches(name, (*DOCUMENTS, *ADDED, *patterns))
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a name matches any pattern. `*` matches a `/`, too."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fusion_core.commands import has_valid_checksum, parse_provenance
-from fusion_core.errors import CheckpointError, IntegrityError
-from fusion_core.files import hash_shard, resolve_member, tensors_digest
+from fusion_core.commands import has_valid_checksum
+from fusion_core.errors import CheckpointError
+from fusion_core.files import (
+    hash_shard,
+    open_named,
+    report_unreadable,
+    resolve_member,
+    tensors_digest,
+)
 from fusion_publish.verification.findings import Finding, Status, Verification
+from fusion_publish.verification.record import PROVENANCE, load_provenance
 from fusion_publish.verification.unlisted import is_allowed, is_document
 
 if TYPE_CHECKING:
@@ -19,9 +27,6 @@ if TYPE_CHECKING:
     from fusion_core.commands import Provenance
     from fusion_core.weights import TensorInfo
 
-PROVENANCE = "provenance.json"
-#: The most bytes of a provenance.
-_LARGEST = 25_000_000
 _MOST_NAMES = 3
 _NO_CHECKSUM = (
     "schema 1 has no checksum of its own, and none of report.json; one digest covers the tensors "
@@ -33,27 +38,6 @@ def list_names(directory: Path) -> list[str]:
     """Return the files of a directory and of its folders, by relative path."""
     paths = sorted(path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
     return [path.relative_to(directory).as_posix() for path in paths]
-
-
-def load_provenance(directory: Path, subject: str) -> tuple[bytes, Provenance]:
-    """Return the text and the content of a directory's provenance.
-
-    Raises `IntegrityError` if it is missing or malformed.
-    """
-    path = directory / PROVENANCE
-    if not path.is_file():
-        raise IntegrityError(
-            f"{subject} has no {PROVENANCE}: nothing says what its files should be",
-            hint="Name a directory that fuse wrote.",
-        )
-    try:
-        text = _read(path)
-        return text, parse_provenance(text, path=PROVENANCE)
-    except CheckpointError as error:
-        raise IntegrityError(
-            f"{subject} does not verify: {error.message}",
-            hint=f"{PROVENANCE} is damaged, or a newer version of fuse wrote it.",
-        ) from error
 
 
 def verify(
@@ -115,7 +99,19 @@ class _Comparison:
 
     def compare(self, name: str) -> Finding:
         """Compare a file that the run wrote."""
-        digests = self.provenance.subject[name].digest
+        return self._compare(name, self.provenance.subject[name].digest)
+
+    def compare_report(self) -> Iterator[Finding]:
+        """Compare the files of the evaluation."""
+        evaluation = self.provenance.run.evaluation
+        files = {} if evaluation is None else evaluation.files
+        for name, digest in files.items():
+            yield self._compare(name, {"sha256": digest})
+        if self.provenance.schema_version == 1:
+            for name in sorted(self.present & {"report.json", "outcomes.json"}):
+                yield Finding(name, Status.NOT_COVERED, "schema 1")
+
+    def _compare(self, name: str, digests: Mapping[str, str]) -> Finding:
         if name not in self.present:
             return Finding(name, Status.MISSING)
         try:
@@ -125,19 +121,9 @@ class _Comparison:
         except CheckpointError as error:
             return Finding(name, Status.CHANGED, error.message)
 
-    def compare_report(self) -> Iterator[Finding]:
-        """Compare the files of the evaluation."""
-        evaluation = self.provenance.run.evaluation
-        files = {} if evaluation is None else evaluation.files
-        for name, digest in files.items():
-            is_there = name in self.present
-            yield self._compare_content(name, digest) if is_there else Finding(name, Status.MISSING)
-        if self.provenance.schema_version == 1:
-            for name in sorted(self.present & {"report.json", "outcomes.json"}):
-                yield Finding(name, Status.NOT_COVERED, "schema 1")
-
     def _compare_content(self, name: str, expected: str) -> Finding:
-        with resolve_member(self.directory / name).open("rb") as stream:
+        path = resolve_member(self.directory / name)
+        with report_unreadable(path), os.fdopen(open_named(path), "rb") as stream:
             actual = hashlib.file_digest(stream, "sha256").hexdigest()
         if actual == expected:
             return Finding(name, Status.OK)
@@ -199,8 +185,3 @@ def _judge(directory: Path, name: str, allow: Sequence[str]) -> Finding:
     if is_allowed(name, allow):
         return Finding(name, Status.NOT_COVERED)
     return Finding(name, Status.UNEXPECTED, "the run did not write it")
-
-
-def _read(path: Path) -> bytes:
-    with resolve_member(path).open("rb") as stream:
-        return stream.read(_LARGEST + 1)

@@ -51,7 +51,7 @@ def write_card(
     if edited and not force:
         raise OutputError(
             f"{directory}: not written by fuse, or edited since: {', '.join(edited)}",
-            hint="Replace it with --force, or move it away.",
+            hint=f"Replace it: fuse card {directory} --force. Or move it away.",
         )
     for name, content in files.items():
         write_durably(directory / name, content, parents=True)

@@ -299,6 +299,8 @@ def test_corrupted_images_are_measured() -> None:
     assert problems_of(mixed) == [
         "taskpool.tasks: expected one corruption for all data sets, got pixelate, spatter"
     ]
+    misspelt = CORRUPTED.replace("  clip_model", "  clip_modle: x\n  clip_model")
+    assert problems_of(misspelt) == ["taskpool.clip_modle: unknown key; did you mean clip_model?"]
     adapting = CORRUPTED.replace("defaults:\n", "defaults:\n  - method: adamerging/clip\n")
     adapting = adapting.replace(
         "method: {_target_: fusion_bench.method.SimpleAverageAlgorithm}", ""

@@ -257,6 +257,8 @@ def test_adapters_of_clip_and_linear_layers_alone() -> None:
     }
     (measured,) = problems_of(f"{ADAPTERS}{method('SimpleAverageAlgorithm')}{MEASURED}")
     assert measured.startswith("taskpool: images pass through models of the pool clip")
+    adapting = problems_of(f"defaults:\n  - method: adamerging/clip\n{ADAPTERS}")
+    assert adapting[0].endswith("which takes no adapters; add them to their base first")
     whole = ADAPTERS.replace("merge_and_unload: true", "merge_and_unload: false")
     (problem,) = problems_of(f"{whole}{method('SimpleAverageAlgorithm')}")
     assert problem.startswith("modelpool.models.dtd.merge_and_unload: false merges the factors")

@@ -57,7 +57,7 @@ def make_data_section(pool: Options, data: str, models: Models) -> dict[str, Any
     """Return a task pool of the examples that a method takes from its model pool."""
     is_train = data == "train_datasets"
     if models.kind == "clip":
-        _refuse_adapters(pool, models)
+        _refuse_adapters(pool, models, "add them to their base first")
         data_sets = pool.items(data)
         tasks = _read_data_sets(pool, data, data_sets, is_train=is_train)
         for missing in [name for name in models.experts if name not in tasks]:
@@ -106,7 +106,8 @@ def _measure_clip(
     """Return the measurement of the data sets under a key by the heads of `clip_model`."""
     if models.kind != "clip":
         options.refuse("", f"cannot measure the models of the pool {models.kind}")
-    _refuse_adapters(options, models)
+    advice = "choose dummy, and measure the merged model by fuse evaluate"
+    _refuse_adapters(options, models, advice)
     clip, processor = path_of(options, "clip_model"), path_of(options, "processor")
     if clip is None:
         options.refuse("clip_model", "missing")
@@ -122,12 +123,10 @@ def _measure_clip(
     return _name_clip(clip, list(tasks.values()), _find_corruption(options, key, data_sets))
 
 
-def _refuse_adapters(options: Options, models: Models) -> None:
+def _refuse_adapters(options: Options, models: Models, advice: str) -> None:
     if models.has_adapters:
-        reason = (
-            "images pass through models of the pool clip, which takes no adapters; choose dummy"
-        )
-        options.refuse("", f"{reason}, and measure the merged model by fuse evaluate")
+        reason = "images pass through models of the pool clip, which takes no adapters"
+        options.refuse("", f"{reason}; {advice}")
 
 
 def _find_corruption(options: Options, key: str, data_sets: Mapping[str, Any]) -> str | None:

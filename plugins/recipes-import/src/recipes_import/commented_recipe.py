@@ -51,8 +51,8 @@ def move_paths(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     match recipe.get("output"):
         case str(path):
             moved["output"] = _move(path, folder)
-        case {"path": str(path)} as output:
-            moved["output"] = {**output, "path": _move(path, folder)}
+        case dict(output) if "path" in output:
+            moved["output"] = {**output, "path": _move(output["path"], folder)}
     return moved
 
 

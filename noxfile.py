@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nox
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 nox.needs_version = ">=2024.10"
@@ -318,10 +319,7 @@ def release(session: nox.Session) -> None:
 def _try_alone(session: nox.Session, name: str) -> None:
     """Install a distribution of dist/ and its requirements in a clean environment, and try it."""
     environment = session.cache_dir / "alone"
-    session.run("python", "-m", "venv", "--clear", str(environment))
-    python = str(environment / "bin" / "python")
-    install = (python, "-m", "pip", "install", "--quiet", "--find-links", "dist", name)
-    session.run(*install, external=True)
+    python = _create_environment(session, environment, "--quiet", "--find-links", "dist", name)
     session.run(python, "-m", "pip", "check", external=True)
     session.run(python, "-P", "release/try_installed.py", name, external=True)
 
@@ -354,8 +352,10 @@ def _lower_bounds() -> list[tuple[str, str]]:
         extras = project.get("optional-dependencies", {}).values()
         for line in (*project["dependencies"], *chain.from_iterable(extras)):
             requirement = Requirement(line)
-            lowest = [Version(s.version) for s in requirement.specifier if s.operator == ">="]
-            bounds[requirement.name] = max(*lowest, bounds.get(requirement.name, Version("0")))
+            name = canonicalize_name(requirement.name)
+            for specifier in requirement.specifier:
+                if specifier.operator == ">=":
+                    bounds[name] = max(Version(specifier.version), bounds.get(name, Version("0")))
     ours = {"fusion-core", *(path.name for path in PLUGINS)}
     return sorted((name, str(bound)) for name, bound in bounds.items() if name not in ours)
 
@@ -394,10 +394,16 @@ def _install_apart(session: nox.Session, name: str, version: str, command: str) 
     """Return a virtual environment with a tool, which is complete if it has the tool's command."""
     environment = session.cache_dir / f"{name}-{version}"
     if not (environment / "bin" / command).exists():
-        session.run("python", "-m", "venv", "--clear", str(environment))
-        python = str(environment / "bin" / "python")
-        session.run(python, "-m", "pip", "install", f"{name}=={version}", external=True)
+        _create_environment(session, environment, f"{name}=={version}")
     return environment
+
+
+def _create_environment(session: nox.Session, environment: Path, *requirements: str) -> str:
+    """Create a virtual environment with requirements alone, and return its interpreter."""
+    session.run("python", "-m", "venv", "--clear", str(environment))
+    python = str(environment / "bin" / "python")
+    session.run(python, "-m", "pip", "install", *requirements, external=True)
+    return python
 
 
 @nox.session(default=False)

@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from fusion_core import load_for_task, run_fusion
-from fusion_core.commands import ImportFindings, load_recipe
+from fusion_core.commands import load_recipe
 from recipes_fusionbench.composition import Composition
 from recipes_fusionbench.interpolation import Unresolved, resolve
 from recipes_fusionbench.known_methods import find_method
 from recipes_fusionbench.methods import METHODS
 from recipes_fusionbench.tree import Tree
+from recipes_import import ImportFindings
 
 PYTHON = Path(os.environ["FUSION_FUSIONBENCH"]) / "bin" / "python"
 HERE = Path(__file__).parent

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: In bytes: an index refuses larger files, and installing should take seconds.
+#: In bytes: a download of a distribution should take seconds.
 LARGEST = 25_000_000
 #: The licence of the code. Data inside a distribution may add others: "Apache-2.0 AND MIT".
 LICENCE = "Apache-2.0"

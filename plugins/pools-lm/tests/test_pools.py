@@ -356,11 +356,15 @@ def test_a_sentence_transformer_stays_one(tiny: Tiny, encoders: Options, tmp_pat
 
 
 def test_modules_that_are_not_merged_are_named(encoders: Options) -> None:
-    for expert in encoders["models"].values():
-        write(expert, {**SENTENCES, "modules.json": json.dumps(MODULES[:3])})
-        dense = {"linear.weight": torch.ones(8, 16), "linear.bias": torch.zeros(8)}
-        save_file(dense, Path(expert) / "2_Dense" / "model.safetensors")
-        break
+    expert = encoders["models"]["a"]
+    write(expert, {**SENTENCES, "modules.json": json.dumps(MODULES[:3])})
+    dense = {"linear.weight": torch.ones(8, 16), "linear.bias": torch.zeros(8)}
+    save_file(dense, Path(expert) / "2_Dense" / "model.safetensors")
+    for path in (encoders["base"], expert):
+        equal = Path(path) / "4_Dense" / "model.safetensors"
+        equal.parent.mkdir()
+        with equal.open("wb") as stream:
+            stream.truncate(60_000_000)
     assert warnings_of(encoders, EncoderPool) == (
         "a: modules.json modules: ['Transformer', 'Pooling', 'Dense'], the base's is "
         "['Transformer', 'Pooling', 'Dense', 'Normalize']\n"

@@ -257,6 +257,8 @@ def test_adapters_of_clip_and_linear_layers_alone() -> None:
     }
     (measured,) = problems_of(f"{ADAPTERS}{method('SimpleAverageAlgorithm')}{MEASURED}")
     assert measured.startswith("taskpool: images pass through models of the pool clip")
+    adapting = problems_of(f"defaults:\n  - method: adamerging/clip\n{ADAPTERS}")
+    assert adapting[0].endswith("which takes no adapters; add them to their base first")
     whole = ADAPTERS.replace("merge_and_unload: true", "merge_and_unload: false")
     (problem,) = problems_of(f"{whole}{method('SimpleAverageAlgorithm')}")
     assert problem.startswith("modelpool.models.dtd.merge_and_unload: false merges the factors")
@@ -299,6 +301,8 @@ def test_corrupted_images_are_measured() -> None:
     assert problems_of(mixed) == [
         "taskpool.tasks: expected one corruption for all data sets, got pixelate, spatter"
     ]
+    misspelt = CORRUPTED.replace("  clip_model", "  clip_modle: x\n  clip_model")
+    assert problems_of(misspelt) == ["taskpool.clip_modle: unknown key; did you mean clip_model?"]
     adapting = CORRUPTED.replace("defaults:\n", "defaults:\n  - method: adamerging/clip\n")
     adapting = adapting.replace(
         "method: {_target_: fusion_bench.method.SimpleAverageAlgorithm}", ""

@@ -11,6 +11,7 @@ import pytest
 
 from fusion_core.errors import OutputError, RecipeError
 from recipes_import.command import import_recipe
+from recipes_import.commented_recipe import move_paths
 
 README = Path(__file__).parents[1] / "README.md"
 CONTEXT: Any = SimpleNamespace(obj=frozenset())
@@ -47,3 +48,14 @@ def test_a_recipe_is_not_imported_and_no_file_is_replaced(
     with pytest.raises(OutputError, match="exists"):
         import_recipe(CONTEXT, file, output=file)
     assert file.read_text() == "algorithm: ties"
+
+
+def test_paths_of_short_sections_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    recipe = {"model_pool": {"models": ["a", "org/b"]}, "task_pool": "mini", "output": "merged"}
+    assert move_paths(recipe, tmp_path / "recipes") == {
+        "model_pool": {"models": ["../a", "org/b"]},
+        "task_pool": "mini",
+        "output": "../merged",
+    }

@@ -446,6 +446,10 @@ def test_each_module_is_a_nested_merge() -> None:
     assert problems_of(MODULES + "chat_template: auto") == [
         "chat_template: is not combined with modules; the result has the base's files"
     ]
+    user = "---\nname: y\nmerge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}]"
+    assert problems_of(f"name: x{MODULES}chat_template: auto\n{user}") == [
+        "document 1: chat_template: is not combined with modules; the result has the base's files"
+    ]
 
 
 def test_documents_that_name_each_other_are_nested() -> None:

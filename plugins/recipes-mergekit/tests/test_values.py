@@ -253,6 +253,17 @@ def test_the_command_line(
     assert "recipes/ties.yaml exists" in run_fuse(*call, code=7).stderr
 
 
+def test_a_whole_model_in_slices_has_the_configuration_of_the_base(
+    states: dict[str, State], tmp_path: Path
+) -> None:
+    path = tmp_path / "b" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_theta": 7}))
+    slices = f"slices: [{{sources: [{{model: a, layer_range: [0, {LAYERS}]}}]}}]"
+    merged = merge(f"merge_method: passthrough\nbase_model: b\n{slices}", tmp_path)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["rope_theta"] == 7
+    assert all(torch.equal(merged[name].double(), value) for name, value in states["a"].items())
+
+
 @pytest.mark.usefixtures("states")
 def test_paths_of_a_merge_within_a_written_recipe_start_in_its_folder(
     tmp_path: Path, run_fuse: Callable[..., CompletedProcess[str]]

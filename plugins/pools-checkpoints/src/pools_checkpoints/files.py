@@ -60,15 +60,17 @@ def read_side_file(
     return file if isinstance(file, bytes) else read_whole(file, largest, hint=hint)
 
 
-def is_same_content(one: bytes | Path | None, other: bytes | Path | None) -> bool:
-    """Tell whether two side files hold the same bytes; too large files never do."""
+def is_same_content(
+    one: bytes | Path | None, other: bytes | Path | None, largest: float = _LARGEST_FILE
+) -> bool:
+    """Tell whether two side files hold the same bytes; files of more than `largest` never do."""
     if one is None or other is None:
         return one is other
     sizes = {len(file) if isinstance(file, bytes) else _size_of(file) for file in (one, other)}
-    if len(sizes) > 1 or max(sizes) > _LARGEST_FILE:
+    if len(sizes) > 1 or max(sizes) > largest:
         return False
     if isinstance(one, bytes) or isinstance(other, bytes):
-        return read_side_file(one) == read_side_file(other)
+        return read_side_file(one, max(sizes)) == read_side_file(other, max(sizes))
     with report_unreadable(one):
         return filecmp.cmp(one, other, shallow=False)
 

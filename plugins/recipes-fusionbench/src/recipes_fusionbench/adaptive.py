@@ -101,13 +101,12 @@ def _adam(given: Options) -> dict[str, Any]:
     return options
 
 
-def language_adamerging(*differences: str) -> Callable[[Fusion], None]:
+def language_adamerging(difference: str) -> Callable[[Fusion], None]:
     """Return the translation of AdaMerging per tensor of language models, whose values differ."""
 
     def translate_language_adamerging(fusion: Fusion) -> None:
         objective = "lowers the entropy of a batch's mean logits, adamerging that of each example"
-        reason = "; ".join((f"other values: FusionBench {objective}", *differences))
-        fusion.options.warn("", reason)
+        fusion.options.warn("", f"other values: FusionBench {objective}; {difference}")
         adamerging("layer")(fusion)
 
     return translate_language_adamerging

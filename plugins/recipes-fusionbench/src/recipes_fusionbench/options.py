@@ -27,7 +27,7 @@ class Options:
     """The options of one section. `key` is its key in the file."""
 
     def __init__(self, values: Mapping[str, Any], key: str, findings: ImportFindings) -> None:
-        self.values, self.key, self.findings = values, key, findings
+        self.values, self.key, self._findings = values, key, findings
         self._taken = {*_INSTANTIATION}
 
     def has(self, name: str) -> bool:
@@ -114,7 +114,7 @@ class Options:
 
     def section(self, name: str) -> Options:
         """Return a nested section; empty if it is not given."""
-        return Options(self.items(name), self._join(name), self.findings)
+        return Options(self.items(name), self._join(name), self._findings)
 
     def expect(self, name: str, *allowed: object, reason: str) -> None:
         """Refuse any other value than those allowed, than null, and than an empty list."""
@@ -128,11 +128,11 @@ class Options:
 
     def refuse(self, name: str, reason: str) -> None:
         """Record that the recipe cannot express an option."""
-        self.findings.refuse(self._join(name), reason)
+        self._findings.refuse(self._join(name), reason)
 
     def warn(self, name: str, reason: str) -> None:
         """Record that an option has another effect, or none."""
-        self.findings.warn(self._join(name), reason)
+        self._findings.warn(self._join(name), reason)
 
     def _join(self, name: str) -> str:
         return ".".join(filter(None, (self.key, name)))
@@ -142,7 +142,7 @@ class Options:
         for name in self.values:
             if name not in self._taken:
                 names = [*self._taken - _INSTANTIATION, *known]
-                self.findings.report_unknown(self._join(name), names)
+                self._findings.report_unknown(self._join(name), names)
 
 
 def target_of(values: Mapping[str, Any]) -> str:

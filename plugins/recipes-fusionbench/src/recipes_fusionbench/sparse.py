@@ -77,11 +77,11 @@ def _drop(fusion: Fusion) -> dict[str, Any]:
     rescale = "paper" if given.switch("rescale", default=True) else "none"
     if not given.switch("only_on_linear_weights", default=False):
         return {"density": 1 - dropped, "rescale": rescale}
-    linear, kind = _LINEAR.get(fusion.models.kind, []), fusion.models.kind
-    if not linear:
+    kind = fusion.models.kind
+    if kind not in _LINEAR:
         reason = f"true needs the names of linear layers, unknown for models of the pool {kind}"
         given.refuse("only_on_linear_weights", reason)
-    chosen = {"match": linear, "density": 1 - dropped}
+    chosen = {"match": _LINEAR.get(kind, []), "density": 1 - dropped}
     return {"density": 1.0, "rescale": rescale, "overrides": [chosen]}
 
 

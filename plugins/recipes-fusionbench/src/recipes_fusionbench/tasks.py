@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.commands import format_value
 from recipes_fusionbench.model_reader import path_of
-from recipes_fusionbench.options import Options, class_of
+from recipes_fusionbench.options import class_of
 from recipes_fusionbench.published import (
     CORRUPTED_TASKS,
     CORRUPTIONS,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from recipes_fusionbench.models import Models
+    from recipes_fusionbench.options import Options
 
 _CLIP_LOADER = "datasets.load_dataset"
 #: Keys of a data set's section besides its path and split.
@@ -56,11 +57,13 @@ def make_data_section(pool: Options, data: str, models: Models) -> dict[str, Any
     """Return a task pool of the examples that a method takes from its model pool."""
     is_train = data == "train_datasets"
     if models.kind == "clip":
-        _refuse_adapters(pool, models)
-        tasks = _read_data_sets(pool, data, is_train=is_train)
+        _refuse_adapters(pool, models, "add them to their base first")
+        data_sets = pool.items(data)
+        tasks = _read_data_sets(pool, data, data_sets, is_train=is_train)
         for missing in [name for name in models.experts if name not in tasks]:
             pool.refuse(f"{data}.{missing}", "missing, and the method takes examples from it")
-        return _name_clip(str(models.base), list(tasks.values()), _find_corruption(pool, data))
+        corruption = _find_corruption(pool, data, data_sets)
+        return _name_clip(str(models.base), list(tasks.values()), corruption)
     if models.family is not None:
         return _add_variant({"name": models.family.pool, "tasks": [*models.tasks]}, models)
     pool.refuse(data, "the tasks of these models have no counterpart")
@@ -68,8 +71,12 @@ def make_data_section(pool: Options, data: str, models: Models) -> dict[str, Any
 
 
 def _name_clip(clip: str, tasks: list[str], corruption: str | None) -> dict[str, Any]:
-    pools = [f.pool for f in FAMILIES if f.kind == "clip" and clip in f.bases]
-    section = {"name": pools[0]} if pools else {"name": "clip-classification", "clip": clip}
+    pools = (
+        {"name": family.pool}
+        for family in FAMILIES
+        if family.kind == "clip" and clip in family.bases
+    )
+    section = next(pools, {"name": "clip-classification", "clip": clip})
     corrupted = {} if corruption is None else {"corruption": corruption}
     return {**section, "tasks": shorten(tasks), **corrupted}
 
@@ -78,28 +85,29 @@ def _read_clip(options: Options, models: Models) -> dict[str, Any]:
     options.ignore("base_model", "data_processor", "layer_wise_feature_max_num")
     options.ignore("layer_wise_feature_first_token_only", "val_datasets", "train_datasets")
     options.expect("layer_wise_feature_save_path", reason="features have no counterpart")
-    return _measure_clip(options, models, "test_datasets")
+    return _measure_clip(options, models, "test_datasets", options.items("test_datasets"))
 
 
 def _read_older_clip(options: Options, models: Models) -> dict[str, Any]:
     """Read a pool whose data sets are a list `tasks` of names with a `dataset` each."""
-    options.ignore("name", "type", "dataset_type", "corruption")
+    options.ignore("name", "type", "dataset_type", "corruption", "tasks")
     data_sets = {
         name: {"path" if key == "name" else key: value for key, value in data_set.items()}
         if isinstance(data_set, dict)
         else data_set
         for name, data_set in _read_listed_data_sets(options).items()
     }
-    listed = Options({**options.values, "tasks": data_sets}, options.key, options.findings)
-    options.ignore(*options.values)
-    return _measure_clip(listed, models, "tasks")
+    return _measure_clip(options, models, "tasks", data_sets)
 
 
-def _measure_clip(options: Options, models: Models, key: str) -> dict[str, Any]:
+def _measure_clip(
+    options: Options, models: Models, key: str, data_sets: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the measurement of the data sets under a key by the heads of `clip_model`."""
     if models.kind != "clip":
         options.refuse("", f"cannot measure the models of the pool {models.kind}")
-    _refuse_adapters(options, models)
+    advice = "choose dummy, and measure the merged model by fuse evaluate"
+    _refuse_adapters(options, models, advice)
     clip, processor = path_of(options, "clip_model"), path_of(options, "processor")
     if clip is None:
         options.refuse("clip_model", "missing")
@@ -109,24 +117,23 @@ def _measure_clip(options: Options, models: Models, key: str) -> dict[str, Any]:
     if clip != models.base:
         reason = f"{clip} gives the heads, not the pretrained model {models.base}"
         options.warn("clip_model", reason)
-    tasks = _read_data_sets(options, key, is_train=False)
+    tasks = _read_data_sets(options, key, data_sets, is_train=False)
     if not tasks:
         options.refuse(key, "missing")
-    return _name_clip(clip, list(tasks.values()), _find_corruption(options, key))
+    return _name_clip(clip, list(tasks.values()), _find_corruption(options, key, data_sets))
 
 
-def _refuse_adapters(options: Options, models: Models) -> None:
+def _refuse_adapters(options: Options, models: Models, advice: str) -> None:
     if models.has_adapters:
-        reason = (
-            "images pass through models of the pool clip, which takes no adapters; choose dummy"
-        )
-        options.refuse("", f"{reason}, and measure the merged model by fuse evaluate")
+        reason = "images pass through models of the pool clip, which takes no adapters"
+        options.refuse("", f"{reason}; {advice}")
 
 
-def _find_corruption(options: Options, key: str) -> str | None:
+def _find_corruption(options: Options, key: str, data_sets: Mapping[str, Any]) -> str | None:
     """Return the corruption of all data sets under a key; None if they have none."""
-    data_sets = options.items(key).values()
-    splits = [value.get("split") if isinstance(value, dict) else None for value in data_sets]
+    splits = [
+        value.get("split") if isinstance(value, dict) else None for value in data_sets.values()
+    ]
     corruptions = sorted({str(split) for split in splits if _is_corruption(split)})
     if corruptions and splits != corruptions * len(splits):
         reason = f"expected one corruption for all data sets, got {', '.join(corruptions)}"
@@ -138,10 +145,12 @@ def _is_corruption(split: object) -> bool:
     return isinstance(split, str) and split in CORRUPTIONS
 
 
-def _read_data_sets(options: Options, key: str, *, is_train: bool) -> dict[str, str]:
+def _read_data_sets(
+    options: Options, key: str, data_sets: Mapping[str, Any], *, is_train: bool
+) -> dict[str, str]:
     """Return the tasks of data sets, by their names in the file."""
     tasks = {}
-    for name, value in options.items(key).items():
+    for name, value in data_sets.items():
         task = name if name in TASKS else name.replace("stanford_cars", "stanford-cars")
         problem = _compare_data_set(task, value, is_train=is_train)
         if problem is None:

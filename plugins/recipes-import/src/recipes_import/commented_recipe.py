@@ -38,27 +38,33 @@ def render(imported: ImportedRecipe, recipe: Mapping[str, Any], origin: str) -> 
 def move_paths(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return a recipe whose relative paths start in `folder` instead of the current one.
 
-    An input that does not exist is an id on the hub.
+    An input that does not exist is an id on the hub. A section may be short, as in any recipe: the
+    name of a pool, or the path of the output.
     """
     moved = dict(recipe)
-    for section in recipe.keys() & {"model_pool", "task_pool"}:
-        moved[section] = {
-            option: _move_inputs(value, folder) if option in _INPUTS else value
-            for option, value in recipe[section].items()
-        }
-    if "path" in recipe.get("output", {}):
-        output = recipe["output"]
-        moved["output"] = {**output, "path": _move(output["path"], folder)}
+    for section in ("model_pool", "task_pool"):
+        if isinstance(recipe.get(section), dict):
+            moved[section] = {
+                option: _move_inputs(value, folder) if option in _INPUTS else value
+                for option, value in recipe[section].items()
+            }
+    match recipe.get("output"):
+        case str(path):
+            moved["output"] = _move(path, folder)
+        case dict(output) if "path" in output:
+            moved["output"] = {**output, "path": _move(output["path"], folder)}
     return moved
 
 
 def _move_inputs(value: Any, folder: Path) -> Any:  # noqa: ANN401 - YAML holds anything
-    """Return a path, a recipe in the place of a model, or models by name, with paths moved."""
+    """Return a path, a recipe in the place of a model, or several of them, with paths moved."""
     match value:
         case {"algorithm": _, "model_pool": _}:
             return move_paths(value, folder)
         case dict():
             return {name: _move_inputs(model, folder) for name, model in value.items()}
+        case list():
+            return [_move_inputs(model, folder) for model in value]
         case str() if os.path.lexists(value):
             return _move(value, folder)
         case _:

@@ -65,10 +65,10 @@ class Algorithm:
         """
         chosen = [(rule.filter, choices[int(rule.values[0])]) for rule in rules]
         value = chosen[-1][1]
-        if len({choice for _, choice in chosen}) > 1:
+        varies = len({choice for _, choice in chosen}) > 1
+        if varies:
             self.switches[option] = chosen
-            self.options[option] = value
-        elif value != default:
+        if varies or value != default:
             self.options[option] = value
 
     def _set_each(self, option: str, settings: Mapping[str, Setting]) -> None:

@@ -67,10 +67,10 @@ class Models:
         used = dict.fromkeys(source.model for source in sources)
         first = sources[0].model
         ranges = [source.layers or (0, 0) for source in sources]
-        if len(used) == 1 and self._is_whole(first, ranges):
-            return self.locate(first)
-        if len(used) == 1 and base == first:
+        if len(used) == 1 and base in {None, first}:
             base = None
+            if self._is_whole(first, ranges):
+                return self.locate(first)
         names = {model: "base" if model == base else self.name(model) for model in used}
         experts = {name: self.locate(model) for model, name in names.items() if model != base}
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from recipes_mergekit.merge import Merge
@@ -10,9 +10,6 @@ from recipes_mergekit.models import UNCHECKED, Models
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from recipes_import import ImportFindings
-    from recipes_mergekit.configuration import Configuration
 
 #: The modules of mergekit's architectures, with patterns on their tensors' names. The first match
 #: counts. The last module has all other tensors.
@@ -33,13 +30,8 @@ _MODULES: tuple[dict[str, list[str]], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class ModularMerge:
+class ModularMerge(Merge):
     """Turns a configuration of modules into a recipe with one nested recipe per module."""
-
-    configuration: Configuration
-    documents: Mapping[str, Mapping[str, Any]]
-    findings: ImportFindings
 
     def make_recipe(self) -> dict[str, Any]:
         """Return the recipe. It is incomplete if there are problems."""
@@ -76,19 +68,20 @@ class ModularMerge:
                 return modules
         known = "; ".join(", ".join(modules) for modules in _MODULES)
         reason = f"expected all modules of an architecture ({known}), got {', '.join(given)}"
-        self.findings.refuse(f"{self.configuration.prefix}modules", reason)
+        self._refuse("modules", reason)
         return None
 
     def _refuse_tokens(self) -> None:
-        tokens, template = self.configuration.tokens, self.configuration.chat_template
-        for key in ("" if tokens is None else tokens.key, template and "chat_template"):
-            if key:
-                reason = "is not combined with modules; the result has the base's files"
-                self.findings.refuse(key, reason)
+        reason = "is not combined with modules; the result has the base's files"
+        if self.configuration.tokens is not None:
+            self.findings.refuse(self.configuration.tokens.key, reason)
+        if self.configuration.chat_template is not None:
+            self._refuse("chat_template", reason)
 
     def _merge_module(self, name: str) -> dict[str, Any]:
         """Return the merge of a module's models. The recipe takes only the module from it."""
         module = self.configuration.modules[name]
-        alone = replace(self.configuration, slices=(module,), modules={}, tokens=None)
-        alone = replace(alone, chat_template=None)
+        alone = replace(
+            self.configuration, slices=(module,), modules={}, tokens=None, chat_template=None
+        )
         return Merge(alone, self.documents, self.findings).make_recipe()

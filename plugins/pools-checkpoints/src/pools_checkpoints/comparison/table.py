@@ -8,6 +8,7 @@ turn errors into warnings, or skip their part of the table.
 from __future__ import annotations
 
 import fnmatch
+import math
 from typing import TYPE_CHECKING
 
 from fusion_core.weights import Difference
@@ -34,11 +35,11 @@ _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", *toke
 
 def _unmerged_modules(models: Models) -> Iterator[Difference]:
     """Name the modules behind an encoder in a directory whose weights differ: none is merged."""
-    reference = models.reference
-    for model in models.by_name.values():
+    reference, *others = models.by_name.values()
+    for model in others:
         for file in fnmatch.filter(model.files, _MODULE_WEIGHTS):
             first = reference.files.get(file)
-            if first is not None and not is_same_content(first, model.files[file]):
+            if first is not None and not is_same_content(first, model.files[file], math.inf):
                 problem = f"differs, and is not merged: the output has {reference.label}'s"
                 yield Difference(file, model.name, problem, is_serious=False)
 

@@ -23,17 +23,18 @@ for _home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
 
 #: Arguments that a suite varies within a check: the tiny model, and how a merge is cut and stored.
 VARIANTS = {"model", "cut", "workers", "dtype", "size"}
-#: On each push, a check of a suite for methods runs on one in four of them, in one variant.
-METHODS = 4
-#: On each push, every check of a suite for pools runs on one in four pools, and every check of a
-#: suite for formats on one in four formats.
-POOLS = 4
+#: On each push, a check of a suite for methods runs on one in six of them, in one variant.
+METHODS = 6
+#: On each push, every check of a suite for pools runs on one in six pools, and every check of a
+#: suite for formats on one in six formats.
+POOLS = 6
 
 pytest_plugins = ["hub_server"]  # tests/hub_server.py: the fixture `hub`
 
 
 def pytest_configure() -> None:
     """Pair every method with every stage nightly, and with one of each kind on each push."""
+    gc.disable()  # nothing that is imported and collected becomes garbage
     if "FUSION_NIGHTLY" in os.environ:
         from fusion_testing import AlgorithmSuite
 
@@ -61,6 +62,7 @@ def pytest_collection_finish() -> None:
     """Exempt what is imported and collected from garbage collection, which tests often ask for."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _check_of(item: pytest.Item) -> tuple[str, int] | None:

@@ -115,7 +115,7 @@ def digest(
     return digest
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize(
     ("spec", "options"), ALGORITHMS, ids=[f"{s.name} {o or ''}" for s, o in ALGORITHMS]
 )

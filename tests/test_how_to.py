@@ -398,6 +398,7 @@ def test_models_are_evaluated_with_lm_eval(tmp_path: Path, monkeypatch: pytest.M
     assert report["measured_on"] == "the first 100 examples of each task"
 
 
+@pytest.mark.thorough
 def test_the_commands_of_a_sweep_run_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,6 +462,7 @@ def test_pages_about_runs_are_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert lines == []
 
 
+@pytest.mark.thorough
 def test_models_are_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pools_lm.mini.pools import DATA
 

@@ -62,6 +62,7 @@ def result(component: Component[AlgorithmSpec], options: dict[str, Any]) -> dict
     return merge(stages.get(spec.stage, [stage]), models).state_dict()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("component", "option", "number"), [*curves()])
 def test_a_flat_curve_is_its_number(
     component: Component[AlgorithmSpec], option: str, number: float

@@ -76,6 +76,7 @@ def methods() -> dict[str, Method]:
 METHODS = methods()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_memory_of_a_worker_is_estimated_from_its_kernels(method: str) -> None:
     shapes = SHAPES if METHODS[method].is_matrixwise else SHAPES[:1]
@@ -93,6 +94,7 @@ class Interleaved(CheckpointsPool):
         return Matrices((Stacked(8), Columns(240), Rows(320), Rows(gate=1, up=1)))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", ["task-arithmetic", "ties", "trim", "iso-c", "tsv-m", "svc"])
 @pytest.mark.parametrize("kind", [CheckpointsPool, Interleaved])
 def test_the_memory_of_a_worker_with_packed_matrices_is_estimated(

@@ -128,6 +128,7 @@ def test_the_environment_can_ask_for_tracebacks(
     assert "Traceback" in fuse(*shlex.split(run("{}['x']"))).err
 
 
+@pytest.mark.thorough
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("redirected", ["<&- >&- 2>&-", "2>/dev/full"])
 def test_a_run_needs_no_stream(redirected: str) -> None:

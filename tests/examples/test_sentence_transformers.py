@@ -186,6 +186,7 @@ def apply(model: Any) -> torch.Tensor:
     return tensor.to_dense() if tensor.is_sparse else tensor
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_module_is_merged_saved_and_loaded(
     make: Callable[[str], list[Any]], kind: str, tmp_path: Path

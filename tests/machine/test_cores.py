@@ -41,6 +41,7 @@ def test_an_error_is_raised_unchanged() -> None:
         list(map_on_cores(work, range(100)))
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives memory back")
 def test_freed_memory_is_retained_for_reuse() -> None:
     program = """

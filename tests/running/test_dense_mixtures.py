@@ -34,7 +34,7 @@ MOE: dict[str, Any] = {
     "prompts": {task: prompts_of(task, "unlabeled", 8) for task in EXPERTS},
 }
 POOL = {"name": "lm-mini", "tasks": list(EXPERTS)}
-TASKS = {"name": "lm-mini", "tasks": list(EXPERTS)}
+TASKS = {"name": "lm-mini", "tasks": list(EXPERTS), "limit": 60}
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ def stages_of(name: str) -> list[dict[str, Any]]:
     return [{"name": stage, **OPTIONS.get(stage, {})} for stage in names]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", FREE)
 def test_packed_and_separate_matrices_merge_to_the_same_bytes(name: str) -> None:
     models = states(min(3, FREE[name].max_experts or 3))

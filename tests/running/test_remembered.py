@@ -301,6 +301,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_cache_entry_is_measured_again(world: World, damage: str) -> None:
     world.run()

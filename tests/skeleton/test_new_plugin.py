@@ -144,6 +144,7 @@ def test_they_merge_measure_and_read_the_models_of_mini8(world: World, tmp_path:
     assert out == "algorithm: try-algorithm\nmodel_pool: mini8\n"
 
 
+@pytest.mark.thorough
 def test_the_model_pool_merges_the_checkpoints_of_mini8(world: World, tmp_path: Path) -> None:
     (data,) = world.bin.parent.glob("lib/*/site-packages/pools_mini/data/experts")
     base, one, two = (data / name for name in ("latin", "greek", "shapes"))

@@ -97,6 +97,7 @@ def test_models_of_the_format_are_merged(
     assert '"model.npz"' in provenance
 
 
+@pytest.mark.thorough
 def test_other_processes_read_the_format(
     package: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def compute_by_hand(model: nn.Module, texts: list[torch.Tensor]) -> dict[str, to
     return {name: total.detach() / len(texts) for name, total in sums.items()}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, FP32)])
 @pytest.mark.parametrize("seed", range(3))

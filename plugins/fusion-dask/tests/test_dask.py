@@ -245,6 +245,7 @@ with make_dask(DaskConfig(workers=2)) as executor:
 """
 
 
+@pytest.mark.thorough
 def test_a_script_needs_no_main_guard_and_leaves_no_files(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}

@@ -100,6 +100,7 @@ def merge(path: Path) -> dict[str, torch.Tensor]:
     ).weights.state_dict()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("kind", "options", "changed"),

@@ -54,6 +54,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
     return model(texts()).logits
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("kind", "target"), CASES)
 def test_copies_of_one_model_compute_what_it_computes(

@@ -170,7 +170,7 @@ class OneByOne(Texts):
         return torch.cat([call.logits[:, -1, :3] for call in calls])
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
 def test_padding_is_no_input_of_packed_experts(kind: str, method: str) -> None:

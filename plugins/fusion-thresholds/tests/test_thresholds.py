@@ -111,6 +111,7 @@ def test_a_wrong_guess_still_gives_the_exact_result(
         assert_exact({"x": tensor[:cut], "y": tensor[cut:]}, k=k)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "values",
     {

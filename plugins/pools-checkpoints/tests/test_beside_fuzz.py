@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.plugins  # an adapter is among the models
 
 ROUNDS = 4
-MUTANTS = int(os.environ.get("FUSION_FUZZ_MUTANTS", "20000")) // 80 // ROUNDS
+MUTANTS = int(os.environ.get("FUSION_FUZZ_MUTANTS", "10000")) // 80 // ROUNDS
 SEED = os.environ.get("FUSION_FUZZ_SEED", "2026")
 
 CONFIG = {

@@ -166,7 +166,7 @@ def test_a_merge_retains_what_the_base_says(general: dict[str, Any], tmp_path: P
     }
     agreements = []
     for retain in ([], ["general"]):
-        search = {"preset": "strong", "steps": 10, "batch_size": 4, "retain": retain}
+        search = {"preset": "strong", "steps": 6, "batch_size": 4, "retain": retain}
         recipe["algorithm"] = {"name": "adamerging", **search}
         report = run_fusion(recipe, output=tmp_path / f"merged-{len(retain)}").report
         assert report is not None

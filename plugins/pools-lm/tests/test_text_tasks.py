@@ -142,6 +142,7 @@ def test_models_are_evaluated_in_the_chosen_dtype(
     assert result.report is not None
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("normalise", ["bytes", "tokens", "none"])
 @pytest.mark.parametrize("family", sorted(POOLS))
 def test_the_most_likely_choice_matches_a_direct_computation(

@@ -151,6 +151,7 @@ def check(
             torch.testing.assert_close(actual[numbers[token]].double(), row, rtol=0, atol=bound)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("policy", ["expert", "subwords", "zero"])
 @pytest.mark.parametrize("family", TOKENS)
 def test_rows_of_a_union_mean_the_same_token(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Header = dict[str, Any]
 
 ROUNDS = 20
-MUTANTS = int(os.environ.get("FUSION_FUZZ_MUTANTS", "20000")) // ROUNDS
+MUTANTS = int(os.environ.get("FUSION_FUZZ_MUTANTS", "10000")) // ROUNDS
 SEED = os.environ.get("FUSION_FUZZ_SEED", "2026")
 CORPUS = Path(__file__).parent / "corpus"
 SEEDS = sorted(CORPUS.rglob("*.safetensors"))

@@ -262,6 +262,7 @@ def test_run_killed_at_any_fault_point_resumes_to_the_same_bytes(case: Case) -> 
     assert kills >= 35 // step
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", ALL if NIGHTLY else FEW[:1], indirect=True, ids="-".join)
 def test_repeatedly_killed_run_resumes_to_the_same_bytes(case: Case) -> None:
     """One to five kills in a row, at random fault points."""

@@ -232,7 +232,7 @@ class Plan:
         licence = None if pool is None else pool.component.spec.licence
         return None if licence is None or " " in licence else licence
 
-    @property
+    @cached_property
     def cards(self) -> dict[str, dict[str, Any]]:
         """The facts of the models' cards, by model; see `RunInfo.cards`.
 

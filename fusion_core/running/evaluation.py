@@ -196,6 +196,7 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
         )
     if as_recorded:
         write_report(report, directory)
+        plugins.notify("fusion_output_written", path=directory)
     return report
 
 

@@ -131,6 +131,8 @@ def _execute(plan: Plan, committed: list[Path]) -> RunResult:
     if final.tasks is not None and final.options.evaluate:
         result = replace(result, report=_evaluate(final, result))
     notify(final, "fusion_run_finished", run=info, result=result)
+    if result.path is not None:
+        notify(final, "fusion_output_written", path=result.path)
     return result
 
 

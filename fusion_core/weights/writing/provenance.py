@@ -132,6 +132,8 @@ class Provenance(_Part):
     processor: str = ""
     device: str = ""
     threads: int | None = None
+    #: the command of `fuse` that wrote the output, if not a run of a recipe
+    command: str = ""
     recipe: dict[str, Any] = {}
     inputs: dict[str, Input] = {}
     #: what the models' cards say: licence, its link, languages

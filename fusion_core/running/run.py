@@ -204,7 +204,7 @@ def _evaluate(plan: Plan, result: RunResult) -> Report:
         )
         report = replace(report, chosen=plan.options.chosen)
         if result.path is not None:
-            write_report(report, result.path)
+            write_report(report, result.path, plan.tasks.inputs())
     except Exception as error:
         if result.path is None:
             raise

@@ -332,7 +332,7 @@ def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> 
     assert isinstance(result.weights, CheckpointSource)
     assert result.report is None
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())["predicate"]
-    absent = {"schema_version", "subject", "tasks", "output"}
+    absent = {"schema_version", "subject", "command", "tasks", "output"}
     assert provenance.keys() == Provenance.model_fields.keys() - absent
     assert provenance["plugins"].keys() == {"fusion-ties", "fusion-thresholds", "pools-checkpoints"}
     assert provenance["inputs"].keys() == {"base", "a", "b", "c"}

@@ -104,6 +104,8 @@ class Evaluation(_Part):
     tasks: list[str] = []
     measured_on: str | None = None
     transductive: bool | None = None
+    #: the identity of each task's data
+    data: dict[str, Any] = {}
     #: the SHA-256 of its files, by name
     files: dict[str, Digest] = {}
 

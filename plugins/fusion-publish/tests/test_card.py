@@ -89,7 +89,10 @@ def add_report(directory: Path, data: str | None = None) -> MergeOutput:
     (directory / "outcomes.json").write_text(json.dumps(OUTCOMES))
     provenance = json.loads((directory / "provenance.json").read_text())
     if data is not None:
-        provenance["predicate"]["tasks"] = {"latin": {"data": data, "files": ["test.parquet"]}}
+        test = {"data": data, "files": ["test.parquet"]}
+        provenance["predicate"]["tasks"] = {
+            "latin": {"test": test, "train": {"data": f"org/x@{COMMIT}"}}
+        }
         (directory / "provenance.json").write_text(json.dumps(provenance))
     return MergeOutput.read(directory)
 

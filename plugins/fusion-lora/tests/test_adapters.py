@@ -21,7 +21,6 @@ from typer.testing import CliRunner
 from fusion_core import run_fusion
 from fusion_core.commands import load_plugins, read_provenance
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.plugins.manager import PluginManager
 from fusion_lora.command import extract_lora
 
 if TYPE_CHECKING:
@@ -158,7 +157,8 @@ def test_tensors_outside_the_adapter_are_named_and_its_card_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(PluginManager, "notify", lambda _, hook, **data: told.append({hook: data}))
+    manager = type(load_plugins())
+    monkeypatch.setattr(manager, "notify", lambda _, hook, **data: told.append({hook: data}))
     fine_tune(tmp_path, "llama")
     (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
     output = extract(tmp_path, "--rank", "64")

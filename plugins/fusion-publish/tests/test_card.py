@@ -331,18 +331,18 @@ def test_an_edited_card_is_kept_without_force(merged: Path, tmp_path: Path) -> N
 
 def test_a_users_own_results_are_kept(merged: Path, caplog: pytest.LogCaptureFixture) -> None:
     add_report(merged, data=f"org/latin@{COMMIT}")
-    own = merged / ".eval_results" / "mine.yaml"
-    own.parent.mkdir()
-    own.write_text("- value: 1\n")
+    users = merged / ".eval_results" / "mine.yaml"
+    users.parent.mkdir()
+    users.write_text("- value: 1\n")
     assert write_card(merged) == [CARD, ".eval_results/latin.yaml"]
-    latin = own.with_name("latin.yaml")
+    latin = users.with_name("latin.yaml")
     edited = latin.read_text() + "# checked by hand\n"
     latin.write_text(edited)
     assert write_card(merged) == [CARD]
     assert "latin.yaml is kept" in caplog.text
     (merged / "report.json").unlink()
     assert write_card(merged, force=True) == [CARD]
-    assert (own.read_text(), latin.read_text()) == ("- value: 1\n", edited)
+    assert (users.read_text(), latin.read_text()) == ("- value: 1\n", edited)
 
 
 def test_an_evaluation_updates_a_card_unless_it_was_edited(

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 CARD = "README.md"
-#: The title of a card that names the model's repository.
-_TITLE = re.compile(r"^# (\S+)$", re.MULTILINE)
+#: The title of a card, which may be the name of the repository.
+_TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
 #: A name of a task that is also the name of a file, such as `arc_easy`.
 _FILE_STEM = re.compile(r"[\w-]+")
 
@@ -56,19 +56,20 @@ def write_card(
     if is_own:  # what an earlier command named
         licence = licence or _licence_of(directory)
         repository = repository or _repository_of(directory / CARD)
-    files = dict(build_card(MergeOutput.read(directory), licence=licence, repository=repository))
+    files = build_card(MergeOutput.read(directory), licence=licence, repository=repository)
     if not (is_own or force):
         raise OutputError(
             f"{directory}: not written by fuse, or edited since: {CARD}",
             hint=f"Replace it: fuse card {directory} --force. Or move it away.",
         )
     _delete_outdated(directory, files)
-    for name in [] if force else [name for name in files if is_edited(directory / name)]:
-        _LOG.warning("%s is kept: fuse did not write it, or it was edited", directory / name)
-        del files[name]
-    for name, content in files.items():
-        write_durably(directory / name, content, parents=True)
-    return list(files)
+    written = [name for name in files if force or not is_edited(directory / name)]
+    for name in files:
+        if name in written:
+            write_durably(directory / name, files[name], parents=True)
+        else:
+            _LOG.warning("%s is kept: fuse did not write it, or it was edited", directory / name)
+    return written
 
 
 def update_card(directory: Path) -> None:

@@ -61,14 +61,15 @@ TESTING = ("-e", "./plugins/fusion-testing", "-e", "./plugins/pools-checkpoints"
 SOURCES = ["fusion_core", *(str(path / "src") for path in PLUGINS)]
 
 
-def install(session: nox.Session, *groups: str) -> None:
+def install(session: nox.Session, *groups: str, options: Iterable[str] = ()) -> None:
     """Install the core, every plugin and the tools of some dependency groups.
 
     In one command: the plugins' requirement on the core must be met by the one of this checkout.
+    `options` go to pip.
     """
     editable = [part for path in [Path(), *PLUGINS] for part in ("-e", f"./{path}")]
     tools = nox.project.dependency_groups(PYPROJECT, *groups)
-    session.install(*editable, *tools)
+    session.install(*options, *editable, *tools)
 
 
 @nox.session
@@ -343,9 +344,9 @@ def oldest(session: nox.Session) -> None:
     constraints = session.cache_dir / "oldest.txt"
     lines = [f"{name}=={version}" for name, version in _lower_bounds() if name not in newest]
     constraints.write_text("\n".join(lines), encoding="utf-8")
-    session.env["PIP_CONSTRAINT"] = str(constraints.resolve())
-    install(session, "test")
-    session.run("pytest", *ON_ALL_CORES, *arguments, env=ONE_THREAD)
+    install(session, "test", options=("--constraint", str(constraints)))
+    # Old versions warn of new versions of what they import.
+    session.run("pytest", "-W", "default", *ON_ALL_CORES, *arguments, env=ONE_THREAD)
 
 
 def _lower_bounds() -> list[tuple[str, str]]:

@@ -32,6 +32,8 @@ from pathlib import Path
 from measuring import MB, Measures, child, headings, row
 from methods_known import Method, methods_of
 
+from fusion_core.commands import read_provenance
+
 CHILDREN = Path(__file__).with_name("methods_children.py")
 MODELS = 4
 FLOORS = 3
@@ -57,8 +59,7 @@ class Bench(Measures):
         digests = set()
         for program, kernels in (("torch", "torch"), ("ours", "")):
             self.fuse_run(program, method.label, recipe, FUSION_KERNELS=kernels)
-            statement = json.loads((self.directory / "ours" / "provenance.json").read_text())
-            digests.add(statement["predicate"]["outputs"]["tensors_blake3"])
+            digests.add(read_provenance(self.directory / "ours").outputs.tensors_blake3)
         if len(digests) > 1:
             sys.exit(f"{method.label} differs with kernels and without them")
 

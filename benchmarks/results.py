@@ -22,7 +22,7 @@ import guide_charts
 from overview import draw
 from results_page import page, picture
 
-from fusion_core.commands import load_plugins
+from fusion_core.commands import load_plugins, read_provenance
 from fusion_core.contracts.specs import AlgorithmSpec
 from pools_mini.files import DATA
 from pools_mini.plugin import TASKS
@@ -109,14 +109,14 @@ def _run(name: str, content: dict[str, Any]) -> dict[str, Any]:
         if os.waitstatus_to_exitcode(status):
             sys.exit(f"{name} failed")
         report = json.loads((output / "report.json").read_text())
-        provenance = json.loads((output / "provenance.json").read_text())["predicate"]
+        provenance = read_provenance(output)
     accuracy = {task: metrics["accuracy"] for task, metrics in report["tasks"].items()}
     return {
         "average": report["average"],
         "normalised_average": report["normalised_average"],
         "tasks": accuracy,
         **{row: _mean(report["reference"][row]) for row in ("base", "experts")},
-        "seconds": provenance["run"]["seconds"],
+        "seconds": provenance.run.seconds,
         "peak_mb": usage.ru_maxrss // 1024,
         "needs_task": report.get("needs_task", False),
     }

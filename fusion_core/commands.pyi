@@ -33,6 +33,7 @@ from fusion_core.recipe.text import load_documents as load_documents
 from fusion_core.recipe.text import load_yaml as load_yaml
 from fusion_core.report.below_base import below_base_warnings as below_base_warnings
 from fusion_core.report.table import print_reports as print_reports
+from fusion_core.running._locked_inputs import compare_data as compare_data
 from fusion_core.running._locked_inputs import digest_inputs as digest_inputs
 from fusion_core.running._output import describe_run as describe_run
 from fusion_core.running._provenance import build_statement as build_statement

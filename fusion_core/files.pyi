@@ -1,4 +1,5 @@
 from fusion_core.contracts.task_data import file_stamps as file_stamps
+from fusion_core.contracts.task_data import hash_files as hash_files
 from fusion_core.weights.reading.containment import open_named as open_named
 from fusion_core.weights.reading.containment import read_whole as read_whole
 from fusion_core.weights.reading.containment import report_unreadable as report_unreadable

@@ -184,6 +184,16 @@ def fusion_run_finished(run: RunInfo, result: RunResult) -> None:
     """
 
 
+@hookspec
+def fusion_output_written(path: Path) -> None:
+    """Observe an output directory that was written or measured, and describe it further.
+
+    Called at the end of a run, by `fuse evaluate` when it has replaced the report, and by commands
+    that write a model. The directory is committed: add or replace only files that its
+    `provenance.json` does not list, such as a model card.
+    """
+
+
 # --- the output of `fuse run`: called by the command alone --------------------------------------
 
 

@@ -266,7 +266,14 @@ class TaskPool(ABC, Generic[ConfigT]):
                 ) from error
 
     def inputs(self) -> Mapping[str, Any]:
-        """Identify the tasks' data for the provenance, if it has versions, such as commits."""
+        """Identify each task's data, by the task's name, as JSON data.
+
+        Use the commit of a data set on the hub, as a text `org/name@commit`, and the hashes of
+        local files, as `fusion_core.files.hash_files` returns them. Include every file that is
+        measured or adapted on; the measured ones alone have the key `test`, if the others are
+        listed too. Leave out paths, and tasks whose data cannot be identified. The provenance
+        records the result, a locked recipe compares it before a run, and `fuse reproduce` does.
+        """
         return {}
 
     def identity(self, name: str) -> Mapping[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
@@ -232,7 +232,7 @@ class Plan:
         licence = None if pool is None else pool.component.spec.licence
         return None if licence is None or " " in licence else licence
 
-    @property
+    @cached_property
     def cards(self) -> dict[str, dict[str, Any]]:
         """The facts of the models' cards, by model; see `RunInfo.cards`.
 
@@ -273,6 +273,16 @@ class Plan:
     def used_tasks(self) -> TaskPool[Any] | None:
         """The tasks; None if nothing reads them."""
         return self.tasks if self.adapts or self.options.evaluate else None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The identity of each used task's data; a task of a nested recipe is `nested/task`."""
+        tasks = self.used_tasks
+        data = {} if tasks is None else dict(tasks.inputs())
+        for name, nested in self.nested.items():  # which are merged and not measured
+            inner = replace(nested, options=replace(nested.options, evaluate=False)).data
+            data |= {f"{name}/{task}": identity for task, identity in inner.items()}
+        return data
 
     @property
     def trusted_tasks(self) -> TaskPool[Any] | None:

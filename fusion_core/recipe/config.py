@@ -143,6 +143,8 @@ class Lock(Options):
     """The commits of repositories on the hub, by reference, such as `org/name@main`."""
     files: Mapping[str, Mapping[str, str]] = {}
     """The SHA-256 of every file of every model, by the names of model and file."""
+    tasks: Mapping[str, Any] = {}
+    """The identity of each task's data, such as the SHA-256 of its files."""
 
 
 class AlignmentPolicy(Options):

@@ -1,16 +1,18 @@
-"""The inputs of a locked recipe: every file of every model has its recorded SHA-256, or no run."""
+"""The inputs of a locked recipe: models and data with their recorded hashes, or no run."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import IntegrityError
 from fusion_core.running._identity import content_digest
 from fusion_core.weights.source import collect_origins
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from fusion_core.planning.run_plan import Plan
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     Digests = Mapping[str, Mapping[str, str]]
 
 _MOST_PROBLEMS = 5
+#: The most characters of a recorded value in a message. Commits are shown whole.
+_LONGEST_VALUE = 120
 
 
 def digest_inputs(plan: Plan) -> dict[str, dict[str, str]]:
@@ -56,7 +60,9 @@ def _check_lock(plan: Plan, digest: Digest) -> None:
         _check_lock(nested, digest)
     if not plan.is_locked:
         return
-    problems = list(_compare(plan.resolved.recipe.lock.files, _digest_inputs(plan, digest)))
+    lock = plan.resolved.recipe.lock
+    problems = list(_compare(lock.files, _digest_inputs(plan, digest)))
+    problems += compare_data(lock.tasks, plan.data, recorded_in="lock")
     if problems:
         more = len(problems) - _MOST_PROBLEMS
         lines = problems[:_MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
@@ -64,6 +70,36 @@ def _check_lock(plan: Plan, digest: Digest) -> None:
             "\n".join(["the inputs differ from the lock of the recipe:", *lines]),
             hint="Restore the inputs, or accept the change: fuse lock RECIPE.",
         )
+
+
+def compare_data(
+    recorded: Mapping[str, Any], data: Mapping[str, Any], *, recorded_in: str
+) -> list[str]:
+    """Return one line per difference between recorded identities of data and those of `Plan.data`.
+
+    Only tasks of `data` are compared: a run may use fewer than were recorded.
+    """
+    current: dict[str, Any] = json.loads(json.dumps(data))
+    problems = [f"task {task} is not in the {recorded_in}" for task in current.keys() - recorded]
+    for task in current.keys() & recorded:
+        problems += _find_differences(f"task {task}:", recorded[task], current[task])
+    return sorted(problems)
+
+
+def _find_differences(where: str, before: object, now: object) -> Iterator[str]:
+    """Yield one line per value that differs in two trees of JSON data."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            yield from _find_differences(f"{where} {key}", before.get(key), now.get(key))
+    elif before != now:
+        yield f"{where}: expected {_shorten(before)}, got {_shorten(now)}"
+
+
+def _shorten(value: object) -> str:
+    if value is None:
+        return "nothing"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def _weight_files(plan: Plan, name: str) -> dict[str, Path]:

@@ -138,9 +138,8 @@ def describe_run(plan: Plan) -> dict[str, Any] | None:
 
 
 def _describe_inputs(plan: Plan) -> dict[str, Any]:
-    """Identify a run's models, and the data of its tasks where that has a name."""
-    tasks = plan.used_tasks
-    data = {} if tasks is None else tasks.inputs()
+    """Identify a run's models, and the data of its tasks where that is known."""
+    data = plan.data
     return {"inputs": plan.pool.inputs(), **({"tasks": data} if data else {})}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fusion_core import hub
 from fusion_core.contracts.measurements import Reference
@@ -28,6 +28,7 @@ from fusion_core.planning.trust import (
 )
 from fusion_core.progress import Progress
 from fusion_core.recipe.config import Lock
+from fusion_core.recipe.paths import strip_folders
 from fusion_core.recipe.validation import validate
 from fusion_core.running._evaluator import Evaluator
 from fusion_core.running._identity import file_digests
@@ -195,15 +196,17 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
             overrides=read_recorded_overrides(directory, plugins, trust=trust),
         )
     if as_recorded:
-        write_report(report, directory)
+        write_report(report, directory, tasks.inputs())
+        plugins.notify("fusion_output_written", path=directory)
     return report
 
 
-def write_report(report: Report, directory: Path) -> None:
+def write_report(report: Report, directory: Path, data: Mapping[str, Any]) -> None:
     """Write `report.json` and, if tasks have outcomes, `outcomes.json` into a model directory.
 
     Each file is written in one step. The report follows the outcomes, so that it never lies next to
-    those of another report. The provenance, if there is one, then names both by their hashes.
+    those of another report. The provenance, if there is one, then names both by their hashes, and
+    has the identity of each task's `data`.
     """
     files = {REPORT: json.dumps(report.as_json(), indent=2).encode() + b"\n"}
     outcomes = report.outcomes_as_json()
@@ -218,6 +221,7 @@ def write_report(report: Report, directory: Path) -> None:
             tasks=list(report.tasks),
             measured_on=report.measured_on,
             transductive=report.transductive,
+            data=cast("dict[str, Any]", strip_folders(data)),
             files=file_digests(files),
         )
         write_durably(path, record_evaluation(path.read_bytes(), evaluation))

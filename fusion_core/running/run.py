@@ -131,6 +131,8 @@ def _execute(plan: Plan, committed: list[Path]) -> RunResult:
     if final.tasks is not None and final.options.evaluate:
         result = replace(result, report=_evaluate(final, result))
     notify(final, "fusion_run_finished", run=info, result=result)
+    if result.path is not None:
+        notify(final, "fusion_output_written", path=result.path)
     return result
 
 
@@ -202,7 +204,7 @@ def _evaluate(plan: Plan, result: RunResult) -> Report:
         )
         report = replace(report, chosen=plan.options.chosen)
         if result.path is not None:
-            write_report(report, result.path)
+            write_report(report, result.path, plan.tasks.inputs())
     except Exception as error:
         if result.path is None:
             raise

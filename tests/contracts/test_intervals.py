@@ -35,7 +35,7 @@ def known_bootstrap(values: np.ndarray, weights: np.ndarray) -> tuple[float, flo
         return (values * weights)[index].sum(axis) / weights[index].sum(axis)
 
     data = (np.arange(len(values)),)
-    result = stats.bootstrap(data, mean, n_resamples=20_000, method="percentile", rng=1)
+    result = stats.bootstrap(data, mean, n_resamples=20_000, method="percentile", random_state=1)
     return result.confidence_interval.low, result.confidence_interval.high
 
 

@@ -332,7 +332,7 @@ def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> 
     assert isinstance(result.weights, CheckpointSource)
     assert result.report is None
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())["predicate"]
-    absent = {"schema_version", "subject", "tasks", "output"}
+    absent = {"schema_version", "subject", "command", "tasks", "output"}
     assert provenance.keys() == Provenance.model_fields.keys() - absent
     assert provenance["plugins"].keys() == {"fusion-ties", "fusion-thresholds", "pools-checkpoints"}
     assert provenance["inputs"].keys() == {"base", "a", "b", "c"}
@@ -978,6 +978,9 @@ def test_hooks_are_called_in_order_and_cannot_stop_a_run(
         @hookimpl
         def fusion_run_finished(run, result):
             SEEN.append(("finished", result.path.name, (result.path / "recipe.yaml").exists()))
+        @hookimpl
+        def fusion_output_written(path):
+            SEEN.append(("written", path.name))
         """,
     )
     raising = "\n".join(
@@ -1004,6 +1007,7 @@ def {hook}():
         ("metrics", 1, {"loss": 2.0}),
         ("metrics", 2, {"loss": 1.0}),
         ("finished", "out", True),
+        ("written", "out"),
     ]
     failed = [record.getMessage() for record in caplog.records if "angry-x" in record.getMessage()]
     assert [message.split(" failed in ")[1].split(":")[0] for message in failed] == [

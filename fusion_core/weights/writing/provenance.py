@@ -104,6 +104,8 @@ class Evaluation(_Part):
     tasks: list[str] = []
     measured_on: str | None = None
     transductive: bool | None = None
+    #: the identity of each task's data
+    data: dict[str, Any] = {}
     #: the SHA-256 of its files, by name
     files: dict[str, Digest] = {}
 
@@ -132,6 +134,8 @@ class Provenance(_Part):
     processor: str = ""
     device: str = ""
     threads: int | None = None
+    #: the command of `fuse` that wrote the output, if not a run of a recipe
+    command: str = ""
     recipe: dict[str, Any] = {}
     inputs: dict[str, Input] = {}
     #: what the models' cards say: licence, its link, languages

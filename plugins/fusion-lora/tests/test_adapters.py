@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fusion_core import run_fusion
-from fusion_core.commands import load_plugins
+from fusion_core.commands import load_plugins, read_provenance
 from fusion_core.errors import FusionError, RecipeError
 from fusion_lora.command import extract_lora
 
@@ -153,9 +153,18 @@ def test_grown_embeddings_are_stored_whole_or_refused(tmp_path: Path) -> None:
         assert torch.equal(merged[name], expert[name])
 
 
-def test_tensors_outside_the_adapter_are_named(tmp_path: Path) -> None:
+def test_tensors_outside_the_adapter_are_named_and_its_card_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+    manager = type(load_plugins())
+    monkeypatch.setattr(manager, "notify", lambda _, hook, **data: told.append({hook: data}))
     fine_tune(tmp_path, "llama")
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
     output = extract(tmp_path, "--rank", "64")
+    assert told == [{"fusion_output_written": {"path": tmp_path / "adapter"}}]
+    provenance = read_provenance(tmp_path / "adapter")
+    assert (provenance.command, provenance.cards["base"]) == ("extract-lora", {"licence": "mit"})
     assert "not in the adapter: 5 tensors that change (norms and other vectors)" in output
     report = json.loads((tmp_path / "adapter" / "adapter_report.json").read_text())
     assert report["tensors"]["model.norm.weight"]["relative_error"] == 1

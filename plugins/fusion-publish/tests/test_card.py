@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from fusion_core import Report, run_fusion
-from fusion_core.commands import read_provenance
+from fusion_core.commands import load_plugins, read_provenance
 from fusion_core.errors import CheckpointError, OutputError, RecipeError
 from fusion_publish.card.kinds import find_kind
 from fusion_publish.card.licences import find_licence
@@ -89,7 +89,10 @@ def add_report(directory: Path, data: str | None = None) -> MergeOutput:
     (directory / "outcomes.json").write_text(json.dumps(OUTCOMES))
     provenance = json.loads((directory / "provenance.json").read_text())
     if data is not None:
-        provenance["predicate"]["tasks"] = {"latin": {"data": data, "files": ["test.parquet"]}}
+        test = {"data": data, "files": ["test.parquet"]}
+        provenance["predicate"]["tasks"] = {
+            "latin": {"test": test, "train": {"data": f"org/x@{COMMIT}"}}
+        }
         (directory / "provenance.json").write_text(json.dumps(provenance))
     return MergeOutput.read(directory)
 
@@ -326,6 +329,39 @@ def test_an_edited_card_is_kept_without_force(merged: Path, tmp_path: Path) -> N
     run_fusion(merged / "recipe.yaml", output=str(merged), options=overwriting())
 
 
+def test_a_users_own_results_are_kept(merged: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add_report(merged, data=f"org/latin@{COMMIT}")
+    users = merged / ".eval_results" / "mine.yaml"
+    users.parent.mkdir()
+    users.write_text("- value: 1\n")
+    assert write_card(merged) == [CARD, ".eval_results/latin.yaml"]
+    latin = users.with_name("latin.yaml")
+    edited = latin.read_text() + "# checked by hand\n"
+    latin.write_text(edited)
+    assert write_card(merged) == [CARD]
+    assert "latin.yaml is kept" in caplog.text
+    (merged / "report.json").unlink()
+    assert write_card(merged, force=True) == [CARD]
+    assert (users.read_text(), latin.read_text()) == ("- value: 1\n", edited)
+
+
+def test_an_evaluation_updates_a_card_unless_it_was_edited(
+    merged: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_card(merged, repository="org/name", licence="mit")
+    add_report(merged)
+    load_plugins().notify("fusion_output_written", path=merged)
+    text = (merged / CARD).read_text()
+    assert "| latin | accuracy in % | 75.0 |" in text
+    assert "# org/name" in text
+    assert "license: mit" in text
+    assert not caplog.text
+    (merged / CARD).write_text(text + "Mine.\n")
+    load_plugins().notify("fusion_output_written", path=merged)
+    assert (merged / CARD).read_text() == text + "Mine.\n"
+    assert f"fuse card {merged} --force writes it again" in caplog.text
+
+
 def overwriting() -> Any:
     from fusion_core import RunOptions
 
@@ -338,6 +374,18 @@ def test_only_outputs_of_runs_have_cards(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no provenance\.json"):
         write_card(tmp_path / "model", force=True)
     assert (tmp_path / "model" / CARD).read_bytes() == before
+
+
+def test_the_output_of_another_command_has_a_card_without_a_recipe(merged: Path) -> None:
+    provenance = json.loads((merged / "provenance.json").read_text())
+    provenance["predicate"]["command"] = "extract-lora"
+    (merged / "provenance.json").write_text(json.dumps(provenance))
+    (merged / "recipe.yaml").unlink()
+    write_card(merged)
+    assert metadata_of(merged)["tags"] == ["fusion-core", "extract-lora"]
+    text = (merged / CARD).read_text()
+    assert "# Output of extract-lora\n\nMade from the models below by `fuse extract-lora`" in text
+    assert "## Recipe" not in text
 
 
 def test_hostile_names_stay_inside_their_cells(merged: Path) -> None:

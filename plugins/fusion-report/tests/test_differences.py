@@ -61,7 +61,9 @@ def test_other_scores_are_bootstrapped_in_pairs() -> None:
         index = picked.astype(int)
         return ((after - before) * sizes)[index].sum(axis) / sizes[index].sum(axis)
 
-    known = stats.bootstrap((np.arange(80),), mean, n_resamples=20_000, method="percentile", rng=1)
+    known = stats.bootstrap(
+        (np.arange(80),), mean, n_resamples=20_000, method="percentile", random_state=1
+    )
     ends = known.confidence_interval
     room = 0.06 * (ends.high - ends.low)
     assert difference.interval == pytest.approx((ends.low, ends.high), abs=room)

@@ -336,8 +336,10 @@ def test_the_report_counts_every_row_and_the_provenance_has_it(pair: Models) -> 
     provenance = read_provenance(pair.output)
     assert provenance.output["tokenizer"] == report
     assert provenance.subject.keys() == {path.name for path in pair.output.iterdir()} - {
-        "provenance.json"
+        "provenance.json",
+        "README.md",  # where fusion-publish is installed
     }
+    assert provenance.command == "transplant-tokenizer"
     assert "new: subword" in output
     dry = pair.transplant("--method", "subword", "--dry-run", "--json")
     assert json.loads(dry)["matched"] == report["matched"]

@@ -460,7 +460,7 @@ def test_a_run_is_shown_with_published_results(serve: HubServer, tmp_path: Path)
     assert report["published"]["rows"]["TIES λ=0.3"]["mnist"] == 0.941
     recorded = json.loads((tmp_path / "out/provenance.json").read_text())["predicate"]
     commit = serve.repositories["datasets", "ylecun/mnist"].refs["main"]
-    assert recorded["tasks"]["mnist"]["data"] == f"ylecun/mnist@{commit}"
+    assert recorded["tasks"]["mnist"]["test"]["data"] == f"ylecun/mnist@{commit}"
 
 
 def test_adamerging_runs_from_an_empty_cache(serve: HubServer, tmp_path: Path) -> None:

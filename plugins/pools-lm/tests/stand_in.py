@@ -14,7 +14,9 @@ from pathlib import Path
 SELF = Path(__file__)
 VERSIONS = {"python": "3.11", "lm-eval": "0.4.13", "torch": "2"}
 PLAIN = {"kind": "task", "metrics": [], "members": [], "unsafe": [], "missing": [], "digest": "1"}
-LOCAL = {**PLAIN, "data": [{"data.json": [1, 2]}]}
+DATA = SELF.with_name("data.json")
+LOCAL = {**PLAIN, "data": [{str(DATA): [1, 2]}]}
+HUB = {"data_set": "org/questions", "commit": "c" * 40}
 KNOWN = {
     "foxes": {**LOCAL, "metrics": ["acc", "acc_norm"]},
     "bits": {**LOCAL, "metrics": ["bits_per_byte"]},
@@ -24,6 +26,7 @@ KNOWN = {
     "foxs": {"kind": "unknown", "close": ["foxes"]},
     "nothing": {"kind": "unknown", "close": []},
     "somewhere": {**PLAIN, "data": [None]},
+    "questions": {**PLAIN, "data": [HUB, HUB]},
 }
 VALUES = {
     "hellaswag": {"acc,none": 0.25, "acc_norm,none": 0.5},

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fusion_core import Metric, Progress, Report, RunOptions, run_fusion
-from fusion_core.commands import Subject
+from fusion_core.commands import Subject, read_provenance
 from fusion_core.errors import FusionError, HubError, PluginError, RecipeError
 from fusion_testing import Mean, tiny_pool
 from pools_lm.config import HarnessConfig, LanguageConfig
@@ -82,6 +83,10 @@ def test_the_output_directory_is_evaluated_and_the_report_has_the_conditions(
 ) -> None:
     tasks = harness("foxes", "bits", limit=5, num_fewshot=2, main={"foxes": "acc_norm"})
     report = run(models_of("llama", names=["foxes", "b"]), tasks, tmp_path / "out")
+    recorded = read_provenance(tmp_path / "out")
+    assert recorded.run.evaluation is not None
+    assert recorded.run.evaluation.data == recorded.tasks == tasks.inputs()
+    assert recorded.tasks["bits"]["files"]["data.json"]["sha256"] == sha256(b"[]").hexdigest()
     asked = [request for request in requests(tmp_path) if request["do"] == "measure"]
     where = [(Path(request["model"]).name, request["tasks"]) for request in asked]
     every = ["foxes", "bits"]
@@ -100,6 +105,11 @@ def test_the_output_directory_is_evaluated_and_the_report_has_the_conditions(
     assert conditions["versions"]["lm-eval"] == "0.4.13"
     assert (conditions["version"], conditions["num_fewshot"]) == (3.0, 2)
     assert conditions["seeds"]["fewshot"] == 1234
+
+
+def test_data_on_the_hub_is_recorded_by_its_commit(harness: Callable[..., HarnessTasks]) -> None:
+    expected = {"task": "1", "data": [f"org/questions@{'c' * 40}"], "files": {}}
+    assert harness("questions", "somewhere").inputs() == {"questions": expected}
 
 
 def test_results_of_base_and_experts_are_cached(

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusion_core import run_fusion
+from fusion_core.commands import read_provenance
 from fusion_core.errors import FusionError, HubError, RecipeError
 from fusion_testing import Mean
 from pools_lm.config import HarnessConfig
@@ -176,6 +178,11 @@ def test_results_match_the_harness_and_a_direct_computation(
     here, there = reports
     assert here.tasks == there.tasks
     assert there.remembered == {"base": tuple(names), "experts": ("foxes",)}
+    recorded = read_provenance(tmp_path / "out-0").tasks
+    hashed = {"data.jsonl": sha256((include / "data.jsonl").read_bytes()).hexdigest()}
+    for name in names:
+        files = recorded[name]["files"]
+        assert {file: identity["sha256"] for file, identity in files.items()} == hashed
     answers = [row["answer"] for row in data]
     expected = [
         best(values) == answer for values, answer in zip(likelihoods_by_row, answers, strict=True)

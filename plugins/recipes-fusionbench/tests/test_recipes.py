@@ -121,7 +121,11 @@ METHODS: list[tuple[str, str, Any]] = [
             "lr": 1e-5,
             **STORED,
             "overrides": [
-                {"match": ["*encoder.w.weight"], "unmatched": "warn", "matrices": "none"}
+                {
+                    "match": ["vision_model.encoder.w.weight"],
+                    "unmatched": "warn",
+                    "matrices": "none",
+                }
             ],
         },
     ),
@@ -301,6 +305,10 @@ def test_corrupted_images_are_measured() -> None:
     assert problems_of(mixed) == [
         "taskpool.tasks: expected one corruption for all data sets, got pixelate, spatter"
     ]
+    extra = CORRUPTED.replace("{name: eurosat, dataset", "{name: eurosat, limit: 5, dataset")
+    assert problems_of(extra) == [
+        "taskpool.tasks.eurosat.limit: unknown key; expected name, dataset"
+    ]
     misspelt = CORRUPTED.replace("  clip_model", "  clip_modle: x\n  clip_model")
     assert problems_of(misspelt) == ["taskpool.clip_modle: unknown key; did you mean clip_model?"]
     adapting = CORRUPTED.replace("defaults:\n", "defaults:\n  - method: adamerging/clip\n")
@@ -309,6 +317,28 @@ def test_corrupted_images_are_measured() -> None:
     )
     reason = "taskpool: measures images of corruption pixelate, and the method adapts to none"
     assert reason in problems_of(adapting)
+
+
+@pytest.mark.parametrize(
+    ("pool", "key", "pattern"),
+    [
+        (
+            "CLIPVisionModelPool/clip-vit-base-patch32_TA8",
+            "encoder.w[0]",
+            "vision_model.encoder.w[[]0]",
+        ),
+        ("CLIPVisionModelPool/clip-vit-base-patch32_TA8", "vision_model.w", "vision_model.w"),
+        ("gpt-2_glue", "transformer.h.0.w", "*h.0.w"),
+        ("gpt-2_glue", "score.weight", "score.weight"),
+        ("Seq2SeqLMPool/flan-t5-base_glue", "shared.weight", "shared.weight"),
+    ],
+)
+def test_an_excluded_key_is_the_whole_name_of_a_tensor(pool: str, key: str, pattern: str) -> None:
+    text = f"defaults:\n  - modelpool: {pool}\n" + method(
+        "WUDIMerging", f"iter_num: 4, exclude_keys: ['{key}']"
+    )
+    (override,) = recipe_of(text)["algorithm"]["overrides"]
+    assert override["match"] == [pattern]
 
 
 def test_adamerging_with_surgery_and_of_language_models() -> None:

@@ -90,6 +90,7 @@ def extract_lora(
             output,
             pair.executor,
             base_name=base,
+            cards=pair.cards,
             blocked=blocked,
             overwrite=overwrite,
             progress=progress,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from fusion_core import AlignmentPolicy, ExecutorSpec
 from fusion_core.commands import load_plugins
@@ -13,7 +13,7 @@ from fusion_lora.extraction import Extraction
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
 
     from fusion_core import WeightSource
@@ -32,6 +32,8 @@ class Pair:
     #: the names of tensors to which the expert adds rows
     grown: frozenset[str]
     executor: Executor
+    #: the facts of both models' cards
+    cards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def plan(
         self,
@@ -82,4 +84,4 @@ def open_pair(expert: str, base: str, blocked: frozenset[str] = frozenset()) -> 
     model = as_weights(aligned.experts["expert"], aligned.base)  # it may be an adapter
     threads = plugins.find(ExecutorSpec, "threads")
     executor: Executor = threads.create(threads.load_config()())
-    return Pair(model, aligned.base, frozenset(grown), executor)
+    return Pair(model, aligned.base, frozenset(grown), executor, pool.cards())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,14 +24,14 @@ from fusion_lora.record import REPORT
 from fusion_lora.spool import Spool
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from concurrent.futures import Executor
     from pathlib import Path
 
-    from fusion_core.weights import Staging
     from fusion_lora.extraction import Extraction
     from fusion_lora.record import Record
 
-_PLUGIN, _PROVENANCE = "fusion-lora", "provenance.json"
+_PLUGIN, _COMMAND, _PROVENANCE = "fusion-lora", "extract-lora", "provenance.json"
 #: PEFT reads one file.
 ONE_FILE = 2**62
 
@@ -42,15 +42,19 @@ def write_adapter(  # noqa: PLR0913 - what is written, where, and how
     executor: Executor,
     *,
     base_name: str | None,
+    cards: Mapping[str, Mapping[str, Any]],
     blocked: frozenset[str] = frozenset(),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Record:
     """Extract an adapter into a directory, which appears complete or not at all.
 
-    Loads no plugin in `blocked`. Returns the errors. Raises as `stage_output` does.
+    `cards` are the facts of both models' cards. Loads no plugin in `blocked`. Returns the errors.
+    Raises as `stage_output` does.
     """
     progress = progress or Progress()
+    plugins = load_plugins(blocked)
+    environment = describe_environment({_PLUGIN}, plugins.plugins, torch.device("cpu"))
     with stage_output(directory, overwrite=overwrite) as staging:
         spool = Spool(staging.state / "factors")
         adapter, record = extraction.run(spool, executor, progress)
@@ -58,27 +62,24 @@ def write_adapter(  # noqa: PLR0913 - what is written, where, and how
         materialise(spool, staging, shard_size=ONE_FILE, stem=STEM)
         staging.add(ADAPTER_CONFIG, adapter.config(extraction.base, base_name))
         staging.add(REPORT, record.as_json())
-        staging.add(_PROVENANCE, _describe(extraction, record, staging, blocked))
+        parts = {**environment, **_describe(extraction, record), "cards": cards}
+        run = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
+        staging.add(_PROVENANCE, build_statement(staging, parts, run))
         for model in (extraction.model, extraction.base):
             check_unchanged(model)
         staging.commit(overwrite=overwrite)
+    plugins.notify("fusion_output_written", path=directory)
     return record
 
 
-def _describe(
-    extraction: Extraction, record: Record, staging: Staging, blocked: frozenset[str]
-) -> bytes:
-    """Return the content of `provenance.json`, by which `--overwrite` knows the output."""
-    plugins = load_plugins(blocked).plugins
-    environment = describe_environment({_PLUGIN}, plugins, torch.device("cpu"))
+def _describe(extraction: Extraction, record: Record) -> dict[str, Any]:
+    """Return what `provenance.json` says of an extraction."""
     models = {"expert": extraction.model, "base": extraction.base}
-    parts = {
-        **environment,
+    return {
+        "command": _COMMAND,
         "inputs": {name: identify_input(model) for name, model in models.items()},
         "output": {"adapter": record.as_data(), "ranks": asdict(extraction.ranks)},
     }
-    run = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    return build_statement(staging, parts, run)
 
 
 def _refuse_experts(record: Record) -> None:

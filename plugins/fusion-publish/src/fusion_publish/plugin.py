@@ -8,6 +8,7 @@ from fusion_core import CommandSpec, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from fusion_core import RunInfo
 
@@ -57,9 +58,8 @@ def fusion_check_run(run: RunInfo) -> None:
 
 
 @hookimpl
-def fusion_run_finished(run: RunInfo) -> None:
-    """Write the model card into the output of a run."""
-    if run.path is not None:
-        from fusion_publish.card.writing import write_card
+def fusion_output_written(path: Path) -> None:
+    """Write the model card of an output, or bring it up to date with a new evaluation."""
+    from fusion_publish.card.writing import update_card
 
-        write_card(run.path)
+    update_card(path)

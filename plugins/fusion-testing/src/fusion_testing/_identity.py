@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,14 +89,7 @@ class IdentityChecks(ComponentSuite):
     ) -> None:
         """Changing a file that the options name changes the `identity` of at least one task."""
         _skip_without_identity(make())
-        files = [
-            Path(text) for text in _texts(config.model_dump(mode="json")) if _is_temporary(text)
-        ]
-        if not files:
-            pytest.skip(
-                "no option names a file of examples in a temporary directory, where it may be "
-                "changed"
-            )
+        files = _list_data(config)
         before = {name: make().identity(name) for name in make().names}
         changed = False
         for file in files:
@@ -112,6 +105,32 @@ class IdentityChecks(ComponentSuite):
                 "Add the size and time of every file, as fusion_core.files.file_stamps returns "
                 "them.",
             )
+
+    def test_inputs_change_with_the_data(
+        self, config: ComponentConfig, make: Callable[[], TaskPool[Any]]
+    ) -> None:
+        """Changing a file that the options name changes `inputs`, which provenance records."""
+        files = _list_data(config)
+        before = json.dumps(make().inputs())
+        for file in files:
+            with _extended(file), suppress(FusionError):
+                if json.dumps(make().inputs()) != before:
+                    return
+        fail(
+            "`inputs` does not change when a data file changes.",
+            "Add the hash of every file, as fusion_core.files.hash_files returns them.",
+        )
+
+
+def _list_data(config: ComponentConfig) -> list[Path]:
+    """Return the files of examples that options name, or skip the check if there are none."""
+    texts = _texts(config.model_dump(mode="json"))
+    files = [Path(text) for text in texts if _is_temporary(text)]
+    if not files:
+        pytest.skip(
+            "no option names a file of examples in a temporary directory, where it may be changed"
+        )
+    return files
 
 
 def _skip_without_identity(pool: TaskPool[Any]) -> None:

@@ -18,17 +18,17 @@ from fusion_core.errors import OutputError
 from fusion_core.weights import check_unchanged, materialise, stage_output
 from fusion_tokenizer.perplexity import measure
 from fusion_tokenizer.record import REPORT
+from pools_checkpoints import read_card
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from fusion_core import Progress, WeightSource
-    from fusion_core.weights import Staging
     from fusion_tokenizer.record import Record
     from fusion_tokenizer.transplant import Transplant
 
-_PLUGIN, _PROVENANCE = "fusion-tokenizer", "provenance.json"
+_PLUGIN, _COMMAND, _PROVENANCE = "fusion-tokenizer", "transplant-tokenizer", "provenance.json"
 SHARD_SIZE = 5_000_000_000
 
 
@@ -47,6 +47,8 @@ def write_model(  # noqa: PLR0913 - what is written, where, and how
     as `stage_output` and `Transplant.carry_out` do.
     """
     pair = transplant.pair
+    plugins = load_plugins(blocked)
+    environment = describe_environment({_PLUGIN}, plugins.plugins, torch.device("cpu"))
     if overwrite:
         _check_inputs_survive(transplant, directory)
     with stage_output(directory, overwrite=overwrite) as staging:
@@ -61,10 +63,13 @@ def write_model(  # noqa: PLR0913 - what is written, where, and how
             record.perplexity["before"] = measure(model.directory, model.vocabulary, text)
             record.perplexity["after"] = measure(staging.directory, pair.donor.vocabulary, text)
         staging.add(REPORT, record.as_json())
-        staging.add(_PROVENANCE, _describe(transplant, record, staging, blocked))
+        run = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
+        parts = {**environment, **_describe(transplant, record)}
+        staging.add(_PROVENANCE, build_statement(staging, parts, run))
         for model_source in _inputs(transplant).values():
             check_unchanged(model_source)
         staging.commit(overwrite=overwrite)
+    plugins.notify("fusion_output_written", path=directory)
     return record
 
 
@@ -86,14 +91,16 @@ def _check_inputs_survive(transplant: Transplant, directory: Path) -> None:
             )
 
 
-def _describe(
-    transplant: Transplant, record: Record, staging: Staging, blocked: frozenset[str]
-) -> bytes:
-    """Return the content of `provenance.json`, by which `--overwrite` knows the output."""
-    plugins = load_plugins(blocked).plugins
-    parts = {
-        **describe_environment({_PLUGIN}, plugins, torch.device("cpu")),
+def _describe(transplant: Transplant, record: Record) -> dict[str, Any]:
+    """Return what `provenance.json` says of a transplant."""
+    pair = transplant.pair
+    return {
+        "command": _COMMAND,
         "inputs": {name: identify_input(source) for name, source in _inputs(transplant).items()},
+        "cards": {
+            "model": read_card(pair.model.directory),
+            "donor": read_card(pair.donor.directory),
+        },
         "warnings": list(transplant.warnings),
         "output": {
             "tokenizer": record.as_data(),
@@ -101,8 +108,6 @@ def _describe(
             "options": asdict(transplant.options),
         },
     }
-    run = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    return build_statement(staging, parts, run)
 
 
 def _digests(transplant: Transplant) -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import Split, hub
 from fusion_core.errors import RecipeError
+from fusion_core.files import hash_files
 from pools_checkpoints import find_split
 from pools_clip.families import all_tasks, load_data_set
 from pools_clip.images import count_rows
@@ -46,6 +47,10 @@ class DataSet(ABC):
         del split
         return None
 
+    @abstractmethod
+    def describe(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield splits with the hashes of their files, or the commit that they come from."""
+
     def count(self, split: Split) -> int | None:
         """Return the number of images in a split; None if it is unknown before a download."""
         return count_rows(self.files(split))
@@ -77,6 +82,11 @@ class LocalDataSet(DataSet):
         """Return the split's file."""
         del limit
         return [getattr(self._options, split)]
+
+    def describe(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield each split with the hash of its file."""
+        for split in filter(self.has, Split):
+            yield split.value, {"files": hash_files(self.files(split))}
 
     def check(self) -> None:
         """Raise a `FusionError` for a file that is not a table of images."""
@@ -120,6 +130,10 @@ class HubDataSet(DataSet):
         """Return the commit and the files of a split."""
         wanted = self._wanted(split)
         return {"data": str(wanted.reference), "files": wanted.paths, "columns": self.columns}
+
+    def describe(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the test split. Its commit identifies the other splits, too."""
+        yield Split.TEST.value, self.identity(Split.TEST)
 
     def count(self, split: Split) -> int | None:
         """Count the images in downloaded files; otherwise use the known size of the test split."""

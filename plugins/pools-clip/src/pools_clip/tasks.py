@@ -94,9 +94,8 @@ class ClipClassification(TaskPool[ComponentConfig]):
         return [*self._clip.downloads(), *images]
 
     def inputs(self) -> Mapping[str, Any]:
-        """Identify the data sets on the hub by their commits and files."""
-        identities = {name: data.identity(Split.TEST) for name, data in self._data.items()}
-        return {name: identity for name, identity in identities.items() if identity is not None}
+        """Identify each split: local files by their hashes, data sets on the hub by commits."""
+        return {name: dict(data.describe()) for name, data in self._data.items()}
 
     def identity(self, name: str) -> Mapping[str, Any]:
         """Identify a task by its images, its preprocessing and its head."""

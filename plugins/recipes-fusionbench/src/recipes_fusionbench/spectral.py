@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: FusionBench decomposes tensors of two dimensions, not convolutions or packed experts.
 AS_STORED: dict[str, Any] = {"matrices": "stored"}
+#: Prefixes of names.
+_CLIP, _GPT2 = "vision_model.", "transformer."
 
 
 def tsv_m(fusion: Fusion) -> None:
@@ -24,14 +26,14 @@ def tsv_m(fusion: Fusion) -> None:
         given.ignore("alpha")
         given.refuse("alpha", "tsv-m has one factor for the merge, not one per model")
     else:
-        fusion.add("tsv-m", scale=given.number("alpha", 1.0), **_choose_matrices(given))
+        fusion.add("tsv-m", scale=given.number("alpha", 1.0), **_choose_matrices(fusion))
 
 
 def iso_c(fusion: Fusion) -> None:
     """Translate Iso-C."""
     given = fusion.options
     _warn_of_rank(given)
-    fusion.add("iso-c", scale=given.number("scaling_factor"), **_choose_matrices(given))
+    fusion.add("iso-c", scale=given.number("scaling_factor"), **_choose_matrices(fusion))
 
 
 def iso_cts(fusion: Fusion) -> None:
@@ -42,7 +44,7 @@ def iso_cts(fusion: Fusion) -> None:
     if not 0 <= fraction <= 1:
         given.refuse("common_space_fraction", f"expected a fraction, got {fraction:g}")
     scale = given.number("scaling_factor")
-    fusion.add("iso-cts", scale=scale, common_fraction=fraction, **_choose_matrices(given))
+    fusion.add("iso-cts", scale=scale, common_fraction=fraction, **_choose_matrices(fusion))
 
 
 def _warn_of_rank(given: Options) -> None:
@@ -52,21 +54,33 @@ def _warn_of_rank(given: Options) -> None:
     given.warn("", reason)
 
 
-def _choose_matrices(given: Options) -> dict[str, Any]:
+def _choose_matrices(fusion: Fusion) -> dict[str, Any]:
     """Return which tensors are decomposed. FusionBench averages those of `exclude_keys`."""
-    excluded = given.texts("exclude_keys")
+    excluded = fusion.options.texts("exclude_keys")
     if not excluded:
         return AS_STORED
-    # FusionBench names tensors as the live model does, and files may have a prefix
-    patterns = [f"*{escape(key.removeprefix('vision_model.'))}" for key in excluded]
+    patterns = [_match_one(key, fusion.models.kind) for key in excluded]
     chosen = {"match": patterns, "unmatched": "warn", "matrices": "none"}
     return {**AS_STORED, "overrides": [chosen]}
+
+
+def _match_one(key: str, kind: str) -> str:
+    """Return the pattern of one tensor. FusionBench compares whole names, of the live model.
+
+    A live vision model of CLIP may lack the prefix that its files have, and files of GPT-2 that of
+    the live model.
+    """
+    if kind == "clip":
+        return f"{_CLIP}{escape(key.removeprefix(_CLIP))}"
+    if kind == "gpt2" and key.startswith(_GPT2):
+        return f"*{escape(key.removeprefix(_GPT2))}"
+    return escape(key)
 
 
 def wudi(fusion: Fusion) -> None:
     """Translate WUDI."""
     given = fusion.options
-    fusion.add("wudi", steps=given.count("iter_num"), lr=1e-5, **_choose_matrices(given))
+    fusion.add("wudi", steps=given.count("iter_num"), lr=1e-5, **_choose_matrices(fusion))
 
 
 def doge(fusion: Fusion) -> None:

@@ -213,6 +213,9 @@ def _read_listed_data_sets(options: Options) -> dict[str, Any]:
     if not isinstance(listed, list) or not all(isinstance(task, dict) for task in listed):
         options.refuse("tasks", "expected a list of tasks with a name and a dataset")
         return {}
+    for task in listed:
+        for key in sorted(task.keys() - {"name", "dataset"}):
+            options.refuse(f"tasks.{task.get('name')}.{key}", "unknown key; expected name, dataset")
     return {str(task.get("name")): task.get("dataset") or {} for task in listed}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 Directory = Annotated[
-    Path, typer.Argument(metavar="DIR", help="Read this directory, which fuse run wrote.")
+    Path, typer.Argument(metavar="DIR", help="Read this directory, which fuse wrote.")
 ]
 Licence = Annotated[
     Optional[str],  # noqa: UP045 - typer reads these annotations at run time
@@ -34,8 +34,9 @@ def card(
 
     README.md gets the metadata that the hub reads, the results of the last evaluation, code that
     loads the model, the recipe, and how to reproduce the model. Results on data sets of the hub are
-    also written to .eval_results. fuse run writes both into every output. Call this command after
-    fuse evaluate, or to name a licence. It keeps a card that you have edited.
+    also written to .eval_results. fuse run and fuse extract-lora write both into every output, and
+    fuse evaluate updates them. Call this command to name a licence or the repository. It keeps a
+    card that you have edited, and your own files in .eval_results.
 
     \b
     Examples:

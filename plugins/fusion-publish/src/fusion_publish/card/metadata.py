@@ -40,7 +40,7 @@ def write_metadata(
         language=_languages(output) or None,
         library_name=kind.library,
         pipeline_tag=kind.pipeline_tag,
-        tags=["merge", "fusion-core", *output.methods],
+        tags=[*(["merge"] if output.is_merge else []), "fusion-core", *output.methods],
         metrics=list(dict.fromkeys(_slug(result.metric) for result in results)) or None,
         model_name=name if results else None,
         eval_results=[_eval_result(result, kind) for result in results] or None,
@@ -52,14 +52,19 @@ def _lineage(output: MergeOutput, kind: Kind) -> dict[str, Any]:
     """Return the repositories that the model was made of, and the relation to them.
 
     An adapter names its base alone, because the hub loads it with this model. Models that are not
-    on the hub have no identifier and are left out.
+    on the hub have no identifier and are left out. The hub works out the relation of a model that
+    another command than `fuse run` wrote.
     """
     parents = [parent for parent in output.parents if not kind.is_adapter or parent.name == "base"]
     repositories = dict.fromkeys(filter(None, (parent.repository for parent in parents)))
     if not repositories:
         return {}
-    relation = "adapter" if kind.is_adapter else "merge"
-    return {"base_model": list(repositories), "base_model_relation": relation}
+    fields: dict[str, Any] = {"base_model": list(repositories)}
+    if kind.is_adapter:
+        fields["base_model_relation"] = "adapter"
+    elif output.is_merge:
+        fields["base_model_relation"] = "merge"
+    return fields
 
 
 def _licence(output: MergeOutput, licence: str | None) -> dict[str, Any]:

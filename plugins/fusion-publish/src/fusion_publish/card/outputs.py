@@ -38,34 +38,43 @@ class Parent:
 
 @dataclass(frozen=True)
 class MergeOutput:
-    """A directory that `fuse run` wrote: its provenance, recipe, configuration and report."""
+    """A directory that `fuse` wrote: its provenance, recipe, configuration and report."""
 
     directory: Path
     provenance: Provenance
-    recipe_text: str
+    #: None if a command wrote the directory that has no recipe, such as `fuse extract-lora`
+    recipe_text: str | None
     report: Report | None
 
     @classmethod
     def read(cls, directory: Path) -> MergeOutput:
-        """Read a directory. Raises `CheckpointError` for one that no run wrote."""
+        """Read a directory.
+
+        Raises `CheckpointError` for one that `fuse` did not write, or whose recipe is missing.
+        """
         if not (directory / PROVENANCE).is_file():
             raise CheckpointError(
-                f"{directory} has no {PROVENANCE}: expected a directory that fuse run wrote",
+                f"{directory} has no {PROVENANCE}: expected a directory that fuse wrote",
                 hint="Name the output of a run.",
             )
         provenance = read_provenance(directory)
-        path = directory / RECIPE
-        with report_unreadable(path):
-            recipe = path.read_text(encoding="utf-8", errors="replace")
+        recipe = None if provenance.command else _read_recipe(directory / RECIPE)
         return cls(directory, provenance, recipe, read_report(directory))
 
     @property
     def licence(self) -> str | None:
         """The licence that the recipe names."""
+        if self.recipe_text is None:
+            return None
         match load_yaml(self.recipe_text, origin=RECIPE):
             case {"output": {"licence": str(licence)}}:
                 return licence
         return None
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether a recipe was run, and not another command."""
+        return self.recipe_text is not None
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -85,8 +94,9 @@ class MergeOutput:
 
     @property
     def methods(self) -> list[str]:
-        """The names of the stages."""
-        return [stage.name for stage in self.provenance.stages]
+        """The names of the stages; the command, if no recipe was run."""
+        command = self.provenance.command
+        return [command] if command else [stage.name for stage in self.provenance.stages]
 
     @property
     def versions(self) -> dict[str, str]:
@@ -116,6 +126,11 @@ def read_report(directory: Path) -> Report | None:
         problem = f"{path} or outcomes.json is invalid: {error}"
         raise FusionError(problem, hint=f"Measure again: fuse evaluate {directory}") from error
     return report
+
+
+def _read_recipe(path: Path) -> str:
+    with report_unreadable(path):
+        return path.read_text(encoding="utf-8", errors="replace")
 
 
 def repository_of(source: str) -> str | None:

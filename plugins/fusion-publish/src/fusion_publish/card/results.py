@@ -53,7 +53,8 @@ def list_results(output: MergeOutput) -> list[Result]:
     report = output.report
     if report is None:
         return []
-    data = output.provenance.tasks
+    evaluation = output.provenance.run.evaluation
+    data = (evaluation.data if evaluation else {}) or output.provenance.tasks
     results = (_result(report, task, _find_data(data.get(task))) for task in report.tasks)
     return [result for result in results if math.isfinite(result.value)]
 
@@ -112,8 +113,10 @@ def _notes(report: Report, unit: str, count: int | None, ends: tuple[float, floa
 
 
 def _find_data(identity: object) -> str | None:
-    """Return the first repository at a commit in the identity of a task's data."""
-    return next(_repositories(identity), None)
+    """Return the repository and commit of a task's test data, if it is a single one."""
+    measured = identity.get("test", identity) if isinstance(identity, dict) else identity
+    repositories = set(_repositories(measured))
+    return repositories.pop() if len(repositories) == 1 else None
 
 
 def _repositories(value: object) -> Iterator[str]:

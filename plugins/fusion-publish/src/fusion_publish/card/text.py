@@ -25,21 +25,31 @@ def write_text(
     results: Sequence[Result],
 ) -> str:
     """Return the Markdown below the metadata."""
-    title = repository or f"Merge by {', '.join(output.methods)}"
+    recipe = output.recipe_text
     sections = [
-        f"# {_inline(title)}",
+        f"# {_inline(repository or _title(output))}",
         _summary(output),
         "## Models\n\n" + _models(output),
         *([] if output.report is None else ["## Results\n\n" + _results(output.report, results)]),
         "## Use\n\n" + _use(repository, kind),
-        "## Recipe\n\n" + _code("yaml", output.recipe_text),
-        "## Reproduce\n\n" + _reproduction(output),
+        *([] if recipe is None else ["## Recipe\n\n" + _code("yaml", recipe)]),
+        *([] if recipe is None else ["## Reproduce\n\n" + _reproduction(output)]),
         "## Licence\n\n" + _licence(licence),
     ]
     return "\n\n".join(sections)
 
 
+def _title(output: MergeOutput) -> str:
+    methods = ", ".join(output.methods)
+    return f"Merge by {methods}" if output.is_merge else f"Output of {methods}"
+
+
 def _summary(output: MergeOutput) -> str:
+    if not output.is_merge:
+        return (
+            f"Made from the models below by `fuse {output.provenance.command}` of fusion-core. "
+            "`provenance.json` has the hashes of its inputs and of its files."
+        )
     methods = ", ".join(f"`{method}`" for method in output.methods)
     experts = output.provenance.inputs.keys() - {"base"}
     count = f"{len(experts)} models" if len(experts) > 1 else "one model"
@@ -121,9 +131,9 @@ def _licence(licence: str | None) -> str:
     if licence is None:
         return (
             "Unknown: the card of at least one model names no licence. The terms of every model "
-            "apply to their merge."
+            "apply to this model."
         )
-    return f"{_inline(licence)}. The terms of every model above apply to their merge."
+    return f"{_inline(licence)}. The terms of every model above apply to this model."
 
 
 def _code(language: str, text: str) -> str:

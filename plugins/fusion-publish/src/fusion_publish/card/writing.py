@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING
 
-from fusion_core.errors import OutputError
+from fusion_core.errors import FusionError, OutputError
 from fusion_core.files import is_sealed, seal, write_durably
+from fusion_core.hub import looks_like_id
 from fusion_publish.card.kinds import find_kind
 from fusion_publish.card.licences import find_licence
 from fusion_publish.card.metadata import write_metadata
@@ -16,12 +18,16 @@ from fusion_publish.card.text import write_text
 from pools_checkpoints import read_card
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from fusion_publish.card.results import Result
 
+_LOG = logging.getLogger(__name__)
+
 CARD = "README.md"
+#: The title of a card, which may be the name of the repository.
+_TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
 #: A name of a task that is also the name of a file, such as `arc_easy`.
 _FILE_STEM = re.compile(r"[\w-]+")
 
@@ -37,29 +43,51 @@ def write_card(
 
     `licence` is named by the user. Without it, the card keeps its licence; a first card has the
     recipe's, or one that is worked out from the models'.
-    `repository` is where the model will be on the hub; without it, the code loads the model from
-    its directory. With `force`, files that were edited are replaced.
+    `repository` is where the model will be on the hub. Without it, the card keeps the one that it
+    names; if it names none, the code loads the model from its directory.
 
-    Raises `CheckpointError` for a directory that no run wrote, `RecipeError` for models whose
-    licences conflict, and `OutputError` for files that were edited.
+    A file of `.eval_results` that the user wrote or edited stays as it is, and a warning names it
+    if it has the name of a result. With `force`, `README.md` and such a file are replaced.
+
+    Raises `CheckpointError` for a directory that `fuse` did not write, `RecipeError` for models
+    whose licences conflict, and `OutputError` for a `README.md` that was edited.
     """
-    if not is_edited(directory / CARD):  # the licence that an earlier command named
+    is_own = not is_edited(directory / CARD)
+    if is_own:  # what an earlier command named
         licence = licence or _licence_of(directory)
+        repository = repository or _repository_of(directory / CARD)
     files = build_card(MergeOutput.read(directory), licence=licence, repository=repository)
-    outdated = [name for name in _list_written(directory) if name not in files]
-    edited = [name for name in (*files, *outdated) if is_edited(directory / name)]
-    if edited and not force:
+    if not (is_own or force):
         raise OutputError(
-            f"{directory}: not written by fuse, or edited since: {', '.join(edited)}",
+            f"{directory}: not written by fuse, or edited since: {CARD}",
             hint=f"Replace it: fuse card {directory} --force. Or move it away.",
         )
-    for name, content in files.items():
-        write_durably(directory / name, content, parents=True)
-    for name in outdated:
-        (directory / name).unlink()
-    if outdated and not any((directory / FOLDER).iterdir()):
-        (directory / FOLDER).rmdir()
-    return list(files)
+    _delete_outdated(directory, files)
+    written = [name for name in files if force or not is_edited(directory / name)]
+    for name in files:
+        if name in written:
+            write_durably(directory / name, files[name], parents=True)
+        else:
+            _LOG.warning("%s is kept: fuse did not write it, or it was edited", directory / name)
+    return written
+
+
+def update_card(directory: Path) -> None:
+    """Write the card of a directory, unless its user has edited it.
+
+    Warns of a card that stays as it is, or that cannot be written.
+    """
+    if is_edited(directory / CARD):
+        _LOG.warning(
+            "%s was edited and keeps its results; fuse card %s --force writes it again",
+            directory / CARD,
+            directory,
+        )
+        return
+    try:
+        write_card(directory)
+    except FusionError as error:
+        _LOG.warning("%s gets no model card: %s\n%s", directory, error.message, error.hint or "")
 
 
 def build_card(
@@ -89,6 +117,12 @@ def _licence_of(directory: Path) -> str | None:
     return None if licence == "unknown" else licence
 
 
+def _repository_of(card: Path) -> str | None:
+    """Return the repository that an existing card names as its title."""
+    title = _TITLE.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    return title[1] if title and looks_like_id(title[1]) else None
+
+
 def _list_eval_results(results: Sequence[Result]) -> dict[str, bytes]:
     from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
@@ -101,6 +135,11 @@ def _list_eval_results(results: Sequence[Result]) -> dict[str, bytes]:
     return files
 
 
-def _list_written(directory: Path) -> list[str]:
-    """Return the names of the files in `.eval_results`."""
-    return [f"{FOLDER}/{path.name}" for path in sorted((directory / FOLDER).glob("*.yaml"))]
+def _delete_outdated(directory: Path, files: Collection[str]) -> None:
+    """Delete results of an earlier evaluation, except those that the user wrote or edited."""
+    folder = directory / FOLDER
+    for path in folder.glob("*.yaml"):
+        if f"{FOLDER}/{path.name}" not in files and not is_edited(path):
+            path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -28,11 +28,11 @@ def lock(
     as_json: Annotated[bool, typer.Option("--json", help="Print the lock as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Hide progress.")] = False,
 ) -> None:
-    """Write a recipe with the commit of every repository and the SHA-256 of every file it merges.
+    """Write a recipe with the commit of every repository and the SHA-256 of every file it reads.
 
-    fuse run of the locked recipe refuses inputs that differ, before it merges. It records the
-    hashes in provenance.json. Revisions that the cache knows are not looked up again: fuse download
-    looks them up.
+    fuse run of the locked recipe refuses models and data of tasks that differ, before it merges. It
+    records the hashes in provenance.json. Revisions that the cache knows are not looked up again:
+    fuse download looks them up.
 
     \b
     Examples:
@@ -66,5 +66,6 @@ def lock(
         print_json(locked["lock"])
         return
     files = sum(map(len, locked["lock"]["files"].values()))
-    commits = len(locked["lock"]["commits"])
-    typer.echo(escape_control(f"locked: {path}: {files} files, {commits} commits of the hub"))
+    commits, tasks = (len(locked["lock"][kind]) for kind in ("commits", "tasks"))
+    counts = f"{files} files, {commits} commits of the hub, data of {tasks} tasks"
+    typer.echo(escape_control(f"locked: {path}: {counts}"))

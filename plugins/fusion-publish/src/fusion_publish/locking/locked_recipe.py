@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def locked_path(recipe: Path) -> Path:
 
 
 def lock_recipe(raw: Mapping[str, Any], folder: Path, options: RunOptions) -> dict[str, Any]:
-    """Return a resolved recipe for a folder, with a lock of all its inputs.
+    """Return a resolved recipe for a folder, with a lock of all its models and data.
 
     Downloads them and reads every file whole. Raises as a run does.
     """
@@ -38,6 +39,8 @@ def lock_recipe(raw: Mapping[str, Any], folder: Path, options: RunOptions) -> di
         _ = planned.aligned  # raises for models that do not fit together
         hub.download_requests(planned.downloads())
         files = digest_inputs(planned)
+        planned.check_data()
+        tasks = json.loads(json.dumps(planned.data))
         commits = hub.resolved_commits()
     if not any(files.values()):
         raise RecipeError(
@@ -48,7 +51,7 @@ def lock_recipe(raw: Mapping[str, Any], folder: Path, options: RunOptions) -> di
     output = planned.resolved.recipe.output.path
     if output is not None:
         recipe["output"]["path"] = os.path.relpath(output, folder)
-    return {**recipe, "lock": {"commits": commits, "files": files}}
+    return {**recipe, "lock": {"commits": commits, "files": files, "tasks": tasks}}
 
 
 def write_locked(recipe: Mapping[str, Any], path: Path, source: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import hub, plan
 from fusion_core.commands import (
     assign,
+    compare_data,
     execute,
     load_plugins,
     load_recipe,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fusion_core import RunOptions
-    from fusion_core.commands import Provenance
+    from fusion_core.commands import Plan, Provenance
     from fusion_publish.verification.locating import Located
 
 _SECTIONS = ("model_pool", "task_pool")
@@ -105,13 +106,14 @@ def reproduce(
         hub.pin(recorded.commits)
         with _hint_at_moved_inputs():
             planned = plan(raw, options)
+        planned.check_trust()
         problems = list(compare_inputs(recorded.inputs, parse_inputs(planned.pool.inputs())))
+        problems += _compare_data(recorded, planned)
         if problems:
             raise IntegrityError(
                 "\n".join([f"the inputs of {subject} changed:", *problems]),
                 hint="Restore them, or name the recorded ones: --set model_pool.base=PATH.",
             )
-        planned.check_trust()
         execute(planned)
     return compare(recorded, read_provenance(output), subject)
 
@@ -126,6 +128,12 @@ def compare(recorded: Provenance, made: Provenance, subject: str) -> Reproductio
         sum(map(len, made.outputs.tensors.values())),
         tuple(find_causes(recorded, made)),
     )
+
+
+def _compare_data(recorded: Provenance, planned: Plan) -> list[str]:
+    """Describe data that the method adapts on and that changed. Unrecorded data is unknown."""
+    data = {task: now for task, now in planned.data.items() if task in recorded.tasks}
+    return compare_data(recorded.tasks, data, recorded_in="provenance")
 
 
 def _load(

@@ -105,7 +105,7 @@ _MODULES = {
 _REQUIREMENTS: dict[Kind, tuple[str, ...]] = {
     **dict.fromkeys(Kind, ("torch>=2.6",)),
     Kind.TEXT_TASK_POOL: ("tokenizers>=0.21", "torch>=2.6"),
-    Kind.COMMAND: ("typer>=0.26",),
+    Kind.COMMAND: ("typer>=0.26.1",),
 }
 
 

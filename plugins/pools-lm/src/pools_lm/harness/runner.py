@@ -142,8 +142,8 @@ def _identify_data(config: Json) -> Any:
         known = all(file.is_file() for file in files)
         stats = {str(file): file.stat() for file in files} if known else {}
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()} or None
-    commit = _commit(path, (config.get("dataset_kwargs") or {}).get("revision")) if path else None
-    return commit and {"data_set": path, "commit": commit}
+    revision = (config.get("dataset_kwargs") or {}).get("revision")
+    return _find_on_hub(path, revision) if path else None
 
 
 def _data_files(config: Json) -> list[Path]:
@@ -160,14 +160,15 @@ def _missing_files(config: Json) -> list[Path]:
 
 
 @cache
-def _commit(data_set: str, revision: str | None) -> str | None:
+def _find_on_hub(data_set: str, revision: str | None) -> Json | None:
+    """Return the current name and commit of a data set, which tasks may call by an old name."""
     try:
         from huggingface_hub import HfApi
 
-        commit = HfApi().dataset_info(data_set, revision=revision, timeout=10).sha
+        info = HfApi().dataset_info(data_set, revision=revision, timeout=10)
     except Exception:  # noqa: BLE001 - no network or no data set; the evaluation reports it
         return None
-    return None if commit is None else str(commit)
+    return None if info.sha is None else {"data_set": info.id, "commit": info.sha}
 
 
 # --- evaluation ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fusion_core import Metric, Progress, Task, TaskPool, show_notes_on, unknown_task
 from fusion_core.commands import Subject
 from fusion_core.errors import RecipeError
+from fusion_core.files import hash_files
 from pools_lm.config import HarnessConfig
 from pools_lm.harness.export import model_directory
 from pools_lm.harness.process import Harness
@@ -107,6 +108,18 @@ class HarnessTasks(TaskPool[HarnessConfig]):
             "options": {**options, "main": self.config.main.get(name)},
             "include_path": self._included_files,
             "beside": self._side_files,
+        }
+
+    def inputs(self) -> Json:
+        """Identify each task's data by commits and hashes, and its configuration by a digest.
+
+        A task on data of the hub is left out without a connection.
+        """
+        entries = {name: self._description["tasks"][name] for name in self.names}
+        return {
+            name: {"task": entry["digest"], **_describe_data(entry["data"])}
+            for name, entry in entries.items()
+            if entry.get("data") and None not in entry["data"]
         }
 
     def measure(
@@ -249,6 +262,16 @@ def _check_entry(name: str, entry: Json, main: str | None) -> None:
             f"task_pool.main: unknown metric {main!r} of task {name!r}",
             hint=f"Metrics: {', '.join(metrics)}.",
         )
+
+
+def _describe_data(data: Sequence[Json]) -> Json:
+    """Return the data sets of a task at their commits, and the hashes of its local files."""
+    on_hub = [part for part in data if "data_set" in part]
+    local = [path for part in data if "data_set" not in part for path in part]
+    return {
+        "data": sorted({f"{part['data_set']}@{part['commit']}" for part in on_hub}),
+        "files": hash_files(local),
+    }
 
 
 def _digest(content: bytes | Path) -> str:

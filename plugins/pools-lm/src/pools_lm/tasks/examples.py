@@ -39,7 +39,7 @@ class LinesTask(Task, Generic[DataT]):
 
     def check(self) -> None:
         """Check that the local files exist, and the first test example if it is local."""
-        identify_data(self._paths())
+        identify_data(self.paths.values())
         if find_on_hub(self.data.test) is None:
             self.check_line(*read_lines(self.data.test, 1))
 
@@ -55,7 +55,7 @@ class LinesTask(Task, Generic[DataT]):
     def identity(self) -> Mapping[str, Any]:
         """Return everything that the metrics depend on."""
         return {
-            "files": identify_data(self._paths()),
+            "files": identify_data(self.paths.values()),
             "data": self.data.identity(),
             "limit": self.config.limit,
             "batch_size": self.config.batch_size,
@@ -104,8 +104,11 @@ class LinesTask(Task, Generic[DataT]):
         half = len(lines) // 2
         return [lines[row] for row in rows[:half]], [lines[row] for row in rows[half:]]
 
-    def _paths(self) -> list[str]:
-        return [path for split in Split if (path := getattr(self.data, split, None)) is not None]
+    @property
+    def paths(self) -> dict[str, str]:
+        """The files, or splits on the hub, by split."""
+        paths = {split.value: getattr(self.data, split, None) for split in Split}
+        return {split: path for split, path in paths.items() if path is not None}
 
 
 class ExampleTask(AdaptiveTask):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import hub
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.files import file_stamps
+from fusion_core.files import file_stamps, hash_files
 from pools_checkpoints import find_split
 from pools_lm.tasks.config import HUB
 
@@ -88,12 +88,16 @@ def identify_data(paths: Iterable[str]) -> dict[str, Any]:
     splits = {path: find_on_hub(path) for path in paths}
     return {
         **file_stamps(path for path, wanted in splits.items() if wanted is None),
-        **{
-            path: {"data": str(wanted.reference), "files": wanted.paths}
-            for path, wanted in splits.items()
-            if wanted is not None
-        },
+        **{path: describe_data(path) for path, wanted in splits.items() if wanted is not None},
     }
+
+
+def describe_data(path: str) -> dict[str, Any]:
+    """Identify a file by its SHA-256, or a split on the hub by its commit, for the provenance."""
+    wanted = find_on_hub(path)
+    if wanted is None:
+        return {"files": hash_files([path])}
+    return {"data": str(wanted.reference), "files": wanted.paths}
 
 
 def read_lines(path: str, limit: int | None = None) -> list[Line]:

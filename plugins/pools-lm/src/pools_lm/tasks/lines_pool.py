@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from fusion_core import ComponentConfig, TaskPool, choose_tasks, unknown_task
-from pools_lm.tasks.lines import find_on_hub, identify_data
+from pools_lm.tasks.lines import describe_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,10 +59,10 @@ class LinesTasks(TaskPool[ComponentConfig]):
         return [wanted for task in self._tasks.values() for wanted in task.downloads()]
 
     def inputs(self) -> Mapping[str, Any]:
-        """Identify the data sets on the hub by their commits and files."""
-        tests = {name: task.data.test for name, task in self._tasks.items()}
+        """Identify each split: local files by their hashes, data sets on the hub by commits."""
         return {
-            name: identify_data([path])[path] for name, path in tests.items() if find_on_hub(path)
+            name: {split: describe_data(path) for split, path in task.paths.items()}
+            for name, task in self._tasks.items()
         }
 
     def holdout(self) -> Self:

@@ -9,6 +9,7 @@ import ast
 import inspect
 import json
 import re
+from enum import EnumType
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,8 @@ def _is_member(member: object) -> bool:
 
 def _arguments(value: Any) -> str:  # noqa: ANN401
     """Return the names and defaults of a call's arguments, without their types."""
+    if isinstance(value, EnumType):  # its signature depends on the version of Python
+        return ""
     try:
         signature = inspect.signature(value)
     except ValueError:

@@ -90,13 +90,14 @@ def _requirements_of(name: str) -> set[str]:
 def read_metadata_field(distribution: metadata.Distribution, name: str) -> str | None:
     """Return a field of a distribution's metadata, None if it is missing.
 
-    If anything imported the backport `importlib_metadata`, the standard library's functions use it,
-    and it raises where the standard library returns None.
+    Indexing raises, warns or returns None for a missing field, by the version of Python and of the
+    backport `importlib_metadata`, which the standard library's functions use if it is imported.
     """
     try:
-        return distribution.metadata[name]
-    except (KeyError, FileNotFoundError):
+        values = distribution.metadata.get_all(name)
+    except FileNotFoundError:
         return None
+    return values[0] if values else None
 
 
 def normalize_name(name: str) -> str:

@@ -199,7 +199,7 @@ def test_tensors_of_other_kinds_keep_their_kind(layer: nn.Linear) -> None:
     assert type(layer(inputs().detach().as_subclass(Marked))) is Marked
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_function_transforms_work_on_a_layer(layer: nn.Linear) -> None:
     batch, weight = inputs(4, 24).detach(), layer.weight.detach()
 

@@ -181,7 +181,6 @@ def fake_harness(tmp_path: Path) -> str:
     """
     source = (Path(__file__).parent / "stand_in.py").read_text(encoding="utf-8")
     path = tmp_path / "python"
-    (tmp_path / "data.json").write_text("[]")
     path.write_text(f"#!{sys.executable}\n{source}", encoding="utf-8")
     path.chmod(0o755)
     return str(path)

@@ -76,6 +76,8 @@ def refuse(kind, message):
 
 
 def describe(request):
+    if not DATA.exists():
+        DATA.write_text("[]", encoding="utf-8")
     return {name: KNOWN.get(name, LOCAL) for name in request["tasks"]}
 
 

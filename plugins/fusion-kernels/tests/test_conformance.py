@@ -17,7 +17,7 @@ from fusion_linear.gram import GramCombination
 from fusion_testing import KernelSuite
 from fusion_thresholds import kth_largest_magnitudes
 from fusion_ties.combining import DisjointMerge
-from fusion_ties.dropping import Drop
+from fusion_ties.dropping import Drop, MagPrune
 from fusion_ties.electing import ConsensusSum, MagMax
 from fusion_ties.ties import Ties
 from fusion_ties.transforms import Band, Elect, Trim
@@ -102,6 +102,10 @@ _METHODS: dict[str, Methods] = {
         Band(density=0.0),
         Band(rescale="l1"),
     ],
+    "band-sums": lambda _: [Band(rescale="l1")],
+    "random-sums": lambda _: [Drop(rescale="l1")],
+    "ranked-entries": lambda _: [MagPrune(), MagPrune(rescale="l1", density=0.3)],
+    "ranked-sums": lambda _: [MagPrune(rescale="l1")],
     "random-entries": lambda _: [
         Drop(),
         Drop(density=0.1),

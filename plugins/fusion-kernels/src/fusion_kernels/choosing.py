@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.weights import broadcast_per_expert
+from fusion_kernels.keeping import KeepingFunction
 from fusion_kernels.machine_code import load_loop
 from fusion_kernels.operands import TaskVectorFunction, as_floats, read_parts
 
@@ -14,26 +15,39 @@ if TYPE_CHECKING:
     from fusion_core.weights import Piece
 
 
-class BandOfMagnitudes(TaskVectorFunction):
-    """The rows of `band`: entries between two magnitudes per expert, both included."""
+class _Band(KeepingFunction):
+    """Entries between two magnitudes per expert, both included."""
 
     def __init__(self) -> None:
         self._keep = load_loop("choosing", "keep_band")
 
-    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401, ARG002
-        """Keep the entries of one piece."""
-        bounds = piece.state
-        parts = read_parts(piece, relative=True)
-        chosen = torch.empty((len(piece.names), *piece.shape))
+    def run(self, function: Any, piece: Piece, chosen: int, sums: int) -> int:  # noqa: ANN401
+        """Call the loop."""
+        bounds = function.__self__ if sums else piece.state
         low, high = (bound.to(torch.float32) for bound in (bounds.low, bounds.high))
-        is_finite = self._keep(
-            parts.layout, parts.scratch, low.data_ptr(), high.data_ptr(), chosen.data_ptr()
+        parts = read_parts(piece, relative=True)
+        return self._keep(
+            parts.layout, parts.scratch, low.data_ptr(), high.data_ptr(), chosen, sums
         )
-        if not is_finite:
-            return None
-        if bounds.factors is not None:
-            chosen.mul_(broadcast_per_expert(bounds.factors, chosen))
+
+
+class BandOfMagnitudes(_Band):
+    """The rows of `band`."""
+
+    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
+        """Keep the entries of one piece, and rescale them."""
+        chosen, factors = self.entries(function, piece), piece.state.factors
+        if chosen is not None and factors is not None:
+            chosen.mul_(broadcast_per_expert(factors, chosen))
         return chosen
+
+
+class BandSums(_Band):
+    """The sums of magnitudes that `band` needs for `rescale: l1`."""
+
+    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
+        """Sum one block."""
+        return self.sums(function, piece)
 
 
 class LargestEntries(TaskVectorFunction):

@@ -64,11 +64,39 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
         replaces=("fusion_ties.transforms:Band.rows",),
     )
     yield KernelSpec(
+        name="band-sums",
+        least_elements=_OTHERS,
+        summary="Sums of magnitudes, of all entries and of those in a band.",
+        target="fusion_kernels.choosing:BandSums",
+        replaces=("fusion_ties.transforms:Bounds.sum_magnitudes",),
+    )
+    yield KernelSpec(
         name="random-entries",
         least_elements=_OTHERS,
         summary="Task vectors of which random entries are kept.",
         target="fusion_kernels.dropping:RandomEntries",
         replaces=("fusion_ties.dropping:Drop.rows",),
+    )
+    yield KernelSpec(
+        name="random-sums",
+        least_elements=_OTHERS,
+        summary="Sums of magnitudes before and after random entries are dropped.",
+        target="fusion_kernels.dropping:RandomSums",
+        replaces=("fusion_ties.dropping:Drop.sum_magnitudes",),
+    )
+    yield KernelSpec(
+        name="ranked-entries",
+        least_elements=_OTHERS,
+        summary="Task vectors of which random entries are kept, large ones more often.",
+        target="fusion_kernels.dropping:RankedEntries",
+        replaces=("fusion_ties.dropping:MagPrune.rows",),
+    )
+    yield KernelSpec(
+        name="ranked-sums",
+        least_elements=_OTHERS,
+        summary="Sums of magnitudes before and after entries are dropped by rank.",
+        target="fusion_kernels.dropping:RankedSums",
+        replaces=("fusion_ties.dropping:MagPrune.sum_magnitudes",),
     )
     yield KernelSpec(
         name="largest-entries",

@@ -6,29 +6,32 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_kernels.keeping import KeepingFunction
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import TaskVectorFunction, read_parts
+from fusion_kernels.operands import read_parts
 
 if TYPE_CHECKING:
     from fusion_core.weights import Piece
 
 
-class TrimmedRows(TaskVectorFunction):
+class TrimmedRows(KeepingFunction):
     """The rows of `trim`: entries whose magnitude is at least their expert's threshold."""
 
     def __init__(self) -> None:
-        self._trim = load_loop("choosing", "keep_band")
+        self._keep = load_loop("choosing", "keep_band")
 
-    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401, ARG002
-        """Trim one piece."""
+    def run(self, function: Any, piece: Piece, chosen: int, sums: int) -> int:  # noqa: ANN401, ARG002
+        """Call the loop."""
         lows = smallest_kept(piece.state, len(piece.names))
         highs = torch.full_like(lows, torch.inf)
         parts = read_parts(piece, relative=True)
-        trimmed = torch.empty((len(piece.names), *piece.shape))
-        is_finite = self._trim(
-            parts.layout, parts.scratch, lows.data_ptr(), highs.data_ptr(), trimmed.data_ptr()
+        return self._keep(
+            parts.layout, parts.scratch, lows.data_ptr(), highs.data_ptr(), chosen, sums
         )
-        return trimmed if is_finite else None
+
+    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
+        """Trim one piece."""
+        return self.entries(function, piece)
 
 
 def smallest_kept(thresholds: torch.Tensor | None, experts: int) -> torch.Tensor:

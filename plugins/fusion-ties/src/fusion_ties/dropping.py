@@ -14,9 +14,11 @@ import torch
 from fusion_core import Cut, Transform, expert_values
 from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert
 from fusion_ties.config import DropConfig, MagPruneConfig
-from fusion_ties.magnitudes import l1_factors
+from fusion_ties.sums import l1_factors, sum_magnitudes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 
@@ -42,7 +44,11 @@ class Drop(Transform[DropConfig]):
 
     def survey(self, scan: Scan) -> Tensor:
         """Return the factors that restore each expert's sum of magnitudes."""
-        return l1_factors(scan, self._drop)
+        return l1_factors(scan, self.sum_magnitudes)
+
+    def sum_magnitudes(self, piece: Piece) -> Tensor:
+        """Sum each expert's magnitudes in one piece before and after entries are dropped."""
+        return sum_magnitudes(piece.task_vectors, self._drop(piece))
 
     def rows(self, piece: Piece) -> Tensor:
         """Drop entries of one piece, and rescale the others."""
@@ -88,7 +94,14 @@ class MagPrune(Transform[MagPruneConfig]):
 
     def survey(self, scan: Scan) -> Tensor:
         """Return the factors that restore each expert's sum of magnitudes."""
-        return l1_factors(replace(scan, cut=scan.cut.coarser(Cut.ROW)), self._drop)
+        in_rows = replace(scan, cut=scan.cut.coarser(Cut.ROW))
+        return l1_factors(in_rows, self.sum_magnitudes)
+
+    def sum_magnitudes(self, piece: Piece) -> Tensor:
+        """Sum each expert's magnitudes in one piece before and after entries are dropped."""
+        return sum_magnitudes(
+            piece.task_vectors, _keep_at_random(piece, self._probabilities(piece))
+        )
 
     def rows(self, piece: Piece) -> Tensor:
         """Drop entries of one piece, and rescale the others."""
@@ -100,29 +113,41 @@ class MagPrune(Transform[MagPruneConfig]):
             return rows
         return rows.div_(probabilities.where(probabilities > 0, 1))
 
-    def _drop(self, piece: Piece) -> Tensor:
-        return _keep_at_random(piece, self._probabilities(piece))
+    def by_rank(self, names: Sequence[str], length: int, dtype: torch.dtype) -> Tensor:
+        """Return the probabilities in a row, smallest magnitude first: of shape (experts, length).
+
+        `names` are the experts', `length` is the row's, and at least 1.
+        """
+        densities = expert_values(self.config.density, names, "density")
+        epsilons = expert_values(self.config.epsilon, names, "epsilon")
+        table = torch.empty(len(names), length, dtype=dtype)
+        for row, density, epsilon in zip(table, densities, epsilons, strict=True):
+            if density in {0, 1} or length == 1:
+                row.fill_(density)
+            else:
+                row.copy_(torch.linspace(density - epsilon, density + epsilon, length))
+        return table
 
     def _probabilities(self, piece: Piece) -> Tensor:
         """Return every entry's probability to be kept, of the shape of the task vectors."""
-        rows, names = piece.task_vectors, piece.names
-        densities = expert_values(self.config.density, names, "density")
-        epsilons = expert_values(self.config.epsilon, names, "epsilon")
+        rows = piece.task_vectors
         probabilities = torch.empty_like(rows)
-        for expert, (density, epsilon) in enumerate(zip(densities, epsilons, strict=True)):
-            probabilities[expert] = density
-            row = rows[expert]
-            if density in {0, 1} or not row.numel():
-                continue
-            lines = row.abs().reshape(row.shape[0] if row.dim() > 1 else 1, -1)
-            if lines.shape[-1] > 1:
-                ends = density - epsilon, density + epsilon
-                by_rank = torch.linspace(*ends, lines.shape[-1]).to(rows)
-                order = lines.argsort(dim=-1, stable=True)
-                probabilities[expert].view(lines.shape).scatter_(
-                    -1, order, by_rank.expand_as(order)
-                )
+        if not rows.numel():
+            return probabilities
+        lines = rows.reshape(len(rows), row_count(piece), -1)
+        tables = self.by_rank(piece.names, lines.shape[-1], rows.dtype).to(rows.device)
+        for line, table, chances in zip(lines, tables, probabilities.view(lines.shape), strict=True):
+            if table[0] == table[-1]:
+                chances.copy_(table)
+            else:
+                order = line.abs().argsort(dim=-1, stable=True)
+                chances.scatter_(-1, order, table.expand_as(order))
         return probabilities
+
+
+def row_count(piece: Piece) -> int:
+    """Return how many rows a piece has: a vector is one row."""
+    return piece.shape[0] if len(piece.shape) > 1 else 1
 
 
 def _keep_at_random(piece: Piece, probabilities: Tensor | tuple[float, ...]) -> Tensor:

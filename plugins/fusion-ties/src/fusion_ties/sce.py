@@ -17,6 +17,7 @@ from fusion_thresholds import (
     kth_largest_magnitudes,
 )
 from fusion_ties.config import SceConfig
+from fusion_ties.sums import sum_in_strips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,4 +111,4 @@ class _Squares:
 
     def __call__(self, piece: Piece) -> Tensor:
         rows = _select(piece.task_vectors, self.threshold)
-        return rows.double().square_().unsqueeze(-1).flatten(1).sum(1).cpu()
+        return sum_in_strips(rows.double().square_())

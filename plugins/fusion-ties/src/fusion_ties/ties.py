@@ -11,7 +11,7 @@ from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert
 from fusion_thresholds import TrimSurvey
 from fusion_ties.combining import disjoint_merge
 from fusion_ties.config import TiesConfig
-from fusion_ties.magnitudes import l1_factors
+from fusion_ties.sums import l1_factors, sum_magnitudes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
         trimming = TrimSurvey.of(scan, density, majority=self.config.zero_sign == "majority")
         if self.config.rescale == "none":
             return trimming, None
-        return trimming, l1_factors(scan, _Trimmed(trimming))
+        return trimming, l1_factors(scan, _TrimmedSums(trimming))
 
     def merge(self, piece: Piece) -> Tensor:
         """Trim, elect and merge one piece."""
@@ -71,10 +71,11 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
 
 
 @dataclass(frozen=True)
-class _Trimmed:
-    """The trimmed task vectors of a piece."""
+class _TrimmedSums:
+    """Each expert's sums of magnitudes in a piece before and after trimming."""
 
     trimming: TrimSurvey
 
     def __call__(self, piece: Piece) -> Tensor:
-        return self.trimming.trim(piece.task_vectors)
+        rows = piece.task_vectors
+        return sum_magnitudes(rows, self.trimming.trim(rows))

@@ -9,7 +9,7 @@ from fusion_core import Transform, expert_values
 from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert
 from fusion_thresholds import ElectKernel, TrimKernel, count_for_density, largest_by_rank
 from fusion_ties.config import BandConfig, ElectConfig, TrimConfig
-from fusion_ties.magnitudes import l1_factors
+from fusion_ties.sums import l1_factors, sum_magnitudes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,7 +103,7 @@ class Band(Transform[BandConfig]):
         bounds = Bounds(*largest_by_rank(scan, (lowest, highest)))
         if self.config.rescale == "none":
             return bounds
-        return replace(bounds, factors=l1_factors(scan, bounds.cut))
+        return replace(bounds, factors=l1_factors(scan, bounds.sum_magnitudes))
 
     def rows(self, piece: Piece) -> Tensor:
         """Keep the entries of one piece between the thresholds."""
@@ -130,6 +130,10 @@ class Bounds:
         low, high = (broadcast_per_expert(bound, magnitudes) for bound in (self.low, self.high))
         inside = (magnitudes >= low) & (magnitudes <= high)
         return piece.task_vectors.where(inside, 0)
+
+    def sum_magnitudes(self, piece: Piece) -> Tensor:
+        """Sum each expert's magnitudes in one piece before and after the cut."""
+        return sum_magnitudes(piece.task_vectors, self.cut(piece))
 
 
 def _find_ranks(density: float, gamma: float, numel: int) -> tuple[int, int]:

@@ -14,20 +14,30 @@ from fusion_kernels.loops.strips import (
     row_of,
     strip_of,
 )
+from fusion_kernels.loops.sums import add_magnitudes
 
 
-def keep_band(parts: int, scratch: int, lows: int, highs: int, chosen: int) -> int:
-    """Keep the entries of a piece inside the bands; 0 if an operand is not finite."""
+def keep_band(parts: int, scratch: int, lows: int, highs: int, chosen: int, sums: int) -> int:
+    """Keep the entries of a piece inside the bands; 0 if an operand is not finite.
+
+    If `sums` is not 0, it receives the experts' sums of magnitudes, then those of kept entries, and
+    `chosen` nothing.
+    """
     layout, largest = integers(parts), np.uint32(0)
     for start in range(0, layout[ELEMENTS], STRIP):
         size = min(STRIP, layout[ELEMENTS] - start)
         largest = max(largest, read_strip(parts, scratch, start, size))
         for expert in range(layout[EXPERTS]):
             row, low, high = row_of(scratch, expert), floats(lows)[expert], floats(highs)[expert]
-            target = floats(chosen + 4 * (layout[ELEMENTS] * expert + start))
+            target = strip_of(scratch, OWN)
+            if not sums:
+                target = floats(chosen + 4 * (layout[ELEMENTS] * expert + start))
             for i in range(size):
                 is_inside = (abs(row[i]) >= low) & (abs(row[i]) <= high)
                 target[i] = row[i] if is_inside else ZERO
+            if sums:
+                add_magnitudes(row, size, scratch, sums, expert)
+                add_magnitudes(target, size, scratch, sums, layout[EXPERTS] + expert)
     return int(largest <= LARGEST)
 
 

@@ -34,6 +34,7 @@ from fusion_kernels.layout import (
 )
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 #: The bits of the largest finite number. Those of infinity and NaN are larger.
@@ -80,6 +81,7 @@ def _reinterpret(source: Any, target: Any) -> Any:  # noqa: ANN401 - numba's typ
 
 
 floats: Callable[[int], Floats] = _pointer_to(types.float32)
+doubles: Callable[[int], Doubles] = _pointer_to(types.float64)
 words: Callable[[int], npt.NDArray[np.uint32]] = _pointer_to(types.uint32)
 halves: Callable[[int], npt.NDArray[np.uint16]] = _pointer_to(types.uint16)
 signed: Callable[[int], npt.NDArray[np.int8]] = _pointer_to(types.int8)

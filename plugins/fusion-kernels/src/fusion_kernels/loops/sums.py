@@ -1,0 +1,39 @@
+"""Sums in fp64. `fusion_ties.sums` defines their order."""
+
+import numpy as np
+
+from fusion_kernels.layout import STRIP
+from fusion_kernels.loops.strips import OWN, Doubles, Floats, doubles, inlined
+
+
+@inlined
+def _sum_halves(buffer: Doubles) -> np.float64:
+    """Sum a strip: add its second half to its first until one number is left."""
+    half = STRIP // 2
+    while half > 0:
+        for i in range(half):
+            buffer[i] += buffer[half + i]
+        half //= 2
+    return buffer[0]
+
+
+@inlined
+def add_magnitudes(row: Floats, size: int, scratch: int, sums: int, number: int) -> None:
+    """Add the magnitudes of a strip to a sum. The second and third own strips are overwritten."""
+    buffer = doubles(scratch + 4 * STRIP * (OWN + 1))
+    for i in range(size):
+        buffer[i] = np.float64(abs(row[i]))
+    for i in range(size, STRIP):
+        buffer[i] = 0.0
+    doubles(sums)[number] += _sum_halves(buffer)
+
+
+@inlined
+def add_squares(row: Floats, size: int, scratch: int, sums: int, number: int) -> None:
+    """Add the squares of a strip to a sum. The second and third own strips are overwritten."""
+    buffer = doubles(scratch + 4 * STRIP * (OWN + 1))
+    for i in range(size):
+        buffer[i] = np.float64(row[i]) * np.float64(row[i])
+    for i in range(size, STRIP):
+        buffer[i] = 0.0
+    doubles(sums)[number] += _sum_halves(buffer)

@@ -18,6 +18,7 @@ from fusion_core.weights.matrices import Rows as Rows
 from fusion_core.weights.matrices import Slot as Slot
 from fusion_core.weights.matrices import Stacked as Stacked
 from fusion_core.weights.merging.compiled import CompiledFunction as CompiledFunction
+from fusion_core.weights.merging.compiled import call_on_piece as call_on_piece
 from fusion_core.weights.merging.compiled import is_compiled as is_compiled
 from fusion_core.weights.merging.execution import SerialExecutor as SerialExecutor
 from fusion_core.weights.merging.execution import is_in_process as is_in_process

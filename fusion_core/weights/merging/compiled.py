@@ -69,7 +69,7 @@ class CompiledFunction(ABC):
         """
 
 
-def call(function: Function, piece: Piece) -> Any:  # noqa: ANN401 - as of `function`
+def call_on_piece(function: Function, piece: Piece) -> Any:  # noqa: ANN401 - as of `function`
     """Call a function of a piece, or what replaces it among the kernels of the operands."""
     replacement = _find(function, piece)
     result = None if replacement is None else replacement(function, piece)

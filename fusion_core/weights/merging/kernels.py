@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from torch import Tensor
 
 from fusion_core.errors import BrokenPluginError
-from fusion_core.weights.merging.compiled import call, kernel_for
+from fusion_core.weights.merging.compiled import call_on_piece, kernel_for
 from fusion_core.weights.merging.execution import SerialExecutor, on_one_core
 from fusion_core.weights.merging.outliers import OutlierGuard
 from fusion_core.weights.merging.piece import (
@@ -228,7 +228,7 @@ class AppliedKernel(ABC, Generic[KernelT]):
         return computed
 
     def _call(self, method: Callable[[Piece], Tensor], piece: Piece, rows: int | None) -> Tensor:
-        computed: Any = call(method, piece)
+        computed: Any = call_on_piece(method, piece)
         where = (
             f"algorithm {type(self.kernel).__name__}: for tensor {piece.info.name!r} "
             f"`{method.__name__}`"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from fusion_core.weights.merging.compiled import call
+from fusion_core.weights.merging.compiled import call_on_piece
 from fusion_core.weights.merging.execution import group_into_units, is_in_process, run_all
 from fusion_core.weights.merging.piece import Operands, Piece
 from fusion_core.weights.merging.result_cache import shared_pass
@@ -114,6 +114,8 @@ class _Work(Generic[PartT]):
     joins: bool
 
     def __call__(self, blocks: Sequence[Block]) -> Sequence[PartT]:
-        results = [call(self.kernel, Piece(self.operands, *block, self.cut)) for block in blocks]
+        results = [
+            call_on_piece(self.kernel, Piece(self.operands, *block, self.cut)) for block in blocks
+        ]
         join = getattr(self.kernel, "join", None) if self.joins else None
         return results if join is None else [join(results)]

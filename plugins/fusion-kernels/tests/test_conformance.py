@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import product
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -16,11 +17,13 @@ from fusion_linear.averages import SimpleAverage
 from fusion_linear.gram import GramCombination
 from fusion_testing import KernelSuite
 from fusion_thresholds import kth_largest_magnitudes
+from fusion_thresholds.selection import magnitude_dtype
 from fusion_ties.combining import DisjointMerge
 from fusion_ties.dropping import Drop, MagPrune
 from fusion_ties.electing import ConsensusSum, MagMax
+from fusion_ties.sce import Sce, SelectedSquares, deviations_of
 from fusion_ties.ties import Ties
-from fusion_ties.transforms import Band, Elect, Trim
+from fusion_ties.transforms import Band, Bounds, Elect, Trim
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,15 +35,35 @@ Methods = Callable[[int], Sequence[PieceKernel]]
 
 _SPECS = {spec.name: spec for spec in plugin.fusion_register_kernels()}
 _TIES = [
-    Ties(normalize=normalize, zero_sign=sign, density=density, scale=0.7)
-    for normalize, sign, density in product(
-        (True, False), ("majority", "positive"), (0.2, 1.0, 0.0)
-    )
+    Ties(normalize=normalize, zero_sign=sign, scale=0.7)
+    for normalize, sign in product((True, False), ("majority", "positive"))
 ]
 
 
 def _by_norm(gram: Tensor) -> Tensor:
     return 1 / (1 + gram.diagonal().sqrt())
+
+
+class _Scanned(Kernel):
+    """Digests what a function of a survey returns of all blocks: a merge would round it."""
+
+    scope = Scope.TENSOR
+
+    def __init__(self, function: Callable[[Piece], Tensor]) -> None:
+        self.function = function
+
+    def survey(self, scan: Scan) -> int:
+        """Scan all blocks."""
+        return scan(self.function, _add_checksum, 0)
+
+    def merge(self, piece: Piece) -> Tensor:
+        """Return the digest for every entry."""
+        return torch.full(piece.shape, float(piece.state))
+
+
+def _add_checksum(total: int, block: Tensor) -> int:
+    """Digest one block as well, in 24 bits, which fp32 holds."""
+    return crc32(block.numpy().tobytes(), total) & 0xFFFFFF
 
 
 class _Polled(Kernel):
@@ -55,7 +78,9 @@ class _Polled(Kernel):
         self.width, self.experts = width, experts
 
     def survey(self, scan: Scan) -> float:
-        """Poll all blocks."""
+        """Poll all blocks: only magnitudes in fp32 are polled."""
+        if magnitude_dtype(scan) is torch.float64:
+            return 0.0
         tops = kth_largest_magnitudes(scan, 1).view(torch.int32).tolist()
         bounds = [(int(top * (1 - self.width)), top) for top in tops]
         (replaced,) = _SPECS["window-polls"].replaces
@@ -91,38 +116,35 @@ _METHODS: dict[str, Methods] = {
     "average": lambda _: [SimpleAverage()],
     "agreeing-mean": lambda _: [
         *_TIES,
+        Ties(density=1.0),
+        Ties(density=0.0),
         DisjointMerge(0.3, normalize=True),
         DisjointMerge(1.0, False),
     ],
-    "agreeing-entries": lambda _: [Elect(), Elect(zero_sign="positive", scope="tensor")],
-    "large-entries": lambda _: [Trim(), Trim(scope="tensor", density=0.5), Trim(density=0.0)],
-    "entries-in-band": lambda _: [
-        Band(),
-        Band(density=1.0, gamma=0.3),
-        Band(density=0.0),
-        Band(rescale="l1"),
+    "agreeing-entries": lambda _: [Elect(), Elect(zero_sign="positive")],
+    "large-entries": lambda _: [Trim(density=0.5), Trim(density=0.0)],
+    "entries-in-band": lambda _: [Band(), Band(density=0.0), Band(rescale="l1")],
+    "band-sums": lambda count: [
+        _Scanned(Bounds(torch.full((count,), 0.1), torch.full((count,), top)).sum_magnitudes)
+        for top in (2.0, torch.inf)
     ],
-    "band-sums": lambda _: [Band(rescale="l1")],
-    "random-sums": lambda _: [Drop(rescale="l1")],
-    "ranked-entries": lambda _: [MagPrune(), MagPrune(rescale="l1", density=0.3)],
-    "ranked-sums": lambda _: [MagPrune(rescale="l1")],
     "random-entries": lambda _: [
-        Drop(),
         Drop(density=0.1),
         Drop(rescale="l1"),
         Drop(density=0.0),
         Drop(rescale="none"),
     ],
+    "random-sums": lambda _: [_Scanned(Drop().sum_magnitudes)],
+    "ranked-entries": lambda _: [MagPrune(density=0.3), MagPrune(rescale="l1")],
+    "ranked-sums": lambda _: [_Scanned(MagPrune().sum_magnitudes)],
     "largest-entries": lambda _: [MagMax(), MagMax(scale=-0.3)],
     "masked-sum": lambda count: [ConsensusSum(min(2, count), (0.4,) * count, 0.3)],
-    "window-counts": lambda _: [
-        Trim(),
-        Trim(scope="tensor", density=0.5),
-        Band(),
-        Band(density=1.0),
-    ],
+    "shared-mean": lambda _: [Sce(), Sce(density=0.3)],
+    "selected-squares": lambda _: [_Scanned(SelectedSquares(least)) for least in (0.0, 0.5)],
+    "deviations": lambda _: [_Scanned(deviations_of)],
+    "window-counts": lambda _: [Trim(), Band(), Sce(density=0.3)],
     "window-polls": lambda count: [_Polled(1.0, count), _Polled(0.02, count)],
-    "votes": lambda _: [Ties(), Ties(scope="tensor"), Elect(), Elect(scope="tensor")],
+    "votes": lambda _: [Ties(), Elect()],
 }
 
 

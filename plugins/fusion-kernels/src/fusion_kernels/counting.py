@@ -6,28 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core.weights import call_on_piece
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import TaskVectorFunction, read_parts, weights_of
+from fusion_kernels.operands import TaskVectorFunction, parts_of, read_parts, weights_of
 
 if TYPE_CHECKING:
     from fusion_core.weights import Operands, Piece, TensorInfo
 
 
 class WindowCounts(TaskVectorFunction):
-    """`WindowCount` of task vectors."""
+    """`WindowCount` of task vectors, or of what another function returns."""
 
     def __init__(self) -> None:
         self._count = load_loop("counting", "count")
 
     def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
-        """Serve magnitudes of task vectors in fp32."""
-        is_of_floats = function.of_task_vectors and function.dtype is torch.float32
-        return is_of_floats and super().fits(function, operands, info)
+        """Serve magnitudes in fp32."""
+        return function.dtype is torch.float32 and super().fits(function, operands, info)
 
     def __call__(self, function: Any, piece: Piece) -> list[Any] | None:  # noqa: ANN401
-        """Count one block, in one window per search; several searches may be of one expert."""
+        """Count one block, in one window per search; several searches may be of one row."""
         searches = function.searches
-        parts = read_parts(piece, relative=True)
+        if function.of_task_vectors:
+            parts = read_parts(piece, relative=True)
+        else:
+            parts = parts_of(call_on_piece(function.rows, piece))
         windows = torch.tensor([[search.low, search.high] for search in searches])
         counts = torch.zeros((2, len(searches)), dtype=torch.int64)
         room = piece.stop - piece.start + 1  # a magnitude is written before it is known to fit

@@ -90,7 +90,7 @@ class _Ranked(KeepingFunction):
             probabilities.data_ptr(),
             seeds.data_ptr(),
             piece.start,
-            method.config.rescale == "paper",
+            method.config.rescale == "paper" and not sums,
             chosen or entries.data_ptr(),
             memory.data_ptr(),
             sums,

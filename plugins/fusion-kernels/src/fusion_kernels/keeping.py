@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class KeepingFunction(TaskVectorFunction):
-    """A function that ends in a loop which writes kept entries or, for a survey, only their sums."""
+    """A function whose loop writes kept entries or, for a survey, sums of magnitudes."""
 
     @abstractmethod
     def run(self, function: Any, piece: Piece, chosen: int, sums: int) -> int:  # noqa: ANN401

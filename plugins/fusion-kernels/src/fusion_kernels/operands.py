@@ -70,14 +70,23 @@ def read_parts(piece: Piece, *, relative: bool, strips: int = 1) -> Parts:
     change = MINUS_BASE if relative else PLUS_BASE
     modes = [AS_STORED if expert.is_delta == relative else change for expert in experts]
     tensors = [piece.stored(expert).contiguous() for expert in experts]
-    adds_base = PLUS_BASE in modes
-    if base is not None and (relative or adds_base):
+    if base is not None and (relative or PLUS_BASE in modes):
         tensors.append(piece.stored(base).contiguous())
-    layout = [piece.stop - piece.start, len(experts), int(adds_base)]
+    return _parts(tensors, modes, strips)
+
+
+def parts_of(rows: torch.Tensor) -> Parts:
+    """Return rows, of shape (n, ...) in fp32, in the place of task vectors."""
+    return _parts([*rows.contiguous()], [AS_STORED] * len(rows), 1)
+
+
+def _parts(tensors: Sequence[torch.Tensor], modes: Sequence[int], strips: int) -> Parts:
+    """Lay out experts by their modes. The last tensor is the base."""
+    layout = [tensors[0].numel(), len(modes), int(PLUS_BASE in modes)]
     for tensor, mode in zip([tensors[-1], *tensors], [AS_STORED, *modes], strict=False):
         layout += [tensor.data_ptr(), _KINDS[tensor.dtype], mode]
     packed = (ctypes.c_int64 * len(layout))(*layout)
-    scratch = torch.zeros((OWN_STRIPS + strips * len(experts)) * STRIP)
+    scratch = torch.zeros((OWN_STRIPS + strips * len(modes)) * STRIP)
     return Parts(ctypes.addressof(packed), scratch.data_ptr(), (packed, scratch, tensors))
 
 

@@ -113,6 +113,27 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
         replaces=("fusion_ties.electing:ConsensusSum.merge",),
     )
     yield KernelSpec(
+        name="shared-mean",
+        least_elements=_OTHERS,
+        summary="SCE: the mean of varying entries that agree in sign.",
+        target="fusion_kernels.varying:SharedMean",
+        replaces=("fusion_ties.sce:Sce.merge",),
+    )
+    yield KernelSpec(
+        name="selected-squares",
+        least_elements=_OTHERS,
+        summary="Sums of squares of entries that vary between experts.",
+        target="fusion_kernels.varying:SelectedSquares",
+        replaces=("fusion_ties.sce:SelectedSquares",),
+    )
+    yield KernelSpec(
+        name="deviations",
+        least_elements=_OTHERS,
+        summary="Standard deviations over the experts.",
+        target="fusion_kernels.varying:Deviations",
+        replaces=("fusion_ties.sce:deviations_of",),
+    )
+    yield KernelSpec(
         name="window-counts",
         least_elements=_OTHERS,
         summary="Search for exact thresholds: count the magnitudes in a window.",

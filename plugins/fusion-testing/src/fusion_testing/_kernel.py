@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     Methods = Callable[[int], Sequence[PieceKernel]]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-#: Sizes around those of strips and blocks.
-_SIZES = (1, 7, 1024, 2**16 + 5)
+#: Numbers of experts and sizes of tensors: around a strip's, and one that surveys sample.
+_CASES = (*product((1, 2, 3, 16), (1, 7, 1024, 3000)), (3, 2**16 + 5))
 _NAME = "layer.weight"
 _VALUES = ("random", "tied", "denormal", "huge", "zeros")
 
@@ -66,7 +66,7 @@ class KernelSuite(SpecSuite):
     ) -> None:
         """Merges have the same bytes with it and without it, for all dtypes and 1 to 16 experts."""
         generator = torch.Generator().manual_seed(_VALUES.index(kind))
-        for count, size in product((1, 2, 3, 16), _SIZES):
+        for count, size in _CASES:
             dtypes = [_DTYPES[int(i)] for i in torch.randint(3, (count + 1,), generator=generator)]
             models = [_draw(kind, size, dtype, generator) for dtype in dtypes]
             weights = tuple(torch.randn(count, generator=generator).tolist())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights import shared_pass
+from fusion_core.weights import call_on_piece, shared_pass
 from fusion_thresholds._tally import (
     BlockTally,
     Search,
@@ -181,7 +181,9 @@ class _Magnitudes:
 
     def __call__(self, piece: Piece) -> torch.Tensor:
         # Counting is done on the CPU: copy the values of a GPU back once.
-        magnitudes = self.rows(piece).to(self.dtype).cpu().abs().unsqueeze(-1).flatten(1)
+        magnitudes = (
+            call_on_piece(self.rows, piece).to(self.dtype).cpu().abs().unsqueeze(-1).flatten(1)
+        )
         return magnitudes.view(_INTEGERS[self.dtype])
 
     def join(self, blocks: Sequence[torch.Tensor]) -> torch.Tensor:

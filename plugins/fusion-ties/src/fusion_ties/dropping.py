@@ -134,20 +134,16 @@ class MagPrune(Transform[MagPruneConfig]):
         probabilities = torch.empty_like(rows)
         if not rows.numel():
             return probabilities
-        lines = rows.reshape(len(rows), row_count(piece), -1)
+        lines = rows.reshape(len(rows), piece.shape[0] if len(piece.shape) > 1 else 1, -1)
         tables = self.by_rank(piece.names, lines.shape[-1], rows.dtype).to(rows.device)
-        for line, table, chances in zip(lines, tables, probabilities.view(lines.shape), strict=True):
-            if table[0] == table[-1]:
-                chances.copy_(table)
+        chances = probabilities.view(lines.shape)
+        for expert, table in enumerate(tables):
+            if table[0] == table[-1]:  # ranks do not matter
+                chances[expert] = table[0]
             else:
-                order = line.abs().argsort(dim=-1, stable=True)
-                chances.scatter_(-1, order, table.expand_as(order))
+                order = lines[expert].abs().argsort(dim=-1, stable=True)
+                chances[expert].scatter_(-1, order, table.expand_as(order))
         return probabilities
-
-
-def row_count(piece: Piece) -> int:
-    """Return how many rows a piece has: a vector is one row."""
-    return piece.shape[0] if len(piece.shape) > 1 else 1
 
 
 def _keep_at_random(piece: Piece, probabilities: Tensor | tuple[float, ...]) -> Tensor:

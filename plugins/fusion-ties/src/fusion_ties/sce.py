@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import TensorwiseAlgorithm
-from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert, sum_in_order
+from fusion_core.weights import (
+    Piece,
+    Scan,
+    Scope,
+    broadcast_per_expert,
+    call_on_piece,
+    sum_in_order,
+)
 from fusion_thresholds import (
     agreeing_magnitudes,
     count_for_density,
@@ -58,7 +65,7 @@ class Sce(TensorwiseAlgorithm[SceConfig]):
         """Return the selection of a tensor."""
         threshold = _threshold(scan, self.config.density)
         zeros = torch.zeros(len(scan.operands.experts), dtype=torch.float64)
-        squares = scan(_Squares(threshold), torch.add, zeros)
+        squares = scan(SelectedSquares(threshold), torch.add, zeros)
         return Selection(threshold, squares / (squares.sum() or 1.0))
 
     def merge(self, piece: Piece) -> Tensor:
@@ -78,7 +85,9 @@ def _deviations(rows: Tensor) -> Tensor:
     unit = torch.maximum(largest, -smallest)
     scaled = rows / unit.where(unit > 0, 1)
     squares = sum_in_order((scaled - sum_in_order(scaled) / len(rows)).square_())
-    return squares.div_(len(rows)).sqrt_().mul_(unit).where(largest > smallest, 0)
+    # The square root of fp32 numbers rounds differently on other processors, unless it is in fp64.
+    deviations = squares.div_(len(rows)).double().sqrt_().to(rows.dtype)
+    return deviations.mul_(unit).where(largest > smallest, 0)
 
 
 def _select(rows: Tensor, threshold: float) -> Tensor:
@@ -92,23 +101,25 @@ def _threshold(scan: Scan, density: float) -> float:
         return 0.0
     varying = int(scan(_count_varying, torch.add, torch.zeros((), dtype=torch.int64)))
     count = count_for_density(density, varying) if varying else 0
-    return float(kth_largest_magnitudes(scan, count, _deviation_row, count=1)) if count else inf
+    return float(kth_largest_magnitudes(scan, count, deviations_of, count=1)) if count else inf
 
 
-def _deviation_row(piece: Piece) -> Tensor:
+def deviations_of(piece: Piece) -> Tensor:
+    """Return each entry's standard deviation over the experts, of shape (1, ...)."""
     return _deviations(piece.task_vectors).unsqueeze(0)
 
 
 def _count_varying(piece: Piece) -> Tensor:
-    return _deviations(piece.task_vectors).count_nonzero().cpu()
+    return call_on_piece(deviations_of, piece).count_nonzero().cpu()
 
 
 @dataclass(frozen=True)
-class _Squares:
-    """Each expert's sum of selected squares in a block, of shape (experts,)."""
+class SelectedSquares:
+    """Each expert's sum of squares in a block, of shape (experts,), over selected positions."""
 
     threshold: float
 
     def __call__(self, piece: Piece) -> Tensor:
+        """Sum one block."""
         rows = _select(piece.task_vectors, self.threshold)
         return sum_in_strips(rows.double().square_())

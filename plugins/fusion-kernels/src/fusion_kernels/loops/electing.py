@@ -44,8 +44,11 @@ def _sum_trimmed(
 
 
 @inlined
-def _elect(total: Floats, tie: float, size: int, sign: Floats) -> None:
-    """Write the sign of each sum, 1 or -1; where it is zero, that of `tie`, which may be 0."""
+def elect(total: Floats, tie: float, size: int, sign: Floats) -> None:
+    """Write the sign of each sum, 1 or -1; where it is zero, that of `tie`, which may be 0.
+
+    The signs may be written over the sums.
+    """
     if tie == ZERO:
         for i in range(size):
             sign[i] = np.float32(total[i] > ZERO) - np.float32(total[i] < ZERO)
@@ -81,7 +84,7 @@ def merge(
         size = min(STRIP, layout[ELEMENTS] - start)
         largest = max(largest, read_strip(parts, scratch, start, size))
         _sum_trimmed(scratch, experts, floats(thresholds), factors, size, total)
-        _elect(total, tie, size, sign)
+        elect(total, tie, size, sign)
         for expert in range(experts):
             row, weight = row_of(scratch, expert), factors[expert]
             if expert == 0:
@@ -121,7 +124,7 @@ def keep(parts: int, scratch: int, weights: int, tie: float, chosen: int) -> int
             else:
                 for i in range(size):
                     total[i] += row[i] * weight
-        _elect(total, tie, size, sign)
+        elect(total, tie, size, sign)
         for expert in range(layout[EXPERTS]):
             row, weight = row_of(scratch, expert), factors[expert]
             target = floats(chosen + 4 * (layout[ELEMENTS] * expert + start))

@@ -1,0 +1,133 @@
+"""Entries that vary between experts, as in SCE."""
+
+import numpy as np
+
+from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
+from fusion_kernels.loops.electing import elect
+from fusion_kernels.loops.strips import (
+    LARGEST,
+    ONE,
+    OWN,
+    ZERO,
+    Floats,
+    base_of,
+    doubles,
+    floats,
+    inlined,
+    integers,
+    read_strip,
+    row_of,
+    square_root,
+    strip_of,
+)
+from fusion_kernels.loops.sums import add_squares
+
+
+@inlined
+def _find_range(scratch: int, experts: int, size: int, highest: Floats, lowest: Floats) -> None:
+    """Write the largest and the smallest entry of all experts."""
+    first = row_of(scratch, 0)
+    for i in range(size):
+        highest[i] = first[i]
+        lowest[i] = first[i]
+    for expert in range(1, experts):
+        row = row_of(scratch, expert)
+        for i in range(size):
+            highest[i] = max(highest[i], row[i])
+            lowest[i] = min(lowest[i], row[i])
+
+
+@inlined
+def _deviate(scratch: int, experts: int, size: int, deviation: Floats) -> None:
+    """Write each entry's standard deviation over the experts. Overwrites the own strips after."""
+    highest, lowest = strip_of(scratch, OWN + 1), strip_of(scratch, OWN + 2)
+    unit, mean = strip_of(scratch, OWN + 3), strip_of(scratch, OWN + 4)
+    count = np.float32(experts)
+    _find_range(scratch, experts, size, highest, lowest)
+    for i in range(size):
+        largest = max(highest[i], -lowest[i])
+        unit[i] = largest if largest > ZERO else ONE
+        mean[i] = row_of(scratch, 0)[i] / unit[i]
+    for expert in range(1, experts):
+        row = row_of(scratch, expert)
+        for i in range(size):
+            mean[i] += row[i] / unit[i]
+    for i in range(size):
+        mean[i] /= count
+        deviation[i] = ZERO
+    for expert in range(experts):
+        row = row_of(scratch, expert)
+        for i in range(size):
+            distance = row[i] / unit[i] - mean[i]
+            deviation[i] += distance * distance
+    for i in range(size):
+        scaled = square_root(deviation[i] / count) * unit[i]
+        deviation[i] = scaled if highest[i] > lowest[i] else ZERO
+
+
+@inlined
+def _select(scratch: int, experts: int, size: int, threshold: float) -> None:
+    """Zero the entries of all experts whose deviation is below a threshold."""
+    deviation = strip_of(scratch, OWN)
+    if threshold != ZERO:
+        _deviate(scratch, experts, size, deviation)
+        for expert in range(experts):
+            row = row_of(scratch, expert)
+            for i in range(size):
+                row[i] = row[i] if deviation[i] >= threshold else ZERO
+
+
+def deviate(parts: int, scratch: int, deviations: int) -> int:
+    """Write the deviations of a piece; 0 if an operand is not finite."""
+    layout, largest = integers(parts), np.uint32(0)
+    for start in range(0, layout[ELEMENTS], STRIP):
+        size = min(STRIP, layout[ELEMENTS] - start)
+        largest = max(largest, read_strip(parts, scratch, start, size))
+        _deviate(scratch, layout[EXPERTS], size, floats(deviations + 4 * start))
+    return int(largest <= LARGEST)
+
+
+def sum_selected(parts: int, scratch: int, threshold: float, sums: int) -> int:
+    """Add up the selected squares of each expert; 0 if an operand is not finite."""
+    layout, largest = integers(parts), np.uint32(0)
+    for start in range(0, layout[ELEMENTS], STRIP):
+        size = min(STRIP, layout[ELEMENTS] - start)
+        largest = max(largest, read_strip(parts, scratch, start, size))
+        _select(scratch, layout[EXPERTS], size, threshold)
+        for expert in range(layout[EXPERTS]):
+            add_squares(row_of(scratch, expert), size, scratch, sums, expert)
+    return int(largest <= LARGEST)
+
+
+def merge(parts: int, scratch: int, threshold: float, shares: int, merged: int) -> int:
+    """Merge a piece; 0 if an operand is not finite."""
+    layout, base, sign = integers(parts), base_of(scratch), strip_of(scratch, OWN)
+    total, divisor = (
+        doubles(scratch + 4 * STRIP * (OWN + 1)),
+        doubles(scratch + 4 * STRIP * (OWN + 3)),
+    )
+    experts, largest = layout[EXPERTS], np.uint32(0)
+    for start in range(0, layout[ELEMENTS], STRIP):
+        size = min(STRIP, layout[ELEMENTS] - start)
+        largest = max(largest, read_strip(parts, scratch, start, size))
+        _select(scratch, experts, size, threshold)
+        for i in range(size):
+            sign[i] = row_of(scratch, 0)[i]
+        for expert in range(1, experts):
+            row = row_of(scratch, expert)
+            for i in range(size):
+                sign[i] += row[i]
+        elect(sign, 1.0, size, sign)
+        for expert in range(experts):
+            row, share = row_of(scratch, expert), doubles(shares)[expert]
+            for i in range(size):
+                agreeing = np.float64(max(row[i] * sign[i], ZERO))
+                part = agreeing * share
+                weight = (1.0 if agreeing > 0.0 else 0.0) * share
+                total[i] = part if expert == 0 else total[i] + part
+                divisor[i] = weight if expert == 0 else divisor[i] + weight
+        target = floats(merged + 4 * start)
+        for i in range(size):
+            mean = total[i] * np.float64(sign[i]) / (divisor[i] if divisor[i] != 0.0 else 1.0)
+            target[i] = np.float32(mean) + base[i]
+    return int(largest <= LARGEST)

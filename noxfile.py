@@ -6,11 +6,15 @@ import re
 import shutil
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import nox
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 nox.needs_version = ">=2024.10"
 nox.options.default_venv_backend = "virtualenv"
@@ -107,7 +111,7 @@ def faults(session: nox.Session) -> None:
 @nox.session(default=False)
 @nox.parametrize("plugin", [path.name for path in PLUGINS])
 def plugin(session: nox.Session, plugin: str) -> None:
-    """One plugin's tests with the core, fusion-testing and what that plugin requires."""
+    """One plugin's tests with the core, fusion-testing and what the plugin and its tests require."""
     tools = nox.project.dependency_groups(PYPROJECT, "test")
     session.install(*_editable(plugin), *TESTING, *tools)
     session.run("pytest", f"plugins/{plugin}", *session.posargs)
@@ -427,19 +431,30 @@ def typing(session: nox.Session) -> None:
 
 
 def _editable(plugin: str, *, extra: str = "") -> list[str]:
-    """Return what pip installs in editable mode for a plugin: the core and what is in this tree."""
+    """Return what pip installs in editable mode to test a plugin: this tree's part of it.
+
+    A plugin's dependency group `test` names the plugins that only its tests require.
+    """
+    groups = _pyproject(plugin).get("dependency-groups", {})
+    roots = {plugin} | _names_in_tree(groups.get("test", []))
+    required = sorted(set().union(*map(_in_tree_requirements, roots)) - {plugin})
     of_plugin = f"./plugins/{plugin}" + (f"[{extra}]" if extra else "")
-    required = sorted(_in_tree_requirements(plugin) - {plugin})
     paths = [".", of_plugin, *(f"./plugins/{name}" for name in required)]
     return [part for path in paths for part in ("-e", path)]
 
 
 def _in_tree_requirements(plugin: str) -> set[str]:
     """Return a plugin and the plugins of this tree that it requires, at any remove."""
-    project = nox.project.load_toml(f"plugins/{plugin}/pyproject.toml")["project"]
-    names = {re.split(r"[^\w.-]", line)[0] for line in project["dependencies"]}
-    direct = {path.name for path in PLUGINS} & names
+    direct = _names_in_tree(_pyproject(plugin)["project"]["dependencies"])
     return {plugin}.union(*map(_in_tree_requirements, direct))
+
+
+def _names_in_tree(requirements: Iterable[str]) -> set[str]:
+    return {path.name for path in PLUGINS} & {Requirement(line).name for line in requirements}
+
+
+def _pyproject(plugin: str) -> dict[str, Any]:
+    return nox.project.load_toml(f"plugins/{plugin}/pyproject.toml")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def faults(session: nox.Session) -> None:
 @nox.session(default=False)
 @nox.parametrize("plugin", [path.name for path in PLUGINS])
 def plugin(session: nox.Session, plugin: str) -> None:
-    """One plugin's tests with the core, fusion-testing and what the plugin and its tests require."""
+    """One plugin's tests with the core, fusion-testing and what plugin and tests require."""
     tools = nox.project.dependency_groups(PYPROJECT, "test")
     session.install(*_editable(plugin), *TESTING, *tools)
     session.run("pytest", f"plugins/{plugin}", *session.posargs)
@@ -431,7 +431,7 @@ def typing(session: nox.Session) -> None:
 
 
 def _editable(plugin: str, *, extra: str = "") -> list[str]:
-    """Return what pip installs in editable mode to test a plugin: this tree's part of it.
+    """Return pip's arguments to install a plugin and the plugins that it and its tests need.
 
     A plugin's dependency group `test` names the plugins that only its tests require.
     """

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from functools import partial
 from importlib import import_module
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fusion_core.weights.source import TensorInfo
 
     Function = Callable[[Piece], Any]
+
+ResultT = TypeVar("ResultT")
 
 #: The environment variable that chooses `torch` (no kernels) or `compiled` (all, at once).
 KERNELS_VARIABLE = "FUSION_KERNELS"
@@ -69,10 +71,10 @@ class CompiledFunction(ABC):
         """
 
 
-def call_on_piece(function: Function, piece: Piece) -> Any:  # noqa: ANN401 - as of `function`
-    """Call a function of a piece, or what replaces it among the kernels of the operands."""
+def call_on_piece(function: Callable[[Piece], ResultT], piece: Piece) -> ResultT:
+    """Call a function of a piece, or the kernel of the operands that replaces it."""
     replacement = _find(function, piece)
-    result = None if replacement is None else replacement(function, piece)
+    result: ResultT | None = None if replacement is None else replacement(function, piece)
     return function(piece) if result is None else result
 
 

@@ -80,15 +80,18 @@ def _reinterpret(source: Any, target: Any) -> Any:  # noqa: ANN401 - numba's typ
     return convert
 
 
-@intrinsic
-def _square_root(typingctx: Any, value: Any) -> Any:  # noqa: ANN401, ARG001 - numba's types
-    """Return the square root as one instruction: `np.sqrt` calls the C library."""
+def _root_of(element: Any) -> Any:  # noqa: ANN401 - numba's types
+    """Return a function to the square root, one instruction: `np.sqrt` calls the C library."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401, ARG001
-        root = builder.module.declare_intrinsic("llvm.sqrt", [arguments[0].type])
-        return builder.call(root, arguments)
+    @intrinsic
+    def root(typingctx: Any, value: Any) -> Any:  # noqa: ANN401, ARG001
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401, ARG001
+            instruction = builder.module.declare_intrinsic("llvm.sqrt", [arguments[0].type])
+            return builder.call(instruction, arguments)
 
-    return types.float32(types.float32), generate
+        return element(element), generate
+
+    return root
 
 
 floats: Callable[[int], Floats] = _pointer_to(types.float32)
@@ -99,7 +102,7 @@ signed: Callable[[int], npt.NDArray[np.int8]] = _pointer_to(types.int8)
 integers: Callable[[int], npt.NDArray[np.int64]] = _pointer_to(types.int64)
 bits_of: Callable[[np.float32], np.uint32] = _reinterpret(types.float32, types.uint32)
 float_of: Callable[[np.uint32], np.float32] = _reinterpret(types.uint32, types.float32)
-square_root: Callable[[np.float32], np.float32] = _square_root
+square_root: Callable[[np.float32], np.float32] = _root_of(types.float32)
 
 
 @inlined

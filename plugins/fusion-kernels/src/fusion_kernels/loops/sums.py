@@ -14,7 +14,7 @@ def _sum_halves(buffer: Doubles) -> np.float64:
         for i in range(half):
             buffer[i] += buffer[half + i]
         half //= 2
-    return buffer[0]
+    return np.float64(buffer[0])
 
 
 @inlined

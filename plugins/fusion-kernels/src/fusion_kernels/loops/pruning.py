@@ -32,22 +32,22 @@ def _digit_of(number: int, shift: int) -> int:
 @inlined
 def _sort_by_digit(source: int, target: int, length: int, shift: int, counters: int) -> bool:
     """Sort numbers by one digit and keep the order of equal ones; False if all are equal."""
-    numbers, sorted_, places = integers(source), integers(target), integers(counters)
+    numbers, sorted_, positions = integers(source), integers(target), integers(counters)
     for digit in range(_DIGITS):
-        places[digit] = 0
+        positions[digit] = 0
     for i in range(length):
-        places[_digit_of(numbers[i], shift)] += 1
-    if places[_digit_of(numbers[0], shift)] == length:
+        positions[_digit_of(numbers[i], shift)] += 1
+    if positions[_digit_of(numbers[0], shift)] == length:
         return False
-    place = 0
+    position = 0
     for digit in range(_DIGITS):
-        count = places[digit]
-        places[digit] = place
-        place += count
+        count = positions[digit]
+        positions[digit] = position
+        position += count
     for i in range(length):
         digit = _digit_of(numbers[i], shift)
-        sorted_[places[digit]] = numbers[i]
-        places[digit] += 1
+        sorted_[positions[digit]] = numbers[i]
+        positions[digit] += 1
     return True
 
 
@@ -78,7 +78,7 @@ def _prune_row(
     divides: int,
     memory: int,
 ) -> None:
-    """Keep the entries of a row that begins at element `first` of the tensor, in place."""
+    """Keep the entries of a row that begins at element `first` of the tensor, in position."""
     order = integers(_sort_by_magnitude(row, length, memory))
     for rank in range(length):
         i, limit = order[rank] & _INDEX, probabilities[rank]

@@ -17,7 +17,6 @@ from fusion_linear.averages import SimpleAverage
 from fusion_linear.gram import GramCombination
 from fusion_testing import KernelSuite
 from fusion_thresholds import kth_largest_magnitudes
-from fusion_thresholds.selection import magnitude_dtype
 from fusion_ties.combining import DisjointMerge
 from fusion_ties.dropping import Drop, MagPrune
 from fusion_ties.electing import ConsensusSum, MagMax
@@ -79,7 +78,7 @@ class _Polled(Kernel):
 
     def survey(self, scan: Scan) -> float:
         """Poll all blocks: only magnitudes in fp32 are polled."""
-        if magnitude_dtype(scan) is torch.float64:
+        if scan.operands.dtype(scan.infos[0].name) is torch.float64:
             return 0.0
         tops = kth_largest_magnitudes(scan, 1).view(torch.int32).tolist()
         bounds = [(int(top * (1 - self.width)), top) for top in tops]

@@ -32,22 +32,22 @@ def _digit_of(number: int, shift: int) -> int:
 @inlined
 def _sort_by_digit(source: int, target: int, length: int, shift: int, counters: int) -> bool:
     """Sort numbers by one digit and keep the order of equal ones; False if all are equal."""
-    numbers, sorted_, places = integers(source), integers(target), integers(counters)
+    numbers, sorted_, positions = integers(source), integers(target), integers(counters)
     for digit in range(_DIGITS):
-        places[digit] = 0
+        positions[digit] = 0
     for i in range(length):
-        places[_digit_of(numbers[i], shift)] += 1
-    if places[_digit_of(numbers[0], shift)] == length:
+        positions[_digit_of(numbers[i], shift)] += 1
+    if positions[_digit_of(numbers[0], shift)] == length:
         return False
-    place = 0
+    position = 0
     for digit in range(_DIGITS):
-        count = places[digit]
-        places[digit] = place
-        place += count
+        count = positions[digit]
+        positions[digit] = position
+        position += count
     for i in range(length):
         digit = _digit_of(numbers[i], shift)
-        sorted_[places[digit]] = numbers[i]
-        places[digit] += 1
+        sorted_[positions[digit]] = numbers[i]
+        positions[digit] += 1
     return True
 
 

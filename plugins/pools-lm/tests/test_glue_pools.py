@@ -218,7 +218,7 @@ def test_a_run_is_shown_with_published_results(own_hub: HubServer, tmp_path: Pat
     assert report["published"]["rows"]["TIES λ=0.3"]["stsb"] == pytest.approx(0.783)
     recorded = json.loads((tmp_path / "out/provenance.json").read_text())["predicate"]
     commit = own_hub.repositories["datasets", "nyu-mll/glue"].refs["main"]
-    assert recorded["tasks"]["mnli"] == {
+    assert recorded["tasks"]["mnli"]["test"] == {
         "data": f"nyu-mll/glue@{commit}",
         "files": ["mnli/validation_matched-00000-of-00001.parquet"],
     }
@@ -437,7 +437,7 @@ def test_sentence_tasks_read_splits() -> None:
     tasks.check()
     paths = [path for download in tasks.downloads() for path in download.paths]
     assert paths == [f"mrpc/{n}-00000-of-00001.parquet" for n in ("validation", "train")]
-    assert tasks.inputs()["mrpc"]["files"] == tuple(paths[:1])
+    assert [*tasks.inputs()["mrpc"]["test"]["files"]] == paths[:1]
     assert 0 <= tasks["mrpc"].evaluate(pool.build(pool.base))["accuracy"] <= 1
 
 

@@ -216,6 +216,7 @@ def test_function_transforms_work_on_a_layer(layer: nn.Linear) -> None:
     torch.testing.assert_close(every(layer), every(plain_layer()))
 
 
+@pytest.mark.thorough
 def test_a_layer_can_be_compiled(layer: nn.Linear) -> None:
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert distance(compiled(inputs()), plain_layer()(inputs())) < ROUNDING

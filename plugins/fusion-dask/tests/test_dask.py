@@ -224,6 +224,7 @@ def test_invalid_and_conflicting_options_are_refused(options: Any, problem: str)
         DaskConfig(**options)
 
 
+@pytest.mark.thorough
 def test_a_broken_installation_of_another_plugin_does_not_stop_dask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def _run(algorithm: Any, models: dict[str, str], output: Path, workers: int) -> 
     return provenance
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("algorithm", _METHODS, ids=str)
 def test_a_run_has_the_same_tensors(
     algorithm: Any, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

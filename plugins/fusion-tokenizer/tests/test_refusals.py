@@ -138,6 +138,7 @@ CASES: dict[str, tuple[Callable[[Models], object], list[str], str, str]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_refused_with_the_next_step(pair: Models, case: str) -> None:
     change, options, problem, hint = CASES[case]

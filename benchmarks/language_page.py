@@ -95,7 +95,7 @@ def _compare_with_base(compared: Sequence[Sequence[Run]]) -> list[str]:
     value, error = divergence(compared)
     return [
         _with_error(*same_tokens(compared)),
-        f"{same_answers(compared):g}",
+        f"{same_answers(compared):.2g}",
         f"{value:.2f} ± {error:.2f}",
         *(f"{bits(compared, text):.3f}" for text in TEXTS),
     ]

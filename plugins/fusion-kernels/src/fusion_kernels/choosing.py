@@ -45,9 +45,7 @@ class BandOfMagnitudes(_Band):
 class BandSums(_Band):
     """The sums of magnitudes that `band` needs for `rescale: l1`."""
 
-    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
-        """Sum one block."""
-        return self.sums(function, piece)
+    __call__ = _Band.sums
 
 
 class LargestEntries(TaskVectorFunction):

@@ -60,9 +60,7 @@ class RandomEntries(_Random):
 class RandomSums(_Random):
     """The sums of magnitudes that `drop` needs for `rescale: l1`."""
 
-    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
-        """Sum one block."""
-        return self.sums(function, piece)
+    __call__ = _Random.sums
 
 
 class _Ranked(KeepingFunction):
@@ -111,9 +109,7 @@ class RankedEntries(_Ranked):
 class RankedSums(_Ranked):
     """The sums of magnitudes that `magprune` needs for `rescale: l1`."""
 
-    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
-        """Sum one block."""
-        return self.sums(function, piece)
+    __call__ = _Ranked.sums
 
 
 def _densities(function: Any, piece: Piece) -> tuple[float, ...]:  # noqa: ANN401

@@ -7,8 +7,10 @@ from fusion_kernels.loops.strips import OWN, Doubles, Floats, doubles, inlined
 
 
 @inlined
-def _sum_halves(buffer: Doubles) -> np.float64:
-    """Sum a strip: add its second half to its first until one number is left."""
+def _sum_halves(buffer: Doubles, size: int) -> np.float64:
+    """Sum a strip of `size` numbers: add its second half to its first until one number is left."""
+    for i in range(size, STRIP):
+        buffer[i] = 0.0
     half = STRIP // 2
     while half > 0:
         for i in range(half):
@@ -23,9 +25,7 @@ def add_magnitudes(row: Floats, size: int, scratch: int, sums: int, number: int)
     buffer = doubles(scratch + 4 * STRIP * (OWN + 1))
     for i in range(size):
         buffer[i] = np.float64(abs(row[i]))
-    for i in range(size, STRIP):
-        buffer[i] = 0.0
-    doubles(sums)[number] += _sum_halves(buffer)
+    doubles(sums)[number] += _sum_halves(buffer, size)
 
 
 @inlined
@@ -34,6 +34,4 @@ def add_squares(row: Floats, size: int, scratch: int, sums: int, number: int) ->
     buffer = doubles(scratch + 4 * STRIP * (OWN + 1))
     for i in range(size):
         buffer[i] = np.float64(row[i]) * np.float64(row[i])
-    for i in range(size, STRIP):
-        buffer[i] = 0.0
-    doubles(sums)[number] += _sum_halves(buffer)
+    doubles(sums)[number] += _sum_halves(buffer, size)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
@@ -19,8 +20,9 @@ from fusion_core.weights import Layout, RenamedSource, match_names
 from pools_lm.conversion import find_packed_experts
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
+    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from fusion_core.weights import TensorInfo, WeightSource
@@ -36,6 +38,24 @@ _WITH_HEADS = (
     "AutoModelForQuestionAnswering",
     "AutoModelForCausalLM",
 )
+
+
+@contextmanager
+def _without_values_on_meta() -> Iterator[None]:
+    """Spare transformers the initial values of parameters on the meta device, which hold none.
+
+    Drawing them there takes most of the time of constructing a small model.
+    """
+
+    def mark(_: nn.Module, __: str, parameter: nn.Parameter) -> None:
+        if parameter.is_meta:
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined] # noqa: SLF001 - as transformers marks tensors that have their values
+
+    hook = register_module_parameter_registration_hook(mark)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @dataclass(frozen=True)
@@ -228,7 +248,8 @@ class Architecture:
     def _construct(self, config: PreTrainedConfig) -> PreTrainedModel:
         auto_class = getattr(transformers, self.auto)
         try:
-            model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
+            with _without_values_on_meta():
+                model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
         except Exception as error:  # model classes raise anything
             raise self._unsupported(error) from error
         return model

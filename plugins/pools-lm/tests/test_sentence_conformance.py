@@ -39,8 +39,9 @@ class SentenceSuite(TaskPoolSuite):
         for split in self.splits:
             order = words if split == "test" else words[::-1]
             rows = [
-                {"text": " ".join(order[n : 3 * n + 1]), "label": n % 2, "sentence1": order[n],
-                 "sentence2": order[-n], "score": n}
+                {"text": " ".join(order[n : 3 * n + 1]), "label": n % 2, "score": n,
+                 "sentence1": " ".join(order[n : n + 3]),
+                 "sentence2": " ".join(order[n + 20 : n + 24])}
                 for n in range(12)
             ]  # fmt: skip
             path = tmp_path / f"{split}.jsonl"

@@ -28,9 +28,13 @@ class Runs:
     """The runs by pool, seed and cell."""
 
     def __init__(self, lines: Sequence[Run]) -> None:
-        self.runs = {
-            (run["pool"], run["seed"], run["cell"]): run for run in lines if "right" in run
-        }
+        by_tokens: dict[bool, dict[tuple[str, int, str], Run]] = {True: {}, False: {}}
+        for run in lines:
+            if "right" in run:
+                by_tokens["predictions" in run][run["pool"], run["seed"], run["cell"]] = run
+        self.runs = by_tokens[False]
+        #: searches that learned from one token of each prompt's answer
+        self.one_token = by_tokens[True]
         #: runs of a first protocol, which kept no answers to single questions
         self.first = [run for run in lines if "right" not in run]
 

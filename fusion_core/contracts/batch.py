@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: The name of the padding mask in a mapping: 1 for a token, 0 for padding; (examples, length).
 ATTENTION_MASK = "attention_mask"
+#: The name of the mask of positions whose predictions count, where an example has several.
+PREDICTED = "predicted"
 
 
 class Split(StrEnum):
@@ -34,7 +36,8 @@ class Batch:
 
     The first dimension of every tensor is the example. If the inputs are a mapping that contains an
     `attention_mask` of shape (examples, length), every tensor whose shape begins with (examples,
-    length) is padded along its second dimension.
+    length) is padded along its second dimension. Of a task with several predictions per example, an
+    input `predicted` of that shape marks their positions.
     """
 
     inputs: torch.Tensor | Mapping[str, torch.Tensor]
@@ -53,6 +56,11 @@ class Batch:
     def mask(self) -> torch.Tensor | None:
         """The padding mask of shape (examples, length), 1 or true for tokens; None without one."""
         return self.tensors.get(ATTENTION_MASK)
+
+    def count_predictions(self) -> list[int]:
+        """Return the number of predictions of each example: its marked positions, or one."""
+        marked = self.tensors.get(PREDICTED)
+        return [1] * len(self) if marked is None else marked.sum(dim=1).tolist()
 
     @property
     def form(self) -> Hashable:

@@ -97,6 +97,14 @@ class AdaptiveTask(Task):
         Run the model in every call: methods change its weights in between.
         """
 
+    def with_all_predictions(self) -> AdaptiveTask:
+        """Return this task with all predictions of an example, such as every token of an answer.
+
+        A batch without labels then marks them as `predicted`, and `logits` has the shape
+        (predictions, classes), example by example. Default: this task, with one per example.
+        """
+        return self
+
     def count(self, split: Split) -> int | None:
         """Return the number of examples in a split, or None if it is unknown or unlimited.
 

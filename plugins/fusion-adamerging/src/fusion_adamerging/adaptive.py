@@ -110,7 +110,8 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
                     f"algorithm.retain: task {name!r} has an expert, which teaches it",
                     hint="Name a task without an expert, such as one of general prompts.",
                 )
-        return [*tasks, *map(context.tasks.adaptive, self.config.retain)]
+        taught_by_base = map(context.tasks.adaptive, self.config.retain)
+        return [task.with_all_predictions() for task in (*tasks, *taught_by_base)]
 
     def passes(
         self, model: nn.Module, tasks: Sequence[AdaptiveTask], context: RunContext

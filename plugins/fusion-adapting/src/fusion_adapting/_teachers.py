@@ -34,7 +34,7 @@ class Predictions:
     rest.
     """
 
-    #: log-probabilities of shape (examples, kept classes), in decreasing order if not of all
+    #: log-probabilities of shape (predictions, kept classes), in decreasing order if not of all
     logs: Tensor
     #: the kept classes, of the same shape in int32; None if all are kept, in order
     classes: Tensor | None
@@ -88,20 +88,22 @@ def ask_teachers(  # noqa: PLR0913 - whom to ask, what, and where
     with progress.track("ask the teachers", total=total, unit="batches") as advance:
 
         def predict_all(teacher: nn.Module, task: AdaptiveTask) -> Predictions:
-            numbers: dict[bytes, int] = {}
+            numbers: dict[bytes, range] = {}
             rows: dict[int, Tensor] = {}
             parts: list[Tensor] = []
+            total = 0
             for step in range(steps):
                 batch = batches.of(task, step)
                 keys = _identify_examples(batch)
                 fresh = {key: row for row, key in enumerate(keys) if key not in numbers}
-                for key in fresh:
-                    numbers[key] = len(numbers)
                 if fresh:
                     asked = batch.rows(torch.tensor([*fresh.values()])).to(device)
+                    for key, count in zip(fresh, asked.count_predictions(), strict=True):
+                        numbers[key] = range(total, total + count)
+                        total += count
                     logits = widened(task.logits(teacher, asked))
                     parts.append(log_probabilities(logits / temperature).cpu())
-                rows[step] = torch.tensor([numbers[key] for key in keys])
+                rows[step] = torch.tensor([row for key in keys for row in numbers[key]])
                 advance(1, note=task.name)
             logs = torch.cat(parts) if parts else torch.empty(0, 0)
             compact = Predictions(*_compress(logs), rows)

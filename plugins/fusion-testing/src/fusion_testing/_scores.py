@@ -21,7 +21,7 @@ from fusion_testing._examples import (
 from fusion_testing._suite import fail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor, nn
 
@@ -35,16 +35,17 @@ class ScoreChecks(ComponentSuite):
     """Checks of every task's scores; part of `TaskPoolSuite`."""
 
     def test_scores_have_gradients(self, pool: TaskPool[Any], model: nn.Module) -> None:
-        """`logits` returns one row of finite scores per example, with gradients."""
+        """`logits` returns one row of finite scores per prediction, with gradients."""
         model.requires_grad_(True)
-        for task, split in every_split(pool):
+        for task, split in _with_all_predictions(every_split(pool)):
             batch = draw(task, split, SIZE)
-            scores = task.logits(model, batch)
-            if scores.dim() != 2 or len(scores) != SIZE or not scores.isfinite().all():  # noqa: PLR2004
+            scores, rows = task.logits(model, batch), sum(batch.count_predictions())
+            if scores.dim() != 2 or len(scores) != rows or not scores.isfinite().all():  # noqa: PLR2004
                 fail(
-                    f"{task.name}: expected finite scores of shape [{SIZE}, classes] from "
+                    f"{task.name}: expected finite scores of shape [{rows}, classes] from "
                     f"`logits`, got shape {list(scores.shape)} or scores that are not finite.",
-                    "Return finite scores of shape (examples, classes).",
+                    "Return finite scores of shape (examples, classes), or (predictions, classes) "
+                    "if the batch marks several per example.",
                 )
             if batch.labels is not None and int(batch.labels.max()) >= scores.shape[1]:
                 fail(
@@ -149,6 +150,16 @@ class ScoreChecks(ComponentSuite):
                         "the head to the device of the features.",
                     )
                 # ignore other errors: scores on the meta device have no values
+
+
+def _with_all_predictions(
+    pairs: Iterable[tuple[AdaptiveTask, Split]],
+) -> Iterator[tuple[AdaptiveTask, Split]]:
+    """Yield tasks as they are, and with all predictions where that is another task."""
+    for task, split in pairs:
+        yield task, split
+        if (several := task.with_all_predictions()) is not task:
+            yield several, split
 
 
 def _are_close(one: Tensor, other: Tensor) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_adapting import map_batches
+from fusion_core.contracts.batch import PREDICTED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,18 +41,20 @@ def pad_rows(
 def next_token_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the scores of the token after each text, shape (texts, vocabulary).
 
-    For an encoder-decoder, it is the first token of the answer. The head multiplies no other
-    position, if the model's class can select positions.
+    If the inputs mark positions as `predicted`, they are those of the token after each of these,
+    text by text: shape (positions, vocabulary). For an encoder-decoder, it is the first token of
+    the answer. The head multiplies no other position, if the model's class can select positions.
     """
     if _is_seq2seq(model):
         starts = torch.full_like(inputs["input_ids"][:, :1], _start_token(model))
         first_scores: Tensor = model(**inputs, decoder_input_ids=starts).logits[:, 0]
         return first_scores
-    last = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
-    scores: Tensor = model(**inputs, logits_to_keep=last).logits
-    if scores.shape[1] != 1:  # the model's class ignores the option
-        scores = scores.take_along_dim(last[..., None], dim=1)
-    return scores[:, 0]
+    texts = dict(inputs)
+    predicted = texts.pop(PREDICTED, None)
+    if predicted is None:
+        mask = texts["attention_mask"]
+        predicted = mask.cumsum(dim=1) * mask == mask.sum(dim=1, keepdim=True)
+    return _scores_after(model, texts, predicted)
 
 
 def log_likelihoods(
@@ -128,9 +131,14 @@ def _continuation_scores(model: nn.Module, pairs: Sequence[Pair], device: torch.
     starts = torch.tensor([[len(pair.context) - 1] for pair in pairs])
     positions = torch.arange(texts["input_ids"].shape[1])
     follows = texts["attention_mask"].bool() & (positions >= starts)
-    scores: Tensor = model(**_to_device({**texts, "logits_to_keep": follows}, device)).logits
+    return _scores_after(model, _to_device(texts, device), follows.to(device))
+
+
+def _scores_after(model: nn.Module, texts: Mapping[str, Tensor], positions: Tensor) -> Tensor:
+    """Return the scores of the tokens after marked positions, shape (positions, vocabulary)."""
+    scores: Tensor = model(**texts, logits_to_keep=positions).logits
     is_selected = scores.dim() == 2  # noqa: PLR2004 - otherwise the model's class ignores the option
-    return scores if is_selected else scores[follows.to(device)]
+    return scores if is_selected else scores[positions]
 
 
 def _to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

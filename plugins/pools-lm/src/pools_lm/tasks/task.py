@@ -9,6 +9,7 @@ import torch
 
 from fusion_adapting import make_generator
 from fusion_core import Batch, Split
+from fusion_core.contracts.batch import PREDICTED
 from pools_lm.tasks.examples import AdaptiveLinesTask, DataT, ExampleTask, unbound_error
 from pools_lm.tasks.scoring import next_token_scores, pad_rows
 
@@ -22,28 +23,45 @@ if TYPE_CHECKING:
     from pools_lm.tasks.prompts import Pair, Prompts
     from pools_lm.tasks.sampling import PromptSampler
 
+#: About how many tokens of a task a search predicts: its teachers' predictions stay in memory.
+_PREDICTIONS = 512
+
 
 @dataclass
 class TokenTask(ExampleTask):
     """A task whose examples are contexts with, if known, their continuations.
 
-    Adaptation uses one token per example, drawn from its continuation. The vocabulary is the set of
-    classes. Without a known continuation, it is the first token after the context.
+    The vocabulary is the set of classes. A batch predicts one token per example, drawn from its
+    continuation, or all of them if the task is `with_all_predictions`. Without a known
+    continuation, and for encoder-decoders, it is the first token after the context.
     """
 
     #: None until the pool is bound to models
     prompts: Prompts | None = field(default=None, kw_only=True)
     #: None until the pool is bound to models, which can write prompts
     sampler: PromptSampler | None = field(default=None, kw_only=True)
+    #: whether batches predict all tokens of a continuation
+    predicts_all: bool = field(default=False, kw_only=True)
+
+    def with_all_predictions(self) -> Self:
+        """Return this task with all tokens of each continuation, or as many as memory allows.
+
+        A step then learns from every token that a pass computes anyway.
+        """
+        is_seq2seq = self.bound_prompts.is_seq2seq
+        return self if is_seq2seq else replace(self, predicts_all=True)
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
         """Return `input_ids` and `attention_mask`, shape (size, tokens); labels are next tokens.
 
-        Batches run through shuffled epochs of full batches. Raises `RecipeError` for a size that
-        no batch can have.
+        Batches run through shuffled epochs of full batches. With all predictions there are no
+        labels, and `predicted` marks the positions before the predicted tokens. Raises
+        `RecipeError` for a size that no batch can have.
         """
         key = f"{seed}\0{self.name}\0{split}"
         pairs = self.draw(step, size=size, split=split, key=key)
+        if self.predicts_all:
+            return _mark_predictions(pairs, max(1, _PREDICTIONS // self.count(split)))
         is_seq2seq = self.bound_prompts.is_seq2seq
         fractions = torch.rand(len(pairs), generator=make_generator(0, f"{key}\0{step}")).tolist()
         rows: list[list[int]] = []
@@ -55,7 +73,7 @@ class TokenTask(ExampleTask):
         return Batch(pad_rows(rows), None if split is Split.UNLABELED else torch.tensor(labels))
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the scores of the next token, shape (examples, vocabulary)."""
+        """Return the scores of the predicted tokens, shape (predictions, vocabulary)."""
         return next_token_scores(model, batch.tensors)
 
     @property
@@ -68,6 +86,17 @@ class TokenTask(ExampleTask):
     def on_device(self, device: torch.device) -> Self:
         """Return this task with prompts and answers that models write on a device."""
         return replace(self, sampler=self.sampler and replace(self.sampler, device=device))
+
+
+def _mark_predictions(pairs: Sequence[Pair], most: int) -> Batch:
+    """Return texts with marks before the tokens to predict, in every batch the same of a text."""
+    tensors = pad_rows([[*pair.context, *pair.continuation[:-1]] for pair in pairs])
+    predicted = torch.zeros_like(tensors["input_ids"], dtype=torch.bool)
+    for marks, pair in zip(predicted, pairs, strict=True):
+        count, generator = len(pair.continuation), make_generator(0, str(pair.context))
+        drawn = torch.randperm(max(1, count), generator=generator)[:most]
+        marks[len(pair.context) - 1 + drawn] = True
+    return Batch({**tensors, PREDICTED: predicted})
 
 
 @dataclass

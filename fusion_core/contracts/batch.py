@@ -37,7 +37,7 @@ class Batch:
     The first dimension of every tensor is the example. If the inputs are a mapping that contains an
     `attention_mask` of shape (examples, length), every tensor whose shape begins with (examples,
     length) is padded along its second dimension. Of a task with several predictions per example, an
-    input `predicted` of that shape marks their positions.
+    input `predicted`, of that or another shape (examples, ...), marks them.
     """
 
     inputs: torch.Tensor | Mapping[str, torch.Tensor]
@@ -60,7 +60,7 @@ class Batch:
     def count_predictions(self) -> list[int]:
         """Return the number of predictions of each example: its marked positions, or one."""
         marked = self.tensors.get(PREDICTED)
-        return [1] * len(self) if marked is None else marked.sum(dim=1).tolist()
+        return [1] * len(self) if marked is None else marked.flatten(1).sum(dim=1).tolist()
 
     @property
     def form(self) -> Hashable:

@@ -11,7 +11,11 @@ import torch
 from fusion_adapting import Batches, ask_teachers
 from fusion_core import Batch, Progress, Split
 from fusion_testing import tiny_pool
+from pools_lm.config import LanguageConfig
+from pools_lm.pools import Seq2SeqPool
 from pools_lm.tasks import task as module
+from pools_lm.tasks.config import LanguageTasksConfig
+from pools_lm.tasks.pool import LanguageTasks
 from pools_lm.tasks.prompts import Pair
 from pools_lm.tasks.scoring import pad_rows
 from pools_lm.tasks.task import TokenTask
@@ -92,5 +96,29 @@ def test_an_expert_predicts_every_token_once(tiny: Any, monkeypatch: pytest.Monk
         assert float(predictions.disagreement(step, scores.flip(0) / 0.01)) > 1e-3
 
 
-def test_an_encoder_decoder_predicts_the_first_token_alone() -> None:
-    assert _batch(_task(is_seq2seq=True)).count_predictions() == [1] * 4
+def test_an_encoder_decoder_predicts_every_token_of_its_answers(tiny: Any) -> None:
+    model, task = tiny.live("t5", 0), _task(is_seq2seq=True)
+    batch = _batch(task)
+    order = [next(p for p in _PAIRS if list(p.context) == text) for text in _texts(batch)]
+    assert batch.count_predictions() == [max(1, len(pair.continuation)) for pair in order]
+    scores = task.logits(model, batch).split(batch.count_predictions())
+    for pair, rows in zip(order, scores, strict=True):
+        decoder = torch.tensor([[model.config.decoder_start_token_id, *pair.continuation[:-1]]])
+        inputs = torch.tensor([pair.context])
+        expected = model(input_ids=inputs, decoder_input_ids=decoder).logits[0]
+        torch.testing.assert_close(rows, expected[: len(rows)], rtol=1e-4, atol=1e-5)
+    assert (
+        task.logits(model, Batch.joined([_batch(task, 1, 1), _batch(task, 2, 3)])).isfinite().all()
+    )
+
+
+def test_experts_of_an_encoder_decoder_answer_its_prompts(models_of: Any, tmp_path: Any) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(f'{{"prompt": "{word}", "answer": "a"}}\n' for word in "abc"))
+    pool = Seq2SeqPool(LanguageConfig(**models_of("t5", "seq2seq-lm")))
+    options: Any = {"kind": "generate", "test": str(path)}
+    config = LanguageTasksConfig(datasets={"a": options}, answer_tokens=3)
+    task: Any = LanguageTasks(config).bind(pool)["a"]
+    answers = [len(pair.continuation) for pair in task.load_examples(Split.UNLABELED)]
+    assert all(1 <= count <= 3 for count in answers)
+    assert sum(_batch(task.with_all_predictions(), size=3).count_predictions()) == sum(answers)

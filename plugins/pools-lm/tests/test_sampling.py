@@ -141,17 +141,23 @@ def _count_agreed(model: Any, other: Any, pair: Pair) -> int:
     return int((ours == theirs).sum())
 
 
-@pytest.mark.parametrize("answer_tokens", [0, 6])
-def test_agreement_needs_answers(
-    general: dict[str, Any], answer_tokens: int, models_of: Callable[..., dict[str, Any]]
-) -> None:
-    config = LanguageTasksConfig(datasets={"general": general}, answer_tokens=answer_tokens)
-    pool: Any = MiniPool(PAIR)
-    if answer_tokens:
-        pool = Seq2SeqPool(LanguageConfig(**models_of("t5")))
-    tasks = LanguageTasks(config).bind(pool)
+def test_agreement_needs_answers(general: dict[str, Any]) -> None:
+    pool = MiniPool(PAIR)
+    tasks = LanguageTasks(LanguageTasksConfig(datasets={"general": general}, answer_tokens=0)).bind(
+        pool
+    )
     with pytest.raises(RecipeError, match="no model answers"):
-        tasks["general"].evaluate(pool.build(pool.base))
+        tasks["general"].evaluate(pool.build(pool.base or pool.reference))
+
+
+def test_a_base_of_encoder_decoders_agrees_with_itself(
+    general: dict[str, Any], models_of: Callable[..., dict[str, Any]]
+) -> None:
+    pool: Any = Seq2SeqPool(LanguageConfig(**models_of("t5")))
+    config = LanguageTasksConfig(datasets={"general": general}, answer_tokens=6)
+    task = LanguageTasks(config).bind(pool)["general"]
+    assert task.evaluate(pool.build(pool.base))["agreement"] == 1
+    assert task.evaluate(pool.build(pool.experts["a"]))["agreement"] < 1
 
 
 def test_a_merge_retains_what_the_base_says(general: dict[str, Any], tmp_path: Path) -> None:

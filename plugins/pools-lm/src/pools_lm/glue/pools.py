@@ -117,8 +117,11 @@ class FlanT5GlueTasks(LanguageTasks):
             for task in family.tasks
         }
         options = config.model_dump(exclude={"variant"})
+        # The first token of an answer tells its class, and published searches see no other.
         super().__init__(
-            GenerateTasksConfig(datasets=datasets, chat=False, length=_LENGTH, **options)
+            GenerateTasksConfig(
+                datasets=datasets, chat=False, length=_LENGTH, answer_tokens=0, **options
+            )
         )
         self.config = config
         self.published = _read_published(family)

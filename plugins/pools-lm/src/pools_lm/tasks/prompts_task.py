@@ -72,7 +72,7 @@ class PromptsTask(LanguageTask[PromptLines]):
         if not all(pair.continuation for pair in pairs):
             raise RecipeError(
                 f"task {self.name!r}: no model answers its prompts, so none can agree",
-                hint="The kind `agreement` needs a decoder, a base or an expert, and "
-                "task_pool.answer_tokens above 0.",
+                hint="The kind `agreement` needs a base or an expert, and task_pool.answer_tokens "
+                "above 0.",
             )
         return pairs, self.sampler.predict(self.name, pairs)

@@ -89,8 +89,8 @@ class PromptSampler:
         """Return pairs, those without a continuation with the greedy answer of the task's expert.
 
         With `or_base`, the base answers for a task without an expert. Contexts are cut so that the
-        answers fit. Pairs stay as they are if no model is to answer, if the options ask for no
-        answers, and for encoder-decoders, whose encoders read none.
+        answers fit. Pairs stay as they are if no model is to answer, or if the options ask for no
+        answers.
         """
         teacher = self._teacher_of(task) if or_base or self.has_expert(task) else None
         return list(pairs) if teacher is None else self._answer(_LazyModel(self, teacher), pairs)
@@ -168,9 +168,9 @@ class PromptSampler:
     def _answer(self, teacher: _LazyModel, pairs: Sequence[Pair]) -> list[Pair]:
         """Return pairs, those without a continuation with a model's answer and its end token."""
         tokens = self.config.answer_tokens
-        room = self.prompts.length - tokens
+        room = self.prompts.length - (0 if self.prompts.is_seq2seq else tokens)
         contexts = [pair.within(room).context for pair in pairs if not pair.continuation]
-        if not contexts or not tokens or self.prompts.is_seq2seq:
+        if not contexts or not tokens:
             return list(pairs)
 
         def answer(model: nn.Module) -> list[list[int]]:

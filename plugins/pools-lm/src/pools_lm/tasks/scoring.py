@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from pools_lm.tasks.prompts import Pair
 
+#: The name of the input that holds an encoder-decoder's answers.
+ANSWERS = "answers"
 #: Maximum number of scores in memory at once, unless a single text has more.
 _MAX_SCORES = 2**26
 #: Number of rows per log-softmax, few enough for memory that is used again at once.
@@ -24,10 +26,10 @@ _ROWS = 32
 
 
 def pad_rows(
-    rows: Sequence[Sequence[int]], *, value: int = 0, left: bool = False
+    rows: Sequence[Sequence[int]], *, value: int = 0, left: bool = False, length: int = 0
 ) -> dict[str, Tensor]:
-    """Return `input_ids` and `attention_mask`, each of shape (rows, tokens)."""
-    length = max(map(len, rows))
+    """Return `input_ids` and `attention_mask`, each of shape (rows, at least `length` tokens)."""
+    length = max(length, *map(len, rows))
 
     def pad(row: Sequence[int], value: int) -> list[int]:
         padding = [value] * (length - len(row))
@@ -42,15 +44,20 @@ def next_token_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the scores of the token after each text, shape (texts, vocabulary).
 
     If the inputs mark positions as `predicted`, they are those of the token after each of these,
-    text by text: shape (positions, vocabulary). For an encoder-decoder, it is the first token of
-    the answer. The head multiplies no other position, if the model's class can select positions.
+    text by text: shape (positions, vocabulary). For an encoder-decoder, they are those of the first
+    token of the answer, or of the tokens marked in `answers`; both have the shape (texts, 1,
+    tokens). A decoder's head multiplies no other position, if the model's class can select.
     """
-    if _is_seq2seq(model):
-        starts = torch.full_like(inputs["input_ids"][:, :1], _start_token(model))
-        first_scores: Tensor = model(**inputs, decoder_input_ids=starts).logits[:, 0]
-        return first_scores
     texts = dict(inputs)
-    predicted = texts.pop(PREDICTED, None)
+    predicted, answers = texts.pop(PREDICTED, None), texts.pop(ANSWERS, None)
+    if _is_seq2seq(model):
+        given = torch.full_like(texts["input_ids"][:, :1], _start_token(model))
+        if predicted is None or answers is None:
+            predicted = torch.ones_like(given, dtype=torch.bool).unsqueeze(1)
+        else:
+            given = torch.cat([given, answers[:, 0, :-1]], dim=1)
+        answer_scores: Tensor = model(**texts, decoder_input_ids=given).logits
+        return answer_scores[predicted[:, 0]]
     if predicted is None:
         mask = texts["attention_mask"]
         predicted = mask.cumsum(dim=1) * mask == mask.sum(dim=1, keepdim=True)

@@ -11,7 +11,7 @@ from fusion_adapting import make_generator
 from fusion_core import Batch, Split
 from fusion_core.contracts.batch import PREDICTED
 from pools_lm.tasks.examples import AdaptiveLinesTask, DataT, ExampleTask, unbound_error
-from pools_lm.tasks.scoring import next_token_scores, pad_rows
+from pools_lm.tasks.scoring import ANSWERS, next_token_scores, pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,8 @@ class TokenTask(ExampleTask):
 
     The vocabulary is the set of classes. A batch predicts one token per example, drawn from its
     continuation, or all of them if the task is `with_all_predictions`. Without a known
-    continuation, and for encoder-decoders, it is the first token after the context.
+    continuation, it is the first token after the context. For encoder-decoders, one token is always
+    the first.
     """
 
     #: None until the pool is bound to models
@@ -48,8 +49,7 @@ class TokenTask(ExampleTask):
 
         A step then learns from every token that a pass computes anyway.
         """
-        is_seq2seq = self.bound_prompts.is_seq2seq
-        return self if is_seq2seq else replace(self, predicts_all=True)
+        return replace(self, predicts_all=True)
 
     def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
         """Return `input_ids` and `attention_mask`, shape (size, tokens); labels are next tokens.
@@ -61,7 +61,7 @@ class TokenTask(ExampleTask):
         key = f"{seed}\0{self.name}\0{split}"
         pairs = self.draw(step, size=size, split=split, key=key)
         if self.predicts_all:
-            return _mark_predictions(pairs, max(1, _PREDICTIONS // self.count(split)))
+            return self._batch_of_all(pairs, split)
         is_seq2seq = self.bound_prompts.is_seq2seq
         fractions = torch.rand(len(pairs), generator=make_generator(0, f"{key}\0{step}")).tolist()
         rows: list[list[int]] = []
@@ -71,6 +71,25 @@ class TokenTask(ExampleTask):
             rows.append([*pair.context, *pair.continuation[:position]])
             labels.append([*pair.continuation, -1][position])
         return Batch(pad_rows(rows), None if split is Split.UNLABELED else torch.tensor(labels))
+
+    def _batch_of_all(self, pairs: Sequence[Pair], split: Split) -> Batch:
+        """Return texts with marks of the tokens to predict, in every batch the same of a text.
+
+        The batches of an encoder-decoder's task hold answers of one length, which need no mask.
+        """
+        every = self.load_examples(split)
+        most = max(1, _PREDICTIONS // len(every))
+        rows = [_draw_predictions(pair, most) for pair in pairs]
+        if self.bound_prompts.is_seq2seq:
+            longest = max(1, *(len(pair.continuation) for pair in every))
+            answers = pad_rows([pair.continuation for pair in pairs], length=longest)["input_ids"]
+            marks = _mark(torch.zeros_like(answers, dtype=torch.bool), rows)
+            texts = pad_rows([pair.context for pair in pairs])
+            return Batch({**texts, ANSWERS: answers.unsqueeze(1), PREDICTED: marks.unsqueeze(1)})
+        texts = pad_rows([[*pair.context, *pair.continuation[:-1]] for pair in pairs])
+        shifted = [row + len(pair.context) - 1 for row, pair in zip(rows, pairs, strict=True)]
+        marks = _mark(torch.zeros_like(texts["input_ids"], dtype=torch.bool), shifted)
+        return Batch({**texts, PREDICTED: marks})
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the scores of the predicted tokens, shape (predictions, vocabulary)."""
@@ -88,15 +107,16 @@ class TokenTask(ExampleTask):
         return replace(self, sampler=self.sampler and replace(self.sampler, device=device))
 
 
-def _mark_predictions(pairs: Sequence[Pair], most: int) -> Batch:
-    """Return texts with marks before the tokens to predict, in every batch the same of a text."""
-    tensors = pad_rows([[*pair.context, *pair.continuation[:-1]] for pair in pairs])
-    predicted = torch.zeros_like(tensors["input_ids"], dtype=torch.bool)
-    for marks, pair in zip(predicted, pairs, strict=True):
-        count, generator = len(pair.continuation), make_generator(0, str(pair.context))
-        drawn = torch.randperm(max(1, count), generator=generator)[:most]
-        marks[len(pair.context) - 1 + drawn] = True
-    return Batch({**tensors, PREDICTED: predicted})
+def _draw_predictions(pair: Pair, most: int) -> Tensor:
+    """Return the positions in a continuation that count, at most this many."""
+    generator = make_generator(0, str(pair.context))
+    return torch.randperm(max(1, len(pair.continuation)), generator=generator)[:most]
+
+
+def _mark(marks: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    for row, positions in zip(marks, rows, strict=True):
+        row[positions] = True
+    return marks
 
 
 @dataclass

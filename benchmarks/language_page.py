@@ -134,6 +134,20 @@ def _first(runs: Runs) -> Iterator[str]:
         yield _row(run["cell"], *marks, f"{100 * run['share']:.1f}", f"{run['cpu_s']} s")
 
 
+def _one_token(runs: Runs) -> Iterator[str]:
+    """Yield the searches that learned from one token of an answer, beside those of today."""
+    tasks = POOLS[_POOL]
+    yield _row("merge", "seed", *tasks, "average", "with all tokens")
+    yield _rule(len(tasks) + 4)
+    for (pool, seed, cell), run in sorted(runs.one_token.items()):
+        marks = [100 * run["right"][task].count("1") / len(run["right"][task]) for task in tasks]
+        now = NOT_MEASURED
+        if (pool, seed, cell) in runs:
+            now = f"{runs.accuracy(pool, [seed], cell)[0]:.1f}"
+        average = f"{sum(marks) / len(marks):.1f}"
+        yield _row(cell, str(seed), *(f"{mark:.0f}" for mark in marks), average, now)
+
+
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -155,5 +169,6 @@ TABLES: dict[str, Callable[[Runs], Iterator[str]]] = {
     "gains": _gains,
     "lost": _lost,
     "tasks": _tasks,
+    "one token": _one_token,
     "first": _first,
 }

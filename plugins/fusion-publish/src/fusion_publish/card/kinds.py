@@ -76,7 +76,8 @@ _LOADERS = {
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask", _CALL),
     "ForImageClassification": ("AutoModelForImageClassification", "image-classification", ""),
 }
-_SEQ2SEQ = ("AutoModelForSeq2SeqLM", "text2text-generation", _GENERATE)
+#: The hub counts "text2text-generation" as text generation, and knows no pipeline of that name.
+_SEQ2SEQ = ("AutoModelForSeq2SeqLM", "text-generation", _GENERATE)
 _IMAGE_TEXT = ("AutoModelForImageTextToText", "image-text-to-text", "")
 _CLIP_TOWERS = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
 #: The task types of PEFT: the class of the base.

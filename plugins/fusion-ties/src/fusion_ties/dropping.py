@@ -125,7 +125,9 @@ class MagPrune(Transform[MagPruneConfig]):
             if density in {0, 1} or length == 1:
                 row.fill_(density)
             else:
-                row.copy_(torch.linspace(density - epsilon, density + epsilon, length))
+                # torch.linspace rounds differently on other processors
+                ranks = torch.arange(length, dtype=torch.float64)
+                row.copy_(ranks.mul_(2 * epsilon / (length - 1)).add_(density - epsilon))
         return table
 
     def _probabilities(self, piece: Piece) -> Tensor:

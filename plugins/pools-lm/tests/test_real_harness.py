@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fusion_core import run_fusion
+from fusion_core import RunOptions, run_fusion
 from fusion_core.commands import read_provenance
 from fusion_core.errors import FusionError, HubError, RecipeError
 from fusion_testing import Mean
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Options = dict[str, Any]
+#: the harness imports the code of `include_path`, and another Python runs
+_TRUSTED = RunOptions(trust=frozenset({"lm-eval-include-path", "lm-eval-python"}))
 
 pytestmark = pytest.mark.lm_eval
 
@@ -172,6 +174,7 @@ def test_results_match_the_harness_and_a_direct_computation(
                 "python": python,
             },
             output=tmp_path / f"out-{len(reports)}",
+            options=_TRUSTED,
         )
         assert result.report is not None
         reports.append(result.report)
@@ -233,14 +236,15 @@ def test_invalid_and_remote_data_are_reported(
     include = write_tasks(tmp_path / "tasks", rows())
     pool = {"name": "causal-lm", **models_of("llama")}
     tasks = {"name": "lm-eval", "include_path": str(include), "tasks": ["elsewhere"]}
+    recipe: dict[str, Any] = {"algorithm": Mean(), "model_pool": pool, "task_pool": tasks}
     with pytest.raises(HubError, match="'elsewhere'"):
-        run_fusion(algorithm=Mean(), model_pool=pool, task_pool=tasks, output=tmp_path / "one")
+        run_fusion(**recipe, output=tmp_path / "one", options=_TRUSTED)
     with (include / "data.jsonl").open("a") as file:
         file.write('{"question": "the f')
     tasks["tasks"] = ["foxes"]
     with pytest.raises(FusionError, match=r"(?s)'foxes'.*JSON"):
-        run_fusion(algorithm=Mean(), model_pool=pool, task_pool=tasks, output=tmp_path / "two")
+        run_fusion(**recipe, output=tmp_path / "two", options=_TRUSTED)
     (include / "data.jsonl").unlink()
     with pytest.raises(RecipeError, match="missing data file"):
-        run_fusion(algorithm=Mean(), model_pool=pool, task_pool=tasks, output=tmp_path / "three")
+        run_fusion(**recipe, output=tmp_path / "three", options=_TRUSTED)
     assert not (tmp_path / "three").exists()

@@ -7,8 +7,8 @@ are LoRA adapters of rank 16 on all linear layers. The tasks are prompts of abou
 contender runs in its own process, in turn, once per repeat:
 
 - bare: forward and backward of the same batches through one fp32 model, one task at a time, with
-  scores of the next token only. The gradients are those of the layers that experts change.
-- all positions: the same with scores of the next token at every position.
+  scores of the experts' answers only. The gradients are those of the layers that experts change.
+- all positions: the same with scores at every position.
 - ours: the pipeline `strong` as `fuse run` starts it, with every storage of task vectors.
 
 The time of a step is the median of all steps but the first. Memory is the peak of each phase above

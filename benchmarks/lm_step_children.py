@@ -55,10 +55,12 @@ def make(directory: str, experts: str, prompts: str) -> None:
 def bare(directory: str, positions: str, steps: str, batch_size: str) -> None:
     """Run forward and backward of the same batches, and nothing else; print times and peaks."""
     from fusion_adapting import Batches, build_live
+    from fusion_core.contracts.batch import PREDICTED
 
     planned = _plan(directory, {})
     assert planned.tasks is not None
-    tasks = [planned.tasks.adaptive(name) for name in planned.tasks.names]
+    adaptive = map(planned.tasks.adaptive, planned.tasks.names)
+    tasks = [task.with_all_predictions() for task in adaptive]
     memory = Memory()
     memory.phase = "read"
     model: Any = build_live(planned.pool, planned.pool.reference, "cpu")
@@ -71,7 +73,8 @@ def bare(directory: str, positions: str, steps: str, batch_size: str) -> None:
         for task in tasks:
             batch = batches.of(task, step)
             if positions == "all":
-                logits = model(**batch.tensors).logits.flatten(0, 1)
+                texts = {k: v for k, v in batch.tensors.items() if k != PREDICTED}
+                logits = model(**texts).logits.flatten(0, 1)
             else:
                 logits = task.logits(model, batch)
             (logits.logsumexp(-1) - logits.mean(-1)).mean().backward()

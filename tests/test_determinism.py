@@ -8,21 +8,22 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from fusion_core import run_fusion
+from fusion_core.commands import read_provenance
 from fusion_core.contracts.specs import AlgorithmSpec
 from fusion_core.planning.run_options import RunOptions
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.weights import source
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.plugins
 
@@ -110,9 +111,7 @@ def digest(
         output={"path": str(out), "shard_size": setting.shard_size},
         options=RunOptions(executor=setting.executor, workers=setting.workers, evaluate=False),
     )
-    provenance = json.loads((out / "provenance.json").read_text())["predicate"]
-    digest: str = provenance["outputs"]["tensors_blake3"]
-    return digest
+    return _digest_of(out)
 
 
 @pytest.mark.sampled(16)
@@ -138,3 +137,61 @@ def test_the_digest_tells_results_apart(files: dict[str, str], tmp_path: Path) -
     one = digest(spec, {"scale": 0.3}, files, FIRST, tmp_path / "one")
     other = digest(spec, {"scale": 0.3001}, files, FIRST, tmp_path / "other")
     assert one != other
+
+
+#: Methods that compute every entry by itself: no matrix product, whose rounding depends on kernels.
+BY_ENTRY: list[Any] = [
+    "simple-average",
+    "task-arithmetic",
+    "model-stock",
+    "ties",
+    "dare",
+    "della",
+    "sce",
+    "magmax",
+    "breadcrumbs",
+    "consensus",
+]
+_CHILD = """
+import json, sys
+from fusion_core import RunOptions, run_fusion
+
+for recipe in json.load(sys.stdin):
+    run_fusion(recipe, options=RunOptions(evaluate=False))
+"""
+
+
+def test_methods_that_work_by_entry_give_the_same_bytes_on_other_processors(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    here, there = (
+        [_recipe_of(name, files, tmp_path / folder / name) for name in BY_ENTRY]
+        for folder in ("here", "there")
+    )
+    for recipe in here:
+        run_fusion(recipe, options=RunOptions(evaluate=False))
+    # fused multiply-add is missing from these kernels, and vectors are shorter
+    other = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
+    command, asked = [sys.executable, "-c", _CHILD], json.dumps(there)
+    subprocess.run(command, input=asked, text=True, check=True, env={**os.environ, **other})
+    different = [
+        name
+        for name, *outputs in zip(BY_ENTRY, here, there, strict=True)
+        if len({_digest_of(Path(recipe["output"]["path"])) for recipe in outputs}) > 1
+    ]
+    assert different == []
+
+
+def _recipe_of(algorithm: str, files: dict[str, str], output: Path) -> dict[str, Any]:
+    base, *experts = files
+    pool = {"base": files[base], "models": {name: files[name] for name in experts}}
+    return {
+        "algorithm": algorithm,
+        "model_pool": {"name": "checkpoints", **pool},
+        "output": {"path": str(output)},
+        "seed": 3,
+    }
+
+
+def _digest_of(output: Path) -> str:
+    return str(read_provenance(output).outputs.tensors_blake3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from pathlib import Path
@@ -10,6 +11,9 @@ import torch
 
 from fusion_core.errors import RecipeError
 from fusion_core.machine.ranks import local_gpu
+
+#: Environment variables that choose the kernels of MKL and oneDNN.
+_LIMITS = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -36,12 +40,24 @@ def resolve_device(name: str) -> torch.device:
 
 
 def name_processor(device: torch.device | None = None) -> str:
-    """Return the model name of the CPU, or of a device that is a GPU."""
+    """Name the CPU, or a device that is a GPU.
+
+    Which kernels torch and its libraries choose depends on the CPU, and matrix products round
+    differently in each. Virtual machines give all CPUs of a maker one name. So the family, the
+    model, torch's instructions and the variables that limit the libraries follow.
+    """
     if device is not None and device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    parts = [*_name_cpu(), torch.backends.cpu.get_cpu_capability()]
+    parts += [f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ]
+    return ", ".join(parts)
+
+
+def _name_cpu() -> list[str]:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:  # not on Linux
-        return platform.processor() or platform.machine()
-    model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-    return model[1] if model else platform.machine()
+        return [platform.processor() or platform.machine()]
+    fields = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.*)$", text, re.MULTILINE))
+    name = fields.pop("model name", platform.machine())
+    return [name, *(f"{field.removeprefix('cpu ')} {fields[field]}" for field in sorted(fields))]

@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from fusion_core import find_model
 from fusion_core.commands import Input
+from fusion_core.errors import FusionError
 from fusion_publish.verification.record import RECIPE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from fusion_core.commands import Provenance
+    from fusion_core.weights import WeightSource
 
 _INPUTS = TypeAdapter(dict[str, Input])
 #: Digests of a file that two provenances of different versions may share.
@@ -103,6 +107,31 @@ def find_different_tensors(recorded: Provenance, made: Provenance) -> list[str]:
     )
     names = before.keys() | now.keys() if before else ()
     return sorted(name for name in names if before.get(name) != now.get(name))
+
+
+def find_largest_difference(before: Path, now: Path, names: Sequence[str]) -> float | None:
+    """Return the largest difference between entries of two models' tensors of these names.
+
+    It is relative to the largest magnitude of the tensor. None if there are no names, or if the
+    tensors are not in both directories, as those of a repository on the hub.
+    """
+    if not names:
+        return None
+    try:
+        old, new = (find_model(str(path), "model").open() for path in (before, now))
+    except FusionError:
+        return None
+    shared = [name for name in names if old.infos.get(name) == new.infos.get(name) is not None]
+    return max((_relative_difference(old, new, name) for name in shared), default=None)
+
+
+def _relative_difference(old: WeightSource, new: WeightSource, name: str) -> float:
+    largest = difference = 0.0
+    for span in old.ranges(name):
+        before, now = (source.read(name, *span).double() for source in (old, new))
+        largest = max(largest, float(before.abs().max()))
+        difference = max(difference, float((now - before).abs().max()))
+    return difference / largest if largest else difference
 
 
 def _compare_files(name: str, recorded: Input, present: Input) -> Iterator[str]:

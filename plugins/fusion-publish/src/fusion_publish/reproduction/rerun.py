@@ -22,6 +22,7 @@ from fusion_publish.reproduction.differences import (
     compare_inputs,
     find_causes,
     find_different_tensors,
+    find_largest_difference,
     parse_inputs,
 )
 from fusion_publish.verification.record import RECIPE, load_provenance
@@ -55,6 +56,9 @@ class Reproduction:
     has_same_tensors: bool
     different_tensors: tuple[str, ...]
     tensors: int
+    #: the largest difference of two entries, relative to the largest magnitude of their tensor;
+    #: None if the tensors are the same, or not here
+    largest_difference: float | None
     #: differences between then and now that can explain others
     causes: tuple[str, ...]
 
@@ -72,6 +76,8 @@ class Reproduction:
         if not self.has_same_tensors:
             shown = ", ".join(self.different_tensors[:_MOST_NAMES])
             count = f"{len(self.different_tensors)} of {self.tensors} tensors differ"
+            if self.largest_difference is not None:
+                count += f", by at most {self.largest_difference:.1g} of their largest entry"
             problem = f"{count}: {shown}" if shown else "the tensors differ"
         raise IntegrityError(
             f"{self.subject} was not reproduced: {problem}",
@@ -115,17 +121,15 @@ def reproduce(
                 hint="Restore them, or name the recorded ones: --set model_pool.base=PATH.",
             )
         execute(planned)
-    return compare(recorded, read_provenance(output), subject)
-
-
-def compare(recorded: Provenance, made: Provenance, subject: str) -> Reproduction:
-    """Compare the provenance of an output with that of its reproduction."""
+    made = read_provenance(output)
+    names = find_different_tensors(recorded, made)
     return Reproduction(
         subject,
         compare_files(recorded, made),
         recorded.outputs.tensors_blake3 == made.outputs.tensors_blake3,
-        tuple(find_different_tensors(recorded, made)),
+        tuple(names),
         sum(map(len, made.outputs.tensors.values())),
+        find_largest_difference(located.directory, output, names),
         tuple(find_causes(recorded, made)),
     )
 

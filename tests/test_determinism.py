@@ -151,6 +151,8 @@ BY_ENTRY: list[Any] = [
     "magmax",
     "breadcrumbs",
     "consensus",
+    "emr",
+    "ram",
 ]
 _CHILD = """
 import json, sys

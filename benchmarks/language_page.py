@@ -21,6 +21,8 @@ NOT_MEASURED = "-"
 _POOL = "four"
 #: Cells to compare on the same questions.
 PAIRS = (
+    ("8 own", EXPERTS),
+    ("8 own, 32 general", EXPERTS),
     ("8 own", "tsv-m"),
     ("tsv-m", "task-arithmetic"),
     ("tsv-m", "ties"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from functools import cache
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import ModuleType
 
 GROUP = "fusion_core.plugins"
@@ -72,6 +74,19 @@ def find_core_libraries(distribution: str) -> frozenset[str]:
         pending |= on_core - libraries - {CORE}
         libraries |= on_core
     return frozenset(libraries)
+
+
+def versions_of_requirements(distributions: Iterable[str]) -> dict[str, str]:
+    """Return the versions of what distributions require, without the core and what it requires.
+
+    Requirements of extras are included if they are installed.
+    """
+    wanted = {name for distribution in distributions for name in _requirements_of(distribution)}
+    versions: dict[str, str] = {}
+    for name in sorted(wanted - _requirements_of(CORE) - {CORE}):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def required_names(distribution: metadata.Distribution) -> set[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from fusion_core.machine.devices import name_processor
-from fusion_core.machine.distributions import CORE, find_core_libraries
+from fusion_core.machine.distributions import CORE, find_core_libraries, versions_of_requirements
 from fusion_core.recipe.paths import strip_folders
 from fusion_core.weights.writing.digest import shard_digest
 from fusion_core.weights.writing.provenance import (
@@ -36,12 +36,16 @@ def describe_environment(
 ) -> dict[str, Any]:
     """Return the versions that a result depends on.
 
-    `used` names the plugins of the run. The libraries that they require are listed with them.
+    `used` names the plugins of the run. The libraries that they require and that build on the core
+    are listed with them, others with torch.
     """
     libraries = {library for name in used for library in find_core_libraries(name)} - {CORE, *used}
     versions = {plugin.distribution: plugin.version for plugin in plugins}
+    ours = {CORE, *used, *libraries}
+    required = versions_of_requirements(ours - {CORE})
     return {
         "versions": {
+            **{name: number for name, number in required.items() if name not in ours},
             "fusion-core": version("fusion-core"),
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -234,11 +234,15 @@ def test_environment_names_libraries_of_plugins(site: Site) -> None:
     core = "fusion-core>=0.1"
     site.install("line-base", "", version="0.3", requires=(core,), entry_points={})
     site.install("line-tools", "", version="0.2", requires=(core, "line_base"), entry_points={})
-    site.install("line-method", "", requires=(core, "line-tools>=0.1", "torch"))
+    site.install("other", "", version="5.1", entry_points={})
+    needs = (core, "line-tools>=0.1", "torch", "pydantic>=2", "other>=5", "gone; extra == 'more'")
+    site.install("line-method", "", requires=needs)
     environment = provenance.describe_environment(
         {"line-method"}, load_plugins().plugins, torch.device("cpu")
     )
     assert environment["plugins"] == {"line-base": "0.3", "line-method": "1.0", "line-tools": "0.2"}
+    assert environment["versions"].keys() == {"fusion-core", "python", "torch", "other"}
+    assert environment["versions"]["other"] == "5.1"
     environment = provenance.describe_environment(
         {"pools-mini"}, load_plugins().plugins, torch.device("cpu")
     )

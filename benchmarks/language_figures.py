@@ -24,6 +24,7 @@ _LABELS = {
     "ties": ((8, -10), "left"),
     "tsv-m": ((0, 12), "right"),
     "32 of the experts": ((8, -16), "left"),
+    "8 own": ((-8, -14), "right"),
 }
 
 

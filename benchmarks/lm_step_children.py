@@ -55,7 +55,6 @@ def make(directory: str, experts: str, prompts: str) -> None:
 def bare(directory: str, positions: str, steps: str, batch_size: str) -> None:
     """Run forward and backward of the same batches, and nothing else; print times and peaks."""
     from fusion_adapting import Batches, build_live
-    from fusion_core.contracts.batch import PREDICTED
 
     planned = _plan(directory, {})
     assert planned.tasks is not None
@@ -73,7 +72,7 @@ def bare(directory: str, positions: str, steps: str, batch_size: str) -> None:
         for task in tasks:
             batch = batches.of(task, step)
             if positions == "all":
-                texts = {k: v for k, v in batch.tensors.items() if k != PREDICTED}
+                texts = {k: v for k, v in batch.tensors.items() if k != "predicted"}
                 logits = model(**texts).logits.flatten(0, 1)
             else:
                 logits = task.logits(model, batch)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_adapting import map_batches
-from fusion_core.contracts.batch import PREDICTED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 
     from pools_lm.tasks.prompts import Pair
 
-#: The name of the input that holds an encoder-decoder's answers.
-ANSWERS = "answers"
+#: The names of inputs that hold an encoder-decoder's answers, and the marks that `Batch` counts.
+ANSWERS, PREDICTED = "answers", "predicted"
 #: Maximum number of scores in memory at once, unless a single text has more.
 _MAX_SCORES = 2**26
 #: Number of rows per log-softmax, few enough for memory that is used again at once.

@@ -9,9 +9,8 @@ import torch
 
 from fusion_adapting import make_generator
 from fusion_core import Batch, Split
-from fusion_core.contracts.batch import PREDICTED
 from pools_lm.tasks.examples import AdaptiveLinesTask, DataT, ExampleTask, unbound_error
-from pools_lm.tasks.scoring import ANSWERS, next_token_scores, pad_rows
+from pools_lm.tasks.scoring import ANSWERS, PREDICTED, next_token_scores, pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -47,15 +47,18 @@ class Store:
         try:
             check_file(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(
-                self.path.absolute(), timeout=_PATIENCE, isolation_level=None
-            )
-            self._connection.text_factory = lambda data: data.decode(errors="surrogateescape")
-            with self._transaction():
-                prepare(self._connection, self.path)
-            enable_wal(self._connection, _PATIENCE)
-            # A crash of the machine may lose the last trial, but nothing else.
-            self._connection.execute("pragma synchronous = normal")
+            with ExitStack() as on_failure:
+                self._connection = sqlite3.connect(
+                    self.path.absolute(), timeout=_PATIENCE, isolation_level=None
+                )
+                on_failure.callback(self._connection.close)
+                self._connection.text_factory = lambda data: data.decode(errors="surrogateescape")
+                with self._transaction():
+                    prepare(self._connection, self.path)
+                enable_wal(self._connection, _PATIENCE)
+                # A crash of the machine may lose the last trial, but nothing else.
+                self._connection.execute("pragma synchronous = normal")
+                on_failure.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise DiskError(f"cannot open the store {self.path}: {error}", hint=RESTORE) from error
 

@@ -10,7 +10,7 @@ from language_cases import BASE, CELLS, EXPERTS, POOLS
 from study_page import runs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -28,13 +28,10 @@ class Runs:
     """The runs by pool, seed and cell."""
 
     def __init__(self, lines: Sequence[Run]) -> None:
-        by_tokens: dict[bool, dict[tuple[str, int, str], Run]] = {True: {}, False: {}}
-        for run in lines:
-            if "right" in run:
-                by_tokens["predictions" in run][run["pool"], run["seed"], run["cell"]] = run
-        self.runs = by_tokens[False]
+        answered = [run for run in lines if "right" in run]
+        self.runs = _by_key(run for run in answered if "predictions" not in run)
         #: searches that learned from one token of each prompt's answer
-        self.one_token = by_tokens[True]
+        self.one_token = _by_key(run for run in answered if "predictions" in run)
         #: runs of a first protocol, which kept no answers to single questions
         self.first = [run for run in lines if "right" not in run]
 
@@ -100,6 +97,10 @@ class Runs:
             for (_, number, name), run in self.runs.items()
             if name == cell and task in run["right"] and (cell == BASE or number == seed)
         )
+
+
+def _by_key(runs: Iterable[Run]) -> dict[tuple[str, int, str], Run]:
+    return {(run["pool"], run["seed"], run["cell"]): run for run in runs}
 
 
 def same_tokens(compared: Sequence[Sequence[Run]]) -> tuple[float, float]:

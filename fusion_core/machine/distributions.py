@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from contextlib import suppress
 from functools import cache
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
     from types import ModuleType
 
 GROUP = "fusion_core.plugins"
@@ -76,17 +75,24 @@ def find_core_libraries(distribution: str) -> frozenset[str]:
     return frozenset(libraries)
 
 
-def versions_of_requirements(distributions: Iterable[str]) -> dict[str, str]:
-    """Return the versions of what distributions require, without the core and what it requires.
+def versions_of_requirements(distributions: Collection[str]) -> dict[str, str]:
+    """Return the versions of what distributions require besides each other.
 
-    Requirements of extras are included if they are installed.
+    The core and what it requires are left out. Requirements of extras are included if they are
+    installed.
     """
     wanted = {name for distribution in distributions for name in _requirements_of(distribution)}
-    versions: dict[str, str] = {}
-    for name in sorted(wanted - _requirements_of(CORE) - {CORE}):
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
+    wanted -= {*distributions, CORE, *_requirements_of(CORE)}
+    versions = ((name, installed_version(name)) for name in sorted(wanted))
+    return {name: version for name, version in versions if version is not None}
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of a distribution, None for one of an extra that is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def required_names(distribution: metadata.Distribution) -> set[str]:

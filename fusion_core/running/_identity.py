@@ -23,6 +23,7 @@ from fusion_core.machine.devices import name_processor
 from fusion_core.machine.distributions import (
     find_core_libraries,
     find_plugins,
+    installed_version,
     read_metadata_field,
     required_names,
 )
@@ -139,11 +140,7 @@ def identify_package(package: str) -> Key | None:
         digest.update(f"{name}\0{content_digest(path)}\0".encode())
     versions: dict[str, str | None] = {}
     for distribution in find_distributions(package):
-        for name in required_names(distribution):
-            try:
-                versions[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:  # an extra that is not installed
-                versions[name] = None
+        versions |= {name: installed_version(name) for name in required_names(distribution)}
         versions[str(read_metadata_field(distribution, "Name"))] = distribution.version
     return {"code": digest.hexdigest(), "versions": versions}
 

@@ -41,11 +41,9 @@ def describe_environment(
     """
     libraries = {library for name in used for library in find_core_libraries(name)} - {CORE, *used}
     versions = {plugin.distribution: plugin.version for plugin in plugins}
-    ours = {CORE, *used, *libraries}
-    required = versions_of_requirements(ours - {CORE})
     return {
         "versions": {
-            **{name: number for name, number in required.items() if name not in ours},
+            **versions_of_requirements({*used, *libraries} - {CORE}),
             "fusion-core": version("fusion-core"),
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -82,13 +82,12 @@ class TokenTask(ExampleTask):
         if self.bound_prompts.is_seq2seq:
             longest = max(1, *(len(pair.continuation) for pair in every))
             answers = pad_rows([pair.continuation for pair in pairs], length=longest)["input_ids"]
-            marks = _mark(torch.zeros_like(answers, dtype=torch.bool), rows)
+            marks = _mark(answers, rows)
             texts = pad_rows([pair.context for pair in pairs])
             return Batch({**texts, ANSWERS: answers.unsqueeze(1), PREDICTED: marks.unsqueeze(1)})
         texts = pad_rows([[*pair.context, *pair.continuation[:-1]] for pair in pairs])
         shifted = [row + len(pair.context) - 1 for row, pair in zip(rows, pairs, strict=True)]
-        marks = _mark(torch.zeros_like(texts["input_ids"], dtype=torch.bool), shifted)
-        return Batch({**texts, PREDICTED: marks})
+        return Batch({**texts, PREDICTED: _mark(texts["input_ids"], shifted)})
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the scores of the predicted tokens, shape (predictions, vocabulary)."""
@@ -112,7 +111,9 @@ def _draw_predictions(pair: Pair, most: int) -> Tensor:
     return torch.randperm(max(1, len(pair.continuation)), generator=generator)[:most]
 
 
-def _mark(marks: Tensor, rows: Sequence[Tensor]) -> Tensor:
+def _mark(tokens: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    """Return marks at some positions of each row of tokens, of the shape of `tokens`."""
+    marks = torch.zeros_like(tokens, dtype=torch.bool)
     for row, positions in zip(marks, rows, strict=True):
         row[positions] = True
     return marks

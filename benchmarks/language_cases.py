@@ -16,6 +16,15 @@ POOLS = {
     "largest, moods": _FOUR[2:],
     "other four": _OTHERS,
     "eight": (*_FOUR, *_OTHERS),
+    "rank 4": _FOUR,
+    "rank 64": _FOUR,
+    "full fine-tunes": _FOUR,
+}
+#: How experts are trained: the rank of their adapters, or `None` where they learn all weights.
+RANKS: dict[str, int | None] = dict.fromkeys(POOLS, 16) | {
+    "rank 4": 4,
+    "rank 64": 64,
+    "full fine-tunes": None,
 }
 #: Training steps of a task's expert, 8 examples each. Other tasks take 20.
 STEPS = {"largest": 32, "numerals": 32, "odd": 28}
@@ -34,6 +43,8 @@ class Cell:
     writer: Literal["own", "experts", "base"] = "own"
     #: general prompts on which the base teaches
     general: int = 0
+    #: whether a search starts from the sum of orthogonalised task vectors
+    orthogonal: bool = True
     #: options of the method
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -52,23 +63,33 @@ CELLS: dict[str, Cell] = {
     "8 own, 32 general": replace(STRONG8, general=32),
     "8 own, one adapter": Cell("one adapter", 8, options={"lr": 1e-3}),
     "8 own, all weights": Cell("all weights", 8, options={"lr": 1e-4}),
+    "joint training": Cell("joint training"),
+    "8 own, 40 steps": replace(STRONG8, options={"steps": 40}),
+    "8 own, plain start": replace(STRONG8, orthogonal=False, options={"init": 0.3}),
+    "8 own, per layer": replace(STRONG8, options={"granularity": "layer"}),
+    "8 own, AdaMerging": replace(
+        STRONG8, orthogonal=False, options={"preset": "default", "init": 0.3, "lr": 0.05}
+    ),
 }
 EXPERTS, BASE = "experts", "base"
 MAIN = ("tsv-m", "8 own", "task-arithmetic", "ties", "8 own, 32 general")
-FURTHER = ("32 of the experts", "8 own, all weights")
+FURTHER = ("8 own, all weights", "32 of the experts")
 COUNTS = ("1 own", "4 own", "32 own")
+VARIANTS = ("8 own, AdaMerging", "8 own, per layer", "8 own, plain start", "8 own, 40 steps")
 #: The order in which missing cells are measured: pool, seed, names. A base is the same in all
 #: pools, as is an expert, so each is measured once.
 ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("four", 0, (BASE, EXPERTS, *MAIN)),
     ("four", 2, (EXPERTS, *MAIN)),
     *(("four", seed, (EXPERTS, *MAIN)) for seed in UNSEEN),
-    ("four", 3, FURTHER[:1]),
-    ("four", 0, (*FURTHER[1:], "8 own, one adapter")),
+    ("four", 0, (FURTHER[0], "8 own, one adapter")),
+    *(("four", seed, (*FURTHER, "joint training")) for seed in UNSEEN),
     ("four", 3, COUNTS),
-    *(("four", seed, FURTHER) for seed in (0, *UNSEEN)),
-    ("records, dates", 1, ("tsv-m", "8 own")),
-    ("largest, moods", 1, ("tsv-m", "8 own")),
-    ("other four", 1, (BASE, EXPERTS, *MAIN, *FURTHER[:1])),
-    ("eight", 1, ("tsv-m", "8 own")),
+    ("four", 3, VARIANTS),
+    *((pool, 1, (EXPERTS, *MAIN[:2])) for pool in ("rank 4", "rank 64", "full fine-tunes")),
+    ("other four", 1, (BASE, EXPERTS, *MAIN)),
+    ("eight", 1, MAIN[:2]),
+    ("records, dates", 1, MAIN[:2]),
+    ("largest, moods", 1, MAIN[:2]),
+    ("four", 0, FURTHER),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from language_cases import CELLS, COUNTS, EXPERTS
+from language_cases import CELLS, COUNTS, EXPERTS, VARIANTS
 from language_runs import same_tokens
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def draw(runs: Runs, folder: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5))
     for name, cell in CELLS.items():
         seeds = runs.seeds(_POOL, name)
-        if not seeds or name in COUNTS:
+        if not seeds or name in (*COUNTS, *VARIANTS):
             continue
         colour = _COLOURS.get(cell.method, _OTHER)
         (same, same_error), (right, right_error) = _point(runs, name, seeds)

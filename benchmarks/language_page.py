@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from language_cases import CELLS, EXPERTS, POOLS
+from language_cases import CELLS, EXPERTS, MAIN, POOLS
 from language_runs import Runs, bits, divergence, same_answers, same_tokens
 from study_page import fill_tables
 
@@ -103,6 +103,18 @@ def _compare_with_base(compared: Sequence[Sequence[Run]]) -> list[str]:
     ]
 
 
+def _pools(runs: Runs) -> Iterator[str]:
+    """Yield the accuracy of the main merges on every pool, one row per seed."""
+    merges = MAIN[:2]
+    yield _row("pool", "seed", EXPERTS, *merges, f"{merges[-1]} minus experts")
+    yield _rule(4 + len(merges))
+    for pool in POOLS:
+        for seed in runs.seeds(pool, *merges):
+            values = [runs.accuracy(pool, [seed], cell)[0] for cell in (EXPERTS, *merges)]
+            gain = _with_error(*runs.gain(pool, [seed], merges[-1], EXPERTS), sign="+")
+            yield _row(pool, str(seed), *(f"{value:.1f}" for value in values), gain)
+
+
 def _tasks(runs: Runs) -> Iterator[str]:
     """Yield the accuracy of every run on each task."""
     for pool, tasks in POOLS.items():
@@ -170,6 +182,7 @@ TABLES: dict[str, Callable[[Runs], Iterator[str]]] = {
     "summary": _summary,
     "gains": _gains,
     "lost": _lost,
+    "pools": _pools,
     "tasks": _tasks,
     "one token": _one_token,
     "first": _first,

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from language_cases import POOLS, SEARCH, STEPS, Cell
+from language_cases import POOLS, RANKS, SEARCH, STEPS, Cell
 from language_general import General
 from language_prompts import TEACHING
 from language_rivals import DistilledAdapter
@@ -32,7 +32,7 @@ from pools_lm.tasks.config import LanguageTasksConfig
 from pools_lm.tasks.pool import LanguageTasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import nn
@@ -72,14 +72,7 @@ class Experts:
         base, self._data = self.directory / "base", write_data(self.directory, self.names)
         if not base.is_dir():
             write_base(self.wheel, self.directory)
-        folder = self.directory / str(self.seed)
-        for name in self.names:
-            if not (folder / name).is_dir():
-                examples, steps = self._data["datasets"][name], STEPS.get(name, 20)
-                write_expert(name, examples, base, folder / name, steps=steps, seed=self.seed)
-        models = {name: str(folder / name) for name in self.names}
-        checkpoints = CausalPool(LanguageConfig(base=str(base), models=models))
-        self.models: ModelPool[Any] = checkpoints.aligned(AlignmentPolicy())
+        self.models = self._trained({name: (name,) for name in self.names})
         self.tasks = self._bound_tasks(Cell("base"))
         self.general = General(self.models, self.directory)
 
@@ -104,7 +97,7 @@ class Experts:
         context = RunContext(
             tasks=prepared,
             seed=self.seed,
-            on_metrics=lambda _, metrics: self.objectives.append(metrics["teacher"]),
+            on_metrics=lambda _, metrics: self.objectives.append(next(iter(metrics.values()))),
         )
         match cell.method:
             case "base":
@@ -114,13 +107,16 @@ class Experts:
                 return TaskArithmetic(**cell.options).run(self.models, context)
             case "ties":
                 return Ties(**cell.options).run(self.models, context)
+            case "joint training":
+                name = f"{self.pool} together"
+                return self._trained({name: self.names}).experts[name]
             case "tsv-m":
                 return context.merge(self.orthogonal, Linear((1.0,) * len(self.names)))
         start = 0.0 if cell.method == "one adapter" else 1.0
         options = {"preset": "strong", "init": start, **SEARCH, **cell.options}
         if cell.general:
             options["retain"] = [GENERAL]
-        models = self.orthogonal
+        models = self.orthogonal if cell.orthogonal else self.models
         with _timed(seconds, "search"):
             return SEARCHES[cell.method](**options).run(models, context)
 
@@ -143,6 +139,23 @@ class Experts:
             expert, _, name = key.partition("/")
             parts[expert][name] = tensor
         return self.models.transformed({name: Vectors(part) for name, part in parts.items()})
+
+    def _trained(self, experts: Mapping[str, tuple[str, ...]]) -> ModelPool[Any]:
+        """Return experts of one or more tasks each; train those that are missing.
+
+        An expert of more tasks has as many steps as their own experts together.
+        """
+        rank, base = RANKS[self.pool], self.directory / "base"
+        folder = self.directory / f"rank-{rank or 'full'}" / str(self.seed)
+        for name, tasks in experts.items():
+            if not (folder / name).is_dir():
+                datasets = [self._data["datasets"][task] for task in tasks]
+                steps = sum(STEPS.get(task, 20) for task in tasks)
+                how: Any = {"steps": steps, "seed": self.seed, "rank": rank}
+                write_expert(name, datasets, base, folder / name, **how)
+        models = {name: str(folder / name) for name in experts}
+        pool = CausalPool(LanguageConfig(base=str(base), models=models))
+        return pool.aligned(AlignmentPolicy())
 
     def _right(self, model: nn.Module, name: str) -> str:
         """Return one character per test question: 1 for a right answer."""

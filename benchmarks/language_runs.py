@@ -6,7 +6,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 import torch
-from language_cases import BASE, CELLS, EXPERTS, POOLS
+from language_cases import BASE, CELLS, EXPERTS, POOLS, RANKS
 from study_page import runs_of
 
 if TYPE_CHECKING:
@@ -94,8 +94,9 @@ class Runs:
             return self.runs[pool, seed, cell]
         return next(
             run
-            for (_, number, name), run in self.runs.items()
-            if name == cell and task in run["right"] and (cell == BASE or number == seed)
+            for (other, number, name), run in self.runs.items()
+            if name == cell and task in run["right"]
+            if cell == BASE or (number, RANKS[other]) == (seed, RANKS[pool])
         )
 
 

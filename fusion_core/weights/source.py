@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from fusion_core.weights.origin import Origin
 
 #: Elements in one block. Pieces and partial statistics start and end at multiples of it for any
-#: number of workers, so that results are the same to the last bit. The operands of eight models at
-#: this size stay within a few megabytes: one core's share of the cache.
-BLOCK = 2**18
+#: number of workers, so that results are the same to the last bit. Smaller ones cost more time in
+#: Python; the operands of larger ones do not fit into one core's share of the cache.
+BLOCK = 2**19
 
 ModelT = TypeVar("ModelT")
 

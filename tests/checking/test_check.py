@@ -17,7 +17,7 @@ from fusion_core.checking.check import Check, check, scan
 from fusion_core.errors import AlignmentError, DiskError
 from fusion_core.planning.plan import plan
 from fusion_core.planning.run_options import RunOptions
-from fusion_core.weights import CheckpointSource, Cut
+from fusion_core.weights import BLOCK, CheckpointSource, Cut
 from fusion_core.weights.merging.finite import BadTensor
 from pools_checkpoints import CheckpointsPool
 
@@ -236,18 +236,18 @@ def test_memory_grows_with_workers_experts_and_cuts_and_not_with_the_model(
     large: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = estimate(large, "task-arithmetic", 1)
-    piece = 2**18 * 4 * (5 + 2 * 2)
+    piece = BLOCK * 4 * (5 + 2 * 2)
     assert estimate(large, "task-arithmetic", 3) - one == 2 * piece
     models = [*large["models"], "base.safetensors"]
     more = {**large, "models": {f"model {n}": path for n, path in enumerate(models)}}
-    assert estimate(more, "task-arithmetic", 1) - one == 2**18 * 4 * 2
+    assert estimate(more, "task-arithmetic", 1) - one == BLOCK * 4 * 2
     override = {"name": "ties", "overrides": [{"match": "v", "scope": "tensor"}]}
     assert estimate(large, override, 1) > estimate(large, "ties", 1)  # which surveys more at once
     whole = {"algorithm": "magmax", "model_pool": large}
     planned = plan(whole, RunOptions(workers=1))
     before = check(planned).memory.merge
     monkeypatch.setattr(type(planned.stages[0].stage), "cut", Cut.TENSOR, raising=False)
-    added = (1_200_000 - 2**18) * 4 * (5 + 2 * 2)
+    added = (1_200_000 - BLOCK) * 4 * (5 + 2 * 2)
     assert check(planned).memory.merge - before == added + 16 * 2**20  # which is kept when freed
 
 
@@ -266,7 +266,7 @@ def test_a_nested_merge_adds_to_the_memory(large: dict[str, Any]) -> None:
     nested = {"algorithm": "task-arithmetic", "model_pool": large}
     outer = {"base": "base.safetensors", "models": {"n": nested, "b": "b.safetensors"}}
     flat = estimate(large, "task-arithmetic", 1)
-    assert estimate(outer, "task-arithmetic", 1) - flat == 2**18 * 4  # the base, read before
+    assert estimate(outer, "task-arithmetic", 1) - flat == BLOCK * 4  # the base, read before
 
 
 def test_needs_that_headers_cannot_tell_are_named(pool: dict[str, Any]) -> None:

@@ -53,9 +53,9 @@ def test_ranges_cover_every_element_once(shape: tuple[int, ...], cut: Cut, block
 
 
 def test_blocks_are_of_the_documented_size() -> None:
-    assert BLOCK == 2**18
-    info = TensorInfo("x", (2**18 + 1,), torch.float32)
-    assert list(Cut.ELEMENT.ranges(info)) == [(0, 2**18), (2**18, 2**18 + 1)]
+    assert BLOCK == 2**19
+    info = TensorInfo("x", (2**19 + 1,), torch.float32)
+    assert list(Cut.ELEMENT.ranges(info)) == [(0, 2**19), (2**19, 2**19 + 1)]
 
 
 def test_the_coarser_of_two_cuts() -> None:

@@ -93,7 +93,7 @@ def objective(model: nn.Module) -> Tensor:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny tensors in several blocks and pieces, the last of them shorter."""
-    in_library = ("fusion_adapting._sharing.BLOCK", "fusion_adapting._sharing._SUMMED")
+    in_library = ("fusion_adapting._sharing._ADDED", "fusion_adapting._sharing._SUMMED")
     for name in ("fusion_core.weights.source.BLOCK", *in_library):
         monkeypatch.setattr(name, 50)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from fusion_core.weights import Operands, Scan, SerialExecutor, StateDictSource
+from fusion_core.weights import BLOCK, Operands, Scan, SerialExecutor, StateDictSource
 from fusion_thresholds import polling
 from fusion_thresholds.selection import kth_largest_magnitudes
 from fusion_thresholds.trimming import majority_sign
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+#: The elements of a tensor of two blocks.
+_SIZE = BLOCK + 30_000
+
+
 def _scan(experts: int, *, grid: int | None = None) -> Scan:
     """Return a scan of random task vectors, which are rounded to a grid if there is one."""
     generator = torch.Generator().manual_seed(experts)
-    rows = torch.randn(experts, 300_000, generator=generator)
+    rows = torch.randn(experts, _SIZE, generator=generator)
     rows = rows if grid is None else (rows * grid).round() / grid
     sources = {str(number): StateDictSource({"w": row}) for number, row in enumerate(rows)}
-    base = StateDictSource({"w": torch.zeros(300_000)})
+    base = StateDictSource({"w": torch.zeros(_SIZE)})
     weights = tuple(1.0 + number / 4 for number in range(experts))
     operands = Operands(base, sources, weights)
     infos = list(base.infos.values())
@@ -74,3 +78,12 @@ def test_too_many_uncertain_entries_need_a_pass_of_their_own(
 
 def test_without_a_kernel_votes_have_a_pass_of_their_own() -> None:
     assert polling.thresholds_and_votes(_scan(2), [60_000] * 2)[1] is None
+
+
+def test_a_poll_keeps_no_more_of_a_block_than_its_crowded_entries() -> None:
+    poll = polling._Poll.over([])
+    room = torch.zeros(1000, 3)
+    poll.add(polling.BlockPoll(0, [], [], room[:2].T))
+    (kept,) = poll.crowded
+    assert kept.shape == (3, 2)
+    assert kept.untyped_storage().nbytes() == kept.nbytes

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from fusion_core.weights import BLOCK, Cut, decompose, is_matrix
+from fusion_core.weights import Cut, decompose, is_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 #: (`rank`), or any (`component`). Tensors without such parts have one coefficient per expert.
 Grain = Literal["tensor", "row", "column", "row+column", "rank", "component"]
 
-_SUMMED = BLOCK // 4  # for eight experts, this many sums each stay in a core's cache
-_SUMMED_ON_GPU = 16 * BLOCK  # there, launching an operation costs more than reading its operands
+#: For eight experts, this many elements each, and this many sums each, stay in a core's cache.
+_ADDED, _SUMMED = 2**18, 2**16
+#: There, launching an operation costs more than reading its operands.
+_ON_GPU = 2**22
 
 
 @dataclass(frozen=True)
@@ -156,14 +158,14 @@ class ByColumn(_CutByRow):
         """Add one expert after the other, some rows of the tensor at a time."""
         del start
         factors = coefficients.unsqueeze(-1)
-        for part in self._parts(len(base), _SUMMED_ON_GPU if base.is_cuda else BLOCK):
+        for part in self._parts(len(base), _ON_GPU if base.is_cuda else _ADDED):
             total, merged = self._cube(base[part]), self._cube(out[part])
             for row, factor in zip(rows[:, part], factors, strict=True):
                 total = torch.addcmul(total, self._cube(row), factor, out=merged)
 
     def project(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """Sum elementwise products over blocks of rows, and then the rows of the sum."""
-        parts = list(self._parts(len(gradient), _SUMMED_ON_GPU if rows.is_cuda else _SUMMED))
+        parts = list(self._parts(len(gradient), _ON_GPU if rows.is_cuda else _SUMMED))
         sums = rows.new_zeros((len(rows), len(gradient[parts[0]])))
         for part in parts:
             factor = gradient[part]

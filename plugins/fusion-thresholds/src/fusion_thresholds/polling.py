@@ -144,7 +144,7 @@ class _Poll:
             change.index_add_(0, offsets, changes.to(torch.int64))
         self.listed += block.crowded.numel()
         if self.listed <= _LONGEST:
-            self.crowded.append(block.crowded)
+            self.crowded.append(block.crowded.clone())  # a view would keep all of its block
 
     def result(
         self, windows: Sequence[Search], keys: Sequence[int], weights: torch.Tensor

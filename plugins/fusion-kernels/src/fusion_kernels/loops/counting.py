@@ -7,6 +7,7 @@ from fusion_kernels.loops.strips import (
     LARGEST,
     MAGNITUDE,
     OWN,
+    Words,
     inlined,
     integers,
     read_strip,
@@ -18,16 +19,29 @@ GROUP = 32
 
 
 @inlined
+def is_any_inside(offsets: Words, begin: int, width: np.uint32) -> bool:
+    """Tell whether an offset of a group is at most `width`."""
+    found = np.uint32(0)
+    for i in range(GROUP):
+        found |= np.uint32(offsets[begin + i] <= width)
+    return bool(found)
+
+
+@inlined
+def end_group(offsets: Words, size: int) -> None:
+    """Fill up the last group of a strip with offsets that are inside of no window."""
+    for i in range(size, -(-size // GROUP) * GROUP):
+        offsets[i] = np.uint32(0xFFFFFFFF)
+
+
+@inlined
 def _list_inside(offsets: int, size: int, width: np.uint32, listed: int, filled: int) -> int:
     """List the offsets of a strip that are at most `width`; return how many are now listed."""
     inside, target = words(offsets), words(listed)
+    end_group(inside, size)
     for begin in range(0, size, GROUP):
-        end = min(begin + GROUP, size)
-        smallest = np.uint32(0xFFFFFFFF)
-        for i in range(begin, end):
-            smallest = min(smallest, inside[i])
-        if smallest <= width:
-            for i in range(begin, end):
+        if is_any_inside(inside, begin, width):
+            for i in range(begin, begin + GROUP):
                 target[filled] = inside[i]
                 filled += int(inside[i] <= width)
     return filled

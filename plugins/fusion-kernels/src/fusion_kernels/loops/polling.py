@@ -3,7 +3,7 @@
 import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, OWN_STRIPS, STRIP
-from fusion_kernels.loops.counting import GROUP
+from fusion_kernels.loops.counting import GROUP, end_group, is_any_inside
 from fusion_kernels.loops.strips import (
     LARGEST,
     MAGNITUDE,
@@ -28,17 +28,19 @@ def _measure_and_add(
 ) -> int:
     """Do what `_measure` does, count the magnitudes inside the window, and add those above it.
 
-    Products with the weight are added to `total`, 1 to `inside`.
+    Products with the weight are added to `total`, 1 to `inside`. Three loops are faster than one.
     """
     low, high = np.uint32(integers(bounds)[0]), np.uint32(integers(bounds)[1])
     width, at_least = np.uint32(high - low), np.int32(0)
     offsets, crowd = words(less), words(inside)
     for i in range(size):
         magnitude = np.uint32(bits_of(row[i]) & MAGNITUDE)
-        offset = np.uint32(magnitude - low)
         at_least += np.int32(magnitude >= low)
-        offsets[i] = offset
-        crowd[i] += np.uint32(offset <= width)
+        offsets[i] = np.uint32(magnitude - low)
+    for i in range(size):
+        crowd[i] += np.uint32(offsets[i] <= width)
+    for i in range(size):
+        magnitude = np.uint32(bits_of(row[i]) & MAGNITUDE)
         total[i] += (row[i] if magnitude > high else ZERO) * weight
     return int(at_least)
 
@@ -89,14 +91,6 @@ def _width_of(windows: int, expert: int) -> np.uint32:
 
 
 @inlined
-def _is_any_inside(offsets: int, begin: int, end: int, width: np.uint32) -> bool:
-    less, smallest = words(offsets), np.uint32(0xFFFFFFFF)
-    for i in range(begin, end):
-        smallest = min(smallest, less[i])
-    return bool(smallest <= width)
-
-
-@inlined
 def _list_changes(
     scratch: int,
     experts: int,
@@ -104,7 +98,6 @@ def _list_changes(
     weights: Floats,
     expert: int,
     begin: int,
-    end: int,
     listed: int,
     changes: int,
     filled: int,
@@ -116,15 +109,19 @@ def _list_changes(
     """
     less, width = words(_less_of(scratch, experts, expert)), _width_of(windows, expert)
     crowd, total = words(scratch + 4 * STRIP * (OWN + 1)), strip_of(scratch, OWN)
-    for i in range(begin, end):
-        if less[i] <= width:
-            change = 0
-            if crowd[i] == 1:
-                change = _vote_of(scratch, experts, windows, weights, i) - _sign(total[i])
-            words(listed)[filled] = less[i]
-            signed(changes)[filled] = change
-            filled += 1
-    return filled
+    found = words(listed)
+    end = filled
+    for i in range(begin, begin + GROUP):  # without branches, which no processor could predict
+        found[end] = np.uint32(i)
+        end += int(less[i] <= width)
+    for place in range(filled, end):
+        i = int(found[place])
+        change = 0
+        if crowd[i] == 1:
+            change = _vote_of(scratch, experts, windows, weights, i) - _sign(total[i])
+        found[place] = less[i]
+        signed(changes)[place] = change
+    return end
 
 
 @inlined
@@ -191,11 +188,11 @@ def poll(
             listed, noted = offsets + 4 * room * expert, changes + room * expert
             before = counted[experts + expert]
             after = before
+            end_group(words(less), size)
             for begin in range(0, size, GROUP):
-                end = min(begin + GROUP, size)
-                if _is_any_inside(less, begin, end, width):
+                if is_any_inside(words(less), begin, width):
                     after = _list_changes(
-                        scratch, experts, windows, factors, expert, begin, end, listed, noted, after
+                        scratch, experts, windows, factors, expert, begin, listed, noted, after
                     )
             counted[expert] -= after - before
             counted[experts + expert] = after

@@ -34,6 +34,7 @@ from fusion_kernels.layout import (
 )
 
 Floats = npt.NDArray[np.float32]
+Words = npt.NDArray[np.uint32]
 Doubles = npt.NDArray[np.float64]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -96,7 +97,7 @@ def _root_of(element: Any) -> Any:  # noqa: ANN401 - numba's types
 
 floats: Callable[[int], Floats] = _pointer_to(types.float32)
 doubles: Callable[[int], Doubles] = _pointer_to(types.float64)
-words: Callable[[int], npt.NDArray[np.uint32]] = _pointer_to(types.uint32)
+words: Callable[[int], Words] = _pointer_to(types.uint32)
 halves: Callable[[int], npt.NDArray[np.uint16]] = _pointer_to(types.uint16)
 signed: Callable[[int], npt.NDArray[np.int8]] = _pointer_to(types.int8)
 integers: Callable[[int], npt.NDArray[np.int64]] = _pointer_to(types.int64)

@@ -81,9 +81,9 @@ def test_without_a_kernel_votes_have_a_pass_of_their_own() -> None:
 
 
 def test_a_poll_keeps_no_more_of_a_block_than_its_crowded_entries() -> None:
-    poll = polling._Poll.over([])
+    poll = polling._Poll.over([])  # noqa: SLF001 - what it keeps is seen nowhere else
     room = torch.zeros(1000, 3)
     poll.add(polling.BlockPoll(0, [], [], room[:2].T))
-    (kept,) = poll.crowded
-    assert kept.shape == (3, 2)
-    assert kept.untyped_storage().nbytes() == kept.nbytes
+    (crowded,) = poll.crowded
+    assert crowded.shape == (3, 2)
+    assert crowded.untyped_storage().nbytes() == crowded.nbytes

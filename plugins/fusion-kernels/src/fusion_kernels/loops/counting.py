@@ -21,10 +21,10 @@ GROUP = 32
 @inlined
 def is_any_inside(offsets: Words, begin: int, width: np.uint32) -> bool:
     """Tell whether an offset of a group is at most `width`."""
-    found = np.uint32(0)
+    hits = np.uint32(0)
     for i in range(GROUP):
-        found |= np.uint32(offsets[begin + i] <= width)
-    return bool(found)
+        hits |= np.uint32(offsets[begin + i] <= width)
+    return bool(hits)
 
 
 @inlined

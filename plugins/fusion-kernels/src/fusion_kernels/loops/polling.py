@@ -109,18 +109,18 @@ def _list_changes(
     """
     less, width = words(_less_of(scratch, experts, expert)), _width_of(windows, expert)
     crowd, total = words(scratch + 4 * STRIP * (OWN + 1)), strip_of(scratch, OWN)
-    found = words(listed)
+    places = words(listed)
     end = filled
     for i in range(begin, begin + GROUP):  # without branches, which no processor could predict
-        found[end] = np.uint32(i)
+        places[end] = np.uint32(i)
         end += int(less[i] <= width)
-    for place in range(filled, end):
-        i = int(found[place])
+    for number in range(filled, end):
+        i = int(places[number])
         change = 0
         if crowd[i] == 1:
             change = _vote_of(scratch, experts, windows, weights, i) - _sign(total[i])
-        found[place] = less[i]
-        signed(changes)[place] = change
+        places[number] = less[i]
+        signed(changes)[number] = change
     return end
 
 

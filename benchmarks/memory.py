@@ -32,6 +32,7 @@ _FACTOR, _SMALL = 1.3, 30 * MB
 _OPTIONS: dict[str, dict[str, Any]] = {
     "wudi": {"steps": 30},
     "doge": {"steps": 30},
+    "moe": {"gate": "random"},
     "passthrough": {"model": "x"},
     "stack": {"slices": [{"model": "x", "layers": [0, 2]}, {"model": "y", "layers": [1, 3]}]},
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.weights import WeightSource
+from fusion_core.weights.merging.compiled import has_kernel
 from fusion_core.weights.merging.execution import AHEAD
 from fusion_core.weights.merging.kernels import AppliedKernel, Scope
 from fusion_core.weights.merging.piece import is_merged, piece_shape
@@ -123,3 +124,11 @@ def survey_memory(source: WeightSource | AppliedKernel[Any]) -> int:
         surveys = at_once * len(source.operands.experts) * _SURVEY
         return surveys + sum(map(survey_memory, _distinct(source.operands.sources)))
     return sum(map(survey_memory, _distinct(source.sources)))
+
+
+def uses_kernels(source: WeightSource | AppliedKernel[Any]) -> bool:
+    """Tell whether compiled functions may compute a merge or an operand of it."""
+    if isinstance(source, AppliedKernel):
+        is_compiled = has_kernel(source.function, source.operands)
+        return is_compiled or any(map(uses_kernels, _distinct(source.operands.sources)))
+    return any(map(uses_kernels, _distinct(source.sources)))

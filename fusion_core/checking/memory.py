@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_core.checking._working import HeadersOnly, survey_memory, working_memory
+from fusion_core.checking._working import HeadersOnly, survey_memory, uses_kernels, working_memory
 from fusion_core.contracts.context import RunContext
 from fusion_core.formatting import format_bytes
 from fusion_core.machine.memory import peak_memory
+from fusion_core.planning.kernels import choose_kernels
 from fusion_core.planning.pipeline import apply_stages
 from fusion_core.weights.source import BLOCK
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 #: The engine's own memory, in every merge.
 _FIXED = 16 * 2**20
+#: The memory of compiled kernels and of the library that loads them.
+_KERNELS = 50 * 2**20
 #: The measured share of all workers' peaks, except the largest, that is held at one time.
 _SHARE = 0.45
 #: Freed memory that the allocator keeps per worker, and more per worker that merges whole tensors.
@@ -69,7 +72,8 @@ def estimate(plan: Plan) -> Memory:
     needs = sorted(working_memory(lazy), key=lambda need: -need.bytes)
     workers = int(getattr(plan.resolved.executor.config, "workers", None) or 1)
     busy = list(islice(chain.from_iterable([need] * need.pieces for need in needs), workers))
-    merge = _FIXED + _held_at_once(busy) + survey_memory(lazy)
+    fixed = _FIXED + _KERNELS * uses_kernels(lazy)
+    merge = fixed + _held_at_once(busy) + survey_memory(lazy)
     live = _live(plan)
     unknown = None
     if plan.adapts or _evaluates(plan):
@@ -138,9 +142,11 @@ def _lazy_merge(plan: Plan) -> WeightSource | None:
     """Return the merge of models without values, or None if a method needs more than headers."""
     if plan.adapts:
         return None
-    context = RunContext(seed=plan.resolved.recipe.seed)
+    pool = _headers(plan)
+    kernels = choose_kernels(plan.plugins, pool)
+    context = RunContext(seed=plan.resolved.recipe.seed, kernels=kernels)
     try:
-        return apply_stages(plan.stages, _headers(plan), context)
+        return apply_stages(plan.stages, pool, context)
     except Exception:  # noqa: BLE001 - a method may do anything with models that it cannot read
         return None
 

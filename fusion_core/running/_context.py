@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.context import RunContext
 from fusion_core.contracts.metrics_log import METRICS_FILE as METRICS
 from fusion_core.contracts.metrics_log import MetricsLog
-from fusion_core.errors import RecipeError
 from fusion_core.machine.ranks import is_helper_process
 from fusion_core.planning.dtypes import describe_stored
+from fusion_core.planning.kernels import choose_kernels
 from fusion_core.planning.pipeline import apply_stages
 from fusion_core.weights import CastSource, WeightSource
-from fusion_core.weights.merging.compiled import KERNELS_VARIABLE
 from fusion_core.weights.merging.piece import Bound
 
 if TYPE_CHECKING:
@@ -55,7 +53,7 @@ def prepare(
         progress=plan.options.progress,
         finite=policy.nan == "error",
         bound=Bound.NONE if policy.outliers == "allow" else Bound.TENSOR,
-        kernels=_choose_kernels(plan, pool),
+        kernels=choose_kernels(plan.plugins, pool),
         on_metrics=on_metrics,
         state=state,
         output=plan.path,
@@ -66,25 +64,6 @@ def prepare(
     context.side_files |= side_files
     context.warnings += warnings
     return pool, context
-
-
-def _choose_kernels(plan: Plan, pool: ModelPool[Any]) -> Mapping[str, tuple[str, str]]:
-    """Return the compiled kernels that save more time than they take to load.
-
-    `FUSION_KERNELS` chooses `torch` (no kernels) or `compiled` (all). Raises `RecipeError` for
-    another value.
-    """
-    wanted = os.environ.get(KERNELS_VARIABLE, "")
-    if wanted not in {"", "torch", "compiled"}:
-        raise RecipeError(
-            f"unknown value of {KERNELS_VARIABLE}: {wanted!r}",
-            hint="Set it to torch or compiled, or unset it.",
-        )
-    if wanted == "torch":
-        return {}
-    models = pool.by_name.values()
-    size = sum(info.numel for model in models for info in model.infos.values())
-    return plan.plugins.kernels(None if wanted else size)
 
 
 def run_nested(

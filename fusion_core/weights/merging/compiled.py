@@ -78,6 +78,11 @@ def call_on_piece(function: Callable[[Piece], ResultT], piece: Piece) -> ResultT
     return function(piece) if result is None else result
 
 
+def has_kernel(function: Function, operands: Operands) -> bool:
+    """Tell whether a kernel of the operands may replace a function; loads nothing."""
+    return _name_of(function) in operands.kernels
+
+
 def is_compiled(function: Function, piece: Piece) -> bool:
     """Tell whether a kernel serves a function of a piece now; if not yet, begin to load it.
 

@@ -32,7 +32,10 @@ _METHODS: list[Any] = [
 
 @pytest.fixture
 def models(tmp_path: Path) -> dict[str, str]:
-    """Write a base in bf16 and three experts in bf16, fp16 and fp32, with an fp64 tensor each."""
+    """Write a base in bf16 and three experts in bf16, fp16 and fp32, with an fp64 tensor each.
+
+    A matrix has more than one block.
+    """
     generator = torch.Generator().manual_seed(3)
     paths = {}
     dtypes = {
@@ -41,10 +44,10 @@ def models(tmp_path: Path) -> dict[str, str]:
         "two": torch.float16,
         "three": torch.float32,
     }
-    base = torch.randn(1100, 300, generator=generator)
+    base = torch.randn(1100, 500, generator=generator)
     for name, dtype in dtypes.items():
         tensors = {
-            "matrix.weight": (base + 0.1 * torch.randn(1100, 300, generator=generator)).to(dtype),
+            "matrix.weight": (base + 0.1 * torch.randn(1100, 500, generator=generator)).to(dtype),
             "wide.weight": torch.randn(40, generator=generator, dtype=torch.float64),
             "steps": torch.tensor(3),
         }
@@ -108,3 +111,22 @@ def test_events_name_the_kernels_that_ran(
     written = [json.loads(line) for line in events.read_text().splitlines()]
     (kernels,) = (event["tensors"] for event in written if event["event"] == "kernels")
     assert kernels == {"fusion-kernels/agreeing-mean": 1}
+
+
+@pytest.mark.parametrize(("algorithm", "added"), [("ties", 50 * 2**20), ("pcb", 0)])
+def test_a_check_counts_the_memory_of_kernels(
+    algorithm: str,
+    added: int,
+    models: dict[str, str],
+    run_fuse: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = json.dumps({"base": models["base"], "models": [models["one"], models["two"]]})
+    merging = {}
+    for kernels in ("compiled", "torch"):
+        monkeypatch.setenv("FUSION_KERNELS", kernels)
+        checked = run_fuse(
+            "check", "--algo", algorithm, "--set", f"model_pool={pool}", "--no-eval", "--json"
+        )
+        merging[kernels] = json.loads(checked.stdout)["memory"]["merge"]
+    assert merging["compiled"] - merging["torch"] == added

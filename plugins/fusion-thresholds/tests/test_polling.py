@@ -80,10 +80,9 @@ def test_without_a_kernel_votes_have_a_pass_of_their_own() -> None:
     assert polling.thresholds_and_votes(_scan(2), [60_000] * 2)[1] is None
 
 
-def test_a_poll_keeps_no_more_of_a_block_than_its_crowded_entries() -> None:
-    poll = polling._Poll.over([])  # noqa: SLF001 - what it keeps is seen nowhere else
-    room = torch.zeros(1000, 3)
-    poll.add(polling.BlockPoll(0, [], [], room[:2].T))
-    (crowded,) = poll.crowded
-    assert crowded.shape == (3, 2)
-    assert crowded.untyped_storage().nbytes() == crowded.nbytes
+def test_a_block_keeps_none_of_the_memory_that_a_compiled_function_allocated() -> None:
+    poll = polling.WindowPoll.between([(0, 10)])
+    offsets, changes = torch.zeros(2, 1000, dtype=torch.int32)
+    _, block = poll.block([7], [offsets[:2]], 1, [changes[:2]], torch.zeros(1000, 1)[:2].T)
+    for tensor in (*block.offsets, *block.changes, block.crowded):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes

@@ -33,7 +33,7 @@ class ArceeFusion(TensorwiseAlgorithm[ArceeFusionConfig]):
     """
 
     config_class = ArceeFusionConfig
-    pieces_held = (6, 3)
+    pieces_held = (10, 3)
     cut = Cut.ROW  # softmax needs whole rows
 
     scope = Scope.TENSOR

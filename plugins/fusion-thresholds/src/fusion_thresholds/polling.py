@@ -104,13 +104,16 @@ class WindowPoll:
         """Return the result for a block, for compiled functions.
 
         Per expert: how many magnitudes lie above its window, the offsets of those inside it from
-        its lower end, and their changes, 0 for those of crowded entries.
+        its lower end, and their changes, 0 for those of crowded entries. Tensors are copied: a view
+        would keep all of the memory that a function has to allocate.
         """
         tallies = [
             self.count.tally(search, number, listed)
             for search, (number, listed) in enumerate(zip(above, offsets, strict=True))
         ]
-        return tallies, BlockPoll(votes, offsets, changes, crowded)
+        listed = [row.clone() for row in offsets]
+        poll = BlockPoll(votes, listed, [row.clone() for row in changes], crowded.clone())
+        return tallies, poll
 
     def join(self, blocks: Sequence[Block]) -> Block:
         """Add up what several blocks hold."""
@@ -144,7 +147,7 @@ class _Poll:
             change.index_add_(0, offsets, changes.to(torch.int64))
         self.listed += block.crowded.numel()
         if self.listed <= _LONGEST:
-            self.crowded.append(block.crowded.clone())  # a view would keep all of its block
+            self.crowded.append(block.crowded)
 
     def result(
         self, windows: Sequence[Search], keys: Sequence[int], weights: torch.Tensor

@@ -157,7 +157,9 @@ class ConflictTrimming(RowsKernel):
             self.features.setdefault(name, {})[expert] = _largest(score, self.count)
             return
         values, vectors = torch.linalg.eigh(score)  # in ascending order
-        basis = vectors[:, _largest(values, self.count)]
+        # Where no input differs, an eigenvalue is zero up to rounding, and its sign means nothing.
+        least = values.abs().max() * torch.finfo(values.dtype).eps * len(values)
+        basis = vectors[:, _largest(values.where(values > least, 0), self.count)]
         self.bases.setdefault(name, {})[expert] = basis, outputs_last
 
     def rows(self, piece: Piece) -> Tensor:

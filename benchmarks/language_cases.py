@@ -66,6 +66,7 @@ CELLS: dict[str, Cell] = {
     "joint training": Cell("joint training"),
     "8 own, 40 steps": replace(STRONG8, options={"steps": 40}),
     "8 own, plain start": replace(STRONG8, orthogonal=False, options={"init": 0.3}),
+    "8 own, temperature 2": replace(STRONG8, options={"temperature": 2}),
     "8 own, per layer": replace(STRONG8, options={"granularity": "layer"}),
     "8 own, AdaMerging": replace(
         STRONG8, orthogonal=False, options={"preset": "default", "init": 0.3, "lr": 0.05}
@@ -75,7 +76,13 @@ EXPERTS, BASE = "experts", "base"
 MAIN = ("tsv-m", "8 own", "task-arithmetic", "ties", "8 own, 32 general")
 FURTHER = ("8 own, all weights", "32 of the experts")
 COUNTS = ("1 own", "4 own", "32 own")
-VARIANTS = ("8 own, AdaMerging", "8 own, per layer", "8 own, plain start", "8 own, 40 steps")
+VARIANTS = (
+    "8 own, temperature 2",
+    "8 own, AdaMerging",
+    "8 own, per layer",
+    "8 own, plain start",
+    "8 own, 40 steps",
+)
 #: The order in which missing cells are measured: pool, seed, names. A base is the same in all
 #: pools, as is an expert, so each is measured once.
 ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
@@ -87,6 +94,9 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("four", 3, COUNTS),
     ("four", 3, VARIANTS),
     *((pool, 1, (EXPERTS, *MAIN[:2])) for pool in ("rank 4", "rank 64", "full fine-tunes")),
+    ("full fine-tunes", 1, ("8 own, 32 general", *VARIANTS[:1])),
+    ("full fine-tunes", 3, (EXPERTS, *MAIN[:2], *VARIANTS[:1])),
+    ("four", 1, VARIANTS[:1]),
     ("other four", 1, (BASE, EXPERTS, *MAIN)),
     ("eight", 1, MAIN[:2]),
     ("records, dates", 1, MAIN[:2]),

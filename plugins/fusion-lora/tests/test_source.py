@@ -191,7 +191,7 @@ def test_names_may_have_a_prefix_that_the_base_lacks_and_the_reverse(tmp_path: P
 def test_the_bytes_are_independent_of_cut_and_threads(
     tmp_path: Path, *, transposed: bool, dtype: torch.dtype
 ) -> None:
-    out, into = 1300, 700
+    out, into = 1300, 1400
     assert out * into > 3 * BLOCK
     tensors = {name: tensor.to(dtype) for name, tensor in factors("a", out, into).items()}
     shape = (into, out) if transposed else (out, into)

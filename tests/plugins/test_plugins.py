@@ -259,6 +259,7 @@ def test_an_unknown_name_brings_close_ones_and_what_is_not_loaded(site: Site) ->
     assert "picky-one (incompatible: needs fusion-core>=99" in error.hint
 
 
+@pytest.mark.plugins
 def test_an_unknown_name_without_close_ones_brings_the_command_that_lists_them() -> None:
     with pytest.raises(UnknownComponentError) as caught:
         discovered().find(AlgorithmSpec, "qqqqqq")

@@ -101,5 +101,5 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("eight", 1, MAIN[:2]),
     ("records, dates", 1, MAIN[:2]),
     ("largest, moods", 1, MAIN[:2]),
-    ("four", 0, FURTHER),
+    ("four", 0, FURTHER[1:]),
 )

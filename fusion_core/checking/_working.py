@@ -117,18 +117,28 @@ def _distinct(sources: Iterable[WeightSource]) -> list[WeightSource | AppliedKer
     return [*{id(source): source for source in shared}.values()]
 
 
-def survey_memory(source: WeightSource | AppliedKernel[Any]) -> int:
+def survey_memory(source: WeightSource) -> int:
     """Return the bytes that the surveys of a merge and of its operands keep."""
-    if isinstance(source, AppliedKernel):
-        at_once = {Scope.NONE: 0, Scope.MODEL: 1, Scope.TENSOR: AHEAD}[source.kernel.scope]
-        surveys = at_once * len(source.operands.experts) * _SURVEY
-        return surveys + sum(map(survey_memory, _distinct(source.operands.sources)))
-    return sum(map(survey_memory, _distinct(source.sources)))
+    at_once = {Scope.NONE: 0, Scope.MODEL: 1, Scope.TENSOR: AHEAD}
+    return sum(
+        at_once[applied.kernel.scope] * len(applied.operands.experts) * _SURVEY
+        for applied in _applied_kernels(source)
+    )
 
 
-def uses_kernels(source: WeightSource | AppliedKernel[Any]) -> bool:
+def uses_kernels(source: WeightSource) -> bool:
     """Tell whether compiled functions may compute a merge or an operand of it."""
+    return any(
+        has_kernel(applied.function, applied.operands) for applied in _applied_kernels(source)
+    )
+
+
+def _applied_kernels(source: WeightSource | AppliedKernel[Any]) -> Iterator[AppliedKernel[Any]]:
+    """Yield what computes a merge, and its operands."""
     if isinstance(source, AppliedKernel):
-        is_compiled = has_kernel(source.function, source.operands)
-        return is_compiled or any(map(uses_kernels, _distinct(source.operands.sources)))
-    return any(map(uses_kernels, _distinct(source.sources)))
+        yield source
+        operands = source.operands.sources
+    else:
+        operands = source.sources
+    for operand in _distinct(operands):
+        yield from _applied_kernels(operand)

@@ -2,15 +2,18 @@
 
 import numpy as np
 
-from fusion_kernels.layout import ELEMENTS, EXPERTS, OWN_STRIPS, STRIP
+from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
 from fusion_kernels.loops.strips import (
     LARGEST,
     MAGNITUDE,
     OWN,
+    Floats,
     Words,
+    bits_of,
     inlined,
     integers,
     read_strip,
+    row_of,
     words,
 )
 
@@ -48,13 +51,13 @@ def _list_inside(offsets: int, size: int, width: np.uint32, listed: int, filled:
 
 
 @inlined
-def _measure(row: int, size: int, low: np.uint32, offsets: int) -> int:
+def measure(row: Floats, size: int, low: np.uint32, offsets: Words) -> int:
     """Write the magnitudes of a strip less `low`; return how many are not smaller."""
-    bits, less, at_least = words(row), words(offsets), np.int32(0)
+    at_least = np.int32(0)
     for i in range(size):
-        magnitude = np.uint32(bits[i] & MAGNITUDE)
+        magnitude = np.uint32(bits_of(row[i]) & MAGNITUDE)
         at_least += np.int32(magnitude >= low)
-        less[i] = magnitude - low  # of smaller ones: more than any width
+        offsets[i] = np.uint32(magnitude - low)  # of smaller ones: more than any width
     return int(at_least)
 
 
@@ -72,10 +75,10 @@ def count(parts: int, scratch: int, searches: int, windows: int, counts: int, of
         size = min(STRIP, layout[ELEMENTS] - start)
         largest = max(largest, read_strip(parts, scratch, start, size))
         for search in range(searches):
-            row = scratch + 4 * STRIP * (OWN_STRIPS + search % layout[EXPERTS])
+            row = row_of(scratch, search % layout[EXPERTS])
             low = np.uint32(bounds[2 * search])
             width = np.uint32(bounds[2 * search + 1] - low)
-            at_least = _measure(row, size, low, strip)
+            at_least = measure(row, size, low, words(strip))
             before = counted[searches + search]
             listed = offsets + 4 * search * (layout[ELEMENTS] + 1)
             after = _list_inside(strip, size, width, listed, before)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, OWN_STRIPS, STRIP
-from fusion_kernels.loops.counting import GROUP, end_group, is_any_inside
+from fusion_kernels.loops.counting import GROUP, end_group, is_any_inside, measure
 from fusion_kernels.loops.strips import (
     LARGEST,
     MAGNITUDE,
@@ -23,26 +23,20 @@ from fusion_kernels.loops.strips import (
 
 
 @inlined
-def _measure_and_add(
+def _add_above(
     row: Floats, bounds: int, weight: np.float32, size: int, less: int, inside: int, total: Floats
-) -> int:
-    """Do what `_measure` does, count the magnitudes inside the window, and add those above it.
+) -> None:
+    """Count the magnitudes of a measured strip inside the window, and add those above it.
 
-    Products with the weight are added to `total`, 1 to `inside`. Three loops are faster than one.
+    Products with the weight are added to `total`, 1 to `inside`. Two loops are faster than one.
     """
     low, high = np.uint32(integers(bounds)[0]), np.uint32(integers(bounds)[1])
-    width, at_least = np.uint32(high - low), np.int32(0)
-    offsets, crowd = words(less), words(inside)
-    for i in range(size):
-        magnitude = np.uint32(bits_of(row[i]) & MAGNITUDE)
-        at_least += np.int32(magnitude >= low)
-        offsets[i] = np.uint32(magnitude - low)
+    width, offsets, crowd = np.uint32(high - low), words(less), words(inside)
     for i in range(size):
         crowd[i] += np.uint32(offsets[i] <= width)
     for i in range(size):
         magnitude = np.uint32(bits_of(row[i]) & MAGNITUDE)
         total[i] += (row[i] if magnitude > high else ZERO) * weight
-    return int(at_least)
 
 
 @inlined
@@ -180,8 +174,9 @@ def poll(
         _begin(inside, size, total)
         for expert in range(experts):
             less, bounds = _less_of(scratch, experts, expert), windows + 16 * expert
-            row, weight = row_of(scratch, expert), factors[expert]
-            counted[expert] += _measure_and_add(row, bounds, weight, size, less, inside, total)
+            row, low = row_of(scratch, expert), np.uint32(integers(bounds)[0])
+            counted[expert] += measure(row, size, low, words(less))
+            _add_above(row, bounds, factors[expert], size, less, inside, total)
         votes += _sum_signs(total, size)
         for expert in range(experts):
             less, width = _less_of(scratch, experts, expert), _width_of(windows, expert)

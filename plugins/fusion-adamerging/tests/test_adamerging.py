@@ -442,6 +442,22 @@ def test_a_coefficients_file_records_how_they_were_learned(make_pool: Make, task
     }
 
 
+def test_an_expert_that_predicts_the_same_for_all_examples_is_named(
+    make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = tasks.kind.logits
+
+    def biased(self: Any, *given: Any) -> Any:
+        first = torch.tensor([1e3, 0, 0, 0])
+        return logits(self, *given) + (first if self.name == "b" else 0)
+
+    monkeypatch.setattr(tasks.kind, "logits", biased)
+    context = RunContext(tasks=tasks)
+    AdaMerging(preset="strong", steps=2).run(make_pool("mlp"), context)
+    (warning,) = context.warnings
+    assert "the same for all examples to adapt on: b." in warning
+
+
 def test_a_task_with_fewer_examples_than_a_batch_gives_what_it_has(
     make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fusion_adapting import Batches, Predictions, ask_teachers, disagreement
-from fusion_adapting._teachers import REST, SMALL
+from fusion_adapting._teachers import FEW, REST, SMALL
 from fusion_core import Batch, Progress
 from fusion_core.errors import RecipeError
 from fusion_testing import TinyTasks, tiny_pool
@@ -82,7 +82,8 @@ def test_all_words_kept_as_the_likeliest_change_neither_value_nor_gradient(
     rows = {0: torch.tensor([2, 0, 1])}
     logs, classes = teacher.topk(50)
     results = []
-    for predictions in (Predictions(teacher, None, rows), Predictions(logs, classes.int(), rows)):
+    held = (teacher, None), (logs, classes.int())
+    for predictions in (Predictions(*kept, rows, [range(1)]) for kept in held):
         value = predictions.disagreement(0, logits)
         results.append((value, *torch.autograd.grad(value, logits)))
     for whole, likeliest in zip(*results, strict=True):
@@ -110,6 +111,16 @@ def test_of_a_flat_prediction_all_words_are_kept_in_fp16() -> None:
     logits = (scores + _scores(examples=6)[3:]) / 8
     expected = disagreement(logits, scores / 8)
     torch.testing.assert_close(predictions.disagreement(0, logits), expected, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("words", [5, _WORDS], ids=["few classes", "many"])
+def test_an_expert_that_predicts_the_same_for_all_is_found(words: int) -> None:
+    scores = 8 * _scores(examples=FEW, words=words)
+    scores[:, 2] += 100
+    assert _ask(Batch({"scores": scores}))[0].are_alike()
+    assert not _ask(Batch({"scores": scores[1:]}))[0].are_alike()
+    scores[3, 1] += 200
+    assert not _ask(Batch({"scores": scores}))[0].are_alike()
 
 
 def test_the_base_predicts_the_tasks_that_it_teaches() -> None:

@@ -133,7 +133,7 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
 
         With `teacher`, each task's expert predicts the examples of all steps, and the base those
         of the tasks in `retain`. A resumed search asks for all of them again: only then are the
-        predictions the same to the bit.
+        predictions the same to the bit. Warns of experts whose predictions are all alike.
         """
         if self.config.objective == "entropy":
             return entropy_of
@@ -147,6 +147,12 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
             temperature=self.config.temperature,
             by_base=self.config.retain,
         )
+        if alike := [name for name, asked in teachers.items() if asked.are_alike()]:
+            context.warn(
+                f"the expert predicts the same for all examples to adapt on: {', '.join(alike)}. "
+                "The merge will too, even where it knew better. If the examples differ, compare "
+                "with a merge that does not adapt on them (option `tasks`)."
+            )
         return disagreement_with(teachers, self.config.temperature)
 
     def store(self, context: RunContext, **identity: object) -> StateStore:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 REST = 1e-4
 #: Up to this many classes, predictions are kept whole.
 SMALL = 8192
+#: From fewer examples nothing follows if an expert predicts the same for all.
+FEW = 8
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,20 @@ class Predictions:
     classes: Tensor | None
     #: the rows of `logs` for each step's batch
     rows: Mapping[int, Tensor]
+    #: the rows of `logs` for each example
+    examples: Sequence[range]
+
+    def are_alike(self) -> bool:
+        """Return whether the likeliest classes are the same for all of eight or more examples."""
+        likeliest = self.logs.argmax(dim=1) if self.classes is None else self.classes[:, 0]
+        answers = {tuple(likeliest[rows.start : rows.stop].tolist()) for rows in self.examples}
+        return len(answers) == 1 and len(self.examples) >= FEW
 
     def describe(self) -> str:
         """Describe what is kept, for a progress bar."""
-        examples, classes = self.logs.shape
+        predictions, classes = self.logs.shape
         coverage = "all" if self.classes is None else f"the likeliest {classes:,}"
-        return f"{examples:,} examples, {coverage} classes in {self.logs.dtype}".replace(
+        return f"{predictions:,} predictions, {coverage} classes in {self.logs.dtype}".replace(
             "torch.", ""
         )
 
@@ -106,7 +116,7 @@ def ask_teachers(  # noqa: PLR0913 - whom to ask, what, and where
                 rows[step] = torch.tensor([row for key in keys for row in numbers[key]])
                 advance(1, note=task.name)
             logs = torch.cat(parts) if parts else torch.empty(0, 0)
-            compact = Predictions(*_compress(logs), rows)
+            compact = Predictions(*_compress(logs), rows, [*numbers.values()])
             advance(0, note=f"{task.name}: {compact.describe()}")
             return compact
 

@@ -67,6 +67,7 @@ CELLS: dict[str, Cell] = {
     "8 own, 40 steps": replace(STRONG8, options={"steps": 40}),
     "8 own, plain start": replace(STRONG8, orthogonal=False, options={"init": 0.3}),
     "8 own, temperature 2": replace(STRONG8, options={"temperature": 2}),
+    "8 own, short": replace(STRONG8, options={"steps": 8, "temperature": 1, "schedule": "cosine"}),
     "8 own, per layer": replace(STRONG8, options={"granularity": "layer"}),
     "8 own, AdaMerging": replace(
         STRONG8, orthogonal=False, options={"preset": "default", "init": 0.3, "lr": 0.05}
@@ -82,6 +83,21 @@ VARIANTS = (
     "8 own, per layer",
     "8 own, plain start",
     "8 own, 40 steps",
+)
+SHORT = ("8 own, short",)
+#: Every pool and seed on which `8 own, short` is compared with `8 own`. It was chosen on the first
+#: two.
+EVERY = (
+    ("full fine-tunes", 1),
+    ("four", 0),
+    ("full fine-tunes", 3),
+    ("rank 4", 1),
+    ("four", 3),
+    ("four", 1),
+    ("four", 2),
+    ("rank 64", 1),
+    ("other four", 1),
+    ("eight", 1),
 )
 #: The order in which missing cells are measured: pool, seed, names. A base is the same in all
 #: pools, as is an expert, so each is measured once.
@@ -102,4 +118,5 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("records, dates", 1, MAIN[:2]),
     ("largest, moods", 1, MAIN[:2]),
     ("four", 0, FURTHER[1:]),
+    *((pool, seed, SHORT) for pool, seed in EVERY),
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
-from language_cases import CELLS, EXPERTS, MAIN, POOLS
+from language_cases import CELLS, EXPERTS, MAIN, POOLS, SHORT
 from language_runs import Runs, bits, divergence, same_answers, same_tokens
 from study_page import fill_tables
 
@@ -106,13 +107,20 @@ def _compare_with_base(compared: Sequence[Sequence[Run]]) -> list[str]:
 def _pools(runs: Runs) -> Iterator[str]:
     """Yield the accuracy of the main merges on every pool, one row per seed."""
     merges = MAIN[:2]
-    yield _row("pool", "seed", EXPERTS, *merges, f"{merges[-1]} minus experts")
-    yield _rule(4 + len(merges))
+    long, (short,) = merges[-1], SHORT
+    heads = (f"{long} minus experts", short, f"{short} minus {long}")
+    yield _row("pool", "seed", EXPERTS, *merges, *heads)
+    yield _rule(6 + len(merges))
     for pool in POOLS:
         for seed in runs.seeds(pool, *merges):
             values = [runs.accuracy(pool, [seed], cell)[0] for cell in (EXPERTS, *merges)]
-            gain = _with_error(*runs.gain(pool, [seed], merges[-1], EXPERTS), sign="+")
-            yield _row(pool, str(seed), *(f"{value:.1f}" for value in values), gain)
+            gains = [runs.gain(pool, [seed], long, EXPERTS)]
+            if (pool, seed, short) in runs:
+                values.append(runs.accuracy(pool, [seed], short)[0])
+                gains.append(runs.gain(pool, [seed], short, long))
+            shown = [f"{value:.1f}" for value in values] + [NOT_MEASURED]
+            told = [_with_error(*gain, sign="+") for gain in gains] + [NOT_MEASURED]
+            yield _row(pool, str(seed), *shown[:3], told[0], shown[3], told[1])
 
 
 def _tasks(runs: Runs) -> Iterator[str]:
@@ -175,7 +183,8 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def _with_error(value: float, error: float, *, sign: str = "") -> str:
-    return f"{value:{sign}.1f} ± {error:.1f}"
+    """Show a value, and its error unless a sample of the bootstrap divides by zero."""
+    return f"{value:{sign}.1f}" + ("" if math.isnan(error) else f" ± {error:.1f}")
 
 
 TABLES: dict[str, Callable[[Runs], Iterator[str]]] = {

@@ -82,8 +82,8 @@ def test_all_words_kept_as_the_likeliest_change_neither_value_nor_gradient(
     rows = {0: torch.tensor([2, 0, 1])}
     logs, classes = teacher.topk(50)
     results = []
-    held = (teacher, None), (logs, classes.int())
-    for predictions in (Predictions(*kept, rows, [range(1)]) for kept in held):
+    for content in ((teacher, None), (logs, classes.int())):
+        predictions = Predictions(*content, rows, [range(1)])
         value = predictions.disagreement(0, logits)
         results.append((value, *torch.autograd.grad(value, logits)))
     for whole, likeliest in zip(*results, strict=True):

@@ -25,6 +25,7 @@ _LABELS = {
     "tsv-m": ((0, 12), "right"),
     "32 of the experts": ((8, -16), "left"),
     "8 own": ((-8, -14), "right"),
+    "8 own, short": ((-8, 6), "right"),
 }
 
 

@@ -49,6 +49,7 @@ class Cell:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+SHORT = "8 own, short"
 STRONG8 = Cell("strong", 8)
 CELLS: dict[str, Cell] = {
     "base": Cell("base"),
@@ -67,7 +68,7 @@ CELLS: dict[str, Cell] = {
     "8 own, 40 steps": replace(STRONG8, options={"steps": 40}),
     "8 own, plain start": replace(STRONG8, orthogonal=False, options={"init": 0.3}),
     "8 own, temperature 2": replace(STRONG8, options={"temperature": 2}),
-    "8 own, short": replace(STRONG8, options={"steps": 8, "temperature": 1, "schedule": "cosine"}),
+    SHORT: replace(STRONG8, options={"steps": 8, "temperature": 1, "schedule": "cosine"}),
     "8 own, per layer": replace(STRONG8, options={"granularity": "layer"}),
     "8 own, AdaMerging": replace(
         STRONG8, orthogonal=False, options={"preset": "default", "init": 0.3, "lr": 0.05}
@@ -84,10 +85,8 @@ VARIANTS = (
     "8 own, plain start",
     "8 own, 40 steps",
 )
-SHORT = ("8 own, short",)
-#: Every pool and seed on which `8 own, short` is compared with `8 own`. It was chosen on the first
-#: two.
-EVERY = (
+#: The pools and seeds on which `SHORT` is compared with `8 own`. It was chosen on the first two.
+COMPARED = (
     ("full fine-tunes", 1),
     ("four", 0),
     ("full fine-tunes", 3),
@@ -118,5 +117,5 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("records, dates", 1, MAIN[:2]),
     ("largest, moods", 1, MAIN[:2]),
     ("four", 0, FURTHER[1:]),
-    *((pool, seed, SHORT) for pool, seed in EVERY),
+    *((pool, seed, (SHORT,)) for pool, seed in COMPARED),
 )

@@ -58,7 +58,7 @@ def _summary(runs: Runs) -> Iterator[str]:
         if not measured:
             continue
         singles = [
-            f"{runs.accuracy(_POOL, [seed], cell)[0]:.1f}" if seed in measured else NOT_MEASURED
+            _accuracy(runs, _POOL, seed, cell) if seed in measured else NOT_MEASURED
             for seed in seeds
         ]
         means = runs.accuracy(_POOL, measured, cell), runs.share(_POOL, measured, cell)
@@ -106,21 +106,19 @@ def _compare_with_base(compared: Sequence[Sequence[Run]]) -> list[str]:
 
 def _pools(runs: Runs) -> Iterator[str]:
     """Yield the accuracy of the main merges on every pool, one row per seed."""
-    merges = MAIN[:2]
-    long, (short,) = merges[-1], SHORT
-    heads = (f"{long} minus experts", short, f"{short} minus {long}")
-    yield _row("pool", "seed", EXPERTS, *merges, *heads)
-    yield _rule(6 + len(merges))
+    start, search = MAIN[:2]
+    heads = (f"{search} minus experts", SHORT, f"{SHORT} minus {search}")
+    yield _row("pool", "seed", EXPERTS, start, search, *heads)
+    yield _rule(8)
     for pool in POOLS:
-        for seed in runs.seeds(pool, *merges):
-            values = [runs.accuracy(pool, [seed], cell)[0] for cell in (EXPERTS, *merges)]
-            gains = [runs.gain(pool, [seed], long, EXPERTS)]
-            if (pool, seed, short) in runs:
-                values.append(runs.accuracy(pool, [seed], short)[0])
-                gains.append(runs.gain(pool, [seed], short, long))
-            shown = [f"{value:.1f}" for value in values] + [NOT_MEASURED]
-            told = [_with_error(*gain, sign="+") for gain in gains] + [NOT_MEASURED]
-            yield _row(pool, str(seed), *shown[:3], told[0], shown[3], told[1])
+        for seed in runs.seeds(pool, start, search):
+            accuracies = (_accuracy(runs, pool, seed, cell) for cell in (EXPERTS, start, search))
+            gain = _with_error(*runs.gain(pool, [seed], search, EXPERTS), sign="+")
+            short = (NOT_MEASURED, NOT_MEASURED)
+            if (pool, seed, SHORT) in runs:
+                more = _with_error(*runs.gain(pool, [seed], SHORT, search), sign="+")
+                short = (_accuracy(runs, pool, seed, SHORT), more)
+            yield _row(pool, str(seed), *accuracies, gain, *short)
 
 
 def _tasks(runs: Runs) -> Iterator[str]:
@@ -140,7 +138,7 @@ def _tasks(runs: Runs) -> Iterator[str]:
 
 def _task_row(runs: Runs, pool: str, seed: int, cell: str) -> str:
     seconds = runs.runs[pool, seed, cell]["seconds"]["all"]
-    average = f"{runs.accuracy(pool, [seed], cell)[0]:.1f}"
+    average = _accuracy(runs, pool, seed, cell)
     share = _with_error(*runs.share(pool, [seed], cell))
     marks = [f"{100 * float(runs.right(pool, seed, cell, t).mean()):.0f}" for t in POOLS[pool]]
     return _row(cell, str(seed), *marks, average, share, f"{seconds:.0f} s")
@@ -165,7 +163,7 @@ def _one_token(runs: Runs) -> Iterator[str]:
         marks = [100 * run["right"][task].count("1") / len(run["right"][task]) for task in tasks]
         now = NOT_MEASURED
         if (pool, seed, cell) in runs:
-            now = f"{runs.accuracy(pool, [seed], cell)[0]:.1f}"
+            now = _accuracy(runs, pool, seed, cell)
         average = f"{sum(marks) / len(marks):.1f}"
         yield _row(cell, str(seed), *(f"{mark:.0f}" for mark in marks), average, now)
 
@@ -180,6 +178,10 @@ def _rule(columns: int) -> str:
 
 def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
+
+
+def _accuracy(runs: Runs, pool: str, seed: int, cell: str) -> str:
+    return f"{runs.accuracy(pool, [seed], cell)[0]:.1f}"
 
 
 def _with_error(value: float, error: float, *, sign: str = "") -> str:

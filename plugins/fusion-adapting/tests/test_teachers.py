@@ -83,7 +83,7 @@ def test_all_words_kept_as_the_likeliest_change_neither_value_nor_gradient(
     logs, classes = teacher.topk(50)
     results = []
     for content in ((teacher, None), (logs, classes.int())):
-        predictions = Predictions(*content, rows, [range(1)])
+        predictions = Predictions(*content, rows, [range(3)])
         value = predictions.disagreement(0, logits)
         results.append((value, *torch.autograd.grad(value, logits)))
     for whole, likeliest in zip(*results, strict=True):

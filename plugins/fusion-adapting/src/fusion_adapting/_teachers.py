@@ -48,7 +48,8 @@ class Predictions:
     def are_alike(self) -> bool:
         """Return whether the likeliest classes are the same for all of eight or more examples."""
         likeliest = self.logs.argmax(dim=1) if self.classes is None else self.classes[:, 0]
-        answers = {tuple(likeliest[rows.start : rows.stop].tolist()) for rows in self.examples}
+        classes = likeliest.tolist()
+        answers = {tuple(classes[rows.start : rows.stop]) for rows in self.examples}
         return len(answers) == 1 and len(self.examples) >= FEW
 
     def describe(self) -> str:

@@ -122,6 +122,15 @@ class WeightSource(ABC):
         The caller must not write into the result, which may share memory with the source.
         """
 
+    def read_rounded(self, name: str, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return what `read` returns, in another dtype.
+
+        Override it in a source that rounds while it computes.
+        """
+        values = self.read(name, start, stop)
+        check_values(values, self.infos[name], (start, stop), self)
+        return values.to(dtype)
+
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield the ranges at which a tensor is read, in order; by default those of `cut`.
 

@@ -66,7 +66,8 @@ class CompiledFunction(ABC):
     def __call__(self, function: Function, piece: Piece) -> Any:  # noqa: ANN401 - as of `function`
         """Return what `function` returns of a piece, or None to leave the piece to it.
 
-        None is for pieces that hold NaN or infinity, about which `function` raises the error.
+        None is for pieces that hold NaN or infinity, about which `function` raises the error. A
+        finite merge may be rounded to `piece.stored_dtype`, if that is not None.
         `function` is the bound method, the `partial`, or the object that would be called.
         """
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
+    import torch
+
     from fusion_core.weights.source import TensorInfo
 
 #: The key of a survey of the whole model: no tensor has an empty name.
@@ -205,18 +207,27 @@ class AppliedKernel(ABC, Generic[KernelT]):
         return Piece(operands, info, (start, stop), self.cut, state)
 
     def compute(
-        self, method: Callable[[Piece], Tensor], span: tuple[str, int, int], rows: int | None = None
+        self,
+        method: Callable[[Piece], Tensor],
+        span: tuple[str, int, int],
+        *,
+        rows: int | None = None,
+        stored_dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Call a method of the kernel on a piece, and again in fp64 if the result is not finite.
 
         `rows` is how many rows the method has to return; None for a result without that dimension.
+        A compiled function may round the result to `stored_dtype`, unless its bound is checked.
         Raises `BrokenPluginError` if the method does not return one tensor of the piece's shape.
         """
         with on_one_core():  # for every caller: on several cores, a decomposition rounds otherwise
             piece = self.piece(*span)
+            if self._guard is None:
+                piece.stored_dtype = stored_dtype
             try:
                 computed = self._call(method, piece, rows)
-                is_good = not self.operands.finite or is_finite(computed)
+                is_rounded = computed.dtype is piece.stored_dtype  # and was finite before
+                is_good = is_rounded or not self.operands.finite or is_finite(computed)
             except OutOfRangeError:
                 is_good = False
             if not is_good:

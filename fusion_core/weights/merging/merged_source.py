@@ -12,7 +12,7 @@ import torch
 
 from fusion_core.weights.merging.kernels import AppliedKernel, Kernel
 from fusion_core.weights.merging.piece import check_finite, is_merged
-from fusion_core.weights.source import LowRank, WeightSource, check_values
+from fusion_core.weights.source import LowRank, WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -39,11 +39,18 @@ class MergedSource(AppliedKernel[Kernel], WeightSource):
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Merge a range of a tensor, which must be one that `cut` gives."""
+        return self.read_rounded(name, start, stop, self.infos[name].dtype)
+
+    def read_rounded(self, name: str, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+        """Merge a range, and round it if a compiled function has not done so."""
         info = self.infos[name]
         if not is_merged(info):
-            return self.operands.reference.read(name, start, stop)
-        merged = self.compute(self.function, (name, start, stop))
-        return merged.reshape(-1).to(info.dtype).cpu()
+            return self.operands.reference.read_rounded(name, start, stop, dtype)
+        stored_dtype = None if dtype is info.dtype else dtype
+        merged = self.compute(self.function, (name, start, stop), stored_dtype=stored_dtype)
+        if merged.dtype is not dtype:
+            merged = merged.to(info.dtype).to(dtype)
+        return merged.reshape(-1).cpu()
 
     def low_rank(self, name: str) -> LowRank | None:
         """Join the experts' factors, if the merge is a weighted sum of task vectors."""
@@ -99,9 +106,7 @@ class CastSource(WeightSource):
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read and round."""
         info = self.infos[name]
-        values = self._source.read(name, start, stop)
-        check_values(values, info, (start, stop), self._source)
-        values = values.to(info.dtype)
+        values = self._source.read_rounded(name, start, stop, info.dtype)
         if self._finite and info.dtype.is_floating_point:
             check_finite(values, name, f"{self.describe()} in {info.dtype}")
         return values

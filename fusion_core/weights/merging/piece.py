@@ -108,6 +108,8 @@ class Piece:
         self.start, self.stop = span
         #: what the kernel's survey returned
         self.state = state
+        #: the dtype to which the merge is rounded next, if it is not needed otherwise
+        self.stored_dtype: torch.dtype | None = None
         self.operands = operands
         #: the shape of `base`, of one row of `experts`, and of the result
         self.shape = piece_shape(info, self.stop - self.start, cut)

@@ -35,7 +35,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def _call(loop: Callable[..., int]) -> int:
     """Combine a piece of no elements and no experts."""
     layout = (ctypes.c_int64 * 9)()
-    return loop(ctypes.addressof(layout), 0, 0, 0, 0)
+    return loop(ctypes.addressof(layout), 0, 0, 0, 1.0, 0)
 
 
 def test_a_loop_is_compiled_once(compiled: list[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from fusion_core.weights import broadcast_per_expert
 from fusion_kernels.keeping import KeepingFunction
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import TaskVectorFunction, as_floats, read_parts
+from fusion_kernels.operands import TaskVectorFunction, as_floats, empty_result, read_parts
 
 if TYPE_CHECKING:
     from fusion_core.weights import Piece
@@ -57,7 +57,7 @@ class LargestEntries(TaskVectorFunction):
     def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
         """Merge one piece."""
         parts = read_parts(piece, relative=True)
-        merged = torch.empty(piece.shape)
+        merged = empty_result(piece)
         scale = function.__self__.config.scale
         is_finite = self._merge(parts.layout, parts.scratch, scale, merged.data_ptr())
         return merged if is_finite else None
@@ -73,7 +73,7 @@ class MaskedSum(TaskVectorFunction):
         """Merge one piece."""
         method = function.__self__
         parts, lambdas = read_parts(piece, relative=True), as_floats(method.lambdas)
-        merged = torch.empty(piece.shape)
+        merged = empty_result(piece)
         is_finite = self._sum(
             parts.layout,
             parts.scratch,

@@ -6,11 +6,18 @@ This is the only module that needs numba. Only a machine's first merge imports i
 from __future__ import annotations
 
 import inspect
+from contextlib import contextmanager
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding as llvm
 import numba
 from numba import types
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _TYPES = {int: types.int64, float: types.float32}
 #: The types of parameters, as the modules `struct` and `array` name them.
@@ -27,9 +34,24 @@ def compile_loop(module: str, name: str, target: llvm.TargetMachine) -> tuple[st
     function = getattr(import_module(f"fusion_kernels.loops.{module}"), name)
     *parameters, result = inspect.get_annotations(function, eval_str=True).values()
     signature = _TYPES[result](*(_TYPES[parameter] for parameter in parameters))
-    wrapped = numba.cfunc(signature, error_model="numpy")(function)
+    with _without_optimisation():
+        wrapped = numba.cfunc(signature, error_model="numpy")(function)
     code = _link(llvm.parse_assembly(wrapped.inspect_llvm()), name, target)
     return "".join(_CODES[parameter] for parameter in parameters), target.emit_object(code)
+
+
+@contextmanager
+def _without_optimisation() -> Iterator[None]:
+    """Have numba translate without optimising: LLVM makes better code of a whole loop at once."""
+    cpu_target.target_context.codegen()  # made once, by the level of the process
+    with global_compiler_lock:
+        config: Any = numba.config  # its variables have no annotations
+        level = config.OPT
+        config.OPT = type(level)(0)
+        try:
+            yield
+        finally:
+            config.OPT = level
 
 
 def _link(code: llvm.ModuleRef, name: str, target: llvm.TargetMachine) -> llvm.ModuleRef:

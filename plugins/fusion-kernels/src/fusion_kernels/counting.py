@@ -33,8 +33,7 @@ class WindowCounts(TaskVectorFunction):
             parts = parts_of(call_on_piece(function.rows, piece))
         windows = torch.tensor([[search.low, search.high] for search in searches])
         counts = torch.zeros((2, len(searches)), dtype=torch.int64)
-        room = piece.stop - piece.start + 1  # a magnitude is written before it is known to fit
-        offsets = torch.empty((len(searches), room), dtype=torch.int32)
+        offsets = torch.empty((len(searches), piece.stop - piece.start), dtype=torch.int32)
         is_finite = self._count(
             parts.layout,
             parts.scratch,
@@ -61,11 +60,11 @@ class WindowPolls(TaskVectorFunction):
     def __call__(self, function: Any, piece: Piece) -> Any | None:  # noqa: ANN401
         """Count one block."""
         searches, experts = function.count.searches, len(piece.names)
-        parts = read_parts(piece, relative=True, strips=2)
+        parts = read_parts(piece, relative=True)
         windows = torch.tensor([[search.low, search.high] for search in searches])
         weights = weights_of(piece)
         counts = torch.zeros(2 * experts + 2, dtype=torch.int64)
-        room = piece.stop - piece.start + 1
+        room = piece.stop - piece.start + 1  # a magnitude is written before it is known to fit
         offsets = torch.empty((experts, room), dtype=torch.int32)
         changes = torch.empty((experts, room), dtype=torch.int8)
         crowded = torch.empty((room, experts))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import TaskVectorFunction, read_parts, weights_of
+from fusion_kernels.operands import TaskVectorFunction, empty_result, read_parts, weights_of
 from fusion_kernels.trimming import smallest_kept
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class AgreeingMean(TaskVectorFunction):
         survey, _factors = (None, None) if piece.state is None else piece.state
         thresholds = smallest_kept(None if survey is None else survey.thresholds, len(piece.names))
         parts, weights = read_parts(piece, relative=True), weights_of(piece)
-        merged = torch.empty(piece.shape)
+        merged = empty_result(piece)
         is_finite = self._merge(
             parts.layout,
             parts.scratch,

@@ -3,16 +3,19 @@
 The list begins with a header. A record per model follows: the base's, then the experts'.
 """
 
-#: Positions in the header: elements of the piece, number of experts, and whether an expert is
-#: stored as its task vector and needs the base added.
-ELEMENTS, EXPERTS, ADDS_BASE = 0, 1, 2
+#: Positions in the header: elements of the piece, number of experts, whether an expert is stored
+#: as its task vector and needs the base added, and how a merge is written.
+ELEMENTS, EXPERTS, ADDS_BASE, RESULT_KIND = 0, 1, 2, 3
 #: Positions in a model's record: its address, how it stores numbers, and its change.
 ADDRESS, KIND, MODE = 0, 1, 2
 #: The positions of the base's record and of the first expert's, and the length of a record.
-BASE, FIRST_EXPERT, PER_MODEL = 3, 6, 3
+BASE, FIRST_EXPERT, PER_MODEL = 4, 7, 3
 #: How a model stores numbers.
 FP32, BF16, FP16 = 0, 1, 2
 #: The change of a model after it is read: none, or the base subtracted, or the base added.
 AS_STORED, MINUS_BASE, PLUS_BASE = 0, 1, 2
 #: The elements of a strip. Scratch memory has some strips that begin as zeros, and one per expert.
-STRIP, OWN_STRIPS = 1024, 8
+STRIP, OWN_STRIPS = 1024, 9
+#: The distance of strips in bytes: one line of the cache more than they have. At a multiple of 4096
+#: bytes, strips would share the lines of the cache, and loads would wait for unrelated stores.
+STRIP_BYTES = 4 * STRIP + 64

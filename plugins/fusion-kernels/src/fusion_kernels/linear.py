@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fusion_core.weights import CompiledFunction
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import as_floats, can_read, read_parts
+from fusion_kernels.operands import as_floats, can_read, empty_result, read_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
     from fusion_core.weights import Operands, Piece, TensorInfo
 
@@ -22,12 +22,14 @@ class _Sum(CompiledFunction):
     def __init__(self) -> None:
         self._combine = load_loop("linear", "combine")
 
-    def sum(self, piece: Piece, factors: Sequence[float], *, relative: bool) -> torch.Tensor | None:
+    def sum(
+        self, piece: Piece, factors: Sequence[float], *, relative: bool, divisor: float = 1.0
+    ) -> torch.Tensor | None:
         """Combine the experts or, if `relative`, the base and the task vectors of a piece."""
         parts = read_parts(piece, relative=relative)
-        weights, merged = as_floats(factors), torch.empty(piece.shape)
+        weights, merged = as_floats(factors), empty_result(piece)
         is_finite = self._combine(
-            parts.layout, parts.scratch, weights.data_ptr(), relative, merged.data_ptr()
+            parts.layout, parts.scratch, weights.data_ptr(), relative, divisor, merged.data_ptr()
         )
         return merged if is_finite else None
 
@@ -74,8 +76,7 @@ class Average(_Sum):
     def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401, ARG002
         """Average one piece."""
         count = len(piece.names)
-        merged = self.sum(piece, (1.0,) * count, relative=False)
-        return None if merged is None else merged.div_(count)
+        return self.sum(piece, (1.0,) * count, relative=False, divisor=count)
 
 
 def _can_sum(linear: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401

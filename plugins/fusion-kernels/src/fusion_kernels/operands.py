@@ -17,7 +17,7 @@ from fusion_kernels.layout import (
     MINUS_BASE,
     OWN_STRIPS,
     PLUS_BASE,
-    STRIP,
+    STRIP_BYTES,
 )
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ def can_read(operands: Operands, info: TensorInfo) -> bool:
     )
 
 
-def read_parts(piece: Piece, *, relative: bool, strips: int = 1) -> Parts:
+def read_parts(piece: Piece, *, relative: bool) -> Parts:
     """Read a piece's experts or, if `relative`, what their task vectors need.
 
-    Where no base is needed, an expert stands in. Scratch memory has a number of strips per expert.
+    Where no base is needed, an expert stands in.
     """
     base, experts = piece.operands.base, [*piece.operands.experts.values()]
     change = MINUS_BASE if relative else PLUS_BASE
@@ -72,21 +72,32 @@ def read_parts(piece: Piece, *, relative: bool, strips: int = 1) -> Parts:
     tensors = [piece.stored(expert).contiguous() for expert in experts]
     if base is not None and (relative or PLUS_BASE in modes):
         tensors.append(piece.stored(base).contiguous())
-    return _parts(tensors, modes, strips)
+    return _parts(tensors, modes, _result_kind(piece))
+
+
+def empty_result(piece: Piece) -> torch.Tensor:
+    """Return memory for the merge of a piece, as its loop writes it: in bf16 or fp32."""
+    return torch.empty(
+        piece.shape, dtype=torch.bfloat16 if _result_kind(piece) == BF16 else torch.float32
+    )
+
+
+def _result_kind(piece: Piece) -> int:
+    return BF16 if piece.stored_dtype is torch.bfloat16 else FP32
 
 
 def parts_of(rows: torch.Tensor) -> Parts:
     """Return rows, of shape (n, ...) in fp32, in the place of task vectors."""
-    return _parts([*rows.contiguous()], [AS_STORED] * len(rows), 1)
+    return _parts([*rows.contiguous()], [AS_STORED] * len(rows), FP32)
 
 
-def _parts(tensors: Sequence[torch.Tensor], modes: Sequence[int], strips: int) -> Parts:
-    """Lay out experts by their modes. The last tensor is the base."""
-    layout = [tensors[0].numel(), len(modes), int(PLUS_BASE in modes)]
+def _parts(tensors: Sequence[torch.Tensor], modes: Sequence[int], kind: int) -> Parts:
+    """Lay out experts by their modes, and a merge by its kind. The last tensor is the base."""
+    layout = [tensors[0].numel(), len(modes), int(PLUS_BASE in modes), kind]
     for tensor, mode in zip([tensors[-1], *tensors], [AS_STORED, *modes], strict=False):
         layout += [tensor.data_ptr(), _KINDS[tensor.dtype], mode]
     packed = (ctypes.c_int64 * len(layout))(*layout)
-    scratch = torch.zeros((OWN_STRIPS + strips * len(modes)) * STRIP)
+    scratch = torch.zeros((OWN_STRIPS + len(modes)) * STRIP_BYTES // 4)
     return Parts(ctypes.addressof(packed), scratch.data_ptr(), (packed, scratch, tensors))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import TaskVectorFunction, read_parts, weights_of
+from fusion_kernels.operands import TaskVectorFunction, empty_result, read_parts, weights_of
 
 if TYPE_CHECKING:
     from fusion_core.weights import Piece
@@ -51,7 +51,7 @@ class SharedMean(TaskVectorFunction):
         """Merge one piece."""
         selection = piece.state
         parts, shares = read_parts(piece, relative=True), selection.shares * weights_of(piece)
-        merged = torch.empty(piece.shape)
+        merged = empty_result(piece)
         is_finite = self._merge(
             parts.layout, parts.scratch, selection.threshold, shares.data_ptr(), merged.data_ptr()
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -13,6 +14,7 @@ import torch
 from fusion_core.contracts.specs import load_target
 from fusion_core.errors import FusionError
 from fusion_core.weights import (
+    CastSource,
     Kernel,
     MergedSource,
     Operands,
@@ -23,6 +25,7 @@ from fusion_core.weights import (
 from fusion_core.weights.merging.compiled import KERNELS_VARIABLE
 from fusion_core.weights.merging.piece import Bound
 from fusion_core.weights.merging.transforms import transform_experts
+from fusion_core.weights.source import view_bytes
 from fusion_testing._component import SpecSuite
 from fusion_testing._suite import fail
 
@@ -125,14 +128,10 @@ def _compare(
     ):
         kernels = dict.fromkeys(spec.replaces, (spec.name, spec.target))
         actual = _merge(method, models, weights, kernels)
-    if isinstance(expected, str) or isinstance(actual, str):
-        is_same = expected == actual
-    else:
-        is_same = torch.equal(expected.view(torch.uint8), actual.view(torch.uint8))
-    if not is_same:
+    if expected != actual:
         fail(
             f"{type(method).__name__} differs with {spec.name!r} and without it, for {case}: "
-            f"expected {expected!r}, got {actual!r}.",
+            f"expected {expected!r:.200}, got {actual!r:.200}.",
             "Compute in the order of the function that it replaces, without fast-math, and return "
             "None for pieces that hold NaN or infinity.",
         )
@@ -144,22 +143,30 @@ def _merge(
     models: Sequence[Tensor],
     weights: tuple[float, ...],
     kernels: Mapping[str, tuple[str, str]],
-) -> Tensor | str:
-    """Return the bytes of a merge or of transformed experts, or the text of its error."""
+) -> list[bytes | str]:
+    """Return the bytes of a merge, and of it in bf16, or of transformed experts.
+
+    In the place of bytes that cannot be computed is the text of the error.
+    """
     base, *experts = (StateDictSource({_NAME: model}) for model in models)
     named = {f"expert-{number}": expert for number, expert in enumerate(experts)}
     operands = Operands(base, named, weights, "key", bound=Bound.NONE, kernels=kernels)
     sources: Sequence[WeightSource] = ()
     if isinstance(method, Kernel):
-        sources = [MergedSource(method, operands)]
+        merged = MergedSource(method, operands)
+        infos = {_NAME: replace(merged.infos[_NAME], dtype=torch.bfloat16)}
+        sources = [merged, CastSource(merged, infos, finite=True)]
     elif isinstance(method, RowsKernel):
         sources = [*transform_experts(operands, method).values()]
+    return [_read(source) for source in sources]
+
+
+def _read(source: WeightSource) -> bytes | str:
     executor = SerialExecutor()
     try:
-        for source in sources:
-            source.prepare(executor)
-            source.prepare(executor, _NAME)
-        return torch.cat([source.tensor(_NAME) for source in sources])
+        source.prepare(executor)
+        source.prepare(executor, _NAME)
+        return bytes(view_bytes(source.tensor(_NAME)))
     except FusionError as error:
         return str(error)
 

@@ -11,7 +11,9 @@ from fusion_kernels.loops.strips import (
     floats,
     integers,
     read_strip,
+    result_of,
     row_of,
+    store_result,
     strip_of,
 )
 from fusion_kernels.loops.sums import add_magnitudes
@@ -42,7 +44,7 @@ def keep_band(parts: int, scratch: int, lows: int, highs: int, chosen: int, sums
 
 
 def merge_largest(parts: int, scratch: int, scale: float, merged: int) -> int:
-    """Merge a piece; 0 if an operand is not finite."""
+    """Merge a piece; 0 if an operand or a result is not finite."""
     layout, base, first = integers(parts), base_of(scratch), row_of(scratch, 0)
     highest, lowest = strip_of(scratch, OWN), strip_of(scratch, OWN + 1)
     largest = np.uint32(0)
@@ -57,17 +59,18 @@ def merge_largest(parts: int, scratch: int, scale: float, merged: int) -> int:
             for i in range(size):
                 highest[i] = max(highest[i], row[i])
                 lowest[i] = min(lowest[i], row[i])
-        target = floats(merged + 4 * start)
+        target = result_of(parts, scratch, merged, start)
         for i in range(size):
             chosen = highest[i] if highest[i] >= -lowest[i] else lowest[i]
             target[i] = (chosen + ZERO) * scale + base[i]  # + 0: zero has one sign
+        largest = max(largest, store_result(parts, target, merged, start, size))
     return int(largest <= LARGEST)
 
 
 def sum_masked(
     parts: int, scratch: int, lambdas: int, least: int, scale: float, merged: int
 ) -> int:
-    """Merge a piece; 0 if an operand is not finite."""
+    """Merge a piece; 0 if an operand or a result is not finite."""
     layout, base = integers(parts), base_of(scratch)
     total, masks = strip_of(scratch, OWN), strip_of(scratch, OWN + 1)
     enough = np.float32(least)
@@ -87,7 +90,8 @@ def sum_masked(
             for i in range(size):
                 others = abs(total[i] - row[i]) * factor
                 masks[i] += np.float32(abs(row[i]) >= others)
-        target = floats(merged + 4 * start)
+        target = result_of(parts, scratch, merged, start)
         for i in range(size):
             target[i] = (total[i] if masks[i] >= enough else ZERO) * scale + base[i]
+        largest = max(largest, store_result(parts, target, merged, start, size))
     return int(largest <= LARGEST)

@@ -2,61 +2,47 @@
 
 import numpy as np
 
-from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
+from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP, STRIP_BYTES
 from fusion_kernels.loops.strips import (
+    GROUP,
     LARGEST,
     MAGNITUDE,
     OWN,
     Floats,
     Words,
     bits_of,
+    first_bit,
     inlined,
     integers,
+    mask_above,
     read_strip,
     row_of,
     words,
 )
-
-#: A window holds few of the magnitudes, so most groups of this many have none.
-GROUP = 32
-
-
-@inlined
-def is_any_inside(offsets: Words, begin: int, width: np.uint32) -> bool:
-    """Tell whether an offset of a group is at most `width`."""
-    hits = np.uint32(0)
-    for i in range(GROUP):
-        hits |= np.uint32(offsets[begin + i] <= width)
-    return bool(hits)
-
-
-@inlined
-def end_group(offsets: Words, size: int) -> None:
-    """Fill up the last group of a strip with offsets that are inside of no window."""
-    for i in range(size, -(-size // GROUP) * GROUP):
-        offsets[i] = np.uint32(0xFFFFFFFF)
 
 
 @inlined
 def _list_inside(offsets: int, size: int, width: np.uint32, listed: int, filled: int) -> int:
     """List the offsets of a strip that are at most `width`; return how many are now listed."""
     inside, target = words(offsets), words(listed)
-    end_group(inside, size)
+    for i in range(size, -(-size // GROUP) * GROUP):
+        inside[i] = np.uint32(0xFFFFFFFF)  # the last group is filled up
     for begin in range(0, size, GROUP):
-        if is_any_inside(inside, begin, width):
-            for i in range(begin, begin + GROUP):
-                target[filled] = inside[i]
-                filled += int(inside[i] <= width)
+        waiting = ~mask_above(offsets + 4 * begin, width)
+        while waiting != np.uint64(0):
+            target[filled] = inside[begin + first_bit(waiting)]
+            filled += 1
+            waiting &= waiting - np.uint64(1)
     return filled
 
 
 @inlined
-def measure(row: Floats, size: int, low: np.uint32, offsets: Words) -> int:
+def _measure(row: Floats, size: int, low: np.uint32, offsets: Words) -> int:
     """Write the magnitudes of a strip less `low`; return how many are not smaller."""
     at_least = np.int32(0)
     for i in range(size):
         magnitude = np.uint32(bits_of(row[i]) & MAGNITUDE)
-        at_least += np.int32(magnitude >= low)
+        at_least = np.int32(at_least + np.int32(magnitude >= low))
         offsets[i] = np.uint32(magnitude - low)  # of smaller ones: more than any width
     return int(at_least)
 
@@ -65,11 +51,11 @@ def count(parts: int, scratch: int, searches: int, windows: int, counts: int, of
     """Count magnitudes above each window, and list those inside it, less its lower end.
 
     `windows` holds the lowest and highest bits of each search. `counts` receives, per search, how
-    many magnitudes lie above, then, per search, how many lie inside. `offsets` has room for one
-    more than a block holds per search. Returns 0 if an operand is not finite.
+    many magnitudes lie above, then, per search, how many lie inside. `offsets` has room for all of
+    a block per search. Returns 0 if an operand is not finite.
     """
     layout, bounds, counted = integers(parts), integers(windows), integers(counts)
-    strip = scratch + 4 * STRIP * OWN
+    strip = scratch + STRIP_BYTES * OWN
     largest = np.uint32(0)
     for start in range(0, layout[ELEMENTS], STRIP):
         size = min(STRIP, layout[ELEMENTS] - start)
@@ -78,9 +64,9 @@ def count(parts: int, scratch: int, searches: int, windows: int, counts: int, of
             row = row_of(scratch, search % layout[EXPERTS])
             low = np.uint32(bounds[2 * search])
             width = np.uint32(bounds[2 * search + 1] - low)
-            at_least = measure(row, size, low, words(strip))
+            at_least = _measure(row, size, low, words(strip))
             before = counted[searches + search]
-            listed = offsets + 4 * search * (layout[ELEMENTS] + 1)
+            listed = offsets + 4 * search * layout[ELEMENTS]
             after = _list_inside(strip, size, width, listed, before)
             counted[search] += at_least - (after - before)
             counted[searches + search] = after

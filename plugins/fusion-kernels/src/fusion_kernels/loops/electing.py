@@ -1,10 +1,14 @@
 """Signs that entries elect: the majority, the entries that agree, and their mean, as in TIES."""
 
+from typing import Any
+
 import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
 from fusion_kernels.loops.strips import (
     LARGEST,
+    MAGNITUDE,
+    NOTHING,
     ONE,
     OWN,
     SIGN,
@@ -12,35 +16,66 @@ from fusion_kernels.loops.strips import (
     Floats,
     base_of,
     bits_of,
+    fill,
     float_of,
     floats,
     inlined,
     integers,
+    over_expert,
+    read_base,
     read_strip,
+    result_of,
     row_of,
+    store_result,
     strip_of,
+    widen,
 )
 
 _ONE_BITS = np.uint32(0x3F800000)
 
 
 @inlined
+def _add_trimmed(
+    stored: Any,  # noqa: ANN401
+    less: Floats,
+    size: int,
+    threshold: np.float32,
+    weight: np.float32,
+    row: Floats,
+    total: Floats,
+) -> np.uint32:
+    """Trim a row, multiply it by its weight, and add it; return the bits of the largest entry."""
+    largest = np.uint32(0)
+    for i in range(size):
+        value = widen(stored[i]) - less[i]
+        largest = max(largest, np.uint32(bits_of(value) & MAGNITUDE))
+        product = (value if abs(value) >= threshold else ZERO) * weight
+        row[i] = product
+        total[i] += product
+    return largest
+
+
+@inlined
 def _sum_trimmed(
-    scratch: int, experts: int, thresholds: Floats, weights: Floats, size: int, total: Floats
-) -> None:
-    """Trim all rows and multiply them by their weights in place, and sum them in their order."""
-    for expert in range(experts):
-        row, threshold, weight = row_of(scratch, expert), thresholds[expert], weights[expert]
-        if expert == 0:
-            for i in range(size):
-                product = (row[i] if abs(row[i]) >= threshold else ZERO) * weight
-                row[i] = product
-                total[i] = product
-        else:
-            for i in range(size):
-                product = (row[i] if abs(row[i]) >= threshold else ZERO) * weight
-                row[i] = product
-                total[i] += product
+    parts: int,
+    scratch: int,
+    start: int,
+    size: int,
+    thresholds: Floats,
+    weights: Floats,
+    total: Floats,
+) -> np.uint32:
+    """Read the base, and all rows, trimmed and weighted, and their sum.
+
+    Returns the bits of the largest magnitude before.
+    """
+    read_base(parts, scratch, start, size)
+    fill(total, NOTHING, size)
+    largest = np.uint32(0)
+    for expert in range(integers(parts)[EXPERTS]):
+        rest = (size, thresholds[expert], weights[expert], row_of(scratch, expert), total)
+        largest = max(largest, over_expert(_add_trimmed, parts, scratch, expert, start, rest))
+    return largest
 
 
 @inlined
@@ -71,33 +106,28 @@ def merge(
     scale: float,
     merged: int,
 ) -> int:
-    """Merge a piece; 0 if an operand is not finite."""
+    """Merge a piece; 0 if an operand or a result is not finite."""
     layout, base, factors = integers(parts), base_of(scratch), floats(weights)
     total, sign, share = (
         strip_of(scratch, OWN),
         strip_of(scratch, OWN + 1),
         strip_of(scratch, OWN + 2),
     )
-    experts = layout[EXPERTS]
     largest = np.uint32(0)
     for start in range(0, layout[ELEMENTS], STRIP):
         size = min(STRIP, layout[ELEMENTS] - start)
-        largest = max(largest, read_strip(parts, scratch, start, size))
-        _sum_trimmed(scratch, experts, floats(thresholds), factors, size, total)
+        highest = _sum_trimmed(parts, scratch, start, size, floats(thresholds), factors, total)
+        largest = max(largest, highest)
         elect(total, tie, size, sign)
-        for expert in range(experts):
+        fill(total, NOTHING, size)
+        fill(share, ZERO, size)
+        for expert in range(layout[EXPERTS]):
             row, weight = row_of(scratch, expert), factors[expert]
-            if expert == 0:
-                for i in range(size):
-                    agreeing = max(row[i] * sign[i], ZERO)
-                    total[i] = agreeing
-                    share[i] = ZERO + (weight if agreeing > ZERO else ZERO)
-            else:
-                for i in range(size):
-                    agreeing = max(row[i] * sign[i], ZERO)
-                    total[i] += agreeing
-                    share[i] += weight if agreeing > ZERO else ZERO
-        target = floats(merged + 4 * start)
+            for i in range(size):
+                agreeing = max(row[i] * sign[i], ZERO)
+                total[i] += agreeing
+                share[i] += weight if agreeing > ZERO else ZERO
+        target = result_of(parts, scratch, merged, start)
         if normalize:
             for i in range(size):
                 value = total[i] * sign[i] / (share[i] if share[i] != ZERO else ONE)
@@ -105,6 +135,7 @@ def merge(
         else:
             for i in range(size):
                 target[i] = total[i] * sign[i] * scale + base[i]
+        largest = max(largest, store_result(parts, target, merged, start, size))
     return int(largest <= LARGEST)
 
 
@@ -116,14 +147,11 @@ def keep(parts: int, scratch: int, weights: int, tie: float, chosen: int) -> int
     for start in range(0, layout[ELEMENTS], STRIP):
         size = min(STRIP, layout[ELEMENTS] - start)
         largest = max(largest, read_strip(parts, scratch, start, size))
+        fill(total, NOTHING, size)
         for expert in range(layout[EXPERTS]):
             row, weight = row_of(scratch, expert), factors[expert]
-            if expert == 0:
-                for i in range(size):
-                    total[i] = row[i] * weight
-            else:
-                for i in range(size):
-                    total[i] += row[i] * weight
+            for i in range(size):
+                total[i] += row[i] * weight
         elect(total, tie, size, sign)
         for expert in range(layout[EXPERTS]):
             row, weight = row_of(scratch, expert), factors[expert]
@@ -139,11 +167,13 @@ def count_votes(parts: int, scratch: int, thresholds: int, weights: int, votes: 
     largest = np.uint32(0)
     for start in range(0, layout[ELEMENTS], STRIP):
         size = min(STRIP, layout[ELEMENTS] - start)
-        largest = max(largest, read_strip(parts, scratch, start, size))
-        _sum_trimmed(scratch, layout[EXPERTS], floats(thresholds), floats(weights), size, total)
+        highest = _sum_trimmed(
+            parts, scratch, start, size, floats(thresholds), floats(weights), total
+        )
+        largest = max(largest, highest)
         balance = np.int32(0)
         for i in range(size):
-            balance += np.int32(total[i] > ZERO) - np.int32(total[i] < ZERO)
+            balance = np.int32(balance + np.int32(total[i] > ZERO) - np.int32(total[i] < ZERO))
         counted += int(balance)
     integers(votes)[0] = counted
     return int(largest <= LARGEST)

@@ -1,42 +1,66 @@
 """Magnitudes in windows, and the votes of entries trimmed by thresholds in these windows."""
 
+from typing import Any
+
 import numpy as np
 
-from fusion_kernels.layout import ELEMENTS, EXPERTS, OWN_STRIPS, STRIP
-from fusion_kernels.loops.counting import GROUP, end_group, is_any_inside, measure
+from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP, STRIP_BYTES
 from fusion_kernels.loops.strips import (
+    GROUP,
     LARGEST,
     MAGNITUDE,
     OWN,
     ZERO,
     Floats,
+    Words,
     bits_of,
+    fill,
+    first_bit,
     floats,
     inlined,
     integers,
-    read_strip,
+    mask_above,
+    over_expert,
+    read_base,
     row_of,
     signed,
     strip_of,
+    widen,
     words,
 )
 
 
 @inlined
-def _add_above(
-    row: Floats, bounds: int, weight: np.float32, size: int, less: int, inside: int, total: Floats
-) -> None:
-    """Count the magnitudes of a measured strip inside the window, and add those above it.
+def _magnitude_of(number: np.float32) -> np.uint32:
+    return np.uint32(bits_of(number) & MAGNITUDE)
 
-    Products with the weight are added to `total`, 1 to `inside`. Two loops are faster than one.
+
+@inlined
+def _add_above(
+    stored: Any,  # noqa: ANN401
+    less: Floats,
+    size: int,
+    low: np.uint32,
+    high: np.uint32,
+    weight: np.float32,
+    row: Floats,
+    total: Floats,
+    crowd: Words,
+) -> tuple[int, np.uint32]:
+    """Read a row, add its weighted entries above a window, and count those inside by position.
+
+    Returns how many magnitudes are not below the window, and the bits of the largest.
     """
-    low, high = np.uint32(integers(bounds)[0]), np.uint32(integers(bounds)[1])
-    width, offsets, crowd = np.uint32(high - low), words(less), words(inside)
+    at_least, largest, width = np.int32(0), np.uint32(0), np.uint32(high - low)
     for i in range(size):
-        crowd[i] += np.uint32(offsets[i] <= width)
-    for i in range(size):
-        magnitude = np.uint32(bits_of(row[i]) & MAGNITUDE)
-        total[i] += (row[i] if magnitude > high else ZERO) * weight
+        value = widen(stored[i]) - less[i]
+        magnitude = _magnitude_of(value)
+        row[i] = value
+        largest = max(largest, magnitude)
+        at_least = np.int32(at_least + np.int32(magnitude >= low))
+        crowd[i] += np.uint32(np.uint32(magnitude - low) <= width)
+        total[i] += (value if magnitude > high else ZERO) * weight
+    return int(at_least), largest
 
 
 @inlined
@@ -50,101 +74,64 @@ def _vote_of(scratch: int, experts: int, windows: int, weights: Floats, i: int) 
     total = ZERO
     for expert in range(experts):
         value = row_of(scratch, expert)[i]
-        low = np.uint32(integers(windows)[2 * expert])
-        is_kept = np.uint32(bits_of(value) & MAGNITUDE) >= low
+        is_kept = _magnitude_of(value) >= np.uint32(integers(windows)[2 * expert])
         total += (value if is_kept else ZERO) * weights[expert]
     return _sign(total)
-
-
-@inlined
-def _begin(inside: int, size: int, total: Floats) -> None:
-    crowd = words(inside)
-    for i in range(size):
-        total[i] = ZERO
-        crowd[i] = np.uint32(0)
 
 
 @inlined
 def _sum_signs(total: Floats, size: int) -> int:
     balance = np.int32(0)
     for i in range(size):
-        balance += np.int32(total[i] > ZERO) - np.int32(total[i] < ZERO)
+        balance = np.int32(balance + np.int32(total[i] > ZERO) - np.int32(total[i] < ZERO))
     return int(balance)
 
 
 @inlined
-def _less_of(scratch: int, experts: int, expert: int) -> int:
-    """Return the address of the strip that holds an expert's magnitudes less its window's end."""
-    return scratch + 4 * STRIP * (OWN_STRIPS + experts + expert)
-
-
-@inlined
-def _width_of(windows: int, expert: int) -> np.uint32:
-    bounds = integers(windows)
-    return np.uint32(bounds[2 * expert + 1] - bounds[2 * expert])
-
-
-@inlined
-def _list_changes(
+def _list_group(
+    parts: int,
     scratch: int,
-    experts: int,
     windows: int,
     weights: Floats,
-    expert: int,
-    begin: int,
-    listed: int,
+    counts: int,
+    offsets: int,
     changes: int,
-    filled: int,
-) -> int:
-    """List a group's magnitudes inside an expert's window, and how each may change the vote.
+    crowded: int,
+    begin: int,
+) -> None:
+    """List a group's magnitudes inside windows, and how each may change its entry's vote.
 
-    The change is 0 for an entry with several magnitudes inside windows. Returns how many are now
-    listed.
+    An entry with several of them does not vote, and is listed as crowded.
     """
-    less, width = words(_less_of(scratch, experts, expert)), _width_of(windows, expert)
-    crowd, total = words(scratch + 4 * STRIP * (OWN + 1)), strip_of(scratch, OWN)
-    places = words(listed)
-    end = filled
-    for i in range(begin, begin + GROUP):  # without branches, which no processor could predict
-        places[end] = np.uint32(i)
-        end += int(less[i] <= width)
-    for number in range(filled, end):
-        i = int(places[number])
-        change = 0
+    layout, counted, bounds = integers(parts), integers(counts), integers(windows)
+    experts, room = layout[EXPERTS], layout[ELEMENTS] + 1
+    total, crowd = strip_of(scratch, OWN), words(_crowd_of(scratch))
+    waiting = mask_above(_crowd_of(scratch) + 4 * begin, np.uint32(0))
+    while waiting != np.uint64(0):
+        i = begin + first_bit(waiting)
+        waiting &= waiting - np.uint64(1)
+        sign, change = _sign(total[i]), 0
         if crowd[i] == 1:
-            change = _vote_of(scratch, experts, windows, weights, i) - _sign(total[i])
-        places[number] = less[i]
-        signed(changes)[number] = change
-    return end
+            change = _vote_of(scratch, experts, windows, weights, i) - sign
+        else:
+            counted[2 * experts] -= sign
+            rows = floats(crowded + 4 * experts * counted[2 * experts + 1])
+            for expert in range(experts):
+                rows[expert] = row_of(scratch, expert)[i]
+            counted[2 * experts + 1] += 1
+        for expert in range(experts):  # without branches, which no processor could predict
+            low, high = np.uint32(bounds[2 * expert]), np.uint32(bounds[2 * expert + 1])
+            offset = np.uint32(_magnitude_of(row_of(scratch, expert)[i]) - low)
+            listed = room * expert + counted[experts + expert]
+            words(offsets)[listed] = offset
+            signed(changes)[listed] = change
+            counted[experts + expert] += int(offset <= np.uint32(high - low))
 
 
 @inlined
-def _list_crowded(
-    scratch: int, experts: int, size: int, crowded: int, votes: int
-) -> tuple[int, int]:
-    """List the entries of a strip with several magnitudes inside windows, and take their votes.
-
-    Returns how many were listed, and the votes without theirs.
-    """
-    crowd, total, rows = (
-        words(scratch + 4 * STRIP * (OWN + 1)),
-        strip_of(scratch, OWN),
-        floats(crowded),
-    )
-    listed = 0
-    for begin in range(0, size, GROUP):
-        end = min(begin + GROUP, size)
-        most = np.uint32(0)
-        for i in range(begin, end):
-            most = max(most, crowd[i])
-        if most > 1:
-            for i in range(begin, end):
-                if crowd[i] > 1:
-                    votes -= _sign(total[i])
-                    for expert in range(experts):
-                        rows[listed * experts + expert] = row_of(scratch, expert)[i]
-                    listed += 1
-    return listed, votes
+def _crowd_of(scratch: int) -> int:
+    """Return the address of the strip that counts each entry's magnitudes inside windows."""
+    return scratch + STRIP_BYTES * (OWN + 1)
 
 
 def poll(
@@ -162,38 +149,27 @@ def poll(
     A magnitude inside a window is trimmed, and `changes` receives, next to its offset, how the vote
     changes if it is kept. Entries with several magnitudes inside windows do not vote: they have no
     changes, and `crowded` receives their task vectors, entry by entry. `counts` ends with the votes
-    and the number of crowded entries. Scratch memory has two strips per expert.
+    and the number of crowded entries.
     """
-    layout, counted, factors = integers(parts), integers(counts), floats(weights)
-    experts, room = layout[EXPERTS], layout[ELEMENTS] + 1
-    total, inside = strip_of(scratch, OWN), scratch + 4 * STRIP * (OWN + 1)
-    votes, crowd_size, largest = 0, 0, np.uint32(0)
+    layout, counted, bounds = integers(parts), integers(counts), integers(windows)
+    factors, experts = floats(weights), layout[EXPERTS]
+    total, crowd = strip_of(scratch, OWN), words(_crowd_of(scratch))
+    largest = np.uint32(0)
     for start in range(0, layout[ELEMENTS], STRIP):
         size = min(STRIP, layout[ELEMENTS] - start)
-        largest = max(largest, read_strip(parts, scratch, start, size))
-        _begin(inside, size, total)
+        read_base(parts, scratch, start, size)
+        fill(total, ZERO, size)
+        fill(strip_of(scratch, OWN + 1), ZERO, STRIP)
         for expert in range(experts):
-            less, bounds = _less_of(scratch, experts, expert), windows + 16 * expert
-            row, low = row_of(scratch, expert), np.uint32(integers(bounds)[0])
-            counted[expert] += measure(row, size, low, words(less))
-            _add_above(row, bounds, factors[expert], size, less, inside, total)
-        votes += _sum_signs(total, size)
-        for expert in range(experts):
-            less, width = _less_of(scratch, experts, expert), _width_of(windows, expert)
-            listed, noted = offsets + 4 * room * expert, changes + room * expert
-            before = counted[experts + expert]
-            after = before
-            end_group(words(less), size)
-            for begin in range(0, size, GROUP):
-                if is_any_inside(words(less), begin, width):
-                    after = _list_changes(
-                        scratch, experts, windows, factors, expert, begin, listed, noted, after
-                    )
-            counted[expert] -= after - before
-            counted[experts + expert] = after
-        target = crowded + 4 * experts * crowd_size
-        number, votes = _list_crowded(scratch, experts, size, target, votes)
-        crowd_size += number
-    counted[2 * experts] = votes
-    counted[2 * experts + 1] = crowd_size
+            low, high = np.uint32(bounds[2 * expert]), np.uint32(bounds[2 * expert + 1])
+            row = row_of(scratch, expert)
+            rest = (size, low, high, factors[expert], row, total, crowd)
+            number, highest = over_expert(_add_above, parts, scratch, expert, start, rest)
+            largest = max(largest, highest)
+            counted[expert] += number
+        counted[2 * experts] += _sum_signs(total, size)
+        for begin in range(0, size, GROUP):
+            _list_group(parts, scratch, windows, factors, counts, offsets, changes, crowded, begin)
+    for expert in range(experts):
+        counted[expert] -= counted[experts + expert]
     return int(largest <= LARGEST)

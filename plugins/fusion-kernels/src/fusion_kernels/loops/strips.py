@@ -13,8 +13,9 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from fusion_kernels.layout import (
     ADDRESS,
@@ -30,7 +31,8 @@ from fusion_kernels.layout import (
     MODE,
     OWN_STRIPS,
     PER_MODEL,
-    STRIP,
+    RESULT_KIND,
+    STRIP_BYTES,
 )
 
 Floats = npt.NDArray[np.float32]
@@ -43,8 +45,14 @@ LARGEST = np.uint32(0x7F7FFFFF)
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 SIGN = np.uint32(0x80000000)
 ZERO, ONE = np.float32(0), np.float32(1)
+#: The start of a sum that leaves its first term as it is, the sign of a zero included.
+NOTHING = np.float32(-0.0)
+#: A window holds few of the magnitudes, so many groups of this many have none.
+GROUP = 64
 #: The strips of the scratch memory that every loop has; its own begin at `OWN`.
-_BASE, _NEGATED, _ZEROS, OWN = 0, 1, 2, 3
+_BASE, _NEGATED, _ZEROS, _RESULT, OWN = 0, 1, 2, 3, 4
+#: Half of the last place of bf16, in the bits of fp32.
+_HALF_PLACE = np.uint32(0x8000)
 
 _pointer_type: Any = types.CPointer  # numba does not annotate it
 
@@ -81,6 +89,29 @@ def _reinterpret(source: Any, target: Any) -> Any:  # noqa: ANN401 - numba's typ
     return convert
 
 
+def _mask_above(typingctx: Any, address: Any, limit: Any) -> Any:  # noqa: ANN401, ARG001
+    """Return which of `GROUP` integers of 32 bits are above a limit: a bit each, lowest first."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401, ARG001
+        place, group = ir.IntType(32), ir.VectorType(ir.IntType(32), GROUP)
+        numbers = builder.load(builder.inttoptr(arguments[0], group.as_pointer()), align=4)
+        first = builder.insert_element(ir.Constant(group, None), arguments[1], place(0))
+        limits = builder.shuffle_vector(first, first, ir.Constant(group, None))
+        is_above = builder.icmp_unsigned(">", numbers, limits)
+        return builder.bitcast(is_above, ir.IntType(GROUP))
+
+    return types.uint64(types.int64, types.uint32), generate
+
+
+def _first_bit(typingctx: Any, mask: Any) -> Any:  # noqa: ANN401, ARG001
+    """Return the position of the lowest bit that is set; one must be."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401, ARG001
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), generate
+
+
 def _root_of(element: Any) -> Any:  # noqa: ANN401 - numba's types
     """Return a function to the square root, one instruction: `np.sqrt` calls the C library."""
 
@@ -100,7 +131,10 @@ doubles: Callable[[int], Doubles] = _pointer_to(types.float64)
 words: Callable[[int], Words] = _pointer_to(types.uint32)
 halves: Callable[[int], npt.NDArray[np.uint16]] = _pointer_to(types.uint16)
 signed: Callable[[int], npt.NDArray[np.int8]] = _pointer_to(types.int8)
+_signed_halves: Callable[[int], npt.NDArray[np.int16]] = _pointer_to(types.int16)
 integers: Callable[[int], npt.NDArray[np.int64]] = _pointer_to(types.int64)
+mask_above = cast("Callable[[int, np.uint32], np.uint64]", intrinsic(_mask_above))
+first_bit = cast("Callable[[np.uint64], int]", intrinsic(_first_bit))
 bits_of: Callable[[np.float32], np.uint32] = _reinterpret(types.float32, types.uint32)
 float_of: Callable[[np.uint32], np.float32] = _reinterpret(types.uint32, types.float32)
 square_root: Callable[[np.float32], np.float32] = _root_of(types.float32)
@@ -109,7 +143,7 @@ square_root: Callable[[np.float32], np.float32] = _root_of(types.float32)
 @inlined
 def strip_of(scratch: int, number: int) -> Floats:
     """Return a strip of the scratch memory."""
-    return floats(scratch + 4 * STRIP * number)
+    return floats(scratch + STRIP_BYTES * number)
 
 
 @inlined
@@ -125,15 +159,13 @@ def row_of(scratch: int, expert: int) -> Floats:
 
 
 @inlined
-def widen_bf16(half: np.uint16) -> np.float32:
-    """Return the same number in fp32."""
+def _widen_bf16(half: np.uint16) -> np.float32:
     return float_of(np.uint32(np.uint32(half) << np.uint32(16)))
 
 
 @inlined
-def widen_fp16(half: np.uint16) -> np.float32:
-    """Return the same number in fp32."""
-    bits = np.uint32(half)
+def _widen_fp16(half: np.int16) -> np.float32:
+    bits = np.uint32(np.uint16(half))
     # The exponent and mantissa of fp16, shifted into place, are the number times 2^-112.
     magnitude = float_of(np.uint32((bits & np.uint32(0x7FFF)) << np.uint32(13)))
     is_special = (bits & np.uint32(0x7C00)) == np.uint32(0x7C00)
@@ -143,28 +175,79 @@ def widen_fp16(half: np.uint16) -> np.float32:
 
 
 @inlined
-def _read(address: int, kind: int, start: int, size: int, less: Floats, row: Floats) -> np.uint32:
-    """Read elements from `start` on, subtract `less`, and return the largest magnitude's bits."""
-    largest = np.uint32(0)
+def _same(number: np.float32) -> np.float32:
+    return number
+
+
+def widen(stored: Any) -> np.float32:  # noqa: ANN401
+    """Return a stored number in fp32: its type says how it is stored."""
+    raise NotImplementedError(stored)
+
+
+@overload(widen, strict=False)
+def _find_widening(stored: Any) -> Callable[[Any], np.float32]:  # noqa: ANN401 - numba's types
+    widenings = {types.uint16: _widen_bf16, types.int16: _widen_fp16, types.float32: _same}
+    widening: Any = widenings[stored]
+    return lambda stored: widening(stored)  # noqa: PLW0108 - numba has to compile it
+
+
+@inlined
+def _over(loop: Any, address: int, kind: int, start: int, rest: tuple[Any, ...]) -> Any:  # noqa: ANN401
+    """Call a loop on a model's stored numbers from `start` on, and on the rest."""
     if kind == FP32:
-        singles = floats(address + 4 * start)
-        for i in range(size):
-            value = singles[i] - less[i]
-            row[i] = value
-            largest = max(largest, np.uint32(bits_of(value) & MAGNITUDE))
-    elif kind == BF16:
-        stored = halves(address + 2 * start)
-        for i in range(size):
-            value = widen_bf16(stored[i]) - less[i]
-            row[i] = value
-            largest = max(largest, np.uint32(bits_of(value) & MAGNITUDE))
-    else:
-        stored = halves(address + 2 * start)
-        for i in range(size):
-            value = widen_fp16(stored[i]) - less[i]
-            row[i] = value
-            largest = max(largest, np.uint32(bits_of(value) & MAGNITUDE))
+        return loop(floats(address + 4 * start), *rest)
+    if kind == BF16:
+        return loop(halves(address + 2 * start), *rest)
+    return loop(_signed_halves(address + 2 * start), *rest)
+
+
+@inlined
+def over_expert(
+    loop: Any,  # noqa: ANN401
+    parts: int,
+    scratch: int,
+    expert: int,
+    start: int,
+    rest: tuple[Any, ...],
+) -> Any:  # noqa: ANN401 - what the loop returns
+    """Call a loop on an expert's stored numbers, on what to subtract from them, and on the rest.
+
+    The differences are the expert, or its task vector. `read_base` goes first.
+    """
+    layout, first = integers(parts), FIRST_EXPERT + PER_MODEL * expert
+    mode = layout[first + MODE]
+    # x - 0 is x, and x - (-y) is x + y, signs of zeros included.
+    strip = _BASE if mode == MINUS_BASE else _ZEROS if mode == AS_STORED else _NEGATED
+    less = (strip_of(scratch, strip),)
+    return _over(loop, layout[first + ADDRESS], layout[first + KIND], start, less + rest)
+
+
+@inlined
+def _widen(stored: Any, size: int, row: Floats) -> None:  # noqa: ANN401
+    for i in range(size):
+        row[i] = widen(stored[i])
+
+
+@inlined
+def _read(stored: Any, less: Floats, size: int, row: Floats) -> np.uint32:  # noqa: ANN401
+    """Write elements less others, and return the bits of the largest magnitude."""
+    largest = np.uint32(0)
+    for i in range(size):
+        value = widen(stored[i]) - less[i]
+        row[i] = value
+        largest = max(largest, np.uint32(bits_of(value) & MAGNITUDE))
     return largest
+
+
+@inlined
+def read_base(parts: int, scratch: int, start: int, size: int) -> None:
+    """Fill `base_of(scratch)` with elements of the base."""
+    layout, base = integers(parts), base_of(scratch)
+    _over(_widen, layout[BASE + ADDRESS], layout[BASE + KIND], start, (size, base))
+    if layout[ADDS_BASE]:
+        negated = strip_of(scratch, _NEGATED)
+        for i in range(size):
+            negated[i] = -base[i]
 
 
 @inlined
@@ -174,40 +257,41 @@ def read_strip(parts: int, scratch: int, start: int, size: int) -> np.uint32:
     Fills `base_of(scratch)` and `row_of(scratch, expert)`. Returns the bits of the largest
     magnitude of an expert or task vector: more than `LARGEST` if one is not finite.
     """
-    layout = integers(parts)
-    zeros, negated, base = (
-        strip_of(scratch, _ZEROS),
-        strip_of(scratch, _NEGATED),
-        strip_of(scratch, _BASE),
-    )
-    _read(layout[BASE + ADDRESS], layout[BASE + KIND], start, size, zeros, base)
-    if layout[ADDS_BASE]:
-        for i in range(size):
-            negated[i] = -base[i]
+    read_base(parts, scratch, start, size)
     largest = np.uint32(0)
-    for expert in range(layout[EXPERTS]):
-        first = FIRST_EXPERT + PER_MODEL * expert
-        mode = layout[first + MODE]
-        # x - 0 is x, and x - (-y) is x + y, signs of zeros included.
-        less = base if mode == MINUS_BASE else zeros if mode == AS_STORED else negated
+    for expert in range(integers(parts)[EXPERTS]):
         row = row_of(scratch, expert)
-        highest = _read(layout[first + ADDRESS], layout[first + KIND], start, size, less, row)
-        largest = max(largest, highest)
+        largest = max(largest, over_expert(_read, parts, scratch, expert, start, (size, row)))
     return largest
 
 
 @inlined
-def sum_weighted(scratch: int, experts: int, weights: Floats, size: int, total: Floats) -> None:
-    """Multiply all rows by their weights in place, and sum them in their order."""
-    for expert in range(experts):
-        row, weight = row_of(scratch, expert), weights[expert]
-        if expert == 0:
-            for i in range(size):
-                product = row[i] * weight
-                row[i] = product
-                total[i] = product
-        else:
-            for i in range(size):
-                product = row[i] * weight
-                row[i] = product
-                total[i] += product
+def fill(strip: Floats, number: np.float32, size: int) -> None:
+    """Fill a strip with one number."""
+    for i in range(size):
+        strip[i] = number
+
+
+@inlined
+def result_of(parts: int, scratch: int, merged: int, start: int) -> Floats:
+    """Return where a loop writes a strip of the merge, for `store_result`."""
+    is_single = integers(parts)[RESULT_KIND] == FP32
+    return floats(merged + 4 * start) if is_single else strip_of(scratch, _RESULT)
+
+
+@inlined
+def store_result(parts: int, result: Floats, merged: int, start: int, size: int) -> np.uint32:
+    """Round a strip of the merge to bf16, if it is stored so.
+
+    Returns the bits of the largest magnitude before, as the engine does not check it then, else 0.
+    """
+    largest = np.uint32(0)
+    if integers(parts)[RESULT_KIND] == FP32:
+        return largest
+    stored = halves(merged + 2 * start)
+    for i in range(size):
+        bits = bits_of(result[i])
+        largest = max(largest, np.uint32(bits & MAGNITUDE))
+        is_odd = (bits >> np.uint32(16)) & np.uint32(1)
+        stored[i] = np.uint16((bits + (_HALF_PLACE - np.uint32(1)) + is_odd) >> np.uint32(16))
+    return largest

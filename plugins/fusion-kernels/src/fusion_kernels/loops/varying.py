@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
+from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP, STRIP_BYTES
 from fusion_kernels.loops.electing import elect
 from fusion_kernels.loops.strips import (
     LARGEST,
@@ -16,8 +16,10 @@ from fusion_kernels.loops.strips import (
     inlined,
     integers,
     read_strip,
+    result_of,
     row_of,
     square_root,
+    store_result,
     strip_of,
 )
 from fusion_kernels.loops.sums import add_squares
@@ -100,11 +102,11 @@ def sum_selected(parts: int, scratch: int, threshold: float, sums: int) -> int:
 
 
 def merge(parts: int, scratch: int, threshold: float, shares: int, merged: int) -> int:
-    """Merge a piece; 0 if an operand is not finite."""
+    """Merge a piece; 0 if an operand or a result is not finite."""
     layout, base, sign = integers(parts), base_of(scratch), strip_of(scratch, OWN)
     total, divisor = (
-        doubles(scratch + 4 * STRIP * (OWN + 1)),
-        doubles(scratch + 4 * STRIP * (OWN + 3)),
+        doubles(scratch + STRIP_BYTES * (OWN + 1)),
+        doubles(scratch + STRIP_BYTES * (OWN + 3)),
     )
     experts, largest = layout[EXPERTS], np.uint32(0)
     for start in range(0, layout[ELEMENTS], STRIP):
@@ -126,8 +128,9 @@ def merge(parts: int, scratch: int, threshold: float, shares: int, merged: int) 
                 weight = (1.0 if agreeing > 0.0 else 0.0) * share
                 total[i] = part if expert == 0 else total[i] + part
                 divisor[i] = weight if expert == 0 else divisor[i] + weight
-        target = floats(merged + 4 * start)
+        target = result_of(parts, scratch, merged, start)
         for i in range(size):
             mean = total[i] * np.float64(sign[i]) / (divisor[i] if divisor[i] != 0.0 else 1.0)
             target[i] = np.float32(mean) + base[i]
+        largest = max(largest, store_result(parts, target, merged, start, size))
     return int(largest <= LARGEST)

@@ -91,6 +91,8 @@ class TrimKernel(RowsKernel):
     It also keeps entries that equal the smallest of these.
     """
 
+    is_bounded = True
+
     density: float | tuple[float, ...]
     scope: Scope = Scope.MODEL
 
@@ -110,6 +112,8 @@ class ElectKernel(RowsKernel):
     Where the sum is exactly zero, the sign is that of the majority in the scope or, without a
     scope, plus.
     """
+
+    is_bounded = True
 
     scope: Scope = Scope.MODEL
 

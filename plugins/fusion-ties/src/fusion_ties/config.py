@@ -28,6 +28,18 @@ def _pairs(first: Any, second: Any) -> list[tuple[float, float]]:  # noqa: ANN40
     return [*zip(one, other, strict=False)]
 
 
+def values_of(option: PerExpert[float]) -> list[float]:
+    """Return the values of an option per expert, without names."""
+    if isinstance(option, int | float):
+        return [option]
+    return [*(option.values() if isinstance(option, Mapping) else option)]
+
+
+def are_positive(weights: ExpertWeights | None) -> bool:
+    """Tell whether no expert has a negative weight: a weighted mean is within its terms then."""
+    return weights is None or min(values_of(weights), default=0) >= 0
+
+
 class TrimConfig(ComponentConfig):
     """Options of `trim`."""
 

@@ -13,13 +13,16 @@ import torch
 
 from fusion_core import Cut, Transform, expert_values
 from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert
-from fusion_ties.config import DropConfig, MagPruneConfig
+from fusion_ties.config import DropConfig, MagPruneConfig, values_of
 from fusion_ties.sums import l1_factors, sum_magnitudes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+#: The engine checks results of division by such a density, in case it was not meant.
+_SMALL = 0.01
 
 
 class Drop(Transform[DropConfig]):
@@ -41,6 +44,13 @@ class Drop(Transform[DropConfig]):
     def scope(self) -> Scope:
         """Survey every tensor for `l1`, else nothing."""
         return Scope.TENSOR if self.config.rescale == "l1" else Scope.NONE
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether entries stay as they are, become zero, or are divided by no small number."""
+        if self.config.rescale != "paper":
+            return self.config.rescale == "none"
+        return all(not density or density > _SMALL for density in values_of(self.config.density))
 
     def survey(self, scan: Scan) -> Tensor:
         """Return the factors that restore each expert's sum of magnitudes."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core import Algorithm, TensorwiseAlgorithm, expert_values
 from fusion_core.errors import RecipeError
-from fusion_core.weights import Kernel, Piece, RowsKernel, sum_in_order
+from fusion_core.weights import Kernel, Linear, Piece, RowsKernel, sum_in_order
 from fusion_ties.config import ConsensusConfig, MagMaxConfig
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ class MagMax(TensorwiseAlgorithm[MagMaxConfig]):
     """
 
     config_class = MagMaxConfig
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the scale does not enlarge the entries that it chooses."""
+        return abs(self.config.scale) <= 1
 
     def merge(self, piece: Piece) -> Tensor:
         """Choose the entries of one piece."""
@@ -80,6 +85,11 @@ class ConsensusSum(Kernel):
     k: int
     lambdas: tuple[float, ...]
     scale: float
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the sum is, of which entries are left out."""
+        return Linear((self.scale,) * len(self.lambdas)).is_bounded
 
     def merge(self, piece: Piece) -> Tensor:
         """Sum and mask one piece."""

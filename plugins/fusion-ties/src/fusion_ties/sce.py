@@ -23,7 +23,7 @@ from fusion_thresholds import (
     elect_sign,
     kth_largest_magnitudes,
 )
-from fusion_ties.config import SceConfig
+from fusion_ties.config import SceConfig, are_positive
 from fusion_ties.sums import sum_in_strips
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ class Sce(TensorwiseAlgorithm[SceConfig]):
     config_class = SceConfig
     pieces_held = (5, 6)
     scope = Scope.TENSOR
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it is a mean with positive weights: no larger than the entries it is of."""
+        return are_positive(self.config.weights)
 
     def survey(self, scan: Scan) -> Selection:
         """Return the selection of a tensor."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from fusion_core import TensorwiseAlgorithm, expert_values
 from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert
 from fusion_thresholds import TrimSurvey
 from fusion_ties.combining import disjoint_merge
-from fusion_ties.config import TiesConfig
+from fusion_ties.config import TiesConfig, are_positive
 from fusion_ties.sums import l1_factors, sum_magnitudes
 
 if TYPE_CHECKING:
@@ -42,14 +41,9 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
     @property
     def is_bounded(self) -> bool:
         """Whether it is a mean with positive weights: no larger than the entries it is of."""
-        weights = self.config.weights
-        if isinstance(weights, Mapping):
-            weights = [*weights.values()]
-        elif weights is None or isinstance(weights, int | float):
-            weights = [1.0 if weights is None else weights]
-        is_positive = all(weight >= 0 for weight in weights)
-        is_mean = self.config.normalize and self.config.rescale == "none"
-        return is_mean and is_positive and abs(self.config.scale) <= 1
+        config = self.config
+        is_mean = config.normalize and config.rescale == "none" and are_positive(config.weights)
+        return is_mean and abs(config.scale) <= 1
 
     def survey(self, scan: Scan) -> tuple[TrimSurvey, Tensor | None]:
         """Return the thresholds, the majority sign if asked for, and the factors of `l1`."""

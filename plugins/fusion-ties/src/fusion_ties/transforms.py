@@ -28,6 +28,7 @@ class Trim(Transform[TrimConfig]):
     """
 
     config_class = TrimConfig
+    is_bounded = True
 
     @property
     def scope(self) -> Scope:
@@ -57,6 +58,7 @@ class Elect(Transform[ElectConfig]):
     """
 
     config_class = ElectConfig
+    is_bounded = True
     pieces_held = (3, 5)
 
     @property
@@ -89,6 +91,11 @@ class Band(Transform[BandConfig]):
     config_class = BandConfig
     pieces_held = (3, 5)
     scope = Scope.TENSOR
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether entries stay as they are, or become zero."""
+        return self.config.rescale == "none"
 
     def survey(self, scan: Scan) -> Bounds:
         """Return the smallest and the largest kept magnitudes, and the factors of `l1`."""

@@ -22,6 +22,7 @@ from fusion_core.weights.merging.compiled import call_on_piece as call_on_piece
 from fusion_core.weights.merging.compiled import is_compiled as is_compiled
 from fusion_core.weights.merging.execution import SerialExecutor as SerialExecutor
 from fusion_core.weights.merging.execution import is_in_process as is_in_process
+from fusion_core.weights.merging.execution import on_one_core as on_one_core
 from fusion_core.weights.merging.execution import run_all as run_all
 from fusion_core.weights.merging.kernels import CoordinatesKernel as CoordinatesKernel
 from fusion_core.weights.merging.kernels import Kernel as Kernel

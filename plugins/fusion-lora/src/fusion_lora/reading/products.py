@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from fusion_core.weights import LowRank
+from fusion_core.weights import LowRank, on_one_core
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,9 +48,10 @@ class Products:
     ) -> torch.Tensor:
         """Return the difference of the rows [first, last) of a weight, flat."""
         product = self.by_weight[info.name]
-        change = self._multiply(product, info, first, last)
-        if product.magnitude is not None:
-            return self._rescale(product, info, base, change, first)
+        with on_one_core():  # on several, some processors round products otherwise
+            change = self._multiply(product, info, first, last)
+            if product.magnitude is not None:
+                return self._rescale(product, info, base, change, first)
         if product.rounded is not None:
             change = change.to(product.rounded).to(change.dtype)
         return change.reshape(-1)
@@ -72,13 +73,16 @@ class Products:
         return LowRank(rank, read)
 
     def _multiply(self, product: Product, info: TensorInfo, first: int, last: int) -> torch.Tensor:
-        """Return rows of a product, in the shape of the weight's rows."""
+        """Return rows of a product, in the shape of the weight's rows.
+
+        Operands have PEFT's order: the transposed product of the others may round differently.
+        """
         dtype = wide_dtype(*(self._adapter.infos[key].dtype for key in (product.a, product.b)))
         if product.part is not None:
             values = self._multiply_experts(product, dtype, first, last)
         elif product.transposed:
-            left = self._read_columns(product.a, first, last).to(dtype).T
-            values = left @ self._adapter.tensor(product.b).to(dtype).flatten(1).T
+            right = self._read_columns(product.a, first, last).to(dtype)
+            values = (self._adapter.tensor(product.b).to(dtype).flatten(1) @ right).T
         else:
             rank = self._adapter.infos[product.b].shape[1]
             rows = self._adapter.read(product.b, first * rank, last * rank)
@@ -110,8 +114,8 @@ class Products:
             if part.index is not None:
                 top, _ = part.rows or (0, b.shape[0])
                 left = left[top + first : top + last]
-            matrix = left.contiguous() @ right
-            values.append(matrix.T if product.transposed else matrix)
+            left = left.contiguous()
+            values.append(right.T @ left.T if product.transposed else left @ right)
         return torch.stack(values) if part.index is None else values[0]
 
     def _rescale(

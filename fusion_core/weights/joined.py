@@ -37,6 +37,11 @@ class JoinedSource(WeightSource):
         source, old = self._tensors[name]
         return self._sources[source].read(old, start, stop)
 
+    def file_range(self, name: str, start: int) -> tuple[int, int] | None:
+        """Return the range in a file of the tensor's source."""
+        source, old = self._tensors[name]
+        return self._sources[source].file_range(old, start)
+
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield the ranges of the tensor's source."""
         source, old = self._tensors[name]

@@ -131,6 +131,15 @@ class WeightSource(ABC):
         check_values(values, self.infos[name], (start, stop), self)
         return values.to(dtype)
 
+    def file_range(self, name: str, start: int) -> tuple[int, int] | None:
+        """Return an open file's descriptor, and the offset in it of the element `start`.
+
+        From there on, the file holds what `read` returns. None, the default, if no file does.
+        Compiled functions read small parts of it, which stay in the processor's cache.
+        """
+        del name, start
+        return None
+
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield the ranges at which a tensor is read, in order; by default those of `cut`.
 

@@ -70,6 +70,10 @@ class AlignedSource(WeightSource):
             return torch.zeros(stop - start, dtype=self.infos[name].dtype)
         return self._reference.read(name, start, stop)
 
+    def file_range(self, name: str, start: int) -> tuple[int, int] | None:
+        """Return that of the model."""
+        return self._source.file_range(name, start) if name in self._source.infos else None
+
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield those of the model or, for a tensor that it lacks, of the reference."""
         return (self._source if name in self._source.infos else self._reference).ranges(name)

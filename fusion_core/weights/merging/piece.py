@@ -211,6 +211,10 @@ class Piece:
         """
         return model.read(self.info.name, self.start, self.stop)
 
+    def file_range(self, model: WeightSource) -> tuple[int, int] | None:
+        """Return the file's descriptor and the offset of what `stored` reads, if a file has it."""
+        return model.file_range(self.info.name, self.start)
+
     def uniform(self, expert: int) -> torch.Tensor:
         """Return uniform random numbers in [0, 1), one per element, of the shape of `base`.
 

@@ -88,6 +88,14 @@ class FileSource(WeightSource):
             view, offset = view[count:], offset + count
         return values
 
+    def file_range(self, name: str, start: int) -> tuple[int, int] | None:
+        """Return the tensor's file and the offset of an element, unless a subclass reads itself."""
+        if type(self).read is not FileSource.read:
+            return None
+        stored = self._stored[name]
+        offset = stored.offset + start * stored.info.dtype.itemsize
+        return self._descriptors[stored.file], offset
+
     def describe(self) -> str:
         """Return the path, or the repository at its commit."""
         return self.location.name

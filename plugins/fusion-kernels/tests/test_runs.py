@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from fusion_core import RunOptions, run_fusion
-from fusion_core.errors import RecipeError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from fusion_core.errors import IntegrityError, RecipeError
+from fusion_core.weights import CheckpointSource, Linear, MergedSource, Operands
+from fusion_kernels.plugin import fusion_register_kernels
 
 _METHODS: list[Any] = [
     "simple-average",
@@ -130,3 +131,21 @@ def test_a_check_counts_the_memory_of_kernels(
         )
         merging[kernels] = json.loads(checked.stdout)["memory"]["merge"]
     assert merging["compiled"] - merging["torch"] == added
+
+
+def test_a_file_that_ends_early_raises_the_error_of_its_reader(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSION_KERNELS", "compiled")
+    base, *experts = (CheckpointSource(Path(path)) for path in models.values())
+    os.truncate(Path(models["two"]) / "model.safetensors", 2**19)
+    kernels = {
+        function: (spec.name, spec.target)
+        for spec in fusion_register_kernels()
+        for function in spec.replaces
+    }
+    for chosen in (kernels, {}):
+        operands = Operands(base, dict(zip("xyz", experts, strict=True)), kernels=chosen)
+        merged = MergedSource(Linear((0.3, 0.3, 0.3)), operands)
+        with pytest.raises(IntegrityError, match=r"two.*ends inside tensor 'matrix.weight'"):
+            merged.tensor("matrix.weight")

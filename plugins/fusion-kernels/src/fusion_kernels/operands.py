@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from fusion_core.weights import CompiledFunction
 from fusion_kernels.layout import (
     AS_STORED,
     BF16,
+    CHUNK,
     FP16,
     FP32,
     MINUS_BASE,
@@ -23,8 +25,15 @@ from fusion_kernels.layout import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fusion_core.weights import Operands, Piece, TensorInfo
+    from fusion_core.weights import Operands, Piece, TensorInfo, WeightSource
 
+_libc = ctypes.CDLL(None) if os.name == "posix" else None
+_function = getattr(_libc, "pread64", None) or getattr(_libc, "pread", None)
+#: The address of the C library's `pread`; 0 where there is none.
+_PREAD = ctypes.cast(_function, ctypes.c_void_p).value or 0 if _function else 0
+#: A model's numbers in the layout, and what owns its memory.
+_Record = tuple[tuple[int, ...], torch.Tensor | None]
+_NO_RECORD: _Record = (0, FP32, AS_STORED, -1, 0), None
 _KINDS = {torch.float32: FP32, torch.bfloat16: BF16, torch.float16: FP16}
 #: Strips of more experts would not stay in the cache.
 _MOST_EXPERTS = 64
@@ -62,17 +71,24 @@ def can_read(operands: Operands, info: TensorInfo) -> bool:
 
 
 def read_parts(piece: Piece, *, relative: bool) -> Parts:
-    """Read a piece's experts or, if `relative`, what their task vectors need.
-
-    Where no base is needed, an expert stands in.
-    """
+    """Lay out a piece's experts or, if `relative`, what their task vectors need."""
     base, experts = piece.operands.base, [*piece.operands.experts.values()]
     change = MINUS_BASE if relative else PLUS_BASE
     modes = [AS_STORED if expert.is_delta == relative else change for expert in experts]
-    tensors = [piece.stored(expert).contiguous() for expert in experts]
-    if base is not None and (relative or PLUS_BASE in modes):
-        tensors.append(piece.stored(base).contiguous())
-    return _parts(tensors, modes, _result_kind(piece))
+    records = [_record(piece, expert, mode) for expert, mode in zip(experts, modes, strict=True)]
+    needs_base = relative or PLUS_BASE in modes
+    origin = _NO_RECORD if base is None or not needs_base else _record(piece, base, AS_STORED)
+    flags = (int(origin is not _NO_RECORD), int(PLUS_BASE in modes))
+    return _parts([origin, *records], piece.stop - piece.start, flags, _result_kind(piece))
+
+
+def _record(piece: Piece, model: WeightSource, mode: int) -> _Record:
+    dtype = model.infos[piece.info.name].dtype
+    span = piece.file_range(model) if _PREAD else None
+    if span is not None:
+        return (0, _KINDS[dtype], mode, *span), None
+    values = piece.stored(model).contiguous()
+    return (values.data_ptr(), _KINDS[values.dtype], mode, -1, 0), values
 
 
 def empty_result(piece: Piece) -> torch.Tensor:
@@ -88,17 +104,23 @@ def _result_kind(piece: Piece) -> int:
 
 def parts_of(rows: torch.Tensor) -> Parts:
     """Return rows, of shape (n, ...) in fp32, in the place of task vectors."""
-    return _parts([*rows.contiguous()], [AS_STORED] * len(rows), FP32)
+    rows = rows.contiguous()
+    records = [((row.data_ptr(), FP32, AS_STORED, -1, 0), rows) for row in rows]
+    return _parts([_NO_RECORD, *records], rows[0].numel(), (0, 0), FP32)
 
 
-def _parts(tensors: Sequence[torch.Tensor], modes: Sequence[int], kind: int) -> Parts:
-    """Lay out experts by their modes, and a merge by its kind. The last tensor is the base."""
-    layout = [tensors[0].numel(), len(modes), int(PLUS_BASE in modes), kind]
-    for tensor, mode in zip([tensors[-1], *tensors], [AS_STORED, *modes], strict=False):
-        layout += [tensor.data_ptr(), _KINDS[tensor.dtype], mode]
+def _parts(records: Sequence[_Record], elements: int, flags: tuple[int, int], kind: int) -> Parts:
+    """Lay out the base and experts, with memory for what is read from files."""
+    experts = len(records) - 1
+    layout = [elements, experts, *flags, kind, _PREAD]
+    for numbers, _ in records:
+        layout += numbers
     packed = (ctypes.c_int64 * len(layout))(*layout)
-    scratch = torch.zeros((OWN_STRIPS + len(modes)) * STRIP_BYTES // 4)
-    return Parts(ctypes.addressof(packed), scratch.data_ptr(), (packed, scratch, tensors))
+    strips = (OWN_STRIPS + experts) * STRIP_BYTES // 4
+    scratch = torch.empty(strips + (experts + 1) * CHUNK)
+    scratch[:strips] = 0
+    owners = (packed, scratch, *(owner for _, owner in records))
+    return Parts(ctypes.addressof(packed), scratch.data_ptr(), owners)
 
 
 def weights_of(piece: Piece) -> torch.Tensor:

@@ -23,14 +23,20 @@ from fusion_kernels.layout import (
     AS_STORED,
     BASE,
     BF16,
+    CHUNK,
+    DESCRIPTOR,
+    ELEMENTS,
     EXPERTS,
     FIRST_EXPERT,
     FP32,
+    HAS_BASE,
     KIND,
     MINUS_BASE,
     MODE,
+    OFFSET,
     OWN_STRIPS,
     PER_MODEL,
+    PREAD,
     RESULT_KIND,
     STRIP_BYTES,
 )
@@ -93,9 +99,9 @@ def _mask_above(typingctx: Any, address: Any, limit: Any) -> Any:  # noqa: ANN40
     """Return which of `GROUP` integers of 32 bits are above a limit: a bit each, lowest first."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401, ARG001
-        place, group = ir.IntType(32), ir.VectorType(ir.IntType(32), GROUP)
+        integer, group = ir.IntType(32), ir.VectorType(ir.IntType(32), GROUP)
         numbers = builder.load(builder.inttoptr(arguments[0], group.as_pointer()), align=4)
-        first = builder.insert_element(ir.Constant(group, None), arguments[1], place(0))
+        first = builder.insert_element(ir.Constant(group, None), arguments[1], integer(0))
         limits = builder.shuffle_vector(first, first, ir.Constant(group, None))
         is_above = builder.icmp_unsigned(">", numbers, limits)
         return builder.bitcast(is_above, ir.IntType(GROUP))
@@ -110,6 +116,25 @@ def _first_bit(typingctx: Any, mask: Any) -> Any:  # noqa: ANN401, ARG001
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.uint64), generate
+
+
+def _read_file(
+    typingctx: Any,  # noqa: ANN401, ARG001
+    function: Any,  # noqa: ANN401, ARG001
+    descriptor: Any,  # noqa: ANN401, ARG001
+    address: Any,  # noqa: ANN401, ARG001
+    size: Any,  # noqa: ANN401, ARG001
+    offset: Any,  # noqa: ANN401, ARG001
+) -> Any:  # noqa: ANN401
+    """Call `pread`, whose address is `function`, and return how many bytes it read, or -1."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ANN401, ARG001
+        address, integer = ir.IntType(64), ir.IntType(32)
+        pread = ir.FunctionType(address, [integer, address, address, address])
+        pointer = builder.inttoptr(arguments[0], pread.as_pointer())
+        return builder.call(pointer, [builder.trunc(arguments[1], integer), *arguments[2:]])
+
+    return types.int64(*[types.int64] * 5), generate
 
 
 def _root_of(element: Any) -> Any:  # noqa: ANN401 - numba's types
@@ -133,6 +158,7 @@ halves: Callable[[int], npt.NDArray[np.uint16]] = _pointer_to(types.uint16)
 signed: Callable[[int], npt.NDArray[np.int8]] = _pointer_to(types.int8)
 _signed_halves: Callable[[int], npt.NDArray[np.int16]] = _pointer_to(types.int16)
 integers: Callable[[int], npt.NDArray[np.int64]] = _pointer_to(types.int64)
+read_file = cast("Callable[[int, int, int, int, int], int]", intrinsic(_read_file))
 mask_above = cast("Callable[[int, np.uint32], np.uint64]", intrinsic(_mask_above))
 first_bit = cast("Callable[[np.uint64], int]", intrinsic(_first_bit))
 bits_of: Callable[[np.float32], np.uint32] = _reinterpret(types.float32, types.uint32)
@@ -240,10 +266,44 @@ def _read(stored: Any, less: Floats, size: int, row: Floats) -> np.uint32:  # no
 
 
 @inlined
+def _read_chunks(parts: int, scratch: int, start: int) -> None:
+    """Read the next numbers of models that are in files.
+
+    What cannot be read becomes NaN: so the piece is left to torch, whose reader raises the error.
+    """
+    layout = integers(parts)
+    buffers = scratch + STRIP_BYTES * (OWN_STRIPS + layout[EXPERTS])
+    for model in range(1 - layout[HAS_BASE], layout[EXPERTS] + 1):
+        first = BASE + PER_MODEL * model
+        if layout[first + DESCRIPTOR] < 0:
+            continue
+        width = 4 if layout[first + KIND] == FP32 else 2
+        address = buffers + 4 * CHUNK * model
+        size, done = width * min(CHUNK, layout[ELEMENTS] - start), 0
+        position = layout[first + OFFSET] + width * start
+        count = 1
+        while done < size and count > 0:
+            count = read_file(
+                layout[PREAD],
+                layout[first + DESCRIPTOR],
+                address + done,
+                size - done,
+                position + done,
+            )
+            done += max(count, 0)
+        for i in range(done, size):
+            signed(address)[i] = -1
+        layout[first + ADDRESS] = address - width * start
+
+
+@inlined
 def read_base(parts: int, scratch: int, start: int, size: int) -> None:
-    """Fill `base_of(scratch)` with elements of the base."""
+    """Fill `base_of(scratch)` with elements of the base. Loops call it first, strip by strip."""
     layout, base = integers(parts), base_of(scratch)
-    _over(_widen, layout[BASE + ADDRESS], layout[BASE + KIND], start, (size, base))
+    if start % CHUNK == 0:
+        _read_chunks(parts, scratch, start)
+    if layout[HAS_BASE]:
+        _over(_widen, layout[BASE + ADDRESS], layout[BASE + KIND], start, (size, base))
     if layout[ADDS_BASE]:
         negated = strip_of(scratch, _NEGATED)
         for i in range(size):

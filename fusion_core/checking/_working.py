@@ -127,9 +127,11 @@ def survey_memory(source: WeightSource) -> int:
 
 
 def uses_kernels(source: WeightSource) -> bool:
-    """Tell whether compiled functions may compute a merge or an operand of it."""
+    """Tell whether compiled functions may compute a merge, an operand of it, or its surveys."""
     return any(
-        has_kernel(applied.function, applied.operands) for applied in _applied_kernels(source)
+        has_kernel(applied.function, applied.operands)
+        or (applied.operands.kernels and applied.kernel.scope is not Scope.NONE)
+        for applied in _applied_kernels(source)
     )
 
 

@@ -94,7 +94,7 @@ class MagPrune(Transform[MagPruneConfig]):
     """
 
     config_class = MagPruneConfig
-    pieces_held = (2, 10)
+    pieces_held = (2, 7)
     cut = Cut.ROW  # probabilities depend on ranks in a row
 
     @property

@@ -16,6 +16,8 @@ from fusion_core.errors import IntegrityError, RecipeError
 from fusion_core.weights import CheckpointSource, Linear, MergedSource, Operands
 from fusion_kernels.plugin import fusion_register_kernels
 
+#: The memory of kernels, which `pcb` has in its survey alone.
+_LOADED = 50 * 2**20
 _METHODS: list[Any] = [
     "simple-average",
     "model-stock",
@@ -114,7 +116,7 @@ def test_events_name_the_kernels_that_ran(
     assert kernels == {"fusion-kernels/agreeing-mean": 1}
 
 
-@pytest.mark.parametrize(("algorithm", "added"), [("ties", 50 * 2**20), ("pcb", 0)])
+@pytest.mark.parametrize(("algorithm", "added"), [("ties", _LOADED), ("pcb", _LOADED), ("nearswap", 0)])
 def test_a_check_counts_the_memory_of_kernels(
     algorithm: str,
     added: int,

@@ -116,7 +116,7 @@ def test_events_name_the_kernels_that_ran(
     assert kernels == {"fusion-kernels/agreeing-mean": 1}
 
 
-@pytest.mark.parametrize(("algorithm", "added"), [("ties", _LOADED), ("pcb", _LOADED), ("nearswap", 0)])
+@pytest.mark.parametrize(("algorithm", "added"), [("ties", _LOADED), ("pcb", _LOADED), ("emr", 0)])
 def test_a_check_counts_the_memory_of_kernels(
     algorithm: str,
     added: int,

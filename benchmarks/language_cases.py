@@ -118,4 +118,6 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("largest, moods", 1, MAIN[:2]),
     ("four", 0, FURTHER[1:]),
     *((pool, seed, (SHORT,)) for pool, seed in COMPARED),
+    ("other four", 3, (EXPERTS, *MAIN[:2])),
+    ("eight", 3, MAIN[:2]),
 )

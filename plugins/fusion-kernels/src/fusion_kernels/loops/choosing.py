@@ -3,13 +3,15 @@
 import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
-from fusion_kernels.loops.strips import (
+from fusion_kernels.loops.primitives import (
     LARGEST,
-    OWN,
     ZERO,
-    base_of,
     floats,
     integers,
+)
+from fusion_kernels.loops.strips import (
+    OWN,
+    base_of,
     read_strip,
     result_of,
     row_of,

@@ -3,11 +3,10 @@
 import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP, STRIP_BYTES
-from fusion_kernels.loops.strips import (
+from fusion_kernels.loops.primitives import (
     GROUP,
     LARGEST,
     MAGNITUDE,
-    OWN,
     Floats,
     Words,
     bits_of,
@@ -15,9 +14,12 @@ from fusion_kernels.loops.strips import (
     inlined,
     integers,
     mask_above,
+    words,
+)
+from fusion_kernels.loops.strips import (
+    OWN,
     read_strip,
     row_of,
-    words,
 )
 
 

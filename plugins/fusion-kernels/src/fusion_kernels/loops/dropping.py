@@ -3,13 +3,15 @@
 import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
-from fusion_kernels.loops.strips import (
+from fusion_kernels.loops.primitives import (
     LARGEST,
-    OWN,
     ZERO,
     floats,
     inlined,
     integers,
+)
+from fusion_kernels.loops.strips import (
+    OWN,
     read_strip,
     row_of,
     strip_of,

@@ -5,22 +5,25 @@ from typing import Any
 import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
-from fusion_kernels.loops.strips import (
+from fusion_kernels.loops.primitives import (
     LARGEST,
     MAGNITUDE,
     NOTHING,
     ONE,
-    OWN,
     SIGN,
     ZERO,
     Floats,
-    base_of,
     bits_of,
-    fill,
     float_of,
     floats,
     inlined,
     integers,
+    widen,
+)
+from fusion_kernels.loops.strips import (
+    OWN,
+    base_of,
+    fill,
     over_expert,
     read_base,
     read_strip,
@@ -28,7 +31,6 @@ from fusion_kernels.loops.strips import (
     row_of,
     store_result,
     strip_of,
-    widen,
 )
 
 _ONE_BITS = np.uint32(0x3F800000)

@@ -5,23 +5,25 @@ from typing import Any
 import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
-from fusion_kernels.loops.strips import (
+from fusion_kernels.loops.primitives import (
     LARGEST,
     MAGNITUDE,
     NOTHING,
     ONE,
     Floats,
-    base_of,
     bits_of,
-    fill,
     floats,
     inlined,
     integers,
+    widen,
+)
+from fusion_kernels.loops.strips import (
+    base_of,
+    fill,
     over_expert,
     read_base,
     result_of,
     store_result,
-    widen,
 )
 
 

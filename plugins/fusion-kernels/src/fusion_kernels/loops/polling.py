@@ -5,28 +5,30 @@ from typing import Any
 import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP, STRIP_BYTES
-from fusion_kernels.loops.strips import (
+from fusion_kernels.loops.primitives import (
     GROUP,
     LARGEST,
     MAGNITUDE,
-    OWN,
     ZERO,
     Floats,
     Words,
     bits_of,
-    fill,
     first_bit,
     floats,
     inlined,
     integers,
     mask_above,
+    signed,
+    widen,
+    words,
+)
+from fusion_kernels.loops.strips import (
+    OWN,
+    fill,
     over_expert,
     read_base,
     row_of,
-    signed,
     strip_of,
-    widen,
-    words,
 )
 
 

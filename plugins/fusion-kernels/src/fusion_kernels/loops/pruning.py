@@ -4,7 +4,7 @@ import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
 from fusion_kernels.loops.dropping import keep_entry
-from fusion_kernels.loops.strips import (
+from fusion_kernels.loops.primitives import (
     LARGEST,
     MAGNITUDE,
     ZERO,
@@ -13,6 +13,8 @@ from fusion_kernels.loops.strips import (
     floats,
     inlined,
     integers,
+)
+from fusion_kernels.loops.strips import (
     read_strip,
     row_of,
 )

@@ -3,7 +3,15 @@
 import numpy as np
 
 from fusion_kernels.layout import STRIP, STRIP_BYTES
-from fusion_kernels.loops.strips import OWN, Doubles, Floats, doubles, inlined
+from fusion_kernels.loops.primitives import (
+    Doubles,
+    Floats,
+    doubles,
+    inlined,
+)
+from fusion_kernels.loops.strips import (
+    OWN,
+)
 
 
 @inlined

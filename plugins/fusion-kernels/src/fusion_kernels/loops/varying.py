@@ -4,21 +4,23 @@ import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP, STRIP_BYTES
 from fusion_kernels.loops.electing import elect
-from fusion_kernels.loops.strips import (
+from fusion_kernels.loops.primitives import (
     LARGEST,
     ONE,
-    OWN,
     ZERO,
     Floats,
-    base_of,
     doubles,
     floats,
     inlined,
     integers,
+    square_root,
+)
+from fusion_kernels.loops.strips import (
+    OWN,
+    base_of,
     read_strip,
     result_of,
     row_of,
-    square_root,
     store_result,
     strip_of,
 )

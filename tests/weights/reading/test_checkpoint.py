@@ -83,6 +83,21 @@ def test_a_range_is_read_exactly(single: Path) -> None:
         assert torch.equal(source.read("vector", start, stop), vector[start:stop])
 
 
+def test_a_file_has_what_is_read_where_it_says(sharded: Path) -> None:
+    source = CheckpointSource(sharded)
+    descriptor, offset = source.file_range("vector", 20) or (-1, -1)
+    stored = torch.frombuffer(bytearray(os.pread(descriptor, 40, offset)), dtype=torch.float32)
+    assert same(stored, source.read("vector", 20, 30))
+
+
+def test_a_format_that_reads_itself_names_no_file(single: Path) -> None:
+    class Negated(CheckpointSource):
+        def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+            return -super().read(name, start, stop)
+
+    assert Negated(single).file_range("vector", 0) is None
+
+
 def test_short_reads_are_continued(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = CheckpointSource(single)
     real = os.preadv

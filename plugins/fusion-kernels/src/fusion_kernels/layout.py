@@ -18,8 +18,7 @@ FP32, BF16, FP16 = 0, 1, 2
 AS_STORED, MINUS_BASE, PLUS_BASE = 0, 1, 2
 #: The elements of a strip. Scratch memory has some strips that begin as zeros, and one per expert.
 STRIP, OWN_STRIPS = 1024, 9
-#: The distance of strips in bytes: one line of the cache more than they have. At a multiple of 4096
-#: bytes, strips would share the lines of the cache, and loads would wait for unrelated stores.
-STRIP_BYTES = 4 * STRIP + 64
+#: The bytes of a strip.
+STRIP_BYTES = 4 * STRIP
 #: The elements that a loop reads from a file at once: those of some models stay in the cache.
 CHUNK = 2**16

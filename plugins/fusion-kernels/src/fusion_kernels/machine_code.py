@@ -90,8 +90,8 @@ def load_loop(module: str, name: str) -> Callable[..., int]:
 def _target() -> llvm.TargetMachine:
     """Return this machine's processor as LLVM's target.
 
-    LLVM uses half of the registers of 512 bits by default, because they slow down the clock of
-    older processors. Those with `avx512fp16` keep it.
+    LLVM avoids registers of 512 bits by default, because they slow down the clock of older
+    processors. It does not slow down on those with `avx512fp16`.
     """
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()

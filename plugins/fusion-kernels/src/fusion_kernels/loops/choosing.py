@@ -3,12 +3,7 @@
 import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
-from fusion_kernels.loops.primitives import (
-    LARGEST,
-    ZERO,
-    floats,
-    integers,
-)
+from fusion_kernels.loops.primitives import LARGEST, ZERO, floats, integers
 from fusion_kernels.loops.strips import (
     OWN,
     base_of,

@@ -2,25 +2,20 @@
 
 import numpy as np
 
-from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP, STRIP_BYTES
+from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
 from fusion_kernels.loops.primitives import (
     GROUP,
     LARGEST,
-    MAGNITUDE,
     Floats,
     Words,
-    bits_of,
     first_bit,
     inlined,
     integers,
+    magnitude_of,
     mask_above,
     words,
 )
-from fusion_kernels.loops.strips import (
-    OWN,
-    read_strip,
-    row_of,
-)
+from fusion_kernels.loops.strips import OWN, address_of, read_strip, row_of
 
 
 @inlined
@@ -43,7 +38,7 @@ def _measure(row: Floats, size: int, low: np.uint32, offsets: Words) -> int:
     """Write the magnitudes of a strip less `low`; return how many are not smaller."""
     at_least = np.int32(0)
     for i in range(size):
-        magnitude = np.uint32(bits_of(row[i]) & MAGNITUDE)
+        magnitude = magnitude_of(row[i])
         at_least = np.int32(at_least + np.int32(magnitude >= low))
         offsets[i] = np.uint32(magnitude - low)  # of smaller ones: more than any width
     return int(at_least)
@@ -57,7 +52,7 @@ def count(parts: int, scratch: int, searches: int, windows: int, counts: int, of
     a block per search. Returns 0 if an operand is not finite.
     """
     layout, bounds, counted = integers(parts), integers(windows), integers(counts)
-    strip = scratch + STRIP_BYTES * OWN
+    strip = address_of(scratch, OWN)
     largest = np.uint32(0)
     for start in range(0, layout[ELEMENTS], STRIP):
         size = min(STRIP, layout[ELEMENTS] - start)

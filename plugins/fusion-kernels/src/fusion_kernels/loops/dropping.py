@@ -3,19 +3,8 @@
 import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
-from fusion_kernels.loops.primitives import (
-    LARGEST,
-    ZERO,
-    floats,
-    inlined,
-    integers,
-)
-from fusion_kernels.loops.strips import (
-    OWN,
-    read_strip,
-    row_of,
-    strip_of,
-)
+from fusion_kernels.loops.primitives import LARGEST, ZERO, floats, inlined, integers
+from fusion_kernels.loops.strips import OWN, read_strip, row_of, strip_of
 from fusion_kernels.loops.sums import add_magnitudes
 
 

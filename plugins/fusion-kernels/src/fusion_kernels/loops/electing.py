@@ -7,7 +7,6 @@ import numpy as np
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
 from fusion_kernels.loops.primitives import (
     LARGEST,
-    MAGNITUDE,
     NOTHING,
     ONE,
     SIGN,
@@ -18,6 +17,7 @@ from fusion_kernels.loops.primitives import (
     floats,
     inlined,
     integers,
+    magnitude_of,
     widen,
 )
 from fusion_kernels.loops.strips import (
@@ -50,7 +50,7 @@ def _add_trimmed(
     largest = np.uint32(0)
     for i in range(size):
         value = widen(stored[i]) - less[i]
-        largest = max(largest, np.uint32(bits_of(value) & MAGNITUDE))
+        largest = max(largest, magnitude_of(value))
         product = (value if abs(value) >= threshold else ZERO) * weight
         row[i] = product
         total[i] += product

@@ -7,14 +7,13 @@ import numpy as np
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
 from fusion_kernels.loops.primitives import (
     LARGEST,
-    MAGNITUDE,
     NOTHING,
     ONE,
     Floats,
-    bits_of,
     floats,
     inlined,
     integers,
+    magnitude_of,
     widen,
 )
 from fusion_kernels.loops.strips import (
@@ -39,7 +38,7 @@ def _add(
     largest = np.uint32(0)
     for i in range(size):
         value = widen(stored[i]) - less[i]
-        largest = max(largest, np.uint32(bits_of(value) & MAGNITUDE))
+        largest = max(largest, magnitude_of(value))
         total[i] += value * weight
     return largest
 

@@ -4,19 +4,18 @@ from typing import Any
 
 import numpy as np
 
-from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP, STRIP_BYTES
+from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
 from fusion_kernels.loops.primitives import (
     GROUP,
     LARGEST,
-    MAGNITUDE,
     ZERO,
     Floats,
     Words,
-    bits_of,
     first_bit,
     floats,
     inlined,
     integers,
+    magnitude_of,
     mask_above,
     signed,
     widen,
@@ -24,6 +23,7 @@ from fusion_kernels.loops.primitives import (
 )
 from fusion_kernels.loops.strips import (
     OWN,
+    address_of,
     fill,
     over_expert,
     read_base,
@@ -31,10 +31,8 @@ from fusion_kernels.loops.strips import (
     strip_of,
 )
 
-
-@inlined
-def _magnitude_of(number: np.float32) -> np.uint32:
-    return np.uint32(bits_of(number) & MAGNITUDE)
+#: The strips of the sum of what is above windows, and of how many magnitudes are inside of them.
+_TOTAL, _CROWD = OWN, OWN + 1
 
 
 @inlined
@@ -56,7 +54,7 @@ def _add_above(
     at_least, largest, width = np.int32(0), np.uint32(0), np.uint32(high - low)
     for i in range(size):
         value = widen(stored[i]) - less[i]
-        magnitude = _magnitude_of(value)
+        magnitude = magnitude_of(value)
         row[i] = value
         largest = max(largest, magnitude)
         at_least = np.int32(at_least + np.int32(magnitude >= low))
@@ -76,7 +74,7 @@ def _vote_of(scratch: int, experts: int, windows: int, weights: Floats, i: int) 
     total = ZERO
     for expert in range(experts):
         value = row_of(scratch, expert)[i]
-        is_kept = _magnitude_of(value) >= np.uint32(integers(windows)[2 * expert])
+        is_kept = magnitude_of(value) >= np.uint32(integers(windows)[2 * expert])
         total += (value if is_kept else ZERO) * weights[expert]
     return _sign(total)
 
@@ -107,8 +105,8 @@ def _list_group(
     """
     layout, counted, bounds = integers(parts), integers(counts), integers(windows)
     experts, room = layout[EXPERTS], layout[ELEMENTS] + 1
-    total, crowd = strip_of(scratch, OWN), words(_crowd_of(scratch))
-    waiting = mask_above(_crowd_of(scratch) + 4 * begin, np.uint32(0))
+    total, crowd = strip_of(scratch, _TOTAL), words(address_of(scratch, _CROWD))
+    waiting = mask_above(address_of(scratch, _CROWD) + 4 * begin, np.uint32(0))
     while waiting != np.uint64(0):
         i = begin + first_bit(waiting)
         waiting &= waiting - np.uint64(1)
@@ -123,17 +121,11 @@ def _list_group(
             counted[2 * experts + 1] += 1
         for expert in range(experts):  # without branches, which no processor could predict
             low, high = np.uint32(bounds[2 * expert]), np.uint32(bounds[2 * expert + 1])
-            offset = np.uint32(_magnitude_of(row_of(scratch, expert)[i]) - low)
+            offset = np.uint32(magnitude_of(row_of(scratch, expert)[i]) - low)
             listed = room * expert + counted[experts + expert]
             words(offsets)[listed] = offset
             signed(changes)[listed] = change
             counted[experts + expert] += int(offset <= np.uint32(high - low))
-
-
-@inlined
-def _crowd_of(scratch: int) -> int:
-    """Return the address of the strip that counts each entry's magnitudes inside windows."""
-    return scratch + STRIP_BYTES * (OWN + 1)
 
 
 def poll(
@@ -155,13 +147,13 @@ def poll(
     """
     layout, counted, bounds = integers(parts), integers(counts), integers(windows)
     factors, experts = floats(weights), layout[EXPERTS]
-    total, crowd = strip_of(scratch, OWN), words(_crowd_of(scratch))
+    total, crowd = strip_of(scratch, _TOTAL), words(address_of(scratch, _CROWD))
     largest = np.uint32(0)
     for start in range(0, layout[ELEMENTS], STRIP):
         size = min(STRIP, layout[ELEMENTS] - start)
         read_base(parts, scratch, start, size)
         fill(total, ZERO, size)
-        fill(strip_of(scratch, OWN + 1), ZERO, STRIP)
+        fill(strip_of(scratch, _CROWD), ZERO, STRIP)
         for expert in range(experts):
             low, high = np.uint32(bounds[2 * expert]), np.uint32(bounds[2 * expert + 1])
             row = row_of(scratch, expert)

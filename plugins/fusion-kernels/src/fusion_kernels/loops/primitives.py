@@ -167,3 +167,9 @@ def _find_widening(stored: Any) -> Callable[[Any], np.float32]:  # noqa: ANN401 
     widenings = {types.uint16: _widen_bf16, types.int16: _widen_fp16, types.float32: _same}
     widening: Any = widenings[stored]
     return lambda stored: widening(stored)  # noqa: PLW0108 - numba has to compile it
+
+
+@inlined
+def magnitude_of(number: np.float32) -> np.uint32:
+    """Return the bits of the magnitude, which order as magnitudes do."""
+    return np.uint32(bits_of(number) & MAGNITUDE)

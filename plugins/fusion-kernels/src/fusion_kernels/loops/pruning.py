@@ -6,18 +6,14 @@ from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
 from fusion_kernels.loops.dropping import keep_entry
 from fusion_kernels.loops.primitives import (
     LARGEST,
-    MAGNITUDE,
     ZERO,
     Floats,
-    bits_of,
     floats,
     inlined,
     integers,
+    magnitude_of,
 )
-from fusion_kernels.loops.strips import (
-    read_strip,
-    row_of,
-)
+from fusion_kernels.loops.strips import read_strip, row_of
 from fusion_kernels.loops.sums import add_magnitudes
 
 #: Sorting goes digit by digit. A number has the bits of a magnitude above those of its index.
@@ -63,7 +59,7 @@ def _sort_by_magnitude(row: Floats, length: int, memory: int) -> int:
     source, target, counters = memory, memory + 8 * length, memory + 16 * length
     numbers = integers(source)
     for i in range(length):
-        numbers[i] = (np.int64(bits_of(row[i]) & MAGNITUDE) << _LOWEST_DIGIT) | i
+        numbers[i] = (np.int64(magnitude_of(row[i])) << _LOWEST_DIGIT) | i
     for shift in range(_LOWEST_DIGIT, _END, _DIGIT_BITS):
         if _sort_by_digit(source, target, length, shift, counters):
             source, target = target, source

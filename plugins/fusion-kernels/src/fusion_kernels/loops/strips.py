@@ -42,6 +42,7 @@ from fusion_kernels.loops.primitives import (
     halves,
     inlined,
     integers,
+    magnitude_of,
     read_file,
     signed,
     signed_halves,
@@ -55,9 +56,15 @@ _HALF_PLACE = np.uint32(0x8000)
 
 
 @inlined
+def address_of(scratch: int, number: int) -> int:
+    """Return the address of a strip of the scratch memory."""
+    return scratch + STRIP_BYTES * number
+
+
+@inlined
 def strip_of(scratch: int, number: int) -> Floats:
     """Return a strip of the scratch memory."""
-    return floats(scratch + STRIP_BYTES * number)
+    return floats(address_of(scratch, number))
 
 
 @inlined
@@ -116,7 +123,7 @@ def _read(stored: Any, less: Floats, size: int, row: Floats) -> np.uint32:  # no
     for i in range(size):
         value = widen(stored[i]) - less[i]
         row[i] = value
-        largest = max(largest, np.uint32(bits_of(value) & MAGNITUDE))
+        largest = max(largest, magnitude_of(value))
     return largest
 
 
@@ -127,7 +134,7 @@ def _read_chunks(parts: int, scratch: int, start: int) -> None:
     What cannot be read becomes NaN: so the piece is left to torch, whose reader raises the error.
     """
     layout = integers(parts)
-    buffers = scratch + STRIP_BYTES * (OWN_STRIPS + layout[EXPERTS])
+    buffers = address_of(scratch, OWN_STRIPS + layout[EXPERTS])
     for model in range(1 - layout[HAS_BASE], layout[EXPERTS] + 1):
         first = BASE + PER_MODEL * model
         if layout[first + DESCRIPTOR] < 0:

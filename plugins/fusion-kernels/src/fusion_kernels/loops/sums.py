@@ -2,16 +2,9 @@
 
 import numpy as np
 
-from fusion_kernels.layout import STRIP, STRIP_BYTES
-from fusion_kernels.loops.primitives import (
-    Doubles,
-    Floats,
-    doubles,
-    inlined,
-)
-from fusion_kernels.loops.strips import (
-    OWN,
-)
+from fusion_kernels.layout import STRIP
+from fusion_kernels.loops.primitives import Doubles, Floats, doubles, inlined
+from fusion_kernels.loops.strips import OWN, address_of
 
 
 @inlined
@@ -30,7 +23,7 @@ def _sum_halves(buffer: Doubles, size: int) -> np.float64:
 @inlined
 def add_magnitudes(row: Floats, size: int, scratch: int, sums: int, number: int) -> None:
     """Add the magnitudes of a strip to a sum. The second and third own strips are overwritten."""
-    buffer = doubles(scratch + STRIP_BYTES * (OWN + 1))
+    buffer = doubles(address_of(scratch, OWN + 1))
     for i in range(size):
         buffer[i] = np.float64(abs(row[i]))
     doubles(sums)[number] += _sum_halves(buffer, size)
@@ -39,7 +32,7 @@ def add_magnitudes(row: Floats, size: int, scratch: int, sums: int, number: int)
 @inlined
 def add_squares(row: Floats, size: int, scratch: int, sums: int, number: int) -> None:
     """Add the squares of a strip to a sum. The second and third own strips are overwritten."""
-    buffer = doubles(scratch + STRIP_BYTES * (OWN + 1))
+    buffer = doubles(address_of(scratch, OWN + 1))
     for i in range(size):
         buffer[i] = np.float64(row[i]) * np.float64(row[i])
     doubles(sums)[number] += _sum_halves(buffer, size)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP, STRIP_BYTES
+from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
 from fusion_kernels.loops.electing import elect
 from fusion_kernels.loops.primitives import (
     LARGEST,
@@ -17,6 +17,7 @@ from fusion_kernels.loops.primitives import (
 )
 from fusion_kernels.loops.strips import (
     OWN,
+    address_of,
     base_of,
     read_strip,
     result_of,
@@ -107,8 +108,8 @@ def merge(parts: int, scratch: int, threshold: float, shares: int, merged: int) 
     """Merge a piece; 0 if an operand or a result is not finite."""
     layout, base, sign = integers(parts), base_of(scratch), strip_of(scratch, OWN)
     total, divisor = (
-        doubles(scratch + STRIP_BYTES * (OWN + 1)),
-        doubles(scratch + STRIP_BYTES * (OWN + 3)),
+        doubles(address_of(scratch, OWN + 1)),
+        doubles(address_of(scratch, OWN + 3)),
     )
     experts, largest = layout[EXPERTS], np.uint32(0)
     for start in range(0, layout[ELEMENTS], STRIP):

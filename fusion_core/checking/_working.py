@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -127,12 +128,19 @@ def survey_memory(source: WeightSource) -> int:
 
 
 def uses_kernels(source: WeightSource) -> bool:
-    """Tell whether compiled functions may compute a merge, an operand of it, or its surveys."""
+    """Tell whether compiled functions may compute a merge, an operand of it, or its surveys.
+
+    A survey does not declare its functions. They are in modules that its method has imported.
+    """
     return any(
         has_kernel(applied.function, applied.operands)
-        or (applied.operands.kernels and applied.kernel.scope is not Scope.NONE)
+        or (applied.kernel.scope is not Scope.NONE and _are_imported(applied.operands.kernels))
         for applied in _applied_kernels(source)
     )
+
+
+def _are_imported(functions: Iterable[str]) -> bool:
+    return any(function.partition(":")[0] in sys.modules for function in functions)
 
 
 def _applied_kernels(source: WeightSource | AppliedKernel[Any]) -> Iterator[AppliedKernel[Any]]:

@@ -57,10 +57,13 @@ class Cut(Enum):
     ROW = "row"
     TENSOR = "tensor"
 
-    def ranges(self, info: TensorInfo) -> Iterator[tuple[int, int]]:
-        """Cut a tensor into ranges of about `BLOCK` elements, as far as the cut allows."""
+    def ranges(self, info: TensorInfo, blocks: int = 1) -> Iterator[tuple[int, int]]:
+        """Cut a tensor into ranges of about `BLOCK` elements, as far as the cut allows.
+
+        Between elements, ranges of several blocks are allowed too.
+        """
         if self is Cut.ELEMENT:
-            step = BLOCK
+            step = BLOCK * blocks
         elif self is Cut.TENSOR or len(info.shape) < 2:  # noqa: PLR2004 - a vector is one row
             step = max(info.numel, 1)
         else:

@@ -71,6 +71,14 @@ class CompiledFunction(ABC):
         `function` is the bound method, the `partial`, or the object that would be called.
         """
 
+    def blocks_at_once(self, function: Function, piece: Piece) -> int:  # noqa: ARG002
+        """Return how many blocks of a tensor to compute at once; `piece` is the first of them.
+
+        Several need fewer calls. Their result must be the same as that of the blocks one by one,
+        and the function should hold little per element: it may read files in small parts.
+        """
+        return 1
+
 
 def call_on_piece(function: Callable[[Piece], ResultT], piece: Piece) -> ResultT:
     """Call a function of a piece, or the kernel of the operands that replaces it."""
@@ -90,6 +98,12 @@ def is_compiled(function: Function, piece: Piece) -> bool:
     For functions that gain only if they are compiled.
     """
     return _find(function, piece) is not None
+
+
+def blocks_at_once(function: Function, piece: Piece) -> int:
+    """Return how many blocks the function of a piece takes at once: several if a kernel does."""
+    replacement = _find(function, piece)
+    return 1 if replacement is None else replacement.blocks_at_once(function, piece)
 
 
 def kernel_for(function: Function, piece: Piece) -> str | None:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fusion_core.weights.merging.compiled import blocks_at_once
 from fusion_core.weights.merging.kernels import AppliedKernel, Kernel
-from fusion_core.weights.merging.piece import check_finite, is_merged
+from fusion_core.weights.merging.piece import Piece, check_finite, is_merged
 from fusion_core.weights.source import LowRank, WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Executor
 
-    from fusion_core.weights.merging.piece import Piece
     from fusion_core.weights.source import TensorInfo
 
 
@@ -51,6 +51,12 @@ class MergedSource(AppliedKernel[Kernel], WeightSource):
         if merged.dtype is not dtype:
             merged = merged.to(info.dtype).to(dtype)
         return merged.reshape(-1).cpu()
+
+    def ranges(self, name: str) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of `cut`, or larger ones if a compiled function takes them."""
+        info = self.infos[name]
+        first = Piece(self.operands, info, next(self.cut.ranges(info)), self.cut)
+        return self.cut.ranges(info, blocks_at_once(self.function, first))
 
     def low_rank(self, name: str) -> LowRank | None:
         """Join the experts' factors, if the merge is a weighted sum of task vectors."""

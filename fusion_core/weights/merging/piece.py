@@ -74,15 +74,16 @@ class Operands:
     @property
     def sources(self) -> tuple[WeightSource, ...]:
         """The base, if there is one, the experts, and the extras."""
-        return (*self._models, *self.extras.values())
+        return (*self.models, *self.extras.values())
 
     @property
-    def _models(self) -> tuple[WeightSource, ...]:
+    def models(self) -> tuple[WeightSource, ...]:
+        """The base, if there is one, and the experts."""
         return (*([] if self.base is None else [self.base]), *self.experts.values())
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype to compute a tensor in: fp64 if a model has it in fp64, else fp32."""
-        wide = self.wide or any(model.infos[name].dtype is torch.float64 for model in self._models)
+        wide = self.wide or any(model.infos[name].dtype is torch.float64 for model in self.models)
         return torch.float64 if wide else torch.float32
 
 

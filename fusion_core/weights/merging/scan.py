@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from fusion_core.weights.merging.compiled import call_on_piece
+from fusion_core.weights.merging.compiled import blocks_at_once, call_on_piece
 from fusion_core.weights.merging.execution import group_into_units, is_in_process, run_all
 from fusion_core.weights.merging.piece import Operands, Piece
 from fusion_core.weights.merging.result_cache import shared_pass
 from fusion_core.weights.source import BLOCK, Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
 
     from fusion_core.weights.source import TensorInfo
@@ -114,8 +114,24 @@ class _Work(Generic[PartT]):
     joins: bool
 
     def __call__(self, blocks: Sequence[Block]) -> Sequence[PartT]:
-        results = [
-            call_on_piece(self.kernel, Piece(self.operands, *block, self.cut)) for block in blocks
-        ]
+        results = [call_on_piece(self.kernel, piece) for piece in self._pieces(blocks)]
         join = getattr(self.kernel, "join", None) if self.joins else None
         return results if join is None else [join(results)]
+
+    def _pieces(self, blocks: Sequence[Block]) -> Iterator[Piece]:
+        """Yield each block or, if a compiled function takes several at once, neighbours."""
+        most = blocks_at_once(self.kernel, Piece(self.operands, *blocks[0], self.cut))
+        for group in _neighbours(blocks, most):
+            (info, (start, _)), (_, (_, stop)) = group[0], group[-1]
+            yield Piece(self.operands, info, (start, stop), self.cut)
+
+
+def _neighbours(blocks: Sequence[Block], most: int) -> Iterator[list[Block]]:
+    """Group blocks of one tensor that follow each other, at most so many."""
+    group: list[Block] = []
+    for info, span in blocks:
+        if group and (len(group) == most or (info, span[0]) != (group[-1][0], group[-1][1][1])):
+            yield group
+            group = []
+        group.append((info, span))
+    yield group

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,11 +13,26 @@ from safetensors.torch import save_file
 
 from fusion_core import RunOptions, run_fusion
 from fusion_core.errors import IntegrityError, RecipeError
-from fusion_core.weights import CheckpointSource, Linear, MergedSource, Operands
+from fusion_core.weights import (
+    CheckpointSource,
+    Linear,
+    MergedSource,
+    Operands,
+    StateDictSource,
+    WeightSource,
+)
 from fusion_kernels.plugin import fusion_register_kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: The memory of kernels, which `pcb` has in its survey alone.
 _LOADED = 50 * 2**20
+_KERNELS = {
+    function: (spec.name, spec.target)
+    for spec in fusion_register_kernels()
+    for function in spec.replaces
+}
 _METHODS: list[Any] = [
     "simple-average",
     "model-stock",
@@ -37,7 +52,7 @@ _METHODS: list[Any] = [
 def models(tmp_path: Path) -> dict[str, str]:
     """Write a base in bf16 and three experts in bf16, fp16 and fp32, with an fp64 tensor each.
 
-    A matrix has more than one block.
+    A matrix has more than two blocks.
     """
     generator = torch.Generator().manual_seed(3)
     paths = {}
@@ -47,10 +62,10 @@ def models(tmp_path: Path) -> dict[str, str]:
         "two": torch.float16,
         "three": torch.float32,
     }
-    base = torch.randn(1100, 500, generator=generator)
+    base = torch.randn(1100, 1000, generator=generator)
     for name, dtype in dtypes.items():
         tensors = {
-            "matrix.weight": (base + 0.1 * torch.randn(1100, 500, generator=generator)).to(dtype),
+            "matrix.weight": (base + 0.1 * torch.randn(1100, 1000, generator=generator)).to(dtype),
             "wide.weight": torch.randn(40, generator=generator, dtype=torch.float64),
             "steps": torch.tensor(3),
         }
@@ -139,15 +154,38 @@ def test_a_file_that_ends_early_raises_the_error_of_its_reader(
     models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FUSION_KERNELS", "compiled")
-    base, *experts = (CheckpointSource(Path(path)) for path in models.values())
+    sources = _open(models)
     os.truncate(Path(models["two"]) / "model.safetensors", 2**19)
-    kernels = {
-        function: (spec.name, spec.target)
-        for spec in fusion_register_kernels()
-        for function in spec.replaces
-    }
-    for chosen in (kernels, {}):
-        operands = Operands(base, dict(zip("xyz", experts, strict=True)), kernels=chosen)
-        merged = MergedSource(Linear((0.3, 0.3, 0.3)), operands)
+    for kernels in (_KERNELS, {}):
+        merged = _sum(sources, kernels)
         with pytest.raises(IntegrityError, match=r"two.*ends inside tensor 'matrix.weight'"):
             merged.tensor("matrix.weight")
+
+
+def test_a_kernel_that_reads_files_takes_two_blocks_at_once(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSION_KERNELS", "compiled")
+    sources = _open(models)
+    in_memory = [
+        StateDictSource({name: source.tensor(name) for name in source.infos}) for source in sources
+    ]
+    first = {
+        label: next(iter(merged.ranges("matrix.weight")))
+        for label, merged in {
+            "files": _sum(sources, _KERNELS),
+            "memory": _sum(in_memory, _KERNELS),
+            "torch": _sum(sources, {}),
+        }.items()
+    }
+    assert first == {"files": (0, 2**20), "memory": (0, 2**19), "torch": (0, 2**19)}
+
+
+def _open(models: dict[str, str]) -> list[WeightSource]:
+    return [CheckpointSource(Path(path)) for path in models.values()]
+
+
+def _sum(sources: Sequence[WeightSource], kernels: dict[str, tuple[str, str]]) -> MergedSource:
+    base, *experts = sources
+    operands = Operands(base, dict(zip("xyz", experts, strict=True)), kernels=kernels)
+    return MergedSource(Linear((0.3, 0.3, 0.3)), operands)

@@ -9,7 +9,13 @@ import torch
 from fusion_core.weights import broadcast_per_expert
 from fusion_kernels.keeping import KeepingFunction
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import TaskVectorFunction, as_floats, empty_result, read_parts
+from fusion_kernels.operands import (
+    AnyRangeFunction,
+    TaskVectorFunction,
+    as_floats,
+    empty_result,
+    read_parts,
+)
 
 if TYPE_CHECKING:
     from fusion_core.weights import Piece
@@ -48,7 +54,7 @@ class BandSums(_Band):
     __call__ = _Band.sums
 
 
-class LargestEntries(TaskVectorFunction):
+class LargestEntries(AnyRangeFunction, TaskVectorFunction):
     """The merge of `magmax`: the entry of largest magnitude among the task vectors."""
 
     def __init__(self) -> None:
@@ -63,7 +69,7 @@ class LargestEntries(TaskVectorFunction):
         return merged if is_finite else None
 
 
-class MaskedSum(TaskVectorFunction):
+class MaskedSum(AnyRangeFunction, TaskVectorFunction):
     """The merge of `consensus`: the sum of the task vectors where enough TALL masks agree."""
 
     def __init__(self) -> None:

@@ -8,13 +8,19 @@ import torch
 
 from fusion_core.weights import call_on_piece
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import TaskVectorFunction, parts_of, read_parts, weights_of
+from fusion_kernels.operands import (
+    AnyRangeFunction,
+    TaskVectorFunction,
+    parts_of,
+    read_parts,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from fusion_core.weights import Operands, Piece, TensorInfo
 
 
-class WindowCounts(TaskVectorFunction):
+class WindowCounts(AnyRangeFunction, TaskVectorFunction):
     """`WindowCount` of task vectors, or of what another function returns."""
 
     def __init__(self) -> None:
@@ -23,6 +29,10 @@ class WindowCounts(TaskVectorFunction):
     def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
         """Serve magnitudes in fp32."""
         return function.dtype is torch.float32 and super().fits(function, operands, info)
+
+    def blocks_at_once(self, function: Any, piece: Piece) -> int:  # noqa: ANN401
+        """Return one for another function's rows, which are in memory."""
+        return super().blocks_at_once(function, piece) if function.of_task_vectors else 1
 
     def __call__(self, function: Any, piece: Piece) -> list[Any] | None:  # noqa: ANN401
         """Count one block, in one window per search; several searches may be of one row."""
@@ -51,7 +61,7 @@ class WindowCounts(TaskVectorFunction):
         ]
 
 
-class WindowPolls(TaskVectorFunction):
+class WindowPolls(AnyRangeFunction, TaskVectorFunction):
     """`WindowPoll`: the same in one window per expert, and votes."""
 
     def __init__(self) -> None:

@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import TaskVectorFunction, empty_result, read_parts, weights_of
+from fusion_kernels.operands import (
+    AnyRangeFunction,
+    TaskVectorFunction,
+    empty_result,
+    read_parts,
+    weights_of,
+)
 from fusion_kernels.trimming import smallest_kept
 
 if TYPE_CHECKING:
     from fusion_core.weights import Operands, Piece, TensorInfo
 
 
-class AgreeingMean(TaskVectorFunction):
+class AgreeingMean(AnyRangeFunction, TaskVectorFunction):
     """The merge of `ties`, and the merge of sparse task vectors that elects signs in the same way.
 
     They differ in where their options are, and in whether they trim.
@@ -65,7 +71,7 @@ class AgreeingEntries(TaskVectorFunction):
         return chosen if is_finite else None
 
 
-class Votes(TaskVectorFunction):
+class Votes(AnyRangeFunction, TaskVectorFunction):
     """`count_votes`: positive minus negative signs of the sums over experts."""
 
     def __init__(self) -> None:

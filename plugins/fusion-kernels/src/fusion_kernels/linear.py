@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights import CompiledFunction
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import as_floats, can_read, empty_result, read_parts
+from fusion_kernels.operands import AnyRangeFunction, as_floats, can_read, empty_result, read_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from fusion_core.weights import Operands, Piece, TensorInfo
 
 
-class _Sum(CompiledFunction):
+class _Sum(AnyRangeFunction):
     """A function that ends in a weighted sum."""
 
     def __init__(self) -> None:

@@ -47,6 +47,16 @@ class TaskVectorFunction(CompiledFunction):
         return operands.base is not None and can_read(operands, info)
 
 
+class AnyRangeFunction(CompiledFunction):
+    """A function whose result does not depend on where a piece ends."""
+
+    def blocks_at_once(self, function: Any, piece: Piece) -> int:  # noqa: ANN401, ARG002
+        """Return two if the loop reads all models from files: it holds a small part of them."""
+        models = piece.operands.models
+        in_files = _PREAD and all(piece.file_range(model) is not None for model in models)
+        return 2 if in_files else 1
+
+
 @dataclass(frozen=True)
 class Parts:
     """The first two arguments of every loop: addresses of a piece's layout and scratch memory."""
@@ -62,11 +72,10 @@ def can_read(operands: Operands, info: TensorInfo) -> bool:
 
     A piece with NaN or infinity is left to the torch code, so the policy must refuse them.
     """
-    models = [*([] if operands.base is None else [operands.base]), *operands.experts.values()]
     return (
         operands.finite
         and len(operands.experts) <= _MOST_EXPERTS
-        and all(model.infos[info.name].dtype in _KINDS for model in models)
+        and all(model.infos[info.name].dtype in _KINDS for model in operands.models)
     )
 
 

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_kernels.machine_code import load_loop
-from fusion_kernels.operands import TaskVectorFunction, empty_result, read_parts, weights_of
+from fusion_kernels.operands import (
+    AnyRangeFunction,
+    TaskVectorFunction,
+    empty_result,
+    read_parts,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from fusion_core.weights import Piece
@@ -41,7 +47,7 @@ class SelectedSquares(TaskVectorFunction):
         return sums if is_finite else None
 
 
-class SharedMean(TaskVectorFunction):
+class SharedMean(AnyRangeFunction, TaskVectorFunction):
     """The merge of `sce`: the mean of selected entries that agree in sign, weighted by shares."""
 
     def __init__(self) -> None:

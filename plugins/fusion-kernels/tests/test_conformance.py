@@ -17,6 +17,7 @@ from fusion_linear.averages import SimpleAverage
 from fusion_linear.gram import GramCombination
 from fusion_testing import KernelSuite
 from fusion_thresholds import kth_largest_magnitudes
+from fusion_thresholds.selection import task_vectors_of
 from fusion_ties.combining import DisjointMerge
 from fusion_ties.dropping import Drop, MagPrune
 from fusion_ties.electing import ConsensusSum, MagMax
@@ -68,23 +69,23 @@ def _add_checksum(total: int, block: Tensor) -> int:
 class _Polled(Kernel):
     """Adds to the base a digest of what a poll finds in windows below each expert's largest entry.
 
-    `width` is the windows' share of all bits of smaller magnitudes.
+    `width` is each window's share of all bits of smaller magnitudes.
     """
 
     scope = Scope.MODEL
 
-    def __init__(self, width: float, experts: int) -> None:
-        self.width, self.experts = width, experts
+    def __init__(self, width: float) -> None:
+        self.width = width
 
     def survey(self, scan: Scan) -> float:
         """Poll all blocks: only magnitudes in fp32 are polled."""
         if scan.operands.dtype(scan.infos[0].name) is torch.float64:
             return 0.0
         tops = kth_largest_magnitudes(scan, 1).view(torch.int32).tolist()
-        bounds = [(int(top * (1 - self.width)), top) for top in tops]
+        bounds = tuple((int(top * (1 - self.width)), top) for top in tops)
         (replaced,) = _SPECS["window-polls"].replaces
         module, _, name = replaced.partition(":")
-        poll = getattr(import_module(module), name).between(bounds)
+        poll = getattr(import_module(module), name)(bounds)
         return float(scan(poll, _add_digest, 0.0))
 
     def merge(self, piece: Piece) -> Tensor:
@@ -92,14 +93,10 @@ class _Polled(Kernel):
         return piece.task_vectors[0] * 0 + piece.state
 
 
-def _add_digest(total: float, block: tuple[list[Any], Any]) -> float:
-    tallies, poll = block
-    for number, (tally, offsets, changes) in enumerate(
-        zip(tallies, poll.offsets, poll.changes, strict=True), 1
-    ):
-        total += number * (tally.above + 3 * tally.inside)
-        total += number * float((offsets.double().sqrt() * changes.double()).sum())
-    return total + 7 * poll.votes + float(poll.crowded.double().abs().sum())
+def _add_digest(total: float, block: Any) -> float:
+    total += float((block.bins.double().sqrt() * (block.changes.double() + 3)).sum())
+    total += sum(number * above for number, above in enumerate(block.above, 1))
+    return total + 7 * block.votes + float(block.crowded.double().abs().sum())
 
 
 _METHODS: dict[str, Methods] = {
@@ -141,8 +138,9 @@ _METHODS: dict[str, Methods] = {
     "shared-mean": lambda _: [Sce(), Sce(density=0.3)],
     "selected-squares": lambda _: [_Scanned(SelectedSquares(least)) for least in (0.0, 0.5)],
     "deviations": lambda _: [_Scanned(deviations_of)],
+    "task-vectors": lambda _: [_Scanned(task_vectors_of)],
     "window-counts": lambda _: [Trim(), Band(), Sce(density=0.3)],
-    "window-polls": lambda count: [_Polled(1.0, count), _Polled(0.02, count)],
+    "window-polls": lambda count: [_Polled(1 / count), _Polled(0.02)],
     "votes": lambda _: [Ties(), Elect()],
 }
 

@@ -78,11 +78,3 @@ def test_too_many_uncertain_entries_need_a_pass_of_their_own(
 
 def test_without_a_kernel_votes_have_a_pass_of_their_own() -> None:
     assert polling.thresholds_and_votes(_scan(2), [60_000] * 2)[1] is None
-
-
-def test_a_block_keeps_none_of_the_memory_that_a_compiled_function_allocated() -> None:
-    poll = polling.WindowPoll.between([(0, 10)])
-    offsets, changes = torch.zeros(2, 1000, dtype=torch.int32)
-    _, block = poll.block([7], [offsets[:2]], 1, [changes[:2]], torch.zeros(1000, 1)[:2].T)
-    for tensor in (*block.offsets, *block.changes, block.crowded):
-        assert tensor.untyped_storage().nbytes() == tensor.nbytes

@@ -54,6 +54,19 @@ class BandSums(_Band):
     __call__ = _Band.sums
 
 
+class TaskVectors(TaskVectorFunction):
+    """All entries of the task vectors: a survey samples a few of every block."""
+
+    def __init__(self) -> None:
+        self._keep = load_loop("choosing", "keep_all")
+
+    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401, ARG002
+        """Return the task vectors of one piece."""
+        rows = torch.empty((len(piece.names), *piece.shape))
+        parts = read_parts(piece, relative=True)
+        return rows if self._keep(parts.layout, parts.scratch, rows.data_ptr()) else None
+
+
 class LargestEntries(AnyRangeFunction, TaskVectorFunction):
     """The merge of `magmax`: the entry of largest magnitude among the task vectors."""
 

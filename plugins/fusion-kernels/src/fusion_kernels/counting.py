@@ -68,30 +68,33 @@ class WindowPolls(AnyRangeFunction, TaskVectorFunction):
         self._poll = load_loop("polling", "poll")
 
     def __call__(self, function: Any, piece: Piece) -> Any | None:  # noqa: ANN401
-        """Count one block."""
-        searches, experts = function.count.searches, len(piece.names)
+        """Poll one block. The result owns no more memory than it needs: many are kept."""
+        experts = len(piece.names)
         parts = read_parts(piece, relative=True)
-        windows = torch.tensor([[search.low, search.high] for search in searches])
         weights = weights_of(piece)
         counts = torch.zeros(2 * experts + 2, dtype=torch.int64)
         room = piece.stop - piece.start + 1  # a magnitude is written before it is known to fit
-        offsets = torch.empty((experts, room), dtype=torch.int32)
-        changes = torch.empty((experts, room), dtype=torch.int8)
+        bins = torch.empty(experts * room, dtype=torch.int32)
+        changes = torch.empty(experts * room, dtype=torch.int8)
         crowded = torch.empty((room, experts))
         is_finite = self._poll(
             parts.layout,
             parts.scratch,
-            windows.data_ptr(),
+            function.windows.data_ptr(),
             weights.data_ptr(),
             counts.data_ptr(),
-            offsets.data_ptr(),
+            bins.data_ptr(),
             changes.data_ptr(),
             crowded.data_ptr(),
         )
         if not is_finite:
             return None
         *numbers, votes, crowd = counts.tolist()
-        above, inside = numbers[:experts], numbers[experts:]
-        listed = [row[:filled] for row, filled in zip(offsets, inside, strict=True)]
-        changed = [row[:filled] for row, filled in zip(changes, inside, strict=True)]
-        return function.block(above, listed, votes, changed, crowded[:crowd].T)
+        listed = sum(numbers[experts:])
+        return function.block(
+            numbers[:experts],
+            bins[:listed].clone(),
+            changes[:listed].clone(),
+            votes,
+            crowded[:crowd].T.clone(),
+        )

@@ -127,7 +127,7 @@ def _parts(records: Sequence[_Record], elements: int, flags: tuple[int, int], ki
     packed = (ctypes.c_int64 * len(layout))(*layout)
     strips = (OWN_STRIPS + experts) * STRIP_BYTES // 4
     scratch = torch.empty(strips + (experts + 1) * CHUNK)
-    scratch[:strips] = 0
+    ctypes.memset(scratch.data_ptr(), 0, 4 * strips)
     owners = (packed, scratch, *(owner for _, owner in records))
     return Parts(ctypes.addressof(packed), scratch.data_ptr(), owners)
 

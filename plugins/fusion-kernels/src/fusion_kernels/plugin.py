@@ -134,6 +134,13 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
         replaces=("fusion_ties.sce:deviations_of",),
     )
     yield KernelSpec(
+        name="task-vectors",
+        least_elements=_OTHERS,
+        summary="Task vectors, from which thresholds are guessed.",
+        target="fusion_kernels.choosing:TaskVectors",
+        replaces=("fusion_thresholds.selection:task_vectors_of",),
+    )
+    yield KernelSpec(
         name="window-counts",
         least_elements=_OTHERS,
         summary="Search for exact thresholds: count the magnitudes in a window.",

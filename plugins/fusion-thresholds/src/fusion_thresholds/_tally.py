@@ -100,7 +100,7 @@ class Tally:
             groups = ((self.search.high - self.search.low) >> self.search.shift) // _GROUP + 1
             self.counts = torch.zeros(groups * _GROUP, dtype=torch.int64)
             for bins in self.listed:
-                self.counts.index_add_(0, bins, _ones(bins))
+                self.counts.index_add_(0, bins, ones(bins))
             self.listed.clear()
         self.counts.index_add_(0, block.bins, _counts_of(block))
 
@@ -114,12 +114,13 @@ class Tally:
         return group * _GROUP + number
 
 
-def _ones(bins: torch.Tensor) -> torch.Tensor:
+def ones(bins: torch.Tensor) -> torch.Tensor:
+    """Return a one per bin, without memory for them."""
     return torch.ones((), dtype=torch.int64).expand(len(bins))
 
 
 def _counts_of(block: BlockTally) -> torch.Tensor:
-    return _ones(block.bins) if block.counts is None else block.counts
+    return ones(block.bins) if block.counts is None else block.counts
 
 
 def _bin_and_rank(counts: torch.Tensor, k: int) -> tuple[int, int]:

@@ -8,27 +8,21 @@ the vote changes if that magnitude is kept. It lists the few entries with more o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from fusion_core.weights import Piece, is_compiled, shared_pass, sum_in_order
-from fusion_thresholds._tally import BlockTally, Search, Tally
-from fusion_thresholds.selection import (
-    WindowCount,
-    add_block,
-    find_largest,
-    guess_windows,
-    task_vectors_of,
-)
+from fusion_thresholds._tally import BlockTally, Tally, ones
+from fusion_thresholds.selection import find_largest, guess_windows, task_vectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fusion_core.weights import Scan
-
-    Block = tuple[list[BlockTally], "BlockPoll"]
+    from fusion_thresholds._tally import Search
 
 #: The most numbers in a window, and in the list of entries with several magnitudes in windows.
 _WIDEST, _LONGEST = 2**20, 2**22
@@ -36,136 +30,124 @@ _WIDEST, _LONGEST = 2**20, 2**22
 
 @dataclass(frozen=True)
 class BlockPoll:
-    """The votes of one block, as far as they are certain."""
+    """The magnitudes in windows of one block, and its votes as far as they are certain."""
 
+    #: per expert: how many magnitudes lie above its window
+    above: Sequence[int]
+    #: the bins of magnitudes inside windows: a bin per number, window after window
+    bins: torch.Tensor
+    #: how the votes change if this magnitude is kept; 0 if its entry has several inside windows
+    changes: torch.Tensor
     #: positive minus negative votes where magnitudes inside windows are trimmed
     votes: int
-    #: per expert: the magnitudes of entries with no other one inside a window, less its lower end
-    offsets: Sequence[torch.Tensor]
-    #: per expert and offset: how the votes change if this magnitude is kept
-    changes: Sequence[torch.Tensor]
     #: the task vectors of entries with several magnitudes inside windows, of shape (experts, ...)
     crowded: torch.Tensor
-
-    @classmethod
-    def join(cls, blocks: Sequence[BlockPoll]) -> BlockPoll:
-        """Add up what several blocks hold."""
-        return cls(
-            sum(block.votes for block in blocks),
-            [torch.cat(row) for row in zip(*(block.offsets for block in blocks), strict=True)],
-            [torch.cat(row) for row in zip(*(block.changes for block in blocks), strict=True)],
-            torch.cat([block.crowded for block in blocks], dim=1),
-        )
 
 
 @dataclass(frozen=True)
 class WindowPoll:
-    """Counts one block as `WindowCount` does, one window per expert, and its votes."""
+    """Polls one block, with one window per expert: its lowest and highest bits of magnitudes."""
 
-    count: WindowCount
+    bounds: tuple[tuple[int, int], ...]
 
-    @classmethod
-    def between(cls, bounds: Sequence[tuple[int, int]]) -> WindowPoll:
-        """Poll in windows with these lowest and highest bits of fp32 magnitudes, one per expert."""
-        top = int(torch.iinfo(torch.int32).max)
-        searches = tuple(Search(0, top, low, high) for low, high in bounds)
-        return cls(WindowCount(task_vectors_of, torch.float32, searches))
+    @cached_property
+    def windows(self) -> torch.Tensor:
+        """Lowest bits, highest bits, and first bin of each window, of shape (experts, 3)."""
+        low, high = torch.tensor(self.bounds).T
+        widths = high - low + 1
+        return torch.stack([low, high, widths.cumsum(0) - widths], dim=1)
 
-    def __call__(self, piece: Piece) -> Block:
-        """Count one block."""
-        rows = piece.task_vectors.flatten(1)
-        weights = piece.weights.flatten(1)
+    def __call__(self, piece: Piece) -> BlockPoll:
+        """Poll one block."""
+        rows, weights = piece.task_vectors.flatten(1), piece.weights.flatten(1)
         keys = rows.abs().view(torch.int32)
-        lows = torch.tensor([[search.low] for search in self.count.searches], dtype=torch.int32)
-        highs = torch.tensor([[search.high] for search in self.count.searches], dtype=torch.int32)
-        inside = (keys >= lows) & (keys <= highs)
+        low, high, first = self.windows.to(torch.int32).T.unsqueeze(-1)
+        inside = (keys >= low) & (keys <= high)
         crowd = inside.sum(0)
-        votes = _vote(rows.where(keys > highs, 0), weights)
-        alone = (crowd == 1).nonzero().squeeze(1)
-        near = keys[:, alone]
-        change = _vote(rows[:, alone].where(near >= lows, 0), weights) - votes[alone]
-        chosen = [row.nonzero().squeeze(1) for row in inside[:, alone]]
-        offsets = [
-            row[index] - low for row, index, low in zip(near, chosen, lows.flatten(), strict=True)
-        ]
-        changes = [change[index] for index in chosen]
+        votes = _vote(rows.where(keys > high, 0), weights)
+        changes = (_vote(rows.where(keys >= low, 0), weights) - votes).where(crowd == 1, 0)
         is_crowded = crowd > 1
-        certain = int(votes.sum()) - int(votes[is_crowded].sum())
-        return self.count(piece), BlockPoll(certain, offsets, changes, rows[:, is_crowded])
+        return BlockPoll(
+            above=(keys > high).sum(1).tolist(),
+            bins=(keys - low + first)[inside],
+            changes=changes.expand_as(inside)[inside],
+            votes=int(votes.sum() - votes[is_crowded].sum()),
+            crowded=rows[:, is_crowded],
+        )
 
     def block(
         self,
         above: Sequence[int],
-        offsets: Sequence[torch.Tensor],
+        bins: torch.Tensor,
+        changes: torch.Tensor,
         votes: int,
-        changes: Sequence[torch.Tensor],
         crowded: torch.Tensor,
-    ) -> Block:
-        """Return the result for a block, for compiled functions.
+    ) -> BlockPoll:
+        """Return the result for a block from a compiled function, in order of its fields."""
+        return BlockPoll(above, bins, changes, votes, crowded)
 
-        Per expert: how many magnitudes lie above its window, the offsets of those inside it from
-        its lower end, and their changes, 0 for those of crowded entries. Tensors are copied: a view
-        would keep all of the memory that a function has to allocate.
-        """
-        tallies = [
-            self.count.tally(search, number, listed)
-            for search, (number, listed) in enumerate(zip(above, offsets, strict=True))
-        ]
-        listed = [row.clone() for row in offsets]
-        poll = BlockPoll(votes, listed, [row.clone() for row in changes], crowded.clone())
-        return tallies, poll
-
-    def join(self, blocks: Sequence[Block]) -> Block:
+    def join(self, blocks: Sequence[BlockPoll]) -> BlockPoll:
         """Add up what several blocks hold."""
-        tallies = self.count.join([tally for tally, _ in blocks])
-        return tallies, BlockPoll.join([poll for _, poll in blocks])
+        return BlockPoll(
+            [sum(counts) for counts in zip(*(block.above for block in blocks), strict=True)],
+            torch.cat([block.bins for block in blocks]),
+            torch.cat([block.changes for block in blocks]),
+            sum(block.votes for block in blocks),
+            torch.cat([block.crowded for block in blocks], dim=1),
+        )
 
 
 def _vote(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return sum_in_order(rows * weights).sign().to(torch.int32)
 
 
-@dataclass
 class _Poll:
-    """The votes of a model."""
+    """The bins and the votes of a model."""
 
-    changes: list[torch.Tensor]
-    votes: int = 0
-    crowded: list[torch.Tensor] = field(default_factory=list)
-    listed: int = 0
+    def __init__(self, windows: Sequence[Search]) -> None:
+        self.windows = windows
+        self.function = WindowPoll(tuple((window.low, window.high) for window in windows))
+        self._widths = [window.high - window.low + 1 for window in windows]
+        # per bin: how many magnitudes it has, and how the votes change if they are kept
+        self._counts = torch.zeros(sum(self._widths), dtype=torch.int64)
+        self._changes = torch.zeros_like(self._counts)
+        self._above = [0] * len(windows)
+        self._votes = self._uncertain = 0
+        self._crowded: list[torch.Tensor] = []
 
-    @classmethod
-    def over(cls, windows: Sequence[Search]) -> _Poll:
-        widths = (window.high - window.low + 1 for window in windows)
-        return cls([torch.zeros(width, dtype=torch.int64) for width in widths])
+    def add(self, block: BlockPoll) -> _Poll:
+        """Add a block."""
+        self._above = [old + new for old, new in zip(self._above, block.above, strict=True)]
+        self._counts.index_add_(0, block.bins, ones(block.bins))
+        self._changes.index_add_(0, block.bins, block.changes.to(torch.int64))
+        self._votes += block.votes
+        self._uncertain += block.crowded.numel()
+        if self._uncertain <= _LONGEST:
+            self._crowded.append(block.crowded)
+        return self
 
-    def add(self, block: BlockPoll) -> None:
-        self.votes += block.votes
-        for change, offsets, changes in zip(
-            self.changes, block.offsets, block.changes, strict=True
-        ):
-            change.index_add_(0, offsets, changes.to(torch.int64))
-        self.listed += block.crowded.numel()
-        if self.listed <= _LONGEST:
-            self.crowded.append(block.crowded)
+    def tallies(self) -> list[Tally]:
+        """Return what lies above and inside of each window."""
+        tallies = []
+        counted = torch.split(self._counts, self._widths)
+        for window, above, counts in zip(self.windows, self._above, counted, strict=True):
+            tally, bins = Tally(window), counts.nonzero().squeeze(1)
+            tally.add(BlockTally(above, int(counts.sum()), bins, counts[bins]))
+            tallies.append(tally)
+        return tallies
 
-    def result(
-        self, windows: Sequence[Search], keys: Sequence[int], weights: torch.Tensor
-    ) -> int | None:
+    def votes(self, keys: Sequence[int], weights: torch.Tensor) -> int | None:
         """Return the votes if the thresholds have these bits; None if too many are uncertain."""
-        is_known = all(
-            window.low <= key <= window.high for window, key in zip(windows, keys, strict=True)
-        )
-        if not is_known or self.listed > _LONGEST:
+        pairs = list(zip(self.windows, keys, strict=True))
+        is_known = all(window.low <= key <= window.high for window, key in pairs)
+        if not is_known or self._uncertain > _LONGEST:
             return None
-        decided = zip(self.changes, windows, keys, strict=True)
-        votes = self.votes + sum(
-            int(changes[key - window.low :].sum()) for changes, window, key in decided
-        )
-        rows = torch.cat(self.crowded, dim=1)
+        decided = zip(torch.split(self._changes, self._widths), pairs, strict=True)
+        kept = sum(int(changes[key - window.low :].sum()) for changes, (window, key) in decided)
+        rows = torch.cat(self._crowded, dim=1)
         bounds = torch.tensor(keys, dtype=torch.int32)[:, None]
         trimmed = rows.where(rows.abs().view(torch.int32) >= bounds, 0)
-        return votes + int(_vote(trimmed, weights).sum())
+        return self._votes + kept + int(_vote(trimmed, weights).sum())
 
 
 def thresholds_and_votes(scan: Scan, ranks: Sequence[int]) -> tuple[torch.Tensor, int | None]:
@@ -181,35 +163,25 @@ def thresholds_and_votes(scan: Scan, ranks: Sequence[int]) -> tuple[torch.Tensor
 
 def _survey(scan: Scan, ranks: Sequence[int]) -> tuple[torch.Tensor, int | None]:
     dtype = torch.float32
-    _is_worth_it(scan, [])  # the kernel is loaded during the sample
+    _is_compiled(scan)  # the kernel is loaded during the sample
     windows = guess_windows(scan, ranks, task_vectors_of, dtype)
-    if not _is_worth_it(scan, windows):
+    is_narrow = all(window.high - window.low < _WIDEST for window in windows)
+    if not (is_narrow and _is_compiled(scan)):
         return _as_floats(find_largest(scan, ranks, task_vectors_of, dtype, windows)), None
-    poll, tallies = _Poll.over(windows), [Tally(window) for window in windows]
-
-    def add(total: list[Tally], block: Block) -> list[Tally]:
-        poll.add(block[1])
-        return add_block(total, block[0])
-
-    tallies = scan.fold(_poll_of(windows), add, tallies)
+    poll = _Poll(windows)
+    scan.fold(poll.function, _Poll.add, poll)
     searches = [
         window.narrow(rank, tally)
-        for window, rank, tally in zip(windows, ranks, tallies, strict=True)
+        for window, rank, tally in zip(windows, ranks, poll.tallies(), strict=True)
     ]
     keys = find_largest(scan, ranks, task_vectors_of, dtype, searches)
     weights = torch.tensor(scan.operands.weights or (1.0,) * len(ranks), dtype=dtype)[:, None]
-    return _as_floats(keys), poll.result(windows, keys, weights)
+    return _as_floats(keys), poll.votes(keys, weights)
 
 
-def _poll_of(windows: Sequence[Search]) -> WindowPoll:
-    return WindowPoll.between([(window.low, window.high) for window in windows])
-
-
-def _is_worth_it(scan: Scan, windows: Sequence[Search]) -> bool:
-    is_narrow = all(window.high - window.low < _WIDEST for window in windows)
-    function = _poll_of(windows)
+def _is_compiled(scan: Scan) -> bool:
     tensors = (Piece(scan.operands, info, (0, info.numel), scan.cut) for info in scan.infos)
-    return is_narrow and all(is_compiled(function, tensor) for tensor in tensors)
+    return all(is_compiled(WindowPoll(()), tensor) for tensor in tensors)
 
 
 def _as_floats(keys: Sequence[int]) -> torch.Tensor:

@@ -40,6 +40,20 @@ def keep_band(parts: int, scratch: int, lows: int, highs: int, chosen: int, sums
     return int(largest <= LARGEST)
 
 
+def keep_all(parts: int, scratch: int, chosen: int) -> int:
+    """Keep all entries of a piece; 0 if an operand is not finite."""
+    layout, largest = integers(parts), np.uint32(0)
+    for start in range(0, layout[ELEMENTS], STRIP):
+        size = min(STRIP, layout[ELEMENTS] - start)
+        largest = max(largest, read_strip(parts, scratch, start, size))
+        for expert in range(layout[EXPERTS]):
+            row = row_of(scratch, expert)
+            target = floats(chosen + 4 * (layout[ELEMENTS] * expert + start))
+            for i in range(size):
+                target[i] = row[i]
+    return int(largest <= LARGEST)
+
+
 def merge_largest(parts: int, scratch: int, scale: float, merged: int) -> int:
     """Merge a piece; 0 if an operand or a result is not finite."""
     layout, base, first = integers(parts), base_of(scratch), row_of(scratch, 0)

@@ -74,7 +74,7 @@ def _vote_of(scratch: int, experts: int, windows: int, weights: Floats, i: int) 
     total = ZERO
     for expert in range(experts):
         value = row_of(scratch, expert)[i]
-        is_kept = magnitude_of(value) >= np.uint32(integers(windows)[2 * expert])
+        is_kept = magnitude_of(value) >= np.uint32(integers(windows)[3 * expert])
         total += (value if is_kept else ZERO) * weights[expert]
     return _sign(total)
 
@@ -94,7 +94,7 @@ def _list_group(
     windows: int,
     weights: Floats,
     counts: int,
-    offsets: int,
+    bins: int,
     changes: int,
     crowded: int,
     begin: int,
@@ -120,12 +120,23 @@ def _list_group(
                 rows[expert] = row_of(scratch, expert)[i]
             counted[2 * experts + 1] += 1
         for expert in range(experts):  # without branches, which no processor could predict
-            low, high = np.uint32(bounds[2 * expert]), np.uint32(bounds[2 * expert + 1])
+            low, high = np.uint32(bounds[3 * expert]), np.uint32(bounds[3 * expert + 1])
             offset = np.uint32(magnitude_of(row_of(scratch, expert)[i]) - low)
             listed = room * expert + counted[experts + expert]
-            words(offsets)[listed] = offset
+            words(bins)[listed] = np.uint32(offset + np.uint32(bounds[3 * expert + 2]))
             signed(changes)[listed] = change
             counted[experts + expert] += int(offset <= np.uint32(high - low))
+
+
+@inlined
+def _close_gaps(bins: int, changes: int, counts: int, experts: int, room: int) -> None:
+    """Move the experts' lists, which have memory of `room` entries each, next to each other."""
+    listed, changed, end = words(bins), signed(changes), 0
+    for expert in range(experts):
+        for i in range(integers(counts)[experts + expert]):
+            listed[end + i] = listed[room * expert + i]
+            changed[end + i] = changed[room * expert + i]
+        end += integers(counts)[experts + expert]
 
 
 def poll(
@@ -134,16 +145,17 @@ def poll(
     windows: int,
     weights: int,
     counts: int,
-    offsets: int,
+    bins: int,
     changes: int,
     crowded: int,
 ) -> int:
     """Count as `counting.count` does, one window per expert, and the votes of entries.
 
-    A magnitude inside a window is trimmed, and `changes` receives, next to its offset, how the vote
-    changes if it is kept. Entries with several magnitudes inside windows do not vote: they have no
-    changes, and `crowded` receives their task vectors, entry by entry. `counts` ends with the votes
-    and the number of crowded entries.
+    `windows` holds the lowest and highest bits of each window, and its first bin. A magnitude
+    inside a window is trimmed: `bins` receives its bin, and `changes` how the vote changes if it is
+    kept. Entries with several magnitudes inside windows do not vote: they have no changes, and
+    `crowded` receives their task vectors, entry by entry. `counts` ends with the votes and the
+    number of crowded entries.
     """
     layout, counted, bounds = integers(parts), integers(counts), integers(windows)
     factors, experts = floats(weights), layout[EXPERTS]
@@ -155,7 +167,7 @@ def poll(
         fill(total, ZERO, size)
         fill(strip_of(scratch, _CROWD), ZERO, STRIP)
         for expert in range(experts):
-            low, high = np.uint32(bounds[2 * expert]), np.uint32(bounds[2 * expert + 1])
+            low, high = np.uint32(bounds[3 * expert]), np.uint32(bounds[3 * expert + 1])
             row = row_of(scratch, expert)
             rest = (size, low, high, factors[expert], row, total, crowd)
             number, highest = over_expert(_add_above, parts, scratch, expert, start, rest)
@@ -163,7 +175,8 @@ def poll(
             counted[expert] += number
         counted[2 * experts] += _sum_signs(total, size)
         for begin in range(0, size, GROUP):
-            _list_group(parts, scratch, windows, factors, counts, offsets, changes, crowded, begin)
+            _list_group(parts, scratch, windows, factors, counts, bins, changes, crowded, begin)
+    _close_gaps(bins, changes, counts, experts, layout[ELEMENTS] + 1)
     for expert in range(experts):
         counted[expert] -= counted[experts + expert]
     return int(largest <= LARGEST)

@@ -125,14 +125,16 @@ class WeightSource(ABC):
         The caller must not write into the result, which may share memory with the source.
         """
 
-    def read_rounded(self, name: str, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return what `read` returns, in another dtype.
+    def read_rounded(
+        self, name: str, start: int, stop: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, bool]:
+        """Return what `read` returns, in another dtype, and whether it is known to be finite.
 
         Override it in a source that rounds while it computes.
         """
         values = self.read(name, start, stop)
         check_values(values, self.infos[name], (start, stop), self)
-        return values.to(dtype)
+        return values.to(dtype), False
 
     def file_range(self, name: str, start: int) -> tuple[int, int] | None:
         """Return an open file's descriptor, and the offset in it of the element `start`.

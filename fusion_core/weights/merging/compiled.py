@@ -67,7 +67,7 @@ class CompiledFunction(ABC):
         """Return what `function` returns of a piece, or None to leave the piece to it.
 
         None is for pieces that hold NaN or infinity, about which `function` raises the error. A
-        finite merge may be rounded to `piece.stored_dtype`, if that is not None.
+        merge may be rounded to `piece.stored_dtype`, if that is not None and it remains finite.
         `function` is the bound method, the `partial`, or the object that would be called.
         """
 

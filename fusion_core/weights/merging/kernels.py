@@ -226,7 +226,7 @@ class AppliedKernel(ABC, Generic[KernelT]):
                 piece.stored_dtype = stored_dtype
             try:
                 computed = self._call(method, piece, rows)
-                is_rounded = computed.dtype is piece.stored_dtype  # and was finite before
+                is_rounded = computed.dtype is piece.stored_dtype  # and is finite
                 is_good = is_rounded or not self.operands.finite or is_finite(computed)
             except OutOfRangeError:
                 is_good = False

@@ -39,18 +39,21 @@ class MergedSource(AppliedKernel[Kernel], WeightSource):
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Merge a range of a tensor, which must be one that `cut` gives."""
-        return self.read_rounded(name, start, stop, self.infos[name].dtype)
+        return self.read_rounded(name, start, stop, self.infos[name].dtype)[0]
 
-    def read_rounded(self, name: str, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+    def read_rounded(
+        self, name: str, start: int, stop: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, bool]:
         """Merge a range, and round it if a compiled function has not done so."""
         info = self.infos[name]
         if not is_merged(info):
             return self.operands.reference.read_rounded(name, start, stop, dtype)
         stored_dtype = None if dtype is info.dtype else dtype
         merged = self.compute(self.function, (name, start, stop), stored_dtype=stored_dtype)
-        if merged.dtype is not dtype:
+        is_rounded = merged.dtype is stored_dtype
+        if not is_rounded:
             merged = merged.to(info.dtype).to(dtype)
-        return merged.reshape(-1).cpu()
+        return merged.reshape(-1).cpu(), is_rounded
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield the ranges of `cut`, or larger ones if a compiled function takes them."""
@@ -112,8 +115,8 @@ class CastSource(WeightSource):
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read and round."""
         info = self.infos[name]
-        values = self._source.read_rounded(name, start, stop, info.dtype)
-        if self._finite and info.dtype.is_floating_point:
+        values, is_checked = self._source.read_rounded(name, start, stop, info.dtype)
+        if self._finite and not is_checked and info.dtype.is_floating_point:
             check_finite(values, name, f"{self.describe()} in {info.dtype}")
         return values
 

@@ -14,7 +14,7 @@ import torch
 from fusion_core.weights import Kernel, Linear, PieceKernel, Scan, Scope
 from fusion_kernels import plugin
 from fusion_linear.averages import SimpleAverage
-from fusion_linear.gram import GramCombination
+from fusion_linear.gram import GramCombination, InnerProducts, get_experts, get_task_vectors
 from fusion_testing import KernelSuite
 from fusion_thresholds import kth_largest_magnitudes
 from fusion_thresholds.selection import task_vectors_of
@@ -108,6 +108,10 @@ _METHODS: dict[str, Methods] = {
     "surveyed-sum": lambda _: [
         GramCombination(_by_norm, relative=True),
         GramCombination(_by_norm, relative=False, scope=Scope.MODEL),
+    ],
+    "inner-products": lambda _: [
+        _Scanned(InnerProducts(get_task_vectors)),
+        _Scanned(InnerProducts(get_experts)),
     ],
     "average": lambda _: [SimpleAverage()],
     "agreeing-mean": lambda _: [

@@ -19,8 +19,15 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
         replaces=("fusion_core.weights.merging.linear:Linear.merge",),
     )
     yield KernelSpec(
+        name="inner-products",
+        least_elements=_OTHERS,
+        summary="Inner products of experts or task vectors.",
+        target="fusion_kernels.multiplying:InnerProducts",
+        replaces=("fusion_linear.gram:InnerProducts",),
+    )
+    yield KernelSpec(
         name="surveyed-sum",
-        least_elements=_SUMS,
+        least_elements=_OTHERS,
         summary="Weighted sums whose factors depend on inner products: slerp, model-stock.",
         target="fusion_kernels.linear:SurveyedSum",
         replaces=("fusion_linear.gram:GramCombination.merge",),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from fusion_core import ModelPool, RunContext, WeightSource
 
+#: Sums per inner product, a power of two.
+_LANES = 8192
 #: Selects the values of a piece, of shape (rows, ...).
 Rows = Callable[[Piece], "Tensor"]
 
@@ -38,18 +40,45 @@ def get_experts(piece: Piece) -> Tensor:
 
 def gram_matrix(scan: Scan, rows: Rows) -> Tensor:
     """Return the inner products of the rows over a whole scan, of shape (K, K), in fp64."""
-    return scan(_InnerProducts(rows), torch.add, torch.zeros(1, 1, dtype=torch.float64))
+    return scan(InnerProducts(rows), torch.add, torch.zeros(1, 1, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
-class _InnerProducts:
-    """The inner products of one block; a class because a scan's workers unpickle it."""
+class InnerProducts:
+    """The inner products of one block, of shape (K, K), in fp64.
+
+    Their order is the same on every processor, and for compiled code. Products of entries whose
+    positions differ by a multiple of 8192 are added in order. The second half of the 8192 sums is
+    added to the first half, until one is left. Products of fp32 numbers are exact in fp64.
+    """
 
     rows: Rows
 
+    @property
+    def relative(self) -> bool | None:
+        """Whether the rows are the task vectors, or the experts; None for other rows."""
+        known: dict[Rows, bool] = {get_task_vectors: True, get_experts: False}
+        return known.get(self.rows)
+
     def __call__(self, piece: Piece) -> Tensor:
-        rows = self.rows(piece).double().unsqueeze(-1).flatten(1)
-        return (rows @ rows.T).cpu()
+        """Multiply one block."""
+        rows = self.rows(piece).unsqueeze(-1).flatten(1)
+        count = len(rows)
+        sums = [rows.new_zeros(count - n, _LANES, dtype=torch.float64) for n in range(count)]
+        for strip in torch.split(rows, _LANES, dim=1):
+            entries = strip.double()
+            for first, total in enumerate(sums):
+                total[:, : strip.shape[1]].addcmul_(entries[first:], entries[first])
+        products = torch.zeros(count, count, dtype=torch.float64)
+        for first, total in enumerate(sums):
+            products[first, first:] = products[first:, first] = _sum_halves(total).cpu()
+        return products
+
+
+def _sum_halves(rows: Tensor) -> Tensor:
+    while (half := rows.shape[1] // 2) > 0:
+        rows = rows[:, :half] + rows[:, half:]
+    return rows.squeeze(1)
 
 
 def norms_and_cosines(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,17 @@ class KernelSuite(SpecSuite):
             models[damaged][2000] = value
             _compare(spec, method, models, (), f"{value} in model {damaged}")
 
+    def test_it_leaves_what_rounding_makes_infinite_to_the_definition(
+        self, spec: KernelSpec, methods: Methods
+    ) -> None:
+        """A merge that is finite in fp32 and not in bf16 raises the same error."""
+        generator = torch.Generator().manual_seed(9)
+        models = [_draw("random", 3000, torch.float32, generator) for _ in range(3)]
+        for model in models:
+            model[2000] = torch.finfo(torch.float32).max
+        for method in methods(2):
+            _compare(spec, method, models, (), "the largest number in fp32")
+
     def test_it_serves_small_dtypes_and_no_fp64(self, spec: KernelSpec, methods: Methods) -> None:
         """It replaces a function for fp32, bf16 and fp16 operands, and leaves fp64 to it."""
         generator = torch.Generator().manual_seed(8)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from zlib import crc32
 
 from fusion_core.contracts.specs import STAGES, AlgorithmSpec
-from fusion_core.errors import RecipeError
+from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.plugins.manager import load_plugins
 from fusion_core.plugins.ownership import distribution_of
 from fusion_core.weights import Cut
@@ -98,12 +98,23 @@ def pairs(bench: Bench, *, every: bool = True) -> Iterator[tuple[AlgorithmSpec, 
             continue
         experts = min(bench.experts, spec.max_experts or bench.experts)
         pair = replace(bench, partner=stage, experts=experts)
+        if _needs_files(pair):
+            continue
         if "calibrate" in (bench.spec.stage, spec.stage) and not pair.keeps_tensors(
             pair.pool("mlp")
         ):
             continue
         chosen.add(spec.stage)
         yield spec, pair
+
+
+def _needs_files(pair: Bench) -> bool:
+    """Tell whether the merge reads files of models besides weights: pools here have none."""
+    try:
+        pair.outline(pair.pool("mlp"))
+    except CheckpointError:
+        return True
+    return False
 
 
 def _fits(bench: Bench, spec: AlgorithmSpec) -> bool:

@@ -143,11 +143,11 @@ class _Poll:
         if not is_known or self._uncertain > _LONGEST:
             return None
         decided = zip(torch.split(self._changes, self._widths), pairs, strict=True)
-        kept = sum(int(changes[key - window.low :].sum()) for changes, (window, key) in decided)
+        changed = sum(int(changes[key - window.low :].sum()) for changes, (window, key) in decided)
         rows = torch.cat(self._crowded, dim=1)
         bounds = torch.tensor(keys, dtype=torch.int32)[:, None]
         trimmed = rows.where(rows.abs().view(torch.int32) >= bounds, 0)
-        return self._votes + kept + int(_vote(trimmed, weights).sum())
+        return self._votes + changed + int(_vote(trimmed, weights).sum())
 
 
 def thresholds_and_votes(scan: Scan, ranks: Sequence[int]) -> tuple[torch.Tensor, int | None]:

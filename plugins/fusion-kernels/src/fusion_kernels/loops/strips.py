@@ -205,7 +205,9 @@ def result_of(parts: int, scratch: int, merged: int, start: int) -> Floats:
 def store_result(parts: int, result: Floats, merged: int, start: int, size: int) -> np.uint32:
     """Round a strip of the merge to bf16, if it is stored so.
 
-    Returns the bits of the largest magnitude before, as the engine does not check it then, else 0.
+    Returns the bits of the largest magnitude, half a place of bf16 more: the engine does not check
+    what is rounded, and these bits exceed `LARGEST` if it is not finite. Returns 0 if it is stored
+    in fp32.
     """
     largest = np.uint32(0)
     if integers(parts)[RESULT_KIND] == FP32:
@@ -216,4 +218,4 @@ def store_result(parts: int, result: Floats, merged: int, start: int, size: int)
         largest = max(largest, np.uint32(bits & MAGNITUDE))
         is_odd = (bits >> np.uint32(16)) & np.uint32(1)
         stored[i] = np.uint16((bits + (_HALF_PLACE - np.uint32(1)) + is_odd) >> np.uint32(16))
-    return largest
+    return np.uint32(largest + _HALF_PLACE)

@@ -19,12 +19,16 @@ POOLS = {
     "rank 4": _FOUR,
     "rank 64": _FOUR,
     "full fine-tunes": _FOUR,
+    "encoder-decoder": ("kinds", "speech", "reverse", "roman", "past"),
+    "encoder": ("thing", "part of speech", "part of the Bible", "dictionary"),
 }
+#: Pools of small models that are trained from nothing.
+SMALL = ("encoder-decoder", "encoder")
 #: How experts are trained: the rank of their adapters, or `None` where they learn all weights.
 RANKS: dict[str, int | None] = dict.fromkeys(POOLS, 16) | {
     "rank 4": 4,
     "rank 64": 64,
-    "full fine-tunes": None,
+    **dict.fromkeys(("full fine-tunes", *SMALL)),
 }
 #: Training steps of a task's expert, 8 examples each. Other tasks take 20.
 STEPS = {"largest": 32, "numerals": 32, "odd": 28}
@@ -120,4 +124,7 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     *((pool, seed, (SHORT,)) for pool, seed in COMPARED),
     ("other four", 3, (EXPERTS, *MAIN[:2])),
     ("eight", 3, MAIN[:2]),
+    *((pool, 0, (BASE,)) for pool in SMALL),
+    *((pool, seed, (EXPERTS, *MAIN[:4], "32 own")) for pool in SMALL for seed in (0, 1, 2)),
+    *((pool, seed, ("1 own", SHORT, FURTHER[0])) for pool in SMALL for seed in (0, 1)),
 )

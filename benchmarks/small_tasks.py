@@ -1,0 +1,109 @@
+"""The tasks of the small language models: those of lm-mini, and four that classify a text."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.append(str(Path(__file__).parents[1] / "plugins" / "pools-lm" / "build"))
+
+from tasks import KINDS, SPEECH
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from corpus import Inputs
+    from tasks import Task
+
+    Line = Mapping[str, Any]
+
+#: Lines of a task by split; the others are for training.
+SIZES = {"test": 200, "unlabeled": 250}
+#: The chapters of the Bible's parts, in order.
+_PARTS = {
+    "law": 187,
+    "history": 249,
+    "poetry": 243,
+    "prophets": 250,
+    "gospels": 117,
+    "letters": 143,
+}
+_BOOKS = ("WordNet", "Jargon File", "Devil's Dictionary")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task's lines by split, and how its task pool reads them."""
+
+    lines: Mapping[str, Sequence[Line]]
+    options: Mapping[str, Any]
+
+    def write(self, name: str, directory: Path) -> dict[str, Any]:
+        """Write the lines of each split, and return the task's options with its files."""
+        files = {}
+        for split, lines in self.lines.items():
+            path = directory / f"{name}-{split}.jsonl"
+            path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+            files[split] = str(path)
+        return {**self.options, **files}
+
+
+def class_tasks(inputs: Inputs, tasks: Sequence[Task]) -> dict[str, Data]:
+    """Return tasks that classify a text: glosses, verses, and entries of dictionaries."""
+    by_name = {task.name: task for task in tasks}
+    draw = random.Random(0)
+    found: dict[str, tuple[list[Line], tuple[str, ...]]] = {
+        name: (
+            [
+                {"text": line["question"].partition("? ")[2], "label": names.index(answer)}
+                for line in (*by_name[task].test, *by_name[task].unlabeled, *by_name[task].train)
+                for answer in [line["choices"][line["answer"]]]
+            ],
+            names,
+        )
+        for name, task, names in (
+            ("thing", "kinds", tuple(KINDS.values())),
+            ("part of speech", "speech", SPEECH),
+        )
+    }
+    found["part of the Bible"] = (_verses(inputs, draw), tuple(_PARTS))
+    found["dictionary"] = (_entries(inputs, draw), _BOOKS)
+    datasets = {}
+    for name, (lines, names) in found.items():
+        test, unlabeled = SIZES["test"], SIZES["test"] + SIZES["unlabeled"]
+        splits = {
+            "test": lines[:test],
+            "unlabeled": lines[test:unlabeled],
+            "train": lines[unlabeled:],
+        }
+        datasets[name] = Data(splits, {"names": list(names)})
+    return datasets
+
+
+def _verses(inputs: Inputs, draw: random.Random) -> list[Line]:
+    """Return verses and the part of the Bible that each is from; each chapter has two."""
+    labels = [number for number, count in enumerate(_PARTS.values()) for _ in range(count)]
+    chapters = list(zip(inputs.chapters(), labels, strict=True))
+    draw.shuffle(chapters)
+    return [
+        {"text": verse, "label": label}
+        for verses, label in chapters
+        for verse in draw.sample(verses, 2)
+    ]
+
+
+def _entries(inputs: Inputs, draw: random.Random) -> list[Line]:
+    """Return as many entries of each dictionary, the word left out."""
+    books = [[synset.gloss for synset in inputs.synsets()], inputs.jargon(), inputs.devil()]
+    least = min(map(len, books))
+    lines = [
+        {"text": " ".join(text.split()[3:20]), "label": label}
+        for label, texts in enumerate(books)
+        for text in draw.sample(texts, least)
+    ]
+    draw.shuffle(lines)
+    return lines

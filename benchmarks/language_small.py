@@ -47,7 +47,8 @@ class SmallExperts(Experts):
         self._data = {"datasets": datasets}
         pool, self._tasks, self._config, self._options = _READERS[self.pool]
         models = {name: str(folder / name) for name in self.names}
-        self.models = pool(LanguageConfig(base=str(base), models=models)).aligned(AlignmentPolicy())
+        self._with_heads = pool(LanguageConfig(base=str(base), models=models))
+        self.models = self._with_heads.aligned(AlignmentPolicy(extra="drop"))
         self.tasks = self._bound_tasks(Cell("base"))
 
     def measure(self, weights: WeightSource, names: tuple[str, ...]) -> dict[str, Any]:
@@ -58,5 +59,5 @@ class SmallExperts(Experts):
 
     def _bound_tasks(self, cell: Cell) -> TaskPool[Any]:
         config = self._config(datasets=self._datasets(cell), batch_size=50, **self._options)
-        bound: TaskPool[Any] = self._tasks(config).bind(self.models)
+        bound: TaskPool[Any] = self._tasks(config).bind(self._with_heads)
         return bound

@@ -39,6 +39,9 @@ _SHAPE = Shape()
 class EncoderDecoder:
     """T5's architecture: pre-trained on chats that cover the tasks in other words."""
 
+    #: T5's embeddings begin 14 times as large as its matrices, so they learn faster.
+    embedding_rate = 10
+
     def __init__(self, texts: Path) -> None:
         inputs = Inputs(texts)
         self._tasks = build(inputs)
@@ -108,6 +111,8 @@ class EncoderDecoder:
 
 class TextEncoder:
     """BERT's architecture: pre-trained to tell WordNet's 45 files apart, with a head per expert."""
+
+    embedding_rate = 1
 
     def __init__(self, texts: Path) -> None:
         inputs = Inputs(texts)
@@ -180,13 +185,24 @@ class _Pairs:
         return question, answer
 
 
-def train(model: Any, batches: Iterator[Batch], steps: int, rate: float) -> None:  # noqa: ANN401
+def train(
+    model: Any,  # noqa: ANN401 - transformers' class
+    batches: Iterator[Batch],
+    steps: int,
+    rate: float,
+    embedding_rate: float = 1,
+) -> None:
     """Train a model's parameters that require gradients."""
+    embedding = model.get_input_embeddings().weight
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0, fused=True)
+    others = [parameter for parameter in learned if parameter is not embedding]
+    groups = [{"params": others, "times": 1.0}]
+    if embedding.requires_grad:
+        groups.append({"params": [embedding], "times": embedding_rate})
+    optimiser = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = pretrain.rate(rate, step, steps)
+            group["lr"] = group["times"] * pretrain.rate(rate, step, steps)
         optimiser.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(**next(batches)).loss
@@ -201,7 +217,7 @@ def write_base(family: EncoderDecoder | TextEncoder, path: Path) -> None:
     """Train and save the base."""
     torch.manual_seed(0)
     model = family.new()
-    train(model, family.pretraining(), BASE_STEPS, BASE_RATE)
+    train(model, family.pretraining(), BASE_STEPS, BASE_RATE, family.embedding_rate)
     (model.base_model if isinstance(family, TextEncoder) else model).save_pretrained(path)
     family.tokenizer.save_pretrained(path)
 

@@ -19,16 +19,16 @@ POOLS = {
     "rank 4": _FOUR,
     "rank 64": _FOUR,
     "full fine-tunes": _FOUR,
-    "encoder-decoder": ("kinds", "speech", "reverse", "roman", "past"),
     "encoder": ("thing", "part of speech", "part of the Bible", "dictionary"),
 }
-#: Pools of small models that are trained from nothing.
-SMALL = ("encoder-decoder", "encoder")
+#: The pool of a small text encoder that is trained from nothing.
+ENCODER = "encoder"
 #: How experts are trained: the rank of their adapters, or `None` where they learn all weights.
 RANKS: dict[str, int | None] = dict.fromkeys(POOLS, 16) | {
     "rank 4": 4,
     "rank 64": 64,
-    **dict.fromkeys(("full fine-tunes", *SMALL)),
+    "full fine-tunes": None,
+    ENCODER: None,
 }
 #: Training steps of a task's expert, 8 examples each. Other tasks take 20.
 STEPS = {"largest": 32, "numerals": 32, "odd": 28}
@@ -124,7 +124,7 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     *((pool, seed, (SHORT,)) for pool, seed in COMPARED),
     ("other four", 3, (EXPERTS, *MAIN[:2])),
     ("eight", 3, MAIN[:2]),
-    *((pool, 0, (BASE,)) for pool in SMALL),
-    *((pool, seed, (EXPERTS, *MAIN[:4], "32 own")) for pool in SMALL for seed in (0, 1, 2)),
-    *((pool, seed, ("1 own", SHORT, FURTHER[0])) for pool in SMALL for seed in (0, 1)),
+    (ENCODER, 0, (BASE,)),
+    *((ENCODER, seed, (EXPERTS, *MAIN[:4], "32 own")) for seed in (0, 1, 2)),
+    *((ENCODER, seed, ("1 own", SHORT, FURTHER[0])) for seed in (0, 1)),
 )

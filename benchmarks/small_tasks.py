@@ -1,4 +1,4 @@
-"""The tasks of the small language models: those of lm-mini, and four that classify a text."""
+"""Tasks that classify a text, for the small encoder: two are made of tasks of lm-mini."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def class_tasks(inputs: Inputs, tasks: Sequence[Task]) -> dict[str, Data]:
     """Return tasks that classify a text: glosses, verses, and entries of dictionaries."""
     by_name = {task.name: task for task in tasks}
     draw = random.Random(0)
-    found: dict[str, tuple[list[Line], tuple[str, ...]]] = {
+    classified: dict[str, tuple[list[Line], tuple[str, ...]]] = {
         name: (
             [
                 {"text": line["question"].partition("? ")[2], "label": names.index(answer)}
@@ -70,10 +70,10 @@ def class_tasks(inputs: Inputs, tasks: Sequence[Task]) -> dict[str, Data]:
             ("part of speech", "speech", SPEECH),
         )
     }
-    found["part of the Bible"] = (_verses(inputs, draw), tuple(_PARTS))
-    found["dictionary"] = (_entries(inputs, draw), _BOOKS)
+    classified["part of the Bible"] = (_verses(inputs, draw), tuple(_PARTS))
+    classified["dictionary"] = (_entries(inputs, draw), _BOOKS)
     datasets = {}
-    for name, (lines, names) in found.items():
+    for name, (lines, names) in classified.items():
         test, unlabeled = SIZES["test"], SIZES["test"] + SIZES["unlabeled"]
         splits = {
             "test": lines[:test],

@@ -17,7 +17,6 @@ from fusion_linear.averages import SimpleAverage
 from fusion_linear.gram import GramCombination, InnerProducts, get_experts, get_task_vectors
 from fusion_testing import KernelSuite
 from fusion_thresholds import kth_largest_magnitudes
-from fusion_thresholds.selection import task_vectors_of
 from fusion_ties.combining import DisjointMerge
 from fusion_ties.dropping import Drop, MagPrune
 from fusion_ties.electing import ConsensusSum, MagMax
@@ -38,6 +37,13 @@ _TIES = [
     Ties(normalize=normalize, zero_sign=sign, scale=0.7)
     for normalize, sign in product((True, False), ("majority", "positive"))
 ]
+
+
+def _replaced_by(kernel: str) -> Any:
+    """Return what a kernel replaces, which is not public."""
+    (replaced,) = _SPECS[kernel].replaces
+    module, _, name = replaced.partition(":")
+    return getattr(import_module(module), name)
 
 
 def _by_norm(gram: Tensor) -> Tensor:
@@ -83,9 +89,7 @@ class _Polled(Kernel):
             return 0.0
         tops = kth_largest_magnitudes(scan, 1).view(torch.int32).tolist()
         bounds = tuple((int(top * (1 - self.width)), top) for top in tops)
-        (replaced,) = _SPECS["window-polls"].replaces
-        module, _, name = replaced.partition(":")
-        poll = getattr(import_module(module), name)(bounds)
+        poll = _replaced_by("window-polls")(bounds)
         return float(scan(poll, _add_digest, 0.0))
 
     def merge(self, piece: Piece) -> Tensor:
@@ -142,7 +146,7 @@ _METHODS: dict[str, Methods] = {
     "shared-mean": lambda _: [Sce(), Sce(density=0.3)],
     "selected-squares": lambda _: [_Scanned(SelectedSquares(least)) for least in (0.0, 0.5)],
     "deviations": lambda _: [_Scanned(deviations_of)],
-    "task-vectors": lambda _: [_Scanned(task_vectors_of)],
+    "task-vectors": lambda _: [_Scanned(_replaced_by("task-vectors"))],
     "window-counts": lambda _: [Trim(), Band(), Sce(density=0.3)],
     "window-polls": lambda count: [_Polled(1 / count), _Polled(0.02)],
     "votes": lambda _: [Ties(), Elect()],

@@ -84,7 +84,10 @@ def call_on_piece(function: Callable[[Piece], ResultT], piece: Piece) -> ResultT
     """Call a function of a piece, or the kernel of the operands that replaces it."""
     replacement = _find(function, piece)
     result: ResultT | None = None if replacement is None else replacement(function, piece)
-    return function(piece) if result is None else result
+    if result is None:
+        piece.stored_dtype = None  # only kernels say by this dtype that a result is finite
+        result = function(piece)
+    return result
 
 
 def has_kernel(function: Function, operands: Operands) -> bool:

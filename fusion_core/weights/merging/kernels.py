@@ -217,7 +217,8 @@ class AppliedKernel(ABC, Generic[KernelT]):
         """Call a method of the kernel on a piece, and again in fp64 if the result is not finite.
 
         `rows` is how many rows the method has to return; None for a result without that dimension.
-        A compiled function may round the result to `stored_dtype`, unless its bound is checked.
+        A compiled function may round the result to `stored_dtype`, unless its bound is checked. A
+        result of this dtype is finite.
         Raises `BrokenPluginError` if the method does not return one tensor of the piece's shape.
         """
         with on_one_core():  # for every caller: on several cores, a decomposition rounds otherwise
@@ -226,8 +227,9 @@ class AppliedKernel(ABC, Generic[KernelT]):
                 piece.stored_dtype = stored_dtype
             try:
                 computed = self._call(method, piece, rows)
-                is_rounded = computed.dtype is piece.stored_dtype  # and is finite
-                is_good = is_rounded or not self.operands.finite or is_finite(computed)
+                if computed.dtype is piece.stored_dtype:
+                    return computed  # rounded, and finite
+                is_good = not self.operands.finite or is_finite(computed)
             except OutOfRangeError:
                 is_good = False
             if not is_good:
@@ -236,6 +238,8 @@ class AppliedKernel(ABC, Generic[KernelT]):
             if self._guard is not None:
                 moved = computed - piece.origin if rows is None else computed
                 self._guard.check(moved, piece, self._bounding_pieces(span[0]), self.method)
+        if computed.dtype is stored_dtype:  # that of a method itself, which may be infinite
+            computed = computed.to(self.infos[span[0]].dtype)
         return computed
 
     def _call(self, method: Callable[[Piece], Tensor], piece: Piece, rows: int | None) -> Tensor:

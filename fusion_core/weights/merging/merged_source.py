@@ -58,6 +58,8 @@ class MergedSource(AppliedKernel[Kernel], WeightSource):
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield the ranges of `cut`, or larger ones if a compiled function takes them."""
         info = self.infos[name]
+        if not is_merged(info):
+            return self.cut.ranges(info)
         first = Piece(self.operands, info, next(self.cut.ranges(info)), self.cut)
         return self.cut.ranges(info, blocks_at_once(self.function, first))
 

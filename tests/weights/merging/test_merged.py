@@ -476,6 +476,23 @@ def test_an_overflow_of_the_output_is_refused(models: Models) -> None:
         CastSource(merge, infos, finite=True).state_dict()
 
 
+def test_a_method_that_rounds_by_itself_is_checked(models: Models) -> None:
+    class Rounded(Kernel):
+        is_bounded = True
+
+        def merge(self, piece: Piece) -> torch.Tensor:
+            return (piece.base * torch.nan).to(torch.bfloat16)
+
+    merge = merged(models, Rounded())
+    infos = {
+        name: source.TensorInfo(name, info.shape, torch.bfloat16)
+        for name, info in merge.infos.items()
+        if info.dtype.is_floating_point
+    }
+    with pytest.raises(WeightsError, match=r"merge by Rounded in torch\.bfloat16: tensor 'layer"):
+        CastSource(merge, infos, finite=True).state_dict()
+
+
 # --- random numbers -----------------------------------------------------------------------------
 
 

@@ -11,8 +11,19 @@ from zlib import crc32
 import pytest
 import torch
 
-from fusion_core.weights import Kernel, Linear, PieceKernel, Scan, Scope
+from fusion_core.weights import (
+    Cut,
+    Kernel,
+    Linear,
+    Operands,
+    Piece,
+    PieceKernel,
+    Scan,
+    Scope,
+    StateDictSource,
+)
 from fusion_kernels import plugin
+from fusion_kernels.counting import WindowPolls
 from fusion_linear.averages import SimpleAverage
 from fusion_linear.gram import GramCombination, InnerProducts, get_experts, get_task_vectors
 from fusion_testing import KernelSuite
@@ -28,7 +39,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_core import KernelSpec
-    from fusion_core.weights import Piece
 
 Methods = Callable[[int], Sequence[PieceKernel]]
 
@@ -165,3 +175,14 @@ class TestKernels(KernelSuite):
     @pytest.fixture
     def methods(self, spec: KernelSpec) -> Methods:
         return _METHODS[spec.name]
+
+
+def test_a_poll_keeps_none_of_the_memory_that_its_kernel_allocated() -> None:
+    rows = torch.randn(4, 10_000, generator=torch.Generator().manual_seed(6))
+    base, *experts = (StateDictSource({"w": row}) for row in rows)
+    operands = Operands(base, dict(zip("xyz", experts, strict=True)))
+    piece = Piece(operands, base.infos["w"], (0, rows.shape[1]), Cut.ELEMENT)
+    low, high = torch.tensor([1.0, 1.5]).view(torch.int32).tolist()
+    block: Any = WindowPolls()(_replaced_by("window-polls")(((low, high),) * 3), piece)
+    for tensor in (block.bins, block.changes, block.crowded):
+        assert 0 < tensor.untyped_storage().nbytes() == tensor.nbytes

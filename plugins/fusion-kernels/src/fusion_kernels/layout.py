@@ -20,5 +20,7 @@ AS_STORED, MINUS_BASE, PLUS_BASE = 0, 1, 2
 STRIP, OWN_STRIPS = 1024, 9
 #: The bytes of a strip.
 STRIP_BYTES = 4 * STRIP
+#: The sums per inner product.
+LANES = 8192
 #: The elements that a loop reads from a file at once: those of some models stay in the cache.
 CHUNK = 2**16

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.weights import CompiledFunction
+from fusion_kernels.layout import LANES
 from fusion_kernels.machine_code import load_loop
 from fusion_kernels.operands import can_read, read_parts
 
 if TYPE_CHECKING:
     from fusion_core.weights import Operands, Piece, TensorInfo
-
-#: Sums per inner product, as in the loop.
-_LANES = 8192
 
 
 class InnerProducts(CompiledFunction):
@@ -32,7 +30,7 @@ class InnerProducts(CompiledFunction):
         """Multiply one block."""
         rows = len(piece.names)
         parts = read_parts(piece, relative=function.relative)
-        sums = torch.zeros(rows * (rows + 1) // 2, _LANES, dtype=torch.float64)
+        sums = torch.zeros(rows * (rows + 1) // 2, LANES, dtype=torch.float64)
         products = torch.empty(rows, rows, dtype=torch.float64)
         is_finite = self._multiply(
             parts.layout, parts.scratch, sums.data_ptr(), products.data_ptr()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -49,6 +49,8 @@ class WindowPoll:
     """Polls one block, with one window per expert: its lowest and highest bits of magnitudes."""
 
     bounds: tuple[tuple[int, int], ...]
+    #: makes the result for a block: for compiled functions, which do not import this module
+    block: ClassVar[type[BlockPoll]] = BlockPoll
 
     @cached_property
     def windows(self) -> torch.Tensor:
@@ -74,17 +76,6 @@ class WindowPoll:
             votes=int(votes.sum() - votes[is_crowded].sum()),
             crowded=rows[:, is_crowded],
         )
-
-    def block(
-        self,
-        above: Sequence[int],
-        bins: torch.Tensor,
-        changes: torch.Tensor,
-        votes: int,
-        crowded: torch.Tensor,
-    ) -> BlockPoll:
-        """Return the result for a block from a compiled function, in order of its fields."""
-        return BlockPoll(above, bins, changes, votes, crowded)
 
     def join(self, blocks: Sequence[BlockPoll]) -> BlockPoll:
         """Add up what several blocks hold."""

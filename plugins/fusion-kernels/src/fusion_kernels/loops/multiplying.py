@@ -2,12 +2,10 @@
 
 import numpy as np
 
-from fusion_kernels.layout import CHUNK, ELEMENTS, EXPERTS, STRIP
+from fusion_kernels.layout import CHUNK, ELEMENTS, EXPERTS, LANES, STRIP
 from fusion_kernels.loops.primitives import LARGEST, Doubles, Floats, doubles, inlined, integers
 from fusion_kernels.loops.strips import read_strip, row_of
-
-#: Sums per inner product.
-_LANES = 8192
+from fusion_kernels.loops.sums import sum_halves
 
 
 @inlined
@@ -25,8 +23,8 @@ def multiply(parts: int, scratch: int, sums: int, products: int) -> int:
     layout, largest = integers(parts), np.uint32(0)
     elements, experts = layout[ELEMENTS], layout[EXPERTS]
     for chunk in range(0, elements, CHUNK):
-        for lane in range(chunk, min(chunk + _LANES, elements), STRIP):
-            for start in range(lane, min(chunk + CHUNK, elements), _LANES):
+        for lane in range(chunk, min(chunk + LANES, elements), STRIP):
+            for start in range(lane, min(chunk + CHUNK, elements), LANES):
                 size = min(STRIP, elements - start)
                 largest = max(largest, read_strip(parts, scratch, start, size))
                 pair = sums + 8 * (lane - chunk)
@@ -34,17 +32,12 @@ def multiply(parts: int, scratch: int, sums: int, products: int) -> int:
                     for second in range(first, experts):
                         left, right = row_of(scratch, first), row_of(scratch, second)
                         _add_products(left, right, size, doubles(pair))
-                        pair += 8 * _LANES
+                        pair += 8 * LANES
     pair = sums
     for first in range(experts):
         for second in range(first, experts):
-            total = doubles(pair)
-            half = _LANES // 2
-            while half > 0:
-                for i in range(half):
-                    total[i] += total[half + i]
-                half //= 2
-            doubles(products)[first * experts + second] = total[0]
-            doubles(products)[second * experts + first] = total[0]
-            pair += 8 * _LANES
+            product = sum_halves(doubles(pair), LANES)
+            doubles(products)[first * experts + second] = product
+            doubles(products)[second * experts + first] = product
+            pair += 8 * LANES
     return int(largest <= LARGEST)

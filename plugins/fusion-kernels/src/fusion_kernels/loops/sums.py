@@ -8,11 +8,9 @@ from fusion_kernels.loops.strips import OWN, address_of
 
 
 @inlined
-def _sum_halves(buffer: Doubles, size: int) -> np.float64:
-    """Sum a strip of `size` numbers: add its second half to its first until one number is left."""
-    for i in range(size, STRIP):
-        buffer[i] = 0.0
-    half = STRIP // 2
+def sum_halves(buffer: Doubles, size: int) -> np.float64:
+    """Add the second half of `size` numbers, a power of two, to the first until one is left."""
+    half = size // 2
     while half > 0:
         for i in range(half):
             buffer[i] += buffer[half + i]
@@ -21,12 +19,20 @@ def _sum_halves(buffer: Doubles, size: int) -> np.float64:
 
 
 @inlined
+def _sum_strip(buffer: Doubles, size: int) -> np.float64:
+    """Sum a strip of `size` numbers, filled up with zeros."""
+    for i in range(size, STRIP):
+        buffer[i] = 0.0
+    return sum_halves(buffer, STRIP)
+
+
+@inlined
 def add_magnitudes(row: Floats, size: int, scratch: int, sums: int, number: int) -> None:
     """Add the magnitudes of a strip to a sum. The second and third own strips are overwritten."""
     buffer = doubles(address_of(scratch, OWN + 1))
     for i in range(size):
         buffer[i] = np.float64(abs(row[i]))
-    doubles(sums)[number] += _sum_halves(buffer, size)
+    doubles(sums)[number] += _sum_strip(buffer, size)
 
 
 @inlined
@@ -35,4 +41,4 @@ def add_squares(row: Floats, size: int, scratch: int, sums: int, number: int) ->
     buffer = doubles(address_of(scratch, OWN + 1))
     for i in range(size):
         buffer[i] = np.float64(row[i]) * np.float64(row[i])
-    doubles(sums)[number] += _sum_halves(buffer, size)
+    doubles(sums)[number] += _sum_strip(buffer, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -10,7 +11,7 @@ from fusion_core.weights.merging.compiled import blocks_at_once, call_on_piece
 from fusion_core.weights.merging.execution import group_into_units, is_in_process, run_all
 from fusion_core.weights.merging.piece import Operands, Piece
 from fusion_core.weights.merging.result_cache import shared_pass
-from fusion_core.weights.source import BLOCK, Cut
+from fusion_core.weights.source import Cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Fewer elements than this are not worth the calls that read them.
 _SHORTEST_RUN = 128
+#: How many whole blocks are sampled, as far as a quarter of all is not more or fewer.
+_LEAST_BLOCKS, _MOST_BLOCKS = 16, 256
 _GOLDEN = 0.6180339887498949
 
 PartT = TypeVar("PartT")
@@ -80,19 +83,23 @@ class Scan:
     def sample(self, numel: int) -> Scan:
         """Return a scan of about `numel` evenly spread elements: for guesses to be proven later.
 
-        It reads a run of every block. If there are too many blocks, or the operands cannot be cut,
-        it reads some of the blocks.
+        It reads a run of every block or, if there are too many blocks, of some. If the operands
+        cannot be cut, it reads some whole blocks, and so more elements.
         """
-        shortest = _SHORTEST_RUN if self.cut is Cut.ELEMENT else BLOCK
         filled = [block for block in self.blocks if block[0].numel]
-        step = max(1, len(filled) * shortest // max(numel, 1))
-        blocks = filled[::step]
         if self.cut is Cut.ELEMENT:
+            blocks = _spread(filled, numel // _SHORTEST_RUN)
             run = max(_SHORTEST_RUN, numel // max(len(blocks), 1))
             blocks = [(info, _run_within(span, run, n)) for n, (info, span) in enumerate(blocks)]
+        else:
+            blocks = _spread(filled, min(max(len(filled) // 4, _LEAST_BLOCKS), _MOST_BLOCKS))
         sample = replace(self)
         sample.__dict__["blocks"] = blocks
         return sample
+
+
+def _spread(blocks: Sequence[Block], most: int) -> Sequence[Block]:
+    return blocks[:: max(1, math.ceil(len(blocks) / max(most, 1)))]
 
 
 def _run_within(span: tuple[int, int], length: int, number: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import product
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -23,7 +24,7 @@ from fusion_core.weights import (
     StateDictSource,
 )
 from fusion_kernels import plugin
-from fusion_kernels.counting import WindowPolls
+from fusion_kernels.counting import WindowCounts, WindowPolls
 from fusion_linear.averages import SimpleAverage
 from fusion_linear.gram import GramCombination, InnerProducts, get_experts, get_task_vectors
 from fusion_testing import KernelSuite
@@ -186,3 +187,22 @@ def test_a_poll_keeps_none_of_the_memory_that_its_kernel_allocated() -> None:
     block: Any = WindowPolls()(_replaced_by("window-polls")(((low, high),) * 3), piece)
     for tensor in (block.bins, block.changes, block.crowded):
         assert 0 < tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_magnitudes_equal_to_a_window_of_one_value_are_counted() -> None:
+    rows = torch.randn(3, 10_000, generator=torch.Generator().manual_seed(6)).round(decimals=1)
+    base, *experts = (StateDictSource({"w": row}) for row in (torch.zeros(10_000), *rows))
+    operands = Operands(base, dict(zip("xyz", experts, strict=True)))
+    piece = Piece(operands, base.infos["w"], (0, rows.shape[1]), Cut.ELEMENT)
+    keys = torch.tensor([0.0, 0.5, 3.0]).view(torch.int32).tolist()
+    searches = tuple(SimpleNamespace(low=key, high=key, shift=0) for key in keys)
+    count = _replaced_by("window-counts")
+    function = count(_replaced_by("task-vectors"), torch.float32, searches)
+    counted, expected = WindowCounts()(function, piece), function(piece)
+    assert counted is not None
+    assert [(block.above, block.inside) for block in counted] == [
+        (block.above, block.inside) for block in expected
+    ]
+    assert [block.inside for block in counted] == [
+        int((row.abs() == value).sum()) for row, value in zip(rows, (0.0, 0.5, 3.0), strict=True)
+    ]

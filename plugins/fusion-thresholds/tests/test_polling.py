@@ -76,5 +76,12 @@ def test_too_many_uncertain_entries_need_a_pass_of_their_own(
     assert len(thresholds) == 3
 
 
+@pytest.mark.usefixtures("_compiled")
+def test_windows_full_of_equal_magnitudes_are_not_polled() -> None:
+    thresholds, votes = polling.thresholds_and_votes(_scan(2, grid=2), [60_000] * 2)
+    assert votes is None, "it would list a fifth of all entries"
+    assert thresholds.tolist() == [1.5, 1.5]
+
+
 def test_without_a_kernel_votes_have_a_pass_of_their_own() -> None:
     assert polling.thresholds_and_votes(_scan(2), [60_000] * 2)[1] is None

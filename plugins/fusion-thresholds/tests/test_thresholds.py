@@ -134,20 +134,33 @@ def test_magnitudes_of_many_kinds(values: tuple[str, Any]) -> None:
         assert_exact({"x": tensor, "y": tensor[:5]}, {"x": -tensor, "y": tensor[5:10]}, k=k)
 
 
-def test_most_magnitudes_are_found_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cut", "scales"),
+    [
+        (Cut.ELEMENT, torch.ones(1)),
+        (Cut.ELEMENT, torch.randn(2048, 1, generator=torch.Generator().manual_seed(1)).exp()),
+        (Cut.ROW, torch.arange(16.0).repeat_interleave(128)[:, None]),
+    ],
+    ids=["all alike", "rows differ", "tensors differ, the first is zero"],
+)
+def test_most_magnitudes_are_found_in_one_pass(
+    cut: Cut, scales: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A failed guess gives the same result, but costs another pass."""
+    monkeypatch.setattr(tally, "_GUESSED_BITS", 26)  # a bin per number, in wide windows too
     passes = []
     count = selection.WindowCount.__call__
 
     def counted(self: Any, piece: Piece) -> Any:
-        passes.append(piece.start)
+        passes.append((piece.info.name, piece.start))
         return count(self, piece)
 
     monkeypatch.setattr(selection.WindowCount, "__call__", counted)
     generator = torch.Generator().manual_seed(0)
-    expert = {"x": torch.randn(4 * BLOCK, generator=generator)}
-    assert_exact(expert, k=BLOCK)
-    assert len(passes) == len(set(passes)) == 4
+    values = torch.randn(2048, 1024, generator=generator) * scales
+    expert = {str(number): rows for number, rows in enumerate(values.chunk(16))}
+    assert_exact(expert, k=2 * BLOCK // 3, cut=cut)
+    assert len(passes) == len(set(passes)) == 16
 
 
 @settings(max_examples=40, deadline=None)

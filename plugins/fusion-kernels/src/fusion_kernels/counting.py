@@ -56,8 +56,8 @@ class WindowCounts(AnyRangeFunction, TaskVectorFunction):
             return None
         above, inside = counts.tolist()
         return [
-            function.tally(search, above[search], offsets[search, :filled])
-            for search, filled in enumerate(inside)
+            function.tally(search, *counted, offsets[search])
+            for search, counted in enumerate(zip(above, inside, strict=True))
         ]
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: The most numbers in a window, and in the list of entries with several magnitudes in windows.
 _WIDEST, _LONGEST = 2**20, 2**22
+#: The most of all magnitudes in a window: each is listed.
+_FULLEST = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,12 @@ def thresholds_and_votes(scan: Scan, ranks: Sequence[int]) -> tuple[torch.Tensor
 def _survey(scan: Scan, ranks: Sequence[int]) -> tuple[torch.Tensor, int | None]:
     dtype = torch.float32
     _is_compiled(scan)  # the kernel is loaded during the sample
-    windows = guess_windows(scan, ranks, task_vectors_of, dtype)
-    is_narrow = all(window.high - window.low < _WIDEST for window in windows)
+    guesses = guess_windows(scan, ranks, task_vectors_of, dtype)
+    windows = [guess.window for guess in guesses]
+    is_narrow = all(
+        guess.window.high - guess.window.low < _WIDEST and guess.share < _FULLEST
+        for guess in guesses
+    )
     if not (is_narrow and _is_compiled(scan)):
         return _as_floats(find_largest(scan, ranks, task_vectors_of, dtype, windows)), None
     poll = _Poll(windows)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights import call_on_piece, shared_pass
+from fusion_core.weights import Cut, call_on_piece, shared_pass
 from fusion_thresholds._tally import (
     BlockTally,
     Search,
@@ -42,6 +42,8 @@ _SAMPLE, _SAMPLED = 2**19, 32
 _WORTH_A_GUESS = 2**16
 #: Half the width of a guess, in standard deviations of the sample's quantile.
 _MARGIN = 4
+#: Runs count as samples of single entries if they deviate by at most this factor more.
+_ALIKE = 1.25
 #: Fewer values of a block than this are cheaper to pass on than to tally.
 _UNTALLIED = 2**15
 
@@ -70,8 +72,8 @@ def kth_largest_magnitudes(
 def _kth_largest(scan: Scan, k: int | Sequence[int], rows: Rows, count: int) -> torch.Tensor:
     dtype = magnitude_dtype(scan)
     ranks = [rank for rank in ([k] if isinstance(k, int) else k) for _ in range(count)]
-    windows = guess_windows(scan, ranks, rows, dtype)
-    bits = find_largest(scan, ranks, rows, dtype, windows)
+    guesses = guess_windows(scan, ranks, rows, dtype)
+    bits = find_largest(scan, ranks, rows, dtype, [guess.window for guess in guesses])
     keys = torch.tensor(bits, dtype=_INTEGERS[dtype])
     return keys.view(dtype).reshape((count,) if isinstance(k, int) else (-1, count))
 
@@ -117,34 +119,36 @@ class WindowCount:
         """Whether it counts the magnitudes of task vectors."""
         return self.rows is task_vectors_of
 
-    def tally(self, search: int, above: int, offsets: torch.Tensor) -> BlockTally:
-        """Return the tally of a block: `above` values above the window, and those inside it.
+    def tally(self, search: int, above: int, inside: int, offsets: torch.Tensor) -> BlockTally:
+        """Return the tally of a block: how many values are above and inside the window of a search.
 
-        `offsets` holds the integers inside the window of a search, less its lower end.
+        `offsets` begins with those inside, as integers less the lower end of the window. They are
+        not needed if the window has one value.
         """
-        return _tally_bins(above, offsets >> self.searches[search].shift)
+        window = self.searches[search]
+        if window.low == window.high:
+            first = torch.zeros(1, dtype=torch.int64)
+            return BlockTally(above, inside, first, torch.tensor([inside]))
+        return _tally_bins(above, offsets[:inside] >> window.shift)
 
     def __call__(self, piece: Piece) -> list[BlockTally]:
         """Count one block: a tally per search."""
         keys = _Magnitudes(self.rows, self.dtype)(piece)
-        pairs = zip(cycle(keys), self.searches, strict=False)
-        return [_count(row, search) for row, search in pairs]
+        rows = zip(cycle(keys), range(len(self.searches)), strict=False)
+        return [self._count(row, search) for row, search in rows]
+
+    def _count(self, keys: torch.Tensor, search: int) -> BlockTally:
+        window = self.searches[search]
+        from_low = torch.ge(keys, window.low, out=torch.empty_like(keys))
+        inside = torch.le(keys, window.high, out=torch.empty_like(keys)).mul_(from_low)
+        count = _count_ones(inside)
+        is_one = window.low == window.high
+        offsets = keys if is_one else select_by_mask(keys, inside.bool()) - window.low
+        return self.tally(search, _count_ones(from_low) - count, count, offsets)
 
     def join(self, blocks: Sequence[list[BlockTally]]) -> list[BlockTally]:
         """Add up what several blocks hold."""
         return [BlockTally.join(row) for row in zip(*blocks, strict=True)]
-
-
-def _count(keys: torch.Tensor, search: Search) -> BlockTally:
-    from_low = torch.ge(keys, search.low, out=torch.empty_like(keys))
-    inside = torch.le(keys, search.high, out=torch.empty_like(keys)).mul_(from_low)
-    above = _count_ones(from_low)
-    if search.low == search.high:
-        count = _count_ones(inside)
-        bins = torch.zeros(1, dtype=torch.int64)
-        return BlockTally(above - count, count, bins, torch.tensor([count]))
-    bins = (select_by_mask(keys, inside.bool()) - search.low) >> search.shift
-    return _tally_bins(above - len(bins), bins)
 
 
 def _tally_bins(above: int, bins: torch.Tensor) -> BlockTally:
@@ -160,30 +164,44 @@ def _count_ones(ones: torch.Tensor) -> int:
     return int(ones.sum(dtype=ones.dtype))
 
 
-def guess_windows(scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dtype) -> list[Search]:
-    """Guess the windows from a sample; of few elements, search the whole range."""
+@dataclass(frozen=True)
+class Guess:
+    """The window in which a magnitude should lie, and the fraction of all that lie there too."""
+
+    window: Search
+    share: float
+
+
+def guess_windows(scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dtype) -> list[Guess]:
+    """Guess the windows from a sample.
+
+    Of few elements, and of tensors that cannot be cut, the window is the whole range.
+    """
     top = int(torch.iinfo(_INTEGERS[dtype]).max)
-    if scan.numel < _WORTH_A_GUESS:
-        return [Search(0, top, 0, top)] * len(ranks)
+    if scan.numel < _WORTH_A_GUESS or scan.cut is Cut.TENSOR:
+        return [Guess(Search(0, top, 0, top), 1.0)] * len(ranks)
     sample = scan.sample(min(_SAMPLE, scan.numel // _SAMPLED))
     empty: list[torch.Tensor] = []
-    blocks = sample.fold(_Magnitudes(rows, dtype), lambda blocks, block: [*blocks, block], empty)
-    pairs = zip(cycle(torch.cat(blocks, dim=1)), ranks, strict=False)
-    return [_guess(row, rank / scan.numel, top) for row, rank in pairs]
+    read = sum(stop - start for _, (start, stop) in sample.blocks)
+    stride = read // _SAMPLE | 1  # odd, to meet every column of a matrix
+    runs = sample.fold(_Magnitudes(rows, dtype, stride), lambda runs, run: [*runs, run], empty)
+    ends = torch.tensor([run.shape[1] for run in runs]).cumsum(0)
+    pairs = zip(cycle(torch.cat(runs, dim=1)), ranks, strict=False)
+    return [_guess(row, ends, rank / scan.numel, top) for row, rank in pairs]
 
 
 @dataclass(frozen=True)
 class _Magnitudes:
-    """The magnitudes of a block, as integers of shape (count, elements)."""
+    """The magnitudes of a block, or some of them, as integers of shape (count, elements)."""
 
     rows: Rows
     dtype: torch.dtype
+    stride: int = 1
 
     def __call__(self, piece: Piece) -> torch.Tensor:
         # Counting is done on the CPU: copy the values of a GPU back once.
-        magnitudes = (
-            call_on_piece(self.rows, piece).to(self.dtype).cpu().abs().unsqueeze(-1).flatten(1)
-        )
+        rows = call_on_piece(self.rows, piece).unsqueeze(-1).flatten(1)[:, :: self.stride]
+        magnitudes = rows.to(self.dtype).cpu().abs()
         return magnitudes.view(_INTEGERS[self.dtype])
 
     def join(self, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -191,11 +209,37 @@ class _Magnitudes:
         return torch.cat(list(blocks), dim=1)
 
 
-def _guess(sample: torch.Tensor, fraction: float, top: int) -> Search:
-    """Return a window around a sample's quantile, `fraction` of the way down from the largest."""
-    rank = fraction * len(sample)
-    margin = _MARGIN * math.sqrt(rank * (1 - fraction)) + _MARGIN
+def _guess(sample: torch.Tensor, ends: torch.Tensor, fraction: float, top: int) -> Guess:
+    """Return a window around a sample's quantile, `fraction` of the way down from the largest.
+
+    The sample consists of runs, which end at `ends`. Neighbours in a tensor are alike, so a sample
+    of few runs is less certain than one of as many single entries.
+    """
+    alone = math.sqrt(len(sample) * fraction * (1 - fraction))
+    low, high = _window(sample, fraction, alone, top)
+    deviation = _deviation(sample >= low, ends)
+    if deviation > _ALIKE * alone:
+        low, high = _window(sample, fraction, deviation, top)
+    inside = int(((sample >= low) & (sample <= high)).sum())
+    return Guess(Search(0, top, low, high), inside / len(sample))
+
+
+def _window(sample: torch.Tensor, fraction: float, deviation: float, top: int) -> tuple[int, int]:
+    """Return a window that the quantile leaves only if its rank is off by many deviations."""
+    rank, margin = fraction * len(sample), _MARGIN * deviation + _MARGIN
     above, below = int(rank - margin), math.ceil(rank + margin)
     high = top if above < 1 else kth_largest(sample, above, top)
     low = 0 if below > len(sample) else kth_largest(sample, below, top)
-    return Search(0, top, low, high)
+    return low, high
+
+
+def _deviation(hits: torch.Tensor, ends: torch.Tensor) -> float:
+    """Return the standard deviation of the number of hits in a sample of runs.
+
+    It is estimated from differences between neighbouring runs, so that it leaves out how layers
+    differ: the sample has runs from all of them.
+    """
+    counts = hits.cumsum(0, dtype=torch.int32)[ends - 1].double().diff(prepend=torch.zeros(1))
+    lengths = ends.double().diff(prepend=torch.zeros(1))
+    excess = counts - lengths * (counts.sum() / len(hits))
+    return math.sqrt(float(excess.diff().square().sum()) / 2)

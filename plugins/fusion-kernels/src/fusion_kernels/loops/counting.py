@@ -34,6 +34,14 @@ def _list_inside(offsets: int, size: int, width: np.uint32, listed: int, filled:
 
 
 @inlined
+def _count_zeros(offsets: Words, size: int) -> int:
+    zeros = np.int32(0)
+    for i in range(size):
+        zeros = np.int32(zeros + np.int32(offsets[i] == np.uint32(0)))
+    return int(zeros)
+
+
+@inlined
 def _measure(row: Floats, size: int, low: np.uint32, offsets: Words) -> int:
     """Write the magnitudes of a strip less `low`; return how many are not smaller."""
     at_least = np.int32(0)
@@ -46,6 +54,8 @@ def _measure(row: Floats, size: int, low: np.uint32, offsets: Words) -> int:
 
 def count(parts: int, scratch: int, searches: int, windows: int, counts: int, offsets: int) -> int:
     """Count magnitudes above each window, and list those inside it, less its lower end.
+
+    It does not list those inside a window of one value.
 
     `windows` holds the lowest and highest bits of each search. `counts` receives, per search, how
     many magnitudes lie above, then, per search, how many lie inside. `offsets` has room for all of
@@ -64,7 +74,10 @@ def count(parts: int, scratch: int, searches: int, windows: int, counts: int, of
             at_least = _measure(row, size, low, words(strip))
             before = counted[searches + search]
             listed = offsets + 4 * search * layout[ELEMENTS]
-            after = _list_inside(strip, size, width, listed, before)
+            if width == np.uint32(0):
+                after = before + _count_zeros(words(strip), size)
+            else:
+                after = _list_inside(strip, size, width, listed, before)
             counted[search] += at_least - (after - before)
             counted[searches + search] = after
     return int(largest <= LARGEST)

@@ -172,7 +172,8 @@ class LoraSource(WeightSource):
             )
             for block_start in range(first, stop, step)
         ]
-        return torch.cat(blocks)[start - first : stop - first]
+        values = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        return values[start - first : stop - first]
 
     def _read_difference(self, name: str, start: int, stop: int) -> torch.Tensor:
         whole = self._adapter.read(self._whole[name], start, stop)

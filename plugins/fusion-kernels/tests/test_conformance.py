@@ -48,6 +48,7 @@ _TIES = [
     Ties(normalize=normalize, zero_sign=sign, scale=0.7)
     for normalize, sign in product((True, False), ("majority", "positive"))
 ]
+_TIES_L1 = Ties(density=0.4, rescale="l1", zero_sign="positive")
 
 
 def _replaced_by(kernel: str) -> Any:
@@ -133,10 +134,12 @@ _METHODS: dict[str, Methods] = {
         *_TIES,
         Ties(density=1.0),
         Ties(density=0.0),
+        _TIES_L1,
         DisjointMerge(0.3, normalize=True),
         DisjointMerge(1.0, False),
     ],
     "agreeing-entries": lambda _: [Elect(), Elect(zero_sign="positive")],
+    "trimmed-sums": lambda _: [_TIES_L1],
     "large-entries": lambda _: [Trim(density=0.5), Trim(density=0.0)],
     "entries-in-band": lambda _: [Band(), Band(density=0.0), Band(rescale="l1")],
     "band-sums": lambda count: [

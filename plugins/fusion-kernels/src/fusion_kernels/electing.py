@@ -17,7 +17,7 @@ from fusion_kernels.operands import (
 from fusion_kernels.trimming import smallest_kept
 
 if TYPE_CHECKING:
-    from fusion_core.weights import Operands, Piece, TensorInfo
+    from fusion_core.weights import Piece
 
 
 class AgreeingMean(AnyRangeFunction, TaskVectorFunction):
@@ -29,16 +29,13 @@ class AgreeingMean(AnyRangeFunction, TaskVectorFunction):
     def __init__(self) -> None:
         self._merge = load_loop("electing", "merge")
 
-    def fits(self, function: Any, operands: Operands, info: TensorInfo) -> bool:  # noqa: ANN401
-        """Serve all options but `rescale`."""
-        is_rescaled = getattr(_options_of(function), "rescale", "none") != "none"
-        return not is_rescaled and super().fits(function, operands, info)
-
     def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
         """Merge one piece."""
         options = _options_of(function)
-        survey, _factors = (None, None) if piece.state is None else piece.state
-        thresholds = smallest_kept(None if survey is None else survey.thresholds, len(piece.names))
+        experts = len(piece.names)
+        survey, rescaling = (None, None) if piece.state is None else piece.state
+        thresholds = smallest_kept(None if survey is None else survey.thresholds, experts)
+        factors = torch.ones(experts) if rescaling is None else rescaling.to(torch.float32)
         parts, weights = read_parts(piece, relative=True), weights_of(piece)
         merged = empty_result(piece)
         is_finite = self._merge(
@@ -46,6 +43,7 @@ class AgreeingMean(AnyRangeFunction, TaskVectorFunction):
             parts.scratch,
             thresholds.data_ptr(),
             weights.data_ptr(),
+            factors.data_ptr(),
             1.0 if survey is None else survey.tie,
             options.normalize,
             options.scale,
@@ -82,12 +80,14 @@ class Votes(AnyRangeFunction, TaskVectorFunction):
         (surveyed,) = function.args
         thresholds = smallest_kept(surveyed, len(piece.names))
         parts, weights = read_parts(piece, relative=True), weights_of(piece)
+        ones = torch.ones(len(piece.names))
         votes = torch.empty((), dtype=torch.int64)
         is_finite = self._count(
             parts.layout,
             parts.scratch,
             thresholds.data_ptr(),
             weights.data_ptr(),
+            ones.data_ptr(),
             votes.data_ptr(),
         )
         return votes if is_finite else None

@@ -64,6 +64,13 @@ def fusion_register_kernels() -> Iterator[KernelSpec]:
         replaces=("fusion_thresholds.trimming:TrimKernel.rows", "fusion_ties.transforms:Trim.rows"),
     )
     yield KernelSpec(
+        name="trimmed-sums",
+        least_elements=_OTHERS,
+        summary="Sums of magnitudes, of all entries and of the large ones.",
+        target="fusion_kernels.trimming:TrimmedSums",
+        replaces=("fusion_ties.ties:TrimmedSums",),
+    )
+    yield KernelSpec(
         name="entries-in-band",
         least_elements=_OTHERS,
         summary="Task vectors without their largest and smallest entries.",

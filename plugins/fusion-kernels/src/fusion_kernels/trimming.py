@@ -14,24 +14,33 @@ if TYPE_CHECKING:
     from fusion_core.weights import Piece
 
 
-class TrimmedRows(KeepingFunction):
-    """The rows of `trim`: entries whose magnitude is at least their expert's threshold."""
+class _Trimmed(KeepingFunction):
+    """Entries whose magnitude is at least their expert's threshold."""
 
     def __init__(self) -> None:
         self._keep = load_loop("choosing", "keep_band")
 
-    def run(self, function: Any, piece: Piece, chosen: int, sums: int) -> int:  # noqa: ANN401, ARG002
+    def run(self, function: Any, piece: Piece, chosen: int, sums: int) -> int:  # noqa: ANN401
         """Call the loop."""
-        lows = smallest_kept(piece.state, len(piece.names))
+        thresholds = function.trimming.thresholds if sums else piece.state
+        lows = smallest_kept(thresholds, len(piece.names))
         highs = torch.full_like(lows, torch.inf)
         parts = read_parts(piece, relative=True)
         return self._keep(
             parts.layout, parts.scratch, lows.data_ptr(), highs.data_ptr(), chosen, sums
         )
 
-    def __call__(self, function: Any, piece: Piece) -> torch.Tensor | None:  # noqa: ANN401
-        """Trim one piece."""
-        return self.entries(function, piece)
+
+class TrimmedRows(_Trimmed):
+    """The rows of `trim`."""
+
+    __call__ = _Trimmed.entries
+
+
+class TrimmedSums(_Trimmed):
+    """The sums of magnitudes that `ties` needs for `rescale: l1`."""
+
+    __call__ = _Trimmed.sums
 
 
 def smallest_kept(thresholds: torch.Tensor | None, experts: int) -> torch.Tensor:

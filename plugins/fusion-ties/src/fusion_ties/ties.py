@@ -51,7 +51,7 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
         trimming = TrimSurvey.of(scan, density, majority=self.config.zero_sign == "majority")
         if self.config.rescale == "none":
             return trimming, None
-        return trimming, l1_factors(scan, _TrimmedSums(trimming))
+        return trimming, l1_factors(scan, TrimmedSums(trimming))
 
     def merge(self, piece: Piece) -> Tensor:
         """Trim, elect and merge one piece."""
@@ -65,11 +65,12 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
 
 
 @dataclass(frozen=True)
-class _TrimmedSums:
+class TrimmedSums:
     """Each expert's sums of magnitudes in a piece before and after trimming."""
 
     trimming: TrimSurvey
 
     def __call__(self, piece: Piece) -> Tensor:
+        """Sum one piece."""
         rows = piece.task_vectors
         return sum_magnitudes(rows, self.trimming.trim(rows))

@@ -43,15 +43,16 @@ def _add_trimmed(
     size: int,
     threshold: np.float32,
     weight: np.float32,
+    factor: np.float32,
     row: Floats,
     total: Floats,
 ) -> np.uint32:
-    """Trim a row, multiply it by its weight, and add it; return the bits of the largest entry."""
+    """Trim a row, weight and rescale it, and add it; return the bits of the largest entry."""
     largest = np.uint32(0)
     for i in range(size):
         value = widen(stored[i]) - less[i]
         largest = max(largest, magnitude_of(value))
-        product = (value if abs(value) >= threshold else ZERO) * weight
+        product = (value if abs(value) >= threshold else ZERO) * weight * factor
         row[i] = product
         total[i] += product
     return largest
@@ -65,9 +66,10 @@ def _sum_trimmed(
     size: int,
     thresholds: Floats,
     weights: Floats,
+    factors: Floats,
     total: Floats,
 ) -> np.uint32:
-    """Read the base, and all rows, trimmed and weighted, and their sum.
+    """Read the base, and all rows, trimmed, weighted and rescaled, and their sum.
 
     Returns the bits of the largest magnitude before.
     """
@@ -75,7 +77,8 @@ def _sum_trimmed(
     fill(total, NOTHING, size)
     largest = np.uint32(0)
     for expert in range(integers(parts)[EXPERTS]):
-        rest = (size, thresholds[expert], weights[expert], row_of(scratch, expert), total)
+        row, scales = row_of(scratch, expert), (weights[expert], factors[expert])
+        rest = (size, thresholds[expert], *scales, row, total)
         largest = max(largest, over_expert(_add_trimmed, parts, scratch, expert, start, rest))
     return largest
 
@@ -103,13 +106,15 @@ def merge(
     scratch: int,
     thresholds: int,
     weights: int,
+    factors: int,
     tie: float,
     normalize: int,
     scale: float,
     merged: int,
 ) -> int:
     """Merge a piece; 0 if an operand or a result is not finite."""
-    layout, base, factors = integers(parts), base_of(scratch), floats(weights)
+    layout, base = integers(parts), base_of(scratch)
+    per_expert = (floats(thresholds), floats(weights), floats(factors))
     total, sign, share = (
         strip_of(scratch, OWN),
         strip_of(scratch, OWN + 1),
@@ -118,13 +123,13 @@ def merge(
     largest = np.uint32(0)
     for start in range(0, layout[ELEMENTS], STRIP):
         size = min(STRIP, layout[ELEMENTS] - start)
-        highest = _sum_trimmed(parts, scratch, start, size, floats(thresholds), factors, total)
+        highest = _sum_trimmed(parts, scratch, start, size, *per_expert, total)
         largest = max(largest, highest)
         elect(total, tie, size, sign)
         fill(total, NOTHING, size)
         fill(share, ZERO, size)
         for expert in range(layout[EXPERTS]):
-            row, weight = row_of(scratch, expert), factors[expert]
+            row, weight = row_of(scratch, expert), floats(weights)[expert]
             for i in range(size):
                 agreeing = max(row[i] * sign[i], ZERO)
                 total[i] += agreeing
@@ -163,15 +168,16 @@ def keep(parts: int, scratch: int, weights: int, tie: float, chosen: int) -> int
     return int(largest <= LARGEST)
 
 
-def count_votes(parts: int, scratch: int, thresholds: int, weights: int, votes: int) -> int:
+def count_votes(
+    parts: int, scratch: int, thresholds: int, weights: int, factors: int, votes: int
+) -> int:
     """Count the votes of a block; 0 if an operand is not finite."""
     layout, total, counted = integers(parts), strip_of(scratch, OWN), 0
+    per_expert = (floats(thresholds), floats(weights), floats(factors))
     largest = np.uint32(0)
     for start in range(0, layout[ELEMENTS], STRIP):
         size = min(STRIP, layout[ELEMENTS] - start)
-        highest = _sum_trimmed(
-            parts, scratch, start, size, floats(thresholds), floats(weights), total
-        )
+        highest = _sum_trimmed(parts, scratch, start, size, *per_expert, total)
         largest = max(largest, highest)
         balance = np.int32(0)
         for i in range(size):

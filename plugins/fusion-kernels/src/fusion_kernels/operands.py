@@ -88,7 +88,7 @@ def read_parts(piece: Piece, *, relative: bool) -> Parts:
     needs_base = relative or PLUS_BASE in modes
     origin = _NO_RECORD if base is None or not needs_base else _record(piece, base, AS_STORED)
     flags = (int(origin is not _NO_RECORD), int(PLUS_BASE in modes))
-    return _parts([origin, *records], piece.stop - piece.start, flags, _result_kind(piece))
+    return _parts([origin, *records], piece.stop - piece.start, flags, _KINDS[_result_dtype(piece)])
 
 
 def _record(piece: Piece, model: WeightSource, mode: int) -> _Record:
@@ -101,14 +101,12 @@ def _record(piece: Piece, model: WeightSource, mode: int) -> _Record:
 
 
 def empty_result(piece: Piece) -> torch.Tensor:
-    """Return memory for the merge of a piece, as its loop writes it: in bf16 or fp32."""
-    return torch.empty(
-        piece.shape, dtype=torch.bfloat16 if _result_kind(piece) == BF16 else torch.float32
-    )
+    """Return memory for the merge of a piece, in the dtype in which its loop writes it."""
+    return torch.empty(piece.shape, dtype=_result_dtype(piece))
 
 
-def _result_kind(piece: Piece) -> int:
-    return BF16 if piece.stored_dtype is torch.bfloat16 else FP32
+def _result_dtype(piece: Piece) -> torch.dtype:
+    return piece.stored_dtype if piece.stored_dtype in _KINDS else torch.float32
 
 
 def parts_of(rows: torch.Tensor) -> Parts:

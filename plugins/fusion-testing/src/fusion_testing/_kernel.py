@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     Methods = Callable[[int], Sequence[PieceKernel]]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_NARROW = (torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, *_NARROW)
 #: Numbers of experts and sizes of tensors: around a strip's, and one that surveys sample.
 _CASES = (*product((1, 2, 3, 16), (1, 7, 1024, 3000)), (3, 2**16 + 5))
 _NAME = "layer.weight"
@@ -155,7 +156,7 @@ def _merge(
     weights: tuple[float, ...],
     kernels: Mapping[str, tuple[str, str]],
 ) -> list[bytes | str]:
-    """Return the bytes of a merge, and of it in bf16, or of transformed experts.
+    """Return the bytes of a merge, and of it in bf16 and fp16, or of transformed experts.
 
     In the place of bytes that cannot be computed is the text of the error.
     """
@@ -165,8 +166,8 @@ def _merge(
     sources: Sequence[WeightSource] = ()
     if isinstance(method, Kernel):
         merged = MergedSource(method, operands)
-        infos = {_NAME: replace(merged.infos[_NAME], dtype=torch.bfloat16)}
-        sources = [merged, CastSource(merged, infos, finite=True)]
+        casts = [{_NAME: replace(merged.infos[_NAME], dtype=dtype)} for dtype in _NARROW]
+        sources = [merged, *(CastSource(merged, infos, finite=True) for infos in casts)]
     elif isinstance(method, RowsKernel):
         sources = [*transform_experts(operands, method).values()]
     return [_read(source) for source in sources]

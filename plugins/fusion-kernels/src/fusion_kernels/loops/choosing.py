@@ -4,13 +4,13 @@ import numpy as np
 
 from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
 from fusion_kernels.loops.primitives import LARGEST, ZERO, floats, integers
+from fusion_kernels.loops.rounding import store_result
 from fusion_kernels.loops.strips import (
     OWN,
     base_of,
     read_strip,
     result_of,
     row_of,
-    store_result,
     strip_of,
 )
 from fusion_kernels.loops.sums import add_magnitudes

@@ -20,6 +20,7 @@ from fusion_kernels.loops.primitives import (
     magnitude_of,
     widen,
 )
+from fusion_kernels.loops.rounding import store_result
 from fusion_kernels.loops.strips import (
     OWN,
     base_of,
@@ -29,7 +30,6 @@ from fusion_kernels.loops.strips import (
     read_strip,
     result_of,
     row_of,
-    store_result,
     strip_of,
 )
 

@@ -16,13 +16,13 @@ from fusion_kernels.loops.primitives import (
     magnitude_of,
     widen,
 )
+from fusion_kernels.loops.rounding import store_result
 from fusion_kernels.loops.strips import (
     base_of,
     fill,
     over_expert,
     read_base,
     result_of,
-    store_result,
 )
 
 

@@ -35,9 +35,7 @@ from fusion_kernels.layout import (
     STRIP_BYTES,
 )
 from fusion_kernels.loops.primitives import (
-    MAGNITUDE,
     Floats,
-    bits_of,
     floats,
     halves,
     inlined,
@@ -51,8 +49,6 @@ from fusion_kernels.loops.primitives import (
 
 #: The strips of the scratch memory that every loop has; its own begin at `OWN`.
 _BASE, _NEGATED, _ZEROS, _RESULT, OWN = 0, 1, 2, 3, 4
-#: Half of the last place of bf16, in the bits of fp32.
-_HALF_PLACE = np.uint32(0x8000)
 
 
 @inlined
@@ -199,23 +195,3 @@ def result_of(parts: int, scratch: int, merged: int, start: int) -> Floats:
     """Return where a loop writes a strip of the merge, for `store_result`."""
     is_single = integers(parts)[RESULT_KIND] == FP32
     return floats(merged + 4 * start) if is_single else strip_of(scratch, _RESULT)
-
-
-@inlined
-def store_result(parts: int, result: Floats, merged: int, start: int, size: int) -> np.uint32:
-    """Round a strip of the merge to bf16, if it is stored so.
-
-    Returns the bits of the largest magnitude, half a place of bf16 more: the engine does not check
-    what is rounded, and these bits exceed `LARGEST` if it is not finite. Returns 0 if it is stored
-    in fp32.
-    """
-    largest = np.uint32(0)
-    if integers(parts)[RESULT_KIND] == FP32:
-        return largest
-    stored = halves(merged + 2 * start)
-    for i in range(size):
-        bits = bits_of(result[i])
-        largest = max(largest, np.uint32(bits & MAGNITUDE))
-        is_odd = (bits >> np.uint32(16)) & np.uint32(1)
-        stored[i] = np.uint16((bits + (_HALF_PLACE - np.uint32(1)) + is_odd) >> np.uint32(16))
-    return np.uint32(largest + _HALF_PLACE)

@@ -15,6 +15,7 @@ from fusion_kernels.loops.primitives import (
     integers,
     square_root,
 )
+from fusion_kernels.loops.rounding import store_result
 from fusion_kernels.loops.strips import (
     OWN,
     address_of,
@@ -22,7 +23,6 @@ from fusion_kernels.loops.strips import (
     read_strip,
     result_of,
     row_of,
-    store_result,
     strip_of,
 )
 from fusion_kernels.loops.sums import add_squares

@@ -217,11 +217,13 @@ def _guess(sample: torch.Tensor, ends: torch.Tensor, fraction: float, top: int) 
     """
     alone = math.sqrt(len(sample) * fraction * (1 - fraction))
     low, high = _window(sample, fraction, alone, top)
-    deviation = _deviation(sample >= low, ends)
+    from_low = sample >= low
+    deviation = _deviation(from_low, ends)
     if deviation > _ALIKE * alone:
         low, high = _window(sample, fraction, deviation, top)
-    inside = int(((sample >= low) & (sample <= high)).sum())
-    return Guess(Search(0, top, low, high), inside / len(sample))
+        from_low = sample >= low
+    inside = from_low.count_nonzero() - (sample > high).count_nonzero()
+    return Guess(Search(0, top, low, high), int(inside) / len(sample))
 
 
 def _window(sample: torch.Tensor, fraction: float, deviation: float, top: int) -> tuple[int, int]:

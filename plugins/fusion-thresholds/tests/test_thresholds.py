@@ -29,6 +29,7 @@ from fusion_thresholds import (
     count_for_density,
     elect_sign,
     kth_largest_magnitudes,
+    sampling,
     selection,
 )
 from fusion_thresholds.trimming import trim
@@ -83,7 +84,7 @@ def test_other_processes_add_up_their_counts(
 ) -> None:
     monkeypatch.setattr("fusion_core.weights.source.BLOCK", 7)
     monkeypatch.setattr(SHORTEST_RUN, 2)
-    monkeypatch.setattr(selection, "_WORTH_A_GUESS", guess)
+    monkeypatch.setattr(sampling, "_WORTH_A_GUESS", guess)
     monkeypatch.setattr(selection, "_UNTALLIED", untallied)
     experts = tuple({"w": torch.randn(500).round(decimals=1)} for _ in range(2))
     elsewhere = dataclasses.replace(scan_of(*experts), executor=Elsewhere())
@@ -104,9 +105,9 @@ def test_a_wrong_guess_still_gives_the_exact_result(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fusion_core.weights.source.BLOCK", data.draw(st.integers(1, 40)))
         patch.setattr(SHORTEST_RUN, data.draw(st.integers(1, 3)))
-        patch.setattr(selection, "_WORTH_A_GUESS", data.draw(st.sampled_from([2, 2**16])))
-        patch.setattr(selection, "_SAMPLED", data.draw(st.integers(1, 8)))
-        patch.setattr(selection, "_MARGIN", data.draw(st.sampled_from([0, 0.5, 6])))
+        patch.setattr(sampling, "_WORTH_A_GUESS", data.draw(st.sampled_from([2, 2**16])))
+        patch.setattr(sampling, "_SAMPLED", data.draw(st.integers(1, 8)))
+        patch.setattr(sampling, "_MARGIN", data.draw(st.sampled_from([0, 0.5, 6])))
         patch.setattr(selection, "_UNTALLIED", data.draw(st.sampled_from([0, 10])))
         patch.setattr(tally, "_MANY", data.draw(st.sampled_from([1, 2**15])))
         patch.setattr(tally, "_MOST_LISTED", data.draw(st.sampled_from([0, 10, 2**17])))

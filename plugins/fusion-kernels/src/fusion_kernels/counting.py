@@ -90,9 +90,11 @@ class WindowPolls(AnyRangeFunction, TaskVectorFunction):
         if not is_finite:
             return None
         *numbers, votes, crowd = counts.tolist()
-        listed = sum(numbers[experts:])
+        above, inside = numbers[:experts], numbers[experts:]
+        listed = sum(inside)
         return function.block(
-            numbers[:experts],
+            above,
+            inside,
             bins[:listed].clone(),
             changes[:listed].clone(),
             votes,

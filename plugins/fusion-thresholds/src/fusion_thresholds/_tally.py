@@ -109,8 +109,8 @@ class Tally:
         if self.counts is None:
             span = self.search.high - self.search.low
             return kth_largest(torch.cat(self.listed), k, span >> self.search.shift)
-        group, k = _bin_and_rank(self.counts.view(-1, _GROUP).sum(1), k)
-        number, _ = _bin_and_rank(self.counts[group * _GROUP : (group + 1) * _GROUP], k)
+        group, k = bin_and_rank(self.counts.view(-1, _GROUP).sum(1), k)
+        number, _ = bin_and_rank(self.counts[group * _GROUP : (group + 1) * _GROUP], k)
         return group * _GROUP + number
 
 
@@ -123,7 +123,7 @@ def _counts_of(block: BlockTally) -> torch.Tensor:
     return ones(block.bins) if block.counts is None else block.counts
 
 
-def _bin_and_rank(counts: torch.Tensor, k: int) -> tuple[int, int]:
+def bin_and_rank(counts: torch.Tensor, k: int) -> tuple[int, int]:
     """Return the bin of the k-th largest value, and its rank among the values of that bin."""
     from_above = counts.flip(0).cumsum(0)
     number = len(counts) - 1 - int((from_above < k).sum())
@@ -138,7 +138,7 @@ def kth_largest(numbers: torch.Tensor, k: int, top: int) -> int:
     """
     if len(numbers) >= _MANY:
         leading = numbers >> max(0, top.bit_length() - _LEADING_BITS)
-        number, k = _bin_and_rank(torch.bincount(leading), k)
+        number, k = bin_and_rank(torch.bincount(leading), k)
         numbers = select_by_mask(numbers, leading == number)
     return int(numbers.kthvalue(len(numbers) + 1 - k).values)
 

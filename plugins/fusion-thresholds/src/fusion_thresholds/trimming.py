@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core.weights import RowsKernel, Scope, sum_in_order
-from fusion_thresholds.polling import thresholds_and_votes
 from fusion_thresholds.selection import (
     kth_largest_magnitudes,
     magnitude_dtype,
     task_vectors_of,
 )
+from fusion_thresholds.surveying import thresholds_and_votes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

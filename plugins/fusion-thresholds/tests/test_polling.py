@@ -96,9 +96,9 @@ def test_too_many_magnitudes_in_wide_windows_are_forgotten(monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("_compiled")
 def test_windows_full_of_equal_magnitudes_are_not_polled() -> None:
-    thresholds, votes = surveying.thresholds_and_votes(_scan(2, grid=2), [60_000] * 2)
-    assert votes is None, "it would list a fifth of all entries"
-    assert thresholds.tolist() == [1.5, 1.5]
+    thresholds, votes = surveying.thresholds_and_votes(_scan(2, grid=1), [200_000] * 2)
+    assert votes is None, "it would list half of all entries"
+    assert thresholds.tolist() == [1.0, 1.0]
 
 
 def test_without_a_kernel_votes_have_a_pass_of_their_own() -> None:

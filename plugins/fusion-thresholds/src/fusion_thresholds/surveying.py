@@ -27,7 +27,7 @@ _MOST_BINS = 2**31
 #: The most numbers in the list of entries with several magnitudes in windows.
 _LONGEST = 2**22
 #: The most of all magnitudes in a window: each is listed.
-_FULLEST = 1 / 8
+_FULLEST = 1 / 5
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,6 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     *((ENCODER, seed, (EXPERTS, *MAIN[:4], "32 own")) for seed in (0, 1, 2)),
     *((ENCODER, seed, ("1 own", SHORT, FURTHER[0])) for seed in (0, 1)),
     (ENCODER_DECODER, 0, (BASE,)),
-    *((ENCODER_DECODER, seed, (EXPERTS, *MAIN[:4], "32 own")) for seed in (0, 1)),
-    *((ENCODER_DECODER, seed, (SHORT, FURTHER[0])) for seed in (0, 1)),
+    *((ENCODER_DECODER, seed, (EXPERTS, *MAIN[:4], "32 own")) for seed in (0, 1, 2)),
+    *((ENCODER_DECODER, seed, (SHORT, FURTHER[0], VARIANTS[-1])) for seed in (0, 1)),
 )

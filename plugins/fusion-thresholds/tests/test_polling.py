@@ -41,7 +41,7 @@ def _compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_compiled")
-@pytest.mark.parametrize("listed", [2**21, 100], ids=["listed", "counted"])
+@pytest.mark.parametrize("listed", [2**20, 100], ids=["listed", "counted"])
 @pytest.mark.parametrize(
     ("experts", "grid", "ranks"),
     [

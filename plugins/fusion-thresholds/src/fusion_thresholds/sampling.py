@@ -116,8 +116,7 @@ class _Sample:
         It is estimated from the difference between the halves of each run, so that it leaves out
         how blocks and tensors differ: the sample has runs from all of them.
         """
-        hits = (self.magnitudes >= bound).cumsum(0, dtype=torch.int32)
-        before = pad(hits, (1, 0)).double()
+        before = pad((self.magnitudes >= bound).cumsum(0, dtype=torch.int32), (1, 0))
         starts, halves = lengths.cumsum(0) - lengths, lengths // 2
         first, whole = (before[starts + part] - before[starts] for part in (halves, lengths))
         share = before[-1] / len(self.magnitudes)

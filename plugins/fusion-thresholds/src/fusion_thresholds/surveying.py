@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fusion_thresholds.sampling import Guess
 
 #: The most magnitudes to list, and the most bins of a window if there are more.
-_MOST_LISTED, _WIDEST = 2**21, 2**20
+_MOST_LISTED, _WIDEST = 2**20, 2**20
 #: The most bins of all windows: each has a number of 32 bits.
 _MOST_BINS = 2**31
 #: The most numbers in the list of entries with several magnitudes in windows.

@@ -465,15 +465,19 @@ def test_large_finite_values_are_finite(dtype: torch.dtype) -> None:
     check_finite(torch.zeros(0, dtype=dtype), "x", "model")
 
 
-def test_an_overflow_of_the_output_is_refused(models: Models) -> None:
-    merge = merged(models, Linear((1e8, 0.0, 0.0)))
+def stored_in(merge: MergedSource, dtype: torch.dtype) -> CastSource:
     infos = {
-        name: source.TensorInfo(name, info.shape, torch.float16)
+        name: source.TensorInfo(name, info.shape, dtype)
         for name, info in merge.infos.items()
         if info.dtype.is_floating_point
     }
+    return CastSource(merge, infos, finite=True)
+
+
+def test_an_overflow_of_the_output_is_refused(models: Models) -> None:
+    merge = merged(models, Linear((1e8, 0.0, 0.0)))
     with pytest.raises(WeightsError, match=r"merge by Linear in torch\.float16: tensor 'layer"):
-        CastSource(merge, infos, finite=True).state_dict()
+        stored_in(merge, torch.float16).state_dict()
 
 
 def test_a_method_that_rounds_by_itself_is_checked(models: Models) -> None:
@@ -484,13 +488,8 @@ def test_a_method_that_rounds_by_itself_is_checked(models: Models) -> None:
             return (piece.base * torch.nan).to(torch.bfloat16)
 
     merge = merged(models, Rounded())
-    infos = {
-        name: source.TensorInfo(name, info.shape, torch.bfloat16)
-        for name, info in merge.infos.items()
-        if info.dtype.is_floating_point
-    }
     with pytest.raises(WeightsError, match=r"merge by Rounded in torch\.bfloat16: tensor 'layer"):
-        CastSource(merge, infos, finite=True).state_dict()
+        stored_in(merge, torch.bfloat16).state_dict()
 
 
 # --- random numbers -----------------------------------------------------------------------------

@@ -27,9 +27,9 @@ class BlockPoll:
     """The magnitudes in windows of one block, and its votes as far as they are certain."""
 
     #: per expert: how many magnitudes lie above its window
-    above: Sequence[int]
+    above: list[int]
     #: per expert: how many lie inside its window
-    inside: Sequence[int]
+    inside: list[int]
     #: the bins of magnitudes inside windows: a bin per number, window after window
     bins: torch.Tensor
     #: how the votes change if this magnitude is kept; 0 if its entry has several inside windows
@@ -40,12 +40,9 @@ class BlockPoll:
     crowded: torch.Tensor
 
     def by_window(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the bins and the changes of each window."""
-        yield from zip(
-            torch.split(self.bins, [*self.inside]),
-            torch.split(self.changes, [*self.inside]),
-            strict=True,
-        )
+        """Return the bins and the changes of each window."""
+        parts = (torch.split(part, self.inside) for part in (self.bins, self.changes))
+        return zip(*parts, strict=True)
 
 
 @dataclass(frozen=True)
@@ -84,10 +81,7 @@ class WindowPoll:
 
     def join(self, blocks: Sequence[BlockPoll]) -> BlockPoll:
         """Add up what several blocks hold."""
-        windows = [
-            [torch.cat(parts) for parts in zip(*window, strict=True)]
-            for window in zip(*(block.by_window() for block in blocks), strict=True)
-        ]
+        windows = join_windows(blocks)
         return BlockPoll(
             add_up([block.above for block in blocks]),
             add_up([block.inside for block in blocks]),
@@ -96,6 +90,14 @@ class WindowPoll:
             sum(block.votes for block in blocks),
             torch.cat([block.crowded for block in blocks], dim=1),
         )
+
+
+def join_windows(blocks: Sequence[BlockPoll]) -> list[list[torch.Tensor]]:
+    """Return the bins and the changes of each window, of several blocks."""
+    return [
+        [torch.cat(parts) for parts in zip(*window, strict=True)]
+        for window in zip(*(block.by_window() for block in blocks), strict=True)
+    ]
 
 
 def add_up(counts: Sequence[Sequence[int]]) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 
 from fusion_core.weights import Piece, is_compiled, shared_pass
 from fusion_thresholds._tally import Search, Tally, bin_and_rank, kth_largest, ones
-from fusion_thresholds.polling import WindowPoll, add_up, vote_of
+from fusion_thresholds.polling import WindowPoll, add_up, join_windows, vote_of
 from fusion_thresholds.sampling import guess_windows
 from fusion_thresholds.selection import find_largest, task_vectors_of
 
@@ -121,30 +121,27 @@ class _Poll:
 
     def _count(self) -> None:
         """Count per bin what is listed, or forget it."""
+        listed, self._listed, self._waiting = self._listed, [], 0
         if max(self._widths) > _WIDEST:
             self._knows_inside = False
-        else:
-            if self._counted is None:
-                zeros = torch.zeros(2, sum(self._widths), dtype=torch.int64)
-                self._counted = zeros[0], zeros[1]
-            total, counts = self._counted
-            for block in self._listed:
-                total.index_add_(0, block.bins, block.changes.to(torch.int64))
-                counts.index_add_(0, block.bins, ones(block.bins))
-        self._listed.clear()
-        self._waiting = 0
+            return
+        if self._counted is None:
+            zeros = torch.zeros(2, sum(self._widths), dtype=torch.int64)
+            self._counted = zeros[0], zeros[1]
+        total, counts = self._counted
+        for block in listed:
+            total.index_add_(0, block.bins, block.changes.to(torch.int64))
+            counts.index_add_(0, block.bins, ones(block.bins))
 
     def _by_window(self) -> list[_Inside]:
         if self._counted is not None:
             split = (torch.split(numbers, self._widths) for numbers in self._counted)
             pairs = zip(*split, strict=True)
             return [_Inside.of(total, counts) for total, counts in pairs]
-        listed = zip(*(block.by_window() for block in self._listed), strict=True)
-        joined = [[torch.cat(parts) for parts in zip(*window, strict=True)] for window in listed]
         firsts = self.function.windows[:, 2].tolist()
         return [
             _Inside(bins - first, changes)
-            for (bins, changes), first in zip(joined, firsts, strict=True)
+            for (bins, changes), first in zip(join_windows(self._listed), firsts, strict=True)
         ]
 
 

@@ -55,8 +55,7 @@ def _measure(row: Floats, size: int, low: np.uint32, offsets: Words) -> int:
 def count(parts: int, scratch: int, searches: int, windows: int, counts: int, offsets: int) -> int:
     """Count magnitudes above each window, and list those inside it, less its lower end.
 
-    It does not list those inside a window of one value.
-
+    Those inside a window of one value are counted and not listed.
     `windows` holds the lowest and highest bits of each search. `counts` receives, per search, how
     many magnitudes lie above, then, per search, how many lie inside. `offsets` has room for all of
     a block per search. Returns 0 if an operand is not finite.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from fusion_testing import TinyTasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -193,6 +194,35 @@ def test_every_storage_of_task_vectors_gives_the_same_model(
     tolerance = largest * 2**-8 if storage == "bf16" else 1e-12
     for name, value in models[0].items():
         torch.testing.assert_close(models[1][name], value, rtol=0, atol=tolerance)
+
+
+class Counted(Linear):
+    """Counts the pieces whose rows it computes."""
+
+    pieces: ClassVar[list[str]] = []
+
+    def rows(self, piece: Piece) -> Tensor:
+        self.pieces.append(piece.info.name)
+        return super().rows(piece)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("grain", ["tensor", "row", "row+column", "component"])
+def test_steps_read_a_file_of_task_vectors_that_take_long_to_compute(
+    grain: str, make_pool: Callable[..., CheckpointsPool], tmp_path: Path
+) -> None:
+    pool = make_pool("transformer", experts=3)
+    plain = live_merge(pool, storage="disk", grain=grain)
+    written = live_merge(pool, Counted, storage="disk", grain=grain, rows_in=tmp_path / "state")
+    assert not any((tmp_path / "state").iterdir()), "a killed process would leave it behind"
+    Counted.pieces.clear()
+    gradients = []
+    for live in (plain, written):
+        live.merge(torch.full((3, live.columns), 0.4, dtype=torch.float64))
+        objective(live.model).backward()
+        gradients.append(live.gradient())
+    assert not Counted.pieces
+    assert torch.equal(*gradients)
 
 
 def test_task_vectors_in_bf16_take_half_the_memory(

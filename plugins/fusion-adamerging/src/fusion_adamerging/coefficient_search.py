@@ -139,6 +139,7 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
         self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
     ) -> LiveMerge:
         dtypes = {info.dtype for info in merged.infos.values()}
+        scratch = context.state or Path(tempfile.gettempdir())
         return LiveMerge(
             pool,
             merged,
@@ -146,6 +147,7 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
             storage=self.config.task_vectors,
             dtype=torch.float64 if torch.float64 in dtypes else torch.float32,
             grain=self.config.grain,
+            rows_in=scratch if context.transforms else None,
         )
 
     def _name_coefficients(

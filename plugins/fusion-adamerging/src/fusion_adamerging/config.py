@@ -90,6 +90,7 @@ class CoefficientSearchConfig(SearchConfig):
     """Initial value of every coefficient."""
     task_vectors: Literal["auto", "fp32", "bf16", "disk"] = "auto"
     """Where to hold task vectors: in memory as fp32 or bf16, or on disk and read in every step.
+    After a transform, `disk` writes them to a temporary file next to the output, in fp32.
     `auto` holds matrices whose task vectors have low rank, as those of adapters, as factors if
     these are smaller than the matrix, and everything else as fp32."""
 

@@ -17,6 +17,7 @@ import torch
 
 from fusion_adapting._factored import Factored
 from fusion_adapting._live import build_live, group_tied_names, merged_parameters
+from fusion_adapting._row_file import RowFile
 from fusion_adapting._sharing import Grain, choose_sharing
 from fusion_adapting._task_vectors import OnDisk, Resident, TaskVectors, pieces_of, rows_of
 from fusion_core.weights import Cut
@@ -24,6 +25,7 @@ from fusion_core.weights.merging.execution import map_on_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -101,9 +103,13 @@ class LiveMerge:
     bits) and K * P for the vectors (half of that in bf16, and less than P as factors, see
     `Storage`). Singular vectors add up to 2 * P for `rank` and 2 * K * P for `component`, even
     if task vectors stay on disk.
+
+    With the storage `disk`, every step reads the experts. If their task vectors take long to
+    compute, name a directory in `rows_in`. They are then written to a temporary file there, in
+    K * P bytes, and every step reads that.
     """
 
-    def __init__(  # noqa: PLR0913 - three options of the storage, each with a default
+    def __init__(  # noqa: PLR0913 - four options of the storage, each with a default
         self,
         pool: ModelPool[Any],
         merged: MergedSource,
@@ -112,12 +118,17 @@ class LiveMerge:
         storage: Storage = "auto",
         dtype: torch.dtype = torch.float32,
         grain: Grain = "tensor",
+        rows_in: Path | None = None,
     ) -> None:
         self.dtype = dtype
         packed = pool.layout.pack(merged)
         self.model = build_live(pool, packed, device, dtype=dtype).requires_grad_(False)
         self._on_disk = storage == "disk"
-        self.leaves = list(_make_leaves(pool, merged, self.model, storage, grain))
+        row_file = None
+        if rows_in is not None and self._on_disk:
+            experts = len(merged.operands.experts)
+            row_file = RowFile.create(rows_in, merged.infos, experts, dtype)
+        self.leaves = list(_make_leaves(pool, merged, self.model, storage, grain, row_file))
         #: the number of coefficients per expert: that of leaves if each has one
         self.columns = sum(leaf.count for leaf in self.leaves)
 
@@ -159,8 +170,13 @@ class LiveMerge:
         yield from run(torch.no_grad()(work), units)
 
 
-def _make_leaves(
-    pool: ModelPool[Any], merged: MergedSource, model: nn.Module, storage: Storage, grain: Grain
+def _make_leaves(  # noqa: PLR0913, PLR0917 - what is made of what, and how
+    pool: ModelPool[Any],
+    merged: MergedSource,
+    model: nn.Module,
+    storage: Storage,
+    grain: Grain,
+    row_file: RowFile | None,
 ) -> Iterator[Leaf]:
     """Yield the leaves. They are read concurrently: small matrices of a transform use one core."""
     kernel: Any = merged.kernel
@@ -178,7 +194,7 @@ def _make_leaves(
         sharing = choose_sharing(merged.infos[name], grain, read_rows)
         vectors: TaskVectors
         if storage == "disk":
-            vectors = OnDisk(sharing, merged, kernel)
+            vectors = OnDisk(sharing, merged, kernel, row_file)
         else:
             dtype = torch.bfloat16 if storage == "bf16" else parameter.dtype
             whole = Resident.read(merged, kernel, sharing, like=parameter, dtype=dtype)

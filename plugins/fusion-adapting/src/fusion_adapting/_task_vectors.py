@@ -1,4 +1,4 @@
-"""Task vectors of a live merge: in memory as one matrix per parameter, or on disk.
+"""Task vectors of a live merge: in memory as one matrix per parameter, or read in every step.
 
 A third kind, `Factored`, has its own module. All kinds compute two products with the rows that the
 final merge combines: coefficients @ rows, the merge, and rows @ gradient, the gradient of the
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fusion_adapting._row_file import RowFile
     from fusion_adapting._sharing import Sharing
     from fusion_core.weights import MergedSource, Piece
 
@@ -113,21 +114,34 @@ class OnDisk:
     sharing: Sharing
     merged: MergedSource
     kernel: RowKernel
+    #: holds the task vectors if they take long to compute; None to compute them in every step
+    file: RowFile | None = None
     storage = "disk"
+
+    def __post_init__(self) -> None:
+        """Compute and write the task vectors if there is a file for them."""
+        if self.file is not None:
+            for part, piece in self._pieces():
+                self.file.write(self.sharing.info.name, part, rows_of(self.kernel, piece))
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Read base and task vectors piece by piece and combine them."""
         for part, piece in self._pieces():
-            base, rows = _to_like(piece.base, out), _to_like(rows_of(self.kernel, piece), out)
+            base, rows = _to_like(piece.base, out), _to_like(self._rows(part, piece), out)
             self.sharing.combine(part.start, base.reshape(-1), rows, coefficients, out[part])
 
     def project(self, gradient: Tensor) -> Tensor:
         """Read the task vectors piece by piece and join their products in order."""
         parts = [
-            self.sharing.project(_to_like(rows_of(self.kernel, piece), gradient), gradient[part])
+            self.sharing.project(_to_like(self._rows(part, piece), gradient), gradient[part])
             for part, piece in self._pieces()
         ]
         return self.sharing.join(parts)
+
+    def _rows(self, part: slice, piece: Piece) -> Tensor:
+        if self.file is None:
+            return rows_of(self.kernel, piece)
+        return self.file.read(self.sharing.info.name, part)
 
     def _pieces(self) -> Iterator[tuple[slice, Piece]]:
         return pieces_of(self.merged, self.sharing.info.name, self.sharing.cut)

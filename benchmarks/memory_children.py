@@ -55,8 +55,14 @@ def merge(recipe: str, workers: str) -> None:
     estimate = check(planned).memory
     bare = peak_memory()
     execute(planned)
-    measured = {"bare": bare, "peak": peak_memory(), "at_least": estimate.at_least}
-    print(json.dumps({**measured, "estimate": estimate.total - estimate.process}))
+    measured = {
+        "bare": bare,
+        "peak": peak_memory(),
+        "at_least": estimate.at_least,
+        "estimate": estimate.total - estimate.process,
+        "compiles": "numba" in sys.modules,
+    }
+    print(json.dumps(measured))
 
 
 if __name__ == "__main__":

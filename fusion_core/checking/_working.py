@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.weights import WeightSource
+from fusion_core.weights import MergedSource, WeightSource
 from fusion_core.weights.merging.compiled import has_kernel
 from fusion_core.weights.merging.execution import AHEAD
 from fusion_core.weights.merging.kernels import AppliedKernel, Scope
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: The samples and tallies of a survey, per expert.
 _SURVEY = 3 * 2**20
+#: The share of what torch's operations hold that a merge holds if a kernel serves it: they run only
+#: until it is loaded. Measured: 0.4 to 1.1 (`benchmarks/memory.py`).
+_COMPILED = 0.7
 
 
 class HeadersOnly(WeightSource):
@@ -99,6 +102,8 @@ def _held_by_kernel(applied: AppliedKernel[Any], info: TensorInfo, elements: int
     width, experts = computed.dtype.itemsize, len(applied.operands.experts)
     shape = piece_shape(info, elements, applied.cut)
     computing = width * applied.kernel.working_memory(shape, experts)
+    if isinstance(applied, MergedSource) and has_kernel(applied.function, applied.operands):
+        computing *= _COMPILED
     peak = remaining = 0.0
     for already_read, operand in enumerate(_distinct(applied.operands.sources)):
         held = _held(operand, info, elements)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 
@@ -21,6 +25,9 @@ from fusion_core.weights import (
     is_compiled,
 )
 from fusion_core.weights.merging.transforms import count_compiled
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _FUNCTION = "fusion_ties.ties:Ties.merge"
 _LINEAR = "fusion_core.weights.merging.linear:Linear.merge"
@@ -85,3 +92,35 @@ def test_pieces_on_a_gpu_have_no_kernel(cut: Cut, counts: dict[str, int]) -> Non
     merge = MergedSource(Linear((1.0,)), operands)
     assert count_compiled(merge) == counts
     assert is_compiled(merge.function, merge.piece("w", 0, 6)) == bool(counts)
+
+
+#: A module that compiles for longer than any merge takes.
+_SLOW = """
+import threading
+from pathlib import Path
+
+from fusion_core.weights import CompiledFunction
+
+class Slow(CompiledFunction):
+    fits = __call__ = None
+
+threading.main_thread().join()
+Path("compiled").touch()
+"""
+_SHORT_MERGE = f"""
+import torch
+from fusion_core.weights import Linear, MergedSource, Operands, StateDictSource
+
+model = StateDictSource({{"w": torch.ones(3)}})
+kernels = {{"{_LINEAR}": ("one/slow", "slow:Slow")}}
+merge = MergedSource(Linear((1.0,)), Operands(model, {{"a": model}}, kernels=kernels))
+print(merge.tensor("w").tolist())
+"""
+
+
+def test_what_a_short_merge_began_to_compile_is_compiled_for_the_next(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(_SLOW)
+    command = [sys.executable, "-c", _SHORT_MERGE]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout == "[1.0, 1.0, 1.0]\n"
+    assert (tmp_path / "compiled").exists()

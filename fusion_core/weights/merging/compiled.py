@@ -134,13 +134,14 @@ def _load(target: str, *, waits: bool) -> CompiledFunction | None:
     """Return the kernel "module:class", or None while another thread loads it.
 
     Meanwhile, the functions themselves are called. Loading may take seconds: what a plugin compiles
-    on its first use, it compiles then.
+    on its first use, it compiles then. The process ends only after that: otherwise every short
+    merge would compile in vain.
     """
     with _lock:
         is_new = target not in _kernels
         future = _kernels.setdefault(target, Future())
     if is_new:
-        Thread(target=_import, args=(target, future), name="fusion-kernels", daemon=True).start()
+        Thread(target=_import, args=(target, future), name="fusion-kernels").start()
     return future.result() if waits or future.done() else None
 
 

@@ -111,7 +111,7 @@ class _Poll:
         if self._magnitudes is None or not is_known or self._uncertain > _LONGEST:
             return None
         changed = sum(
-            int(inside.changes[inside.offsets >= key - window.low].sum())
+            int((inside.changes * (inside.offsets >= key - window.low)).sum())
             for (window, key), inside in zip(pairs, self._magnitudes, strict=True)
         )
         rows = torch.cat(self._crowded, dim=1)

@@ -97,6 +97,23 @@ def test_an_expert_that_did_not_move_does_not_count(
     )
 
 
+@pytest.mark.parametrize(
+    "algorithm",
+    ["iso-c", "iso-cts", "wudi", "ace", "tsv-m", "star", [{"name": "orthogonalise"}, SUM]],
+    ids=str,
+)
+def test_a_matrix_that_no_expert_changed_is_not_decomposed(
+    algorithm: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        pytest.fail("an embedding would take gigabytes and seconds")
+
+    for name in ("eigh", "svd", "qr"):
+        monkeypatch.setattr(torch.linalg, name, fail)
+    unchanged = torch.zeros(RANK, RANK)
+    assert not merge_experts(algorithm, torch.ones(RANK, RANK), [unchanged, unchanged]).any()
+
+
 def test_ace_of_an_expert_that_hardly_moved_stays_near_the_experts() -> None:
     """Without a bound, the ridge over the trace of its covariance would be 1e6."""
     experts = [cores(2)[0], cores(2)[1] * 1e-5]

@@ -69,6 +69,13 @@ class Matrixwise(ForMatrices, PieceKernel):
         squares = count * self.side(shape) ** 2 if self.takes(shape) else 0
         return super().working_memory(shape, experts) + squares
 
+    def decomposes(self, rows: Tensor) -> bool:
+        """Tell whether task vectors (experts, ...) are matrices with any component.
+
+        Adapters leave embeddings as they are, often the largest matrices of all.
+        """
+        return self.takes(rows.shape[1:]) and bool(rows.any())
+
     @staticmethod
     def side(shape: Sequence[int]) -> int:
         """Return the width of the squares: by default the smaller side, as in Gram matrices."""
@@ -90,7 +97,7 @@ class MatrixwiseMerge(Matrixwise, TensorwiseAlgorithm[ConfigT]):
     def merge(self, piece: Piece) -> Tensor:
         """Merge one tensor."""
         rows = piece.task_vectors
-        combined = self.combine(rows) if self.takes(piece.shape) else mean(rows)
+        combined = self.combine(rows) if self.decomposes(rows) else mean(rows)
         return combined.mul(self.scale).add_(piece.base)
 
 

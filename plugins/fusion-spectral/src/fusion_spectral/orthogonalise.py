@@ -41,7 +41,7 @@ class Orthogonalise(Matrixwise, Transform[OrthogonaliseConfig]):
     def rows(self, piece: Piece) -> Tensor:
         """Return orthogonal task vectors of the same shape, (experts, ...)."""
         rows = piece.task_vectors
-        if not self.takes(piece.shape):
+        if not self.decomposes(rows):
             return rows / len(rows)
         pairs = zip(rows, self._counts(piece), strict=True)
         parts = [decompose(row).largest(max(1, count)) for row, count in pairs]

@@ -37,7 +37,7 @@ class Truncate(Matrixwise, Transform[TruncateConfig]):
     def rows(self, piece: Piece) -> Tensor:
         """Return truncated task vectors of the same shape, (experts, ...)."""
         rows = piece.task_vectors
-        if not self.takes(piece.shape):
+        if not self.decomposes(rows):
             return rows
         fractions = expert_values(self.config.keep, piece.names, "keep")
         pairs = zip(rows, fractions, strict=True)

@@ -131,10 +131,18 @@ def test_events_name_the_kernels_that_ran(
     assert kernels == {"fusion-kernels/agreeing-mean": 1}
 
 
-@pytest.mark.parametrize(("algorithm", "added"), [("ties", _LOADED), ("pcb", _LOADED), ("emr", 0)])
-def test_a_check_counts_the_memory_of_kernels(
+@pytest.mark.parametrize(
+    ("algorithm", "least", "most"),
+    [
+        ("ties", 1, _LOADED - 1),  # what serves the merge holds less than torch's operations
+        ("pcb", _LOADED, _LOADED),
+        ("emr", 0, 0),
+    ],
+)
+def test_a_check_counts_the_memory_of_kernels(  # noqa: PLR0913, PLR0917 - a case is three
     algorithm: str,
-    added: int,
+    least: int,
+    most: int,
     models: dict[str, str],
     run_fuse: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -147,7 +155,7 @@ def test_a_check_counts_the_memory_of_kernels(
             "check", "--algo", algorithm, "--set", f"model_pool={pool}", "--no-eval", "--json"
         )
         merging[kernels] = json.loads(checked.stdout)["memory"]["merge"]
-    assert merging["compiled"] - merging["torch"] == added
+    assert least <= merging["compiled"] - merging["torch"] <= most
 
 
 def test_a_file_that_ends_early_raises_the_error_of_its_reader(

@@ -84,6 +84,7 @@ from fusion_core.weights.source import WeightSource as WeightSource
 from fusion_core.weights.source import assemble as assemble
 from fusion_core.weights.source import check_unchanged as check_unchanged
 from fusion_core.weights.source import collect_origins as collect_origins
+from fusion_core.weights.source import view_bytes as view_bytes
 from fusion_core.weights.state_dict import StateDictSource as StateDictSource
 from fusion_core.weights.state_dict import find_in_memory_source as find_in_memory_source
 from fusion_core.weights.writing.disk import DataFile as DataFile

@@ -55,15 +55,22 @@ class DataFile:
                 count = os.pwrite(self.descriptor, data, offset)
                 data, offset = data[count:], offset + count
 
+    def read(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer with the bytes at an offset."""
+        with report_disk_errors(self.path):
+            while buffer:
+                count = os.preadv(self.descriptor, [buffer], offset)
+                if not count:
+                    raise OSError(errno.EIO, "the file has been truncated")
+                buffer, offset = buffer[count:], offset + count
+
     def chunks(self, offset: int, size: int, buffer: memoryview) -> Iterator[memoryview]:
         """Read `size` bytes through a buffer. Each chunk is valid until the next is requested."""
         while size:
-            with report_disk_errors(self.path):
-                count = os.preadv(self.descriptor, [buffer[:size]], offset)
-                if not count:
-                    raise OSError(errno.EIO, "the file has been truncated")
-            yield buffer[:count]
-            offset, size = offset + count, size - count
+            chunk = buffer[:size]
+            self.read(chunk, offset)
+            yield chunk
+            offset, size = offset + len(chunk), size - len(chunk)
 
     def sync(self) -> None:
         """Make the written data durable."""

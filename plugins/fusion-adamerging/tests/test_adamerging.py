@@ -19,11 +19,13 @@ from fusion_adamerging.config import AdaMergingConfig
 from fusion_adapting import disagreement
 from fusion_core import Progress, RunContext, RunOptions, Split, note, run_fusion
 from fusion_core.errors import RecipeError
+from fusion_core.weights import RowsKernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from fusion_core import Piece
     from pools_checkpoints import CheckpointsPool
 
 KERNELS = "fusion_core.machine.linear_kernels"
@@ -122,6 +124,31 @@ def test_finer_coefficients_are_saved_exactly_and_as_means(  # noqa: PLR0913, PL
             expected += factor * (weights.tensor(name) - base[name])
         torch.testing.assert_close(merged, expected, rtol=1e-6, atol=1e-6)
     assert not exact
+
+
+class Halved(RowsKernel):
+    """A transform that counts the pieces it computes."""
+
+    computed = 0
+
+    def rows(self, piece: Piece) -> torch.Tensor:
+        self.computed += 1
+        return piece.task_vectors / 2
+
+
+def test_no_step_transforms_task_vectors_on_disk_again(
+    make_pool: Make, tasks: Any, tmp_path: Path
+) -> None:
+    computed = []
+    for steps in (1, 4):
+        transform = Halved()
+        pool = RunContext().transform(make_pool("mlp"), transform)
+        state = tmp_path / str(steps)
+        state.mkdir()
+        context = RunContext(tasks=tasks, transforms=({"name": "halved"},), state=state)
+        AdaMerging(AdaMergingConfig(steps=steps, task_vectors="disk")).run(pool, context)
+        computed.append(transform.computed)
+    assert computed[0] == computed[1] > 0
 
 
 @pytest.mark.parametrize("granularity", ["row+column", "rank"])

@@ -213,8 +213,8 @@ def test_steps_read_a_file_of_task_vectors_that_take_long_to_compute(
 ) -> None:
     pool = make_pool("transformer", experts=3)
     plain = live_merge(pool, storage="disk", grain=grain)
-    written = live_merge(pool, Counted, storage="disk", grain=grain, rows_in=tmp_path / "state")
-    assert not any((tmp_path / "state").iterdir()), "a killed process would leave it behind"
+    written = live_merge(pool, Counted, storage="disk", grain=grain, rows_in=tmp_path)
+    assert not any(tmp_path.iterdir()), "a killed process would leave it behind"
     Counted.pieces.clear()
     gradients = []
     for live in (plain, written):

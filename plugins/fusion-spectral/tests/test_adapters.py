@@ -99,7 +99,7 @@ def test_an_expert_that_did_not_move_does_not_count(
 
 @pytest.mark.parametrize(
     "algorithm",
-    ["iso-c", "iso-cts", "wudi", "ace", "tsv-m", "star", [{"name": "orthogonalise"}, SUM]],
+    ["iso-c", "iso-cts", "wudi", "ace", "tsv-m", "star", "doge", [{"name": "orthogonalise"}, SUM]],
     ids=str,
 )
 def test_a_matrix_that_no_expert_changed_is_not_decomposed(

@@ -15,7 +15,7 @@ import torch
 
 from formats_quantised.fp8_blocks import E4M3, decode_band, encode_band
 from fusion_core import TensorInfo, WeightSource
-from fusion_core.weights import Cut, DataFile, check_finite
+from fusion_core.weights import Cut, DataFile, check_finite, view_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -116,7 +116,7 @@ class Quantisation:
         return Loss(name, math.fsum(norms), math.fsum(errors))
 
     def _write(self, values: torch.Tensor, offset: int) -> int:
-        data = values.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        data = view_bytes(values.contiguous())
         self.file.write(data, offset)
         return offset + len(data)
 
@@ -164,13 +164,9 @@ class QuantisedSource(WeightSource):
         """Read a range of a tensor."""
         if name not in self._offsets:
             return self._stored.read(name, start, stop)
-        dtype = self.infos[name].dtype
-        content = memoryview(bytearray((stop - start) * dtype.itemsize))
-        position, filled = self._offsets[name] + start * dtype.itemsize, 0
-        for chunk in self._file.chunks(position, len(content), memoryview(bytearray(2**18))):
-            content[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
-        return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        values = torch.empty(stop - start, dtype=self.infos[name].dtype)
+        self._file.read(view_bytes(values), self._offsets[name] + start * values.itemsize)
+        return values
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield ranges of any size for codes and scales, and those of the merge for others."""

@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from fusion_adapting._sharing import Sharing
     from fusion_core import ModelPool
     from fusion_core.weights import MergedSource, Slot
+
+    #: stores the task vectors of a parameter, or of one matrix in it
+    Store = Callable[[Sharing, nn.Parameter], TaskVectors]
 
 #: `auto`: as factors where the rank is so low that they are smaller than a matrix, else in fp32.
 Storage = Literal["auto", "fp32", "bf16", "disk"]
@@ -124,11 +128,8 @@ class LiveMerge:
         packed = pool.layout.pack(merged)
         self.model = build_live(pool, packed, device, dtype=dtype).requires_grad_(False)
         self._on_disk = storage == "disk"
-        row_file = None
-        if rows_in is not None and self._on_disk:
-            experts = len(merged.operands.experts)
-            row_file = RowFile.create(rows_in, merged.infos, experts, dtype)
-        self.leaves = list(_make_leaves(pool, merged, self.model, storage, grain, row_file))
+        store = _choose_storage(merged, storage, dtype, rows_in)
+        self.leaves = list(_make_leaves(pool, merged, self.model, grain, store))
         #: the number of coefficients per expert: that of leaves if each has one
         self.columns = sum(leaf.count for leaf in self.leaves)
 
@@ -170,13 +171,27 @@ class LiveMerge:
         yield from run(torch.no_grad()(work), units)
 
 
-def _make_leaves(  # noqa: PLR0913, PLR0917 - what is made of what, and how
-    pool: ModelPool[Any],
-    merged: MergedSource,
-    model: nn.Module,
-    storage: Storage,
-    grain: Grain,
-    row_file: RowFile | None,
+def _choose_storage(
+    merged: MergedSource, storage: Storage, dtype: torch.dtype, rows_in: Path | None
+) -> Store:
+    """Return what stores the task vectors of a parameter."""
+    kernel: Any = merged.kernel
+    if storage == "disk":
+        experts = len(merged.operands.experts)
+        file = None if rows_in is None else RowFile.create(rows_in, merged.infos, experts, dtype)
+        return lambda sharing, _: OnDisk(sharing, merged, kernel, file)
+
+    def hold(sharing: Sharing, parameter: nn.Parameter) -> TaskVectors:
+        stored = torch.bfloat16 if storage == "bf16" else parameter.dtype
+        whole = Resident.read(merged, kernel, sharing, like=parameter, dtype=stored)
+        factored = Factored.of(whole) if storage == "auto" else None
+        return whole if factored is None else factored
+
+    return hold
+
+
+def _make_leaves(
+    pool: ModelPool[Any], merged: MergedSource, model: nn.Module, grain: Grain, store: Store
 ) -> Iterator[Leaf]:
     """Yield the leaves. They are read concurrently: small matrices of a transform use one core."""
     kernel: Any = merged.kernel
@@ -192,14 +207,7 @@ def _make_leaves(  # noqa: PLR0913, PLR0917 - what is made of what, and how
             return rows_of(kernel, piece).to(parameter)
 
         sharing = choose_sharing(merged.infos[name], grain, read_rows)
-        vectors: TaskVectors
-        if storage == "disk":
-            vectors = OnDisk(sharing, merged, kernel, row_file)
-        else:
-            dtype = torch.bfloat16 if storage == "bf16" else parameter.dtype
-            whole = Resident.read(merged, kernel, sharing, like=parameter, dtype=dtype)
-            factored = Factored.of(whole) if storage == "auto" else None
-            vectors = whole if factored is None else factored
+        vectors = store(sharing, parameter)
         return Leaf(candidate.names, parameter, vectors, candidate.tensors, candidate.slot)
 
     leaves = map_on_cores(make, _candidates(pool, model))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import torch
 
-from fusion_core.weights import DataFile
+from fusion_core.weights import DataFile, view_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -38,10 +37,10 @@ class RowFile:
     def create(
         cls, directory: Path, infos: Mapping[str, TensorInfo], experts: int, dtype: torch.dtype
     ) -> RowFile:
-        """Create the file in a directory, which is created too."""
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="task-vectors-", dir=directory) as folder:
-            file = DataFile(Path(folder, "rows"))
+        """Create the file in a directory; raise `DiskError` if that cannot be written to."""
+        path = directory / f"task-vectors-{uuid4().hex}"
+        file = DataFile(path)
+        path.unlink()
         starts = accumulate((info.numel for info in infos.values()), initial=0)
         return cls(file, dict(zip(infos, starts, strict=False)), experts, dtype)
 
@@ -50,17 +49,14 @@ class RowFile:
 
         Raises `DiskError` if the disk is full.
         """
-        data = rows.to("cpu", self.dtype).contiguous().view(-1).view(torch.uint8).numpy().data
-        self.file.write(data, self._offset(name, part))
+        stored = rows.to("cpu", self.dtype).contiguous()
+        self.file.write(view_bytes(stored), self._offset(name, part))
 
     def read(self, name: str, part: slice) -> Tensor:
         """Read a range that was written at once."""
-        shape = (self.experts, part.stop - part.start)
-        size = math.prod(shape) * self.dtype.itemsize
-        content, buffer = bytearray(), memoryview(bytearray(size))
-        for chunk in self.file.chunks(self._offset(name, part), size, buffer):
-            content += chunk
-        return torch.frombuffer(content, dtype=self.dtype).view(shape)
+        rows = torch.empty((self.experts, part.stop - part.start), dtype=self.dtype)
+        self.file.read(view_bytes(rows), self._offset(name, part))
+        return rows
 
     def _offset(self, name: str, part: slice) -> int:
         start: int = self.starts[name] + part.start

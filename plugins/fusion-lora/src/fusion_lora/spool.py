@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import TensorInfo, WeightSource
-from fusion_core.weights import DataFile
+from fusion_core.weights import DataFile, view_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,16 +31,13 @@ class Spool(WeightSource):
         """Append a tensor, given in parts of one dtype that follow each other."""
         self._offsets[name] = self._end
         for part in values:
-            data = part.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            data = view_bytes(part.contiguous())
             self._file.write(data, self._end)
             self._end += len(data)
             self.infos[name] = TensorInfo(name, shape, part.dtype)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read a range of a tensor."""
-        dtype = self.infos[name].dtype
-        offset, size = (count * dtype.itemsize for count in (start, stop - start))
-        content, buffer = bytearray(), memoryview(bytearray(size))
-        for chunk in self._file.chunks(self._offsets[name] + offset, size, buffer):
-            content += chunk
-        return torch.frombuffer(content, dtype=dtype) if content else torch.zeros(0, dtype=dtype)
+        values = torch.empty(stop - start, dtype=self.infos[name].dtype)
+        self._file.read(view_bytes(values), self._offsets[name] + start * values.itemsize)
+        return values

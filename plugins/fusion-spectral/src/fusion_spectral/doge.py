@@ -57,7 +57,7 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
     def merge(self, piece: Piece) -> Tensor:
         """Learn the correction, mask and sum."""
         rows = piece.task_vectors
-        if not self.takes(piece.shape):
+        if not self.decomposes(rows):
             return mean(rows).add_(piece.base)
         norms = torch.linalg.matrix_norm(rows)[:, None, None]
         scales = expert_values(self.config.scale, piece.names, "scale")

@@ -210,7 +210,8 @@ def test_every_module_is_merged_saved_and_loaded(
     if kind == "words":  # loading computes these from the configuration: see the page
         merged[1].load_state_dict(loaded[1].state_dict())
     assert loaded.state_dict().keys() == merged.state_dict().keys()
-    torch.testing.assert_close(apply(loaded), apply(merged), rtol=0, atol=0)
+    # Loaded tensors lie in the mapped file, at addresses for which torch may round otherwise.
+    torch.testing.assert_close(apply(copy.deepcopy(loaded)), apply(merged), rtol=0, atol=0)
 
 
 def test_tied_weights_stay_tied_under_a_random_method(make: Callable[[str], list[Any]]) -> None:

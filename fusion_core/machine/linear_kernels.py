@@ -50,14 +50,18 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in torch
         """Return a tensor of shape (..., out_features) for one of shape (..., in_features)."""
-        operands = (input, self.weight, self.bias)
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return super().forward(input)
-        is_large = input.dim() > 1 and input.numel() * len(self.weight) >= _WORTHWHILE
-        if is_large and all(map(_is_plain, operands)):
-            result: Tensor = _OneDnnProduct.apply(*operands)  # type: ignore[no-untyped-call]
-            return result
-        return super().forward(input)
+        return fast_linear(input, self.weight, self.bias)
+
+
+def fast_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what `torch.nn.functional.linear` does, by the faster kernels."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return linear(inputs, weight, bias)
+    is_large = inputs.dim() > 1 and inputs.numel() * len(weight) >= _WORTHWHILE
+    if _is_outrun_here() and is_large and all(map(_is_plain, (inputs, weight, bias))):
+        result: Tensor = _OneDnnProduct.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
+        return result
+    return linear(inputs, weight, bias)
 
 
 @lru_cache(maxsize=1)

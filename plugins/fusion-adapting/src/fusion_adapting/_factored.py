@@ -16,7 +16,7 @@ from fusion_adapting._sharing import ByColumn, ByComponent, ByRow, ByTensor
 from fusion_core.weights import is_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -72,17 +72,34 @@ class Factored:
     def project(self, gradient: Tensor) -> Tensor:
         """Project the gradient onto the rows and columns of each direction, and sum these."""
         matrix = gradient.view(self.sharing.info.shape)
+        return self._project(lambda right: matrix @ right, lambda left: left @ matrix)
+
+    def project_product(self, outputs: Tensor, inputs: Tensor) -> Tensor:
+        """Do the same for the gradient outputs.T @ inputs, without computing that product.
+
+        That is the gradient of a linear layer's weight, if `outputs`, of shape (positions, rows),
+        is that of its outputs. `inputs` has the shape (positions, columns).
+        """
+        return self._project(
+            lambda right: outputs.T @ (inputs @ right.to(inputs.dtype)),
+            lambda left: (left.to(outputs.dtype) @ outputs.T) @ inputs,
+        )
+
+    def _project(
+        self, times: Callable[[Tensor], Tensor], times_left: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Project a gradient of which only the products with factors are known, from each side."""
         if isinstance(self.sharing, ByColumn):
-            return self._project_columns(matrix)
-        by_row = self._sum((matrix @ self.right.T).mul_(self.left).T)
+            return self._project_columns(times_left)
+        by_row = self._sum((times(self.right.T).to(self.left).mul_(self.left)).T)
         if isinstance(self.sharing, ByRow):
             return by_row
         if isinstance(self.sharing, ByTensor):
             return by_row.sum(dim=1, keepdim=True)
-        return torch.cat([by_row, self._project_columns(matrix)], dim=1) / 2
+        return torch.cat([by_row, self._project_columns(times_left)], dim=1) / 2
 
-    def _project_columns(self, matrix: Tensor) -> Tensor:
-        return self._sum((self.left.T @ matrix).mul_(self.right))
+    def _project_columns(self, times_left: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._sum(times_left(self.left.T).to(self.right).mul_(self.right))
 
     def _sum(self, directions: Tensor) -> Tensor:
         """Sum over each expert's directions: (directions, count) -> (experts, count)."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from fusion_adapting._collecting import collect_in_layers
 from fusion_adapting._factored import Factored
 from fusion_adapting._live import build_live, group_tied_names, merged_parameters
 from fusion_adapting._row_file import RowFile
@@ -50,6 +51,8 @@ class Leaf:
     vectors: TaskVectors
     #: names of the parameter's tensor; differ from `names` if it holds several matrices
     tensors: tuple[str, ...]
+    #: of shape (experts, count): layers add to its gradient, as `CollectingLinear` does
+    collected: Tensor
     #: the position of the matrix in the parameter; None if it is the whole parameter
     slot: Slot | None = None
 
@@ -75,11 +78,11 @@ class Leaf:
 
     def gradient(self) -> Tensor:
         """Return dL/dcoefficients, shape (experts, count)."""
-        gradient = self.parameter.grad
-        if gradient is None:  # the parameter took no part in the loss
-            gradient = torch.zeros_like(self.parameter)
-        dense = gradient.to_dense()  # an embedding may make it sparse
-        return self.vectors.project(self._view(dense.reshape(-1)).reshape(-1))
+        parts = [] if self.collected.grad is None else [self.collected.grad]
+        if self.parameter.grad is not None:
+            dense = self.parameter.grad.to_dense()  # an embedding may make it sparse
+            parts.append(self.vectors.project(self._view(dense.reshape(-1)).reshape(-1)))
+        return sum(parts, start=torch.zeros_like(self.collected))
 
     def _view(self, values: Tensor) -> Tensor:
         """Return the leaf's part of a parameter's flat values, in the order of its elements."""
@@ -103,8 +106,9 @@ class LiveMerge:
     columns of one matrix, those of a leaf next to each other.
 
     Memory, with P the bytes of the merged parameters in fp32 and K experts: P for the model and P
-    for its gradient. Task vectors in memory add P for the base (half of that if it is stored in 16
-    bits) and K * P for the vectors (half of that in bf16, and less than P as factors, see
+    for its gradient, which linear layers do not need if their task vectors are factors (see
+    `CollectingLinear`). Task vectors in memory add P for the base (half of that if it is stored in
+    16 bits) and K * P for the vectors (half of that in bf16, and less than P as factors, see
     `Storage`). Singular vectors add up to 2 * P for `rank` and 2 * K * P for `component`, even
     if task vectors stay on disk.
 
@@ -149,7 +153,7 @@ class LiveMerge:
         """
         projected = torch.cat(list(self._map(Leaf.gradient, self.leaves)), dim=1)
         for leaf in self.leaves:
-            leaf.parameter.grad = None
+            leaf.parameter.grad = leaf.collected.grad = None
         return projected
 
     def by_leaf(self, coefficients: Tensor) -> Iterator[tuple[Leaf, Tensor]]:
@@ -208,7 +212,11 @@ def _make_leaves(
 
         sharing = choose_sharing(merged.infos[name], grain, read_rows)
         vectors = store(sharing, parameter)
-        return Leaf(candidate.names, parameter, vectors, candidate.tensors, candidate.slot)
+        collected = parameter.new_zeros(len(merged.operands.experts), sharing.count)
+        if isinstance(vectors, Factored):
+            collect_in_layers(model, parameter, vectors, collected.requires_grad_())
+        tensors, slot = candidate.tensors, candidate.slot
+        return Leaf(candidate.names, parameter, vectors, tensors, collected, slot)
 
     leaves = map_on_cores(make, _candidates(pool, model))
     yield from (leaf for leaf in leaves if leaf is not None)

@@ -1,0 +1,84 @@
+"""Linear layers that collect the gradient of coefficients in the place of their weight's.
+
+The gradient of a weight is a product of two matrices with one row per position. Projected onto task
+vectors of low rank, it takes products with their factors, which are thin. The gradient itself, as
+large as the weight, is never computed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fusion_core.machine.linear_kernels import OneDnnLinear, fast_linear
+
+if TYPE_CHECKING:
+    from fusion_adapting._factored import Factored
+
+
+class CollectingLinear(nn.Linear):
+    """A linear layer that collects the gradient of its weight's coefficients.
+
+    The weight itself gets a gradient only from other code that uses it.
+    """
+
+    #: the weight that has the coefficients; another may take its place for a while
+    own_weight: nn.Parameter
+    vectors: Factored
+    collected: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in torch
+        """Return a tensor of shape (..., out_features) for one of shape (..., in_features)."""
+        if self.weight is not self.own_weight or not torch.is_grad_enabled():
+            return fast_linear(input, self.weight, self.bias)
+        outputs = fast_linear(input, self.weight.detach(), self.bias)
+        result: Tensor = _Collected.apply(outputs, input, self.collected, self.vectors)  # type: ignore[no-untyped-call]
+        return result
+
+
+def collect_in_layers(
+    model: nn.Module, weight: nn.Parameter, vectors: Factored, collected: Tensor
+) -> None:
+    """Let the linear layers that have this weight collect the gradient of its coefficients.
+
+    They add it to that of `collected`, of shape (experts, count). They do not where the factors are
+    so large that the weight's own gradient takes less time, or where the weight holds several
+    matrices.
+    """
+    # Four products with factors take the place of one with the weight's shape.
+    is_worth_it = 2 * (vectors.left.numel() + vectors.right.numel()) <= weight.numel()
+    if not is_worth_it or vectors.sharing.info.shape != weight.shape:
+        return
+    for layer in model.modules():
+        if type(layer) in {nn.Linear, OneDnnLinear} and layer.weight is weight:
+            layer.__class__ = CollectingLinear
+            # Not by setattr, which would register the weight under a second name.
+            vars(layer).update(own_weight=weight, vectors=vectors, collected=collected)
+
+
+class _Collected(torch.autograd.Function):
+    """Returns a linear layer's outputs as they are; collects a gradient on the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - of torch
+        outputs: Tensor,
+        inputs: Tensor,
+        collected: Tensor,  # noqa: ARG004 - receives the gradient
+        vectors: Factored,
+    ) -> Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.vectors = vectors
+        ctx.mark_dirty(outputs)  # the same tensor, which other code may change in place
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        (inputs,) = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        columns = inputs.flatten(0, -2).to(gradient.dtype)  # as autocast does
+        return gradient, None, ctx.vectors.project_product(rows, columns), None

@@ -1,0 +1,126 @@
+"""Linear layers that collect the gradient of coefficients have the gradient of whole matrices."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from fusion_adapting import LiveMerge, replace_parameters
+from fusion_core import RunContext
+from fusion_core.weights import Linear
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROWS, COLUMNS, EXPERTS = 48, 64, 3
+GRAINS = ["tensor", "row", "column", "row+column"]
+
+
+class Twice(nn.Module):
+    """Calls its layer twice, and changes the outputs in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(COLUMNS, ROWS)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs).relu_() + self.layer(inputs.sin()).tanh_()
+
+
+class Crossed(Twice):
+    """Uses the layer's weight outside of the layer, too."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) @ self.layer.weight
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def live_merge(
+    model: type[nn.Module] = Twice,
+    storage: Any = "auto",
+    grain: Any = "row+column",
+    *,
+    rank: int = 2,
+    dtype: torch.dtype = torch.float64,
+) -> LiveMerge:
+    """Return a live merge of experts whose task vectors have this rank, with some coefficients."""
+    torch.manual_seed(0)
+    base: Any = model().double()
+    experts = {name: copy.deepcopy(base) for name in "abc"}
+    for seed, expert in enumerate(experts.values()):
+        left, right = random(ROWS, rank, seed=seed), random(rank, COLUMNS, seed=seed + EXPERTS)
+        expert.layer.weight.data += 0.1 * left @ right
+    pool = CheckpointsPool(CheckpointsConfig(base=base, models=experts))
+    merged = RunContext().merge_matrices(pool, Linear((0.3,) * EXPERTS))
+    live = LiveMerge(pool, merged, torch.device("cpu"), storage=storage, grain=grain, dtype=dtype)
+    live.merge(random(EXPERTS, live.columns, seed=9).to(dtype))
+    return live
+
+
+def back_propagate(live: LiveMerge, *, bf16: bool = False) -> Tensor:
+    inputs = random(4, 5, COLUMNS, seed=10).to(live.dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        outputs = live.model(inputs)
+    outputs.to(live.dtype).square().sum().backward()
+    assert inputs.grad is not None
+    return inputs.grad
+
+
+@pytest.mark.parametrize("grain", GRAINS)
+@pytest.mark.parametrize("model", [Twice, Crossed])
+def test_the_gradient_is_that_of_whole_matrices(model: type[nn.Module], grain: str) -> None:
+    whole, collecting = live_merge(model, "fp32", grain), live_merge(model, "auto", grain)
+    expected_of_inputs, of_inputs = back_propagate(whole), back_propagate(collecting)
+    (leaf,) = collecting.leaves
+    assert leaf.vectors.storage == "factors"
+    assert {*collecting.model.state_dict()} == {*whole.model.state_dict()}
+    assert (leaf.parameter.grad is None) == (model is Twice), "the weight got a gradient of its own"
+    gradient = collecting.gradient()
+    torch.testing.assert_close(gradient, whole.gradient())
+    torch.testing.assert_close(of_inputs, expected_of_inputs)
+    back_propagate(collecting)
+    torch.testing.assert_close(collecting.gradient(), gradient, msg="a gradient was not cleared")
+
+
+@pytest.mark.parametrize("grain", GRAINS)
+@pytest.mark.parametrize("storage", ["fp32", "auto"])
+def test_bf16_passes_are_off_by_the_rounding_of_bf16(storage: str, grain: str) -> None:
+    exact = live_merge(storage="fp32", grain=grain)
+    back_propagate(exact)
+    live = live_merge(storage=storage, grain=grain, dtype=torch.float32)
+    back_propagate(live, bf16=True)
+    gradient, expected = live.gradient(), exact.gradient()
+    assert gradient.dtype is torch.float32
+    assert 0 < (gradient - expected).norm() / expected.norm() < 2**-8
+
+
+def test_factors_that_are_hardly_smaller_than_the_matrix_are_not_worth_it() -> None:
+    limit = ROWS * COLUMNS // (2 * (ROWS + COLUMNS) * EXPERTS)
+    for rank in (limit, limit + 1):
+        live = live_merge(rank=rank)
+        back_propagate(live)
+        (leaf,) = live.leaves
+        assert leaf.vectors.storage == "factors"
+        assert (leaf.parameter.grad is None) == (rank <= limit)
+
+
+def test_a_weight_that_takes_another_s_place_gets_its_own_gradient() -> None:
+    live = live_merge()
+    other = nn.Parameter(random(ROWS, COLUMNS, seed=11))
+    with replace_parameters(live.model, {"layer.weight": other}):
+        back_propagate(live)
+    plain: Any = Twice().double()
+    plain.layer.load_state_dict({"weight": other.detach(), "bias": live.model.layer.bias.detach()})
+    inputs = random(4, 5, COLUMNS, seed=10)
+    plain(inputs).square().sum().backward()
+    torch.testing.assert_close(other.grad, plain.layer.weight.grad)
+    assert not live.gradient().any()

@@ -45,6 +45,7 @@ from fusion_core.weights.merging.result_cache import shared_pass as shared_pass
 from fusion_core.weights.merging.scan import Scan as Scan
 from fusion_core.weights.merging.singular import Components as Components
 from fusion_core.weights.merging.singular import decompose as decompose
+from fusion_core.weights.merging.singular import find_few_components as find_few_components
 from fusion_core.weights.merging.singular import is_matrix as is_matrix
 from fusion_core.weights.merging.singular import joint_rank as joint_rank
 from fusion_core.weights.merging.singular import polar as polar

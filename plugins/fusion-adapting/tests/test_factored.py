@@ -9,7 +9,6 @@ import torch
 
 from fusion_adapting import LiveMerge
 from fusion_adapting._factored import Factored
-from fusion_adapting._low_rank import factorise
 from fusion_core import RunContext
 from fusion_core.weights import Linear
 
@@ -99,20 +98,3 @@ def test_a_base_in_16_bits_stays_so_and_loses_nothing(
         assert vectors.base.dtype is stored
         expected = pool.reference.tensor(leaf.names[0]).float()
         torch.testing.assert_close(leaf.parameter.detach(), expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("scale", [1e-35, 1.0, 1e30])
-@pytest.mark.parametrize("rank", [0, 1, 7, 16])
-def test_factors_of_any_size_have_the_rank_of_their_product(rank: int, scale: float) -> None:
-    matrix = scale * (_random(40, rank) @ _random(rank, 30, seed=1))
-    factors = factorise(matrix, limit=16)
-    assert factors is not None
-    left, right = factors
-    assert left.shape == (40, rank)
-    torch.testing.assert_close(left @ right / scale, matrix / scale, rtol=1e-5, atol=1e-5)
-
-
-def test_a_matrix_of_higher_rank_or_with_nan_has_no_factors() -> None:
-    matrix = _random(40, 17) @ _random(17, 30)
-    assert factorise(matrix, limit=16) is None
-    assert factorise(torch.full((4, 4), torch.nan), limit=2) is None

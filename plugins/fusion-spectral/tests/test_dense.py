@@ -68,8 +68,9 @@ def orthonormal(matrix: Tensor) -> Tensor:
     return left @ right
 
 
-def tsv_m(tasks: list[Tensor]) -> Tensor:
-    parts = [low_rank(task, max(1, min(task.shape) // len(tasks))) for task in tasks]
+def tsv_m(tasks: list[Tensor], rank: int | None = None) -> Tensor:
+    rank = rank or max(1, min(tasks[0].shape) // len(tasks))
+    parts = [low_rank(task, rank) for task in tasks]
     left = orthonormal(torch.cat([u for u, _, _ in parts], dim=1))
     right = orthonormal(torch.cat([v for _, _, v in parts], dim=0))
     return left @ torch.diag(torch.cat([s for _, s, _ in parts])) @ right
@@ -179,6 +180,18 @@ def test_tsv_m(experts: int, seed: int, scale: float) -> None:
     for name in SHAPES:
         assert_close(merged[name], scale * tsv_m(tasks_of(pool, name)))
     assert_close(merged["vector"], scale * sum(tasks_of(pool, "vector")) / experts)
+
+
+@pytest.mark.parametrize("shape", [(24, 9), (7, 20), (150, 200), (200, 150)])
+def test_tsv_m_of_adapters_has_no_directions_but_theirs(shape: tuple[int, int]) -> None:
+    """Fewer than an expert may keep: an SVD would fill up with arbitrary vectors."""
+    draw, rank, models = torch.Generator().manual_seed(0), 2, {}
+    for name in "abc":
+        left, right = (torch.randn(size, rank, generator=draw) for size in shape)
+        models[name] = {"matrix": left @ right.T}
+    pool = {"base": {"matrix": torch.zeros(shape)}, "models": models}
+    merged = merged_vectors(TsvM(), pool)["matrix"]
+    assert_close(merged, tsv_m(tasks_of(pool, "matrix"), rank))
 
 
 def test_tsv_m_is_a_pipeline() -> None:

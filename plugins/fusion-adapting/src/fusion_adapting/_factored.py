@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_adapting._low_rank import factorise
 from fusion_adapting._sharing import ByColumn, ByComponent, ByRow, ByTensor
-from fusion_core.weights import is_matrix
+from fusion_core.weights import find_few_components, is_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,17 +50,15 @@ class Factored:
             return None
         matrices = vectors.rows.view(-1, *shape)
         limit = sharing.info.numel // (sum(shape) * len(matrices))
-        left, right, owner = [], [], []
-        for number, matrix in enumerate(matrices):
-            factors = factorise(matrix, limit)
-            if factors is None:
-                return None
-            left.append(factors[0])
-            right.append(factors[1])
-            owner += [number] * len(factors[1])
+        found = [find_few_components(matrix, limit) for matrix in matrices]
+        parts = [part for part in found if part is not None]
+        if len(parts) < len(found):
+            return None
+        owner = [number for number, part in enumerate(parts) for _ in range(part.rank)]
         owners = torch.tensor(owner, dtype=torch.long, device=matrices.device)
-        lefts, rights = torch.cat(left, 1), torch.cat(right)
-        return cls(sharing, vectors.base, lefts, rights, owners, len(matrices))
+        left = torch.cat([part.left for part in parts], dim=1)
+        right = torch.cat([(part.right * part.values).T for part in parts])
+        return cls(sharing, vectors.base, left, right, owners, len(parts))
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Add the products of scaled factors to the base."""

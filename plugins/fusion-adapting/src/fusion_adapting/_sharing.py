@@ -226,10 +226,20 @@ class ByComponent(Sharing):
 
     @classmethod
     def of(cls, info: TensorInfo, rows: Tensor, count: int) -> ByComponent:
-        """Decompose task vectors, of shape (experts, elements), into `count` components each."""
-        decompositions = [decompose(row.view(info.shape)).largest(count) for row in rows]
-        left = [(svd.left * svd.values).T for svd in decompositions]
-        return cls(info, torch.stack(left), torch.stack([svd.right.T for svd in decompositions]))
+        """Decompose task vectors, of shape (experts, elements), into `count` components each.
+
+        A task vector that has fewer gets components that are zero.
+        """
+        height, width = info.shape
+        left, right = (
+            rows.new_zeros(len(rows), count, height),
+            rows.new_zeros(len(rows), count, width),
+        )
+        for number, row in enumerate(rows):
+            parts = decompose(row.view(info.shape)).largest(count)
+            left[number, : parts.rank] = (parts.left * parts.values).T
+            right[number, : parts.rank] = parts.right.T
+        return cls(info, left, right)
 
     @property
     def shape(self) -> tuple[int, ...]:

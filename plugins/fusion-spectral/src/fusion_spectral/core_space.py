@@ -74,11 +74,11 @@ class CoreSpace(Matrixwise, Coordinates[CoreSpaceConfig]):
             return _Bases(left, right if has_right else None)
         rows = piece.task_vectors
         by_columns = decompose(torch.cat(list(rows), dim=1))
-        left = _orient(by_columns.left) * (by_columns.values > 0)
+        left = _orient(by_columns.left)
         if not has_right:
             return _Bases(left, None)
         by_rows = decompose(torch.cat(list(rows), dim=0))
-        return _Bases(left, _orient(by_rows.right) * (by_rows.values > 0))
+        return _Bases(left, _orient(by_rows.right))
 
 
 def _span(factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

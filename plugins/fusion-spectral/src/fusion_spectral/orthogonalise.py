@@ -30,8 +30,8 @@ class Orthogonalise(Matrixwise, Transform[OrthogonaliseConfig]):
     Differences: the authors' code takes SVDs. This method takes eigenvectors of Gram matrices in
     fp64, and leaves out directions in which an expert did not move, where an SVD gives arbitrary
     vectors.
-    Data: none. Cost: one eigendecomposition per matrix and expert, of the smaller side, and two of
-    the joined bases.
+    Data: none. Cost: one eigendecomposition per matrix and expert, of the smaller side, or of the
+    rank of an adapter, and two of the joined bases.
     """
 
     config_class = OrthogonaliseConfig

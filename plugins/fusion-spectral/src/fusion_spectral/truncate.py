@@ -57,7 +57,7 @@ class Truncate(Matrixwise, Transform[TruncateConfig]):
             return max(1, int(keep * parts.rank))
         values = parts.values.double()
         sums = (values if self.config.by == "nuclear" else values.square()).cumsum(0)
-        return int((sums < keep * sums[-1]).sum()) + 1
+        return int((sums < keep * sums[-1:]).sum()) + 1
 
 
 class Star(ForMatrices, Algorithm[StarConfig]):

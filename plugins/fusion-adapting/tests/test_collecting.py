@@ -39,6 +39,15 @@ class Crossed(Twice):
         return super().forward(inputs) @ self.layer.weight
 
 
+class Tied(Twice):
+    """Shares the layer's weight with an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(ROWS, COLUMNS)
+        self.embedding.weight = self.layer.weight
+
+
 def random(*shape: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -51,6 +60,7 @@ def live_merge(
     *,
     rank: int = 2,
     dtype: torch.dtype = torch.float64,
+    **options: Any,
 ) -> LiveMerge:
     """Return a live merge of experts whose task vectors have this rank, with some coefficients."""
     torch.manual_seed(0)
@@ -61,7 +71,8 @@ def live_merge(
         expert.layer.weight.data += 0.1 * left @ right
     pool = CheckpointsPool(CheckpointsConfig(base=base, models=experts))
     merged = RunContext().merge_matrices(pool, Linear((0.3,) * EXPERTS))
-    live = LiveMerge(pool, merged, torch.device("cpu"), storage=storage, grain=grain, dtype=dtype)
+    choice: dict[str, Any] = {"storage": storage, "grain": grain, "dtype": dtype, **options}
+    live = LiveMerge(pool, merged, torch.device("cpu"), **choice)
     live.merge(random(EXPERTS, live.columns, seed=9).to(dtype))
     return live
 
@@ -101,6 +112,31 @@ def test_bf16_passes_are_off_by_the_rounding_of_bf16(storage: str, grain: str) -
     gradient, expected = live.gradient(), exact.gradient()
     assert gradient.dtype is torch.float32
     assert 0 < (gradient - expected).norm() / expected.norm() < 2**-8
+
+
+@pytest.mark.parametrize("model", [Twice, Crossed])
+def test_weights_in_bf16_give_what_passes_in_bf16_give(model: type[nn.Module]) -> None:
+    plain, rounded = (
+        live_merge(model, dtype=torch.float32, bf16_passes=bf16_passes)
+        for bf16_passes in (False, True)
+    )
+    assert [leaf.parameter.dtype for leaf in rounded.leaves] == [torch.bfloat16]
+    expected, found = (back_propagate(live, bf16=True) for live in (plain, rounded))
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(rounded.gradient(), plain.gradient())
+
+
+def test_weights_in_bf16_serve_passes_in_fp32() -> None:
+    plain = live_merge(storage="fp32", dtype=torch.float32)
+    (leaf,) = plain.leaves
+    leaf.parameter.data = leaf.parameter.bfloat16().float()
+    rounded = live_merge(dtype=torch.float32, bf16_passes=True)
+    torch.testing.assert_close(back_propagate(rounded), back_propagate(plain))
+
+
+def test_weights_that_an_embedding_has_too_stay_as_they_are() -> None:
+    live = live_merge(Tied, dtype=torch.float32, bf16_passes=True)
+    assert [leaf.parameter.dtype for leaf in live.leaves] == [torch.float32]
 
 
 def test_factors_that_are_hardly_smaller_than_the_matrix_are_not_worth_it() -> None:

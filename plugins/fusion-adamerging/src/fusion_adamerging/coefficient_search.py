@@ -148,6 +148,7 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
             dtype=torch.float64 if torch.float64 in dtypes else torch.float32,
             grain=self.config.grain,
             rows_in=scratch if context.transforms else None,
+            bf16_passes=self.config.precision == "bf16",
         )
 
     def _name_coefficients(

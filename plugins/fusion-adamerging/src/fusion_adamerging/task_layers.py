@@ -42,7 +42,7 @@ class TaskLayers(LearnableCoefficients):
             task: [
                 (
                     leaf,
-                    nn.Parameter(weights.tensor(leaf.tensors[0]).to(leaf.parameter, copy=True)),
+                    nn.Parameter(weights.tensor(leaf.tensors[0]).to(leaf.collected, copy=True)),
                 )
                 for leaf in leaves
             ]

@@ -32,31 +32,40 @@ class CollectingLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in torch
         """Return a tensor of shape (..., out_features) for one of shape (..., in_features)."""
+        is_cast = torch.is_autocast_enabled(input.device.type)
+        weight = self.weight if is_cast else self.weight.to(input.dtype)
         if self.weight is not self.own_weight or not torch.is_grad_enabled():
-            return fast_linear(input, self.weight, self.bias)
-        outputs = fast_linear(input, self.weight.detach(), self.bias)
+            return fast_linear(input, weight, self.bias)
+        outputs = fast_linear(input, weight.detach(), self.bias)
         result: Tensor = _Collected.apply(outputs, input, self.collected, self.vectors)  # type: ignore[no-untyped-call]
         return result
 
 
 def collect_in_layers(
-    model: nn.Module, weight: nn.Parameter, vectors: Factored, collected: Tensor
+    model: nn.Module, weight: nn.Parameter, vectors: Factored, collected: Tensor, *, bf16: bool
 ) -> None:
     """Let the linear layers that have this weight collect the gradient of its coefficients.
 
     They add it to that of `collected`, of shape (experts, count). They do not where the factors are
     so large that the weight's own gradient takes less time, or where the weight holds several
-    matrices.
+    matrices. With `bf16`, a weight that no other module has is then held in bf16.
     """
     # Four products with factors take the place of one with the weight's shape.
     is_worth_it = 2 * (vectors.left.numel() + vectors.right.numel()) <= weight.numel()
     if not is_worth_it or vectors.sharing.info.shape != weight.shape:
         return
-    for layer in model.modules():
-        if type(layer) in {nn.Linear, OneDnnLinear} and layer.weight is weight:
-            layer.__class__ = CollectingLinear
-            # Not by setattr, which would register the weight under a second name.
-            vars(layer).update(own_weight=weight, vectors=vectors, collected=collected)
+    owners = [
+        module
+        for module in model.modules()
+        if any(parameter is weight for parameter in module.parameters(recurse=False))
+    ]
+    layers = [owner for owner in owners if type(owner) in {nn.Linear, OneDnnLinear}]
+    for layer in layers:
+        layer.__class__ = CollectingLinear
+        # Not by setattr, which would register the weight under a second name.
+        vars(layer).update(own_weight=weight, vectors=vectors, collected=collected)
+    if bf16 and len(layers) == len(owners):
+        weight.data = weight.data.bfloat16()
 
 
 class _Collected(torch.autograd.Function):

@@ -69,10 +69,10 @@ class Leaf:
     def merge(self, coefficients: Tensor) -> None:
         """Write base + coefficients @ task vectors into the parameter; shape (experts, count)."""
         view = self._view(self.parameter.detach().view(-1))
-        if view.is_contiguous():
+        if view.is_contiguous() and view.dtype is coefficients.dtype:
             self.vectors.merge(coefficients, view.view(-1))
             return
-        merged = torch.empty_like(view, memory_format=torch.contiguous_format)
+        merged = coefficients.new_empty(view.shape)
         self.vectors.merge(coefficients, merged.view(-1))
         view.copy_(merged)
 
@@ -80,7 +80,9 @@ class Leaf:
         """Return dL/dcoefficients, shape (experts, count)."""
         parts = [] if self.collected.grad is None else [self.collected.grad]
         if self.parameter.grad is not None:
-            dense = self.parameter.grad.to_dense()  # an embedding may make it sparse
+            dense = self.parameter.grad.to_dense().to(
+                self.collected
+            )  # an embedding's may be sparse
             parts.append(self.vectors.project(self._view(dense.reshape(-1)).reshape(-1)))
         return sum(parts, start=torch.zeros_like(self.collected))
 
@@ -106,11 +108,12 @@ class LiveMerge:
     columns of one matrix, those of a leaf next to each other.
 
     Memory, with P the bytes of the merged parameters in fp32 and K experts: P for the model and P
-    for its gradient, which linear layers do not need if their task vectors are factors (see
-    `CollectingLinear`). Task vectors in memory add P for the base (half of that if it is stored in
-    16 bits) and K * P for the vectors (half of that in bf16, and less than P as factors, see
-    `Storage`). Singular vectors add up to 2 * P for `rank` and 2 * K * P for `component`, even
-    if task vectors stay on disk.
+    for its gradient. Task vectors in memory add P for the base (half of that if it is stored in 16
+    bits) and K * P for the vectors (half of that in bf16, and less than P as factors, see
+    `Storage`). Linear layers whose task vectors are factors need no gradient (see
+    `CollectingLinear`). If all passes run under bf16 autocast (`bf16_passes`), their weights are
+    held in bf16, to which autocast would round them. Singular vectors add up to 2 * P for `rank`
+    and 2 * K * P for `component`, even if task vectors stay on disk.
 
     With the storage `disk`, every step reads the experts. If their task vectors take long to
     compute, name a directory in `rows_in`. They are then written to a temporary file there, in
@@ -127,13 +130,19 @@ class LiveMerge:
         dtype: torch.dtype = torch.float32,
         grain: Grain = "tensor",
         rows_in: Path | None = None,
+        bf16_passes: bool = False,
     ) -> None:
         self.dtype = dtype
         packed = pool.layout.pack(merged)
         self.model = build_live(pool, packed, device, dtype=dtype).requires_grad_(False)
         self._on_disk = storage == "disk"
         store = _choose_storage(merged, storage, dtype, rows_in)
-        self.leaves = list(_make_leaves(pool, merged, self.model, grain, store))
+        self.leaves: list[Leaf] = []
+        for leaf in _make_leaves(pool, merged, self.model, grain, store):
+            if isinstance(leaf.vectors, Factored):
+                own = leaf.parameter, leaf.vectors, leaf.collected
+                collect_in_layers(self.model, *own, bf16=bf16_passes)
+            self.leaves.append(leaf)
         #: the number of coefficients per expert: that of leaves if each has one
         self.columns = sum(leaf.count for leaf in self.leaves)
 
@@ -212,9 +221,8 @@ def _make_leaves(
 
         sharing = choose_sharing(merged.infos[name], grain, read_rows)
         vectors = store(sharing, parameter)
-        collected = parameter.new_zeros(len(merged.operands.experts), sharing.count)
-        if isinstance(vectors, Factored):
-            collect_in_layers(model, parameter, vectors, collected.requires_grad_())
+        shape = (len(merged.operands.experts), sharing.count)
+        collected = parameter.detach().new_zeros(shape, requires_grad=True)
         tensors, slot = candidate.tensors, candidate.slot
         return Leaf(candidate.names, parameter, vectors, tensors, collected, slot)
 

@@ -21,8 +21,10 @@ _GUESSED_BITS, _UNGUESSED_BITS = 20, 16
 _GROUP = 2**10
 #: Up to this many values of a window are listed, which is faster than clearing the bins.
 _MOST_LISTED = 2**17
-#: Among this many numbers or more, `kth_largest` first selects those with the right leading bits.
+#: Among this many numbers or more, `kth_largest` counts so many bits at a time.
 _MANY, _LEADING_BITS = 2**15, 13
+#: It selects numbers if they are less than one in so many.
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,21 @@ def bin_and_rank(counts: torch.Tensor, k: int) -> tuple[int, int]:
 def kth_largest(numbers: torch.Tensor, k: int, top: int) -> int:
     """Return the k-th largest of some integers from 0 to `top`.
 
-    Among many numbers, it first selects those with the right leading bits. Selecting from all
-    numbers at once takes four times as long.
+    Among many numbers, it counts leading bits, and then the next ones of the numbers that have the
+    right ones. These are selected if they are few: selecting takes longer than counting all.
     """
-    if len(numbers) >= _MANY:
-        leading = numbers >> max(0, top.bit_length() - _LEADING_BITS)
-        number, k = bin_and_rank(torch.bincount(leading), k)
-        numbers = select_by_mask(numbers, leading == number)
-    return int(numbers.kthvalue(len(numbers) + 1 - k).values)
+    low, bits = 0, top.bit_length()
+    while len(numbers) >= _MANY and bits:
+        shift = max(0, bits - _LEADING_BITS)
+        bins = 1 << (bits - shift)
+        # The first and the last place count what lies below and above.
+        places = (numbers >> shift).sub_((low >> shift) - 1).clamp_(0, bins + 1)
+        counts = torch.bincount(places, minlength=bins + 2)
+        number, k = bin_and_rank(counts[1:-1], k)
+        low, bits = low + (number << shift), shift
+        if _FEW * int(counts[number + 1]) < len(numbers):
+            numbers = select_by_mask(numbers, places == number + 1)
+    return int(numbers.kthvalue(len(numbers) + 1 - k).values) if bits else low
 
 
 def select_by_mask(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -82,5 +82,7 @@ class Llama:
         return WIDE * rank * sum(sum(shape) for shape in self.linear.values())
 
 
+SMOLLM2_135M = Llama(576, 1536, 30, 9, 3, 49_152)  # its embeddings and head are tied
+TINYLLAMA_1_1B = Llama(2048, 5632, 22, 32, 4, 32_000)
 LLAMA_3_8B = Llama(4096, 14336, 32, 32, 8, 128_256)
 LLAMA_3_70B = Llama(8192, 28672, 80, 64, 8, 128_256)

@@ -2,14 +2,15 @@
 
     python benchmarks/lm_step.py --steps 3
 
-The base has SmolLM2-135M's shapes (vocabulary of 49,152) and random weights in bf16. The experts
-are LoRA adapters of rank 16 on all linear layers. The tasks are prompts of about 100 tokens. Each
-contender runs in its own process, in turn, once per repeat:
+The base has the shapes of SmolLM2-135M (vocabulary of 49,152) or TinyLlama-1.1B, and random weights
+in bf16. The experts are LoRA adapters of rank 16 on all linear layers. The tasks are prompts of
+about 100 tokens. Each contender runs in its own process, in turn, once per repeat:
 
 - bare: forward and backward of the same batches through one fp32 model, one task at a time, with
   scores of the experts' answers only. The gradients are those of the layers that experts change.
 - all positions: the same with scores at every position.
-- ours: the pipeline `strong` as `fuse run` starts it, with every storage of task vectors.
+- ours: the pipeline `strong` as `fuse run` starts it, with every storage of task vectors, in fp32
+  or, for a storage such as "auto, bf16", with passes in bf16.
 
 The time of a step is the median of all steps but the first. Memory is the peak of each phase above
 a process that has imported the same libraries, in units of the model's bytes in fp32. Prints, as
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 CHILDREN = Path(__file__).with_name("lm_step_children.py")
 _BARE = "bare"
 _PHASES = ("read", "ask the teachers", "adapt")
-_STORAGES = ("auto", "fp32", "bf16", "disk")
+_STORAGES = ("auto", "auto, bf16", "fp32", "bf16", "disk")
 
 
 def main() -> None:
@@ -43,7 +44,8 @@ def main() -> None:
     options = _parse()
     folder = Path(tempfile.mkdtemp(prefix="lm-step-", dir=options.directory))
     try:
-        child(CHILDREN, "make", str(folder), str(options.experts), str(options.prompts))
+        numbers = (str(options.experts), str(options.prompts))
+        child(CHILDREN, "make", str(folder), options.shape, *numbers)
         _print(_measure(options, folder))
     finally:
         shutil.rmtree(folder)
@@ -78,6 +80,7 @@ def _print(figures: Mapping[str, list[dict[str, Any]]]) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--shape", default="smollm2-135m", help="or tinyllama-1.1b")
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--prompts", type=int, default=8, help="per task")
     parser.add_argument("--batch-size", type=int, default=4, help="prompts per task and step")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from llama import Llama
+from llama import SMOLLM2_135M, TINYLLAMA_1_1B
 from lm_children import adapters, save_tokenizer
 
 from fusion_core import Progress, RunContext, RunOptions, plan
@@ -28,21 +28,22 @@ if TYPE_CHECKING:
     from fusion_core.planning.plan import Plan
     from fusion_core.progress import Advance
 
-SMOLLM2_135M = Llama(576, 1536, 30, 9, 3, 49_152)
+SHAPES = {"smollm2-135m": SMOLLM2_135M, "tinyllama-1.1b": TINYLLAMA_1_1B}
 _PAGE = 4096
 _LETTERS = 200  # about two per token
 
 
-def make(directory: str, experts: str, prompts: str) -> None:
+def make(directory: str, shape: str, experts: str, prompts: str) -> None:
     """Write a base with its tokenizer, adapters, and one file of prompts per task."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     names = [f"task-{number}" for number in range(int(experts))]
     torch.manual_seed(0)
-    config = LlamaConfig(**{**SMOLLM2_135M.config, "tie_word_embeddings": True})
+    sizes = SHAPES[shape]
+    config = LlamaConfig(**{**sizes.config, "tie_word_embeddings": sizes is SMOLLM2_135M})
     LlamaForCausalLM(config).bfloat16().save_pretrained(Path(directory, "base"))
-    save_tokenizer(Path(directory, "base"), SMOLLM2_135M.vocabulary)
-    adapters(directory, json.dumps(list(vars(SMOLLM2_135M).values())), *names)
+    save_tokenizer(Path(directory, "base"), sizes.vocabulary)
+    adapters(directory, json.dumps(list(vars(sizes).values())), *names)
     for name in names:
         draw = random.Random(name)
         lines = [
@@ -82,11 +83,12 @@ def bare(directory: str, positions: str, steps: str, batch_size: str) -> None:
     _print(planned, times, memory)
 
 
-def ours(directory: str, storage: str, steps: str, batch_size: str) -> None:
+def ours(directory: str, form: str, steps: str, batch_size: str) -> None:
     """Run the pipeline `strong`; a step lasts from one report to the next."""
     reports: list[float] = []
+    storage, _, precision = form.partition(", ")
     options = {"steps": int(steps) + 2, "batch_size": int(batch_size), "task_vectors": storage}
-    planned = _plan(directory, options)
+    planned = _plan(directory, {**options, "precision": precision or "fp32"})
     memory = Memory()
     context = RunContext(
         tasks=planned.tasks,

@@ -120,7 +120,7 @@ def _live(plan: Plan) -> int:
         for infos in (plan.pool.reference.infos.values(), plan.outline.infos.values())
     )
     methods = [
-        part.algorithm.held_memory(model, len(plan.pool.experts))
+        part.algorithm.held_memory(model, plan.aligned)
         for stage in plan.stages
         if stage.adapts
         for part in stage.parts

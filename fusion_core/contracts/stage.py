@@ -83,13 +83,14 @@ class Stage(ABC, Generic[ConfigT]):
         """Return the tasks to adapt on, on which the result is measured as well."""
         return pool
 
-    def held_memory(self, model: int, experts: int) -> int:
+    def held_memory(self, model: int, pool: ModelPool[Any]) -> int:
         """Return a lower bound of the bytes that the method holds while it uses tasks.
 
-        `model` is the size of one live model in bytes, in fp32 or wider. Exclude memory that grows
-        with the examples, such as activations. `fuse check` shows the sum. Default: one live model.
+        `model` is the size of one live model in bytes, in fp32 or wider. Of the pool's models,
+        only headers may be read. Exclude memory that grows with the examples, such as activations.
+        `fuse check` shows the sum. Default: one live model.
         """
-        del experts
+        del pool
         return model
 
     @classmethod

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fusion_adapting import LiveMerge, replace_parameters
+from fusion_adapting import LiveMerge, count_live_memory, replace_parameters
 from fusion_core import RunContext
-from fusion_core.weights import Linear
+from fusion_core.weights import Linear, LowRank, StateDictSource
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ROWS, COLUMNS, EXPERTS = 48, 64, 3
 GRAINS = ["tensor", "row", "column", "row+column"]
@@ -53,6 +50,16 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+def make_pool(model: type[nn.Module], rank: int) -> CheckpointsPool:
+    torch.manual_seed(0)
+    base: Any = model().double()
+    experts = {name: copy.deepcopy(base) for name in "abc"}
+    for seed, expert in enumerate(experts.values()):
+        left, right = random(ROWS, rank, seed=seed), random(rank, COLUMNS, seed=seed + EXPERTS)
+        expert.layer.weight.data += 0.1 * left @ right
+    return CheckpointsPool(CheckpointsConfig(base=base, models=experts))
+
+
 def live_merge(
     model: type[nn.Module] = Twice,
     storage: Any = "auto",
@@ -63,13 +70,7 @@ def live_merge(
     **options: Any,
 ) -> LiveMerge:
     """Return a live merge of experts whose task vectors have this rank, with some coefficients."""
-    torch.manual_seed(0)
-    base: Any = model().double()
-    experts = {name: copy.deepcopy(base) for name in "abc"}
-    for seed, expert in enumerate(experts.values()):
-        left, right = random(ROWS, rank, seed=seed), random(rank, COLUMNS, seed=seed + EXPERTS)
-        expert.layer.weight.data += 0.1 * left @ right
-    pool = CheckpointsPool(CheckpointsConfig(base=base, models=experts))
+    pool = make_pool(model, rank)
     merged = RunContext().merge_matrices(pool, Linear((0.3,) * EXPERTS))
     choice: dict[str, Any] = {"storage": storage, "grain": grain, "dtype": dtype, **options}
     live = LiveMerge(pool, merged, torch.device("cpu"), **choice)
@@ -147,6 +148,32 @@ def test_factors_that_are_hardly_smaller_than_the_matrix_are_not_worth_it() -> N
         (leaf,) = live.leaves
         assert leaf.vectors.storage == "factors"
         assert (leaf.parameter.grad is None) == (rank <= limit)
+
+
+@pytest.mark.parametrize(("rank", "storage"), [(2, "auto"), (5, "auto"), (2, "fp32"), (2, "disk")])
+@pytest.mark.parametrize("bf16_passes", [True, False])
+def test_the_memory_of_adapters_is_known_from_headers(
+    rank: int, storage: Any, monkeypatch: pytest.MonkeyPatch, *, bf16_passes: bool
+) -> None:
+    live = live_merge(storage=storage, rank=rank, bf16_passes=bf16_passes)
+    back_propagate(live)
+    held = [*live.model.parameters()]
+    held += [parameter.grad for parameter in held if parameter.grad is not None]
+    for leaf in live.leaves:
+        vectors = vars(leaf.vectors).values()
+        held += [
+            value
+            for value in vectors
+            if isinstance(value, Tensor) and value.dtype.is_floating_point
+        ]
+
+    def low_rank(_: Any, name: str) -> LowRank:
+        return LowRank(rank if name == "layer.weight" else 0, lambda: pytest.fail("it was read"))
+
+    monkeypatch.setattr(StateDictSource, "low_rank", low_rank)
+    pool = make_pool(Twice, rank)
+    counted = count_live_memory(pool, storage=storage, grain="row", bf16_passes=bf16_passes)
+    assert counted == sum(tensor.nbytes for tensor in held)
 
 
 def test_a_weight_that_takes_another_s_place_gets_its_own_gradient() -> None:

@@ -28,9 +28,9 @@ MergeConfigT = TypeVar("MergeConfigT", bound=CoefficientMergeConfig)
 class CoefficientMerge(CoefficientSearch[MergeConfigT, LearnedT]):
     """A linear merge that its coefficients determine completely."""
 
-    def held_memory(self, model: int, experts: int) -> int:
+    def held_memory(self, model: int, pool: ModelPool[Any]) -> int:
         """Count nothing if the coefficients are given, because then no model is live."""
-        return super().held_memory(model, experts) if self.config.coefficients is None else 0
+        return super().held_memory(model, pool) if self.config.coefficients is None else 0
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Search or load the coefficients, and return the lazy merge."""

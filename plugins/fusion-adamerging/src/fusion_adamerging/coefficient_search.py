@@ -17,7 +17,7 @@ from fusion_adamerging.config import CoefficientSearchConfig
 from fusion_adamerging.monitor import SearchStoppedError
 from fusion_adamerging.picture import draw_search
 from fusion_adamerging.search import Search
-from fusion_adapting import LiveMerge, join_ranks
+from fusion_adapting import LiveMerge, count_live_memory, join_ranks
 from fusion_core.files import write_durably
 from fusion_core.weights import is_matrix
 
@@ -56,15 +56,18 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
             return None
         return "one coefficient per expert"
 
-    def held_memory(self, model: int, experts: int) -> int:
-        """Count the live model, its gradient and the task vectors in memory, with their base.
+    def held_memory(self, model: int, pool: ModelPool[Any]) -> int:
+        """Count the live model, gradients, and the task vectors in memory with their base.
 
-        The singular vectors of `rank` and `adarank` come on top. Factors, which `auto` holds if the
-        weights turn out to have low rank, take less.
+        The singular vectors of `rank` and `adarank` come on top.
         """
-        whole = 1 + experts
-        vectors = {"auto": whole, "fp32": whole, "bf16": 1 + experts / 2, "disk": 0}
-        return int(model * (2 + vectors[self.config.task_vectors]))
+        del model
+        return count_live_memory(
+            pool,
+            storage=self.config.task_vectors,
+            grain=self.config.grain,
+            bf16_passes=self.config.precision == "bf16",
+        )
 
     def make_learned(
         self,

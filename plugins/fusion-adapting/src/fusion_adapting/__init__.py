@@ -16,6 +16,7 @@ from fusion_adapting._live import (
     replace_parameters,
 )
 from fusion_adapting._live_merge import Leaf, LiveMerge
+from fusion_adapting._memory import count_live_memory
 from fusion_adapting._moments import Moments, compute_moments, moments
 from fusion_adapting._packed import PackedLayer, PackedWeights, is_packed
 from fusion_adapting._passes import Batches, Objective, Outcome, Passes
@@ -55,6 +56,7 @@ __all__ = [
     "build_live",
     "compute_moments",
     "compute_squared_gradients",
+    "count_live_memory",
     "disagreement",
     "entropy",
     "find_feature_module",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fusion_adapting._factored import is_collected
 from fusion_core.machine.linear_kernels import OneDnnLinear, fast_linear
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def collect_in_layers(
     so large that the weight's own gradient takes less time, or where the weight holds several
     matrices. With `bf16`, a weight that no other module has is then held in bf16.
     """
-    # Four products with factors take the place of one with the weight's shape.
-    is_worth_it = 2 * (vectors.left.numel() + vectors.right.numel()) <= weight.numel()
-    if not is_worth_it or vectors.sharing.info.shape != weight.shape:
+    factors = vectors.left.numel() + vectors.right.numel()
+    is_whole = vectors.sharing.info.shape == weight.shape
+    if not (is_whole and is_collected(factors, weight.numel())):
         return
     owners = [
         module

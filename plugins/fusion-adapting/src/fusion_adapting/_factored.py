@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from fusion_adapting._task_vectors import Resident
 
 
+def is_collected(factors: int, numel: int) -> bool:
+    """Tell whether factors of so many elements are small enough for layers to collect gradients.
+
+    Four products with factors take the place of one with the shape of the weight.
+    """
+    return 2 * factors <= numel
+
+
 @dataclass(frozen=True)
 class Factored:
     """A matrix's task vectors as factors: that of expert k is left[:, owner == k] @ right[...]."""

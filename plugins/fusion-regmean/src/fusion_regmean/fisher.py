@@ -51,9 +51,9 @@ class Fisher(Algorithm[FisherConfig]):
 
     config_class = FisherConfig
 
-    def held_memory(self, model: int, experts: int) -> int:
+    def held_memory(self, model: int, pool: ModelPool[Any]) -> int:
         """Count the two sums, one expert's information, the live expert and a gradient."""
-        del experts
+        del pool
         return 5 * model
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:

@@ -47,6 +47,8 @@ PRIVATE = {
     "fusion_core.contracts.feature_adapters.attach_adapter",
     "fusion_core.contracts.feature_adapters.apply_adapter",
     "fusion_core.machine.memory.retain_freed_memory",
+    "fusion_core.machine.linear_kernels.OneDnnLinear",
+    "fusion_core.machine.linear_kernels.fast_linear",
     "fusion_core.machine.linear_kernels.use_fast_linear_layers",
     "fusion_core.contracts.selected_pool.SelectedPool",
     "fusion_core.weights.merging.counters.counter_uniform",

@@ -80,8 +80,8 @@ def find_few_components(matrix: Tensor, most: int) -> Components | None:
     """Return all components if there are at most `most`, else None, which takes little time."""
     rows, columns = matrix.shape
     if rows < columns:
-        found = find_few_components(matrix.mT, most)
-        return None if found is None else found.transposed()
+        parts = find_few_components(matrix.mT, most)
+        return None if parts is None else parts.transposed()
     short, space = _shorten(matrix, most)
     if space is None:
         return None

@@ -122,8 +122,8 @@ def test_weights_in_bf16_give_what_passes_in_bf16_give(model: type[nn.Module]) -
         for bf16_passes in (False, True)
     )
     assert [leaf.parameter.dtype for leaf in rounded.leaves] == [torch.bfloat16]
-    expected, found = (back_propagate(live, bf16=True) for live in (plain, rounded))
-    assert torch.equal(found, expected)
+    expected, of_inputs = (back_propagate(live, bf16=True) for live in (plain, rounded))
+    assert torch.equal(of_inputs, expected)
     torch.testing.assert_close(rounded.gradient(), plain.gradient())
 
 

@@ -68,11 +68,11 @@ def test_functions_of_few_components_agree_with_those_of_the_whole(
 ) -> None:
     matrix = _product(shape, 6)
     rows = torch.stack([matrix, 2 * matrix + _product(shape, 1)])
-    found = decompose(matrix), polar(matrix), joint_rank(rows)
+    short = decompose(matrix), polar(matrix), joint_rank(rows)
     monkeypatch.setattr(singular, "_WIDE", HEIGHT)
     whole = decompose(matrix), polar(matrix), joint_rank(rows)
     assert is_matrix(matrix.shape)
-    assert found[0].rank == whole[0].rank == 6
-    assert found[2] == whole[2]
-    torch.testing.assert_close(found[0].product(), whole[0].product(), rtol=0, atol=1e-5)
-    torch.testing.assert_close(found[1], whole[1], rtol=0, atol=1e-6)
+    assert short[0].rank == whole[0].rank == 6
+    assert short[2] == whole[2]
+    torch.testing.assert_close(short[0].product(), whole[0].product(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(short[1], whole[1], rtol=0, atol=1e-6)

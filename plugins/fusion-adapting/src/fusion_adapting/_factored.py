@@ -58,10 +58,12 @@ class Factored:
             return None
         matrices = vectors.rows.view(-1, *shape)
         limit = sharing.info.numel // (sum(shape) * len(matrices))
-        found = [find_few_components(matrix, limit) for matrix in matrices]
-        parts = [part for part in found if part is not None]
-        if len(parts) < len(found):
-            return None
+        parts = []
+        for matrix in matrices:
+            components = find_few_components(matrix, limit)
+            if components is None:
+                return None
+            parts.append(components)
         owner = [number for number, part in enumerate(parts) for _ in range(part.rank)]
         owners = torch.tensor(owner, dtype=torch.long, device=matrices.device)
         left = torch.cat([part.left for part in parts], dim=1)

@@ -140,8 +140,8 @@ class LiveMerge:
         self.leaves: list[Leaf] = []
         for leaf in _make_leaves(pool, merged, self.model, grain, store):
             if isinstance(leaf.vectors, Factored):
-                own = leaf.parameter, leaf.vectors, leaf.collected
-                collect_in_layers(self.model, *own, bf16=bf16_passes)
+                collected = leaf.parameter, leaf.vectors, leaf.collected
+                collect_in_layers(self.model, *collected, bf16=bf16_passes)
             self.leaves.append(leaf)
         #: the number of coefficients per expert: that of leaves if each has one
         self.columns = sum(leaf.count for leaf in self.leaves)

@@ -166,9 +166,9 @@ def _shorten(tall: Tensor, most: int | None = None) -> tuple[Tensor, Tensor | No
     width if that is large. Some rows and columns tell most matrices whose rank is not.
     """
     width = tall.shape[1]
-    if most is None:
-        most = width // _FEW if width >= _WIDE else -1
-    rank = _sample_rank(tall, most) if most >= 0 else None
+    if most is None and width < _WIDE:
+        return tall, None
+    rank = _sample_rank(tall, width // _FEW if most is None else most)
     if rank is None:
         return tall, None
     generator = torch.Generator().manual_seed(0)

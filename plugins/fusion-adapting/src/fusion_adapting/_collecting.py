@@ -17,6 +17,8 @@ from fusion_adapting._factored import is_collected
 from fusion_core.machine.linear_kernels import OneDnnLinear, fast_linear
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fusion_adapting._factored import Factored
 
 
@@ -42,10 +44,24 @@ class CollectingLinear(nn.Linear):
         return result
 
 
+def find_owners(model: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:
+    """Return the modules that have each parameter; several if it is tied."""
+    owners: dict[nn.Parameter, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, []).append(module)
+    return owners
+
+
 def collect_in_layers(
-    model: nn.Module, weight: nn.Parameter, vectors: Factored, collected: Tensor, *, bf16: bool
+    owners: Sequence[nn.Module],
+    weight: nn.Parameter,
+    vectors: Factored,
+    collected: Tensor,
+    *,
+    bf16: bool,
 ) -> None:
-    """Let the linear layers that have this weight collect the gradient of its coefficients.
+    """Let the linear layers among a weight's owners collect the gradient of its coefficients.
 
     They add it to that of `collected`, of shape (experts, count). They do not where the factors are
     so large that the weight's own gradient takes less time, or where the weight holds several
@@ -55,11 +71,6 @@ def collect_in_layers(
     is_whole = vectors.sharing.info.shape == weight.shape
     if not (is_whole and is_collected(factors, weight.numel())):
         return
-    owners = [
-        module
-        for module in model.modules()
-        if any(parameter is weight for parameter in module.parameters(recurse=False))
-    ]
     layers = [owner for owner in owners if type(owner) in {nn.Linear, OneDnnLinear}]
     for layer in layers:
         layer.__class__ = CollectingLinear

@@ -6,6 +6,7 @@ factor. So neither the merge nor the gradient of the coefficients needs a whole 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,17 @@ from fusion_adapting._sharing import ByColumn, ByComponent, ByRow, ByTensor
 from fusion_core.weights import find_few_components, is_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
     from fusion_adapting._sharing import Sharing
     from fusion_adapting._task_vectors import Resident
+
+
+def most_directions(shape: Sequence[int], experts: int) -> int:
+    """Return the largest rank per expert with which all factors are smaller than the matrix."""
+    return math.prod(shape) // (sum(shape) * experts)
 
 
 def is_collected(factors: int, numel: int) -> bool:
@@ -57,10 +63,9 @@ class Factored:
         if not is_matrix(shape) or isinstance(sharing, ByComponent):
             return None
         matrices = vectors.rows.view(-1, *shape)
-        limit = sharing.info.numel // (sum(shape) * len(matrices))
-        parts = []
+        most, parts = most_directions(shape, len(matrices)), []
         for matrix in matrices:
-            components = find_few_components(matrix, limit)
+            components = find_few_components(matrix, most)
             if components is None:
                 return None
             parts.append(components)

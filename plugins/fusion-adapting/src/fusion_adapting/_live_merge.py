@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from fusion_adapting._collecting import collect_in_layers
+from fusion_adapting._collecting import collect_in_layers, find_owners
 from fusion_adapting._factored import Factored
 from fusion_adapting._live import build_live, group_tied_names, merged_parameters
 from fusion_adapting._row_file import RowFile
@@ -80,9 +80,8 @@ class Leaf:
         """Return dL/dcoefficients, shape (experts, count)."""
         parts = [] if self.collected.grad is None else [self.collected.grad]
         if self.parameter.grad is not None:
-            dense = self.parameter.grad.to_dense().to(
-                self.collected
-            )  # an embedding's may be sparse
+            dense = self.parameter.grad.to_dense()  # an embedding may make it sparse
+            dense = dense.to(self.collected)  # the weight may be in bf16
             parts.append(self.vectors.project(self._view(dense.reshape(-1)).reshape(-1)))
         return sum(parts, start=torch.zeros_like(self.collected))
 
@@ -138,10 +137,11 @@ class LiveMerge:
         self._on_disk = storage == "disk"
         store = _choose_storage(merged, storage, dtype, rows_in)
         self.leaves: list[Leaf] = []
+        owners = find_owners(self.model)
         for leaf in _make_leaves(pool, merged, self.model, grain, store):
-            if isinstance(leaf.vectors, Factored):
-                collected = leaf.parameter, leaf.vectors, leaf.collected
-                collect_in_layers(self.model, *collected, bf16=bf16_passes)
+            weight, vectors = leaf.parameter, leaf.vectors
+            if isinstance(vectors, Factored):
+                collect_in_layers(owners[weight], weight, vectors, leaf.collected, bf16=bf16_passes)
             self.leaves.append(leaf)
         #: the number of coefficients per expert: that of leaves if each has one
         self.columns = sum(leaf.count for leaf in self.leaves)

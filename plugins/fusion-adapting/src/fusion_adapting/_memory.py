@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_adapting._factored import is_collected
+from fusion_adapting._factored import is_collected, most_directions
 from fusion_core.weights import is_matrix
 
 if TYPE_CHECKING:
@@ -35,7 +35,11 @@ def count_live_memory(
         if storage == "disk":
             return 2 * weight
         factors = sum(ranks) * sum(info.shape)
-        is_low = len(ranks) == len(parts) and is_matrix(info.shape) and factors <= info.numel
+        is_low = (
+            len(ranks) == len(parts)
+            and is_matrix(info.shape)
+            and max(ranks) <= most_directions(info.shape, len(parts))
+        )
         if storage != "auto" or not is_low or grain in {"rank", "component"}:
             width = torch.bfloat16.itemsize if storage == "bf16" else wide
             return 2 * weight + base + len(parts) * width * info.numel

@@ -81,6 +81,25 @@ class DegenerateChecks:
         if bench.spec.min_experts == 1 and bench.spec.needs_tasks == "none":
             _check_bounded(bench, _patchwork(bench, bench.pool("mlp", experts=1)))
 
+    def test_the_numbering_of_rows_and_columns_does_not_matter(self, bench: Bench) -> None:
+        """Task vectors of low rank, permuted alike, give the same merge, permuted."""
+        pool = _low_rank(bench.pool("mlp"))
+        bench.skip_unless_tensors_match(pool)
+        if bench.spec.needs_tasks != "none":
+            pytest.skip("the method needs tasks, and a permuted model computes something else")
+        base, experts = _states(pool)
+        permuted = {name: _permuted(state) for name, state in experts.items()}
+        merged = bench.merge(_with_states(pool, _permuted(base), permuted))
+        expected = _permuted(bench.merge(pool))
+        if difference := differing_values(merged, expected, tolerance=_ROUNDING):
+            fail(
+                "expected models with permuted rows and columns to give the same merge, permuted, "
+                f"but it differs in {difference}.",
+                "Where a task vector has a low rank, drop the components whose singular value is "
+                "zero: their vectors are arbitrary. If results depend on positions by definition, "
+                "as with random numbers, declare this check in expected_failures.",
+            )
+
     @pytest.mark.parametrize("size", [2.0**-40, 2.0**40], ids=["tiny", "huge"])
     def test_task_vectors_of_any_size_stay_bounded(self, bench: Bench, size: float) -> None:
         """Tiny task vectors cause tiny changes; huge ones do not overflow."""
@@ -127,6 +146,17 @@ def _patchwork(bench: Bench, pool: ModelPool[Any], *, unchanged: str = "") -> Mo
     return _with_states(pool, base, experts)
 
 
+def _low_rank(pool: ModelPool[Any]) -> ModelPool[Any]:
+    """Return a pool whose task vectors have matrices of rank two, as adapters have."""
+    base, experts = _states(pool)
+    for state in experts.values():
+        for name, values in state.items():
+            if values.is_floating_point() and values.dim() >= _MATRIX:
+                row = values - base[name]
+                state[name] = base[name] + row[..., :2] @ row[..., :2, :]
+    return _with_states(pool, base, experts)
+
+
 def _from_zero(bench: Bench, size: float) -> ModelPool[Any]:
     """Return a pool whose base is zero, so that scaling task vectors is exact."""
     pool = bench.pool("mlp")
@@ -136,6 +166,16 @@ def _from_zero(bench: Bench, size: float) -> ModelPool[Any]:
         for expert, state in experts.items()
     }
     return _with_states(pool, {name: values * 0 for name, values in base.items()}, moved)
+
+
+def _permuted(state: State) -> State:
+    """Permute every axis of every matrix and vector; axes of equal length alike."""
+    permuted = dict(state)
+    for name, values in state.items():
+        for axis, length in enumerate(values.shape):
+            order = torch.randperm(length, generator=torch.Generator().manual_seed(length))
+            permuted[name] = permuted[name].index_select(axis, order)
+    return permuted
 
 
 def _states(pool: ModelPool[Any]) -> tuple[State, dict[str, State]]:

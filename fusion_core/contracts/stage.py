@@ -112,7 +112,8 @@ class Transform(Stage[ConfigT], RowsKernel):
 
     A subclass sets `config_class` and implements `rows`, a pure function that the engine calls once
     per piece. It returns a tensor of the shape of `piece.task_vectors`, which is (experts, *shape
-    of the piece). All later stages see the new task vectors. Example::
+    of the piece). All later stages see the new task vectors. Zeros must stay zeros: the engine does
+    not ask for tensors that no adapter changes. Example::
 
         from fusion_core import ComponentConfig, Transform
 

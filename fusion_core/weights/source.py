@@ -155,7 +155,7 @@ class WeightSource(ABC):
     def low_rank(self, name: str) -> LowRank | None:
         """Return a tensor's difference from the base as factors, or None if it has no factors.
 
-        Adapters have them, and so have weighted sums of adapters.
+        Adapters have them, and so have weighted sums of adapters, relative to the base of the sum.
         """
         del name
         return None

@@ -170,6 +170,7 @@ class AppliedKernel(ABC, Generic[KernelT]):
     operands: Operands
     _surveys: dict[str, _Survey] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _unchanged: dict[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.infos: Mapping[str, TensorInfo] = {
@@ -192,6 +193,16 @@ class AppliedKernel(ABC, Generic[KernelT]):
     def method(self) -> str:
         """The kernel's name in errors: that of its stage or, by default, of its class."""
         return self.operands.method or type(self.kernel).__name__
+
+    def is_unchanged(self, name: str) -> bool:
+        """Tell whether it is known without reading that all experts equal the base in a tensor.
+
+        It is known of what an adapter does not change.
+        """
+        if name not in self._unchanged:
+            parts = self.operands.low_rank(name)
+            self._unchanged[name] = parts is not None and not any(part.rank for part in parts)
+        return self._unchanged[name]
 
     def piece(self, name: str, start: int, stop: int, *, wide: bool = False) -> Piece:
         """Return what the kernel sees of a range of a tensor, which must be one of `cut`.

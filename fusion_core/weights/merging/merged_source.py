@@ -48,6 +48,13 @@ class MergedSource(AppliedKernel[Kernel], WeightSource):
         info = self.infos[name]
         if not is_merged(info):
             return self.operands.reference.read_rounded(name, start, stop, dtype)
+        base = self.operands.base
+        is_sum = self.kernel.constant_coefficients(name) is not None
+        if base is not None and is_sum and self.is_unchanged(name):
+            values = base.read(name, start, stop)
+            if self.operands.finite:
+                check_finite(values, name, base.describe())
+            return values.to(info.dtype).to(dtype), False
         stored_dtype = None if dtype is info.dtype else dtype
         merged = self.compute(self.function, (name, start, stop), stored_dtype=stored_dtype)
         is_rounded = merged.dtype is stored_dtype
@@ -65,18 +72,15 @@ class MergedSource(AppliedKernel[Kernel], WeightSource):
 
     def low_rank(self, name: str) -> LowRank | None:
         """Join the experts' factors, if the merge is a weighted sum of task vectors."""
-        base, experts = self.operands.base, self.operands.experts.values()
         if not is_merged(self.infos[name]):
-            return None if base is None else LowRank.unchanged(self.infos[name].shape)
+            has_base = self.operands.base is not None
+            return LowRank.unchanged(self.infos[name].shape) if has_base else None
         coefficients = self.kernel.constant_coefficients(name)
-        parts = [expert.low_rank(name) for expert in experts]
-        if base is None or coefficients is None or None in parts:
+        parts = self.operands.low_rank(name)
+        if coefficients is None or parts is None:
             return None
-        scaled = [
-            (factor, part)
-            for factor, part in zip(coefficients, parts, strict=True)
-            if part is not None and part.rank and factor
-        ]
+        pairs = zip(coefficients, parts, strict=True)
+        scaled = [(factor, part) for factor, part in pairs if part.rank and factor]
         if not scaled:
             return LowRank.unchanged(self.infos[name].shape)
 

@@ -21,7 +21,7 @@ from fusion_core.weights.source import Cut, reference_model
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from fusion_core.weights.source import TensorInfo, WeightSource
+    from fusion_core.weights.source import LowRank, TensorInfo, WeightSource
 
 _CPU = torch.device("cpu")
 #: The name of the extra operand that calibrations read: the merge so far.
@@ -80,6 +80,16 @@ class Operands:
     def models(self) -> tuple[WeightSource, ...]:
         """The base, if there is one, and the experts."""
         return (*([] if self.base is None else [self.base]), *self.experts.values())
+
+    def low_rank(self, name: str) -> list[LowRank] | None:
+        """Return each expert's difference from the base in a tensor as factors, None without.
+
+        A merge among the experts has none: its factors give the difference from its own base.
+        """
+        experts = self.experts.values()
+        parts = [expert.low_rank(name) if expert.is_delta else None for expert in experts]
+        known = [part for part in parts if part is not None]
+        return None if self.base is None or len(known) < len(parts) else known
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype to compute a tensor in: fp64 if a model has it in fp64, else fp32."""
@@ -166,11 +176,11 @@ class Piece:
 
         Adapters have them. They belong to a whole matrix, as a piece at `Cut.TENSOR` is.
         """
-        parts = [model.low_rank(self.info.name) for model in self.operands.experts.values()]
-        if self.shape != self.info.shape or any(part is None for part in parts):
+        parts = self.operands.low_rank(self.info.name)
+        if self.shape != self.info.shape or parts is None:
             return None
         dtype = self.operands.dtype(self.info.name)
-        read = [part.read() for part in parts if part is not None]
+        read = [part.read() for part in parts]
         if self.operands.finite:
             for name, pair in zip(self.names, read, strict=True):
                 for factor in pair:

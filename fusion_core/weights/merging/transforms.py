@@ -21,7 +21,7 @@ from fusion_core.weights.merging.kernels import (
     Scope,
 )
 from fusion_core.weights.merging.piece import is_merged
-from fusion_core.weights.source import WeightSource
+from fusion_core.weights.source import LowRank, WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -135,10 +135,11 @@ class TransformedRows(AppliedKernel[RowsKernel]):
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Return the rows of all experts in a range, on the CPU, of shape (experts, elements)."""
-        latest, span = self._latest, (name, start, stop)
+        latest, span, count = self._latest, (name, start, stop), len(self.operands.experts)
+        if self.is_unchanged(name):
+            return torch.zeros(1, dtype=self.infos[name].dtype).expand(count, stop - start)
         if latest.span != span:
             latest.span, latest.rows = (), _NONE  # free them before computing as much again
-            count = len(self.operands.experts)
             rows = self.compute(self.function, span, rows=count)
             latest.rows = rows.reshape(count, -1).to(self.infos[name].dtype).cpu()
             latest.span = span
@@ -175,6 +176,11 @@ class TransformedExpert(WeightSource):
         if not is_merged(self.infos[name]):
             return self._expert.read(name, start, stop)
         return self.rows.read(name, start, stop)[self._number]
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """Return factors only of a tensor that no expert changed."""
+        is_unchanged = self.rows.is_unchanged(name)
+        return LowRank.unchanged(self.infos[name].shape) if is_unchanged else None
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

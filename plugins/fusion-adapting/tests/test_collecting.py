@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusion_adapting import LiveMerge, count_live_memory, replace_parameters
 from fusion_core import RunContext
-from fusion_core.weights import Linear, LowRank, StateDictSource
+from fusion_core.weights import Linear, LowRank
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 ROWS, COLUMNS, EXPERTS = 48, 64, 3
@@ -167,11 +167,13 @@ def test_the_memory_of_adapters_is_known_from_headers(
             if isinstance(value, Tensor) and value.dtype.is_floating_point
         ]
 
-    def low_rank(_: Any, name: str) -> LowRank:
+    def low_rank(name: str) -> LowRank:
         return LowRank(rank if name == "layer.weight" else 0, lambda: pytest.fail("it was read"))
 
-    monkeypatch.setattr(StateDictSource, "low_rank", low_rank)
     pool = make_pool(Twice, rank)
+    for expert in pool.experts.values():
+        monkeypatch.setattr(expert, "is_delta", True)
+        monkeypatch.setattr(expert, "low_rank", low_rank)
     counted = count_live_memory(pool, storage=storage, grain="row", bf16_passes=bf16_passes)
     assert counted == sum(tensor.nbytes for tensor in held)
 

@@ -211,8 +211,10 @@ def _make_leaves(
 
     def make(candidate: _Candidate) -> Leaf | None:
         parameter, name = candidate.parameter, candidate.names[0]
-        if not any(bool(kernel.rows(piece).any()) for _, piece in pieces_of(merged, name)):
-            return None  # no expert changed it
+        if merged.is_unchanged(name) or not any(
+            bool(kernel.rows(piece).any()) for _, piece in pieces_of(merged, name)
+        ):
+            return None
         parameter.requires_grad_(True)
 
         def read_rows() -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_adapting._factored import is_collected, most_directions
-from fusion_core.weights import is_matrix
+from fusion_core.weights import Operands, is_matrix
 
 if TYPE_CHECKING:
     from fusion_adapting._live_merge import Storage
@@ -24,25 +24,27 @@ def count_live_memory(
     Task vectors count as factors if the experts are adapters. Full models whose differences turn
     out to have low rank take less than this.
     """
+    operands = Operands(pool.base, pool.experts)
 
     def count(info: TensorInfo) -> int:
         wide = max(info.dtype.itemsize, torch.float32.itemsize)
         weight, base = wide * info.numel, info.dtype.itemsize * info.numel
-        parts = [expert.low_rank(info.name) for expert in pool.experts.values()]
-        ranks = [part.rank for part in parts if part is not None]
-        if not info.dtype.is_floating_point or (len(ranks) == len(parts) and not any(ranks)):
+        parts = operands.low_rank(info.name)
+        ranks = None if parts is None else [part.rank for part in parts]
+        if not info.dtype.is_floating_point or (ranks is not None and not any(ranks)):
             return weight  # no expert changed it
         if storage == "disk":
             return 2 * weight
-        factors = sum(ranks) * sum(info.shape)
+        experts = len(pool.experts)
         is_low = (
-            len(ranks) == len(parts)
+            ranks is not None
             and is_matrix(info.shape)
-            and max(ranks) <= most_directions(info.shape, len(parts))
+            and max(ranks) <= most_directions(info.shape, experts)
         )
-        if storage != "auto" or not is_low or grain in {"rank", "component"}:
+        if ranks is None or storage != "auto" or not is_low or grain in {"rank", "component"}:
             width = torch.bfloat16.itemsize if storage == "bf16" else wide
-            return 2 * weight + base + len(parts) * width * info.numel
+            return 2 * weight + base + experts * width * info.numel
+        factors = sum(ranks) * sum(info.shape)
         if not is_collected(factors, info.numel):
             return 2 * weight + base + wide * factors
         live = torch.bfloat16.itemsize * info.numel if bf16_passes else weight

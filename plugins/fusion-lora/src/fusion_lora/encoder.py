@@ -111,7 +111,10 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
             return {}
         ranks = {}
         for name in names:
-            parts = {expert: model.low_rank(name) for expert, model in pool.experts.items()}
+            parts = {
+                expert: model.low_rank(name) if model.is_delta else None
+                for expert, model in pool.experts.items()
+            }
             full = sorted(expert for expert, part in parts.items() if part is None)
             if full:
                 raise RecipeError(

@@ -144,30 +144,6 @@ def _task_row(runs: Runs, pool: str, seed: int, cell: str) -> str:
     return _row(cell, str(seed), *marks, average, share, f"{seconds:.0f} s")
 
 
-def _first(runs: Runs) -> Iterator[str]:
-    """Yield the runs of the first protocol."""
-    tasks = POOLS[_POOL]
-    yield _row("prompts per task", *tasks, "of the experts", "processor time")
-    yield _rule(len(tasks) + 3)
-    for run in runs.first:
-        marks = [f"{100 * run['tasks'][task]:.0f}" for task in tasks]
-        yield _row(run["cell"], *marks, f"{100 * run['share']:.1f}", f"{run['cpu_s']} s")
-
-
-def _one_token(runs: Runs) -> Iterator[str]:
-    """Yield the searches that learned from one token of an answer, beside those of today."""
-    tasks = POOLS[_POOL]
-    yield _row("merge", "seed", *tasks, "average", "with all tokens")
-    yield _rule(len(tasks) + 4)
-    for (pool, seed, cell), run in sorted(runs.one_token.items()):
-        marks = [100 * run["right"][task].count("1") / len(run["right"][task]) for task in tasks]
-        now = NOT_MEASURED
-        if (pool, seed, cell) in runs:
-            now = _accuracy(runs, pool, seed, cell)
-        average = f"{sum(marks) / len(marks):.1f}"
-        yield _row(cell, str(seed), *(f"{mark:.0f}" for mark in marks), average, now)
-
-
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -195,6 +171,4 @@ TABLES: dict[str, Callable[[Runs], Iterator[str]]] = {
     "lost": _lost,
     "pools": _pools,
     "tasks": _tasks,
-    "one token": _one_token,
-    "first": _first,
 }

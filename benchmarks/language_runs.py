@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from language_cases import BASE, CELLS, EXPERTS, POOLS, RANKS
 from study_page import runs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -28,12 +29,7 @@ class Runs:
     """The runs by pool, seed and cell."""
 
     def __init__(self, lines: Sequence[Run]) -> None:
-        answered = [run for run in lines if "right" in run]
-        self.runs = _by_key(run for run in answered if "predictions" not in run)
-        #: searches that learned from one token of each prompt's answer
-        self.one_token = _by_key(run for run in answered if "predictions" in run)
-        #: runs of a first protocol, which kept no answers to single questions
-        self.first = [run for run in lines if "right" not in run]
+        self.runs = {(run["pool"], run["seed"], run["cell"]): run for run in lines}
 
     @classmethod
     def read(cls, folder: Path) -> Runs:
@@ -57,11 +53,11 @@ class Runs:
 
     def accuracy(self, pool: str, seeds: Sequence[int], cell: str) -> tuple[float, float]:
         """Return the mean accuracy over tasks and seeds in percent, and its error."""
-        return estimate(self._paired(pool, seeds, cell, cell), lambda ours, _: ours.mean(-1))
+        return estimate(self._paired(pool, seeds, cell, cell), lambda ours, _: ours)
 
     def share(self, pool: str, seeds: Sequence[int], cell: str) -> tuple[float, float]:
         """Return the mean over tasks and seeds of merge / expert in percent, and its error."""
-        return estimate(self._paired(pool, seeds, cell, EXPERTS), _ratio)
+        return estimate(self._paired(pool, seeds, cell, EXPERTS), torch.div)
 
     def gain(self, pool: str, seeds: Sequence[int], cell: str, other: str) -> tuple[float, float]:
         """Return how much more accurate a cell is than another in percentage points.
@@ -69,7 +65,7 @@ class Runs:
         Both answer the same questions. With the standard error.
         """
         pairs = self._paired(pool, seeds, cell, other)
-        return estimate(pairs, lambda ours, theirs: (ours - theirs).mean(-1))
+        return estimate(pairs, torch.sub)
 
     def general(self, pool: str, seeds: Sequence[int], cell: str) -> list[list[Run]]:
         """Return each seed's comparisons with the base: one, or one per expert."""
@@ -100,21 +96,17 @@ class Runs:
         )
 
 
-def _by_key(runs: Iterable[Run]) -> dict[tuple[str, int, str], Run]:
-    return {(run["pool"], run["seed"], run["cell"]): run for run in runs}
-
-
 def same_tokens(compared: Sequence[Sequence[Run]]) -> tuple[float, float]:
     """Return the percentage of the base's tokens that models agree with, and its error."""
     return estimate(
-        [[_columns(run, "equal", "tokens") for run in seed] for seed in compared], _ratio
+        [[_columns(run, "equal", "tokens") for run in seed] for seed in compared], torch.div
     )
 
 
 def divergence(compared: Sequence[Sequence[Run]]) -> tuple[float, float]:
     """Return the mean divergence from the base in nats per token, and its error."""
     pairs = [[_columns(run, "kl", "kl") for run in seed] for seed in compared]
-    value, error = estimate(pairs, lambda kl, _: kl.mean(-1))
+    value, error = estimate(pairs, lambda kl, _: kl)
     return value / 100, error / 100
 
 
@@ -137,24 +129,28 @@ def estimate(
 ) -> tuple[float, float]:
     """Return a mean over seeds and tasks in percent, and its standard error by the bootstrap.
 
-    `pairs` has two rows per seed and task, whose questions all seeds share. A sample draws as many
-    questions of each task as there are, and one seed fewer than there are: the variance of a mean
-    of few values is then not too small (Rao and Wu 1988). One seed is always drawn.
+    The statistic is one of the means of two rows over a task's questions. `pairs` has two rows per
+    seed and task, whose questions all seeds share. A sample draws as many questions of each task as
+    there are, and one seed fewer than there are: the variance of a mean of few values is then not
+    too small (Rao and Wu 1988). One seed is always drawn.
     """
-    generator = torch.Generator().manual_seed(0)
     value, samples = 0.0, torch.zeros(len(pairs), _SAMPLES, dtype=torch.float64)
-    for of_task in zip(*pairs, strict=True):
+    for number, of_task in enumerate(zip(*pairs, strict=True)):
         ours, theirs = (torch.stack(rows).double() for rows in zip(*of_task, strict=True))
-        value += float(statistic(ours, theirs).mean()) / len(pairs[0])
-        count = ours.shape[1]
-        rows = torch.randint(count, (_SAMPLES, count), generator=generator)
-        samples += statistic(ours[:, rows], theirs[:, rows]) / len(pairs[0])
+        value += float(statistic(ours.mean(-1), theirs.mean(-1)).mean()) / len(pairs[0])
+        shares = _shares(ours.shape[1], number)
+        samples += statistic(ours @ shares, theirs @ shares) / len(pairs[0])
+    generator = torch.Generator().manual_seed(len(pairs[0]))
     drawn = torch.randint(len(pairs), (max(len(pairs) - 1, 1), _SAMPLES), generator=generator)
     return 100 * value, 100 * float(samples.gather(0, drawn).mean(0).std())
 
 
-def _ratio(ours: Tensor, theirs: Tensor) -> Tensor:
-    return ours.sum(-1) / theirs.sum(-1)
+@cache
+def _shares(count: int, seed: int) -> Tensor:
+    """Return the share of each question in each sample, shape (count, samples)."""
+    drawn = torch.randint(count, (count, _SAMPLES), generator=torch.Generator().manual_seed(seed))
+    ones = torch.full((count, _SAMPLES), 1 / count, dtype=torch.float64)
+    return torch.zeros_like(ones).scatter_add_(0, drawn, ones)
 
 
 def _columns(run: Run, *names: str) -> Any:  # noqa: ANN401 - as many as there are names

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core import RunOptions, run_fusion
+from fusion_core import RunOptions, check, plan, run_fusion
 from fusion_core.errors import IntegrityError, RecipeError
 from fusion_core.weights import (
     CheckpointSource,
@@ -137,20 +137,14 @@ def test_events_name_the_kernels_that_ran(
     ("algorithm", "added"), [("ties", _LOADED - _SAVED), ("pcb", _LOADED), ("emr", 0)]
 )
 def test_a_check_counts_the_memory_of_kernels(
-    algorithm: str,
-    added: int,
-    models: dict[str, str],
-    run_fuse: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    algorithm: str, added: int, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = json.dumps({"base": models["base"], "models": [models["one"], models["two"]]})
+    pool = {"base": models["base"], "models": [models["one"], models["two"]]}
+    planned = plan({"algorithm": algorithm, "model_pool": pool}, RunOptions(evaluate=False))
     merging = {}
     for kernels in ("compiled", "torch"):
         monkeypatch.setenv("FUSION_KERNELS", kernels)
-        checked = run_fuse(
-            "check", "--algo", algorithm, "--set", f"model_pool={pool}", "--no-eval", "--json"
-        )
-        merging[kernels] = json.loads(checked.stdout)["memory"]["merge"]
+        merging[kernels] = check(planned).memory.merge
     assert merging["compiled"] - merging["torch"] == added
 
 

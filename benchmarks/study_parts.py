@@ -35,7 +35,7 @@ class Distilled(Adaptive[AdaMergingConfig]):
         """Return the final weights of a search by Adam."""
         merged = context.merge_matrices(pool, Linear((self.config.init,) * len(pool.experts)))
         merged.prepare(context.executor)
-        live = LiveMerge(pool, merged, context.device)
+        live = LiveMerge(pool, merged, context.device, storage="fp32")
         parameters = {leaf.tensors[0]: leaf.parameter for leaf in live.leaves}
         live.merge(torch.full((len(pool.experts), live.columns), self.config.init))
         weights = self.make_learned(parameters)

@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from fusion_core import AlignmentPolicy, RunContext
+from fusion_testing import TinyTasks, tiny_pool
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -72,6 +76,26 @@ def test_experts_and_the_base_are_measured_once(module: Any) -> None:
     )
     assert runs.right("records, dates", 2, "experts", "dates").tolist() == [0, 1]
     assert runs.right("records, dates", 2, "base", "dates").tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("rival", ["study_parts.Distilled", "language_rivals.DistilledAdapter"])
+def test_rivals_learn_the_matrices_that_adapters_changed(
+    rival: str, import_benchmark: Callable[[str], Any]
+) -> None:
+    module, _, name = rival.partition(".")
+    distilled = getattr(import_benchmark(module), name)
+    live = tiny_pool("mlp").config.base
+    base = live.state_dict()
+    models = {}
+    for number, expert in enumerate("abc"):
+        factors = torch.randn(2, 48, generator=torch.Generator().manual_seed(number)) / 4
+        models[expert] = {**base, "1.weight": base["1.weight"] + factors[:, :16].T @ factors}
+    pool = CheckpointsPool(CheckpointsConfig(base=live, models=models))
+    context = RunContext(tasks=TinyTasks(), seed=0)
+    options = {"preset": "strong", "steps": 2, "batch_size": 4, "init": 0.0}
+    learned = distilled(**options).run(pool.aligned(AlignmentPolicy()), context).state_dict()
+    assert not torch.equal(learned["1.weight"], base["1.weight"])
+    assert torch.equal(learned["3.weight"], base["3.weight"])
 
 
 def test_the_base_differs_from_itself_nowhere(module: Any, runs: Any) -> None:

@@ -314,7 +314,7 @@ class AppliedKernel(ABC, Generic[KernelT]):
 
     def __getstate__(self) -> dict[str, Any]:
         results = {key: survey.result for key, survey in self._surveys.items() if survey.is_done}
-        return {**self.__dict__, "_surveys": results, "_lock": None}
+        return {**self.__dict__, "_surveys": results, "_unchanged": {}, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         surveys = {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from fusion_core.weights import TensorInfo
+    from fusion_core.weights import LowRank, TensorInfo
 
 #: The samples and tallies of a survey, per expert.
 _SURVEY = 3 * 2**20
@@ -33,10 +33,13 @@ class HeadersOnly(WeightSource):
 
     def __init__(self, source: WeightSource) -> None:
         self.infos, self.cut, self.is_delta = source.infos, source.cut, source.is_delta
-        self._kept_bytes = source.kept_bytes
+        self._kept_bytes, self._low_rank = source.kept_bytes, source.low_rank
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         raise NotImplementedError(f"{name} was read, and only the lazy merge was wanted")
+
+    def low_rank(self, name: str) -> LowRank | None:
+        return self._low_rank(name)
 
     @property
     def kept_bytes(self) -> int:
@@ -77,7 +80,10 @@ def _held(source: WeightSource | AppliedKernel[Any], info: TensorInfo, elements:
         return _held_by_packed(source, info, elements)
     if isinstance(source, TransformedExpert):
         source = source.rows
-    if isinstance(source, AppliedKernel) and is_merged(info):
+    if isinstance(source, TransformedRows) and source.is_unchanged(info.name):
+        return _Held(0)
+    copies = isinstance(source, MergedSource) and source.copies_base(info.name)
+    if isinstance(source, AppliedKernel) and is_merged(info) and not copies:
         return _held_by_kernel(source, info, elements)
     if isinstance(source, AppliedKernel):
         source = source.operands.reference

@@ -10,7 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusion_core import ComponentConfig, Transform, merge, run_fusion
+from fusion_core import (
+    ComponentConfig,
+    RunOptions,
+    Transform,
+    check,
+    merge,
+    plan,
+    run_fusion,
+)
 from fusion_core.errors import RecipeError, WeightsError
 
 if TYPE_CHECKING:
@@ -105,6 +113,15 @@ def test_transforms_are_not_asked_for_what_no_adapter_changes(
     base = load_file(tmp_path / "base" / "model.safetensors")
     for name, values in merged.items():
         assert torch.equal(values, base[name]) == (name != "layer.weight")
+
+
+@pytest.mark.parametrize(("algorithm", "largest"), [("tsv-m", "layer"), ("magmax", "embed")])
+def test_a_check_does_not_count_transforms_of_what_no_adapter_changes(
+    algorithm: str, largest: str, pool: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = {"algorithm": algorithm, "model_pool": pool, "output": {"path": str(tmp_path / "out")}}
+    memory = check(plan(recipe, RunOptions())).memory
+    assert f"elements of '{largest}.weight'" in memory.how
 
 
 @pytest.mark.parametrize("algorithm", [SUM, "magmax"], ids=str)

@@ -49,8 +49,7 @@ class MergedSource(AppliedKernel[Kernel], WeightSource):
         if not is_merged(info):
             return self.operands.reference.read_rounded(name, start, stop, dtype)
         base = self.operands.base
-        is_sum = self.kernel.constant_coefficients(name) is not None
-        if base is not None and is_sum and self.is_unchanged(name):
+        if base is not None and self.copies_base(name):
             values = base.read(name, start, stop)
             if self.operands.finite:
                 check_finite(values, name, base.describe())
@@ -69,6 +68,10 @@ class MergedSource(AppliedKernel[Kernel], WeightSource):
             return self.cut.ranges(info)
         first = Piece(self.operands, info, next(self.cut.ranges(info)), self.cut)
         return self.cut.ranges(info, blocks_at_once(self.function, first))
+
+    def copies_base(self, name: str) -> bool:
+        """Tell whether the merge is a sum of task vectors that are known to be zero."""
+        return self.kernel.constant_coefficients(name) is not None and self.is_unchanged(name)
 
     def low_rank(self, name: str) -> LowRank | None:
         """Join the experts' factors, if the merge is a weighted sum of task vectors."""

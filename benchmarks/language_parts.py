@@ -111,7 +111,8 @@ class Experts:
                 name = f"{self.pool} together"
                 return self._trained({name: self.names}).experts[name]
             case "tsv-m":
-                return context.merge(self.orthogonal, Linear((1.0,) * len(self.names)))
+                scale = cell.options.get("scale", 1.0)
+                return context.merge(self.orthogonal, Linear((scale,) * len(self.names)))
         start = 0.0 if cell.method == "one adapter" else 1.0
         options = {"preset": "strong", "init": start, **SEARCH, **cell.options}
         if cell.general:

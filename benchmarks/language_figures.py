@@ -23,6 +23,7 @@ _LABELS = {
     "task-arithmetic": ((0, -22), "center"),
     "ties": ((8, -10), "left"),
     "tsv-m": ((0, 12), "right"),
+    "tsv-m, scale 0.7": ((8, 6), "left"),
     "32 of the experts": ((8, -16), "left"),
     "8 own": ((-8, -14), "right"),
     "8 own, short": ((-8, 6), "right"),

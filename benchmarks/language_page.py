@@ -27,6 +27,7 @@ PAIRS = (
     ("8 own", "tsv-m"),
     ("tsv-m", "task-arithmetic"),
     ("tsv-m", "ties"),
+    ("tsv-m, scale 0.7", "ties"),
     ("32 of the experts", "8 own"),
     ("8 own, 32 general", "8 own"),
     ("8 own, one adapter", "8 own"),

@@ -132,7 +132,7 @@ class Phases(Progress):
         before, self._memory.phase = self._memory.phase, label
         with super().track(label, total=total, unit=unit) as advance:
             yield advance
-        self._memory.phase = before
+        self._memory.phase = "end" if label == "adapt" else before
 
 
 def _plan(directory: str, options: dict[str, Any]) -> Plan:

@@ -80,12 +80,10 @@ def _held(source: WeightSource | AppliedKernel[Any], info: TensorInfo, elements:
         return _held_by_packed(source, info, elements)
     if isinstance(source, TransformedExpert):
         source = source.rows
-    if isinstance(source, TransformedRows) and source.is_unchanged(info.name):
-        return _Held(0)
-    copies = isinstance(source, MergedSource) and source.copies_base(info.name)
-    if isinstance(source, AppliedKernel) and is_merged(info) and not copies:
-        return _held_by_kernel(source, info, elements)
     if isinstance(source, AppliedKernel):
+        # of a stack, a model may have no tensor of this name
+        if source.computes(info.name) if info.name in source.infos else is_merged(info):
+            return _held_by_kernel(source, info, elements)
         source = source.operands.reference
     inner = [child for child in source.sources if info.name in child.infos] or source.sources
     held = _held(inner[0], info, elements) if inner else _Held(elements * info.dtype.itemsize)

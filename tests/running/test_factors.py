@@ -43,11 +43,11 @@ def write_base(path: Path, seed: int) -> str:
     return str(path)
 
 
-def write_adapter(path: Path, seed: int) -> str:
-    """Write an adapter of rank 2 that changes `layer.weight`."""
+def write_adapter(path: Path, seed: int, module: str = "layer") -> str:
+    """Write an adapter of rank 2 that changes the weight of one module."""
     path.mkdir()
     factors = {"lora_A": draw(seed, 2, 6), "lora_B": draw(seed + 1, 8, 2)}
-    named = {f"base_model.model.layer.{part}.weight": value for part, value in factors.items()}
+    named = {f"base_model.model.{module}.{part}.weight": value for part, value in factors.items()}
     save_file(named, path / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
     (path / "adapter_config.json").write_text(json.dumps(config))
@@ -122,6 +122,24 @@ def test_a_check_does_not_count_transforms_of_what_no_adapter_changes(
     recipe = {"algorithm": algorithm, "model_pool": pool, "output": {"path": str(tmp_path / "out")}}
     memory = check(plan(recipe, RunOptions())).memory
     assert f"elements of '{largest}.weight'" in memory.how
+
+
+def test_a_stack_of_adapters_has_names_that_they_lack(tmp_path: Path) -> None:
+    base = {f"model.layers.{layer}.layer.weight": draw(layer, 8, 6) for layer in range(2)}
+    (tmp_path / "base").mkdir()
+    save_file(base, tmp_path / "base" / "model.safetensors")
+    adapter = write_adapter(tmp_path / "a", 1, module="model.layers.1.layer")
+    slices = [{"model": "a", "layers": [0, 2]}, {"model": "a", "layers": [1, 2]}]
+    recipe = {
+        "algorithm": {"name": "stack", "slices": slices},
+        "model_pool": {"base": str(tmp_path / "base"), "models": {"a": adapter}},
+        "output": {"path": str(tmp_path / "out")},
+    }
+    assert check(plan(recipe, RunOptions())).memory.merge > 0
+    merged = run_fusion(recipe).weights
+    added = merged.tensor("model.layers.2.layer.weight")
+    assert torch.equal(added, merged.tensor("model.layers.1.layer.weight"))
+    assert not torch.equal(added, base["model.layers.1.layer.weight"])
 
 
 @pytest.mark.parametrize("algorithm", [SUM, "magmax"], ids=str)

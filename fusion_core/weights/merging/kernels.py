@@ -204,6 +204,10 @@ class AppliedKernel(ABC, Generic[KernelT]):
             self._unchanged[name] = parts is not None and not any(part.rank for part in parts)
         return self._unchanged[name]
 
+    def computes(self, name: str) -> bool:
+        """Tell whether the kernel computes a tensor: it neither copies it nor knows its values."""
+        return is_merged(self.infos[name]) and not self.is_unchanged(name)
+
     def piece(self, name: str, start: int, stop: int, *, wide: bool = False) -> Piece:
         """Return what the kernel sees of a range of a tensor, which must be one of `cut`.
 
@@ -283,7 +287,7 @@ class AppliedKernel(ABC, Generic[KernelT]):
         pieces = [
             Piece(self.operands, info, (0, info.numel), self.cut)
             for info in self.infos.values()
-            if is_merged(info)
+            if self.computes(info.name)
         ]
         names = [kernel_for(self.function, piece) for piece in pieces]
         return Counter(name for name in names if name is not None)
@@ -294,7 +298,7 @@ class AppliedKernel(ABC, Generic[KernelT]):
         if name is None:
             if scope is Scope.MODEL:
                 self._survey(_WHOLE_MODEL, executor)
-        elif scope is Scope.TENSOR and name in self.infos and is_merged(self.infos[name]):
+        elif scope is Scope.TENSOR and name in self.infos and self.computes(name):
             self._survey(name, executor)
 
     def _survey(self, key: str, executor: Executor) -> Any:  # noqa: ANN401 - the kernel's own

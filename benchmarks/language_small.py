@@ -1,13 +1,13 @@
-"""Experts of the small text encoder and the small encoder-decoder, and their merges."""
+"""Experts of the text encoders and of the small encoder-decoder, and their merges."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from language_cases import ENCODER, ENCODER_DECODER, POOLS, Cell
+from language_cases import ENCODER, ENCODER_DECODER, POOLS, PUBLISHED_ENCODER, Cell
 from language_parts import Experts, batches_on_all_cores
-from small_encoder import TextEncoder
+from small_encoder import PublishedEncoder, TextEncoder
 from small_encoder_decoder import EncoderDecoder
 
 from fusion_core.recipe.config import AlignmentPolicy
@@ -19,23 +19,25 @@ from pools_lm.tasks.sentence_config import ClassificationConfig
 from pools_lm.tasks.sentences import ClassificationTasks
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fusion_core import TaskPool
     from fusion_core.weights import WeightSource
 
-#: By pool: who trains its models, their model pool, and their task pool with its options.
+
+def _classification(data: dict[str, Any]) -> ClassificationTasks:
+    return ClassificationTasks(ClassificationConfig(datasets=data, batch_size=50, head="expert"))
+
+
+def _questions(data: dict[str, Any]) -> LanguageTasks:
+    return LanguageTasks(LanguageTasksConfig(datasets=data, batch_size=50))
+
+
+#: By pool: who trains its models, their model pool, and their task pool.
 _FAMILIES: dict[str, Any] = {
-    ENCODER: (
-        TextEncoder,
-        EncoderPool,
-        lambda data: ClassificationTasks(
-            ClassificationConfig(datasets=data, batch_size=50, head="expert")
-        ),
-    ),
-    ENCODER_DECODER: (
-        EncoderDecoder,
-        Seq2SeqPool,
-        lambda data: LanguageTasks(LanguageTasksConfig(datasets=data, batch_size=50)),
-    ),
+    ENCODER: (TextEncoder, EncoderPool, _classification),
+    PUBLISHED_ENCODER: (PublishedEncoder, EncoderPool, _classification),
+    ENCODER_DECODER: (EncoderDecoder, Seq2SeqPool, _questions),
 }
 
 
@@ -43,12 +45,15 @@ _FAMILIES: dict[str, Any] = {
 class SmallExperts(Experts):
     """The experts of a small pool and a seed; `source` has the unpacked packages of texts."""
 
+    #: the wheel of a published base
+    wheel: Path | None = None
+
     def __post_init__(self) -> None:
         self.names = POOLS[self.pool]
         self.directory /= self.pool
         self.directory.mkdir(exist_ok=True)
         family, pool, self._make_tasks = _FAMILIES[self.pool]
-        trained = family(self.source)
+        trained = family(self.source, *([] if self.wheel is None else [self.wheel]))
         base, folder = self.directory / "base", self.directory / str(self.seed)
         if not base.is_dir():
             trained.write_base(base)

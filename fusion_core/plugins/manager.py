@@ -208,6 +208,8 @@ class PluginManager(pluggy.PluginManager):
         hint = f"See: {_LISTINGS.get(kind, 'fuse info')}"
         if not guess and len(short) <= _MAX_LISTED:
             hint = f"Installed: {', '.join(short) or 'none'}"
+        if kind is AlgorithmSpec and "," in name:
+            guess, hint = "", f"List the stages of a pipeline: algorithm: [{name}]"
         if home is not None and home not in {plugin.distribution for plugin in self.plugins}:
             guess, hint = "", f"Install the plugin that provides it: pip install {home}"
         unloaded = [

@@ -128,6 +128,9 @@ BAD = {
     "unknown algorithm": Bad(
         ("--algo", "tise", *CHECKPOINTS), 3, ("unknown algorithm 'tise'; did you mean ties",)
     ),
+    "pipeline in one string": Bad(
+        ("--set", "algorithm='trim,ties'", *CHECKPOINTS), 3, ("pipeline: algorithm: [trim,ties]",)
+    ),
     "empty stage": Bad(("--algo", "trim,", *CHECKPOINTS), 2, ("a stage has no name", "commas")),
     "no algorithm": Bad(CHECKPOINTS, 2, ("algorithm", "required")),
     "unknown pool": Bad(

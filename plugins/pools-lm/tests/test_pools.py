@@ -134,6 +134,27 @@ def test_old_names_of_a_base_match_current_names_of_experts(
     assert all("model.safetensors" in source["files"] for source in provenance["inputs"].values())
 
 
+@pytest.mark.parametrize("saved_long_ago", [["base"], ["a"], ["base", "a", "b"]])
+def test_a_buffer_that_old_files_contain_is_no_difference(
+    tiny: Tiny, models_of: Callable[..., Options], tmp_path: Path, saved_long_ago: list[str]
+) -> None:
+    """BERT's files had its positions until transformers 4.31, as all-MiniLM-L6-v2's still have."""
+    options = models_of("bert", "sentence-encoder")
+    today = read(merge("sentence-encoder", options, tmp_path / "today"))
+    for name in saved_long_ago:
+        path = tmp_path / name / "model.safetensors"
+        save_file({**load_file(path), "embeddings.position_ids": torch.arange(64)[None]}, path)
+    merged = merge("sentence-encoder", options, tmp_path / "merged")
+    state = read(merged)
+    assert all(torch.equal(state[name], value) for name, value in today.items())
+    pool = open_pool(options, EncoderPool)
+    pool.build(pool.aligned(AlignmentPolicy()).experts["a"])
+    _, loading_info = tiny.classes["sentence-encoder"].from_pretrained(
+        merged, output_loading_info=True
+    )
+    assert not any(loading_info.values())
+
+
 def to_old_name(name: str) -> str:
     return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta")
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from fusion_core.weights import TensorInfo, WeightSource
 
-#: Buffers that old files contain and current models do not have.
-_OLD_BUFFERS = (r"rotary_emb\.inv_freq$",)
 #: Auto classes of models with a head on an encoder or decoder, most common first.
 _WITH_HEADS = (
     "AutoModelForPreTraining",
@@ -79,8 +77,8 @@ class Architecture:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters and buffers on the meta device. A tied tensor appears under all its names."""
-        return _named_tensors(self._on_meta)
+        """What the model stores, on the meta device. A tied tensor appears under all its names."""
+        return self._on_meta.state_dict(keep_vars=True)
 
     @cached_property
     def packed_experts(self) -> Layout:
@@ -127,7 +125,7 @@ class Architecture:
         config = self._read_config()
         config.get_text_config().vocab_size += 1
         with torch.device("meta"):
-            larger = _named_tensors(self._construct(config))
+            larger = self._construct(config).state_dict(keep_vars=True)
         return {
             name: axis
             for name, tensor in self.tensors.items()
@@ -238,7 +236,17 @@ class Architecture:
     def _is_ignored(self, name: str) -> bool:
         model = self._on_meta
         patterns = model._keys_to_ignore_on_load_unexpected or ()  # noqa: SLF001 - the only source
-        return is_old_buffer(name) or any(re.search(pattern, name) for pattern in patterns)
+        return self.computes(name) or any(re.search(pattern, name) for pattern in patterns)
+
+    def computes(self, name: str) -> bool:
+        """Tell whether a live model computes this buffer itself. Old files may contain it."""
+        return name not in self.tensors and name.rpartition(".")[2] in self._computed
+
+    @cached_property
+    def _computed(self) -> frozenset[str]:
+        """The last parts of the names of buffers that the model does not store."""
+        buffers = {name for name, _ in self._on_meta.named_buffers()}
+        return frozenset(name.rpartition(".")[2] for name in buffers - self.tensors.keys())
 
     @cached_property
     def _on_meta(self) -> PreTrainedModel:
@@ -273,19 +281,7 @@ class Architecture:
         )
 
 
-def is_old_buffer(name: str) -> bool:
-    """Tell whether a tensor is a buffer of old files that live models compute themselves."""
-    return any(re.search(pattern, name) for pattern in _OLD_BUFFERS)
-
-
 @lru_cache(maxsize=16)
 def load_architecture(auto: str, config: str) -> Architecture:
     """Return one shared architecture per configuration, which caches its properties."""
     return Architecture(auto, config)
-
-
-def _named_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }

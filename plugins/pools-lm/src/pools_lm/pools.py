@@ -286,7 +286,6 @@ class LanguagePool(CheckpointsPool):
             architecture.check()
         except CheckpointError:  # unknown to transformers: merge by the stored names
             return
-        from pools_lm.architecture import is_old_buffer
         from pools_lm.spelling import drop_ignored, rename_like
 
         renamed = {
@@ -300,7 +299,7 @@ class LanguagePool(CheckpointsPool):
         }
         self.base = None if self.base is None else drop_ignored(self.base, architecture)
         dropped = [name for name in first.infos if name not in self.reference.infos]
-        self._ignored = tuple(name for name in dropped if not is_old_buffer(name))
+        self._ignored = tuple(name for name in dropped if not architecture.computes(name))
 
     @property
     def _has_recipes(self) -> bool:

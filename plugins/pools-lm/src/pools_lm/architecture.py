@@ -77,7 +77,7 @@ class Architecture:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What the model stores, on the meta device. A tied tensor appears under all its names."""
+        """The state dict, on the meta device. A tied tensor appears under all its names."""
         return self._on_meta.state_dict(keep_vars=True)
 
     @cached_property

@@ -60,7 +60,7 @@ class Cell:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-SHORT = "8 own, short"
+SHORT, DOGE = "8 own, short", "doge"
 STRONG8 = Cell("strong", 8)
 CELLS: dict[str, Cell] = {
     "base": Cell("base"),
@@ -68,11 +68,13 @@ CELLS: dict[str, Cell] = {
     "ties": Cell("ties", options={"scale": 1.0}),
     "tsv-m": Cell("tsv-m"),
     "tsv-m, scale 0.7": Cell("tsv-m", options={"scale": 0.7}),
+    DOGE: Cell(DOGE),
     "8 own": STRONG8,
     "32 of the experts": Cell("strong", 32, "experts"),
     "1 own": Cell("strong", 1),
     "4 own": Cell("strong", 4),
     "32 own": Cell("strong", 32),
+    "120 own, 100 steps": Cell("strong", 120, options={"steps": 100}),
     "8 own, 32 general": replace(STRONG8, general=32),
     "8 own, one adapter": Cell("one adapter", 8, options={"lr": 1e-3}),
     "8 own, all weights": Cell("all weights", 8, options={"lr": 1e-4}),
@@ -130,14 +132,18 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("largest, moods", 1, MAIN[:2]),
     ("four", 0, FURTHER[1:]),
     *((pool, seed, (SHORT,)) for pool, seed in COMPARED),
-    ("other four", 3, (EXPERTS, *MAIN[:2])),
+    *((pool, 3, (EXPERTS, *MAIN[:2])) for pool in ("rank 4", "rank 64", "other four")),
     ("eight", 3, MAIN[:2]),
-    *(("four", seed, ("tsv-m, scale 0.7",)) for seed in (0, 2, *UNSEEN)),
+    *(("four", seed, ("tsv-m, scale 0.7", DOGE)) for seed in (0, 2, *UNSEEN)),
+    *((PUBLISHED_ENCODER, seed, (DOGE,)) for seed in (0, 1, 2)),
     (ENCODER, 0, (BASE,)),
     *((ENCODER, seed, (EXPERTS, *MAIN[:4], "32 own")) for seed in (0, 1, 2)),
     *((ENCODER, seed, ("1 own", SHORT, FURTHER[0])) for seed in (0, 1)),
     (PUBLISHED_ENCODER, 0, (BASE,)),
-    *((PUBLISHED_ENCODER, seed, (EXPERTS, *MAIN[:4], *COUNTS)) for seed in (0, 1, 2)),
+    *(
+        (PUBLISHED_ENCODER, seed, (EXPERTS, *MAIN[:4], *COUNTS, "120 own, 100 steps"))
+        for seed in (0, 1, 2)
+    ),
     *((PUBLISHED_ENCODER, seed, (SHORT, FURTHER[0])) for seed in (0, 1)),
     (ENCODER_DECODER, 0, (BASE,)),
     *((ENCODER_DECODER, seed, (EXPERTS, *MAIN[:4], "32 own")) for seed in (0, 1, 2)),

@@ -24,6 +24,7 @@ from fusion_core import RunContext
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights import Linear, StateDictSource
 from fusion_linear.task_arithmetic import TaskArithmetic
+from fusion_spectral.doge import Doge
 from fusion_spectral.orthogonalise import Orthogonalise
 from fusion_ties.ties import Ties
 from pools_lm.config import LanguageConfig
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 GENERAL = "general"
 #: Prompts of a task that each seed has for itself.
 _PER_SEED = 64
+#: Merges of the weights alone, by method.
+WITHOUT_DATA: dict[str, Any] = {"task-arithmetic": TaskArithmetic, "ties": Ties, "doge": Doge}
 #: What learns from the experts, by method.
 SEARCHES: dict[str, Any] = {
     "strong": AdaMerging,
@@ -103,10 +106,8 @@ class Experts:
             case "base":
                 assert self.models.base is not None
                 return self.models.base
-            case "task-arithmetic":
-                return TaskArithmetic(**cell.options).run(self.models, context)
-            case "ties":
-                return Ties(**cell.options).run(self.models, context)
+            case method if method in WITHOUT_DATA:
+                return WITHOUT_DATA[method](**cell.options).run(self.models, context)
             case "joint training":
                 name = f"{self.pool} together"
                 return self._trained({name: self.names}).experts[name]

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from language_cases import BASE, CELLS, EXPERTS, POOLS, RANKS
+from language_cases import BASE, CELLS, EXPERTS, POOLS, RANKS, SMALL
 from study_page import runs_of
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class Runs:
             run
             for (other, number, name), run in self.runs.items()
             if name == cell and task in run["right"]
+            if other == pool or not {other, pool} & set(SMALL)
             if cell == BASE or (number, RANKS[other]) == (seed, RANKS[pool])
         )
 

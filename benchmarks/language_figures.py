@@ -26,7 +26,8 @@ _LABELS = {
     "tsv-m, scale 0.7": ((-4, 12), "right"),
     "doge": ((12, -4), "left"),
     "8 own, one adapter": ((8, -14), "left"),
-    "32 of the experts": ((8, -16), "left"),
+    "32 of the experts": ((14, 8), "left"),
+    "32 of the base": ((12, -4), "left"),
     "8 own": ((-8, -14), "right"),
     "8 own, short": ((-8, 6), "right"),
 }

@@ -137,13 +137,12 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     *((pool, 3, (EXPERTS, *MAIN[:2])) for pool in ("rank 4", "rank 64", "other four")),
     ("eight", 3, MAIN[:2]),
     *(("four", seed, ("tsv-m, scale 0.7", DOGE)) for seed in (0, 2, *UNSEEN)),
-    *((PUBLISHED_ENCODER, seed, (DOGE,)) for seed in (0, 1, 2)),
     (ENCODER, 0, (BASE,)),
     *((ENCODER, seed, (EXPERTS, *MAIN[:4], "32 own")) for seed in (0, 1, 2)),
     *((ENCODER, seed, ("1 own", SHORT, FURTHER[0])) for seed in (0, 1)),
     (PUBLISHED_ENCODER, 0, (BASE,)),
     *(
-        (PUBLISHED_ENCODER, seed, (EXPERTS, *MAIN[:4], *COUNTS, "120 own, 100 steps"))
+        (PUBLISHED_ENCODER, seed, (EXPERTS, *MAIN[:4], *COUNTS, "120 own, 100 steps", DOGE))
         for seed in (0, 1, 2)
     ),
     *((PUBLISHED_ENCODER, seed, (SHORT, FURTHER[0])) for seed in (0, 1)),

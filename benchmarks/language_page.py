@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from language_cases import CELLS, EXPERTS, MAIN, POOLS, SHORT
+from language_cases import CELLS, DOGE, EXPERTS, MAIN, POOLS, SHORT
 from language_runs import Runs, bits, divergence, same_answers, same_tokens
 from study_page import fill_tables
 
@@ -28,6 +28,7 @@ PAIRS = (
     ("tsv-m", "task-arithmetic"),
     ("tsv-m", "ties"),
     ("tsv-m, scale 0.7", "ties"),
+    *((DOGE, other) for other in ("tsv-m", "tsv-m, scale 0.7", "ties")),
     ("32 of the experts", "8 own"),
     ("8 own, 32 general", "8 own"),
     ("8 own, one adapter", "8 own"),

@@ -53,7 +53,7 @@ class SmallExperts(Experts):
         self.directory /= self.pool
         self.directory.mkdir(exist_ok=True)
         family, pool, self._make_tasks = _FAMILIES[self.pool]
-        trained = family(self.source, *([] if self.wheel is None else [self.wheel]))
+        trained = family(self.source) if self.wheel is None else family(self.source, self.wheel)
         base, folder = self.directory / "base", self.directory / str(self.seed)
         if not base.is_dir():
             trained.write_base(base)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import sys
 import zipfile
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_confi
 _SHAPE = Shape()
 
 
-class Encoder:
+class Encoder(ABC):
     """A text encoder with four tasks and a head per expert; subclasses write the base."""
 
     #: how an expert is trained
@@ -49,9 +50,9 @@ class Encoder:
         self.tasks = build(self.inputs)
         self.data = class_tasks(self.inputs, self.tasks)
 
+    @abstractmethod
     def write_base(self, path: Path) -> None:
         """Save the base with its tokenizer, without a head."""
-        raise NotImplementedError
 
     def write_expert(self, name: str, base: Path, path: Path, seed: int) -> None:
         """Train and save a task's expert: its matrices and head, without embeddings and norms."""

@@ -57,6 +57,18 @@ def test_a_standard_error_is_that_of_a_binomial(module: Any) -> None:
     assert error == pytest.approx(100 * (0.5 / 400) ** 0.5, rel=0.06)
 
 
+def test_pools_of_other_bases_do_not_share_experts(module: Any) -> None:
+    """The two encoders have the same tasks."""
+    names, marks = module.POOLS["encoder"], {"encoder": "10", "published encoder": "11"}
+    experts = [
+        {"pool": pool, "seed": 0, "cell": "experts", "right": dict.fromkeys(names, row)}
+        for pool, row in marks.items()
+    ]
+    runs = module.Runs(experts)
+    assert runs.accuracy("encoder", [0], "experts")[0] == 50
+    assert runs.accuracy("published encoder", [0], "experts")[0] == 100
+
+
 def test_a_standard_error_over_seeds_is_that_of_their_mean(module: Any) -> None:
     seeds = [0.2, 0.5, 0.8]  # whose answers to all questions are alike
     pairs = [[(torch.full((10,), value), torch.ones(10))] for value in seeds]

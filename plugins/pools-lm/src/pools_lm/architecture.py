@@ -89,7 +89,7 @@ class Architecture:
         """Describe the first missing, unexpected or misshapen tensor; None if all fit."""
         infos = weights.infos
         stored = {self.tied[name] for name in self.tensors.keys() & infos.keys()}
-        for name in self._on_meta.state_dict():
+        for name in self.tensors:
             if self.tied[name] not in stored and not self._holds_any(name, infos):
                 return f"{name!r} is missing"
         for name in infos:

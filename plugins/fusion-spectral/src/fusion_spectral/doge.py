@@ -63,9 +63,12 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
         scales = expert_values(self.config.scale, piece.names, "scale")
         targets = broadcast_per_expert(torch.tensor(scales, dtype=torch.float64), rows)
         shares = torch.where(norms > 0, norms.reciprocal() * targets, 0)
-        gradient = _conflict_gradient(rows, shares, self._shared_subspace(rows))
-        start = torch.zeros_like(piece.base)
-        correction = descend(start, gradient, steps=self.config.steps, lr=self.config.lr)
+        correction = descend(
+            torch.zeros_like(piece.base),
+            _conflict_gradient(rows, shares, self._shared_subspace(rows)),
+            steps=self.config.steps,
+            lr=self.config.lr,
+        )
         state: TrimSurvey = piece.state
         masks = state.trim(rows).ne_(0)
         return sum_in_order((rows + correction) * masks * shares).add_(piece.base)
@@ -79,13 +82,20 @@ class Doge(Matrixwise, TensorwiseAlgorithm[DogeConfig]):
 
 
 def _conflict_gradient(rows: Tensor, shares: Tensor, shared: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the conflict's gradient by the correction, without its part in `shared`."""
+    """Return the conflict's gradient by the correction, without its part in `shared`.
+
+    It goes expert by expert: all of them at once would need more memory, and twice the time.
+    """
     share = sum_in_order(shares)
     fixed = (rows * (rows - sum_in_order(rows * shares))).sum(dim=2)
+    product = torch.empty_like(rows[0])
 
     def gradient(correction: Tensor) -> Tensor:
-        conflicts = fixed - share.squeeze(1) * (rows * correction).sum(dim=2)
-        slope = sum_in_order(conflicts[:, :, None] * rows).mul_(-2 * share)
-        return slope - shared @ (shared.mT @ slope)
+        corrected = [torch.mul(row, correction, out=product).sum(dim=1) for row in rows]
+        conflicts = (fixed - share * torch.stack(corrected)).mul_(-2 * share)
+        slope = torch.zeros_like(correction)
+        for row, conflict in zip(rows, conflicts, strict=True):
+            slope.addcmul_(row, conflict[:, None])
+        return slope.addmm_(shared, shared.mT @ slope, alpha=-1)
 
     return gradient

@@ -80,6 +80,8 @@ class ModelPool(ABC, Generic[ConfigT]):
     experts: Mapping[str, WeightSource]
     #: expert tensors that alignment dropped
     dropped: frozenset[str] = frozenset()
+    #: tensors of the base that no expert has
+    untouched: frozenset[str] = frozenset()
     #: differences that alignment accepted and the user should know
     warnings: tuple[str, ...] = ()
     #: the experts before any transform, in a pool of transformed experts
@@ -250,7 +252,8 @@ class ModelPool(ABC, Generic[ConfigT]):
         clone = copy.copy(self)
         alignment = align(self.base, self.experts, policy, differences)
         clone.base, clone.experts = alignment.base, alignment.experts
-        clone.dropped, clone.warnings = alignment.dropped, tuple(warnings)
+        clone.dropped, clone.untouched = alignment.dropped, alignment.untouched
+        clone.warnings = (*warnings, *alignment.warnings)
         return clone
 
     def describe_differences(self, model: WeightSource, files: Files) -> Sequence[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.contracts.run import RunInfo
+from fusion_core.contracts.treatments import Treatment
 from fusion_core.errors import RecipeError
 from fusion_core.planning.dtypes import describe_stored, infos_of_merge
 from fusion_core.planning.fallbacks import Fallback, find_fallbacks
@@ -183,7 +184,10 @@ class Plan:
         if not self.outline.is_like(infos):
             return ()
         parts = merge_of(self.stages).parts
-        return tuple(group_tensors(parts, infos, self.layout, self.aligned.treatments))
+        as_in_base = Treatment("copy", "the base's: no expert has it")
+        untouched = dict.fromkeys(self.aligned.untouched, as_in_base)
+        treatments = {**untouched, **self.aligned.treatments}
+        return tuple(group_tensors(parts, infos, self.layout, treatments))
 
     @property
     def skipped(self) -> frozenset[str]:

@@ -399,11 +399,12 @@ def test_every_tensor_is_in_one_group_with_its_treatment(
             "norm.weight": torch.randn(5),
             "head.weight": torch.randn(3, 5),
             "steps": torch.ones(5, dtype=torch.int64),
+            **({"pooler.weight": torch.randn(2, 5)} if name == "base" else {}),
         }
         save_file(tensors, f"{name}.safetensors")
     algorithm = {"name": "iso-c", "skip": "head.*"}
     recipe = {"algorithm": algorithm, "model_pool": {**pool, "router": "base"}}
-    Path("recipe.yaml").write_text(json.dumps(recipe))
+    Path("recipe.yaml").write_text(json.dumps({**recipe, "alignment": {"missing": "base"}}))
     groups = json.loads(fuse("check", "recipe.yaml", "--json").out)["groups"]
     assert {group["tensors"]: (group["count"], group["treatment"]) for group in groups} == {
         "layers.*.mlp.experts.*.w1.weight": (2, "merged"),
@@ -411,13 +412,15 @@ def test_every_tensor_is_in_one_group_with_its_treatment(
         "norm.weight": (1, "averaged"),
         "head.weight": (1, "copied (only, skip)"),
         "steps": (1, "copied (int64)"),
+        "pooler.weight": (1, "the base's: no expert has it"),
     }
     assert sum(group["share"] for group in groups) == pytest.approx(1)
-    assert sum(group["in_matrices"] for group in groups) == pytest.approx(40 / 85)
+    assert sum(group["in_matrices"] for group in groups) == pytest.approx(40 / 95)
     done = fuse("run", "recipe.yaml", "-o", "out")
     assert done.code == 0
     merged, base = (load_file(path) for path in ("out/model.safetensors", "base.safetensors"))
-    copied = {"layers.0.mlp.gate.weight", "layers.1.mlp.gate.weight", "head.weight", "steps"}
+    routers = {"layers.0.mlp.gate.weight", "layers.1.mlp.gate.weight"}
+    copied = {*routers, "head.weight", "steps", "pooler.weight"}
     assert {name for name in base if torch.equal(merged[name], base[name])} == copied
 
 

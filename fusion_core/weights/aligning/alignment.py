@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: A model has few tied matrices. If it lacks more tensors, it is another model, and is not read.
 _MOST_TIED = 8
+#: Tensors that a warning names.
+_MOST_NAMED = 3
 #: Elements that are compared before whole tensors are.
 _PROBE = 256
 
@@ -39,7 +41,18 @@ class Alignment:
     base: WeightSource | None
     experts: Mapping[str, WeightSource]
     #: tensors of experts that the result lacks
-    dropped: frozenset[str]
+    dropped: frozenset[str] = frozenset()
+    #: tensors of the base that no expert has
+    untouched: frozenset[str] = frozenset()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Say which tensors no expert has: experts may have them under other names."""
+        if not self.untouched:
+            return ()
+        untouched = f"no expert has {_count(self.untouched)}, so the merge takes the base's"
+        dropped = f"; {_count(self.dropped)} that only experts have are dropped"
+        return (f"{untouched}{dropped if self.dropped else ''}",)
 
 
 class AlignedSource(WeightSource):
@@ -136,8 +149,16 @@ def align(
         name: expert if expert.infos.keys() == keys else AlignedSource(expert, padded_reference)
         for name, expert in padded.items()
     }
-    dropped = {key for expert in padded.values() for key in expert.infos} - keys
-    return Alignment(None if base is None else padded_reference, aligned, frozenset(dropped))
+    of_experts = frozenset(key for expert in padded.values() for key in expert.infos)
+    aligned_base = None if base is None else padded_reference
+    return Alignment(aligned_base, aligned, of_experts - keys, frozenset(keys - of_experts))
+
+
+def _count(names: frozenset[str]) -> str:
+    """Return how many tensors there are, and the first names."""
+    few = sorted(names)[:_MOST_NAMED]
+    more = f" and {len(names) - len(few)} more" if len(names) > len(few) else ""
+    return f"{len(names)} tensors ({', '.join(few)}{more})"
 
 
 def _respell(expert: WeightSource, reference: WeightSource) -> WeightSource:

@@ -94,6 +94,23 @@ def test_missing_tensors_may_come_from_the_base() -> None:
     assert aligned_expert.describe() == "lean"
 
 
+def test_tensors_that_no_expert_has_are_named() -> None:
+    norm = {f"{number}.gamma": torch.ones(2) for number in range(4)}
+    renamed = {f"{number}.weight": torch.zeros(2) for number in range(4)}
+    shared, head = {"w": torch.ones(2)}, {"head": torch.zeros(3)}
+    policy = AlignmentPolicy(missing="base", extra="drop")
+    experts = {"a": StateDictSource({**shared, **renamed}), "b": StateDictSource({**shared})}
+    alignment = align(StateDictSource({**shared, **norm}), experts, policy)
+    assert alignment.untouched == norm.keys()
+    assert alignment.warnings == (
+        "no expert has 4 tensors (0.gamma, 1.gamma, 2.gamma and 1 more), so the merge takes the "
+        "base's; 4 tensors (0.weight, 1.weight, 2.weight and 1 more) that only experts have are "
+        "dropped",
+    )
+    experts["b"] = StateDictSource({**shared, **norm, **head})
+    assert not align(StateDictSource({**shared, **norm}), experts, policy).warnings
+
+
 def test_without_a_base_missing_tensors_are_an_error() -> None:
     assert refuse(None, BASE, {"w": ((2, 3), F32), "b": ((2,), F32)}, missing="base") == [
         "n  b: missing"

@@ -50,8 +50,8 @@ class Cell:
     method: str
     #: unlabeled prompts per task
     prompts: int = 0
-    #: who writes them: the task's own, or `experts`, or `base`
-    writer: Literal["own", "experts", "base"] = "own"
+    #: whose they are: the task's own, those of `another task`, general ones, or what models write
+    writer: Literal["own", "another task", "general", "experts", "base"] = "own"
     #: general prompts on which the base teaches
     general: int = 0
     #: whether a search starts from the sum of orthogonalised task vectors
@@ -60,7 +60,7 @@ class Cell:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-SHORT, DOGE = "8 own, short", "doge"
+SHORT, DOGE, MANY = "8 own, short", "doge", "256 own"
 STRONG8 = Cell("strong", 8)
 CELLS: dict[str, Cell] = {
     "base": Cell("base"),
@@ -72,9 +72,12 @@ CELLS: dict[str, Cell] = {
     "8 own": STRONG8,
     "32 of the experts": Cell("strong", 32, "experts"),
     "32 of the base": Cell("strong", 32, "base"),
+    "32 of another task": Cell("strong", 32, "another task"),
+    "32 general alone": Cell("strong", 32, "general"),
     "1 own": Cell("strong", 1),
     "4 own": Cell("strong", 4),
     "32 own": Cell("strong", 32),
+    MANY: Cell("strong", 256),
     "120 own, 100 steps": Cell("strong", 120, options={"steps": 100}),
     "8 own, 32 general": replace(STRONG8, general=32),
     "8 own, one adapter": Cell("one adapter", 8, options={"lr": 1e-3}),
@@ -92,6 +95,7 @@ CELLS: dict[str, Cell] = {
 EXPERTS, BASE = "experts", "base"
 MAIN = ("tsv-m", "8 own", "task-arithmetic", "ties", "8 own, 32 general")
 FURTHER = ("8 own, all weights", "32 of the experts")
+FOREIGN = ("32 of another task", "32 general alone")
 COUNTS = ("1 own", "4 own", "32 own")
 VARIANTS = (
     "8 own, temperature 2",
@@ -121,7 +125,7 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     *(("four", seed, (EXPERTS, *MAIN)) for seed in UNSEEN),
     ("four", 0, (FURTHER[0], "8 own, one adapter")),
     *(("four", seed, (*FURTHER, "joint training")) for seed in UNSEEN),
-    *(("four", seed, ("32 of the base",)) for seed in UNSEEN),
+    *(("four", seed, ("32 of the base", *FOREIGN, MANY)) for seed in UNSEEN),
     ("four", 3, COUNTS),
     ("four", 3, VARIANTS),
     *((pool, 1, (EXPERTS, *MAIN[:2])) for pool in ("rank 4", "rank 64", "full fine-tunes")),

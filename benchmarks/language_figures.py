@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from language_cases import CELLS, COUNTS, EXPERTS, VARIANTS
+from language_cases import CELLS, COUNTS, EXPERTS, MANY, VARIANTS
 from language_runs import same_tokens
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ _LABELS = {
     "8 own, one adapter": ((8, -14), "left"),
     "32 of the experts": ((14, 8), "left"),
     "32 of the base": ((12, -4), "left"),
+    "32 of another task": ((0, -18), "center"),
     "8 own": ((-8, -14), "right"),
     "8 own, short": ((-8, 6), "right"),
 }
@@ -42,7 +43,7 @@ def draw(runs: Runs, folder: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5))
     for name, cell in CELLS.items():
         seeds = runs.seeds(_POOL, name)
-        if not seeds or name in (*COUNTS, *VARIANTS):
+        if not seeds or name in (*COUNTS, MANY, *VARIANTS):
             continue
         colour = _COLOURS.get(cell.method, _OTHER)
         (same, same_error), (right, right_error) = _point(runs, name, seeds)

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from language_cases import CELLS, DOGE, EXPERTS, MAIN, POOLS, SHORT
+from language_cases import CELLS, DOGE, EXPERTS, FOREIGN, MAIN, MANY, POOLS, SHORT
 from language_runs import Runs, bits, divergence, same_answers, same_tokens
 from study_page import fill_tables
 
@@ -29,7 +29,10 @@ PAIRS = (
     ("tsv-m", "ties"),
     ("tsv-m, scale 0.7", "ties"),
     *((DOGE, other) for other in ("tsv-m", "tsv-m, scale 0.7", "ties")),
+    (MANY, "8 own"),
     ("32 of the experts", "8 own"),
+    ("32 of the base", "8 own"),
+    *((foreign, "8 own") for foreign in FOREIGN),
     ("8 own, 32 general", "8 own"),
     ("8 own, one adapter", "8 own"),
     ("8 own, all weights", "8 own"),

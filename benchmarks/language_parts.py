@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -175,26 +176,45 @@ class Experts:
             datasets=datasets,
             dtype="bfloat16",
             batch_size=50,
-            prompts=cell.writer,
+            prompts=cell.writer if cell.writer in {"experts", "base"} else "own",
             sampled=max(cell.prompts, 1),
             sampling_seed=self.seed,
         )
         return LanguageTasks(config).bind(self.models)
 
     def _datasets(self, cell: Cell) -> dict[str, Any]:
-        """Return the tasks' options, with a cell's own unlabeled prompts."""
+        """Return the tasks' options, with a cell's unlabeled prompts unless models write them."""
         datasets: dict[str, Any] = {}
-        for name, data in self._data["datasets"].items():
-            lines = (self.directory / f"{name}-unlabeled.jsonl").read_text().splitlines()
-            first = _PER_SEED * self.seed
-            path = self._write(f"{name}-own", lines[first : first + max(cell.prompts, 1)])
-            datasets[name] = {**data, "unlabeled": path}
+        for number, (name, data) in enumerate(self._data["datasets"].items()):
+            if cell.writer in {"another task", "general"}:
+                other = self.names[number - 1]
+                some = TEACHING if cell.writer == "general" else map(_asked, self._lines(other))
+                lines = [json.dumps({"prompt": text}) for text in islice(some, cell.prompts)]
+                answers = {key: data[key] for key in ("system", "max_tokens") if key in data}
+                path = self._write(f"{name}-foreign", lines)
+                files = {"test": path, "unlabeled": path}
+                datasets[name] = {"kind": "generate", "max_tokens": 16, **answers, **files}
+            else:
+                lines = self._lines(name)[: max(cell.prompts, 1)]
+                datasets[name] = {**data, "unlabeled": self._write(f"{name}-own", lines)}
         return datasets
+
+    def _lines(self, name: str) -> list[str]:
+        """Return a task's unlabeled prompts, beginning with those of the seed."""
+        lines = (self.directory / f"{name}-unlabeled.jsonl").read_text().splitlines()
+        first = _PER_SEED * self.seed
+        return lines[first:] + lines[:first]
 
     def _write(self, name: str, lines: list[str]) -> str:
         path = self.directory / f"{name}.jsonl"
         path.write_text("".join(f"{line}\n" for line in lines))
         return str(path)
+
+
+def _asked(line: str) -> str:
+    """Return what a task asks, as text."""
+    asked = json.loads(line)
+    return str(asked.get("prompt") or asked["question"])
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Alignment:
         if not self.untouched:
             return ()
         untouched = f"no expert has {_count(self.untouched)}, so the merge takes the base's"
-        dropped = f"; {_count(self.dropped)} that only experts have are dropped"
+        dropped = f"; experts alone have {_count(self.dropped)}, which the merge leaves out"
         return (f"{untouched}{dropped if self.dropped else ''}",)
 
 
@@ -158,7 +158,8 @@ def _count(names: frozenset[str]) -> str:
     """Return how many tensors there are, and the first names."""
     few = sorted(names)[:_MOST_NAMED]
     more = f" and {len(names) - len(few)} more" if len(names) > len(few) else ""
-    return f"{len(names)} tensors ({', '.join(few)}{more})"
+    plural = "" if len(names) == 1 else "s"
+    return f"{len(names)} tensor{plural} ({', '.join(few)}{more})"
 
 
 def _respell(expert: WeightSource, reference: WeightSource) -> WeightSource:

@@ -36,6 +36,8 @@ _WITH_HEADS = (
     "AutoModelForQuestionAnswering",
     "AutoModelForCausalLM",
 )
+#: A constant of GPT-2's files that current models do not have. No pattern of transformers names it.
+_DROPPED = frozenset({"masked_bias"})
 
 
 @contextmanager
@@ -239,14 +241,14 @@ class Architecture:
         return self.computes(name) or any(re.search(pattern, name) for pattern in patterns)
 
     def computes(self, name: str) -> bool:
-        """Tell whether a live model computes this buffer itself. Old files may contain it."""
+        """Tell whether a live model computes or lacks this buffer, which old files may contain."""
         return name not in self.tensors and name.rpartition(".")[2] in self._computed
 
     @cached_property
     def _computed(self) -> frozenset[str]:
         """The last parts of the names of buffers that the model does not store."""
         buffers = {name for name, _ in self._on_meta.named_buffers()}
-        return frozenset(name.rpartition(".")[2] for name in buffers - self.tensors.keys())
+        return _DROPPED | {name.rpartition(".")[2] for name in buffers - self.tensors.keys()}
 
     @cached_property
     def _on_meta(self) -> PreTrainedModel:

@@ -187,8 +187,8 @@ class Experts:
         datasets: dict[str, Any] = {}
         for number, (name, data) in enumerate(self._data["datasets"].items()):
             if cell.writer in {"another task", "general"}:
-                other = self.names[number - 1]
-                some = TEACHING if cell.writer == "general" else map(_asked, self._lines(other))
+                others = map(_read_question, self._lines(self.names[number - 1]))
+                some = TEACHING if cell.writer == "general" else others
                 lines = [json.dumps({"prompt": text}) for text in islice(some, cell.prompts)]
                 answers = {key: data[key] for key in ("system", "max_tokens") if key in data}
                 path = self._write(f"{name}-foreign", lines)
@@ -211,7 +211,7 @@ class Experts:
         return str(path)
 
 
-def _asked(line: str) -> str:
+def _read_question(line: str) -> str:
     """Return what a task asks, as text."""
     asked = json.loads(line)
     return str(asked.get("prompt") or asked["question"])

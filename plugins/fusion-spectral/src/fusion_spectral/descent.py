@@ -12,9 +12,16 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
-#: In one pass: operation by operation, a step goes through a matrix seven times.
-_HOW: dict[str, Any] = {"fused": True, "amsgrad": False, "maximize": False}
+#: Fused, a step is one pass: operation by operation, it goes through a matrix seven times.
+_ADAM: dict[str, Any] = {
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "amsgrad": False,
+    "maximize": False,
+    "fused": True,
+}
 
 
 def descend(
@@ -25,5 +32,5 @@ def descend(
     step = torch.zeros((), dtype=torch.float32, device=start.device)
     for _ in range(steps):
         slope = gradient(position)
-        adam([position], [slope], [first], [second], [], [step], lr=lr, **_ADAM, **_HOW)
+        adam([position], [slope], [first], [second], [], [step], lr=lr, **_ADAM)
     return position

@@ -8,7 +8,6 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +33,7 @@ from pools_lm.tasks.config import LanguageTasksConfig
 from pools_lm.tasks.pool import LanguageTasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -169,8 +168,7 @@ class Experts:
         """Return the tasks with a cell's unlabeled prompts, bound to the models."""
         datasets = self._datasets(cell)
         if cell.general:
-            prompts = [json.dumps({"prompt": text}) for text in TEACHING[: cell.general]]
-            path = self._write(GENERAL, prompts)
+            path = self._write_prompts(GENERAL, TEACHING[: cell.general])
             datasets[GENERAL] = {"kind": "agreement", "test": path, "unlabeled": path}
         config = LanguageTasksConfig(
             datasets=datasets,
@@ -184,26 +182,31 @@ class Experts:
 
     def _datasets(self, cell: Cell) -> dict[str, Any]:
         """Return the tasks' options, with a cell's unlabeled prompts unless models write them."""
+        if cell.writer in {"another task", "general"}:
+            return {name: self._foreign_dataset(name, cell) for name in self.names}
         datasets: dict[str, Any] = {}
-        for number, (name, data) in enumerate(self._data["datasets"].items()):
-            if cell.writer in {"another task", "general"}:
-                others = map(_read_question, self._lines(self.names[number - 1]))
-                some = TEACHING if cell.writer == "general" else others
-                lines = [json.dumps({"prompt": text}) for text in islice(some, cell.prompts)]
-                answers = {key: data[key] for key in ("system", "max_tokens") if key in data}
-                path = self._write(f"{name}-foreign", lines)
-                files = {"test": path, "unlabeled": path}
-                datasets[name] = {"kind": "generate", "max_tokens": 16, **answers, **files}
-            else:
-                lines = self._lines(name)[: max(cell.prompts, 1)]
-                datasets[name] = {**data, "unlabeled": self._write(f"{name}-own", lines)}
+        for name, data in self._data["datasets"].items():
+            lines = self._lines(name)[: max(cell.prompts, 1)]
+            datasets[name] = {**data, "unlabeled": self._write(f"{name}-own", lines)}
         return datasets
+
+    def _foreign_dataset(self, name: str, cell: Cell) -> dict[str, Any]:
+        """Return a task's options, with prompts of the task before it or general ones."""
+        data, before = self._data["datasets"][name], self.names[self.names.index(name) - 1]
+        general = cell.writer == "general"
+        texts = TEACHING if general else [*map(_read_question, self._lines(before))]
+        path = self._write_prompts(f"{name}-foreign", texts[: cell.prompts])
+        options = {key: data[key] for key in ("system", "max_tokens") if key in data}
+        return {"kind": "generate", "max_tokens": 16, **options, "test": path, "unlabeled": path}
 
     def _lines(self, name: str) -> list[str]:
         """Return a task's unlabeled prompts, beginning with those of the seed."""
         lines = (self.directory / f"{name}-unlabeled.jsonl").read_text().splitlines()
         first = _PER_SEED * self.seed
         return lines[first:] + lines[:first]
+
+    def _write_prompts(self, name: str, texts: Sequence[str]) -> str:
+        return self._write(name, [json.dumps({"prompt": text}) for text in texts])
 
     def _write(self, name: str, lines: list[str]) -> str:
         path = self.directory / f"{name}.jsonl"

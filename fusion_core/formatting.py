@@ -2,13 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 #: The credentials in front of a URL's host, with a scheme or without, and tokens of the hub.
 _SECRETS = re.compile(
     r"""(?<=://)(?:[^\s/@]*|[^\s/@:]*:\S*)(?=@)|[^\s:/@'"]+:[^\s:/@'"]+(?=@[\w\[])"""
     r"""|\bhf_[A-Za-z0-9]{30,}"""
 )
+#: Names that a long list is cut to.
+_MOST_NAMED = 3
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
@@ -18,6 +20,12 @@ def format_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count} B"
+
+
+def format_names(names: Sequence[str]) -> str:
+    """Format names, the first of many, as in `a, b, c and 2 more`."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def similar_names(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core.formatting import format_names
 from fusion_core.weights.aligning.difference import Difference, misfit
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource, differs_in_vocabulary
 from fusion_core.weights.joined import RenamedSource
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 #: A model has few tied matrices. If it lacks more tensors, it is another model, and is not read.
 _MOST_TIED = 8
-#: Tensors that a warning names.
-_MOST_NAMED = 3
 #: Elements that are compared before whole tensors are.
 _PROBE = 256
 
@@ -41,9 +40,9 @@ class Alignment:
     base: WeightSource | None
     experts: Mapping[str, WeightSource]
     #: tensors of experts that the result lacks
-    dropped: frozenset[str] = frozenset()
+    dropped: frozenset[str]
     #: tensors of the base that no expert has
-    untouched: frozenset[str] = frozenset()
+    untouched: frozenset[str]
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -156,10 +155,8 @@ def align(
 
 def _count(names: frozenset[str]) -> str:
     """Return how many tensors there are, and the first names."""
-    few = sorted(names)[:_MOST_NAMED]
-    more = f" and {len(names) - len(few)} more" if len(names) > len(few) else ""
     plural = "" if len(names) == 1 else "s"
-    return f"{len(names)} tensor{plural} ({', '.join(few)}{more})"
+    return f"{len(names)} tensor{plural} ({format_names(sorted(names))})"
 
 
 def _respell(expert: WeightSource, reference: WeightSource) -> WeightSource:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError, OutputError, RecipeError
+from fusion_core.formatting import format_names
 from fusion_core.weights.reading.untrusted_json import LARGEST_HEADER
 from fusion_core.weights.writing.disk import report_disk_errors, target_of
 from fusion_core.weights.writing.ownership import is_directory, read_own_file
@@ -97,9 +98,8 @@ def _check_written_by_fuse(output: Path) -> None:
         )
     foreign = sorted(_foreign_files(output, written))
     if foreign:
-        names = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if foreign[3:] else "")
         raise OutputError(
-            f"output {output} holds files that fuse did not write: {names}",
+            f"output {output} holds files that fuse did not write: {format_names(foreign)}",
             hint="--overwrite would delete them. Move them away, or choose another output with -o.",
         )
 

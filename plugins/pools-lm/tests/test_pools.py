@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from fusion_core import AlignmentPolicy, RunOptions, run_fusion
 from fusion_core.commands import read_provenance
@@ -136,37 +136,40 @@ def test_old_names_of_a_base_match_current_names_of_experts(
 
 @pytest.mark.parametrize("saved_long_ago", [["base"], ["a"], ["base", "a", "b"]])
 @pytest.mark.parametrize(
-    ("kind", "buffer"),
+    "old",
     [
         # transformers stored it until 4.31, and all-MiniLM-L6-v2 has it
-        ("bert", {"embeddings.position_ids": torch.arange(64)[None]}),
+        (
+            "bert",
+            "sentence-encoder",
+            EncoderPool,
+            "embeddings.position_ids",
+            torch.arange(64)[None],
+        ),
         # GPT-2's of that time have it, such as DialoGPT
-        ("gpt2", {"transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}),
+        ("gpt2", "causal-lm", CausalPool, "transformer.h.0.attn.masked_bias", torch.tensor(-1e4)),
     ],
 )
 def test_a_buffer_that_old_files_contain_is_no_difference(
+    tiny: Tiny,
     models_of: Callable[..., Options],
     tmp_path: Path,
     saved_long_ago: list[str],
-    kind: str,
-    buffer: dict[str, torch.Tensor],
+    old: tuple[str, str, type[LanguagePool], str, torch.Tensor],
 ) -> None:
-    pool_name, pool_class, live_class = {
-        "bert": ("sentence-encoder", EncoderPool, AutoModel),
-        "gpt2": ("causal-lm", CausalPool, AutoModelForCausalLM),
-    }[kind]
-    options = models_of(kind, pool_name)
+    family, pool_name, pool_class, buffer, content = old
+    options = models_of(family, pool_name)
     today = read(merge(pool_name, options, tmp_path / "today"))
     for name in saved_long_ago:
         path = tmp_path / name / "model.safetensors"
-        save_file({**load_file(path), **buffer}, path)
+        save_file({**load_file(path), buffer: content}, path)
     merged = merge(pool_name, options, tmp_path / "merged")
     state = read(merged)
     assert all(torch.equal(state[name], value) for name, value in today.items())
     pool = open_pool(options, pool_class)
     pool.build(pool.aligned(AlignmentPolicy()).experts["a"])
-    _, loading_info = live_class.from_pretrained(merged, output_loading_info=True)
-    assert loading_info.pop("unexpected_keys") <= buffer.keys()
+    _, loading_info = tiny.classes[pool_name].from_pretrained(merged, output_loading_info=True)
+    assert loading_info.pop("unexpected_keys") <= {buffer}
     assert not any(loading_info.values())
 
 

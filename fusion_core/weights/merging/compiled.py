@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from functools import partial
 from importlib import import_module
 from threading import Lock, Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -31,8 +32,11 @@ ResultT = TypeVar("ResultT")
 
 #: The environment variable that chooses `torch` (no kernels) or `compiled` (all, at once).
 KERNELS_VARIABLE = "FUSION_KERNELS"
-#: The kernels of this process by "module:class".
-_kernels: dict[str, Future[CompiledFunction]] = {}
+#: Seconds from the beginning of loading for which pieces wait. Cached machine code is there after 5
+#: to 30 ms, and pieces that do not wait take several times as much memory.
+_PATIENCE = 0.2
+#: The kernels of this process by "module:class", and until when pieces wait for them.
+_kernels: dict[str, tuple[Future[CompiledFunction], float]] = {}
 _lock = Lock()
 
 
@@ -131,18 +135,21 @@ def _find(function: Function, piece: Piece, *, waits: bool = False) -> CompiledF
 
 
 def _load(target: str, *, waits: bool) -> CompiledFunction | None:
-    """Return the kernel "module:class", or None while another thread loads it.
+    """Return the kernel "module:class", or None if another thread still loads it.
 
-    Meanwhile, the functions themselves are called. Loading may take seconds: what a plugin compiles
-    on its first use, it compiles then. The process ends only after that: otherwise every short
-    merge would compile in vain.
+    Then the functions themselves are called. Loading may take seconds: what a plugin compiles on
+    its first use, it compiles then. The process ends only after that: otherwise every short merge
+    would compile in vain.
     """
     with _lock:
         is_new = target not in _kernels
-        future = _kernels.setdefault(target, Future())
+        future, deadline = _kernels.setdefault(target, (Future(), monotonic() + _PATIENCE))
     if is_new:
         Thread(target=_import, args=(target, future), name="fusion-kernels").start()
-    return future.result() if waits or future.done() else None
+    try:
+        return future.result(None if waits else max(0.0, deadline - monotonic()))
+    except TimeoutError:
+        return None
 
 
 def _import(target: str, future: Future[CompiledFunction]) -> None:

@@ -76,11 +76,13 @@ def guess_windows(scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dty
     read = sum(stop - start for _, (start, stop) in blocks)
     stride = read // numel | 1  # odd, to meet every column of a matrix
     empty: list[torch.Tensor] = []
-    runs = sample.fold(Magnitudes(rows, dtype, stride), lambda runs, run: [*runs, run], empty)
+    magnitudes = torch.cat(
+        sample.fold(Magnitudes(rows, dtype, stride), lambda runs, run: [*runs, run], empty), dim=1
+    )
     lengths = torch.tensor([math.ceil((stop - start) / stride) for _, (start, stop) in blocks])
     samples = [
         _Sample(row, rank / scan.numel, top)
-        for row, rank in zip(cycle(torch.cat(runs, dim=1)), ranks, strict=False)
+        for row, rank in zip(cycle(magnitudes), ranks, strict=False)
     ]
     return _guess(samples, lengths)
 

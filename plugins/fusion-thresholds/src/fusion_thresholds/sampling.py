@@ -26,8 +26,9 @@ INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _SAMPLE, _SAMPLED = 2**19, 64
 #: Fewer elements than this are tallied without a guess.
 _WORTH_A_GUESS = 2**16
-#: Half the width of a guess, in standard deviations of the sample's quantile.
-_MARGIN = 4
+#: Half the width of a guess, in standard deviations of the sample's quantile. One guess in 2000
+#: misses, which costs another pass. A wider one holds more magnitudes, which are listed.
+_MARGIN = 3.5
 #: A sample is spread over runs of so many times as many elements, or of one in so many of all.
 _SPREAD, _READ = 8, 16
 #: Runs count as samples of single entries if they deviate by at most this factor more.

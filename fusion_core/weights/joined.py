@@ -83,6 +83,11 @@ class RenamedSource(JoinedSource):
         """Return the factors of the other source."""
         return self._source.low_rank(self._names[name])
 
+    def with_base(self, base: WeightSource) -> RenamedSource:
+        """Return the same tensors of differences from other weights of their base."""
+        old_names = {old: new for new, old in self._names.items() if new in base.infos}
+        return RenamedSource(self._source.with_base(RenamedSource(base, old_names)), self._names)
+
     @property
     def origin(self) -> Origin | None:
         """The origin of the other source."""

@@ -12,12 +12,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
+from transformers.core_model_loading import WeightRenaming
 
 from fusion_core import AlignmentPolicy, RunOptions, run_fusion
 from fusion_core.commands import read_provenance
 from fusion_core.errors import AlignmentError, CheckpointError, OutputError
 from fusion_core.weights import CheckpointSource
 from fusion_testing import Mean
+from pools_lm.architecture import Architecture
 from pools_lm.config import LanguageConfig
 from pools_lm.pools import CausalPool, EncoderPool, LanguagePool
 
@@ -216,6 +218,56 @@ def test_an_adapter_is_an_expert(
     expected = read(options["base"])[key] + 2 * b @ a
     torch.testing.assert_close(built.get_parameter(key).detach(), expected)
     tiny.classes["causal-lm"].from_pretrained(merge("causal-lm", options, tmp_path / "merged"))
+
+
+def test_an_adapters_modules_may_have_the_live_models_names(
+    tmp_path: Path, adapter: Callable[..., str]
+) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    attention = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    config = transformers.Gemma3Config(
+        text_config={**sizes, **attention, "vocab_size": 90},
+        vision_config={**sizes, "num_attention_heads": 2, "image_size": 16, "patch_size": 8},
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "base")
+    module = "language_model.layers.0.self_attn.q_proj"
+    options = {
+        "base": str(tmp_path / "base"),
+        "models": {"one": adapter(tmp_path / "one", f"model.{module}")},
+    }
+    merged = merge("causal-lm", options, tmp_path / "merged")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(merged)
+    factors = read(tmp_path / "one", "adapter_model.safetensors")
+    a, b = (factors[f"base_model.model.model.{module}.lora_{part}.weight"] for part in "AB")
+    expected = dict(model.state_dict())
+    expected[f"model.{module}.weight"] = expected[f"model.{module}.weight"] + 2 * b @ a
+    torch.testing.assert_close(dict(loaded.state_dict()), expected)
+
+
+@pytest.mark.parametrize("infinity", ['{"__float__": "Infinity"}', "Infinity"])
+def test_a_configuration_with_infinity_builds(tmp_path: Path, infinity: str) -> None:
+    sizes = {"hidden_size": 16, "num_heads": 4, "head_dim": 8, "state_size": 4, "n_groups": 1}
+    config = transformers.Mamba2Config(**sizes, num_hidden_layers=1, vocab_size=16)
+    transformers.Mamba2ForCausalLM(config).save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    fields = {**json.loads(path.read_text()), "time_step_limit": "HERE"}
+    path.write_text(json.dumps(fields).replace('"HERE"', f"[0.0, {infinity}]"))
+    pool = open_pool({"base": str(tmp_path / "base"), "models": {"a": str(tmp_path / "base")}})
+    assert pool.build(pool.experts["a"]).config.time_step_limit[1] == float("inf")
+
+
+def test_current_names_are_not_modernized(
+    monkeypatch: pytest.MonkeyPatch, models_of: Callable[..., Options]
+) -> None:
+    renamings = [WeightRenaming(r"\.norm\.", r".kv_norm.")]  # as of DeepSeek-V4
+    monkeypatch.setattr(
+        "pools_lm.architecture.get_model_conversion_mapping", lambda model: renamings
+    )
+    config = Path(models_of("llama")["base"], "config.json").read_text(encoding="utf-8")
+    architecture = Architecture("AutoModelForCausalLM", config)
+    assert architecture.modernize_name("model.norm.weight") == "model.norm.weight"
+    assert architecture.modernize_name("model.cache.norm.weight") == "model.cache.kv_norm.weight"
 
 
 def test_live_models_are_merged_and_built(tiny: Tiny) -> None:

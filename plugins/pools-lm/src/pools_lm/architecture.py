@@ -217,7 +217,12 @@ class Architecture:
         }
 
     def modernize_name(self, name: str) -> str:
-        """Return the current name in transformers of a tensor from an old file."""
+        """Return the current name in transformers of a tensor from an old file.
+
+        Patterns for old names may also match current ones (`norm` of DeepSeek-V4).
+        """
+        if name in self.tensors:
+            return name
         for renaming in self._renamings:
             name, _ = renaming.rename_source_key(name)
         return name
@@ -265,9 +270,9 @@ class Architecture:
         return model
 
     def _read_config(self) -> PreTrainedConfig:
-        fields: dict[str, Any] = json.loads(self.config)
-        model_type = fields.pop("model_type", None)
         try:
+            fields = json.loads(self.config, object_hook=_decode_number)
+            model_type = fields.pop("model_type", None)
             return transformers.AutoConfig.for_model(model_type, **fields)
         except Exception as error:  # configuration classes raise anything
             raise self._unsupported(error) from error
@@ -281,6 +286,11 @@ class Architecture:
             hint="Choose the pool for this kind of model (fuse list pools), or 'checkpoints', "
             "which merges any weights.",
         )
+
+
+def _decode_number(content: dict[str, Any]) -> Any:  # noqa: ANN401 - any value of JSON
+    """Return an object of JSON, or the infinity or NaN that transformers writes as an object."""
+    return float(content["__float__"]) if content.keys() == {"__float__"} else content
 
 
 @lru_cache(maxsize=16)

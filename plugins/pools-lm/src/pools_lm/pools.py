@@ -291,6 +291,8 @@ class LanguagePool(CheckpointsPool):
         renamed = {
             name: expert
             if _has_names_of(expert, first)
+            else self._open_under_live_names(name, architecture)
+            if expert.is_delta
             else rename_like(expert, first, architecture)
             for name, expert in self.experts.items()
         }
@@ -300,6 +302,17 @@ class LanguagePool(CheckpointsPool):
         self.base = None if self.base is None else drop_ignored(self.base, architecture)
         dropped = [name for name in first.infos if name not in self.reference.infos]
         self._ignored = tuple(name for name in dropped if not architecture.computes(name))
+
+    def _open_under_live_names(self, name: str, architecture: Architecture) -> WeightSource:
+        """Return an adapter by the names of its base, whose modules may have the live model's."""
+        adapter, base = self.experts[name], self.base
+        if base is None:
+            return adapter
+        live = self._rename_to_live(base, architecture)
+        renamed = self._models[name].source(live)
+        if len(renamed.infos.keys() - live.infos.keys()) >= len(adapter.infos.keys() - base.infos):
+            return adapter
+        return RenamedSource(renamed, {live.names.get(new, new): new for new in renamed.infos})
 
     @property
     def _has_recipes(self) -> bool:
@@ -369,9 +382,11 @@ def _is_like(source: WeightSource, first: WeightSource) -> bool:
 
 
 def _has_names_of(source: WeightSource, first: WeightSource) -> bool:
-    """Tell whether a model has the first model's names up to a prefix. Deltas always do."""
+    """Tell whether a model has the first model's names up to a prefix, or only some if a delta."""
+    if source.is_delta:
+        return source.infos.keys() <= first.infos.keys()
     shared = len(match_names(first.infos, source.infos))
-    return shared == len(first.infos) == len(source.infos) or source.is_delta
+    return shared == len(first.infos) == len(source.infos)
 
 
 class CausalPool(LanguagePool):

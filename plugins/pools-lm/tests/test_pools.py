@@ -18,6 +18,8 @@ from fusion_core import AlignmentPolicy, RunOptions, run_fusion
 from fusion_core.commands import read_provenance
 from fusion_core.errors import AlignmentError, CheckpointError, OutputError
 from fusion_core.weights import CheckpointSource
+from fusion_lora.config import AdapterConfig
+from fusion_lora.encoder import AdapterEncoder
 from fusion_testing import Mean
 from pools_lm.architecture import Architecture
 from pools_lm.config import LanguageConfig
@@ -243,6 +245,11 @@ def test_an_adapters_modules_may_have_the_live_models_names(
     expected = dict(model.state_dict())
     expected[f"model.{module}.weight"] = expected[f"model.{module}.weight"] + 2 * b @ a
     torch.testing.assert_close(dict(loaded.state_dict()), expected)
+    written = merge("causal-lm", options, tmp_path / "adapter", adapter={})
+    assert read(written, "adapter_model.safetensors").keys() == factors.keys()
+    pool = open_pool(options)
+    decoded = pool.build(AdapterEncoder(AdapterConfig()).decode(written, pool))
+    torch.testing.assert_close(dict(decoded.state_dict()), expected)
 
 
 @pytest.mark.parametrize("infinity", ['{"__float__": "Infinity"}', "Infinity"])

@@ -8,7 +8,7 @@ import torch
 
 from fusion_core import EncodedOutput, OutputEncoder
 from fusion_core.errors import RecipeError
-from fusion_core.weights import Location, as_weights
+from fusion_core.weights import Location, RenamedSource, as_weights
 from fusion_lora.config import AdapterConfig
 from fusion_lora.experts import find_groups
 from fusion_lora.extraction import Extraction, Ranks
@@ -33,7 +33,8 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
 
     A sum or an average of adapters is an adapter whose factors are those of the experts joined. A
     lower rank keeps the largest singular components, computed from the joined factors. Any other
-    merge is factorised matrix by matrix. Weights that an expert stores whole stay whole.
+    merge is factorised matrix by matrix. Weights that an expert stores whole stay whole. Modules
+    have the names that the experts' files have for them, which may differ from the base's.
     """
 
     config_class = AdapterConfig
@@ -53,29 +54,32 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
 
     def encode(self, parts: OutputParts) -> EncodedOutput:
         """Return the adapter's files. Raises `RecipeError` for a pool without base or adapters."""
-        pool, base = parts.pool, parts.pool.base
-        if base is None:
+        pool = parts.pool
+        if pool.base is None:
             raise RecipeError("output.adapter needs the base, and the model pool has none")
+        names_in_base = find_names_in_base(pool)
+        merged, base = (_rename(source, names_in_base) for source in (parts.merged, pool.base))
         adapters = [find_adapter(model) for model in pool.experts.values()]
+        names_in_adapters = {stored: name for name, stored in names_in_base.items()}
         stored = {
-            name
+            names_in_adapters.get(name, name)
             for adapter in adapters
             if adapter is not None
             for name in adapter.whole - adapter.factored
         }
         factored = {
             name
-            for name in parts.merged.infos
+            for name in merged.infos
             if name not in stored and find_module(base, name) is not None
         }
         vectors = {name for name, info in base.infos.items() if is_vector(info)}
-        names = frozenset(parts.merged.infos) - stored
+        names = frozenset(merged.infos) - stored
         if self.config.rank is None:  # experts have no rank that could be added up
             names -= {name for group in find_groups(base.infos) for name in group.tensors}
         extraction = Extraction(
-            parts.merged,
+            merged,
             base,
-            Ranks(self.config.rank, by_name=self._ranks_of_experts(pool, factored)),
+            Ranks(self.config.rank, by_name=self._ranks_of_experts(pool, factored, names_in_base)),
             names=names,
             whole=stored | vectors,
             dtype=getattr(torch, self.config.dtype),
@@ -83,11 +87,12 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
         spool = Spool(parts.scratch / "factors")
         adapter, record = extraction.run(spool, parts.executor, parts.progress)
         for kind, treatments in record.left_out.items():
+            example = names_in_base[treatments[0].tensor]
             raise RecipeError(
                 f"output.adapter: {len(treatments)} tensors change that an adapter cannot hold "
-                f"({kind}), for example {treatments[0].tensor}",
+                f"({kind}), for example {example}",
                 hint="Set output.adapter.rank for experts. Otherwise leave output.adapter out, or "
-                f"skip these tensors: --set 'algorithm.skip={treatments[0].tensor}'",
+                f"skip these tensors: --set 'algorithm.skip={example}'",
             )
         files = {name: content for name, content in parts.files.items() if name not in _MODEL_FILES}
         files[ADAPTER_CONFIG] = adapter.config(base, name_of_base(pool))
@@ -98,10 +103,15 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
     def decode(self, directory: Path, pool: ModelPool[Any]) -> WeightSource:
         """Return the base with the adapter merged into it."""
         assert pool.base is not None  # noqa: S101 - or there was nothing to encode
-        location = Location(directory, str(directory))
-        return as_weights(LoraSource(location, pool.base), pool.base)
+        names_in_base = find_names_in_base(pool)
+        base = _rename(pool.base, names_in_base)
+        adapter = LoraSource(Location(directory, str(directory)), base)
+        names = {stored: name for name, stored in names_in_base.items()}
+        return _rename(as_weights(adapter, base), names)
 
-    def _ranks_of_experts(self, pool: ModelPool[Any], names: Iterable[str]) -> dict[str, int]:
+    def _ranks_of_experts(
+        self, pool: ModelPool[Any], names: Iterable[str], names_in_base: Mapping[str, str]
+    ) -> dict[str, int]:
         """Return the sum of the experts' ranks by tensor, if no rank is set.
 
         Raises `RecipeError` for an expert that has no rank there. A tensor that no expert changes
@@ -112,7 +122,7 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
         ranks = {}
         for name in names:
             parts = {
-                expert: model.low_rank(name) if model.is_delta else None
+                expert: model.low_rank(names_in_base[name]) if model.is_delta else None
                 for expert, model in pool.experts.items()
             }
             full = sorted(expert for expert, part in parts.items() if part is None)
@@ -131,6 +141,29 @@ def find_adapter(source: WeightSource) -> LoraSource | None:
     if isinstance(source, LoraSource):
         return source
     return next(filter(None, map(find_adapter, source.sources)), None)
+
+
+def find_names_in_base(pool: ModelPool[Any]) -> dict[str, str]:
+    """Return the names in a pool's base by those that the files of its adapters have."""
+    renamed = next(filter(None, map(_find_renamed, pool.experts.values())), None)
+    if renamed is None:
+        return {} if pool.base is None else {name: name for name in pool.base.infos}
+    return {name: stored for stored, name in renamed.names.items()}
+
+
+def _find_renamed(source: WeightSource) -> RenamedSource | None:
+    """Return the source that gives an adapter the names of its base, if there is one."""
+    if isinstance(source, RenamedSource) and isinstance(source.sources[0], LoraSource):
+        return source
+    return next(filter(None, map(_find_renamed, source.sources)), None)
+
+
+def _rename(source: WeightSource, names: Mapping[str, str]) -> WeightSource:
+    if all(name == stored for name, stored in names.items()):
+        return source
+    return RenamedSource(
+        source, {name: stored for name, stored in names.items() if stored in source.infos}
+    )
 
 
 def name_of_base(pool: ModelPool[Any]) -> str | None:

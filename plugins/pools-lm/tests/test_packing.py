@@ -46,7 +46,10 @@ EXPERTS: dict[str, Any] = {
     "llama4_text": transformers.Llama4TextConfig(
         **_GROUPED, num_local_experts=3, head_dim=4, interleave_moe_layer_step=1
     ),
+    "granitemoe": transformers.GraniteMoeConfig(**_GROUPED, num_local_experts=3),
 }
+#: Models whose published files have other names than live models: the packing rules know both.
+_AS_RELEASED = {"granitemoe"}
 
 
 def pool_and_model(config: Any, path: Path) -> tuple[CausalPool, nn.Module]:
@@ -55,7 +58,7 @@ def pool_and_model(config: Any, path: Path) -> tuple[CausalPool, nn.Module]:
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(path, save_original_format=False)
+    model.save_pretrained(path, save_original_format=config.model_type in _AS_RELEASED)
     return CausalPool(LanguageConfig(base=str(path), models={"one": str(path)})), model
 
 

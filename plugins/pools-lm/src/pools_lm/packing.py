@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     Shape = tuple[int, ...]
 
 _EXPERTS = re.compile(r"(.*\.experts\.)(gate_up|down)_proj(_bias)?")
+#: The same in files of Granite and JetMoE.
+_LINEAR = re.compile(r"(.*\.(?:block_sparse_moe|mlp)\.)(input|output)_linear\.weight")
+_PROJECTIONS = {"input": "gate_up", "output": "down"}
 #: Models whose mixtures have shape (experts, inputs, outputs).
 _TRANSPOSED = {"aria_text", "gpt_oss", "llama4_text"}
 #: Models whose gate and up rows alternate.
@@ -60,7 +63,11 @@ class Packing:
     def matrices(self, name: str, shape: Shape) -> Matrices | None:
         """Return the matrices in a tensor; None if no rule applies."""
         if (match := _EXPERTS.fullmatch(name)) is not None:
-            return self._experts(match, shape)
+            prefix, projection, bias = match.groups()
+            return self._experts(prefix, projection, shape, is_bias=bias is not None)
+        if (match := _LINEAR.fullmatch(name)) is not None:
+            prefix, side = match.groups()
+            return self._experts(f"{prefix}experts.", _PROJECTIONS[side], shape)
         module, _, kind = name.rpartition(".")
         attention = {
             self._fused: _FUSED,
@@ -72,12 +79,13 @@ class Packing:
                 return rule(f"{module}.{{part}}.{kind}", shape)
         return None
 
-    def _experts(self, match: re.Match[str], shape: Shape) -> Matrices | None:
-        prefix, projection, bias = match.groups()
+    def _experts(
+        self, prefix: str, projection: str, shape: Shape, *, is_bias: bool = False
+    ) -> Matrices | None:
         is_transposed = self.kind in _TRANSPOSED
-        if len(shape) != (2 if bias else 3):
+        if len(shape) != (2 if is_bias else 3):
             return None
-        outputs = shape[-1] if is_transposed or bias else shape[1]
+        outputs = shape[-1] if is_transposed or is_bias else shape[1]
         if projection == "down":
             rows, part = [Rows(outputs)], "down_proj"
         elif outputs % 2:
@@ -87,11 +95,11 @@ class Packing:
             rows = [Rows(gate_proj=size, up_proj=size)]
             if self.kind in _INTERLEAVED:
                 rows = [Rows(size), Rows(gate_proj=1, up_proj=1)]
-        columns = [] if bias else [Columns(shape[1 if is_transposed else 2])]
+        columns = [] if is_bias else [Columns(shape[1 if is_transposed else 2])]
         if columns and projection == "gate_up" and columns[0].size != self.hidden:
             return None
         axes = [*columns, *rows] if is_transposed else [*rows, *columns]
-        template = f"{prefix}{{index}}.{part}.{'bias' if bias else 'weight'}"
+        template = f"{prefix}{{index}}.{part}.{'bias' if is_bias else 'weight'}"
         return Matrices((Stacked(shape[0]), *axes), template)
 
     def _fused(self, template: str, shape: Shape) -> Matrices | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.formatting import format_names
-from fusion_core.weights.aligning.difference import Difference, misfit
+from fusion_core.weights.aligning.difference import DROP_EXTRA, Difference, misfit
 from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource, differs_in_vocabulary
 from fusion_core.weights.joined import RenamedSource
 from fusion_core.weights.reading.name_matching import match_names
@@ -248,7 +248,7 @@ def _differences(
         expected = reference.infos.get(key)
         if expected is None:
             if policy.extra == "error":
-                yield key, f"extra: not in {label}", "alignment.extra=drop"
+                yield key, f"extra: not in {label}", DROP_EXTRA
         elif expected.shape != info.shape:
             can_pad = differs_in_vocabulary(expected, info) and not expert.is_delta
             if not can_pad or policy.vocab == "error":

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 #: What descriptions of models differ in, and the policies that judge it: `alignment.config` and
 #: `alignment.tokenizer`.
 Topic = Literal["config", "tokenizer"]
-#: A part of the names of a mixture's experts, in both layouts.
-_EXPERTS = ".experts."
+#: The remedy of tensors that the base lacks, perhaps only under this name.
+DROP_EXTRA = "alignment.extra=drop"
 _MOST_ROWS = 20
 
 
@@ -69,9 +69,9 @@ def misfit(descriptions: Sequence[Difference], tensors: Iterable[Difference]) ->
     remedies = sorted({row.remedy for row in ordered if row.remedy})
     advice = f"; to allow some differences: {', '.join(remedies)}" if remedies else ""
     hint = f"Check that every expert was fine-tuned from this base{advice}."
-    if any(_EXPERTS in row.subject for row in ordered if row.remedy):
+    if DROP_EXTRA in remedies:
         hint += (
-            " Models that store the experts of a mixture one by one and packed ones merge in the "
-            "pools of pools-lm, such as causal-lm."
+            " Models whose files name or pack the same tensors differently, such as mixtures, and "
+            "adapters of Gemma 3, merge in the pools of pools-lm, such as causal-lm."
         )
     return AlignmentError("\n".join(lines), hint=hint)

@@ -196,6 +196,13 @@ def memory(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def architectures(session: nox.Session) -> None:
+    """Merge a tiny model of every architecture of transformers; a quarter of an hour."""
+    install(session, "test")
+    session.run("python", "benchmarks/architectures.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
 def results(session: nox.Session) -> None:
     """Every method on mini8, into docs/reference: `nox -s results -- --experts DIR`."""
     install(session, "test", "results")

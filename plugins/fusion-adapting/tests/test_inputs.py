@@ -107,6 +107,32 @@ def test_a_head_may_read_selected_positions_alone() -> None:
     torch.testing.assert_close(seen["head"], model.inner(values)[mask.bool() & marked])
 
 
+class Heads(nn.Module):
+    """A layer that reads one input per head, perhaps heads before positions, as in Gemma 3."""
+
+    def __init__(self, *, heads_first: bool) -> None:
+        super().__init__()
+        self.layer, self.heads_first = nn.Linear(2, 2), heads_first
+
+    def forward(self, values: torch.Tensor, *, attention_mask: torch.Tensor) -> torch.Tensor:
+        del attention_mask
+        heads = values.view(*values.shape[:2], -1, 2)
+        scores: torch.Tensor = self.layer(heads.transpose(1, 2) if self.heads_first else heads)
+        return scores
+
+
+@pytest.mark.parametrize("heads", [2, 3])  # three as there are positions
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_heads_may_come_before_positions(heads: int, *, heads_first: bool) -> None:
+    model, values = Heads(heads_first=heads_first), torch.randn(2, 3, 2 * heads)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    batch = Batch({"values": values, "attention_mask": mask})
+    seen: list[torch.Tensor] = []
+    layers = {model.layer: "norm"}
+    observe_inputs(model, layers, Selected("a"), batch, lambda _, inputs: seen.append(inputs))
+    assert torch.equal(seen[0], values[mask.bool()].view(-1, 2))
+
+
 def test_a_task_that_caches_its_scores_is_refused_by_name() -> None:
     class Caching(WordTask):
         cached: torch.Tensor | None = None

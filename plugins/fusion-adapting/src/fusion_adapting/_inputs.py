@@ -208,8 +208,12 @@ def _unpadded(inputs: Tensor, mask: Tensor | None, selected: Tensor | None, name
     leading, width = inputs.shape[:-1], inputs.shape[-1]
     if mask is None:
         return inputs.reshape(-1, width)
-    if leading[:2] == mask.shape:
-        return inputs[mask].reshape(-1, width)
+    axes = [axis for axis, size in enumerate(leading) if axis and size == mask.shape[1]]
+    if leading[:1] == mask.shape[:1] and axes:
+        # Heads may come before positions. If there are as many, a projection wrote the heads of a
+        # position next to each other.
+        axis = max(axes, key=inputs.stride)
+        return inputs.movedim(axis, 1)[mask].reshape(-1, width)
     if leading == (mask.numel(),):  # the positions of all examples in one row
         return inputs[mask.flatten()]
     if selected is not None and leading == (int(selected.sum()),):

@@ -308,7 +308,7 @@ class LanguagePool(CheckpointsPool):
         adapter, base = self.experts[name], self.base
         if base is None:
             return adapter
-        live = self._rename_to_live(base, architecture)
+        live = architecture.rename_to_live(base)
         renamed = self._models[name].source(live)
         if len(renamed.infos.keys() - live.infos.keys()) >= len(adapter.infos.keys() - base.infos):
             return adapter

@@ -36,16 +36,23 @@ def _expand(stage: Any, plugins: PluginManager) -> Iterator[tuple[Any, str | Non
     spec = plugins.find_stages(name).spec
     assert isinstance(spec, PipelineSpec)  # noqa: S101 - an algorithm of this name is ambiguous
     options = {key: value for key, value in section.items() if key != "name"}
-    _check_options(spec, options)
+    _check_options(spec, options, plugins)
     for stage_name, defaults in spec.stages:
         yield {"name": stage_name, **defaults, **(options.get(stage_name) or {})}, spec.name
 
 
-def _check_options(spec: PipelineSpec, options: Mapping[str, Any]) -> None:
+def _check_options(spec: PipelineSpec, options: Mapping[str, Any], plugins: PluginManager) -> None:
     names = [name for name, _ in spec.stages]
     for key, value in options.items():
         if key not in names:
-            hint = suggest(key, names) or f"Name a stage first: algorithm.{names[-1]}.{key}"
+            configs = {name: plugins.find_stages(name).load_config() for name in names}
+            owners = [name for name, config in configs.items() if key in config.model_fields]
+            advice = (
+                f"Name the stage first: algorithm.{owners[-1]}.{key}"
+                if owners
+                else f"No stage has it. Their options: fuse info {names[-1]}"
+            )
+            hint = suggest(key, names) or advice
             raise RecipeError(
                 f"unknown option {key!r} of pipeline {spec.name!r}, whose options are those of its "
                 f"stages: {', '.join(names)}",

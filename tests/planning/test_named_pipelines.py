@@ -105,8 +105,9 @@ def test_a_run_is_named_after_the_pipeline_and_records_its_stages(tmp_path: Path
         (
             {"density": 0.1},
             "unknown option 'density' of pipeline",
-            "algorithm.rescale-norm.density",
+            "Name the stage first: algorithm.trim.density",
         ),
+        ({"prompts": 1}, "unknown option 'prompts' of pipeline", "No stage has it."),
         ({"trmi": {}}, "unknown option 'trmi' of pipeline", "did you mean trim"),
         (
             {"trim": 0.1},

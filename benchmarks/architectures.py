@@ -114,13 +114,15 @@ def build(model_type: str, class_name: str, pool: str, directory: Path) -> Case 
         model.save_pretrained(directory / "base")
         case = Case(pool, model_class, directory)
         loaded: Any = case.load("base")  # some configurations change when they are loaded
-        loaded.save_pretrained(directory / "base")
+        saved = {"base": loaded}
         for name in EXPERTS:
             expert: Any = case.load("base")
             for parameter in expert.parameters():
                 parameter.data.add_(STD * torch.randn(parameter.shape))
-            expert.save_pretrained(directory / f"full-{name}")
-            before, after = values_of(expert), values_of(case.load(f"full-{name}"))
+            saved[f"full-{name}"] = expert
+        for name, model in saved.items():
+            model.save_pretrained(directory / name)
+            before, after = values_of(model), values_of(case.load(name))
             if any(not torch.equal(before[key], value) for key, value in after.items()):
                 return None  # transformers does not load what it saved
         if pool in SCORING:

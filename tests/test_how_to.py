@@ -592,7 +592,7 @@ def test_the_page_of_training_runs_runs_in_its_order() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a save without a process group
             state = {"model": {"w": torch.full((2, 2), float(step))}, "step": step}
-            dcp.save(state, checkpoint_id=Path("runs/titan") / f"step-{step}", no_dist=True)
+            dcp.save(state, checkpoint_id=Path("runs/titan") / f"step-{step}")
     (tasks,) = blocks("yaml", TRAINING)
     Path("tasks.yaml").write_text(tasks)
     table, _callback = blocks("text", TRAINING)

@@ -32,7 +32,7 @@ def save() -> Callable[[Path, Any], Path]:
     def save(directory: Path, state: Any) -> Path:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dcp.save(state, checkpoint_id=directory, no_dist=True)
+            dcp.save(state, checkpoint_id=directory)
         return directory
 
     return save

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
@@ -48,8 +47,18 @@ def save(rank: int, folder: Path) -> None:
     state = {"model": sharded, "optim": {"state": moments}, "step": 3}
     dcp.save(state, checkpoint_id=folder / "mesh")
     dcp.async_save(state, checkpoint_id=folder / "async").result()  # type: ignore[union-attr]
-    writer = HuggingFaceStorageWriter(str(folder / "safetensors"), save_distributed=True)
-    dcp.save(sharded, storage_writer=writer)
+    if hasattr(dcp, "HuggingFaceStorageWriter"):  # since torch 2.8
+        writer = dcp.HuggingFaceStorageWriter(str(folder / "safetensors"), save_distributed=True)
+        dcp.save(sharded, storage_writer=writer)
+        save_trained(folder, rank)
+    if rank == 0:
+        torch.save(whole, folder / "mesh.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def save_trained(folder: Path, rank: int) -> None:
+    """Save a model of FSDP2, which older versions of torch train on GPUs alone."""
     model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
     trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))
@@ -59,10 +68,7 @@ def save(rank: int, folder: Path) -> None:
     weights, moments = get_state_dict(model, optimizer)
     dcp.save({"app": {"model": weights, "optim": moments}}, checkpoint_id=folder / "fsdp")
     if rank == 0:
-        torch.save(whole, folder / "mesh.pt")
         torch.save(trained, folder / "fsdp.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from formats_dcp import plugin
 from fusion_testing import FormatSuite
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 
     from fusion_core import FormatSpec
 
+#: Torch writes shards of safetensors since 2.8.
+WRITER: Any = getattr(dcp, "HuggingFaceStorageWriter", None)
 SPECS = {spec.name: spec for spec in plugin.fusion_register_formats()}
 
 
@@ -71,6 +72,7 @@ class TestDistcp(FormatSuite):
         return {name: _replace_metadata(content) for name, content in pickles.items()}
 
 
+@pytest.mark.skipif(WRITER is None, reason="this version of torch does not write the layout")
 class TestSafetensors(FormatSuite):
     @pytest.fixture
     def spec(self) -> FormatSpec:
@@ -79,9 +81,9 @@ class TestSafetensors(FormatSuite):
     @pytest.fixture
     def write(self) -> Any:
         def write(directory: Path, tensors: Mapping[str, Tensor]) -> None:
-            writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+            writer = WRITER(str(directory), save_distributed=True)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                dcp.save(dict(tensors), storage_writer=writer, no_dist=True)
+                dcp.save(dict(tensors), storage_writer=writer)
 
         return write

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,9 +27,20 @@ if TYPE_CHECKING:
 Shapes = st.lists(st.integers(1, 5), max_size=4).map(tuple)
 
 
+#: Torch 2.8 writes shards of safetensors, and trains by FSDP2 without a GPU.
+_WRITTEN = pytest.mark.skipif(
+    not hasattr(dcp, "HuggingFaceStorageWriter"), reason="this version of torch writes none"
+)
+
+
 @pytest.mark.parametrize(
     ("saved", "expected"),
-    [("mesh", "mesh"), ("async", "mesh"), ("safetensors", "mesh"), ("fsdp", "fsdp")],
+    [
+        ("mesh", "mesh"),
+        ("async", "mesh"),
+        pytest.param("safetensors", "mesh", marks=_WRITTEN),
+        pytest.param("fsdp", "fsdp", marks=_WRITTEN),
+    ],
 )
 def test_tensors_of_four_ranks_are_whole(saved: str, expected: str, ranks: Path) -> None:
     tensors = torch.load(ranks / f"{expected}.pt")
@@ -57,7 +69,10 @@ def test_shards_merge_like_whole_tensors(ranks: Path) -> None:
 
 @pytest.mark.parametrize(
     ("folder", "file"),
-    [("mesh", "__2_0.distcp"), ("safetensors", "shard-00002-model-00001-of-00001.safetensors")],
+    [
+        ("mesh", "__2_0.distcp"),
+        pytest.param("safetensors", "shard-00002-model-00001-of-00001.safetensors", marks=_WRITTEN),
+    ],
 )
 def test_a_missing_file_of_a_rank_is_named(
     folder: str, file: str, ranks: Path, tmp_path: Path

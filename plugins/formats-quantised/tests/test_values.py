@@ -60,7 +60,14 @@ def test_values_are_those_of_the_reference_library(case: str, tmp_path: Path) ->
     assert "1 of 1 tensors" in source.origin.decoded_from
 
 
-@pytest.mark.parametrize("case", ["fp8-blocks", "fp8-tensor", "mxfp4", "mxfp4-half"])
+#: Older versions of torch round small powers of two to zero here, and transformers with them.
+_HAS_SMALL_POWERS = torch.ldexp(torch.tensor(4.0).half(), torch.tensor(-26)) > 0
+_half = pytest.mark.skipif(not _HAS_SMALL_POWERS, reason="this torch.ldexp is not exact in fp16")
+
+
+@pytest.mark.parametrize(
+    "case", ["fp8-blocks", "fp8-tensor", "mxfp4", pytest.param("mxfp4-half", marks=_half)]
+)
 def test_values_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     reference = CASES[case]((1, 96, 128))
     reference.write(tmp_path / "model")

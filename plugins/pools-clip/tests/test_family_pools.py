@@ -216,6 +216,20 @@ def test_the_hubs_own_conversion_is_preferred_to_a_pickle(
         assert torch.equal(tensor, expected[name])
 
 
+#: The pool refuses pickles with older versions.
+_READS_PICKLES = [int(part) for part in torch.__version__.split(".")[:2]] >= [2, 10]
+_with_pickles = pytest.mark.skipif(not _READS_PICKLES, reason="this torch reads no pickle safely")
+
+
+def test_a_pickle_is_refused_with_an_old_torch(
+    pickled: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(CheckpointError, match=r"torch 2\.9\.1\+cpu cannot read safely"):
+        base_tensors(ClipVitB32(FamilyConfig(tasks=["mnist"])))
+
+
+@_with_pickles
 @pytest.mark.parametrize("discussions", [200, 403])
 def test_without_a_conversion_the_pickle_is_read_as_plain_tensors(
     pickled: HubServer,
@@ -244,7 +258,7 @@ def test_without_a_conversion_the_pickle_is_read_as_plain_tensors(
         assert torch.equal(tensor, expected[name])
 
 
-@pytest.mark.parametrize("converted", [True, False])
+@pytest.mark.parametrize("converted", [True, pytest.param(False, marks=_with_pickles)])
 def test_a_base_without_safetensors_works_offline(
     pickled: HubServer, base: Path, monkeypatch: pytest.MonkeyPatch, *, converted: bool
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import operator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -81,8 +82,7 @@ def _scan(folder: Path) -> Scan:
 
 
 def _sum(folder: Path, power: int) -> float:
-    zero = torch.zeros((), dtype=torch.float64)
-    return float(_scan(folder)(partial(_sum_of_powers, power), torch.add, zero))
+    return float(_scan(folder)(partial(_sum_of_powers, power), operator.add, 0.0))
 
 
 def test_passes_over_files_are_shared_until_a_file_changes(

@@ -50,10 +50,12 @@ class Mxfp4Experts(BandEncoding):
         )
         scales = read_columns(stored, self.info.name + _SCALES, rows, (left, right), width)
         exponents = scales.int() - _BIAS
-        values = FP4_VALUES.to(self.info.dtype)[unpack_bits(octets, 4).int()]
-        values = values.view(outputs, -1, _NUMBERS)
+        dtype = self.info.dtype
+        # Some versions of torch compute powers of two in fp16, where small ones are zero.
+        wide = torch.float32 if dtype is torch.float16 else dtype
+        values = FP4_VALUES.to(wide)[unpack_bits(octets, 4).int()].view(outputs, -1, _NUMBERS)
         torch.ldexp(values, exponents.unsqueeze(-1), out=values)
-        return values.view(outputs, last - first).T.contiguous()
+        return values.to(dtype).view(outputs, last - first).T.contiguous()
 
 
 def open_mxfp4(location: Location) -> DequantisedSource:

@@ -66,45 +66,12 @@ def test_each_call_of_a_model_uses_its_own_mask(kind: type[WordTask]) -> None:
         torch.testing.assert_close(result.total, apart[name].total)
 
 
-class Selecting(nn.Module):
-    """A model that computes the scores of some positions alone, as those of transformers do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.head = nn.Linear(2, 3), nn.Linear(3, 4)
-
-    def forward(
-        self, values: torch.Tensor, *, attention_mask: torch.Tensor, logits_to_keep: torch.Tensor
-    ) -> torch.Tensor:
-        del attention_mask
-        scores: torch.Tensor = self.head(self.inner(values)[logits_to_keep])
-        return scores
-
-
-class Selected(WordTask):
-    """Scores of marked positions."""
+class Plain(WordTask):
+    """All outputs of the model."""
 
     def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         scores: torch.Tensor = model(**batch.tensors)
         return scores
-
-
-def test_a_head_may_read_selected_positions_alone() -> None:
-    model, values = Selecting(), torch.randn(2, 3, 2)
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-    marked = torch.tensor([[False, True, True], [True, False, True]])  # the last one is padding
-    batch = Batch({"values": values, "attention_mask": mask, "logits_to_keep": marked})
-    seen: dict[str, torch.Tensor] = {}
-    layers = {model.inner: "inner", model.head: "head"}
-    observe_inputs(
-        model,
-        layers,
-        Selected("a"),
-        batch,
-        lambda layer, inputs: seen.update({layers[layer]: inputs}),
-    )
-    assert torch.equal(seen["inner"], values[mask.bool()])
-    torch.testing.assert_close(seen["head"], model.inner(values)[mask.bool() & marked])
 
 
 class Heads(nn.Module):
@@ -129,7 +96,7 @@ def test_heads_may_come_before_positions(heads: int, *, heads_first: bool) -> No
     batch = Batch({"values": values, "attention_mask": mask})
     seen: list[torch.Tensor] = []
     layers = {model.layer: "norm"}
-    observe_inputs(model, layers, Selected("a"), batch, lambda _, inputs: seen.append(inputs))
+    observe_inputs(model, layers, Plain("a"), batch, lambda _, inputs: seen.append(inputs))
     assert torch.equal(seen[0], values[mask.bool()].view(-1, 2))
 
 

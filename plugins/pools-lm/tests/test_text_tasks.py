@@ -400,8 +400,9 @@ def _texts(batch: Batch) -> list[tuple[int, ...]]:
         {"name": "adamerging", "steps": 2, "batch_size": 2, "objective": "teacher"},
         {"name": "regmean", "samples": 4},
         {"name": "fisher", "samples": 4},
+        {"name": "symerge", "steps": 1, "batch_size": 2},
     ],
-    ids=["entropy", "teacher", "regmean", "fisher"],
+    ids=["entropy", "teacher", "regmean", "fisher", "symerge"],
 )
 @pytest.mark.plugins
 def test_adaptive_methods_work_on_language_models(

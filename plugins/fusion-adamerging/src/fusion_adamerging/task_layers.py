@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from fusion_adamerging.learnable import LearnableCoefficients
-from fusion_adapting import compute_moments
+from fusion_adapting import group_tied_names, input_dim
 from fusion_core.errors import RecipeError
 from fusion_core.weights import select_names
 
@@ -110,12 +111,22 @@ def choose_leaves(
 def _last_linear_layer(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], task: AdaptiveTask, batch: Batch
 ) -> set[str]:
-    called = list(compute_moments(model, parameters, task, [batch]))
+    names = group_tied_names(parameters)
+    called: dict[nn.Parameter, None] = {}
+    linear: list[Any] = [layer for layer in model.modules() if input_dim(layer) is not None]
+    with torch.no_grad(), ExitStack() as hooks:
+        for layer in linear:
+            if layer.weight in names:
+                note = layer.register_forward_pre_hook(
+                    lambda layer, _: called.setdefault(layer.weight)
+                )
+                hooks.callback(note.remove)
+        task.logits(model, batch.to(next(model.parameters()).device))
     if not called:
         raise RecipeError(
             f"no linear layer that experts changed takes part in task {task.name!r}, so there is "
             "none to learn per task",
             hint="Name the tensors to learn per task: --set algorithm.own=...",
         )
-    weight = called[-1]
+    weight = names[list(called)[-1]][-1]
     return {weight, weight.removesuffix("weight") + "bias"}

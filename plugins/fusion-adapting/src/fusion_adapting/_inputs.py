@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from fusion_adapting._packed import PackedLayer, PackedWeights
     from fusion_core import AdaptiveTask, Batch
 
-#: The argument by which models of transformers compute the scores of some positions alone.
-_SELECTION = "logits_to_keep"
-
 
 @torch.no_grad()
 def observe_inputs(  # noqa: PLR0913 - a model and its layers, the examples, and who sees them
@@ -59,7 +56,7 @@ def observe_inputs(  # noqa: PLR0913 - a model and its layers, the examples, and
 
         def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
             inputs = widened((args or tuple(kwargs.values()))[0].detach())
-            see(layer, _unpadded(inputs, tracker.mask, tracker.selected, layers[layer]))
+            see(layer, _unpadded(inputs, tracker.mask, layers[layer]))
 
         for layer in layers:
             handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
@@ -89,7 +86,6 @@ class _CallTracker:
         self.count = 0
         self._model = model
         self._masks = [_simplified(mask)]
-        self._selections: list[Tensor | None] = [None]
         #: the mask of the call that is not called for padding, one per call
         self._dropped: list[Tensor | None] = []
         self._packed = set() if packed is None else set(packed.parameters)
@@ -99,11 +95,6 @@ class _CallTracker:
     def mask(self) -> Tensor | None:
         """True for positions that are not padding: (examples, length). None without padding."""
         return self._masks[-1]
-
-    @property
-    def selected(self) -> Tensor | None:
-        """True for the positions whose scores the current call computes; None for all."""
-        return self._selections[-1]
 
     def __enter__(self) -> Self:
         for module in self._model.modules():
@@ -118,9 +109,6 @@ class _CallTracker:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         self.count += 1
-        selected: Any = kwargs.get(_SELECTION)
-        is_selection = isinstance(selected, Tensor) and selected.dtype is torch.bool
-        self._selections.append(selected if is_selection else self.selected)
         mask = _mask_argument(module, args, kwargs)
         mask = self.mask if mask is None else _simplified(mask)
         is_owner = not self._packed.isdisjoint(module.parameters(recurse=False))
@@ -134,7 +122,6 @@ class _CallTracker:
 
     def _leave(self, _module: nn.Module, _args: Any, output: Any) -> Any:  # noqa: ANN401
         self._masks.pop()
-        self._selections.pop()
         rows = self._dropped.pop()
         return None if rows is None else tree_map(partial(_with_padding, rows), output)
 
@@ -203,7 +190,7 @@ def _simplified(mask: Tensor | None) -> Tensor | None:
     return None if bool(boolean.all()) else boolean
 
 
-def _unpadded(inputs: Tensor, mask: Tensor | None, selected: Tensor | None, name: str) -> Tensor:
+def _unpadded(inputs: Tensor, mask: Tensor | None, name: str) -> Tensor:
     """Return the inputs that are not padding, of shape (positions, width)."""
     leading, width = inputs.shape[:-1], inputs.shape[-1]
     if mask is None:
@@ -216,8 +203,6 @@ def _unpadded(inputs: Tensor, mask: Tensor | None, selected: Tensor | None, name
         return inputs.movedim(axis, 1)[mask].reshape(-1, width)
     if leading == (mask.numel(),):  # the positions of all examples in one row
         return inputs[mask.flatten()]
-    if selected is not None and leading == (int(selected.sum()),):
-        return inputs[mask[selected]]
     if leading in {mask.shape[:1], (len(mask), 1)}:  # one input per example
         return inputs.reshape(-1, width)
     raise FusionError(

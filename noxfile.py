@@ -197,7 +197,7 @@ def memory(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def architectures(session: nox.Session) -> None:
-    """Merge a tiny model of every architecture of transformers; a quarter of an hour."""
+    """Merge a tiny model of every architecture of transformers; seven minutes of one core."""
     install(session, "test")
     session.run("python", "benchmarks/architectures.py", *session.posargs, env=ONE_THREAD)
 

@@ -43,7 +43,7 @@ from pools_lm import pools
 from pools_lm.config import LanguageConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -134,18 +134,25 @@ def build(model_type: str, class_name: str, pool: str, directory: Path) -> Case 
 
 def add_adapters(case: Case) -> dict[str, Tensor] | None:
     """Save adapters; return the sum of PEFT's changes, or None where PEFT has no LoRA."""
-    base = values_of(case.load("base"))
-    total = {name: torch.zeros_like(value) for name, value in base.items()}
+    merged = []
     try:
         for name in EXPERTS:
             config = peft.LoraConfig(r=RANK, target_modules="all-linear", init_lora_weights=False)
             adapted: Any = peft.get_peft_model(case.load("base"), config)
             adapted.save_pretrained(case.directory / f"adapter-{name}")
-            for key, value in values_of(adapted.merge_and_unload()).items():
-                total[key] += value - base[key]
+            merged.append(adapted.merge_and_unload())
     except Exception:  # noqa: BLE001 - PEFT refuses some layers in many ways
         return None
-    return total
+    return sum_changes(case, merged)
+
+
+def sum_changes(case: Case, models: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Return the sum of the differences of models from the base."""
+    base, others = values_of(case.load("base")), [values_of(model) for model in models]
+    return {
+        name: sum((other[name] - value for other in others), torch.zeros_like(value))
+        for name, value in base.items()
+    }
 
 
 def check_live(case: Case) -> None:
@@ -157,24 +164,10 @@ def check_live(case: Case) -> None:
     assert all(torch.equal(ours[name], value) for name, value in theirs.items()), "values differ"
 
 
-def check_merged(case: Case) -> None:
-    """Compare a merge of full models with arithmetic on live ones."""
-    base = values_of(case.load("base"))
-    total = {name: torch.zeros_like(value) for name, value in base.items()}
-    for name in EXPERTS:
-        for key, value in values_of(case.load(f"full-{name}")).items():
-            total[key] += value - base[key]
-    compare(case.merge("full"), base, total)
-
-
-def check_adapters(case: Case, total: dict[str, Tensor]) -> None:
-    """Compare a merge of adapters with PEFT's."""
-    compare(case.merge("adapter"), values_of(case.load("base")), total)
-
-
-def compare(merged: dict[str, Tensor], base: dict[str, Tensor], total: dict[str, Tensor]) -> None:
-    """Raise `AssertionError` unless `merged` is the base plus the scaled sum."""
-    for name, value in base.items():
+def check_merge(case: Case, kind: str, total: dict[str, Tensor]) -> None:
+    """Compare a merge of full models or adapters with the base plus a scaled sum of changes."""
+    merged = case.merge(kind)
+    for name, value in values_of(case.load("base")).items():
         error = (merged[name] - value - SCALE * total[name]).abs().max() if value.numel() else 0
         assert error < 1e-5, f"{name} differs by {error:.1e}"
 
@@ -211,9 +204,10 @@ def check_gradient(case: Case) -> None:
 def checks_of(case: Case) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield the checks of a model by name."""
     yield "live", partial(check_live, case)
-    yield "merged", partial(check_merged, case)
-    if (total := add_adapters(case)) is not None:
-        yield "adapters", partial(check_adapters, case, total)
+    total = sum_changes(case, [case.load(f"full-{name}") for name in EXPERTS])
+    yield "merged", partial(check_merge, case, "full", total)
+    if (by_peft := add_adapters(case)) is not None:
+        yield "adapters", partial(check_merge, case, "adapter", by_peft)
     if case.pool in SCORING:
         yield "gradient", partial(check_gradient, case)
 

@@ -12,7 +12,7 @@ from fusion_core.recipe.config import stages_in
 from fusion_core.recipe.text import format_value, spell_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from fusion_core.plugins.manager import PluginManager
 
@@ -45,14 +45,7 @@ def _check_options(spec: PipelineSpec, options: Mapping[str, Any], plugins: Plug
     names = [name for name, _ in spec.stages]
     for key, value in options.items():
         if key not in names:
-            configs = {name: plugins.find_stages(name).load_config() for name in names}
-            owners = [name for name, config in configs.items() if key in config.model_fields]
-            advice = (
-                f"Name the stage first: algorithm.{owners[-1]}.{key}"
-                if owners
-                else f"No stage has it. Their options: fuse info {names[-1]}"
-            )
-            hint = suggest(key, names) or advice
+            hint = suggest(key, names) or _advise(key, names, plugins)
             raise RecipeError(
                 f"unknown option {key!r} of pipeline {spec.name!r}, whose options are those of its "
                 f"stages: {', '.join(names)}",
@@ -63,3 +56,11 @@ def _check_options(spec: PipelineSpec, options: Mapping[str, Any], plugins: Plug
                 f"expected the options of stage {key!r}, got {format_value(value)}",
                 hint=f"Set one of its options, e.g. algorithm.{key}.OPTION={format_value(value)}",
             )
+
+
+def _advise(option: str, stages: Sequence[str], plugins: PluginManager) -> str:
+    """Say which of some stages has an option."""
+    for name in reversed(stages):
+        if option in plugins.find_stages(name).load_config().model_fields:
+            return f"Name the stage first: algorithm.{name}.{option}"
+    return f"No stage has it. Their options: fuse info {stages[-1]}"

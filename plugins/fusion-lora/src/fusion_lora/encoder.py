@@ -57,15 +57,13 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
         pool = parts.pool
         if pool.base is None:
             raise RecipeError("output.adapter needs the base, and the model pool has none")
-        names_in_base = find_names_in_base(pool)
+        names_in_base = _names_in_base(pool, pool.base)
+        names_written = {stored: name for name, stored in names_in_base.items()}
         merged, base = (_rename(source, names_in_base) for source in (parts.merged, pool.base))
-        adapters = [find_adapter(model) for model in pool.experts.values()]
-        names_in_adapters = {stored: name for name, stored in names_in_base.items()}
         stored = {
-            names_in_adapters.get(name, name)
-            for adapter in adapters
-            if adapter is not None
-            for name in adapter.whole - adapter.factored
+            names_written.get(name, name)  # alignment may have dropped it
+            for model in pool.experts.values()
+            for name in _stored_whole(model)
         }
         factored = {
             name
@@ -103,7 +101,7 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
     def decode(self, directory: Path, pool: ModelPool[Any]) -> WeightSource:
         """Return the base with the adapter merged into it."""
         assert pool.base is not None  # noqa: S101 - or there was nothing to encode
-        names_in_base = find_names_in_base(pool)
+        names_in_base = _names_in_base(pool, pool.base)
         base = _rename(pool.base, names_in_base)
         adapter = LoraSource(Location(directory, str(directory)), base)
         names = {stored: name for name, stored in names_in_base.items()}
@@ -143,19 +141,26 @@ def find_adapter(source: WeightSource) -> LoraSource | None:
     return next(filter(None, map(find_adapter, source.sources)), None)
 
 
-def find_names_in_base(pool: ModelPool[Any]) -> dict[str, str]:
-    """Return the names in a pool's base by those that the files of its adapters have."""
-    renamed = next(filter(None, map(_find_renamed, pool.experts.values())), None)
-    if renamed is None:
-        return {} if pool.base is None else {name: name for name in pool.base.infos}
-    return {name: stored for stored, name in renamed.names.items()}
+def _names_in_base(pool: ModelPool[Any], base: WeightSource) -> dict[str, str]:
+    """Return the base's names by those to write: of the first adapter that has other names."""
+    names = next(filter(None, map(_own_names, pool.experts.values())), {})
+    return {names.get(stored, stored): stored for stored in base.infos}
 
 
-def _find_renamed(source: WeightSource) -> RenamedSource | None:
-    """Return the source that gives an adapter the names of its base, if there is one."""
+def _stored_whole(model: WeightSource) -> set[str]:
+    """Return the tensors that an adapter stores whole, by the base's names."""
+    adapter = find_adapter(model)
+    if adapter is None:
+        return set()
+    names_in_base = {name: stored for stored, name in _own_names(model).items()}
+    return {names_in_base.get(name, name) for name in adapter.whole - adapter.factored}
+
+
+def _own_names(source: WeightSource) -> dict[str, str]:
+    """Return the names in an adapter's files that differ from the base's, by the base's."""
     if isinstance(source, RenamedSource) and isinstance(source.sources[0], LoraSource):
-        return source
-    return next(filter(None, map(_find_renamed, source.sources)), None)
+        return {stored: name for stored, name in source.names.items() if stored != name}
+    return next(filter(None, map(_own_names, source.sources)), {})
 
 
 def _rename(source: WeightSource, names: Mapping[str, str]) -> WeightSource:

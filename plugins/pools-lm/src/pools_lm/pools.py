@@ -288,14 +288,14 @@ class LanguagePool(CheckpointsPool):
             return
         from pools_lm.spelling import drop_ignored, rename_like
 
-        renamed = {
-            name: expert
-            if _has_names_of(expert, first)
-            else self._open_under_live_names(name, architecture)
-            if expert.is_delta
-            else rename_like(expert, first, architecture)
-            for name, expert in self.experts.items()
-        }
+        renamed = dict(self.experts)
+        for name, expert in self.experts.items():
+            if _has_names_of(expert, first):
+                continue
+            if expert.is_delta:
+                renamed[name] = self._open_under_live_names(name, first, architecture)
+            else:
+                renamed[name] = rename_like(expert, first, architecture)
         self.experts = {
             name: drop_ignored(expert, architecture) for name, expert in renamed.items()
         }
@@ -303,11 +303,11 @@ class LanguagePool(CheckpointsPool):
         dropped = [name for name in first.infos if name not in self.reference.infos]
         self._ignored = tuple(name for name in dropped if not architecture.computes(name))
 
-    def _open_under_live_names(self, name: str, architecture: Architecture) -> WeightSource:
+    def _open_under_live_names(
+        self, name: str, base: WeightSource, architecture: Architecture
+    ) -> WeightSource:
         """Return an adapter by the names of its base, whose modules may have the live model's."""
-        adapter, base = self.experts[name], self.base
-        if base is None:
-            return adapter
+        adapter = self.experts[name]
         live = architecture.rename_to_live(base)
         renamed = self._models[name].source(live)
         if len(renamed.infos.keys() - live.infos.keys()) >= len(adapter.infos.keys() - base.infos):

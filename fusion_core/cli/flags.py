@@ -161,6 +161,7 @@ def plan_from_flags(
     from fusion_core.planning.run_options import RunOptions
 
     gc.freeze()  # imported objects stay: headers of many tensors are parsed twice as fast
+    gc.set_threshold(100_000)
     planned = plan(raw, RunOptions(block=context.obj, trust=trusted_names(trust), **options))
     if not quiet and (note := _default_pool_note(raw, planned)):
         print(note, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from fusion_core import CommandSpec, ModelPoolSpec, TaskPoolSpec, hookimpl
@@ -156,6 +157,8 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
 @hookimpl
 def fusion_run_shown(result: RunResult, device: torch.device, progress: Progress) -> str | None:
     """Return the smoke test of a merged language model, to print below the run's results."""
+    if "pools_lm.pools" not in sys.modules:  # not a pool of this plugin: spare others its imports
+        return None
     from pools_lm.smoke.after_run import text_after_run
 
     return text_after_run(result, device, progress)

@@ -100,6 +100,32 @@ def test_heads_may_come_before_positions(heads: int, *, heads_first: bool) -> No
     assert torch.equal(seen[0], values[mask.bool()].view(-1, 2))
 
 
+class Predicting(nn.Module):
+    """A layer that reads the marked positions of all examples, as the head of a language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(
+        self, values: torch.Tensor, *, attention_mask: torch.Tensor, predicted: torch.Tensor
+    ) -> torch.Tensor:
+        del attention_mask
+        scores: torch.Tensor = self.layer(values[predicted])
+        return scores
+
+
+def test_a_layer_may_read_the_predicted_positions_alone() -> None:
+    model, values = Predicting(), torch.randn(2, 3, 2)
+    predicted = torch.tensor([[False, True, True], [True, True, False]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    batch = Batch({"values": values, "attention_mask": mask, "predicted": predicted})
+    seen: list[torch.Tensor] = []
+    layers = {model.layer: "head"}
+    observe_inputs(model, layers, Plain("a"), batch, lambda _, inputs: seen.append(inputs))
+    assert torch.equal(seen[0], values[predicted])
+
+
 def test_a_task_that_caches_its_scores_is_refused_by_name() -> None:
     class Caching(WordTask):
         cached: torch.Tensor | None = None

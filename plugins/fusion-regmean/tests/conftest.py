@@ -77,15 +77,17 @@ class Stacks:
 
     inputs = staticmethod(compute_by_hand)
 
-    def pool(self, *, experts: int = 3, seed: int = 0) -> CheckpointsPool:
+    def pool(self, *, experts: int = 3, seed: int = 0, frozen: str = "-") -> CheckpointsPool:
+        """Return random experts, which have the base's parameters where names begin so."""
         models: dict[str, Any] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             base = Stack().double().eval()
             for name in "abc"[:experts]:
                 models[name] = copy.deepcopy(base)
-                for parameter in models[name].parameters():
-                    parameter.data += 0.3 * torch.randn_like(parameter)
+                for path, parameter in models[name].named_parameters():
+                    if not path.startswith(frozen):
+                        parameter.data += 0.3 * torch.randn_like(parameter)
         return CheckpointsPool(CheckpointsConfig(base=base, models=models))
 
     def experts(self, pool: CheckpointsPool) -> dict[str, State]:

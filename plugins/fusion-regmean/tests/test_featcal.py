@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from padded_words import SAMPLES, WordModel, WordTasks, word_pool
 from torch import Tensor
 
-from fusion_core import run_fusion
+from fusion_core import RunContext, run_fusion
 from fusion_core.errors import FusionError
+from fusion_regmean.expert_passes import ExpertPasses
 from fusion_regmean.featcal import FeatCal
 from fusion_testing import Mean, TinyTasks
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from torch import nn
@@ -144,6 +147,47 @@ def test_excluded_tensors_stay_as_they_were_merged(stacks: Any) -> None:
         assert torch.equal(merged[name], values) != (".up." in name), (
             "a norm is solved with its bias or not at all"
         )
+
+
+@pytest.mark.parametrize("kept", [0, 150_000])
+def test_the_result_does_not_depend_on_the_inputs_that_fit_in_memory(
+    kept: int, stacks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, recorded = [MERGE, FeatCal(samples=40)], []
+    original = ExpertPasses.of
+
+    def count_blocks(self: ExpertPasses, blocks: Any) -> Any:
+        passes = original(self, blocks)
+        recorded.append(len(passes))
+        return passes
+
+    expected = stacks.merge(pipeline, stacks.pool())
+    monkeypatch.setattr("fusion_regmean.expert_passes.ExpertPasses.of", count_blocks)
+    monkeypatch.setattr("fusion_regmean.expert_passes._KEPT", kept)
+    merged = stacks.merge(pipeline, stacks.pool())
+    assert all(torch.equal(merged[name], values) for name, values in expected.items())
+    assert sum(recorded) == len(BLOCKS)
+    assert (max(recorded) > 1) == (kept > 0)
+    assert len(recorded) > 1, "not all blocks fit"
+
+
+@pytest.mark.parametrize("frozen", ["layers.1", "layers.0.up.bias", "layers.0.norm.weight"])
+def test_what_no_expert_changes_stays(frozen: str, stacks: Any) -> None:
+    pool = stacks.pool(frozen=frozen)
+    merged = stacks.merge([MERGE, FeatCal(samples=40)], pool)
+    stay = "layers.0.norm" if "norm" in frozen else frozen  # a norm is solved with its bias
+    for name, values in stacks.merge(MERGE, pool).items():
+        assert torch.equal(merged[name], values) == name.startswith(stay)
+
+
+def test_a_head_tied_to_embeddings_stays() -> None:
+    experts = word_pool(0, torch.float64).config.models
+    pool = CheckpointsPool(CheckpointsConfig(base=WordModel().double(), models=experts))
+    merge = pool.experts["a"]
+    merged = FeatCal(samples=SAMPLES).calibrate(merge, pool, RunContext(tasks=WordTasks()))
+    kept = {name for name in merge.infos if torch.equal(merged.tensor(name), merge.tensor(name))}
+    assert {"embedding.weight", "output.weight"} <= kept
+    assert kept.isdisjoint({"mix.weight", "turn.weight", "up.weight"})
 
 
 def test_a_task_that_calls_merge_and_expert_differently_is_an_error(

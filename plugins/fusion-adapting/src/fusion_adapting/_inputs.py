@@ -51,12 +51,13 @@ def observe_inputs(  # noqa: PLR0913 - a model and its layers, the examples, and
     on_device = batch.to(next(model.parameters()).device)
     packed = packed or None
     tracker = _CallTracker(model, on_device.mask, packed)
+    predictions = sum(on_device.count_predictions())
 
     with expert_by_expert(model), tracker, ExitStack() as hooks:
 
         def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
             inputs = widened((args or tuple(kwargs.values()))[0].detach())
-            see(layer, _unpadded(inputs, tracker.mask, layers[layer]))
+            see(layer, _unpadded(inputs, tracker.mask, layers[layer], predictions))
 
         for layer in layers:
             handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
@@ -190,7 +191,7 @@ def _simplified(mask: Tensor | None) -> Tensor | None:
     return None if bool(boolean.all()) else boolean
 
 
-def _unpadded(inputs: Tensor, mask: Tensor | None, name: str) -> Tensor:
+def _unpadded(inputs: Tensor, mask: Tensor | None, name: str, predictions: int) -> Tensor:
     """Return the inputs that are not padding, of shape (positions, width)."""
     leading, width = inputs.shape[:-1], inputs.shape[-1]
     if mask is None:
@@ -203,7 +204,7 @@ def _unpadded(inputs: Tensor, mask: Tensor | None, name: str) -> Tensor:
         return inputs.movedim(axis, 1)[mask].reshape(-1, width)
     if leading == (mask.numel(),):  # the positions of all examples in one row
         return inputs[mask.flatten()]
-    if leading in {mask.shape[:1], (len(mask), 1)}:  # one input per example
+    if leading in {mask.shape[:1], (len(mask), 1), (predictions,)}:  # of examples, or predictions
         return inputs.reshape(-1, width)
     raise FusionError(
         f"cannot tell padding in the inputs of the layer of {name!r}: its inputs have shape "

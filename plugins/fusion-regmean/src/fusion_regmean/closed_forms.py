@@ -6,7 +6,7 @@ approach the outputs of the expert's layer for other inputs, the `targets` (x').
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from fusion_regmean.least_squares import LeastSquares
 from fusion_regmean.live_model import is_linear
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from torch import Tensor
 
@@ -125,8 +125,20 @@ class Layer:
 
     module: nn.Module
     weight: str
-    #: None if there is no bias, it is not merged, or another layer shares the weight
+    #: None if there is no bias, it is not solved, or another layer shares the weight
     bias: str | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of weight and bias."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def without(self, names: Collection[str]) -> Layer | None:
+        """Return the part of the layer that can be solved if these parameters stay."""
+        is_stuck = self.bias in names and not is_linear(self.module)
+        if self.weight in names or is_stuck:
+            return None
+        return replace(self, bias=None) if self.bias in names else self
 
     @property
     def closed_form(self) -> type[Any]:
@@ -142,9 +154,17 @@ def has_closed_form(module: nn.Module) -> bool:
 
 
 def layers_of(live: LiveModel, names: Sequence[str]) -> list[Layer]:
-    """Return the layers with these weights, except normalisations whose bias is not merged."""
+    """Return the layers with these weights, except normalisations whose bias is not merged.
+
+    A weight that serves another module, too, such as embeddings tied to the head, has no closed
+    form: the other module would change.
+    """
+    others = [module for module in live.model.modules() if module not in live.layers]
+    tied = {parameter for module in others for parameter in module.parameters(recurse=False)}
     layers = []
     for name in names:
+        if live.parameters[name] in tied:
+            continue
         modules: list[Any] = [module for module, weight in live.layers.items() if weight == name]
         bias = live.name_of(modules[0].bias) if len(modules) == 1 else None
         if bias is not None or is_linear(modules[0]):

@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_adapting import build_live
 from fusion_core import Calibration, Piece, RunContext, WeightSource, show_notes_on
 from fusion_core.weights import Kernel
 from fusion_regmean.blocks import blocks_of
 from fusion_regmean.closed_forms import Layer, Means, has_closed_form, layers_of
 from fusion_regmean.config import FeatCalConfig
+from fusion_regmean.expert_passes import ExpertPasses
 from fusion_regmean.layer_method import ForLayers
-from fusion_regmean.live_model import LiveModel, ModelPair, examples
-from fusion_regmean.sources import merge_solved, tasks_of, weights_of
+from fusion_regmean.live_model import LiveModel
+from fusion_regmean.sources import merge_solved, weights_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
     from fusion_core import ModelPool
+    from fusion_regmean.expert_passes import Pass
 
 
 class FeatCal(ForLayers, Calibration[FeatCalConfig]):
@@ -39,12 +40,15 @@ class FeatCal(ForLayers, Calibration[FeatCalConfig]):
     `teacher` (share; 0.3). The defaults are the paper's.
     Source: arXiv:2605.13030 and the authors' code. Differences: the code counts positions of the
     last block other than the class token at a hundredth, this method knows no class token. The code
-    calibrates a transformer's layers only, this method every layer that is called. Packed experts
-    stay as they were merged: the merge and an expert route other positions to them.
+    calibrates a transformer's layers only, this method every layer that is called, except a head
+    tied to embeddings. What no expert changes stays, such as the layers without an adapter. Packed
+    experts stay as they were merged: the merge and an expert route other positions to them.
 
-    Data: `samples` unlabeled examples per task. Memory: two live models, the solved tensors, and
-    the sums of one block. Cost: per block and expert, two passes of the examples and one reading of
-    the expert. A resumed run starts again.
+    Data: `samples` unlabeled examples per task, with all tokens of the answers that experts give.
+    Memory: two live models, the solved tensors, the sums of one block, and up to 0.5 GB of inputs
+    in the experts. Cost: per block and expert, a pass through the merge up to that block.
+    Examples pass through an expert once per 0.5 GB of inputs, or once per block that has more. A
+    resumed run starts again.
     """
 
     config_class = FeatCalConfig
@@ -57,17 +61,24 @@ class FeatCal(ForLayers, Calibration[FeatCalConfig]):
     ) -> WeightSource:
         """Solve block by block; all other tensors stay lazy."""
         live = LiveModel(pool, merged, context, is_layer=has_closed_form, with_packed=False)
-        blocks = blocks_of(live, pool, context)
         solver = _BlockSolver(self.config, live, pool, context)
+        layers = [layers_of(live, block.layers) for block in blocks_of(live, pool, context)]
+        names = {name for block in layers for layer in block for name in layer.names}
+        unchanged = {name for name in names if not solver.is_changed(name)}
+        blocks = [
+            [part for layer in block if (part := layer.without(unchanged))] for block in layers
+        ]
+        passes = ExpertPasses(live, pool, context, self.config.samples)
         solved: dict[str, Tensor] = {}
-        passes = len(blocks) * len(pool.experts)
-        track = context.progress.track("calibrate in forward order", total=passes, unit="passes")
+        total = len(blocks) * len(pool.experts)
+        track = context.progress.track("calibrate in forward order", total=total, unit="passes")
         with track as advance, show_notes_on(advance):
-            for block in blocks:
-                tensors = solver.solve(layers_of(live, block.layers), advance)
-                live.put(tensors)
-                solved |= live.with_tied_names(tensors)
-        self.warn_of_untreated(solved, pool, context)
+            while blocks:
+                for of_block in passes.of([[layer.weight for layer in block] for block in blocks]):
+                    tensors = solver.solve(blocks.pop(0), of_block, advance)
+                    live.put(tensors)
+                    solved |= live.with_tied_names(tensors)
+        self.warn_of_untreated({*solved, *unchanged}, pool, context)
         return merge_solved(solved, _AsMerged(), pool, context, extras={"merged": merged})
 
 
@@ -80,12 +91,26 @@ class _BlockSolver:
     pool: ModelPool[Any]
     context: RunContext
 
-    def solve(self, layers: Sequence[Layer], advance: Callable[[int], None]) -> dict[str, Tensor]:
+    def is_changed(self, name: str) -> bool:
+        """Return whether an expert changes a tensor."""
+        base, *experts = (
+            weights_of(self.pool, source, self.context)
+            for source in (self.pool.reference, *self.pool.experts.values())
+        )
+        values = base.tensor(name)
+        return any(not torch.equal(expert.tensor(name), values) for expert in experts)
+
+    def solve(
+        self,
+        layers: Sequence[Layer],
+        passes: Mapping[str, Iterable[Pass]],
+        advance: Callable[[int], None],
+    ) -> dict[str, Tensor]:
         """Return the solved parameters of a block's layers, by tensor name."""
         forms: dict[Layer, Any] = {}
         for expert, source in self.pool.experts.items():
             weights = weights_of(self.pool, source, self.context)
-            for layer, means in self._means(expert, layers).items():
+            for layer, means in self._means(layers, passes[expert]).items():
                 weight = weights.tensor(layer.weight)
                 bias = None if layer.bias is None else weights.tensor(layer.bias)
                 if layer not in forms:
@@ -94,21 +119,19 @@ class _BlockSolver:
             advance(1)
         return dict(item for layer, form in forms.items() for item in self._solve(layer, form))
 
-    def _means(self, expert: str, layers: Sequence[Layer]) -> dict[Layer, Means]:
-        """Return the means of the layers' inputs in the merge and the expert, on its examples."""
+    def _means(self, layers: Sequence[Layer], passes: Iterable[Pass]) -> dict[Layer, Means]:
+        """Return the means of the layers' inputs in the merge and an expert, on its examples."""
         by_weight = {layer.weight: layer for layer in layers}
-        model = build_live(self.pool, self.pool.experts[expert], self.context.device)
-        pair, means = ModelPair(self.live, model, by_weight), defaultdict[Layer, Means](Means)
+        means = defaultdict[Layer, Means](Means)
 
-        def observe(name: str, inputs: Tensor, expert_inputs: Tensor) -> None:
+        def see(name: str, inputs: Tensor, expert_inputs: Tensor) -> None:
             layer = by_weight[name]
             targets = torch.lerp(inputs, expert_inputs, self.config.teacher)
             sums = layer.closed_form.sums_of(layer.module, inputs, targets)
             means[layer].add(len(inputs), sums)
 
-        task = tasks_of(self.context).adaptive(self.pool.task_of(expert))
-        for batch in examples(task, self.config.samples, self.context):
-            pair.observe(task, batch, observe)
+        for one in passes:
+            one.compare(self.live, see)
         return means
 
     def _solve(self, layer: Layer, form: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from fusion_adapting import (
@@ -15,10 +14,9 @@ from fusion_adapting import (
     merged_parameters,
     observe_inputs,
 )
-from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from collections.abc import Set as AbstractSet
 
     from torch import Tensor, nn
@@ -28,7 +26,8 @@ if TYPE_CHECKING:
     #: called with a layer, the name of its weight, and its inputs, of shape (positions, width)
     Observer = Callable[[nn.Module | PackedLayer, str, Tensor], None]
 
-_BATCH_SIZE = 32
+#: Examples that pass through a model together.
+BATCH_SIZE = 32
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -113,55 +112,6 @@ class LiveModel:
         }
 
 
-class ModelPair:
-    """A live merge and a live expert, to compare their layers' inputs for the same examples."""
-
-    def __init__(self, live: LiveModel, expert: nn.Module, names: Collection[str]) -> None:
-        """Observe the layers whose weights have these names."""
-        self._models = live.model, expert
-        self._merged = {layer: name for layer, name in live.layers.items() if name in names}
-        twins = dict(expert.named_modules())
-        self._expert = {
-            twins[path]: self._merged[layer]
-            for path, layer in live.model.named_modules()
-            if layer in self._merged
-        }
-
-    def observe(
-        self, task: AdaptiveTask, batch: Batch, observer: Callable[[str, Tensor, Tensor], None]
-    ) -> None:
-        """Pass a batch through both; call `observer(name, inputs, expert's inputs)` per call."""
-        live, expert = self._models
-        calls: deque[tuple[str, Tensor]] = deque()
-        observe_inputs(
-            expert,
-            self._expert,
-            task,
-            batch,
-            lambda layer, inputs: calls.append((self._expert[layer], inputs)),
-        )
-
-        def compare(layer: nn.Module, inputs: Tensor) -> None:
-            name = self._merged[layer]
-            called, expert_inputs = calls.popleft() if calls else ("nothing", inputs)
-            if (called, expert_inputs.shape) != (name, inputs.shape):
-                raise _call_mismatch(task, name)
-            observer(name, inputs, expert_inputs)
-
-        observe_inputs(live, self._merged, task, batch, compare)
-        if calls:
-            raise _call_mismatch(task, calls[0][0])
-
-
-def _call_mismatch(task: AdaptiveTask, name: str) -> FusionError:
-    return FusionError(
-        f"task {task.name!r} calls the layer of {name!r} differently in the merge and in the "
-        "expert, so their inputs cannot be compared",
-        hint="`logits` must call every model in the same way for the same batch, whenever it is "
-        "called. Do not keep results of an earlier call.",
-    )
-
-
 def examples(task: AdaptiveTask, samples: int, context: RunContext) -> Iterator[Batch]:
     """Yield a task's first unlabeled batches, the same on which `moments` gathers."""
-    return Batches(min(_BATCH_SIZE, samples), context.seed).first(task, samples)
+    return Batches(min(BATCH_SIZE, samples), context.seed).first(task, samples)

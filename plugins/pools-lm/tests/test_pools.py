@@ -222,9 +222,8 @@ def test_an_adapter_is_an_expert(
     tiny.classes["causal-lm"].from_pretrained(merge("causal-lm", options, tmp_path / "merged"))
 
 
-def test_an_adapters_modules_may_have_the_live_models_names(
-    tmp_path: Path, adapter: Callable[..., str]
-) -> None:
+def gemma(directory: Path) -> Any:
+    """Save a Gemma 3, whose files have other names than the live model, and return it."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     attention = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
     config = transformers.Gemma3Config(
@@ -232,7 +231,14 @@ def test_an_adapters_modules_may_have_the_live_models_names(
         vision_config={**sizes, "num_attention_heads": 2, "image_size": 16, "patch_size": 8},
     )
     model = transformers.AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(tmp_path / "base")
+    model.save_pretrained(directory)
+    return model
+
+
+def test_an_adapters_modules_may_have_the_live_models_names(
+    tmp_path: Path, adapter: Callable[..., str]
+) -> None:
+    model = gemma(tmp_path / "base")
     module = "language_model.layers.0.self_attn.q_proj"
     options = {
         "base": str(tmp_path / "base"),
@@ -250,6 +256,31 @@ def test_an_adapters_modules_may_have_the_live_models_names(
     pool = open_pool(options)
     decoded = pool.build(AdapterEncoder(AdapterConfig()).decode(written, pool))
     torch.testing.assert_close(dict(decoded.state_dict()), expected)
+
+
+@pytest.mark.parametrize("names", [("live", "stored"), ("stored", "live")])
+def test_adapters_with_both_kinds_of_names_keep_what_they_store_whole(
+    names: tuple[str, ...], tmp_path: Path, adapter: Callable[..., str]
+) -> None:
+    gemma(tmp_path / "base")
+    models: dict[str, str] = {}
+    for name in names:
+        prefix = {"live": "model.language_model", "stored": "language_model.model"}[name]
+        models[name] = adapter(tmp_path / name, f"{prefix}.layers.0.self_attn.q_proj")
+        file = tmp_path / name / "adapter_model.safetensors"
+        whole = f"base_model.model.{prefix}.embed_tokens.weight"
+        save_file(load_file(file) | {whole: torch.randn(90, 16)}, file)
+    options = {"base": str(tmp_path / "base"), "models": models}
+    pool = open_pool(options)
+    full = merge("causal-lm", options, tmp_path / "full")
+    written = merge("causal-lm", options, tmp_path / "written", adapter={})
+    factors = read(written, "adapter_model.safetensors")
+    assert [name for name in factors if "embed_tokens" in name] == [
+        "base_model.model.model.language_model.embed_tokens.weight"
+    ]
+    decoded = AdapterEncoder(AdapterConfig()).decode(written, pool)
+    for name, values in read(full).items():
+        torch.testing.assert_close(decoded.tensor(name).to(values), values)
 
 
 @pytest.mark.parametrize("infinity", ['{"__float__": "Infinity"}', "Infinity"])

@@ -56,12 +56,16 @@ class Cell:
     general: int = 0
     #: whether a search starts from the sum of orthogonalised task vectors
     orthogonal: bool = True
+    #: whether `featcal` calibrates the merge on the same prompts
+    calibrated: bool = False
     #: options of the method
     options: dict[str, Any] = field(default_factory=dict)
 
 
 SHORT, DOGE, MANY = "8 own, short", "doge", "256 own"
 STRONG8 = Cell("strong", 8)
+#: Numbers of prompts on which merges are calibrated.
+CALIBRATIONS = (1, 8, 32)
 CELLS: dict[str, Cell] = {
     "base": Cell("base"),
     "task-arithmetic": Cell("task-arithmetic", options={"scale": 0.5}),
@@ -91,6 +95,13 @@ CELLS: dict[str, Cell] = {
     "8 own, AdaMerging": replace(
         STRONG8, orthogonal=False, options={"preset": "default", "init": 0.3, "lr": 0.05}
     ),
+    **{
+        f"{count} own, calibrated": Cell("strong", count, calibrated=True) for count in CALIBRATIONS
+    },
+    **{
+        f"tsv-m, calibrated on {count}": Cell("tsv-m", count, calibrated=True)
+        for count in CALIBRATIONS
+    },
 }
 EXPERTS, BASE = "experts", "base"
 MAIN = ("tsv-m", "8 own", "task-arithmetic", "ties", "8 own, 32 general")
@@ -153,4 +164,8 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     (ENCODER_DECODER, 0, (BASE,)),
     *((ENCODER_DECODER, seed, (EXPERTS, *MAIN[:4], "32 own")) for seed in (0, 1, 2)),
     *((ENCODER_DECODER, seed, (SHORT, FURTHER[0], VARIANTS[-1])) for seed in (0, 1)),
+    *(
+        (PUBLISHED_ENCODER, seed, tuple(name for name, cell in CELLS.items() if cell.calibrated))
+        for seed in (0, 1, 2)
+    ),
 )

@@ -24,6 +24,7 @@ from fusion_core import RunContext
 from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights import Linear, StateDictSource
 from fusion_linear.task_arithmetic import TaskArithmetic
+from fusion_regmean.featcal import FeatCal
 from fusion_spectral.doge import Doge
 from fusion_spectral.orthogonalise import Orthogonalise
 from fusion_ties.ties import Ties
@@ -102,6 +103,13 @@ class Experts:
             seed=self.seed,
             on_metrics=lambda _, metrics: self.objectives.append(next(iter(metrics.values()))),
         )
+        merged = self._merged(cell, context, seconds)
+        if not cell.calibrated:
+            return merged
+        with _timed(seconds, "calibration"):
+            return FeatCal(samples=cell.prompts).calibrate(merged, self.models, context)
+
+    def _merged(self, cell: Cell, context: RunContext, seconds: dict[str, float]) -> WeightSource:
         match cell.method:
             case "base":
                 assert self.models.base is not None

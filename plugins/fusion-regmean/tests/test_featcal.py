@@ -149,9 +149,9 @@ def test_excluded_tensors_stay_as_they_were_merged(stacks: Any) -> None:
         )
 
 
-@pytest.mark.parametrize("kept", [0, 150_000])
+@pytest.mark.parametrize("limit", [0, 150_000])
 def test_the_result_does_not_depend_on_the_inputs_that_fit_in_memory(
-    kept: int, stacks: Any, monkeypatch: pytest.MonkeyPatch
+    limit: int, stacks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline, recorded = [MERGE, FeatCal(samples=40)], []
     original = ExpertPasses.of
@@ -163,11 +163,11 @@ def test_the_result_does_not_depend_on_the_inputs_that_fit_in_memory(
 
     expected = stacks.merge(pipeline, stacks.pool())
     monkeypatch.setattr("fusion_regmean.expert_passes.ExpertPasses.of", count_blocks)
-    monkeypatch.setattr("fusion_regmean.expert_passes._KEPT", kept)
+    monkeypatch.setattr("fusion_regmean.expert_passes._LIMIT", limit)
     merged = stacks.merge(pipeline, stacks.pool())
     assert all(torch.equal(merged[name], values) for name, values in expected.items())
     assert sum(recorded) == len(BLOCKS)
-    assert (max(recorded) > 1) == (kept > 0)
+    assert (max(recorded) > 1) == (limit > 0)
     assert len(recorded) > 1, "not all blocks fit"
 
 
@@ -185,9 +185,11 @@ def test_a_head_tied_to_embeddings_stays() -> None:
     pool = CheckpointsPool(CheckpointsConfig(base=WordModel().double(), models=experts))
     merge = pool.experts["a"]
     merged = FeatCal(samples=SAMPLES).calibrate(merge, pool, RunContext(tasks=WordTasks()))
-    kept = {name for name in merge.infos if torch.equal(merged.tensor(name), merge.tensor(name))}
-    assert {"embedding.weight", "output.weight"} <= kept
-    assert kept.isdisjoint({"mix.weight", "turn.weight", "up.weight"})
+    unchanged = {
+        name for name in merge.infos if torch.equal(merged.tensor(name), merge.tensor(name))
+    }
+    assert {"embedding.weight", "output.weight"} <= unchanged
+    assert unchanged.isdisjoint({"mix.weight", "turn.weight", "up.weight"})
 
 
 def test_a_task_that_calls_merge_and_expert_differently_is_an_error(

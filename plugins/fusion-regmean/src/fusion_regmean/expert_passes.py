@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_adapting import build_live, observe_inputs
-from fusion_core.contracts.batch import PREDICTED
 from fusion_core.errors import FusionError
 from fusion_regmean.live_model import BATCH_SIZE, examples
 from fusion_regmean.sources import tasks_of
@@ -28,7 +27,9 @@ if TYPE_CHECKING:
     Calls = list[tuple[str, Tensor]]
 
 #: Keep about so many bytes of experts' inputs.
-_KEPT = 2**29
+_LIMIT = 2**29
+#: The input of a batch that marks its predictions.
+_PREDICTED = "predicted"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class ExpertPasses:
         parts = math.ceil(self.samples / BATCH_SIZE) * len(self.pool.experts)
         recorded: list[dict[str, Any]] = [{} for _ in blocks]
         for expert in self.pool.experts:
-            for passes in self._through(expert, blocks[: len(recorded)], _KEPT / parts):
+            for passes in self._through(expert, blocks[: len(recorded)], _LIMIT / parts):
                 if not passes:
                     first = blocks[:1]
                     return [{name: self._one_by_one(name, first) for name in self.pool.experts}]
@@ -129,7 +130,7 @@ class ExpertPasses:
         """
         whole = task.with_all_predictions()
         batch = next(examples(whole, 1, self.context))
-        marks, mask = batch.tensors.get(PREDICTED), batch.mask
+        marks, mask = batch.tensors.get(_PREDICTED), batch.mask
         if marks is None or mask is None or marks.shape != mask.shape:
             return task
         return whole

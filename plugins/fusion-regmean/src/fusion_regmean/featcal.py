@@ -41,8 +41,8 @@ class FeatCal(ForLayers, Calibration[FeatCalConfig]):
     Source: arXiv:2605.13030 and the authors' code. Differences: the code counts positions of the
     last block other than the class token at a hundredth, this method knows no class token. The code
     calibrates a transformer's layers only, this method every layer that is called, except a head
-    tied to embeddings. What no expert changes stays, such as the layers without an adapter. Packed
-    experts stay as they were merged: the merge and an expert route other positions to them.
+    tied to embeddings. What no expert changes stays, such as biases and layers without an adapter.
+    Packed experts stay as they were merged: the merge and an expert route other positions to them.
 
     Data: `samples` unlabeled examples per task, with all tokens of the answers that experts give.
     Memory: two live models, the solved tensors, the sums of one block, and up to 0.5 GB of inputs

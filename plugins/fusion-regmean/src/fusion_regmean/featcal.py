@@ -45,10 +45,10 @@ class FeatCal(ForLayers, Calibration[FeatCalConfig]):
     Packed experts stay as they were merged: the merge and an expert route other positions to them.
 
     Data: `samples` unlabeled examples per task, with all tokens of the answers that experts give.
-    Memory: two live models, the solved tensors, the sums of one block, and up to 0.5 GB of inputs
-    in the experts. Cost: per block and expert, a pass through the merge up to that block.
-    Examples pass through an expert once per 0.5 GB of inputs, or once per block that has more. A
-    resumed run starts again.
+    The decoder of an encoder-decoder sees the start of each answer alone. Memory: two live models,
+    the solved tensors, the sums of one block, and up to 0.5 GB of inputs in the experts. Cost: per
+    block and expert, a pass through the merge up to that block. Examples pass through an expert
+    once per 0.5 GB of inputs, or once per block that has more. A resumed run starts again.
     """
 
     config_class = FeatCalConfig

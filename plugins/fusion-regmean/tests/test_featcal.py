@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
-from padded_words import SAMPLES, WordModel, WordTasks, word_pool
-from torch import Tensor
+from padded_words import SAMPLES, WordModel, WordTask, WordTasks, word_pool
+from torch import Tensor, nn
 
-from fusion_core import RunContext, run_fusion
+from fusion_core import Batch, RunContext, Split, run_fusion
 from fusion_core.errors import FusionError
 from fusion_regmean.expert_passes import ExpertPasses
 from fusion_regmean.featcal import FeatCal
 from fusion_testing import Mean, TinyTasks
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from fusion_core import Batch
 
 State = dict[str, Tensor]
 
@@ -178,6 +173,32 @@ def test_what_no_expert_changes_stays(frozen: str, stacks: Any) -> None:
     stay = "layers.0.norm" if "norm" in frozen else frozen  # a norm is solved with its bias
     for name, values in stacks.merge(MERGE, pool).items():
         assert torch.equal(merged[name], values) == name.startswith(stay)
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_whole_answers_are_seen_if_they_follow_their_texts(follow: bool) -> None:  # noqa: FBT001
+    seen = []
+
+    class Whole(WordTask):
+        def batch(self, step: int, *, size: int, split: Split, seed: int) -> Batch:
+            texts = super().batch(step, size=size, split=split, seed=seed)
+            mask = texts.tensors["attention_mask"].bool()
+            return Batch({**texts.tensors, "predicted": mask if follow else mask.unsqueeze(1)})
+
+        def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+            seen.append(self.name)
+            texts = {name: x for name, x in batch.tensors.items() if name != "predicted"}
+            return super().logits(model, Batch(texts))
+
+    class Answering(WordTask):
+        def with_all_predictions(self) -> Whole:
+            return Whole(self.name)
+
+    experts = word_pool(0, torch.float64).config.models
+    pool = CheckpointsPool(CheckpointsConfig(base=WordModel().double(), models=experts))
+    context = RunContext(tasks=WordTasks(kind=Answering))
+    FeatCal(samples=SAMPLES).calibrate(pool.experts["a"], pool, context)
+    assert set(seen) == ({"a", "b", "c"} if follow else set())
 
 
 def test_a_head_tied_to_embeddings_stays() -> None:

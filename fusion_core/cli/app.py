@@ -181,9 +181,9 @@ def main() -> None:
     # Torch reads it on import: waiting threads sleep instead of spinning. On a machine with other
     # work, spinning made small models a hundred times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Imports make 300,000 objects that live to the end. To look for garbage among them takes up to
-    # a tenth of the start-up.
-    gc.set_threshold(500_000)
+    # Imports make many objects that live to the end. To look for garbage among them as often as
+    # Python does takes up to a tenth of the start-up.
+    gc.set_threshold(100_000)
     signal.signal(signal.SIGTERM, _terminate)
     _allow_many_files()
     with guard_streams():

@@ -157,11 +157,12 @@ def plan_from_flags(
     if output is not None:
         raw = assign(raw, ("output", "path"), output, origin=f"-o {output}")
 
+    gc.disable()  # torch makes 250,000 objects that live to the end
     from fusion_core.planning.plan import plan
     from fusion_core.planning.run_options import RunOptions
 
     gc.freeze()  # imported objects stay: headers of many tensors are parsed twice as fast
-    gc.set_threshold(100_000)
+    gc.enable()
     planned = plan(raw, RunOptions(block=context.obj, trust=trusted_names(trust), **options))
     if not quiet and (note := _default_pool_note(raw, planned)):
         print(note, file=sys.stderr)

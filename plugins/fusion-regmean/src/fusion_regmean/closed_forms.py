@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fusion_regmean.blocks import Block
     from fusion_regmean.live_model import LiveModel
 
     Solution = tuple[Tensor, Tensor | None]
@@ -153,20 +154,19 @@ def has_closed_form(module: nn.Module) -> bool:
     )
 
 
-def layers_of(live: LiveModel, names: Sequence[str]) -> list[Layer]:
-    """Return the layers with these weights, except normalisations whose bias is not merged.
+def layers_of(live: LiveModel, blocks: Sequence[Block]) -> list[list[Layer]]:
+    """Return the layers of each block, except normalisations whose bias is not merged.
 
     A weight that serves another module, too, such as embeddings tied to the head, has no closed
     form: the other module would change.
     """
     others = [module for module in live.model.modules() if module not in live.layers]
     tied = {parameter for module in others for parameter in module.parameters(recurse=False)}
-    layers = []
-    for name in names:
-        if live.parameters[name] in tied:
-            continue
+
+    def layer_of(name: str) -> Layer | None:
         modules: list[Any] = [module for module, weight in live.layers.items() if weight == name]
         bias = live.name_of(modules[0].bias) if len(modules) == 1 else None
-        if bias is not None or is_linear(modules[0]):
-            layers.append(Layer(modules[0], name, bias))
-    return layers
+        can_be_solved = live.parameters[name] not in tied and (bias or is_linear(modules[0]))
+        return Layer(modules[0], name, bias) if can_be_solved else None
+
+    return [[*filter(None, map(layer_of, block.layers))] for block in blocks]

@@ -51,7 +51,7 @@ class Pass:
         names = {name for name, _ in self.calls}
         layers = {layer: name for layer, name in live.layers.items() if name in names}
 
-        def compare(layer: nn.Module, inputs: Tensor) -> None:
+        def compare_call(layer: nn.Module, inputs: Tensor) -> None:
             name, expert_inputs = waiting.popleft()
             if (layers[layer], inputs.shape) != (name, expert_inputs.shape):
                 raise self._mismatch(layers[layer])
@@ -60,7 +60,7 @@ class Pass:
                 raise _AllCompared
 
         with suppress(_AllCompared):
-            observe_inputs(live.model, layers, self.task, self.batch, compare)
+            observe_inputs(live.model, layers, self.task, self.batch, compare_call)
         if waiting:
             raise self._mismatch(waiting[0][0])
 

@@ -62,7 +62,7 @@ class FeatCal(ForLayers, Calibration[FeatCalConfig]):
         """Solve block by block; all other tensors stay lazy."""
         live = LiveModel(pool, merged, context, is_layer=has_closed_form, with_packed=False)
         solver = _BlockSolver(self.config, live, pool, context)
-        layers = [layers_of(live, block.layers) for block in blocks_of(live, pool, context)]
+        layers = layers_of(live, blocks_of(live, pool, context))
         names = {name for block in layers for layer in block for name in layer.names}
         unchanged = {name for name in names if not solver.is_changed(name)}
         blocks = [
@@ -91,14 +91,17 @@ class _BlockSolver:
     pool: ModelPool[Any]
     context: RunContext
 
+    def __post_init__(self) -> None:
+        self._base = weights_of(self.pool, self.pool.reference, self.context)
+        self._experts = {
+            name: weights_of(self.pool, source, self.context)
+            for name, source in self.pool.experts.items()
+        }
+
     def is_changed(self, name: str) -> bool:
         """Return whether an expert changes a tensor."""
-        base, *experts = (
-            weights_of(self.pool, source, self.context)
-            for source in (self.pool.reference, *self.pool.experts.values())
-        )
-        values = base.tensor(name)
-        return any(not torch.equal(expert.tensor(name), values) for expert in experts)
+        base = self._base.tensor(name)
+        return any(not torch.equal(expert.tensor(name), base) for expert in self._experts.values())
 
     def solve(
         self,
@@ -108,8 +111,7 @@ class _BlockSolver:
     ) -> dict[str, Tensor]:
         """Return the solved parameters of a block's layers, by tensor name."""
         forms: dict[Layer, Any] = {}
-        for expert, source in self.pool.experts.items():
-            weights = weights_of(self.pool, source, self.context)
+        for expert, weights in self._experts.items():
             for layer, means in self._means(layers, passes[expert]).items():
                 weight = weights.tensor(layer.weight)
                 bias = None if layer.bias is None else weights.tensor(layer.bias)
@@ -145,7 +147,7 @@ class _BlockSolver:
 
     def _anchor(self, name: str) -> Tensor:
         """Return base + anchor * (merge - base); the block still has its merged parameters."""
-        base = weights_of(self.pool, self.pool.reference, self.context).tensor(name)
+        base = self._base.tensor(name)
         merged = self.live.parameters[name].detach().to(base)
         return torch.lerp(base, merged, self.config.anchor)
 

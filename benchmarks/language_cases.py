@@ -54,8 +54,8 @@ class Cell:
     writer: Literal["own", "another task", "general", "experts", "base"] = "own"
     #: general prompts on which the base teaches
     general: int = 0
-    #: whether a search starts from the sum of orthogonalised task vectors
-    orthogonal: bool = True
+    #: the transform whose sum of task vectors a search starts from
+    start: Literal["orthogonalise", "isotropise"] | None = "orthogonalise"
     #: whether `featcal` calibrates the merge on the same prompts
     calibrated: bool = False
     #: options of the method
@@ -64,6 +64,8 @@ class Cell:
 
 SHORT, DOGE, MANY = "8 own, short", "doge", "256 own"
 STRONG8 = Cell("strong", 8)
+#: Scales of isotropic sums. 4 has the highest accuracy on the first set of the published encoder.
+SCALES = (1, 2, 4)
 #: Numbers of prompts on which merges are calibrated.
 CALIBRATIONS = (1, 8, 32)
 CELLS: dict[str, Cell] = {
@@ -88,12 +90,12 @@ CELLS: dict[str, Cell] = {
     "8 own, all weights": Cell("all weights", 8, options={"lr": 1e-4}),
     "joint training": Cell("joint training"),
     "8 own, 40 steps": replace(STRONG8, options={"steps": 40}),
-    "8 own, plain start": replace(STRONG8, orthogonal=False, options={"init": 0.3}),
+    "8 own, plain start": replace(STRONG8, start=None, options={"init": 0.3}),
     "8 own, temperature 2": replace(STRONG8, options={"temperature": 2}),
     SHORT: replace(STRONG8, options={"steps": 8, "temperature": 1, "schedule": "cosine"}),
     "8 own, per layer": replace(STRONG8, options={"granularity": "layer"}),
     "8 own, AdaMerging": replace(
-        STRONG8, orthogonal=False, options={"preset": "default", "init": 0.3, "lr": 0.05}
+        STRONG8, start=None, options={"preset": "default", "init": 0.3, "lr": 0.05}
     ),
     **{
         f"{count} own, calibrated": Cell("strong", count, calibrated=True) for count in CALIBRATIONS
@@ -102,6 +104,14 @@ CELLS: dict[str, Cell] = {
         f"tsv-m, calibrated on {count}": Cell("tsv-m", count, calibrated=True)
         for count in CALIBRATIONS
     },
+    **{f"iso-cts, scale {scale}": Cell("iso-cts", options={"scale": scale}) for scale in SCALES},
+    **{
+        f"{count} own, isotropic": Cell("strong", count, start="isotropise", options={"init": 4})
+        for count in CALIBRATIONS
+    },
+    "120 own, 100 steps, isotropic": Cell(
+        "strong", 120, start="isotropise", options={"init": 4, "steps": 100}
+    ),
 }
 EXPERTS, BASE = "experts", "base"
 MAIN = ("tsv-m", "8 own", "task-arithmetic", "ties", "8 own, 32 general")
@@ -166,6 +176,10 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     *((ENCODER_DECODER, seed, (SHORT, FURTHER[0], VARIANTS[-1])) for seed in (0, 1)),
     *(
         (PUBLISHED_ENCODER, seed, tuple(name for name, cell in CELLS.items() if cell.calibrated))
+        for seed in (0, 1, 2)
+    ),
+    *(
+        (PUBLISHED_ENCODER, seed, tuple(name for name in CELLS if "iso" in name))
         for seed in (0, 1, 2)
     ),
 )

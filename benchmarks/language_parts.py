@@ -7,7 +7,6 @@ import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +25,7 @@ from fusion_core.weights import Linear, StateDictSource
 from fusion_linear.task_arithmetic import TaskArithmetic
 from fusion_regmean.featcal import FeatCal
 from fusion_spectral.doge import Doge
+from fusion_spectral.iso import IsoCts, Isotropise
 from fusion_spectral.orthogonalise import Orthogonalise
 from fusion_ties.ties import Ties
 from pools_lm.config import LanguageConfig
@@ -47,7 +47,14 @@ GENERAL = "general"
 #: Prompts of a task that each seed has for itself.
 _PER_SEED = 64
 #: Merges of the weights alone, by method.
-WITHOUT_DATA: dict[str, Any] = {"task-arithmetic": TaskArithmetic, "ties": Ties, "doge": Doge}
+WITHOUT_DATA: dict[str, Any] = {
+    "task-arithmetic": TaskArithmetic,
+    "ties": Ties,
+    "doge": Doge,
+    "iso-cts": IsoCts,
+}
+#: What searches start from the sum of, by the transform's name.
+STARTS: dict[str, Any] = {"orthogonalise": Orthogonalise, "isotropise": Isotropise}
 #: What learns from the experts, by method.
 SEARCHES: dict[str, Any] = {
     "strong": AdaMerging,
@@ -121,21 +128,21 @@ class Experts:
                 return self._trained({name: self.names}).experts[name]
             case "tsv-m":
                 scale = cell.options.get("scale", 1.0)
-                return context.merge(self.orthogonal, Linear((scale,) * len(self.names)))
+                orthogonal = self._transformed("orthogonalise")
+                return context.merge(orthogonal, Linear((scale,) * len(self.names)))
         start = 0.0 if cell.method == "one adapter" else 1.0
         options = {"preset": "strong", "init": start, **SEARCH, **cell.options}
         if cell.general:
             options["retain"] = [GENERAL]
-        models = self.orthogonal if cell.orthogonal else self.models
+        models = self.models if cell.start is None else self._transformed(cell.start)
         with _timed(seconds, "search"):
             return SEARCHES[cell.method](**options).run(models, context)
 
-    @cached_property
-    def orthogonal(self) -> ModelPool[Any]:
-        """The experts after `orthogonalise`, whose task vectors are computed once."""
-        file = self.directory / f"orthogonal-{self.pool}-{self.seed}.safetensors"
+    def _transformed(self, transform: str) -> ModelPool[Any]:
+        """Return the experts after a transform. A file keeps their task vectors."""
+        file = self.directory / f"{transform}-{self.pool}-{self.seed}.safetensors"
         if not file.is_file():
-            transformed = RunContext().transform(self.models, Orthogonalise()).experts
+            transformed = RunContext().transform(self.models, STARTS[transform]()).experts
             names = list(next(iter(transformed.values())).infos)
             vectors = {
                 f"{expert}/{name}": source.tensor(name).clone()

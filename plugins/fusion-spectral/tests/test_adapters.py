@@ -44,6 +44,7 @@ SUM: dict[str, Any] = {"name": "task-arithmetic", "scale": 1.0}
         "iso-c",
         "iso-cts",
         {"name": "iso-cts", "common_fraction": 0.4},
+        [{"name": "isotropise", "common_fraction": 0.4}, SUM],
         {"name": "cart", "rank_fraction": 0.3},
         [{"name": "truncate", "by": "fraction", "keep": 0.5}, SUM],
         [SUM, "svc"],
@@ -99,7 +100,10 @@ def test_an_expert_that_did_not_move_does_not_count(
 
 @pytest.mark.parametrize(
     "algorithm",
-    ["iso-c", "iso-cts", "wudi", "ace", "tsv-m", "star", "doge", [{"name": "orthogonalise"}, SUM]],
+    [
+        *("iso-c", "iso-cts", "wudi", "ace", "tsv-m", "star", "doge"),
+        *([{"name": name}, SUM] for name in ("orthogonalise", "isotropise")),
+    ],
     ids=str,
 )
 def test_a_matrix_that_no_expert_changed_is_not_decomposed(

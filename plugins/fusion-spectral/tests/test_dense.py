@@ -242,6 +242,30 @@ def test_iso_cts(experts: int, seed: int, common_fraction: float) -> None:
         assert_close(merged[name], 1.2 * iso_cts(tasks_of(pool, name), common_fraction))
 
 
+@pytest.mark.parametrize("common_fraction", [0.8, 0.0])
+def test_iso_cts_is_a_sum_of_isotropic_task_vectors(common_fraction: float) -> None:
+    pool = pool_of(3, 0)
+    isotropise = {"name": "isotropise", "common_fraction": common_fraction}
+    alone = merge(IsoCts(common_fraction=common_fraction, scale=0.7), pool)
+    stages = merge([isotropise, {"name": "task-arithmetic", "scale": 0.7}], pool)
+    for name in alone.infos:
+        assert_close(stages.tensor(name), alone.tensor(name), 1e-6)
+
+
+def test_isotropic_task_vectors_differ_in_their_own_directions() -> None:
+    pool = pool_of(3, 0)
+    one, two = (
+        merged_vectors(
+            ["isotropise", {"name": "task-arithmetic", "scale": 1.0, "weights": w}], pool
+        )
+        for w in ([1, 0, 0], [0, 1, 0])
+    )
+    values = torch.linalg.svdvals(one["square"] - two["square"])
+    # 9 of 12 directions are common, so each expert has one of its own
+    assert_close(values[:2], values[0].expand(2))
+    assert_close(values[2:], torch.zeros(10, dtype=values.dtype))
+
+
 def test_iso_cts_without_common_directions_uses_none_twice() -> None:
     """Three directions for five experts round to one per expert, two more than there are."""
     pool = pool_of(5, 0)

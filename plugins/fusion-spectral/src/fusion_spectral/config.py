@@ -61,12 +61,16 @@ class ScaleConfig(MatrixConfig):
     """Multiply the merged task vector by this factor (lambda)."""
 
 
-class IsoCtsConfig(ScaleConfig):
-    """Options of `iso-cts`."""
+class IsotropiseConfig(MatrixConfig):
+    """Options of `isotropise`."""
 
     common_fraction: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Take this fraction of the task vectors' directions from their sum; the experts share the
     rest."""
+
+
+class IsoCtsConfig(IsotropiseConfig, ScaleConfig):
+    """Options of `iso-cts`."""
 
 
 class CartConfig(MatrixConfig):

@@ -38,6 +38,18 @@ def _transforms() -> Iterator[AlgorithmSpec]:
         reference="arXiv:2412.00081",
     )
     yield _spec(
+        name="isotropise",
+        stage="transform",
+        summary="Give common directions and each expert's own directions the same strength.",
+        formula=(
+            "mean(s) * (U_k V_k' + U_0 V_0' / K), U_k V_k' own directions of tau_k and U_0 V_0' "
+            "those of the sum, made orthonormal"
+        ),
+        target="fusion_spectral.iso:Isotropise",
+        config="fusion_spectral.config:IsotropiseConfig",
+        reference="arXiv:2502.04959",
+    )
+    yield _spec(
         name="truncate",
         stage="transform",
         summary="Keep each task vector's largest singular components: the first step of STAR.",

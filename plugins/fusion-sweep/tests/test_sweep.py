@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusion_core import RunOptions, Split, merge, plan, run_fusion
+from fusion_core import AdaptiveTask, RunOptions, Split, merge, plan, run_fusion
 from fusion_core.errors import OutputError, RecipeError, WorkerError
 from fusion_sweep import Search, sweep
 from fusion_sweep.evaluator import TrialEvaluator
@@ -255,6 +256,26 @@ def test_entropy_and_agreement_need_no_labels(
         assert measured["entropy"] == pytest.approx(float(entropy), rel=1e-5)
         agrees = (logits.argmax(-1) == expert_logits.argmax(-1)).double().mean()
         assert measured["agreement"] == float(agrees)
+
+
+def test_metrics_without_labels_are_over_all_predictions_of_an_example(
+    recipe: dict[str, Any], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_two_predictions(task: Any) -> Any:
+        twice = copy.copy(task)
+        twice.logits = lambda *args: task.logits(*args).repeat_interleave(2, dim=0)
+        return twice
+
+    seen = list[int]()
+
+    def count(logits: torch.Tensor) -> torch.Tensor:
+        seen.append(len(logits))
+        return logits.mean()
+
+    monkeypatch.setattr(AdaptiveTask, "with_all_predictions", with_two_predictions)
+    monkeypatch.setattr("fusion_sweep.unlabeled.entropy", count)
+    sweep(recipe, over=OVER, objectives=["entropy"], samples=64, store=store)
+    assert set(seen) == {2 * 64}
 
 
 def test_the_front_holds_the_points_that_no_other_beats(

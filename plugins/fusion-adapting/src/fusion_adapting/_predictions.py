@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,21 +15,25 @@ if TYPE_CHECKING:
 
     from fusion_core import AdaptiveTask
 
-#: Examples per batch.
+#: Up to so many examples per batch.
 _BATCH = 64
 
 
 def predict_unlabeled(
     model: nn.Module, task: AdaptiveTask, samples: int, device: torch.device
 ) -> Tensor:
-    """Return a model's logits for a task's first unlabeled examples, in whole batches.
+    """Return a model's logits for a task's first unlabeled examples, or for all if it has fewer.
 
-    Of shape (examples, classes), in fp32 and on the CPU.
+    Of shape (predictions, classes), in fp32 and on the CPU. Batches have one size, so up to one
+    example in 64 may be left out.
     """
-    size = min(_BATCH, samples)
+    count = task.count(Split.UNLABELED)
+    examples = samples if count is None else min(samples, count)
+    steps = max(1, math.ceil(examples / _BATCH))
+    size = max(1, examples // steps)
     logits: list[Tensor] = []
     with torch.inference_mode(), evaluation_mode(model):
-        for step in range(samples // size):
+        for step in range(steps):
             batch = task.batch(step, size=size, split=Split.UNLABELED, seed=0)
             logits.append(task.logits(model, batch.to(device)).float().cpu())
         return torch.cat(logits)

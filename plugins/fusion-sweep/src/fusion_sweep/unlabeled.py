@@ -25,7 +25,7 @@ class UnlabeledMetrics:
     pool: ModelPool[Any]
     tasks: TaskPool[Any]
     device: torch.device
-    #: examples per task, in whole batches
+    #: examples per task; all if it has fewer
     samples: int
     #: names in `WITHOUT_LABELS`
     metrics: Sequence[str]
@@ -34,7 +34,8 @@ class UnlabeledMetrics:
     def report(self, merged: WeightSource) -> Report:
         """Measure a merge on every task; raises `RecipeError` for tasks without such examples."""
         model = build_live(self.pool, merged, self.device)
-        rows = {name: self._measure(model, self.tasks.adaptive(name)) for name in self.tasks.names}
+        tasks = [self.tasks.adaptive(name).with_all_predictions() for name in self.tasks.names]
+        rows = {task.name: self._measure(model, task) for task in tasks}
         metrics = {name: WITHOUT_LABELS[name] for name in self.metrics}
         measured_on = f"up to {self.samples} unlabeled examples of each task"
         return Report(rows, measured_on=measured_on, metrics=dict.fromkeys(rows, metrics))

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     Weights = dict[str, Tensor]
 
-SPARSE, ROUTERS, PROMPTS = (
+SPARSE, ROUTERS, TORN, PROMPTS = (
     "sparse changes in many directions",
     "routers changed differently",
+    "experts disturb each other",
     "no prompts needed",
 )
 
@@ -157,6 +158,23 @@ def test_a_mixture_is_described_and_a_dense_model_is_not(
     assert [caution["name"] for caution in stored["cautions"]] == [ROUTERS]
     dense = {"up": noise(0)}
     assert look_at(dense, {"a": {"up": noise(1)}, "b": {"up": noise(2)}}).figures.mixture is None
+
+
+# --- agreement ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("agreement", "names", "applies"),
+    [(0.4, "ab", True), (0.6, "ab", False), (0.4, "a", False), (None, "ab", False)],
+)
+def test_experts_whose_average_rarely_agrees_with_them_are_told_of_scales(
+    agreement: float | None, names: str, *, applies: bool
+) -> None:
+    experts = {name: Expert(name, 1.0, 0.1, 1.0, 8.0, 0.5) for name in names}
+    answers = {} if agreement is None else {"simple-average": {"a": Answers(1.0, agreement)}}
+    cosines = torch.eye(len(names)).tolist()
+    figures = Figures(experts, True, 9, cosines, 1.4, 0.5, 0.2, {}, answers=answers)
+    assert names_of(figures) == ({TORN} if applies else set())
 
 
 # --- language models without tasks --------------------------------------------------------------

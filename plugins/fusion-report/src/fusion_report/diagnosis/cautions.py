@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fusion_report.diagnosis.kinds import CAUSAL
+from fusion_report.diagnosis.merges import AVERAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +23,8 @@ _SPARSE = 0.3
 _FULL = 0.2
 #: Task vectors with a lower mean cosine point in different directions (as in the rule `alike`).
 _ALIKE = 0.5
+#: An average that agrees with the experts on less than this lost much of them (rule `torn`).
+_TORN = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Caution:
 
 def find_cautions(figures: Figures) -> list[Caution]:
     """Return the cautions that apply to a pool, given its measurements."""
-    return [*_check_spectra(figures), *_check_routers(figures), *_check_prompts(figures)]
+    checks = (_check_spectra, _check_routers, _check_agreement, _check_prompts)
+    return [caution for check in checks for caution in check(figures)]
 
 
 def _check_spectra(figures: Figures) -> Iterator[Caution]:
@@ -69,6 +73,19 @@ def _check_routers(figures: Figures) -> Iterator[Caution]:
             "mixture, base gained two to three points for strong in two of three seeds, and "
             "policies differed by less than one point for methods without data "
             "(docs/how-to/merge-mixtures.md).",
+        )
+
+
+def _check_agreement(figures: Figures) -> Iterator[Caution]:
+    """Find experts that disturb each other so much that scales decide."""
+    if figures.has_base and figures.count > 1 and figures.agreement(AVERAGE) < _TORN:
+        yield Caution(
+            "experts disturb each other",
+            f"their average agrees with them on {100 * figures.agreement(AVERAGE):.0f} % of the "
+            "examples. Method and scale then matter most. On such classifiers of a published text "
+            "encoder, iso-cts had 50 % of accuracy at scale 1 and 74 % at scale 4. Choose without "
+            "labels: fuse sweep --algo tsv-m,iso-cts --over algorithm.scale=0.5,1,2,4 --objective "
+            "agreement (docs/how-to/choose-a-method.md#the-scale).",
         )
 
 

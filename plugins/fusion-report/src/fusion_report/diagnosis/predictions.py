@@ -93,7 +93,7 @@ class Survey:
     def _predict(self, model: nn.Module, task: AdaptiveTask) -> Tensor:
         try:
             return predict_unlabeled(model, task, self.samples, self.device)
-        except RecipeError as error:  # usually too few examples
+        except RecipeError as error:  # too few examples, or none
             hint = "Use fewer examples with --samples, or none with --no-tasks."
             raise RecipeError(error.message, hint=hint) from error
 

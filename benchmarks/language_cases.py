@@ -66,7 +66,7 @@ SHORT, DOGE, MANY = "8 own, short", "doge", "256 own"
 STRONG8 = Cell("strong", 8)
 #: Scales of isotropic sums. 4 has the highest accuracy on the first set of the published encoder.
 SCALES = (1, 2, 4)
-#: Numbers of prompts on which merges are calibrated.
+#: Numbers of prompts on which merges are calibrated, or searched for from an isotropic sum.
 CALIBRATIONS = (1, 8, 32)
 CELLS: dict[str, Cell] = {
     "base": Cell("base"),
@@ -113,6 +113,9 @@ CELLS: dict[str, Cell] = {
         "strong", 120, start="isotropise", options={"init": 4, "steps": 100}
     ),
 }
+ISOTROPIC = tuple(
+    name for name, cell in CELLS.items() if cell.method == "iso-cts" or cell.start == "isotropise"
+)
 EXPERTS, BASE = "experts", "base"
 MAIN = ("tsv-m", "8 own", "task-arithmetic", "ties", "8 own, 32 general")
 FURTHER = ("8 own, all weights", "32 of the experts")
@@ -178,8 +181,5 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
         (PUBLISHED_ENCODER, seed, tuple(name for name, cell in CELLS.items() if cell.calibrated))
         for seed in (0, 1, 2)
     ),
-    *(
-        (PUBLISHED_ENCODER, seed, tuple(name for name in CELLS if "iso" in name))
-        for seed in (0, 1, 2)
-    ),
+    *((PUBLISHED_ENCODER, seed, ISOTROPIC) for seed in (0, 1, 2)),
 )

@@ -26,6 +26,19 @@ def test_as_many_examples_are_predicted_as_asked_for_or_all(
     assert len(predict_unlabeled(model, task, samples, torch.device("cpu"))) == predicted
 
 
+def test_logits_are_reduced_batch_by_batch() -> None:
+    pool, task, cpu = tiny_pool("mlp", experts=1), TinyTasks()["a"], torch.device("cpu")
+    model, sizes = build_live(pool, pool.experts["a"], cpu), list[int]()
+
+    def reduce(logits: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(logits))
+        return logits.argmax(-1)
+
+    classes = predict_unlabeled(model, task, 128, cpu, reduce=reduce)
+    assert sizes == [64, 64]
+    assert torch.equal(classes, predict_unlabeled(model, task, 128, cpu).argmax(-1))
+
+
 def _counted(known: int | None, monkeypatch: pytest.MonkeyPatch) -> AdaptiveTask:
     """Return a task that refuses batches with more examples than it has."""
     task: AdaptiveTask = TinyTasks()["a"]

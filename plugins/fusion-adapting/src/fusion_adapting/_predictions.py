@@ -11,6 +11,8 @@ import torch
 from fusion_core import Split, evaluation_mode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from fusion_core import AdaptiveTask
@@ -20,23 +22,30 @@ _BATCH = 64
 
 
 def predict_unlabeled(
-    model: nn.Module, task: AdaptiveTask, samples: int, device: torch.device
+    model: nn.Module,
+    task: AdaptiveTask,
+    samples: int,
+    device: torch.device,
+    *,
+    reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Return a model's logits for a task's first unlabeled examples, or for all if it has fewer.
 
     Of shape (predictions, classes), in fp32 and on the CPU. Batches have one size, so up to one
-    example in 64 may be left out.
+    example in 64 may be left out. `reduce` takes the logits of each batch and returns a tensor with
+    a row per prediction to keep in their place.
     """
     count = task.count(Split.UNLABELED)
     examples = samples if count is None else min(samples, count)
     steps = max(1, math.ceil(examples / _BATCH))
     size = max(1, examples // steps)
-    logits: list[Tensor] = []
+    results: list[Tensor] = []
     with torch.inference_mode(), evaluation_mode(model):
         for step in range(steps):
             batch = task.batch(step, size=size, split=Split.UNLABELED, seed=0)
-            logits.append(task.logits(model, batch.to(device)).float().cpu())
-        return torch.cat(logits)
+            logits = task.logits(model, batch.to(device)).float().cpu()
+            results.append(logits if reduce is None else reduce(logits))
+        return torch.cat(results)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

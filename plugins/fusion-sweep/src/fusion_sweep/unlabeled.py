@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fusion_adapting import build_live, entropy, predict_unlabeled
 from fusion_core import Report, note
 from fusion_sweep.objectives import WITHOUT_LABELS
@@ -12,7 +14,6 @@ from fusion_sweep.objectives import WITHOUT_LABELS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
     from torch import Tensor, nn
 
     from fusion_core import AdaptiveTask, ModelPool, TaskPool, WeightSource
@@ -41,13 +42,13 @@ class UnlabeledMetrics:
         return Report(rows, measured_on=measured_on, metrics=dict.fromkeys(rows, metrics))
 
     def _measure(self, model: nn.Module, task: AdaptiveTask) -> dict[str, float]:
-        logits = self._predict(model, task)
+        classes, entropies = self._predict(model, task).unbind(dim=1)
         values: dict[str, float] = {}
         for name in self.metrics:
             if name == "entropy":
-                values[name] = float(entropy(logits.double()))
+                values[name] = float(entropies.mean())
             else:
-                agrees = logits.argmax(-1) == self._predict_by_expert(task)
+                agrees = classes == self._predict_by_expert(task)
                 values[name] = float(agrees.double().mean())
         note(task.name)
         return values
@@ -55,8 +56,15 @@ class UnlabeledMetrics:
     def _predict_by_expert(self, task: AdaptiveTask) -> Tensor:
         if task.name not in self._expert_classes:
             expert = build_live(self.pool, self.pool.expert_of(task.name), self.device)
-            self._expert_classes[task.name] = self._predict(expert, task).argmax(-1)
+            self._expert_classes[task.name] = self._predict(expert, task)[:, 0]
         return self._expert_classes[task.name]
 
     def _predict(self, model: nn.Module, task: AdaptiveTask) -> Tensor:
-        return predict_unlabeled(model, task, self.samples, self.device)
+        """Return the class of each prediction and its batch's entropy, (predictions, 2) in fp64."""
+        return predict_unlabeled(model, task, self.samples, self.device, reduce=self._reduce)
+
+    def _reduce(self, logits: Tensor) -> Tensor:
+        classes = logits.argmax(-1).double()
+        is_asked = "entropy" in self.metrics  # takes twice the memory of the logits
+        mean = entropy(logits.double()) if is_asked else classes.new_zeros(())
+        return torch.stack([classes, mean.expand_as(classes)], dim=1)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).parents[1] / "docs"
 HOW_TO = DOCS / "how-to"
 #: The methods of the page on choosing, by their names in `results.json`, with their names there.
-STRONG = "orthogonalise,adamerging, preset strong"
+STRONG = "strong"
 SHOWN = {
     STRONG: "strong",
     "adamerging, preset strong": "adamerging, strong",

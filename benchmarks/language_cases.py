@@ -40,7 +40,7 @@ RANKS: dict[str, int | None] = dict.fromkeys(POOLS, 16) | {
 #: Training steps of a task's expert, 8 examples each. Other tasks take 20.
 STEPS = {"largest": 32, "numerals": 32, "odd": 28}
 #: Options of all searches: 20 steps of 4 prompts per task, with passes in bf16.
-SEARCH = {"steps": 20, "batch_size": 4, "precision": "bf16"}
+SEARCH = {"steps": 20, "batch_size": 4, "precision": "bf16", "standardise": False}
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Cell:
     #: general prompts on which the base teaches
     general: int = 0
     #: the transform whose sum of task vectors a search starts from
-    start: Literal["orthogonalise", "isotropise"] | None = "orthogonalise"
+    start: Literal["orthogonalise", "isotropise", "disentangle"] | None = "orthogonalise"
     #: whether `featcal` calibrates the merge on the same prompts
     calibrated: bool = False
     #: options of the method
@@ -113,6 +113,18 @@ CELLS: dict[str, Cell] = {
         "strong", 120, start="isotropise", options={"init": 4, "steps": 100}
     ),
 }
+#: Numbers of examples of `strong` as it is now on classifiers: it chooses its start.
+CHOICES = (1, 4, 8, 32)
+_CHOSEN: dict[str, Any] = {"start": "disentangle", "options": {"standardise": True}}
+CELLS |= {
+    **{f"disentangle, {count} own": Cell("sum", count, **_CHOSEN) for count in CHOICES},
+    **{f"{count} own, chosen": Cell("strong", count, **_CHOSEN) for count in CHOICES},
+    "120 own, 100 steps, chosen": Cell(
+        "strong", 120, start="disentangle", options={"standardise": True, "steps": 100}
+    ),
+    "32 own, chosen, calibrated": Cell("strong", 32, **_CHOSEN, calibrated=True),
+}
+CHOSEN = tuple(name for name, cell in CELLS.items() if cell.start == "disentangle")
 ISOTROPIC = tuple(
     name for name, cell in CELLS.items() if cell.method == "iso-cts" or cell.start == "isotropise"
 )
@@ -182,4 +194,6 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
         for seed in (0, 1, 2)
     ),
     *((PUBLISHED_ENCODER, seed, ISOTROPIC) for seed in (0, 1, 2)),
+    *((PUBLISHED_ENCODER, seed, CHOSEN) for seed in (0, 1, 2)),
+    *((ENCODER, seed, CHOSEN) for seed in (0, 1)),
 )

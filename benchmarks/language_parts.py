@@ -24,6 +24,7 @@ from fusion_core.recipe.config import AlignmentPolicy
 from fusion_core.weights import Linear, StateDictSource
 from fusion_linear.task_arithmetic import TaskArithmetic
 from fusion_regmean.featcal import FeatCal
+from fusion_spectral.disentangle import Disentangle
 from fusion_spectral.doge import Doge
 from fusion_spectral.iso import IsoCts, Isotropise
 from fusion_spectral.orthogonalise import Orthogonalise
@@ -130,13 +131,27 @@ class Experts:
                 scale = cell.options.get("scale", 1.0)
                 orthogonal = self._transformed("orthogonalise")
                 return context.merge(orthogonal, Linear((scale,) * len(self.names)))
+            case "sum":
+                with _timed(seconds, "choice"):
+                    models = self._disentangled(context)
+                return context.merge(models, Linear((1.0,) * len(self.names)))
         start = 0.0 if cell.method == "one adapter" else 1.0
         options = {"preset": "strong", "init": start, **SEARCH, **cell.options}
         if cell.general:
             options["retain"] = [GENERAL]
-        models = self.models if cell.start is None else self._transformed(cell.start)
+        with _timed(seconds, "start"):
+            models = self._start(cell, context)
         with _timed(seconds, "search"):
             return SEARCHES[cell.method](**options).run(models, context)
+
+    def _start(self, cell: Cell, context: RunContext) -> ModelPool[Any]:
+        """Return the models that a search starts from."""
+        if cell.start == "disentangle":
+            return self._disentangled(context)
+        return self.models if cell.start is None else self._transformed(cell.start)
+
+    def _disentangled(self, context: RunContext) -> ModelPool[Any]:
+        return context.transform(self.models, Disentangle().fit(self.models, context))
 
     def _transformed(self, transform: str) -> ModelPool[Any]:
         """Return the experts after a transform. A file keeps their task vectors."""

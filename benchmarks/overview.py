@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 #: Names in `results.json`, the best first, with the name on the command line.
 METHODS = {
-    "orthogonalise,adamerging, preset strong": "strong",
+    "strong": "strong",
     "tsv-m,featcal": "tsv-m,featcal",
     "tsv-m": "tsv-m",
     "adamerging": "adamerging",

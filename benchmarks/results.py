@@ -45,10 +45,7 @@ _STRONG = {"name": "adamerging", "preset": "strong"}
 #: Further recommended runs: pipelines, a preset, and masks as the paper measures them.
 MORE: dict[str, tuple[str, dict[str, Any] | list[Any]]] = {
     "adamerging, preset strong": ("adamerging", _STRONG),
-    "orthogonalise,adamerging, preset strong": (
-        "adamerging",
-        ["orthogonalise", {**_STRONG, "init": 1.0}],
-    ),
+    "strong": ("adamerging", ["disentangle", {**_STRONG, "init": 1.0}]),
     "tsv-m,featcal": ("featcal", ["tsv-m", "featcal"]),
     "consensus, task_masks": ("consensus", {"name": "consensus", "task_masks": True}),
 }

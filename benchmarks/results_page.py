@@ -59,7 +59,7 @@ _REASONS = """
   orthogonal, and then it stays near the base.
 - `truncate` scales the kept components up to the full nuclear norm, as STAR does before it takes
   the mean. For a sum with a scale of 0.3, that is too much. `orthogonalise` and `isotropise` are
-  made for a sum with a scale of 1.0, which is `tsv-m` and `iso-cts`.
+  made for a sum with a scale of 1.0, which is `tsv-m` and `iso-cts`. So is `disentangle`.
 - `simple-average`, `karcher`, `metagpt` and the methods near them average eight orthogonal task
   vectors, which leaves an eighth of each.
 - `core-space` before a sum equals the sum. It is meant for merges that select entries, and for

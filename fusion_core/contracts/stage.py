@@ -123,15 +123,25 @@ class Transform(Stage[ConfigT], RowsKernel):
             def rows(self, piece):
                 return piece.task_vectors / 2
 
-    `survey`, `cut`, `scope` and an option `weights` work as in a `TensorwiseAlgorithm`.
+    `survey`, `cut`, `scope` and an option `weights` work as in a `TensorwiseAlgorithm`. A transform
+    that looks at tasks overrides `fit`.
     """
 
     kind = "transform"
 
+    def fit(self, pool: ModelPool[Any], context: RunContext) -> Self:
+        """Return the transform to apply to a pool, by default this one.
+
+        A transform that chooses its options by the tasks in `context` returns a copy with these.
+        """
+        del pool, context
+        return self
+
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Return the flow with transformed models."""
-        weights = weights_of(self, flow.models)
-        return replace(flow, models=context.transform(flow.models, self, weights=weights))
+        fitted = self.fit(flow.models, context)
+        weights = weights_of(fitted, flow.models)
+        return replace(flow, models=context.transform(flow.models, fitted, weights=weights))
 
 
 class Coordinates(Transform[ConfigT], CoordinatesKernel):
@@ -158,12 +168,14 @@ class Coordinates(Transform[ConfigT], CoordinatesKernel):
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Return the flow with models in other coordinates, and with the inverse."""
-        weights = weights_of(self, flow.models)
+        fitted = self.fit(flow.models, context)
+        weights = weights_of(fitted, flow.models)
 
         def restore(merged: WeightSource) -> WeightSource:
-            return context.restore(merged, flow.models, self, weights=weights)
+            return context.restore(merged, flow.models, fitted, weights=weights)
 
-        return replace(super().apply(flow, context), restores=(*flow.restores, restore))
+        models = context.transform(flow.models, fitted, weights=weights)
+        return replace(flow, models=models, restores=(*flow.restores, restore))
 
 
 class Calibration(Stage[ConfigT]):

@@ -40,8 +40,8 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "fusion-report": {"command": ("compare", "diagnose", "report")},
     "fusion-spectral": {
         "algorithm": (
-            "ace", "cart", "core-space", "doge", "iso-c", "iso-cts", "isotropise", "knots",
-            "orthogonalise", "orthomerge", "star", "svc", "truncate", "tsv-m", "wudi",
+            "ace", "cart", "core-space", "disentangle", "doge", "iso-c", "iso-cts", "isotropise",
+            "knots", "orthogonalise", "orthomerge", "star", "svc", "truncate", "tsv-m", "wudi",
         ),
     },
     "fusion-sweep": {"command": ("sweep", "runs")},

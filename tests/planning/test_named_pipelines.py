@@ -161,7 +161,7 @@ def test_the_command_line_shows_a_pipeline_like_a_method(fuse: Callable[..., Out
 
 def test_strong_is_the_pipeline_of_the_documentation() -> None:
     pool = {"name": "mini8", "tasks": ["latin", "greek"]}
-    stages = [{"name": "orthogonalise"}, {"name": "adamerging", "preset": "strong", "init": 1}]
+    stages = [{"name": "disentangle"}, {"name": "adamerging", "preset": "strong", "init": 1}]
     recipes = [
         plan({"algorithm": algorithm, "model_pool": pool}, RunOptions()).recipe
         for algorithm in ("strong", stages)

@@ -10,8 +10,17 @@ import torch
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.monitor import TaskSummary
-from fusion_adapting import Outcome, entropy
-from fusion_core import RunContext
+from fusion_adamerging.objective import disagreement_with
+from fusion_adapting import (
+    Batches,
+    Outcome,
+    Predictions,
+    ask_teachers,
+    entropy,
+    log_probabilities,
+    standardise,
+)
+from fusion_core import Progress, RunContext
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -48,6 +57,44 @@ def test_the_teacher_objective_brings_predictions_nearer_to_the_experts(
     AdaMerging(AdaMergingConfig(objective="teacher", steps=30, lr=0.02)).run(pool, context)
     totals = [step["teacher"] for step in context.metrics.steps.values()]
     assert sum(totals[-5:]) < 0.7 * sum(totals[:5])
+
+
+def test_a_standardised_teacher_does_not_say_how_sure_a_merge_is_to_be(
+    make_pool: Callable[..., CheckpointsPool], tasks: Any
+) -> None:
+    names, pool, steps = ["a", "b"], make_pool("mlp", trained=True), Batches(8, 0)
+    where: Any = {"device": torch.device("cpu"), "progress": Progress()}
+    teachers = ask_teachers(pool, [tasks[name] for name in names], steps, 1, **where)
+    plain = disagreement_with(teachers, 2.0)
+    standardised = disagreement_with(teachers, 2.0, standardise=True)
+    for name in names:
+        logits = teachers[name].logs[teachers[name].rows[0]]
+        assert float(standardised(name, 0, 0.1 * logits + 3)) == pytest.approx(0, abs=1e-6)
+        assert float(plain(name, 0, 0.1 * logits + 3)) > 0.1
+        assert float(standardised(name, 0, -logits)) > 1
+
+
+def test_answers_and_ruled_out_classes_are_not_standardised() -> None:
+    scores = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]]).log_softmax(-1)
+    rows = {0: torch.tensor([0, 1])}
+    single = Predictions(scores, None, rows, [range(1), range(1, 2)])
+    several = Predictions(scores, None, rows, [range(2)])
+    ruled_out = log_probabilities(torch.tensor([[1.0, -torch.inf], [0.0, 1.0]]))
+    masked = Predictions(ruled_out, None, rows, single.examples)
+    assert [part.are_scores for part in (single, several, masked)] == [True, False, False]
+    teachers = {"single": single, "several": several}
+    plain = disagreement_with(teachers, 4.0)
+    standardised = disagreement_with(teachers, 4.0, standardise=True)
+    logits = torch.tensor([[0.0, 1.0, 0.5], [2.0, 1.0, 3.0]])
+    assert standardised("several", 0, logits) == plain("several", 0, logits)
+    assert standardised("single", 0, logits) != plain("single", 0, logits)
+
+
+def test_equal_scores_have_no_gradient_rather_than_nan() -> None:
+    logits = torch.zeros(2, 3, requires_grad=True)
+    standardise(logits).square().sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
 
 
 def test_a_task_without_an_expert_has_no_teacher(

@@ -268,7 +268,10 @@ CAUGHT_BY: Mapping[str, tuple[str, str]] = {
     "FlatShapes": (DESCRIBED, r"\(35,\)"),
     "EagerReader": ("test_opening_reads_headers_alone", "opening a model with"),
     "OneHandle": ("test_a_copy_in_another_process_reads_the_same", "cannot be pickled"),
-    "SharedPosition": ("test_several_threads_may_read", "SharedPosition|wrong values|invalid for input of size"),
+    "SharedPosition": (
+        "test_several_threads_may_read",
+        "SharedPosition|wrong values|invalid for input of size",
+    ),
     "NoOrigin": (ORIGIN, "no origin with files and stamps"),
     "NoDigest": (ORIGIN, "no digest of"),
     "SameDigest": (ORIGIN, "the same digests"),

@@ -153,7 +153,9 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
                 "The merge will too, even where it knew better. If the examples differ, compare "
                 "with a merge that does not adapt on them (option `tasks`)."
             )
-        return disagreement_with(teachers, self.config.temperature)
+        return disagreement_with(
+            teachers, self.config.temperature, standardise=self.config.standardise
+        )
 
     def store(self, context: RunContext, **identity: object) -> StateStore:
         """Return the store of the search's state; `identity` names what else the state is of."""

@@ -72,6 +72,6 @@ def fusion_register_pipelines() -> Iterator[PipelineSpec]:
     """Register the best known pipeline that needs no labels."""
     yield PipelineSpec(
         name="strong",
-        summary="Orthogonalise task vectors, then learn coefficients from experts' predictions.",
-        stages=(("orthogonalise", {}), ("adamerging", {"preset": "strong", "init": 1})),
+        summary="Disentangle task vectors, then learn coefficients from experts' predictions.",
+        stages=(("disentangle", {}), ("adamerging", {"preset": "strong", "init": 1})),
     )

@@ -26,6 +26,7 @@ from fusion_adapting._predictions import (
     log_probabilities,
     make_generator,
     predict_unlabeled,
+    standardise,
 )
 from fusion_adapting._ranks import Ranks, join_ranks
 from fusion_adapting._sharing import Grain
@@ -75,5 +76,6 @@ __all__ = [
     "replace_parameters",
     "retain_freed_memory",
     "squared_gradients",
+    "standardise",
     "use_fast_linear_layers",
 ]

@@ -77,6 +77,17 @@ def disagreement(logits: Tensor, teacher: Tensor) -> Tensor:
     return (target.exp() * (target - log_probabilities(logits))).sum(dim=-1).mean()
 
 
+def standardise(logits: Tensor) -> Tensor:
+    """Return a batch's logits (examples, classes) without their size.
+
+    Each example's logits get a mean of 0, and all together a root mean square of 1. So they say
+    which classes a model prefers, and on which examples more clearly, but not how sure it is.
+    """
+    centred = logits - logits.mean(dim=-1, keepdim=True)
+    smallest = torch.finfo(logits.dtype).tiny
+    return centred / centred.square().mean().clamp_min(smallest).sqrt()
+
+
 def make_generator(seed: int, key: str) -> torch.Generator:
     """Return a random generator for a seed and a key, the same in every process."""
     digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=7).digest()

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_adapting._live import build_live
-from fusion_adapting._predictions import disagreement, log_probabilities, widened
+from fusion_adapting._predictions import (
+    disagreement,
+    log_probabilities,
+    standardise,
+    widened,
+)
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -45,6 +50,14 @@ class Predictions:
     #: the rows of `logs` for each example
     examples: Sequence[range]
 
+    @property
+    def are_scores(self) -> bool:
+        """Whether these are scores of classes: one prediction per example, of every class."""
+        is_single = all(len(rows) == 1 for rows in self.examples)
+        is_whole = self.classes is None and self.logs.shape[1] <= SMALL
+        ruled_out = self.logs == torch.finfo(self.logs.dtype).min
+        return is_single and is_whole and not bool(ruled_out.any())
+
     def are_alike(self) -> bool:
         """Return whether the likeliest classes are the same for all of eight or more examples."""
         likeliest = self.logs.argmax(dim=1) if self.classes is None else self.classes[:, 0]
@@ -74,6 +87,15 @@ class Predictions:
         if classes.shape[1] == logits.shape[1]:  # there is no rest
             return disagreement(logits.gather(1, classes), target)
         return disagreement(_merge_rest(logits, classes), _add_rest(target))
+
+    def standardised_disagreement(self, step: int, logits: Tensor) -> Tensor:
+        """Return the mean KL divergence of a step's batch if both sides are standardised, in nats.
+
+        It is small where a model orders the classes as the expert does, however sure either is. The
+        predictions must be scores of classes (`are_scores`).
+        """
+        target = self.logs[self.rows[step]].to(logits)
+        return disagreement(standardise(logits), standardise(target))
 
 
 def ask_teachers(  # noqa: PLR0913 - whom to ask, what, and where

@@ -1,8 +1,8 @@
 """Options of the spectral methods."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fusion_core import ComponentConfig, PerExpert
 
@@ -25,6 +25,24 @@ class OrthogonaliseConfig(MatrixConfig):
 
     rank_fraction: PerExpert[Fraction] | None = None
     """Keep this fraction of the min(m, n) singular components per expert; default: 1 / experts."""
+
+
+class DisentangleConfig(MatrixConfig):
+    """Options of `disentangle`."""
+
+    directions: Literal["orthogonal", "isotropic"] | None = None
+    """Return task vectors as `orthogonalise` or as `isotropise` does. Default: those whose sum, at
+    the best of several scales, is closest to the experts on unlabeled examples."""
+    scale: float | None = None
+    """With `directions`: multiply the task vectors by this factor; default: 1."""
+    samples: Annotated[int, Field(ge=1)] = 32
+    """Number of unlabeled examples per task to choose by; a task with fewer gives all of them."""
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> Self:
+        if self.directions is None and self.scale is not None:
+            raise ValueError("scale needs directions: without them, both are chosen")
+        return self
 
 
 class TruncateConfig(MatrixConfig):

@@ -50,6 +50,20 @@ def _transforms() -> Iterator[AlgorithmSpec]:
         reference="arXiv:2502.04959",
     )
     yield _spec(
+        name="disentangle",
+        stage="transform",
+        summary="Choose orthogonal or isotropic task vectors, and their scale, by their sum.",
+        formula=(
+            "scale * orthogonalise(tau_k) or scale * isotropise(tau_k), whichever sum is closest "
+            "to the experts' predictions"
+        ),
+        target="fusion_spectral.disentangle:Disentangle",
+        config="fusion_spectral.config:DisentangleConfig",
+        needs_tasks="unlabeled",
+        needs_tasks_unless="directions",
+        cost="forward",
+    )
+    yield _spec(
         name="truncate",
         stage="transform",
         summary="Keep each task vector's largest singular components: the first step of STAR.",

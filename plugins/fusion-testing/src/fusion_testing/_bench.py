@@ -122,7 +122,8 @@ class Bench:
     def task_vectors(self, pool: Pool) -> dict[str, State]:
         """Return the task vectors of every expert after the transform."""
         flow = Flow.of(pool.aligned(AlignmentPolicy()))
-        models = self.algorithm.apply(flow, RunContext(seed=3)).models
+        context = RunContext(tasks=self.tasks, seed=3)
+        models = self.algorithm.apply(flow, context).models
         return {name: expert.state_dict() for name, expert in models.experts.items()}
 
     def kernels_on(self, pool: Pool) -> list[AppliedKernel[Any]]:

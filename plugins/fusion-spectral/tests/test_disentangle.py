@@ -1,0 +1,129 @@
+"""The choice of directions and scale by unlabeled examples."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from fusion_core import Batch, RunContext, Split, merge, run_fusion
+from fusion_core.errors import FusionError, RecipeError
+from fusion_spectral.disentangle import Disentangle
+from fusion_testing import TinyTasks, tiny_pool
+
+SUM = {"name": "task-arithmetic", "scale": 1.0}
+
+
+class Answers:
+    """A task whose examples have several predictions."""
+
+    def __init__(self, task: Any) -> None:
+        self.task, self.name = task, task.name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def with_all_predictions(self) -> Answers:
+        return self
+
+    def batch(self, step: int, **options: Any) -> Batch:
+        batch = self.task.batch(step, **options)
+        return Batch({"inputs": batch.inputs, "predicted": torch.ones(len(batch), 3)}, None)
+
+    def logits(self, *_: object) -> torch.Tensor:
+        raise AssertionError("nobody asks for predictions")
+
+
+def choose(pool: Any, tasks: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    context = RunContext(tasks=tasks)
+    fitted = Disentangle(**options).fit(pool, context)
+    saved = context.side_files.get("choice.json")
+    return fitted.config, {} if saved is None else json.loads(bytes(saved))
+
+
+@pytest.mark.parametrize("directions", ["orthogonal", "isotropic"])
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_the_sum_that_predicts_as_the_experts_is_chosen(directions: str, scale: float) -> None:
+    """Experts that are a sum themselves: no other sum agrees with all of them."""
+    pool = tiny_pool("mlp")
+    stage = {"name": "disentangle", "directions": directions, "scale": scale}
+    total = merge([stage, SUM], pool)
+    agreeing = pool.with_sources({})
+    agreeing.expert_of = lambda _: total
+    config, saved = choose(agreeing, TinyTasks())
+    assert (config.directions, config.scale) == (directions, scale)
+    assert saved["chosen"] == {"directions": directions, "scale": scale}
+    distances = sorted(candidate["distance"] for candidate in saved["candidates"])
+    assert len(distances) == 16
+    assert distances[0] < 1e-5
+    assert distances[1] > 1e-3
+
+
+def test_given_directions_need_no_tasks_and_are_those_of_their_stage() -> None:
+    pool = tiny_pool("mlp")
+    for directions, name in (("orthogonal", "orthogonalise"), ("isotropic", "isotropise")):
+        ours = merge([{"name": "disentangle", "directions": directions}, SUM], pool)
+        theirs = merge([name, SUM], pool)
+        assert all(torch.equal(ours.tensor(n), theirs.tensor(n)) for n in ours.infos)
+        doubled = merge([{"name": "disentangle", "directions": directions, "scale": 2}, SUM], pool)
+        expected = merge([name, {**SUM, "scale": 2.0}], pool)
+        for n in doubled.infos:
+            torch.testing.assert_close(doubled.tensor(n), expected.tensor(n))
+
+
+def test_a_scale_needs_directions() -> None:
+    with pytest.raises(RecipeError, match="scale needs directions"):
+        Disentangle(scale=2.0)
+
+
+def test_nothing_is_chosen_by_answers() -> None:
+    tasks: Any = TinyTasks()
+    tasks.adaptive = lambda name: Answers(tasks[name]) if name == "b" else tasks[name]
+    config, saved = choose(tiny_pool("mlp"), tasks)
+    assert (config.directions, config.scale, saved) == ("orthogonal", 1.0, {})
+
+
+def test_tasks_without_unlabeled_examples_take_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = TinyTasks()
+    empty = {"a", "b"}
+    for name in tasks.names:
+        count = 0 if name in empty else 1
+        monkeypatch.setattr(
+            tasks[name], "count", lambda split, n=count: n if split is Split.UNLABELED else 9
+        )
+    config, saved = choose(tiny_pool("mlp"), tasks)
+    assert saved["chosen"]["directions"] == config.directions
+    monkeypatch.setattr(tasks["c"], "count", lambda _: 0)
+    with pytest.raises(RecipeError, match="no expert has a task with unlabeled examples"):
+        choose(tiny_pool("mlp"), tasks)
+
+
+def test_a_run_records_its_choice_and_repeats_it(tmp_path: Any) -> None:
+    recipe: Any = {
+        "algorithm": [{"name": "disentangle", "samples": 4}, SUM],
+        "model_pool": {"name": "mini8", "tasks": ["greek", "latin"]},
+    }
+    first = run_fusion(recipe, output=tmp_path / "first").weights
+    choice = json.loads((tmp_path / "first" / "disentangle.choice.json").read_text())
+    assert len(choice["candidates"]) == 16
+    again = run_fusion(tmp_path / "first" / "recipe.yaml", output=tmp_path / "again").weights
+    assert all(torch.equal(first.tensor(name), again.tensor(name)) for name in first.infos)
+
+
+def test_without_finite_predictions_nothing_can_be_chosen() -> None:
+    pool = tiny_pool("mlp")
+    broken = pool.with_sources({})
+    build = pool.build
+
+    def build_broken(weights: Any, **options: Any) -> Any:
+        model = build(weights, **options)
+        is_expert = any(weights is expert for expert in pool.experts.values())
+        if not is_expert:
+            model.register_forward_hook(lambda *_: torch.full_like(_[2], torch.nan))
+        return model
+
+    broken.build = build_broken
+    with pytest.raises(FusionError, match="no sum of task vectors has finite predictions"):
+        choose(broken, TinyTasks())

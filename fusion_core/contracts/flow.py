@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +42,10 @@ class Flow:
     restores: tuple[Restore, ...] = ()
     #: the number of stages applied so far
     stage_index: int = 0
-    #: the recipe sections of the transforms applied so far
+    #: the recipe sections of the transforms applied so far, with the options that they chose
     transforms: tuple[Mapping[str, Any], ...] = ()
+    #: the options that the transform applied last has chosen by the tasks
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, pool: ModelPool[Any]) -> Flow:
@@ -69,7 +71,9 @@ class Flow:
             partial(_restore_selected, restore, names)
             for restore in result.restores[len(selected.restores) :]
         ]
-        return replace(self, models=models, merged=merged, restores=(*self.restores, *added))
+        restores = (*self.restores, *added)
+        chosen = result.chosen
+        return replace(self, models=models, merged=merged, restores=restores, chosen=chosen)
 
     def _select(self, names: Collection[str]) -> Flow:
         models = SelectedPool(self.models, names)

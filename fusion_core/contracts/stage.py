@@ -132,7 +132,8 @@ class Transform(Stage[ConfigT], RowsKernel):
     def fit(self, pool: ModelPool[Any], context: RunContext) -> Self:
         """Return the transform to apply to a pool, by default this one.
 
-        A transform that chooses its options by the tasks in `context` returns a copy with these.
+        A transform that chooses its options by the tasks in `context` returns one with these.
+        `Coordinates` cannot choose.
         """
         del pool, context
         return self
@@ -140,8 +141,10 @@ class Transform(Stage[ConfigT], RowsKernel):
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Return the flow with transformed models."""
         fitted = self.fit(flow.models, context)
+        chosen = {} if fitted is self else fitted.config.model_dump(mode="json")
         weights = weights_of(fitted, flow.models)
-        return replace(flow, models=context.transform(flow.models, fitted, weights=weights))
+        models = context.transform(flow.models, fitted, weights=weights)
+        return replace(flow, models=models, chosen=chosen)
 
 
 class Coordinates(Transform[ConfigT], CoordinatesKernel):
@@ -168,14 +171,12 @@ class Coordinates(Transform[ConfigT], CoordinatesKernel):
 
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Return the flow with models in other coordinates, and with the inverse."""
-        fitted = self.fit(flow.models, context)
-        weights = weights_of(fitted, flow.models)
+        weights = weights_of(self, flow.models)
 
         def restore(merged: WeightSource) -> WeightSource:
-            return context.restore(merged, flow.models, fitted, weights=weights)
+            return context.restore(merged, flow.models, self, weights=weights)
 
-        models = context.transform(flow.models, fitted, weights=weights)
-        return replace(flow, models=models, restores=(*flow.restores, restore))
+        return replace(super().apply(flow, context), restores=(*flow.restores, restore))
 
 
 class Calibration(Stage[ConfigT]):

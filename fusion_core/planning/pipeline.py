@@ -74,8 +74,8 @@ class PlannedStage:
         join_context(context, stage_context, prefix="" if self.kind == "merge" else f"{self.name}.")
         transforms = flow.transforms
         if self.kind == "transform":
-            transforms = (*transforms, self.as_recipe(None))
-        return replace(result, stage_index=flow.stage_index + 1, transforms=transforms)
+            transforms = (*transforms, {**self.as_recipe(None), **result.chosen})
+        return replace(result, stage_index=flow.stage_index + 1, transforms=transforms, chosen={})
 
     def _create_context(self, flow: Flow, context: RunContext) -> RunContext:
         """Return the stage's context, with tasks only if it uses them, and its own state and log.

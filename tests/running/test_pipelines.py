@@ -362,6 +362,24 @@ def test_coefficients_after_decomposition_can_be_merged_again(
     assert not same(apart.state_dict(), learned.weights.state_dict())
 
 
+def test_coefficients_record_what_a_transform_chose(tmp_path: Path) -> None:
+    """They fit this choice, which then needs no tasks, and no other one."""
+    pool = tiny_pool("mlp", experts=3)
+    learning = {"name": "adamerging", "preset": "strong", "init": 1, "steps": 2}
+    learned = run_fusion(
+        algorithm=["disentangle", learning],
+        model_pool=pool,
+        task_pool=TinyTasks(),
+        output=tmp_path / "out",
+    )
+    choice = json.loads((tmp_path / "out" / "disentangle.choice.json").read_text())["chosen"]
+    again = {"name": "adamerging", "coefficients": str(tmp_path / "out" / "coefficients.json")}
+    same_choice = merge([{"name": "disentangle", **choice}, again], pool)
+    assert same(same_choice.state_dict(), learned.weights.state_dict())
+    with pytest.raises(RecipeError, match="was learned with the transforms"):
+        merge([{"name": "disentangle", **choice, "scale": 2 * choice["scale"]}, again], pool)
+
+
 def test_coefficients_require_the_transforms_they_were_learned_after(
     tmp_path: Path,
 ) -> None:

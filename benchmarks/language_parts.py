@@ -151,7 +151,10 @@ class Experts:
         return self.models if cell.start is None else self._transformed(cell.start)
 
     def _disentangled(self, context: RunContext) -> ModelPool[Any]:
-        return context.transform(self.models, Disentangle().fit(self.models, context))
+        """Return the models after `disentangle`; the context then has its choice."""
+        stage = Disentangle().fit(self.models, context)
+        context.transforms = ({"name": "disentangle", **stage.config.model_dump()},)
+        return context.transform(self.models, stage)
 
     def _transformed(self, transform: str) -> ModelPool[Any]:
         """Return the experts after a transform. A file keeps their task vectors."""

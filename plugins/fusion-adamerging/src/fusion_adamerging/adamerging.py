@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from fusion_core import expert_values
 from fusion_thresholds import ElectKernel, TrimKernel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fusion_adapting import LiveMerge
     from fusion_core import AdaptiveTask, ModelPool, RunContext
@@ -25,6 +26,9 @@ class AdaMerging(CoefficientMerge[AdaMergingConfig, LearnableCoefficients]):
 
     A *layer* l is one parameter tensor, identified by its canonical name. Coefficients can be
     finer: one per output row, input column or singular component of each matrix.
+
+    If a transform has scaled the task vectors (`disentangle`), a step of `lr` and the `shrinkage`
+    refer to those before, as if the coefficients started at the scale.
     """
 
     config_class = AdaMergingConfig
@@ -36,7 +40,18 @@ class AdaMerging(CoefficientMerge[AdaMergingConfig, LearnableCoefficients]):
             densities = expert_values(self.config.density, [*pool.experts], "density")
             pool = context.transform(pool, TrimKernel(densities))
             pool = context.transform(pool, ElectKernel())
-        return super().run(pool, context)
+        search = self._for_scale(math.prod(map(_scale_of, context.transforms)))
+        return super(AdaMerging, search).run(pool, context)
+
+    def _for_scale(self, scale: float) -> AdaMerging:
+        """Return the method for task vectors that a transform has scaled.
+
+        Its steps and its penalty are as large as if the coefficients had this factor instead.
+        """
+        if scale == 1:
+            return self
+        lr, shrinkage = self.config.lr / scale, self.config.shrinkage * scale**2
+        return type(self)(self.config.model_copy(update={"lr": lr, "shrinkage": shrinkage}))
 
     def make_learned(
         self,
@@ -53,3 +68,9 @@ class AdaMerging(CoefficientMerge[AdaMergingConfig, LearnableCoefficients]):
         penalty = self.config.shrinkage * fmean(inverse_counts)
         experts = list(pool.experts)
         return LearnableDeviations(live, experts, context.device, self.config, penalty)
+
+
+def _scale_of(transform: Mapping[str, Any]) -> float:
+    """Return the factor that a transform's section gives all task vectors, or 1."""
+    scale = transform.get("scale")
+    return float(scale) if isinstance(scale, int | float) else 1.0

@@ -380,6 +380,22 @@ def test_coefficients_record_what_a_transform_chose(tmp_path: Path) -> None:
         merge([{"name": "disentangle", **choice, "scale": 2 * choice["scale"]}, again], pool)
 
 
+def test_a_search_is_the_same_whether_vectors_or_coefficients_have_the_scale() -> None:
+    pool, tasks = tiny_pool("mlp", experts=3), TinyTasks()
+    learning = {"name": "adamerging", "preset": "strong", "steps": 4, "lr": 0.1}
+
+    def learned(transform: Any, **options: Any) -> dict[str, torch.Tensor]:
+        stages = [transform, {**learning, **options}]
+        run = run_fusion(algorithm=stages, model_pool=pool, task_pool=tasks)
+        return run.weights.state_dict()
+
+    scaled = {"name": "disentangle", "directions": "isotropic", "scale": 3.0}
+    by_vectors, by_coefficients = learned(scaled, init=1.0), learned("isotropise", init=3.0)
+    torch.testing.assert_close(by_vectors, by_coefficients, rtol=1e-3, atol=1e-4)
+    start = learned(scaled, init=1.0, steps=0)
+    assert any((by_vectors[name] - start[name]).abs().max() > 1e-2 for name in start)
+
+
 def test_coefficients_require_the_transforms_they_were_learned_after(
     tmp_path: Path,
 ) -> None:

@@ -22,6 +22,7 @@ from fusion_adapting import (
 )
 from fusion_core import Progress, RunContext
 from fusion_core.errors import RecipeError
+from fusion_linear.task_arithmetic import TaskArithmetic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +96,17 @@ def test_equal_scores_have_no_gradient_rather_than_nan() -> None:
     standardise(logits).square().sum().backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def test_a_search_without_steps_is_its_start(
+    make_pool: Callable[..., CheckpointsPool], tasks: Any
+) -> None:
+    pool = make_pool("mlp", trained=True)
+    options = AdaMergingConfig(preset="strong", steps=0)
+    start = AdaMerging(options).run(pool, RunContext(tasks=tasks))
+    expected = TaskArithmetic(scale=options.init).run(pool, RunContext())
+    for name in expected.infos:
+        torch.testing.assert_close(start.tensor(name), expected.tensor(name))
 
 
 def test_a_task_without_an_expert_has_no_teacher(

@@ -60,10 +60,11 @@ class Predictions:
 
     def are_alike(self) -> bool:
         """Return whether the likeliest classes are the same for all of eight or more examples."""
+        if len(self.examples) < FEW:
+            return False
         likeliest = self.logs.argmax(dim=1) if self.classes is None else self.classes[:, 0]
         classes = likeliest.tolist()
-        answers = {tuple(classes[rows.start : rows.stop]) for rows in self.examples}
-        return len(answers) == 1 and len(self.examples) >= FEW
+        return len({tuple(classes[rows.start : rows.stop]) for rows in self.examples}) == 1
 
     def describe(self) -> str:
         """Describe what is kept, for a progress bar."""

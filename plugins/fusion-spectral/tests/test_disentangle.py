@@ -39,8 +39,8 @@ class Answers:
 def choose(pool: Any, tasks: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
     context = RunContext(tasks=tasks)
     fitted = Disentangle(**options).fit(pool, context)
-    saved = context.side_files.get("choice.json")
-    return fitted.config, {} if saved is None else json.loads(bytes(saved))
+    saved: Any = context.side_files.get("choice.json")
+    return fitted.config, {**json.loads(saved or b"{}"), "warnings": context.warnings}
 
 
 @pytest.mark.parametrize("directions", ["orthogonal", "isotropic"])
@@ -55,6 +55,9 @@ def test_the_sum_that_predicts_as_the_experts_is_chosen(directions: str, scale: 
     config, saved = choose(agreeing, TinyTasks())
     assert (config.directions, config.scale) == (directions, scale)
     assert saved["chosen"] == {"directions": directions, "scale": scale}
+    assert [f"isotropic task vectors at scale {scale:g}" in text for text in saved["warnings"]] == [
+        True
+    ] * (directions == "isotropic")
     distances = sorted(candidate["distance"] for candidate in saved["candidates"])
     assert len(distances) == 16
     assert distances[0] < 1e-5
@@ -82,7 +85,8 @@ def test_nothing_is_chosen_by_answers() -> None:
     tasks: Any = TinyTasks()
     tasks.adaptive = lambda name: Answers(tasks[name]) if name == "b" else tasks[name]
     config, saved = choose(tiny_pool("mlp"), tasks)
-    assert (config.directions, config.scale, saved) == ("orthogonal", 1.0, {})
+    assert (config.directions, config.scale) == ("orthogonal", 1.0)
+    assert saved == {"warnings": []}
 
 
 def test_tasks_without_unlabeled_examples_take_no_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,12 @@ class Disentangle(Matrixwise, Transform[DisentangleConfig]):
         candidates = [
             dict(zip(columns, (*key, value), strict=True)) for key, value in finite.items()
         ]
+        if chosen[0] == "isotropic":
+            context.warn(
+                f"isotropic task vectors at scale {chosen[1]:g} agree best with the experts. The "
+                "merge may be far less sure of its classes than they are: do not rely on the size "
+                "of its probabilities (for orthogonal ones: directions=orthogonal)."
+            )
         named = dict(zip(columns, chosen, strict=False))
         context.save(CHOICE, {"chosen": named, "candidates": candidates})
         return self._with(*chosen)

@@ -115,12 +115,12 @@ CELLS: dict[str, Cell] = {
 }
 #: Numbers of examples of `strong` as it is now on classifiers: it chooses its start.
 CHOICES = (1, 4, 8, 32)
-_CHOSEN: dict[str, Any] = {"start": "disentangle", "options": {"standardise": True}}
+_CHOSEN: dict[str, Any] = {"start": "disentangle", "options": {"standardise": None}}
 CELLS |= {
     **{f"disentangle, {count} own": Cell("sum", count, **_CHOSEN) for count in CHOICES},
     **{f"{count} own, chosen": Cell("strong", count, **_CHOSEN) for count in CHOICES},
     "120 own, 100 steps, chosen": Cell(
-        "strong", 120, start="disentangle", options={"standardise": True, "steps": 100}
+        "strong", 120, start="disentangle", options={"standardise": None, "steps": 100}
     ),
     "32 own, chosen, calibrated": Cell("strong", 32, **_CHOSEN, calibrated=True),
 }

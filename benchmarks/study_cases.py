@@ -42,14 +42,7 @@ def _case(what: str, *, orthogonal: bool = False, **options: Any) -> Case:  # no
     rival = what == "all weights"
     learner = {"lr": 0.001} if rival else {"granularity": what}
     start = {"init": 1.0} if orthogonal else {}
-    merged_options = {
-        "preset": "strong",
-        "shrinkage": 0,
-        "standardise": False,
-        **learner,
-        **start,
-        **options,
-    }
+    merged_options = {"preset": "strong", "shrinkage": 0, **learner, **start, **options}
     return Case("methods", merged_options, orthogonal=orthogonal, rival=rival)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fusion_core import ModelPool, TaskPool
 
-STRONG = {"preset": "strong", "init": 1.0, "standardise": False}
+STRONG = {"preset": "strong", "init": 1.0}
 LEARNERS: dict[str, dict[str, Any]] = {
     "strong": STRONG,
     "free": {**STRONG, "shrinkage": 0},

@@ -75,6 +75,29 @@ def test_a_standardised_teacher_does_not_say_how_sure_a_merge_is_to_be(
         assert float(standardised(name, 0, -logits)) > 1
 
 
+@pytest.mark.parametrize("given", [None, True, False])
+def test_after_isotropic_task_vectors_logits_are_compared_at_one_size(
+    make_pool: Callable[..., CheckpointsPool], tasks: Any, *, given: bool | None
+) -> None:
+    pool, own = make_pool("mlp", trained=True), [tasks["a"], tasks["b"]]
+    method = AdaMerging(AdaMergingConfig(preset="strong", steps=1, standardise=given))
+    sections: list[dict[str, Any]] = [
+        {"name": "disentangle", "directions": "isotropic", "scale": 4.0},
+        {"name": "isotropise"},
+        {"name": "disentangle", "directions": "orthogonal", "scale": 1.0},
+        {"name": "orthogonalise"},
+    ]
+    plain: list[bool] = []
+    for section in sections:
+        context = RunContext(tasks=tasks, transforms=(section,))
+        logits = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+        objective = method.objective(pool, own, context)
+        small, large = objective("a", 0, logits), objective("a", 0, 9 * logits)
+        plain.append(not torch.isclose(small, large))
+    expected = {None: [False, False, True, True], True: [False] * 4, False: [True] * 4}
+    assert plain == expected[given]
+
+
 def test_answers_and_ruled_out_classes_are_not_standardised() -> None:
     scores = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]]).log_softmax(-1)
     rows = {0: torch.tensor([0, 1])}

@@ -12,7 +12,7 @@ from fusion_core import Algorithm, Split
 from fusion_core.errors import FusionError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -153,9 +153,10 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
                 "The merge will too, even where it knew better. If the examples differ, compare "
                 "with a merge that does not adapt on them (option `tasks`)."
             )
-        return disagreement_with(
-            teachers, self.config.temperature, standardise=self.config.standardise
-        )
+        standardise = self.config.standardise
+        if standardise is None:
+            standardise = any(map(_is_isotropic, context.transforms))
+        return disagreement_with(teachers, self.config.temperature, standardise=standardise)
 
     def store(self, context: RunContext, **identity: object) -> StateStore:
         """Return the store of the search's state; `identity` names what else the state is of."""
@@ -163,3 +164,8 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
         return StateStore(
             context.state, "search", {"options": options, "seed": context.seed, **identity}
         )
+
+
+def _is_isotropic(transform: Mapping[str, Any]) -> bool:
+    """Tell from a transform's section whether it gives all directions the same strength."""
+    return transform.get("directions") == "isotropic" or transform.get("name") == "isotropise"

@@ -69,10 +69,11 @@ class SearchConfig(UnlabeledConfig):
     no expert. The merge then forgets less of the base."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """With `teacher`: temperature that softens both predictions before they are compared."""
-    standardise: bool = False
+    standardise: bool | None = None
     """With `teacher`, for classifiers: compare logits of the same size per batch and task instead
     of softened ones. The merge then learns the order of the classes, however sure the expert is.
-    Answers of language models are compared as without it."""
+    Answers of language models are compared as without it. Default: after a transform that made the
+    task vectors isotropic, because these make small logits."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the passes: fp32, or bf16 autocast. Coefficients and sums stay in fp32."""
     shared_pass: ByteSize = ByteSize(512_000_000)
@@ -140,7 +141,6 @@ class AdaMergingConfig(GranularityConfig, CoefficientMergeConfig):
             "granularity": "row+column",
             "objective": "teacher",
             "temperature": 4.0,
-            "standardise": True,
             "lr": 0.2,
             "init": 0.3,
             "shrinkage": 30.0,

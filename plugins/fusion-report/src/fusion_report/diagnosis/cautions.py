@@ -83,9 +83,10 @@ def _check_agreement(figures: Figures) -> Iterator[Caution]:
             "experts disturb each other",
             f"their average agrees with them on {100 * figures.agreement(AVERAGE):.0f} % of the "
             "examples. Method and scale then matter most. On such classifiers of a published text "
-            "encoder, iso-cts had 50 % of accuracy at scale 1 and 74 % at scale 4. Choose without "
-            "labels: fuse sweep --algo tsv-m,iso-cts --over algorithm.scale=0.5,1,2,4 --objective "
-            "agreement (docs/how-to/choose-a-method.md#the-scale).",
+            "encoder, iso-cts had 50 % of accuracy at scale 1 and 74 % at scale 4. Unlabeled "
+            "examples choose both: strong begins with that on classifiers, and fuse sweep "
+            "--objective agreement does it for other models "
+            "(docs/how-to/choose-a-method.md#the-scale).",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,10 +18,10 @@ SUM = {"name": "task-arithmetic", "scale": 1.0}
 
 
 class Answers:
-    """A task whose examples have several predictions."""
+    """A task whose examples have several predictions, the first of them or only later ones."""
 
-    def __init__(self, task: Any) -> None:
-        self.task, self.name = task, task.name
+    def __init__(self, task: Any, *, from_example: int) -> None:
+        self.task, self.name, self.first = task, task.name, from_example
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
@@ -30,10 +31,32 @@ class Answers:
 
     def batch(self, step: int, **options: Any) -> Batch:
         batch = self.task.batch(step, **options)
-        return Batch({"inputs": batch.inputs, "predicted": torch.ones(len(batch), 3)}, None)
+        predicted = torch.ones(len(batch), 2, dtype=torch.long)
+        predicted[: self.first, 1] = 0
+        return Batch({"inputs": batch.inputs, "predicted": predicted}, None)
 
-    def logits(self, *_: object) -> torch.Tensor:
-        raise AssertionError("nobody asks for predictions")
+    def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        logits = self.task.logits(model, Batch(batch.tensors["inputs"], None))
+        counts = torch.tensor(batch.count_predictions())
+        return logits.repeat_interleave(counts, dim=0)
+
+
+class RuledOut:
+    """A task with a class that is ruled out."""
+
+    def __init__(self, task: Any) -> None:
+        self.task, self.name = task, task.name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def with_all_predictions(self) -> RuledOut:
+        return self
+
+    def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        logits = self.task.logits(model, batch).clone()
+        logits[:, 0] = -torch.inf
+        return logits
 
 
 def choose(pool: Any, tasks: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -81,9 +104,14 @@ def test_a_scale_needs_directions() -> None:
         Disentangle(scale=2.0)
 
 
-def test_nothing_is_chosen_by_answers() -> None:
+@pytest.mark.parametrize(
+    "wrap",
+    [partial(Answers, from_example=0), partial(Answers, from_example=1), RuledOut],
+    ids=["answers", "a longer second answer", "a class ruled out"],
+)
+def test_nothing_is_chosen_by_what_cannot_be_standardised(wrap: Any) -> None:
     tasks: Any = TinyTasks()
-    tasks.adaptive = lambda name: Answers(tasks[name]) if name == "b" else tasks[name]
+    tasks.adaptive = lambda name: wrap(tasks[name]) if name == "b" else tasks[name]
     config, saved = choose(tiny_pool("mlp"), tasks)
     assert (config.directions, config.scale) == ("orthogonal", 1.0)
     assert saved == {"warnings": []}

@@ -73,4 +73,4 @@ class AdaMerging(CoefficientMerge[AdaMergingConfig, LearnableCoefficients]):
 def _scale_of(transform: Mapping[str, Any]) -> float:
     """Return the factor that a transform's section gives all task vectors, or 1."""
     scale = transform.get("scale")
-    return float(scale) if isinstance(scale, int | float) else 1.0
+    return float(scale) if isinstance(scale, int | float) and scale > 0 else 1.0

@@ -33,7 +33,7 @@ class DisentangleConfig(MatrixConfig):
     directions: Literal["orthogonal", "isotropic"] | None = None
     """Return task vectors as `orthogonalise` or as `isotropise` does. Default: those whose sum, at
     the best of several scales, is closest to the experts on unlabeled examples."""
-    scale: float | None = None
+    scale: Positive | None = None
     """With `directions`: multiply the task vectors by this factor; default: 1."""
     samples: Annotated[int, Field(ge=1)] = 32
     """Number of unlabeled examples per task to choose by; a task with fewer gives all of them."""

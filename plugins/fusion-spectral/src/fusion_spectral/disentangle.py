@@ -39,9 +39,9 @@ class Disentangle(Matrixwise, Transform[DisentangleConfig]):
     right classes by small margins, so that plain divergences miss them.
 
     Data: `samples` unlabeled examples of each expert's task. If an example has several predictions,
-    as answers of language models have, nothing is chosen: directions are orthogonal and the scale
-    is 1. Memory: three live models. Cost: both decompositions, and 16 passes of the examples. The
-    chosen task vectors are decomposed again.
+    as answers of language models have, or a task rules classes out, nothing is chosen: directions
+    are orthogonal and the scale is 1. Memory: three live models. Cost: both decompositions, and 16
+    passes of the examples. The chosen task vectors are decomposed again.
     """
 
     config_class = DisentangleConfig
@@ -52,10 +52,11 @@ class Disentangle(Matrixwise, Transform[DisentangleConfig]):
         """Return the transform with the given or the chosen directions and scale."""
         if self.config.directions is not None:
             return self
-        tasks = judged_tasks(pool, context)
-        if have_answers(tasks):
-            return self._with("orthogonal", 1.0)
-        return self._choose(pool, Judges(pool, tasks, self.config.samples, context), context)
+        tasks, default = judged_tasks(pool, context), self._with("orthogonal", 1.0)
+        if have_answers(tasks):  # before experts are asked, which takes long for language models
+            return default
+        judges = Judges(pool, tasks, self.config.samples, context)
+        return self._choose(pool, judges, context) if judges.can_judge else default
 
     def rows(self, piece: Piece) -> Tensor:
         """Return task vectors of the given directions and scale, (experts, ...)."""

@@ -47,6 +47,11 @@ class Judges:
             progress=context.progress,
         )
 
+    @property
+    def can_judge(self) -> bool:
+        """Whether all predictions are scores of classes, which can be standardised."""
+        return all(asked.are_scores for asked in self.predictions.values())
+
     def judge(self, total: WeightSource, scales: Sequence[float]) -> Iterator[tuple[float, float]]:
         """Yield each scale, and how far base + scale * (total - base) is from the experts.
 
@@ -86,7 +91,7 @@ def judged_tasks(pool: ModelPool[Any], context: RunContext) -> list[AdaptiveTask
         raise FusionError("`disentangle` needs tasks with unlabeled examples")
     names = dict.fromkeys(pool.task_of(expert) for expert in pool.experts)
     adaptive = [tasks.adaptive(name) for name in names if name in tasks.names]
-    judged = [task for task in adaptive if task.count(Split.UNLABELED) != 0]
+    judged = [task.with_all_predictions() for task in adaptive if task.count(Split.UNLABELED) != 0]
     if not judged:
         raise RecipeError(
             "no expert has a task with unlabeled examples to choose by",
@@ -96,8 +101,8 @@ def judged_tasks(pool: ModelPool[Any], context: RunContext) -> list[AdaptiveTask
 
 
 def have_answers(tasks: Sequence[AdaptiveTask]) -> bool:
-    """Tell whether an example has several predictions in any of these tasks."""
-    return any(_predictions_of(task.with_all_predictions()) > 1 for task in tasks)
+    """Tell from the first examples of tasks whether any has several predictions per example."""
+    return any(_predictions_of(task) > 1 for task in tasks)
 
 
 def _predictions_of(task: AdaptiveTask) -> int:

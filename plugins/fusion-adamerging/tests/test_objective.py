@@ -79,7 +79,7 @@ def test_a_standardised_teacher_does_not_say_how_sure_a_merge_is_to_be(
 def test_after_isotropic_task_vectors_logits_are_compared_at_one_size(
     make_pool: Callable[..., CheckpointsPool], tasks: Any, *, given: bool | None
 ) -> None:
-    pool, own = make_pool("mlp", trained=True), [tasks["a"], tasks["b"]]
+    pool, both = make_pool("mlp", trained=True), [tasks["a"], tasks["b"]]
     method = AdaMerging(AdaMergingConfig(preset="strong", steps=1, standardise=given))
     sections: list[dict[str, Any]] = [
         {"name": "disentangle", "directions": "isotropic", "scale": 4.0},
@@ -91,7 +91,7 @@ def test_after_isotropic_task_vectors_logits_are_compared_at_one_size(
     for section in sections:
         context = RunContext(tasks=tasks, transforms=(section,))
         logits = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
-        objective = method.objective(pool, own, context)
+        objective = method.objective(pool, both, context)
         small, large = objective("a", 0, logits), objective("a", 0, 9 * logits)
         plain.append(not torch.isclose(small, large))
     expected = {None: [False, False, True, True], True: [False] * 4, False: [True] * 4}

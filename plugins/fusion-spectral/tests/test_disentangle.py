@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from fusion_core import Batch, RunContext, Split, merge, run_fusion
 from fusion_core.errors import FusionError, RecipeError
+from fusion_linear.task_arithmetic import TaskArithmetic
 from fusion_spectral.disentangle import Disentangle
 from fusion_testing import TinyTasks, tiny_pool
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SUM = {"name": "task-arithmetic", "scale": 1.0}
 
@@ -132,16 +136,21 @@ def test_tasks_without_unlabeled_examples_take_no_part(monkeypatch: pytest.Monke
         choose(tiny_pool("mlp"), tasks)
 
 
-def test_a_run_records_its_choice_and_repeats_it(tmp_path: Any) -> None:
-    recipe: Any = {
-        "algorithm": [{"name": "disentangle", "samples": 4}, SUM],
-        "model_pool": {"name": "mini8", "tasks": ["greek", "latin"]},
-    }
-    first = run_fusion(recipe, output=tmp_path / "first").weights
-    choice = json.loads((tmp_path / "first" / "disentangle.choice.json").read_text())
-    assert len(choice["candidates"]) == 16
-    again = run_fusion(tmp_path / "first" / "recipe.yaml", output=tmp_path / "again").weights
-    assert all(torch.equal(first.tensor(name), again.tensor(name)) for name in first.infos)
+def test_a_run_writes_its_choice_and_its_options_can_be_read_again(tmp_path: Path) -> None:
+    stage, pool = Disentangle(samples=4), tiny_pool("mlp")
+    run = run_fusion(
+        algorithm=[stage, TaskArithmetic(scale=1.0)],
+        model_pool=pool,
+        task_pool=TinyTasks(),
+        output=tmp_path / "out",
+    )
+    (file,) = (tmp_path / "out").glob("*choice.json")
+    chosen = {"name": "disentangle", **json.loads(file.read_text())["chosen"]}
+    expected = merge([chosen, SUM], pool)
+    for name in expected.infos:
+        assert torch.equal(run.weights.tensor(name), expected.tensor(name))
+    stage.to_yaml(tmp_path / "options.yaml")
+    assert Disentangle.from_yaml(tmp_path / "options.yaml").config == stage.config
 
 
 def test_without_finite_predictions_nothing_can_be_chosen() -> None:

@@ -412,7 +412,7 @@ def _fusionbench(session: nox.Session) -> Path:
 
 def _install_apart(session: nox.Session, name: str, version: str, command: str) -> Path:
     """Return a virtual environment with a tool, which is complete if it has the tool's command."""
-    environment = session.cache_dir / f"{name}-{version}"
+    environment = session.cache_dir.resolve() / f"{name}-{version}"
     if not (environment / "bin" / command).exists():
         _create_environment(session, environment, f"{name}=={version}")
     return environment

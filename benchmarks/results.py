@@ -41,11 +41,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "passthrough": {"model": TASKS[0]},
     "stack": {"slices": [{"model": task, "layers": [0, 4]} for task in TASKS[:2]]},
 }
-_STRONG = {"name": "adamerging", "preset": "strong"}
 #: Further recommended runs: pipelines, a preset, and masks as the paper measures them.
 MORE: dict[str, tuple[str, dict[str, Any] | list[Any]]] = {
-    "adamerging, preset strong": ("adamerging", _STRONG),
-    "strong": ("adamerging", ["disentangle", {**_STRONG, "init": 1.0}]),
+    "adamerging, preset strong": ("adamerging", {"name": "adamerging", "preset": "strong"}),
+    "strong": ("adamerging", {"name": "strong"}),
     "tsv-m,featcal": ("featcal", ["tsv-m", "featcal"]),
     "consensus, task_masks": ("consensus", {"name": "consensus", "task_masks": True}),
 }

@@ -133,7 +133,6 @@ class Transform(Stage[ConfigT], RowsKernel):
         """Return the transform to apply to a pool, by default this one.
 
         A transform that chooses its options by the tasks in `context` returns one with these.
-        `Coordinates` cannot choose.
         """
         del pool, context
         return self
@@ -142,9 +141,12 @@ class Transform(Stage[ConfigT], RowsKernel):
         """Return the flow with transformed models."""
         fitted = self.fit(flow.models, context)
         chosen = {} if fitted is self else fitted.config.model_dump(mode="json")
-        weights = weights_of(fitted, flow.models)
-        models = context.transform(flow.models, fitted, weights=weights)
-        return replace(flow, models=models, chosen=chosen)
+        return replace(fitted.apply_fitted(flow, context), chosen=chosen)
+
+    def apply_fitted(self, flow: Flow, context: RunContext) -> Flow:
+        """Return the flow with transformed models, by the options as they are."""
+        weights = weights_of(self, flow.models)
+        return replace(flow, models=context.transform(flow.models, self, weights=weights))
 
 
 class Coordinates(Transform[ConfigT], CoordinatesKernel):
@@ -169,14 +171,15 @@ class Coordinates(Transform[ConfigT], CoordinatesKernel):
     Between both, the models are not weights, so the merge must be one that does not use tasks.
     """
 
-    def apply(self, flow: Flow, context: RunContext) -> Flow:
+    def apply_fitted(self, flow: Flow, context: RunContext) -> Flow:
         """Return the flow with models in other coordinates, and with the inverse."""
         weights = weights_of(self, flow.models)
 
         def restore(merged: WeightSource) -> WeightSource:
             return context.restore(merged, flow.models, self, weights=weights)
 
-        return replace(super().apply(flow, context), restores=(*flow.restores, restore))
+        transformed = super().apply_fitted(flow, context)
+        return replace(transformed, restores=(*flow.restores, restore))
 
 
 class Calibration(Stage[ConfigT]):

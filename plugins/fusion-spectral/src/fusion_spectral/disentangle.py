@@ -92,20 +92,20 @@ class Disentangle(Matrixwise, Transform[DisentangleConfig]):
                 "no sum of task vectors has finite predictions",
                 hint="Look for broken experts: fuse inspect.",
             )
-        chosen = join_ranks().broadcast(min(finite, key=finite.__getitem__))
-        columns = ("directions", "scale", "distance")
-        candidates = [
-            dict(zip(columns, (*key, value), strict=True)) for key, value in finite.items()
-        ]
-        if chosen[0] == "isotropic":
+        directions, scale = join_ranks().broadcast(min(finite, key=finite.__getitem__))
+        if directions == "isotropic":
             context.warn(
-                f"isotropic task vectors at scale {chosen[1]:g} agree best with the experts. The "
+                f"isotropic task vectors at scale {scale:g} agree best with the experts. The "
                 "merge may be far less sure of its classes than they are: do not rely on the size "
                 "of its probabilities (for orthogonal ones: directions=orthogonal)."
             )
-        named = dict(zip(columns, chosen, strict=False))
-        context.save(CHOICE, {"chosen": named, "candidates": candidates})
-        return self._with(*chosen)
+        candidates = [
+            {"directions": kind, "scale": factor, "distance": distance}
+            for (kind, factor), distance in finite.items()
+        ]
+        chosen = {"directions": directions, "scale": scale}
+        context.save(CHOICE, {"chosen": chosen, "candidates": candidates})
+        return self._with(directions, scale)
 
     def _with(self, directions: str, scale: float) -> Self:
         chosen = {"directions": directions, "scale": scale}

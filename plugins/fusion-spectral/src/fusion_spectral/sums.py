@@ -61,12 +61,11 @@ class Judges:
         if base is None:
             raise RecipeError("a sum of task vectors needs a base, and the model pool has none")
         live, other = (build_live(self.pool, w, self.context.device) for w in (total, base))
-        origins = [values.detach() for values in _floats_of(other)]
-        pairs = zip(_floats_of(live), origins, strict=True)
-        vectors = [(values - origin).detach() for values, origin in pairs]
         with torch.no_grad(), evaluation_mode(live):
+            pairs = zip(_floats_of(live), _floats_of(other), strict=True)
+            lines = [(values, origin, values - origin) for values, origin in pairs]
             for scale in scales:
-                for values, origin, vector in zip(_floats_of(live), origins, vectors, strict=True):
+                for values, origin, vector in lines:
                     values.copy_(torch.add(origin, vector, alpha=scale))
                 yield scale, self._distance(live)
 

@@ -127,7 +127,7 @@ FORMATS = '''
             self.stream.seek(self.start + self.described[name][2] + start * info.dtype.itemsize)
             time.sleep(0.001)
             size = (stop - start) * info.dtype.itemsize
-            data = bytearray(self.stream.read(size).ljust(size, b"\0"))  # past the end: zeros
+            data = bytearray(self.stream.read(size).ljust(size, bytes(1)))  # past the end: zeros
             return numbers(data, info.dtype)
 
     class NoOrigin(ByHand):

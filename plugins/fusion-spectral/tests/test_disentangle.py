@@ -79,7 +79,7 @@ def test_the_sum_that_predicts_as_the_experts_is_chosen(directions: str, scale: 
     total = merge([stage, SUM], pool)
     agreeing = pool.with_sources({})
     agreeing.expert_of = lambda _: total
-    config, saved = choose(agreeing, TinyTasks())
+    config, saved = choose(agreeing, TinyTasks(), samples=512)
     assert (config.directions, config.scale) == (directions, scale)
     assert saved["chosen"] == {"directions": directions, "scale": scale}
     assert [f"isotropic task vectors at scale {scale:g}" in text for text in saved["warnings"]] == [

@@ -10,17 +10,20 @@ import torch
 from fusion_adapting import Batches, ask_teachers, build_live
 from fusion_core import Split, evaluation_mode
 from fusion_core.errors import FusionError, RecipeError
+from fusion_core.weights import Linear, Scan, is_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
-    from fusion_core import AdaptiveTask, ModelPool, RunContext
+    from fusion_core import AdaptiveTask, ModelPool, Piece, RunContext
     from fusion_core.weights import WeightSource
 
 #: Examples that pass through a model together.
 _BATCH_SIZE = 32
+#: The name of a sum among the operands of a scan.
+_TOTAL = "total"
 
 
 class Judges:
@@ -52,6 +55,11 @@ class Judges:
         """Whether all predictions are scores of classes, which can be standardised."""
         return all(asked.are_scores for asked in self.predictions.values())
 
+    @property
+    def count(self) -> int:
+        """The number of predictions over all tasks."""
+        return sum(len(asked.examples) for asked in self.predictions.values())
+
     def judge(self, total: WeightSource, scales: Sequence[float]) -> Iterator[tuple[float, float]]:
         """Yield each scale, and how far base + scale * (total - base) is from the experts.
 
@@ -81,6 +89,31 @@ class Judges:
         batch = self.batches.of(task, step).to(self.context.device)
         logits = task.logits(model, batch).float()
         return float(self.predictions[task.name].standardised_disagreement(step, logits))
+
+
+def full_strength(pool: ModelPool[Any], total: WeightSource, context: RunContext) -> float:
+    """Return the factor at which a sum contains the experts' task vectors at full strength.
+
+    The projections of factor * (total - base) on the task vectors then have a mean of 1, weighted
+    by the task vectors' squared norms over all matrices.
+    """
+    raw = context.merge_matrices(pool, Linear((1.0,) * len(pool.experts)), extras={_TOTAL: total})
+    matrices = [
+        info
+        for info in raw.infos.values()
+        if info.dtype.is_floating_point and is_matrix(info.shape)
+    ]
+    scan = Scan(raw.operands, matrices, context.executor, raw.cut)
+    inner, square = scan(_multiply, torch.add, torch.zeros(2, dtype=torch.float64)).tolist()
+    return square / inner if inner > 0 else 1.0
+
+
+def _multiply(piece: Piece) -> Tensor:
+    """Sum <total - base, tau_k> and |tau_k|^2 over a block and its experts, of shape (2,)."""
+    rows = piece.task_vectors
+    vector = piece.extra(_TOTAL) - piece.base  # noqa: S610 - not Django's
+    products = (rows * vector, rows.square())
+    return torch.stack([product.sum(dtype=torch.float64) for product in products]).cpu()
 
 
 def judged_tasks(pool: ModelPool[Any], context: RunContext) -> list[AdaptiveTask]:

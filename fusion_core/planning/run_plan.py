@@ -127,7 +127,8 @@ class Plan:
     def aligned(self) -> ModelPool[Any]:
         """The aligned pool; raises `AlignmentError` if the models do not fit together.
 
-        For headers only: a run replaces nested recipes by their merges before it aligns the pool.
+        With nested recipes it has headers only: a run replaces them by their merges before it
+        aligns the pool.
         """
         return self.pool.aligned(self.resolved.recipe.alignment)
 

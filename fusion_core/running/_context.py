@@ -40,7 +40,7 @@ def prepare(
     """
     merges, side_files, warnings = run_nested(plan.nested, info, executor, state)
     policy = plan.resolved.recipe.alignment
-    pool = plan.pool.with_sources(merges).aligned(policy)
+    pool = plan.pool.with_sources(merges).aligned(policy) if merges else plan.aligned
 
     def on_metrics(step: int, metrics: Mapping[str, float]) -> None:
         notify(plan, "fusion_metrics_logged", run=info, step=step, metrics=metrics)

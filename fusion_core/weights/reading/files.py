@@ -31,6 +31,7 @@ from fusion_core.weights.reading.header import (
     StoredTensor,
     is_valid_name,
     is_valid_shape,
+    without_garbage_collection,
 )
 from fusion_core.weights.source import WeightSource, view_bytes
 
@@ -108,6 +109,7 @@ class FileSource(WeightSource):
         """
         return self._origin
 
+    @without_garbage_collection()
     def _open_all(self) -> None:
         self._descriptors: dict[str, int] = {}
         self._stamps: dict[str, Stamp] = {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from fusion_core.weights.reading.containment import unreadable_error
 from fusion_core.weights.reading.untrusted_json import HEADER_VARIABLE, largest_header
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from fusion_core.weights.source import TensorInfo
@@ -32,6 +34,21 @@ class StoredTensor:
     offset: int
 
 
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Turn the garbage collector off while many objects without cycles are made.
+
+    For a header of 20,000 tensors it took two thirds of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def is_valid_name(name: str) -> bool:
     """Tell whether a name is printable, not empty and at most 512 bytes long."""
     # Surrogates are not printable, so a printable name can be encoded.
@@ -41,10 +58,10 @@ def is_valid_name(name: str) -> bool:
 def is_valid_shape(shape: Sequence[int]) -> bool:
     """Tell whether a shape has at most 8 dimensions and fewer than 2^62 elements."""
     # `True` is an int in Python, but not in a file.
-    if len(shape) > _MOST_DIMENSIONS or any(type(size) is not int or size < 0 for size in shape):
+    if len(shape) > _MOST_DIMENSIONS or not {*map(type, shape)} <= {int}:
         return False
     # Zero-sized tensors may still declare dimensions whose product overflows.
-    return math.prod(size or 1 for size in shape) < _MOST_ELEMENTS
+    return min(shape, default=0) >= 0 and math.prod(filter(None, shape)) < _MOST_ELEMENTS
 
 
 class Header:

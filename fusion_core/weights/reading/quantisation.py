@@ -84,6 +84,8 @@ def find_packed_tensor(infos: Mapping[str, TensorInfo]) -> str | None:
         if has_eight_bits or (parts[-1] == "weight" and _is_integer(info)):
             return f"tensor {name!r} is {str(info.dtype).removeprefix('torch.')}"
     suspects = [info for info in infos.values() if _is_integer(info) and not _is_buffer(info)]
+    if not suspects:
+        return None
     total = sum(info.nbytes for info in infos.values())
     if sum(info.nbytes for info in suspects) <= _SMALL_SHARE * total:
         return None

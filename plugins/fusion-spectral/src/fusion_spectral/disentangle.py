@@ -63,8 +63,8 @@ class Disentangle(Matrixwise, Transform[DisentangleConfig]):
 
     Data: `samples` unlabeled examples of each expert's task. If an example has several predictions,
     as answers of language models have, or a task rules classes out, nothing is chosen: directions
-    are orthogonal and the scale is 1. Memory: three live models. Cost: both decompositions, and 16
-    passes of the examples. The chosen task vectors are decomposed again.
+    are orthogonal and the scale is 1. Memory: four models. Cost: both decompositions, 16 passes of
+    the examples, and one of the experts' weights. The chosen task vectors are decomposed again.
     """
 
     config_class = DisentangleConfig
@@ -93,9 +93,9 @@ class Disentangle(Matrixwise, Transform[DisentangleConfig]):
         return rows if scale is None else rows * scale
 
     def held_memory(self, model: int, pool: ModelPool[Any]) -> int:
-        """Count the base, a sum and its task vector."""
+        """Count a sum twice, the base, and the sum's task vector."""
         held = super().held_memory(model, pool)
-        return 3 * held if self.config.directions is None else held
+        return 4 * held if self.config.directions is None else held
 
     def _choose(self, pool: ModelPool[Any], judges: Judges, context: RunContext) -> Self:
         """Return the transform whose sum the judges find closest to the experts."""

@@ -22,12 +22,14 @@ POOLS = {
     "full fine-tunes": _FOUR,
     "encoder": _CLASSES,
     "published encoder": _CLASSES,
+    "published encoder, other tasks": ("verb", "idea", "testament", "source"),
     "encoder-decoder": ("kinds", "speech", "reverse", "roman", "past"),
 }
 #: The pools of small models. The published one is all-MiniLM-L6-v2, the others begin with nothing.
-SMALL = (ENCODER, PUBLISHED_ENCODER, ENCODER_DECODER) = (
+SMALL = (ENCODER, PUBLISHED_ENCODER, OTHER_TASKS, ENCODER_DECODER) = (
     "encoder",
     "published encoder",
+    "published encoder, other tasks",
     "encoder-decoder",
 )
 #: How experts are trained: the rank of their adapters, or `None` where they learn all weights.
@@ -125,8 +127,10 @@ CELLS |= {
     "32 own, chosen, calibrated": Cell("strong", 32, **_CHOSEN, calibrated=True),
 }
 CHOSEN = tuple(name for name, cell in CELLS.items() if cell.start == "disentangle")
-ISOTROPIC = tuple(
-    name for name, cell in CELLS.items() if cell.method == "iso-cts" or cell.start == "isotropise"
+WITHOUT_DATA = tuple(name for name, cell in CELLS.items() if cell.method == "iso-cts")
+ISOTROPIC = (
+    *WITHOUT_DATA,
+    *(name for name, cell in CELLS.items() if cell.start == "isotropise"),
 )
 EXPERTS, BASE = "experts", "base"
 MAIN = ("tsv-m", "8 own", "task-arithmetic", "ties", "8 own, 32 general")
@@ -196,4 +200,9 @@ ORDER: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     *((PUBLISHED_ENCODER, seed, ISOTROPIC) for seed in (0, 1, 2)),
     *((PUBLISHED_ENCODER, seed, CHOSEN) for seed in (0, 1, 2)),
     *((ENCODER, seed, CHOSEN) for seed in (0, 1)),
+    *(
+        (OTHER_TASKS, seed, (EXPERTS, *MAIN[:4], *COUNTS, "120 own, 100 steps", DOGE))
+        for seed in (0, 1)
+    ),
+    *((OTHER_TASKS, seed, (*WITHOUT_DATA, *CHOSEN)) for seed in (0, 1)),
 )

@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from language_cases import ENCODER, ENCODER_DECODER, POOLS, PUBLISHED_ENCODER, Cell
+from language_cases import (
+    ENCODER,
+    ENCODER_DECODER,
+    OTHER_TASKS,
+    POOLS,
+    PUBLISHED_ENCODER,
+    Cell,
+)
 from language_parts import Experts, batches_on_all_cores
-from small_encoder import PublishedEncoder, TextEncoder
+from small_encoder import OtherTasks, PublishedEncoder, TextEncoder
 from small_encoder_decoder import EncoderDecoder
 
 from fusion_core.recipe.config import AlignmentPolicy
@@ -37,6 +44,7 @@ def _questions(data: dict[str, Any]) -> LanguageTasks:
 _FAMILIES: dict[str, Any] = {
     ENCODER: (TextEncoder, EncoderPool, _classification),
     PUBLISHED_ENCODER: (PublishedEncoder, EncoderPool, _classification),
+    OTHER_TASKS: (OtherTasks, EncoderPool, _classification),
     ENCODER_DECODER: (EncoderDecoder, Seq2SeqPool, _questions),
 }
 

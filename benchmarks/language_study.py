@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from language_cases import CELLS, EXPERTS, ORDER, PUBLISHED_ENCODER, SMALL
+from language_cases import CELLS, EXPERTS, ORDER, OTHER_TASKS, PUBLISHED_ENCODER, SMALL
 from language_figures import draw
 from language_page import write_page
 from language_parts import Experts
@@ -52,7 +52,7 @@ def main() -> None:
 def _experts(options: argparse.Namespace, pool: str, seed: int) -> Experts:
     directory = options.directory.resolve()
     if pool in SMALL:
-        wheel = options.encoder if pool == PUBLISHED_ENCODER else None
+        wheel = options.encoder if pool in {PUBLISHED_ENCODER, OTHER_TASKS} else None
         return SmallExperts(options.texts, directory, pool, seed, wheel)
     return Experts(options.wheel, directory, pool, seed)
 

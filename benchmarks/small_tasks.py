@@ -85,16 +85,19 @@ def other_class_tasks(inputs: Inputs) -> dict[str, Data]:
     for synset in inputs.synsets():
         glosses.setdefault(synset.lexname, []).append(synset.gloss)
     chapters, new = inputs.chapters(), _PARTS["gospels"] + _PARTS["letters"]
-    verses = [[v for verses in part for v in verses] for part in (chapters[:-new], chapters[-new:])]
+    testaments = {"old": chapters[:-new], "new": chapters[-new:]}
+    verses = {
+        name: [verse for chapter in part for verse in chapter] for name, part in testaments.items()
+    }
     everything = [gloss for part in glosses.values() for gloss in part]
-    sources = (everything, inputs.jargon(), inputs.devil(), [*verses[0], *verses[1]])
+    books = (everything, inputs.jargon(), inputs.devil(), [*verses["old"], *verses["new"]])
     classes = {
         "verb": {name: glosses[file] for name, file in _VERBS.items()},
         "idea": {name: glosses[file] for name, file in _IDEAS.items()},
-        "testament": dict(zip(("old", "new"), verses, strict=True)),
+        "testament": verses,
         "source": {
             name: [" ".join(text.split()[3:20]) for text in texts]
-            for name, texts in zip((*_BOOKS, "Bible"), sources, strict=True)
+            for name, texts in zip((*_BOOKS, "Bible"), books, strict=True)
         },
     }
     return {name: _split(_balanced(texts), tuple(texts)) for name, texts in classes.items()}

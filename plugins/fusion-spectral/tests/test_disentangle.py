@@ -15,7 +15,7 @@ from fusion_core.errors import FusionError, RecipeError
 from fusion_linear.task_arithmetic import TaskArithmetic
 from fusion_spectral import disentangle
 from fusion_spectral.disentangle import Disentangle
-from fusion_spectral.sums import Judges, full_strength
+from fusion_spectral.sums import Judges, find_full_strength
 from fusion_testing import TinyTasks, tiny_pool
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def test_the_sum_that_predicts_as_the_experts_is_chosen(directions: str, scale: 
 def test_a_sum_of_one_expert_has_full_strength_where_it_is_the_expert() -> None:
     pool = tiny_pool("mlp", experts=1)
     half = merge([{**SUM, "scale": 0.5}], pool)
-    assert full_strength(pool, half, RunContext()) == pytest.approx(2, rel=1e-5)
-    assert full_strength(pool, merge([{**SUM, "scale": -1.0}], pool), RunContext()) == 1.0
+    assert find_full_strength(pool, half, RunContext()) == pytest.approx(2, rel=1e-5)
+    assert find_full_strength(pool, merge([{**SUM, "scale": -1.0}], pool), RunContext()) == 1.0
 
 
 @pytest.mark.parametrize(("directions", "scale"), [("orthogonal", 1.0), ("isotropic", 3.0)])
@@ -106,7 +106,7 @@ def test_without_evidence_the_scale_is_the_expected_one(
     directions: str, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All sums of one kind are equally close, and those of the other are not finite."""
-    monkeypatch.setattr(disentangle, "full_strength", lambda *_: 3.3)
+    monkeypatch.setattr(disentangle, "find_full_strength", lambda *_: 3.3)
     distances = [0.1, math.nan] if directions == "orthogonal" else [math.nan, 0.1]
     by_scale = iter([distance for distance in distances for _ in range(8)])
     monkeypatch.setattr(Judges, "_distance", lambda *_: next(by_scale))

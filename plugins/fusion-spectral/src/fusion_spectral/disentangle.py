@@ -13,7 +13,7 @@ from fusion_spectral.config import DisentangleConfig, IsotropiseConfig, Orthogon
 from fusion_spectral.iso import Isotropise
 from fusion_spectral.matrixwise import Matrixwise
 from fusion_spectral.orthogonalise import Orthogonalise
-from fusion_spectral.sums import Judges, full_strength, have_answers, judged_tasks
+from fusion_spectral.sums import Judges, find_full_strength, have_answers, judged_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,7 +132,7 @@ class Disentangle(Matrixwise, Transform[DisentangleConfig]):
                 merged = context.merge(models, Linear((1.0,) * len(pool.experts)))
                 total = StateDictSource(merged.state_dict())
                 is_isotropic = directions == "isotropic"
-                expected = full_strength(pool, total, context) if is_isotropic else 1.0
+                expected = find_full_strength(pool, total, context) if is_isotropic else 1.0
                 for scale, distance in judges.judge(total, _SCALES):
                     surprise = (math.log(scale / expected) / _SPREAD) ** 2 / 2 / judges.count
                     yield _Candidate(directions, scale, distance, surprise)

@@ -91,7 +91,7 @@ class Judges:
         return float(self.predictions[task.name].standardised_disagreement(step, logits))
 
 
-def full_strength(pool: ModelPool[Any], total: WeightSource, context: RunContext) -> float:
+def find_full_strength(pool: ModelPool[Any], total: WeightSource, context: RunContext) -> float:
     """Return the factor at which a sum contains the experts' task vectors at full strength.
 
     The projections of factor * (total - base) on the task vectors then have a mean of 1, weighted

@@ -7,9 +7,10 @@ import torch
 from padded_words import SAMPLES, SIZE, WordTask, examples, word_pool
 from torch import nn
 
-from fusion_adapting import Batches, build_live, compute_moments, observe_inputs
-from fusion_core import Batch, Split
+from fusion_adapting import Batches, LiveMerge, build_live, compute_moments, observe_inputs
+from fusion_core import Batch, RunContext, Split
 from fusion_core.errors import FusionError
+from fusion_core.weights import Linear, StateDictSource
 from fusion_testing import TinyTasks, tiny_pool
 
 
@@ -27,11 +28,25 @@ def test_inputs_are_recorded_in_the_order_of_calls() -> None:
     assert not states.requires_grad
 
 
-def test_a_live_model_has_the_precision_of_the_weights() -> None:
-    for stored, live in (("float64", "float64"), ("float32", "float32"), ("bfloat16", "float32")):
-        pool = tiny_pool("mlp", dtype=getattr(torch, stored))
-        model = build_live(pool, pool.experts["a"], "cpu")
-        assert next(model.parameters()).dtype is getattr(torch, live)
+@pytest.mark.parametrize(
+    ("base", "expert", "live"),
+    [
+        (torch.float64, torch.float64, torch.float64),
+        (torch.float32, torch.float64, torch.float32),  # as the differences of some adapters are
+        (torch.bfloat16, torch.bfloat16, torch.float32),
+    ],
+)
+def test_the_base_decides_the_precision_of_live_models(
+    base: torch.dtype, expert: torch.dtype, live: torch.dtype
+) -> None:
+    pool = tiny_pool("mlp", dtype=base)
+    weights = {name: value.to(expert) for name, value in pool.experts["a"].state_dict().items()}
+    pool = pool.with_sources({"a": StateDictSource(weights)})
+    merged = RunContext().merge_matrices(pool, Linear((0.3,) * len(pool.experts)))
+    merge = LiveMerge(pool, merged, torch.device("cpu"))
+    models = (build_live(pool, pool.experts["a"], "cpu"), merge.model)
+    assert {value.dtype for model in models for value in model.parameters()} == {live}
+    assert {leaf.vectors.rows.dtype for leaf in merge.leaves} == {live}
 
 
 class Pairs(WordTask):

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import torch
-
 from fusion_adamerging.adaptive import Adaptive
 from fusion_adamerging.coefficients import LEARNED_WITH, Coefficients
 from fusion_adamerging.config import CoefficientSearchConfig
@@ -141,14 +139,12 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
     def _live_merge(
         self, pool: ModelPool[Any], merged: MergedSource, context: RunContext
     ) -> LiveMerge:
-        dtypes = {info.dtype for info in merged.infos.values()}
         scratch = context.state or Path(tempfile.gettempdir())
         return LiveMerge(
             pool,
             merged,
             context.device,
             storage=self.config.task_vectors,
-            dtype=torch.float64 if torch.float64 in dtypes else torch.float32,
             grain=self.config.grain,
             rows_in=scratch if context.transforms else None,
             bf16_passes=self.config.precision == "bf16",

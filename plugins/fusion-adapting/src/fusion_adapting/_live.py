@@ -25,10 +25,19 @@ def build_live(
     *,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """Return a live model with these weights; by default in fp32, or fp64 if the weights are."""
-    wide = any(info.dtype is torch.float64 for info in weights.infos.values())
-    dtype = dtype or (torch.float64 if wide else torch.float32)
-    return use_fast_linear_layers(pool.build(weights, dtype=dtype, device=device))
+    """Return a live model with these weights, by default in `live_dtype`."""
+    model = pool.build(weights, dtype=dtype or live_dtype(pool), device=device)
+    return use_fast_linear_layers(model)
+
+
+def live_dtype(pool: ModelPool[Any]) -> torch.dtype:
+    """Return fp64 if the pool's base, or its first expert without one, has fp64, else fp32.
+
+    Experts do not count: some adapters have differences in fp64, so that a merge rounds once.
+    """
+    infos = pool.reference.infos.values()
+    has_fp64 = any(info.dtype is torch.float64 for info in infos)
+    return torch.float64 if has_fp64 else torch.float32
 
 
 def group_tied_names(parameters: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, list[str]]:

@@ -17,7 +17,12 @@ import torch
 
 from fusion_adapting._collecting import collect_in_layers, find_owners
 from fusion_adapting._factored import Factored
-from fusion_adapting._live import build_live, group_tied_names, merged_parameters
+from fusion_adapting._live import (
+    build_live,
+    group_tied_names,
+    live_dtype,
+    merged_parameters,
+)
 from fusion_adapting._row_file import RowFile
 from fusion_adapting._sharing import Grain, choose_sharing
 from fusion_adapting._task_vectors import OnDisk, Resident, TaskVectors, pieces_of, rows_of
@@ -126,12 +131,12 @@ class LiveMerge:
         device: torch.device,
         *,
         storage: Storage = "auto",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         grain: Grain = "tensor",
         rows_in: Path | None = None,
         bf16_passes: bool = False,
     ) -> None:
-        self.dtype = dtype
+        self.dtype = dtype = dtype or live_dtype(pool)
         packed = pool.layout.pack(merged)
         self.model = build_live(pool, packed, device, dtype=dtype).requires_grad_(False)
         self._on_disk = storage == "disk"

@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from language_cases import (
-    ENCODER,
-    ENCODER_DECODER,
-    OTHER_TASKS,
-    POOLS,
-    PUBLISHED_ENCODER,
-    Cell,
-)
+from language_cases import ENCODER, ENCODER_DECODER, OTHER_TASKS, POOLS, PUBLISHED_ENCODER, Cell
 from language_parts import Experts, batches_on_all_cores
 from small_encoder import OtherTasks, PublishedEncoder, TextEncoder
 from small_encoder_decoder import EncoderDecoder

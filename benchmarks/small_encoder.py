@@ -28,6 +28,7 @@ from tasks import build
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from small_tasks import Data
     from small_training import Batch, Line, Parts
 
 #: How the base is trained: steps, rate, and texts per step.
@@ -48,7 +49,11 @@ class Encoder(ABC):
     def __init__(self, texts: Path) -> None:
         self.inputs = Inputs(texts)
         self.tasks = build(self.inputs)
-        self.data = class_tasks(self.inputs, self.tasks)
+        self.data = self.read_data()
+
+    def read_data(self) -> dict[str, Data]:
+        """Return the experts' tasks by name."""
+        return class_tasks(self.inputs, self.tasks)
 
     @abstractmethod
     def write_base(self, path: Path) -> None:
@@ -144,9 +149,9 @@ class PublishedEncoder(Encoder):
 class OtherTasks(PublishedEncoder):
     """The same encoder with experts of other tasks, on which no option was chosen."""
 
-    def __init__(self, texts: Path, wheel: Path) -> None:
-        super().__init__(texts, wheel)
-        self.data = other_class_tasks(self.inputs)
+    def read_data(self) -> dict[str, Data]:
+        """Return the other tasks by name."""
+        return other_class_tasks(self.inputs)
 
 
 def make_batch(

@@ -32,6 +32,7 @@ def test_inputs_are_recorded_in_the_order_of_calls() -> None:
     ("base", "expert", "live"),
     [
         (torch.float64, torch.float64, torch.float64),
+        (torch.float32, torch.float32, torch.float32),
         (torch.float32, torch.float64, torch.float32),  # as the differences of some adapters are
         (torch.bfloat16, torch.bfloat16, torch.float32),
     ],

@@ -17,12 +17,7 @@ import torch
 
 from fusion_adapting._collecting import collect_in_layers, find_owners
 from fusion_adapting._factored import Factored
-from fusion_adapting._live import (
-    build_live,
-    group_tied_names,
-    live_dtype,
-    merged_parameters,
-)
+from fusion_adapting._live import build_live, group_tied_names, live_dtype, merged_parameters
 from fusion_adapting._row_file import RowFile
 from fusion_adapting._sharing import Grain, choose_sharing
 from fusion_adapting._task_vectors import OnDisk, Resident, TaskVectors, pieces_of, rows_of

@@ -95,7 +95,8 @@ def find_full_strength(pool: ModelPool[Any], total: WeightSource, context: RunCo
     """Return the factor at which a sum contains the experts' task vectors at full strength.
 
     The projections of factor * (total - base) on the task vectors then have a mean of 1, weighted
-    by the task vectors' squared norms over all matrices.
+    by the task vectors' squared norms over all matrices. It is 1 for a sum that points away from
+    them.
     """
     raw = context.merge_matrices(pool, Linear((1.0,) * len(pool.experts)), extras={_TOTAL: total})
     matrices = [

@@ -6,7 +6,7 @@ import json
 import math
 from itertools import pairwise
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from fusion_core import Progress, run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
-from fusion_testing import CommandSuite, Mean
+from fusion_core.weights import StateDictSource
+from fusion_testing import CommandSuite, Mean, tiny_pool
 from pools_lm import plugin
 from pools_lm.config import LanguageConfig
 from pools_lm.pools import CausalPool
@@ -23,6 +24,7 @@ from pools_lm.smoke import after_run, memory
 from pools_lm.smoke.answers import repeats
 from pools_lm.smoke.command import smoke
 from pools_lm.smoke.directory import models_of_pool, source_models
+from pools_lm.smoke.interview import NamedModel
 from pools_lm.smoke.smoke_test import SmokeTest
 
 if TYPE_CHECKING:
@@ -227,6 +229,20 @@ def test_bits_per_byte_are_transformers_own_loss(merge: Path, chains: Chains) ->
             nats = compute_nats(chains.root / reader, chains.ids, ids)
             bits = nats / math.log(2) / len(text.encode())
             assert findings.bits[reader][author] == pytest.approx(bits, rel=1e-5)
+
+
+def test_an_adapter_is_built_in_the_dtype_of_its_base() -> None:
+    """Differences of some adapters are in fp64, so that a merge rounds once."""
+    pool = tiny_pool("mlp", dtype=torch.bfloat16)
+    assert pool.base is not None
+    differences = {
+        name: torch.zeros(info.shape, dtype=torch.float64) for name, info in pool.base.infos.items()
+    }
+    adapter = StateDictSource(differences)
+    adapter.is_delta = True
+    model = NamedModel("adapter", cast("Any", pool), adapter)
+    assert model.nbytes == NamedModel("base", cast("Any", pool), pool.base).nbytes
+    assert {value.dtype for value in model.build(CPU).parameters()} == {torch.bfloat16}
 
 
 @pytest.fixture

@@ -14,12 +14,13 @@ from pools_lm.tasks.prompts import Pair, Turn
 from pools_lm.tasks.scoring import log_likelihoods
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     import torch
     from torch import nn
 
     from fusion_core import WeightSource
+    from fusion_core.weights import TensorInfo
     from pools_lm.pools import LanguagePool
     from pools_lm.tasks.prompts import Prompts
 
@@ -36,16 +37,21 @@ class NamedModel:
 
     @property
     def nbytes(self) -> int:
-        """The stored size of its tensors in bytes."""
-        return sum(info.nbytes for info in self.weights.infos.values())
+        """The stored size of its tensors in bytes. An adapter has its base's."""
+        return sum(info.nbytes for info in self._infos)
 
     def build(self, device: torch.device) -> nn.Module:
         """Return a live model in the dtype of most of its stored values."""
         sizes: dict[torch.dtype, int] = {}
-        for info in self.weights.infos.values():
+        for info in self._infos:
             if info.dtype.is_floating_point:
                 sizes[info.dtype] = sizes.get(info.dtype, 0) + info.numel
         return self.pool.build(self.weights, dtype=max(sizes, key=sizes.__getitem__), device=device)
+
+    @property
+    def _infos(self) -> Collection[TensorInfo]:
+        """The tensors as stored. Some adapters' differences are in fp64, but no live model is."""
+        return (self.pool.reference if self.weights.is_delta else self.weights).infos.values()
 
 
 @dataclass

@@ -29,7 +29,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measuring import MB, Measures, child, headings, row
+from measuring import MB, Measures, child, headings, row, size_of
 from methods_known import Method, methods_of
 
 from fusion_core.commands import read_provenance
@@ -100,6 +100,7 @@ def _options() -> argparse.Namespace:
 def _run(bench: Bench, options: argparse.Namespace) -> None:
     methods = list(methods_of(json.loads(_child("registered")), options.methods))
     _child("build", str(bench.directory), str(options.size / MODELS))
+    bench.output = size_of(bench.directory / "base")
     bench.measure("bare", [sys.executable, "-c", "import torch"])
     _print_headings(bench)
     for method in methods:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ _BUFFER = os.urandom(16 * MB)
 #: Holds memory of a size, says so, and gives it back after some seconds.
 _HOLD = """
 import mmap, sys, time
-flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
+flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
 held = mmap.mmap(-1, int(sys.argv[1]), flags=flags)
 print(flush=True)
 time.sleep(float(sys.argv[2]))
@@ -53,17 +53,16 @@ class Measures:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.taken: dict[str, list[Usage]] = defaultdict(list)
-        #: the bytes of an output, of which as many are in memory before one is written
-        self.output = 1
+        #: the bytes of an output, or 0 before they are known
+        self.output = 0
 
     def measure(self, label: str, command: Sequence[str], **environment: str) -> None:
         """Sync the disks, run a command with further variables, and record its cost."""
         os.sync()
         start_up = self.start_up(label.partition(" ")[0])
-        with (
-            self._memory_in_use(max(0.0, start_up - _MARGIN)),
-            (self.directory / "log").open("w") as log,
-        ):
+        writes = self.output > 0 and start_up > 0
+        memory = self._memory_in_use(max(0.0, start_up - _MARGIN)) if writes else nullcontext()
+        with memory, (self.directory / "log").open("w") as log:
             started = time.perf_counter()
             variables = {**os.environ, **environment}
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables)
@@ -92,7 +91,6 @@ class Measures:
 
     def copy(self, label: str, files: Sequence[str] = ()) -> None:
         """Read files, write and sync as many bytes as the output has, and record the cost."""
-        size = size_of(self.directory / "ours")
         os.sync()
         with self._memory_in_use():
             pass
@@ -100,7 +98,7 @@ class Measures:
         subprocess.run(
             ["cat", *files], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True
         )
-        self._write(size)
+        self._write(self.output)
         seconds = time.perf_counter() - started
         self.taken[label].append(Usage(seconds, sum(os.times()[:4]) - cpu))
         (self.directory / "floor").unlink()

@@ -50,7 +50,7 @@ class NamedModel:
 
     @property
     def _infos(self) -> Collection[TensorInfo]:
-        """The tensors as stored. Some adapters' differences are in fp64, but no live model is."""
+        """The tensors as stored; of an adapter its base's: its differences may be in fp64."""
         return (self.pool.reference if self.weights.is_delta else self.weights).infos.values()
 
 

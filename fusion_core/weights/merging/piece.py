@@ -82,14 +82,18 @@ class Operands:
         return (*([] if self.base is None else [self.base]), *self.experts.values())
 
     def low_rank(self, name: str) -> list[LowRank] | None:
-        """Return each expert's difference from the base in a tensor as factors, None without.
+        """Return each expert's difference from the base in a tensor as factors, None without."""
+        parts = self.low_rank_parts(name)
+        known = [part for part in parts if part is not None]
+        return None if self.base is None or len(known) < len(parts) else known
+
+    def low_rank_parts(self, name: str) -> list[LowRank | None]:
+        """Return the same for each expert, or None for one without factors.
 
         A merge among the experts has none: its factors give the difference from its own base.
         """
         experts = self.experts.values()
-        parts = [expert.low_rank(name) if expert.is_delta else None for expert in experts]
-        known = [part for part in parts if part is not None]
-        return None if self.base is None or len(known) < len(parts) else known
+        return [expert.low_rank(name) if expert.is_delta else None for expert in experts]
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype to compute a tensor in: fp64 if a model has it in fp64, else fp32."""

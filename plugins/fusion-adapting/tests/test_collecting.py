@@ -50,13 +50,15 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def make_pool(model: type[nn.Module], rank: int) -> CheckpointsPool:
+def make_pool(model: type[nn.Module], rank: int | tuple[int, ...]) -> CheckpointsPool:
     torch.manual_seed(0)
     base: Any = model().double()
     experts = {name: copy.deepcopy(base) for name in "abc"}
-    for seed, expert in enumerate(experts.values()):
-        left, right = random(ROWS, rank, seed=seed), random(rank, COLUMNS, seed=seed + EXPERTS)
+    ranks = rank if isinstance(rank, tuple) else (rank,) * EXPERTS
+    for seed, (expert, own) in enumerate(zip(experts.values(), ranks, strict=True)):
+        left, right = random(ROWS, own, seed=seed), random(own, COLUMNS, seed=seed + EXPERTS)
         expert.layer.weight.data += 0.1 * left @ right
+        expert.layer.bias.data += own == ROWS  # a model that is no adapter
     return CheckpointsPool(CheckpointsConfig(base=base, models=experts))
 
 
@@ -65,11 +67,11 @@ def live_merge(
     storage: Any = "auto",
     grain: Any = "row+column",
     *,
-    rank: int = 2,
+    rank: int | tuple[int, ...] = 2,
     dtype: torch.dtype = torch.float64,
     **options: Any,
 ) -> LiveMerge:
-    """Return a live merge of experts whose task vectors have this rank, with some coefficients."""
+    """Return a live merge with some coefficients; the task vectors have this rank, or these."""
     pool = make_pool(model, rank)
     merged = RunContext().merge_matrices(pool, Linear((0.3,) * EXPERTS))
     choice: dict[str, Any] = {"storage": storage, "grain": grain, "dtype": dtype, **options}
@@ -150,28 +152,34 @@ def test_factors_that_are_hardly_smaller_than_the_matrix_are_not_worth_it() -> N
         assert (leaf.parameter.grad is None) == (rank <= limit)
 
 
-@pytest.mark.parametrize(("rank", "storage"), [(2, "auto"), (5, "auto"), (2, "fp32"), (2, "disk")])
+@pytest.mark.parametrize(
+    ("rank", "storage"),
+    [(2, "auto"), (5, "auto"), ((ROWS, 2, 2), "auto"), (2, "fp32"), (2, "disk")],
+)
 @pytest.mark.parametrize("bf16_passes", [True, False])
 def test_the_memory_of_adapters_is_known_from_headers(
-    rank: int, storage: Any, monkeypatch: pytest.MonkeyPatch, *, bf16_passes: bool
+    rank: Any, storage: Any, monkeypatch: pytest.MonkeyPatch, *, bf16_passes: bool
 ) -> None:
     live = live_merge(storage=storage, rank=rank, bf16_passes=bf16_passes)
     back_propagate(live)
     held = [*live.model.parameters()]
     held += [parameter.grad for parameter in held if parameter.grad is not None]
     for leaf in live.leaves:
-        vectors = vars(leaf.vectors).values()
+        vectors: Any = leaf.vectors
+        is_mixed = leaf.vectors.storage == "factors and float64"
+        parts = vars(vectors.factored) | {"rows": vectors.whole.rows} if is_mixed else vars(vectors)
         held += [
             value
-            for value in vectors
+            for value in parts.values()
             if isinstance(value, Tensor) and value.dtype.is_floating_point
         ]
 
     def low_rank(name: str) -> LowRank:
-        return LowRank(rank if name == "layer.weight" else 0, lambda: pytest.fail("it was read"))
+        return LowRank(rank_of[name], lambda: pytest.fail("it was read"))
 
+    rank_of = {"layer.weight": rank[-1] if isinstance(rank, tuple) else rank, "layer.bias": 0}
     pool = make_pool(Twice, rank)
-    for expert in pool.experts.values():
+    for expert in [*pool.experts.values()][isinstance(rank, tuple) :]:
         monkeypatch.setattr(expert, "is_delta", True)
         monkeypatch.setattr(expert, "low_rank", low_rank)
     counted = count_live_memory(pool, storage=storage, grain="row", bf16_passes=bf16_passes)

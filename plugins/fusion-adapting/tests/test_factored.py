@@ -79,6 +79,26 @@ def test_factors_give_the_merge_and_the_gradient_of_whole_task_vectors(
         torch.testing.assert_close(product, whole, **tolerance)
 
 
+@pytest.mark.parametrize("grain", ["tensor", "row", "column", "row+column"])
+def test_only_the_task_vectors_of_high_rank_stay_whole(
+    grain: str, low_rank_pool: Callable[[torch.dtype], CheckpointsPool]
+) -> None:
+    pool, results = low_rank_pool(torch.float64), []
+    middle: Any = [*pool.config.models.values()][1]
+    torch.nn.init.normal_(middle.get_parameter("1.weight"))
+    pool = type(pool)(pool.config)
+    for storage in ("fp32", "auto"):
+        live = _live(pool, storage, grain)
+        live.merge(_random(3, live.columns, dtype=torch.float64))
+        live.model(_random(5, 3, 4, 4, dtype=torch.float64)).square().sum().backward()
+        results.append([*(leaf.parameter.detach() for leaf in live.leaves), live.gradient()])
+    assert live.count_storage() == {"factors and float64": 1, "factors": 1, "float64": 2}
+    vectors: Any = next(leaf.vectors for leaf in live.leaves if leaf.names[0] == "1.weight")
+    assert len(vectors.whole.rows) == 1
+    for whole, product in zip(*results, strict=True):
+        torch.testing.assert_close(product, whole)
+
+
 def test_matrices_of_high_rank_stay_whole(make_pool: Callable[..., CheckpointsPool]) -> None:
     live = _live(make_pool("mlp"), "auto", "row")
     assert not any(isinstance(leaf.vectors, Factored) for leaf in live.leaves)

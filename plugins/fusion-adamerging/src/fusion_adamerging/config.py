@@ -96,8 +96,8 @@ class CoefficientSearchConfig(SearchConfig):
     task_vectors: Literal["auto", "fp32", "bf16", "disk"] = "auto"
     """Where to hold task vectors: in memory as fp32 or bf16, or on disk and read in every step.
     After a transform, `disk` writes them to a temporary file next to the output, in fp32.
-    `auto` holds matrices whose task vectors have low rank, as those of adapters, as factors if
-    these are smaller than the matrix, and everything else as fp32."""
+    `auto` holds task vectors of low rank, as those of adapters, as factors if those of as many
+    experts are smaller than the matrix, and everything else as fp32."""
 
     @property
     @abstractmethod

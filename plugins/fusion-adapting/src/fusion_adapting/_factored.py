@@ -7,7 +7,7 @@ factor. So neither the merge nor the gradient of the coefficients needs a whole 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusion_adapting._sharing import Sharing
-    from fusion_adapting._task_vectors import Resident
+    from fusion_adapting._task_vectors import Resident, TaskVectors
+    from fusion_core.weights import Components
 
 
 def most_directions(shape: Sequence[int], experts: int) -> int:
@@ -35,6 +36,27 @@ def is_collected(factors: int, numel: int) -> bool:
     Four products with factors take the place of one with the shape of the weight.
     """
     return 2 * factors <= numel
+
+
+def factorise(vectors: Resident) -> TaskVectors:
+    """Return one matrix's task vectors, those of low rank as factors.
+
+    The rank is low if the factors of all experts would be smaller than the matrix with it.
+    """
+    sharing, shape = vectors.sharing, vectors.sharing.info.shape
+    if not is_matrix(shape) or isinstance(sharing, ByComponent):
+        return vectors
+    matrices = vectors.rows.view(-1, *shape)
+    most = most_directions(shape, len(matrices))
+    found = [find_few_components(matrix, most) for matrix in matrices]
+    parts = [part for part in found if part is not None]
+    if not parts:
+        return vectors
+    factored = Factored.of(sharing, vectors.base, parts)
+    if len(parts) == len(found):
+        return factored
+    is_low = torch.tensor([part is not None for part in found], device=matrices.device)
+    return PartlyFactored(factored, replace(vectors, rows=vectors.rows[~is_low]), is_low)
 
 
 @dataclass(frozen=True)
@@ -54,26 +76,13 @@ class Factored:
     storage = "factors"
 
     @classmethod
-    def of(cls, vectors: Resident) -> Factored | None:
-        """Return the factors of one matrix's task vectors in the dtype of the computation.
-
-        Returns None unless the factors of all experts are smaller than the matrix.
-        """
-        sharing, shape = vectors.sharing, vectors.sharing.info.shape
-        if not is_matrix(shape) or isinstance(sharing, ByComponent):
-            return None
-        matrices = vectors.rows.view(-1, *shape)
-        most, parts = most_directions(shape, len(matrices)), []
-        for matrix in matrices:
-            components = find_few_components(matrix, most)
-            if components is None:
-                return None
-            parts.append(components)
+    def of(cls, sharing: Sharing, base: Tensor, parts: Sequence[Components]) -> Factored:
+        """Return the task vectors that have these components."""
         owner = [number for number, part in enumerate(parts) for _ in range(part.rank)]
-        owners = torch.tensor(owner, dtype=torch.long, device=matrices.device)
+        owners = torch.tensor(owner, dtype=torch.long, device=base.device)
         left = torch.cat([part.left for part in parts], dim=1)
         right = torch.cat([(part.right * part.values).T for part in parts])
-        return cls(sharing, vectors.base, left, right, owners, len(parts))
+        return cls(sharing, base, left, right, owners, len(parts))
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Add the products of scaled factors to the base."""
@@ -131,3 +140,40 @@ class Factored:
             by_row, by_column = torch.split(coefficients / 2, list(self.sharing.info.shape), dim=1)
             yield self.left * by_row.T, self.right
             yield self.left, self.right * by_column
+
+
+@dataclass(frozen=True)
+class PartlyFactored:
+    """A matrix's task vectors, of which only some have low rank: a DoRA adapter's has not."""
+
+    factored: Factored
+    whole: Resident
+    #: for each expert, whether its task vector is held as factors
+    is_low: Tensor
+
+    @property
+    def sharing(self) -> Sharing:
+        """Which elements share a coefficient."""
+        return self.whole.sharing
+
+    @property
+    def base(self) -> Tensor:
+        """The base, of shape (elements,)."""
+        return self.whole.base
+
+    @property
+    def storage(self) -> str:
+        """Both."""
+        return f"{self.factored.storage} and {self.whole.storage}"
+
+    def merge(self, coefficients: Tensor, out: Tensor) -> None:
+        """Add the products of scaled factors to the base, then the other task vectors."""
+        self.factored.merge(coefficients[self.is_low], out)
+        self.whole.add(coefficients[~self.is_low], out)
+
+    def project(self, gradient: Tensor) -> Tensor:
+        """Project the gradient onto all task vectors, in the experts' order."""
+        of_low, of_whole = self.factored.project(gradient), self.whole.project(gradient)
+        projected = of_whole.new_empty(len(self.is_low), of_whole.shape[1])
+        projected[self.is_low], projected[~self.is_low] = of_low, of_whole
+        return projected

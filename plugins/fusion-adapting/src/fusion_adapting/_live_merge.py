@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from fusion_adapting._collecting import collect_in_layers, find_owners
-from fusion_adapting._factored import Factored
+from fusion_adapting._factored import Factored, factorise
 from fusion_adapting._live import build_live, group_tied_names, live_dtype, merged_parameters
 from fusion_adapting._row_file import RowFile
 from fusion_adapting._sharing import Grain, choose_sharing
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     #: stores the task vectors of a parameter, or of one matrix in it
     Store = Callable[[Sharing, nn.Parameter], TaskVectors]
 
-#: `auto`: as factors where the rank is so low that they are smaller than a matrix, else in fp32.
+#: `auto`: each as factors if its rank is so low that those of as many experts are smaller than the
+#: matrix, else in fp32.
 Storage = Literal["auto", "fp32", "bf16", "disk"]
 
 
@@ -197,8 +198,7 @@ def _choose_storage(
     def hold(sharing: Sharing, parameter: nn.Parameter) -> TaskVectors:
         stored = torch.bfloat16 if storage == "bf16" else parameter.dtype
         whole = Resident.read(merged, kernel, sharing, like=parameter, dtype=stored)
-        factored = Factored.of(whole) if storage == "auto" else None
-        return whole if factored is None else factored
+        return factorise(whole) if storage == "auto" else whole
 
     return hold
 

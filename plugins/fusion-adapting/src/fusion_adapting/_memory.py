@@ -15,39 +15,38 @@ if TYPE_CHECKING:
     from fusion_core import ModelPool
     from fusion_core.weights import TensorInfo
 
+#: The grains of singular components, which are taken of whole task vectors.
+_BY_COMPONENT = {"rank", "component"}
+
 
 def count_live_memory(
     pool: ModelPool[Any], *, storage: Storage, grain: Grain, bf16_passes: bool
 ) -> int:
     """Return the bytes of a `LiveMerge` of a pool, without the singular vectors of components.
 
-    Task vectors count as factors if the experts are adapters. Full models whose differences turn
-    out to have low rank take less than this.
+    Task vectors of adapters count as factors. Full models whose differences turn out to have low
+    rank take less than this.
     """
     operands = Operands(pool.base, pool.experts)
 
     def count(info: TensorInfo) -> int:
         wide = max(info.dtype.itemsize, torch.float32.itemsize)
         weight, base = wide * info.numel, info.dtype.itemsize * info.numel
-        parts = operands.low_rank(info.name)
-        ranks = None if parts is None else [part.rank for part in parts]
-        if not info.dtype.is_floating_point or (ranks is not None and not any(ranks)):
+        parts = operands.low_rank_parts(info.name)
+        ranks = [None if part is None else part.rank for part in parts]
+        if not info.dtype.is_floating_point or all(rank == 0 for rank in ranks):
             return weight  # no expert changed it
         if storage == "disk":
             return 2 * weight
-        experts = len(pool.experts)
-        is_low = (
-            ranks is not None
-            and is_matrix(info.shape)
-            and max(ranks) <= most_directions(info.shape, experts)
-        )
-        if ranks is None or storage != "auto" or not is_low or grain in {"rank", "component"}:
-            width = torch.bfloat16.itemsize if storage == "bf16" else wide
-            return 2 * weight + base + experts * width * info.numel
-        factors = sum(ranks) * sum(info.shape)
-        if not is_collected(factors, info.numel):
-            return 2 * weight + base + wide * factors
+        has_factors = storage == "auto" and is_matrix(info.shape) and grain not in _BY_COMPONENT
+        most = most_directions(info.shape, len(ranks)) if has_factors else -1
+        low = [rank for rank in ranks if rank is not None and rank <= most]
+        factors, whole = sum(low) * sum(info.shape), len(ranks) - len(low)
+        width = torch.bfloat16.itemsize if storage == "bf16" else wide
+        stored = base + wide * factors + whole * width * info.numel
+        if whole or not is_collected(factors, info.numel):
+            return 2 * weight + stored
         live = torch.bfloat16.itemsize * info.numel if bf16_passes else weight
-        return live + base + wide * factors
+        return live + stored
 
     return sum(map(count, pool.reference.infos.values()))

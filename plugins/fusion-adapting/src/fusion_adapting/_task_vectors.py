@@ -1,8 +1,9 @@
 """Task vectors of a live merge: in memory as one matrix per parameter, or read in every step.
 
-A third kind, `Factored`, has its own module. All kinds compute two products with the rows that the
-final merge combines: coefficients @ rows, the merge, and rows @ gradient, the gradient of the
-coefficients. `Sharing` says how to compute them, and between which elements a tensor may be cut.
+Two further kinds, `Factored` and `PartlyFactored`, have their own module. All kinds compute two
+products with the rows that the final merge combines: coefficients @ rows, the merge, and rows @
+gradient, the gradient of the coefficients. `Sharing` says how to compute them, and between which
+elements a tensor may be cut.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class TaskVectors(Protocol):
 
     @property
     def storage(self) -> str:
-        """How the task vectors are held: "factors", a dtype, or "disk"."""
+        """How the task vectors are held: "factors", a dtype, both, or "disk"."""
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Write base + coefficients @ task vectors into `out`, of shape (elements,).
@@ -88,8 +89,12 @@ class Resident:
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Combine base and task vectors."""
+        self.add(coefficients, out.copy_(self.base))
+
+    def add(self, coefficients: Tensor, out: Tensor) -> None:
+        """Add the task vectors, scaled, to `out`."""
         for start, stop, rows in self._blocks(out.dtype):
-            merged = out[start:stop].copy_(self.base[start:stop])
+            merged = out[start:stop]
             self.sharing.combine(start, merged, rows, coefficients, merged)
 
     def project(self, gradient: Tensor) -> Tensor:

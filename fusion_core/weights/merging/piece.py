@@ -88,7 +88,7 @@ class Operands:
         return None if self.base is None or len(known) < len(parts) else known
 
     def low_rank_parts(self, name: str) -> list[LowRank | None]:
-        """Return the same for each expert, or None for one without factors.
+        """Return each expert's difference from the base as factors, or None for one without.
 
         A merge among the experts has none: its factors give the difference from its own base.
         """

@@ -55,10 +55,10 @@ def make_pool(model: type[nn.Module], rank: int | tuple[int, ...]) -> Checkpoint
     base: Any = model().double()
     experts = {name: copy.deepcopy(base) for name in "abc"}
     ranks = rank if isinstance(rank, tuple) else (rank,) * EXPERTS
-    for seed, (expert, own) in enumerate(zip(experts.values(), ranks, strict=True)):
-        left, right = random(ROWS, own, seed=seed), random(own, COLUMNS, seed=seed + EXPERTS)
+    for seed, (expert, size) in enumerate(zip(experts.values(), ranks, strict=True)):
+        left, right = random(ROWS, size, seed=seed), random(size, COLUMNS, seed=seed + EXPERTS)
         expert.layer.weight.data += 0.1 * left @ right
-        expert.layer.bias.data += own == ROWS  # a model that is no adapter
+        expert.layer.bias.data += size == ROWS  # a model that is no adapter
     return CheckpointsPool(CheckpointsConfig(base=base, models=experts))
 
 

@@ -48,14 +48,14 @@ def factorise(vectors: Resident) -> TaskVectors:
         return vectors
     matrices = vectors.rows.view(-1, *shape)
     most = most_directions(shape, len(matrices))
-    found = [find_few_components(matrix, most) for matrix in matrices]
-    parts = [part for part in found if part is not None]
+    by_expert = [find_few_components(matrix, most) for matrix in matrices]
+    parts = [part for part in by_expert if part is not None]
     if not parts:
         return vectors
     factored = Factored.of(sharing, vectors.base, parts)
-    if len(parts) == len(found):
+    if len(parts) == len(by_expert):
         return factored
-    is_low = torch.tensor([part is not None for part in found], device=matrices.device)
+    is_low = torch.tensor([part is not None for part in by_expert], device=matrices.device)
     return PartlyFactored(factored, replace(vectors, rows=vectors.rows[~is_low]), is_low)
 
 

@@ -157,13 +157,8 @@ class PartlyFactored:
         return self.whole.sharing
 
     @property
-    def base(self) -> Tensor:
-        """The base, of shape (elements,)."""
-        return self.whole.base
-
-    @property
     def storage(self) -> str:
-        """Both."""
+        """How both are held."""
         return f"{self.factored.storage} and {self.whole.storage}"
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:

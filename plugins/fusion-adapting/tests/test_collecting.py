@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_adapting import LiveMerge, count_live_memory, replace_parameters
+from fusion_adapting._factored import PartlyFactored
 from fusion_core import RunContext
 from fusion_core.weights import Linear, LowRank
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
@@ -166,8 +167,9 @@ def test_the_memory_of_adapters_is_known_from_headers(
     held += [parameter.grad for parameter in held if parameter.grad is not None]
     for leaf in live.leaves:
         vectors: Any = leaf.vectors
-        is_mixed = leaf.vectors.storage == "factors and float64"
-        parts = vars(vectors.factored) | {"rows": vectors.whole.rows} if is_mixed else vars(vectors)
+        parts = vars(vectors)
+        if isinstance(vectors, PartlyFactored):  # both parts have the same base
+            parts = vars(vectors.factored) | {"rows": vectors.whole.rows}
         held += [
             value
             for value in parts.values()

@@ -30,6 +30,13 @@ def _live(pool: CheckpointsPool, storage: Any, grain: Any) -> LiveMerge:
     return LiveMerge(pool, merged, torch.device("cpu"), storage=storage, grain=grain, dtype=dtype)
 
 
+def _merge_and_differentiate(live: LiveMerge) -> list[torch.Tensor]:
+    """Return the merged parameters and the gradient for some coefficients and inputs."""
+    live.merge(_random(3, live.columns, dtype=live.dtype))
+    live.model(_random(5, 3, 4, 4, dtype=live.dtype)).square().sum().backward()
+    return [*(leaf.parameter.detach() for leaf in live.leaves), live.gradient()]
+
+
 @pytest.fixture
 def low_rank_pool(
     make_pool: Callable[..., CheckpointsPool],
@@ -60,9 +67,7 @@ def test_factors_give_the_merge_and_the_gradient_of_whole_task_vectors(
     pool, results = low_rank_pool(dtype), []
     for storage in ("fp32", "auto"):
         live = _live(pool, storage, grain)
-        live.merge(_random(3, live.columns, dtype=dtype))
-        live.model(_random(5, 3, 4, 4, dtype=dtype)).square().sum().backward()
-        results.append([*(leaf.parameter.detach() for leaf in live.leaves), live.gradient()])
+        results.append(_merge_and_differentiate(live))
     kinds = {leaf.names[0]: type(leaf.vectors) is Factored for leaf in live.leaves}
     is_factored = grain != "rank"
     assert kinds == {
@@ -85,13 +90,12 @@ def test_only_the_task_vectors_of_high_rank_stay_whole(
 ) -> None:
     pool, results = low_rank_pool(torch.float64), []
     middle: Any = [*pool.config.models.values()][1]
-    torch.nn.init.normal_(middle.get_parameter("1.weight"))
+    weight = middle.get_parameter("1.weight").data
+    weight.copy_(_random(*weight.shape, dtype=weight.dtype))
     pool = type(pool)(pool.config)
     for storage in ("fp32", "auto"):
         live = _live(pool, storage, grain)
-        live.merge(_random(3, live.columns, dtype=torch.float64))
-        live.model(_random(5, 3, 4, 4, dtype=torch.float64)).square().sum().backward()
-        results.append([*(leaf.parameter.detach() for leaf in live.leaves), live.gradient()])
+        results.append(_merge_and_differentiate(live))
     assert live.count_storage() == {"factors and float64": 1, "factors": 1, "float64": 2}
     vectors: Any = next(leaf.vectors for leaf in live.leaves if leaf.names[0] == "1.weight")
     assert len(vectors.whole.rows) == 1

@@ -86,7 +86,11 @@ class Factored:
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Add the products of scaled factors to the base."""
-        merged = out.copy_(self.base).view(self.sharing.info.shape)
+        self.add(coefficients, out.copy_(self.base))
+
+    def add(self, coefficients: Tensor, out: Tensor) -> None:
+        """Add the products of scaled factors to `out`."""
+        merged = out.view(self.sharing.info.shape)
         for left, right in self._scaled(coefficients[self.owner]):
             merged.addmm_(left, right)
 
@@ -162,9 +166,9 @@ class PartlyFactored:
         return f"{self.factored.storage} and {self.whole.storage}"
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
-        """Add the products of scaled factors to the base, then the other task vectors."""
-        self.factored.merge(coefficients[self.is_low], out)
-        self.whole.add(coefficients[~self.is_low], out)
+        """Add the whole task vectors to the base, then the products of scaled factors."""
+        self.whole.merge(coefficients[~self.is_low], out)
+        self.factored.add(coefficients[self.is_low], out)
 
     def project(self, gradient: Tensor) -> Tensor:
         """Project the gradient onto all task vectors, in the experts' order."""

@@ -89,12 +89,8 @@ class Resident:
 
     def merge(self, coefficients: Tensor, out: Tensor) -> None:
         """Combine base and task vectors."""
-        self.add(coefficients, out.copy_(self.base))
-
-    def add(self, coefficients: Tensor, out: Tensor) -> None:
-        """Add the task vectors, scaled, to `out`."""
         for start, stop, rows in self._blocks(out.dtype):
-            merged = out[start:stop]
+            merged = out[start:stop].copy_(self.base[start:stop])
             self.sharing.combine(start, merged, rows, coefficients, merged)
 
     def project(self, gradient: Tensor) -> Tensor:

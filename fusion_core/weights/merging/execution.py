@@ -155,9 +155,15 @@ def is_in_process(executor: Executor) -> bool:
     return bool(getattr(executor, "in_process", known))
 
 
-def group_into_units(pieces: Sequence[PartT], executor: Executor) -> Iterator[Sequence[PartT]]:
-    """Group pieces of work into units that are worth submitting to an executor."""
+def group_into_units(
+    pieces: Sequence[PartT], executor: Executor, pieces_per_block: int = 1
+) -> Iterator[Sequence[PartT]]:
+    """Group pieces of work into units that are worth submitting to an executor.
+
+    `pieces_per_block` of them are as much work as a block of a tensor.
+    """
     size = _PIECES_PER_UNIT if is_in_process(executor) else _PIECES_PER_MESSAGE
+    size *= pieces_per_block
     return (pieces[start : start + size] for start in range(0, len(pieces), size))
 
 

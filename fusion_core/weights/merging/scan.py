@@ -38,6 +38,8 @@ class Scan:
     executor: Executor
     #: the finest cut at which the operands can be read
     cut: Cut = Cut.ELEMENT
+    #: runs of a sample that have as many elements as a block
+    _runs_per_block: int = 1
 
     def __call__(
         self,
@@ -62,7 +64,8 @@ class Scan:
         """Do what a call does, but share nothing between merges: for large results."""
         total = initial
         work = _Work(self.operands, kernel, self.cut, joins=not is_in_process(self.executor))
-        for results in run_all(self.executor, work, group_into_units(self.blocks, self.executor)):
+        units = group_into_units(self.blocks, self.executor, self._runs_per_block)
+        for results in run_all(self.executor, work, units):
             for result in results:
                 total = fold(total, result)
         return total
@@ -88,10 +91,10 @@ class Scan:
         blocks = [block for block in self.blocks if block[0].numel]
         blocks = blocks[:: max(1, len(blocks) * _SHORTEST_RUN // max(numel, 1))]
         total = sum(stop - start for _, (start, stop) in blocks)
-        sample = replace(self)
+        share = numel / max(total, 1)
+        sample = replace(self, _runs_per_block=max(1, int(1 / share)))
         sample.__dict__["blocks"] = [
-            (info, _run_within(span, numel / max(total, 1), number))
-            for number, (info, span) in enumerate(blocks)
+            (info, _run_within(span, share, number)) for number, (info, span) in enumerate(blocks)
         ]
         return sample
 

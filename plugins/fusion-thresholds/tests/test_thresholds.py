@@ -109,7 +109,6 @@ def test_a_wrong_guess_still_gives_the_exact_result(
         patch.setattr(sampling, "_SAMPLED", data.draw(st.integers(1, 8)))
         patch.setattr(sampling, "_MARGIN", data.draw(st.sampled_from([0, 0.5, 6])))
         patch.setattr(selection, "_UNTALLIED", data.draw(st.sampled_from([0, 10])))
-        patch.setattr(tally, "_MANY", data.draw(st.sampled_from([1, 2**15])))
         patch.setattr(tally, "_MOST_LISTED", data.draw(st.sampled_from([0, 10, 2**17])))
         patch.setattr(tally, "_GUESSED_BITS", data.draw(st.sampled_from([1, 12, 20])))
         assert_exact({"x": tensor[:cut], "y": tensor[cut:]}, k=k)

@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy.typing as npt
 
 #: Bits of a bin's number. A guessed window holds few values, so it may have many bins. A window
 #: that holds everything gets fewer bins, because every block fills them.
@@ -21,10 +24,6 @@ _GUESSED_BITS, _UNGUESSED_BITS = 20, 16
 _GROUP = 2**10
 #: Up to this many values of a window are listed, which is faster than clearing the bins.
 _MOST_LISTED = 2**17
-#: Among this many numbers or more, `kth_largest` counts so many bits at a time.
-_MANY, _LEADING_BITS = 2**15, 13
-#: It selects numbers if they are less than one in so many.
-_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,7 @@ class Tally:
     def bin_of_kth(self, k: int) -> int:
         """Return the bin of the k-th largest value in the window."""
         if self.counts is None:
-            span = self.search.high - self.search.low
-            return kth_largest(torch.cat(self.listed), k, span >> self.search.shift)
+            return kth_largest(torch.cat(self.listed).numpy(), k)
         group, k = bin_and_rank(self.counts.view(-1, _GROUP).sum(1), k)
         number, _ = bin_and_rank(self.counts[group * _GROUP : (group + 1) * _GROUP], k)
         return group * _GROUP + number
@@ -132,24 +130,10 @@ def bin_and_rank(counts: torch.Tensor, k: int) -> tuple[int, int]:
     return number, k - int(counts[number + 1 :].sum())
 
 
-def kth_largest(numbers: torch.Tensor, k: int, top: int) -> int:
-    """Return the k-th largest of some integers from 0 to `top`.
-
-    Among many numbers, it counts leading bits, and then the next ones of the numbers that have the
-    right ones. These are selected if they are few: selecting takes longer than counting all.
-    """
-    low, bits = 0, top.bit_length()
-    while len(numbers) >= _MANY and bits:
-        shift = max(0, bits - _LEADING_BITS)
-        bins = 1 << (bits - shift)
-        # The first and the last place count what lies below and above.
-        places = (numbers >> shift).sub_((low >> shift) - 1).clamp_(0, bins + 1)
-        counts = torch.bincount(places, minlength=bins + 2)
-        number, k = bin_and_rank(counts[1:-1], k)
-        low, bits = low + (number << shift), shift
-        if _FEW * int(counts[number + 1]) < len(numbers):
-            numbers = select_by_mask(numbers, places == number + 1)
-    return int(numbers.kthvalue(len(numbers) + 1 - k).values) if bits else low
+def kth_largest(numbers: npt.NDArray[np.integer], k: int) -> int:
+    """Return the k-th largest of some integers."""
+    position = len(numbers) - k
+    return int(np.partition(numbers, position)[position])
 
 
 def select_by_mask(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch.nn.functional import pad
 
 from fusion_core.weights import call_on_piece
 from fusion_thresholds._tally import Search, kth_largest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
 
     from fusion_core.weights import Piece, Scan
 
@@ -80,10 +82,10 @@ def guess_windows(scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dty
     magnitudes = torch.cat(
         sample.fold(Magnitudes(rows, dtype, stride), lambda runs, run: [*runs, run], empty), dim=1
     )
-    lengths = torch.tensor([math.ceil((stop - start) / stride) for _, (start, stop) in blocks])
+    lengths = np.array([math.ceil((stop - start) / stride) for _, (start, stop) in blocks])
     samples = [
         _Sample(row, rank / scan.numel, top)
-        for row, rank in zip(cycle(magnitudes), ranks, strict=False)
+        for row, rank in zip(cycle(magnitudes.numpy()), ranks, strict=False)
     ]
     return _guess(samples, lengths)
 
@@ -92,7 +94,7 @@ def guess_windows(scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dty
 class _Sample:
     """Some magnitudes of one row, the fraction of all that are to lie above, and the largest."""
 
-    magnitudes: torch.Tensor
+    magnitudes: npt.NDArray[np.signedinteger]
     fraction: float
     top: int
 
@@ -106,28 +108,29 @@ class _Sample:
         rank = self.fraction * len(self.magnitudes)
         margin = _MARGIN * inflation * self.deviation + _MARGIN
         above, below = int(rank - margin), math.ceil(rank + margin)
-        high = self.top if above < 1 else kth_largest(self.magnitudes, above, self.top)
+        high = self.top if above < 1 else kth_largest(self.magnitudes, above)
         is_all = below > len(self.magnitudes)
-        low = 0 if is_all else kth_largest(self.magnitudes, below, self.top)
-        from_low = self.magnitudes >= low
-        inside = from_low.count_nonzero() - (self.magnitudes > high).count_nonzero()
-        return Guess(Search(0, self.top, low, high), int(inside) / len(self.magnitudes))
+        low = 0 if is_all else kth_largest(self.magnitudes, below)
+        inside = np.count_nonzero(self.magnitudes >= low)
+        inside -= np.count_nonzero(self.magnitudes > high)
+        return Guess(Search(0, self.top, low, high), inside / len(self.magnitudes))
 
-    def measure_inflation(self, bound: int, lengths: torch.Tensor) -> float:
+    def measure_inflation(self, bound: int, lengths: npt.NDArray[np.signedinteger]) -> float:
         """Return by how much runs of these lengths deviate more than single entries.
 
         It is estimated from the difference between the halves of each run, so that it leaves out
         how blocks and tensors differ: the sample has runs from all of them.
         """
-        before = pad((self.magnitudes >= bound).cumsum(0, dtype=torch.int32), (1, 0))
-        starts, halves = lengths.cumsum(0) - lengths, lengths // 2
+        before = np.zeros(len(self.magnitudes) + 1, dtype=np.int32)
+        np.cumsum(self.magnitudes >= bound, dtype=np.int32, out=before[1:])
+        starts, halves = lengths.cumsum() - lengths, lengths // 2
         first, whole = (before[starts + part] - before[starts] for part in (halves, lengths))
         share = before[-1] / len(self.magnitudes)
         excess = (whole - first) - first - share * (lengths - 2 * halves)
-        return math.sqrt(float(excess.square().sum())) / max(self.deviation, 1.0)
+        return float(np.linalg.norm(excess)) / max(self.deviation, 1.0)
 
 
-def _guess(samples: Sequence[_Sample], lengths: torch.Tensor) -> list[Guess]:
+def _guess(samples: Sequence[_Sample], lengths: npt.NDArray[np.signedinteger]) -> list[Guess]:
     """Return the guesses of samples that consist of runs of these lengths.
 
     Neighbours in a tensor are alike, so they are less certain than samples of single entries. By

@@ -45,10 +45,10 @@ class _Inside:
         occupied = counts.nonzero().squeeze(1)
         return cls(occupied, changes[occupied], counts[occupied])
 
-    def kth_largest(self, k: int, top: int) -> int:
-        """Return the k-th largest offset, of which `top` is the largest possible."""
+    def kth_largest(self, k: int) -> int:
+        """Return the k-th largest offset."""
         if self.counts is None:
-            return kth_largest(self.offsets, k, top)
+            return kth_largest(self.offsets.numpy(), k)
         number, _ = bin_and_rank(self.counts, k)
         return int(self.offsets[number])
 
@@ -100,8 +100,7 @@ class _Poll:
             return window.narrow(rank, Tally(window, above, inside))
         if self._magnitudes is None:
             return Search(window.low, window.high, window.low, window.high)
-        width = self._widths[expert] - 1
-        key = window.low + self._magnitudes[expert].kth_largest(rank - above, width)
+        key = window.low + self._magnitudes[expert].kth_largest(rank - above)
         return Search(key, key, key, key)
 
     def votes(self, keys: Sequence[int], weights: torch.Tensor) -> int | None:

@@ -31,8 +31,9 @@ from fusion_kernels.loops.strips import (
     strip_of,
 )
 
-#: The strips of the sum of what is above windows, and of how many magnitudes are inside of them.
-_TOTAL, _CROWD = OWN, OWN + 1
+#: The strips of the sum of what is above windows, of how many magnitudes are inside of them, and of
+#: the sum of what is above or inside.
+_TOTAL, _CROWD, _SUM_WITH = OWN, OWN + 1, OWN + 2
 
 
 @inlined
@@ -46,8 +47,11 @@ def _add_above(
     row: Floats,
     total: Floats,
     crowd: Words,
+    sum_with: Floats,
 ) -> tuple[int, np.uint32]:
     """Read a row, add its weighted entries above a window, and count those inside by position.
+
+    `sum_with` receives the sum of those above or inside.
 
     Returns how many magnitudes are not below the window, and the bits of the largest.
     """
@@ -60,23 +64,13 @@ def _add_above(
         at_least = np.int32(at_least + np.int32(magnitude >= low))
         crowd[i] += np.uint32(np.uint32(magnitude - low) <= width)
         total[i] += (value if magnitude > high else ZERO) * weight
+        sum_with[i] += (value if magnitude >= low else ZERO) * weight
     return int(at_least), largest
 
 
 @inlined
 def _sign(number: np.float32) -> int:
     return int(number > ZERO) - int(number < ZERO)
-
-
-@inlined
-def _vote_of(scratch: int, experts: int, windows: int, weights: Floats, i: int) -> int:
-    """Return the vote of an entry whose magnitudes inside windows are kept."""
-    total = ZERO
-    for expert in range(experts):
-        value = row_of(scratch, expert)[i]
-        is_kept = magnitude_of(value) >= np.uint32(integers(windows)[3 * expert])
-        total += (value if is_kept else ZERO) * weights[expert]
-    return _sign(total)
 
 
 @inlined
@@ -92,7 +86,6 @@ def _list_group(
     parts: int,
     scratch: int,
     windows: int,
-    weights: Floats,
     counts: int,
     bins: int,
     changes: int,
@@ -106,13 +99,14 @@ def _list_group(
     layout, counted, bounds = integers(parts), integers(counts), integers(windows)
     experts, room = layout[EXPERTS], layout[ELEMENTS] + 1
     total, crowd = strip_of(scratch, _TOTAL), words(address_of(scratch, _CROWD))
+    sum_with = strip_of(scratch, _SUM_WITH)
     waiting = mask_above(address_of(scratch, _CROWD) + 4 * begin, np.uint32(0))
     while waiting != np.uint64(0):
         i = begin + first_bit(waiting)
         waiting &= waiting - np.uint64(1)
         sign, change = _sign(total[i]), 0
         if crowd[i] == 1:
-            change = _vote_of(scratch, experts, windows, weights, i) - sign
+            change = _sign(sum_with[i]) - sign
         else:
             counted[2 * experts] -= sign
             rows = floats(crowded + 4 * experts * counted[2 * experts + 1])
@@ -160,22 +154,24 @@ def poll(
     layout, counted, bounds = integers(parts), integers(counts), integers(windows)
     factors, experts = floats(weights), layout[EXPERTS]
     total, crowd = strip_of(scratch, _TOTAL), words(address_of(scratch, _CROWD))
+    sum_with = strip_of(scratch, _SUM_WITH)
     largest = np.uint32(0)
     for start in range(0, layout[ELEMENTS], STRIP):
         size = min(STRIP, layout[ELEMENTS] - start)
         read_base(parts, scratch, start, size)
         fill(total, ZERO, size)
+        fill(sum_with, ZERO, size)
         fill(strip_of(scratch, _CROWD), ZERO, STRIP)
         for expert in range(experts):
             low, high = np.uint32(bounds[3 * expert]), np.uint32(bounds[3 * expert + 1])
             row = row_of(scratch, expert)
-            rest = (size, low, high, factors[expert], row, total, crowd)
+            rest = (size, low, high, factors[expert], row, total, crowd, sum_with)
             number, highest = over_expert(_add_above, parts, scratch, expert, start, rest)
             largest = max(largest, highest)
             counted[expert] += number
         counted[2 * experts] += _sum_signs(total, size)
         for begin in range(0, size, GROUP):
-            _list_group(parts, scratch, windows, factors, counts, bins, changes, crowded, begin)
+            _list_group(parts, scratch, windows, counts, bins, changes, crowded, begin)
     _close_gaps(bins, changes, counts, experts, layout[ELEMENTS] + 1)
     for expert in range(experts):
         counted[expert] -= counted[experts + expert]

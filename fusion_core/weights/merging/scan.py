@@ -92,7 +92,7 @@ class Scan:
         blocks = blocks[:: max(1, len(blocks) * _SHORTEST_RUN // max(numel, 1))]
         total = sum(stop - start for _, (start, stop) in blocks)
         share = numel / max(total, 1)
-        sample = replace(self, _runs_per_block=max(1, int(1 / share)))
+        sample = replace(self, _runs_per_block=max(1, total // max(numel, 1)))
         sample.__dict__["blocks"] = [
             (info, _run_within(span, share, number)) for number, (info, span) in enumerate(blocks)
         ]

@@ -10,7 +10,7 @@ from fusion_core.weights.merging.compiled import blocks_at_once, call_on_piece
 from fusion_core.weights.merging.execution import group_into_units, is_in_process, run_all
 from fusion_core.weights.merging.piece import Operands, Piece
 from fusion_core.weights.merging.result_cache import shared_pass
-from fusion_core.weights.source import Cut
+from fusion_core.weights.source import BLOCK, Cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Fewer elements than this are not worth the calls that read them.
 _SHORTEST_RUN = 128
+#: The most runs that a worker takes at once in the place of one block: each has a cost of its own.
+_MOST_RUNS = 32
 _GOLDEN = 0.6180339887498949
 
 PartT = TypeVar("PartT")
@@ -38,8 +40,6 @@ class Scan:
     executor: Executor
     #: the finest cut at which the operands can be read
     cut: Cut = Cut.ELEMENT
-    #: runs of a sample that have as many elements as a block
-    _runs_per_block: int = 1
 
     def __call__(
         self,
@@ -64,7 +64,9 @@ class Scan:
         """Do what a call does, but share nothing between merges: for large results."""
         total = initial
         work = _Work(self.operands, kernel, self.cut, joins=not is_in_process(self.executor))
-        units = group_into_units(self.blocks, self.executor, self._runs_per_block)
+        longest = max((stop - start for _, (start, stop) in self.blocks), default=BLOCK)
+        per_block = min(max(1, BLOCK // max(longest, 1)), _MOST_RUNS)
+        units = group_into_units(self.blocks, self.executor, per_block)
         for results in run_all(self.executor, work, units):
             for result in results:
                 total = fold(total, result)
@@ -92,7 +94,7 @@ class Scan:
         blocks = blocks[:: max(1, len(blocks) * _SHORTEST_RUN // max(numel, 1))]
         total = sum(stop - start for _, (start, stop) in blocks)
         share = numel / max(total, 1)
-        sample = replace(self, _runs_per_block=max(1, total // max(numel, 1)))
+        sample = replace(self)
         sample.__dict__["blocks"] = [
             (info, _run_within(span, share, number)) for number, (info, span) in enumerate(blocks)
         ]

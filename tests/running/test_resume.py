@@ -29,6 +29,7 @@ from fusion_core.weights import (
     materialise,
     stage_output,
 )
+from fusion_core.weights.merging import execution
 from fusion_core.weights.writing import _fault as fault
 from fusion_core.weights.writing import _journal as journal_module
 from fusion_core.weights.writing import workspace
@@ -50,7 +51,9 @@ STATE = {f"layer.{n}": torch.full((10,), float(n)) for n in range(20)}
 
 @pytest.fixture(autouse=True)
 def _journal_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record every tensor, and let a unit of work hold one: a stopped unit is computed again."""
     monkeypatch.setattr(journal_module, "BATCH_BYTES", 1)
+    monkeypatch.setattr(execution, "_UNIT", (1, 1))
 
 
 @pytest.fixture

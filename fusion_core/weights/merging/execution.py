@@ -27,7 +27,7 @@ from fusion_core.errors import CheckpointError, DiskError, RecipeError, WorkerEr
 from fusion_core.machine.attribution import forbid_exit
 from fusion_core.machine.memory import retain_freed_pieces
 from fusion_core.machine.versions import versions
-from fusion_core.weights.source import assemble
+from fusion_core.weights.source import BLOCK, assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,8 +41,9 @@ _WINDOW = 16
 AHEAD = 2
 #: Seconds that a thread waits for Python's lock before it asks for it.
 _SWITCH_INTERVAL = 1e-4
-#: Pieces per unit of work, for a thread and for another process: each unit wakes a worker.
-_PIECES_PER_UNIT, _PIECES_PER_MESSAGE = 2, 16
+#: Blocks per unit of work, and the most pieces: for a thread and for another process. Each unit
+#: wakes a worker, and each piece has a cost of its own.
+_UNIT, _MESSAGE = (4, 64), (16, 512)
 
 PartT = TypeVar("PartT")
 
@@ -156,15 +157,24 @@ def is_in_process(executor: Executor) -> bool:
 
 
 def group_into_units(
-    pieces: Sequence[PartT], executor: Executor, pieces_per_block: int = 1
+    pieces: Iterable[PartT], executor: Executor, elements_in: Callable[[PartT], int]
 ) -> Iterator[Sequence[PartT]]:
     """Group pieces of work into units that are worth submitting to an executor.
 
-    `pieces_per_block` of them are as much work as a block of a tensor.
+    `elements_in(piece)` is the number of elements of a piece. A unit holds some blocks' worth of
+    them, or many small pieces.
     """
-    size = _PIECES_PER_UNIT if is_in_process(executor) else _PIECES_PER_MESSAGE
-    size *= pieces_per_block
-    return (pieces[start : start + size] for start in range(0, len(pieces), size))
+    blocks, most = _UNIT if is_in_process(executor) else _MESSAGE
+    unit: list[PartT] = []
+    elements = 0
+    for piece in pieces:
+        unit.append(piece)
+        elements += elements_in(piece)
+        if elements > (blocks - 0.5) * BLOCK or len(unit) == most:
+            yield unit
+            unit, elements = [], 0
+    if unit:
+        yield unit
 
 
 def is_on_one_machine(executor: Executor) -> bool:

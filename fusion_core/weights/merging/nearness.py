@@ -11,15 +11,21 @@ from fusion_core.weights.merging.piece import is_merged
 from fusion_core.weights.source import Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from fusion_core.weights.source import TensorInfo, WeightSource
+
+    #: a tensor, the start and stop of a range, and how many such ranges it stands for
+    _Sample = tuple[TensorInfo, int, int, float]
 
 #: Two models are nearly the same below this fraction of the usual distance. The mean of a hundred
 #: unrelated experts is still 0.1 of an expert's distance from their base.
 _NEAR = 0.05
-#: Evenly spaced ranges that are read of each tensor, and the elements of each range.
-_RANGES, _ELEMENTS = 4, 1024
+#: Evenly spaced ranges that are read of each tensor, and the elements of each range. A model of
+#: many tensors has about `_IN_ALL` ranges, but at least one per tensor.
+_RANGES, _ELEMENTS, _IN_ALL = 4, 1024, 2048
+#: Elements of each model to compare at once.
+_AT_ONCE = 2**16
 
 
 def describe_nearness(
@@ -60,28 +66,46 @@ def describe_nearness(
 def _distances(models: Sequence[WeightSource], base: WeightSource | None) -> torch.Tensor:
     """Return the distances between all models, in fp64; differences are relative to `base`."""
     products = torch.zeros(len(models), len(models), dtype=torch.float64)
-    for info, start, stop, weight in _samples(models):
-        values = [model.read(info.name, start, stop).double() for model in models]
-        origin = values[0]
-        rows = [
-            row if model.is_delta and model is not base else row - origin
-            for model, row in zip(models, values, strict=True)
-        ]
-        stacked = torch.stack(rows)
-        products += weight * stacked @ stacked.mT
+    is_absolute = torch.tensor([not model.is_delta or model is base for model in models])
+    for samples in _batches(_samples(models)):
+        rows = torch.stack([_read(model, samples) for model in models])
+        rows -= torch.where(is_absolute[:, None], rows[0], 0)
+        weights = [torch.full((stop - start,), weight) for _, start, stop, weight in samples]
+        products += (rows * torch.cat(weights)) @ rows.mT
     squares = products.diagonal()
     return (squares[:, None] + squares - 2 * products).clamp_min(0).sqrt()
 
 
-def _samples(models: Sequence[WeightSource]) -> Iterator[tuple[TensorInfo, int, int, float]]:
-    """Yield ranges of the tensors that all models have, and how many such ranges each stands for.
+def _read(model: WeightSource, samples: Sequence[_Sample]) -> torch.Tensor:
+    ranges = [model.read(info.name, start, stop) for info, start, stop, _ in samples]
+    return torch.cat(ranges).double()
+
+
+def _batches(samples: Iterable[_Sample]) -> Iterator[list[_Sample]]:
+    """Group samples: torch's operations cost more than the elements of one."""
+    batch: list[_Sample] = []
+    elements = 0
+    for sample in samples:
+        batch.append(sample)
+        elements += sample[2] - sample[1]
+        if elements >= _AT_ONCE:
+            yield batch
+            batch, elements = [], 0
+    if batch:
+        yield batch
+
+
+def _samples(models: Sequence[WeightSource]) -> Iterator[_Sample]:
+    """Yield ranges of the tensors that all models have.
 
     A range starts and stops where the coarsest cut of the models allows it.
     """
     cut = Cut.ELEMENT
     for model in models:
         cut = cut.coarser(model.cut)
-    for name, info in models[-1].infos.items():
+    infos = models[-1].infos
+    most = min(_RANGES, max(1, _IN_ALL // max(1, len(infos))))
+    for name, info in infos.items():
         shapes = {model.infos[name].shape if name in model.infos else None for model in models}
         if not is_merged(info) or shapes != {info.shape} or not info.numel:
             continue
@@ -91,7 +115,7 @@ def _samples(models: Sequence[WeightSource]) -> Iterator[tuple[TensorInfo, int, 
         elif cut is Cut.ROW and len(info.shape) > 1:
             unit = math.prod(info.shape[1:])
         length = min(info.numel, math.ceil(_ELEMENTS / unit) * unit)
-        count = min(_RANGES, info.numel // length)
+        count = min(most, info.numel // length)
         for number in range(count):
             start = number * (info.numel // count) // unit * unit
             yield info, start, min(start + length, info.numel), info.numel / (count * length)

@@ -7,10 +7,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fusion_core.weights.merging.compiled import blocks_at_once, call_on_piece
-from fusion_core.weights.merging.execution import group_into_units, is_in_process, run_all
+from fusion_core.weights.merging.execution import (
+    SerialExecutor,
+    group_into_units,
+    is_in_process,
+    run_all,
+)
 from fusion_core.weights.merging.piece import Operands, Piece
 from fusion_core.weights.merging.result_cache import shared_pass
-from fusion_core.weights.source import BLOCK, Cut
+from fusion_core.weights.source import Cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +27,6 @@ if TYPE_CHECKING:
 
 #: Fewer elements than this are not worth the calls that read them.
 _SHORTEST_RUN = 128
-#: The most runs that a worker takes at once in the place of one block: each has a cost of its own.
-_MOST_RUNS = 32
 _GOLDEN = 0.6180339887498949
 
 PartT = TypeVar("PartT")
@@ -64,10 +67,10 @@ class Scan:
         """Do what a call does, but share nothing between merges: for large results."""
         total = initial
         work = _Work(self.operands, kernel, self.cut, joins=not is_in_process(self.executor))
-        longest = max((stop - start for _, (start, stop) in self.blocks), default=BLOCK)
-        per_block = min(max(1, BLOCK // max(longest, 1)), _MOST_RUNS)
-        units = group_into_units(self.blocks, self.executor, per_block)
-        for results in run_all(self.executor, work, units):
+        units = [*group_into_units(self.blocks, self.executor, _elements_in)]
+        # One unit is done sooner by the thread that waits for it.
+        is_short = len(units) == 1 and is_in_process(self.executor)
+        for results in run_all(SerialExecutor() if is_short else self.executor, work, units):
             for result in results:
                 total = fold(total, result)
         return total
@@ -99,6 +102,11 @@ class Scan:
             (info, _run_within(span, share, number)) for number, (info, span) in enumerate(blocks)
         ]
         return sample
+
+
+def _elements_in(block: Block) -> int:
+    start, stop = block[1]
+    return stop - start
 
 
 def _run_within(span: tuple[int, int], share: float, number: int) -> tuple[int, int]:

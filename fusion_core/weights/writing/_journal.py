@@ -20,7 +20,7 @@ from fusion_core.weights.writing.disk import DataFile, report_disk_errors, write
 from fusion_core.weights.writing.ownership import read_own_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -35,6 +35,8 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 #: A batch is synced when it reaches this size, or this long after the previous batch.
 BATCH_BYTES, BATCH_SECONDS = 64 * 2**20, 2.0
+#: Small tensors are hashed together up to this size: handing one over takes longer than to hash it.
+_HASHED_TOGETHER = 4 * 2**20
 
 
 class Journal:
@@ -121,11 +123,12 @@ class Recorder:
     def __init__(self, shards: Shards, journal: Journal) -> None:
         self._shards = shards
         self._journal = journal
-        self._hashes: dict[str, Future[str]] = {}
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="fusion-hash")
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="fusion-sync")
         self._error: BaseException | None = None
-        self._batch: list[TensorInfo] = []
+        self._unhashed: list[TensorInfo] = []
+        self._unhashed_bytes = 0
+        self._batch: list[tuple[list[TensorInfo], Future[dict[str, str]]]] = []
         self._batch_bytes = 0
         self._last_batch = time.monotonic()
 
@@ -136,8 +139,10 @@ class Recorder:
         a repeated sync would succeed without the lost data.
         """
         self._raise_error()
-        self._hashes[info.name] = self._hasher.submit(self._shards.digest, info.name)
-        self._batch.append(info)
+        self._unhashed.append(info)
+        self._unhashed_bytes += info.nbytes
+        if self._unhashed_bytes >= _HASHED_TOGETHER:
+            self._start_hashing()
         self._batch_bytes += info.nbytes
         waited = time.monotonic() - self._last_batch
         if self._batch_bytes >= BATCH_BYTES or waited >= BATCH_SECONDS:
@@ -156,19 +161,30 @@ class Recorder:
         self._syncer.shutdown(cancel_futures=not record)
         self._hasher.shutdown(cancel_futures=True)  # after the syncer, which waits for hashes
 
+    def _start_hashing(self) -> None:
+        tensors, self._unhashed, self._unhashed_bytes = self._unhashed, [], 0
+        if tensors:
+            self._batch.append((tensors, self._hasher.submit(self._hash, tensors)))
+
+    def _hash(self, tensors: Sequence[TensorInfo]) -> dict[str, str]:
+        return {info.name: self._shards.digest(info.name) for info in tensors}
+
     def _flush(self) -> None:
+        self._start_hashing()
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         self._last_batch = time.monotonic()
         if batch:
             self._syncer.submit(self._sync_and_record, batch)
 
-    def _sync_and_record(self, batch: list[TensorInfo]) -> None:
+    def _sync_and_record(
+        self, batch: Sequence[tuple[Sequence[TensorInfo], Future[dict[str, str]]]]
+    ) -> None:
         if self._error is not None:  # record nothing after a failed sync
             return
         try:
-            self._shards.sync(batch)
+            self._shards.sync([info for tensors, _ in batch for info in tensors])
             fault_point("data synced")
-            self._journal.add({info.name: self._hashes[info.name].result() for info in batch})
+            self._journal.add({k: v for _, hashes in batch for k, v in hashes.result().items()})
         except BaseException as error:  # noqa: BLE001 - `_raise_error` raises it in the merge's thread
             self._error = error
 

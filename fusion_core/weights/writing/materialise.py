@@ -130,15 +130,23 @@ def _units(
 def _pieces(
     source: WeightSource, infos: Sequence[TensorInfo], executor: Executor
 ) -> Iterator[Unit]:
-    """Yield groups of pieces of one tensor each, while the next tensors are prepared."""
+    """Yield groups of pieces, while the next tensors are prepared. Small tensors share a group."""
 
-    def prepare(info: TensorInfo) -> TensorInfo:
-        source.prepare(executor, info.name)
-        return info
+    def prepare(tensors: Sequence[TensorInfo]) -> Sequence[TensorInfo]:
+        for info in tensors:
+            source.prepare(executor, info.name)
+        return tensors
 
+    groups = group_into_units(infos, executor, lambda info: info.numel)
     with survey_executor(executor) as threads:
-        for info in run_all(threads, prepare, infos, window=AHEAD):
-            yield from map(tuple, group_into_units(list(_spans(source, info)), executor))
+        for tensors in run_all(threads, prepare, groups, window=AHEAD):
+            spans = (span for info in tensors for span in _spans(source, info))
+            yield from map(tuple, group_into_units(spans, executor, _elements_in))
+
+
+def _elements_in(span: Span) -> int:
+    _, start, stop = span
+    return stop - start
 
 
 def _whole_tensors(source: WeightSource, infos: Sequence[TensorInfo]) -> Iterator[Unit]:

@@ -34,7 +34,7 @@ from fusion_core.weights import (
     sum_in_order,
 )
 from fusion_core.weights.merging.counters import counter_uniform
-from fusion_core.weights.merging.execution import run_all
+from fusion_core.weights.merging.execution import group_into_units, run_all
 from fusion_core.weights.merging.piece import check_finite
 
 if TYPE_CHECKING:
@@ -553,6 +553,16 @@ def test_results_come_in_the_order_of_the_units(workers: int) -> None:
     with executor:
         assert list(run_all(executor, lambda n: n * n, range(100))) == [n * n for n in range(100)]
         assert list(run_all(executor, lambda n: n, [])) == []
+
+
+def test_small_pieces_share_units_of_work_and_large_ones_do_not() -> None:
+    """Each unit wakes a worker, which takes as long as merging some thousands of elements."""
+    large = 3 * source.BLOCK
+    sizes = [10] * 1000 + [large] * 4 + [10]
+    units = [*group_into_units(sizes, SerialExecutor(), lambda size: size)]
+    assert [size for unit in units for size in unit] == sizes
+    assert len(units) < 30
+    assert all(unit.count(large) <= 2 for unit in units)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from fusion_core.weights import Piece, Scan
 
     Rows = Callable[[Piece], torch.Tensor]
+    Integers = npt.NDArray[np.signedinteger]
 
 #: The integers of the same number of bits.
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 #: A guess is made from this many elements per expert, or from one in so many if these are fewer.
 _SAMPLE, _SAMPLED = 2**19, 64
-#: Fewer elements than this are tallied without a guess.
+#: Fewer elements than this are all read.
 _WORTH_A_GUESS = 2**16
 #: Half the width of a guess, in standard deviations of the sample's quantile. One guess in 2000
 #: misses, which costs another pass. A wider one holds more magnitudes, which are listed.
@@ -68,33 +69,44 @@ class Guess:
 def guess_windows(scan: Scan, ranks: Sequence[int], rows: Rows, dtype: torch.dtype) -> list[Guess]:
     """Guess the windows from a sample.
 
-    Of few elements, the window is the whole range.
+    Of few elements, the sample is all of them, and each window is one value.
     """
-    top = int(torch.iinfo(INTEGERS[dtype]).max)
     if scan.numel < _WORTH_A_GUESS:
-        return [Guess(Search(0, top, 0, top), 1.0)] * len(ranks)
+        magnitudes = _read_magnitudes(scan, Magnitudes(rows, dtype))
+        pairs = zip(cycle(magnitudes), ranks, strict=False)
+        return [_find_exactly(row, rank) for row, rank in pairs]
+    top = int(torch.iinfo(INTEGERS[dtype]).max)
     numel = max(1, min(_SAMPLE, scan.numel // _SAMPLED))
     sample = scan.sample(min(_SPREAD * numel, scan.numel // _READ))
     blocks = [block for block in sample.blocks if block[0].numel]
     read = sum(stop - start for _, (start, stop) in blocks)
     stride = read // numel | 1  # odd, to meet every column of a matrix
-    empty: list[torch.Tensor] = []
-    magnitudes = torch.cat(
-        sample.fold(Magnitudes(rows, dtype, stride), lambda runs, run: [*runs, run], empty), dim=1
-    )
+    magnitudes = _read_magnitudes(sample, Magnitudes(rows, dtype, stride))
     lengths = np.array([math.ceil((stop - start) / stride) for _, (start, stop) in blocks])
     samples = [
         _Sample(row, rank / scan.numel, top)
-        for row, rank in zip(cycle(magnitudes.numpy()), ranks, strict=False)
+        for row, rank in zip(cycle(magnitudes), ranks, strict=False)
     ]
     return _guess(samples, lengths)
+
+
+def _read_magnitudes(scan: Scan, function: Magnitudes) -> Integers:
+    """Return the magnitudes that a scan sees, of shape (count, elements)."""
+    empty: list[torch.Tensor] = []
+    return torch.cat(scan.fold(function, lambda runs, run: [*runs, run], empty), dim=1).numpy()
+
+
+def _find_exactly(magnitudes: Integers, rank: int) -> Guess:
+    """Return the window that holds the magnitude of a rank alone."""
+    key = kth_largest(magnitudes, rank)
+    return Guess(Search(key, key, key, key), np.count_nonzero(magnitudes == key) / len(magnitudes))
 
 
 @dataclass(frozen=True)
 class _Sample:
     """Some magnitudes of one row, the fraction of all that are to lie above, and the largest."""
 
-    magnitudes: npt.NDArray[np.signedinteger]
+    magnitudes: Integers
     fraction: float
     top: int
 
@@ -115,7 +127,7 @@ class _Sample:
         inside -= np.count_nonzero(self.magnitudes > high)
         return Guess(Search(0, self.top, low, high), inside / len(self.magnitudes))
 
-    def measure_inflation(self, bound: int, lengths: npt.NDArray[np.signedinteger]) -> float:
+    def measure_inflation(self, bound: int, lengths: Integers) -> float:
         """Return by how much runs of these lengths deviate more than single entries.
 
         It is estimated from the difference between the halves of each run, so that it leaves out
@@ -130,7 +142,7 @@ class _Sample:
         return float(np.linalg.norm(excess)) / max(self.deviation, 1.0)
 
 
-def _guess(samples: Sequence[_Sample], lengths: npt.NDArray[np.signedinteger]) -> list[Guess]:
+def _guess(samples: Sequence[_Sample], lengths: Integers) -> list[Guess]:
     """Return the guesses of samples that consist of runs of these lengths.
 
     Neighbours in a tensor are alike, so they are less certain than samples of single entries. By

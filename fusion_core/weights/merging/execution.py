@@ -27,7 +27,7 @@ from fusion_core.errors import CheckpointError, DiskError, RecipeError, WorkerEr
 from fusion_core.machine.attribution import forbid_exit
 from fusion_core.machine.memory import retain_freed_pieces
 from fusion_core.machine.versions import versions
-from fusion_core.weights.source import BLOCK, assemble
+from fusion_core.weights.source import assemble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,9 +41,11 @@ _WINDOW = 16
 AHEAD = 2
 #: Seconds that a thread waits for Python's lock before it asks for it.
 _SWITCH_INTERVAL = 1e-4
-#: Blocks per unit of work, and the most pieces: for a thread and for another process. Each unit
+#: Pieces per unit of work, a few and the most: for a thread and for another process. Each unit
 #: wakes a worker, and each piece has a cost of its own.
-_UNIT, _MESSAGE = (4, 64), (16, 512)
+_UNIT, _MESSAGE = (2, 64), (16, 512)
+#: Fewer elements than this are not worth a unit. Of a matrix method, more are worth several.
+_WORTH_A_UNIT = 2**16
 
 PartT = TypeVar("PartT")
 
@@ -157,20 +159,25 @@ def is_in_process(executor: Executor) -> bool:
 
 
 def group_into_units(
-    pieces: Iterable[PartT], executor: Executor, elements_in: Callable[[PartT], int]
+    pieces: Iterable[PartT],
+    executor: Executor,
+    elements_in: Callable[[PartT], int],
+    *,
+    fewest: int | None = None,
 ) -> Iterator[Sequence[PartT]]:
     """Group pieces of work into units that are worth submitting to an executor.
 
-    `elements_in(piece)` is the number of elements of a piece. A unit holds some blocks' worth of
-    them, or many small pieces.
+    `elements_in(piece)` is the number of elements of a piece. A unit holds `fewest` pieces, by
+    default a few, or more if these are small.
     """
-    blocks, most = _UNIT if is_in_process(executor) else _MESSAGE
+    few, most = _UNIT if is_in_process(executor) else _MESSAGE
     unit: list[PartT] = []
     elements = 0
     for piece in pieces:
         unit.append(piece)
         elements += elements_in(piece)
-        if elements > (blocks - 0.5) * BLOCK or len(unit) == most:
+        is_worth_it = elements >= _WORTH_A_UNIT and len(unit) >= (fewest or few)
+        if is_worth_it or len(unit) == most:
             yield unit
             unit, elements = [], 0
     if unit:

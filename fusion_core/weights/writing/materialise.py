@@ -137,7 +137,7 @@ def _pieces(
             source.prepare(executor, info.name)
         return tensors
 
-    groups = group_into_units(infos, executor, lambda info: info.numel)
+    groups = group_into_units(infos, executor, lambda info: info.numel, fewest=1)
     with survey_executor(executor) as threads:
         for tensors in run_all(threads, prepare, groups, window=AHEAD):
             spans = (span for info in tensors for span in _spans(source, info))

@@ -557,12 +557,14 @@ def test_results_come_in_the_order_of_the_units(workers: int) -> None:
 
 def test_small_pieces_share_units_of_work_and_large_ones_do_not() -> None:
     """Each unit wakes a worker, which takes as long as merging some thousands of elements."""
-    large = 3 * source.BLOCK
-    sizes = [10] * 1000 + [large] * 4 + [10]
-    units = [*group_into_units(sizes, SerialExecutor(), lambda size: size)]
-    assert [size for unit in units for size in unit] == sizes
-    assert len(units) < 30
-    assert all(unit.count(large) <= 2 for unit in units)
+    sizes = [10] * 1000 + [10**6] * 4 + [10]
+    for fewest in (1, 2):
+        units = [
+            *group_into_units(sizes, SerialExecutor(), lambda size: size, fewest=fewest),
+        ]
+        assert [size for unit in units for size in unit] == sizes
+        assert len(units) < 30
+        assert all(unit.count(10**6) <= fewest for unit in units)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -223,7 +223,7 @@ def test_environment_names_versions_and_used_plugins() -> None:
     environment = provenance.describe_environment(
         {"fusion-core", "fusion-ties"}, load_plugins().plugins, torch.device("cpu")
     )
-    assert environment["versions"].keys() == {"fusion-core", "python", "torch"}
+    assert environment["versions"].keys() == {"fusion-core", "numpy", "python", "torch"}
     assert environment["versions"]["torch"] == torch.__version__
     assert environment["plugins"].keys() == {"fusion-core", "fusion-ties", "fusion-thresholds"}
     assert environment["device"] == "cpu"

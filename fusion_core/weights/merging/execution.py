@@ -171,17 +171,28 @@ def group_into_units(
     default a few, or more if these are small.
     """
     few, most = _UNIT if is_in_process(executor) else _MESSAGE
-    unit: list[PartT] = []
-    elements = 0
-    for piece in pieces:
-        unit.append(piece)
-        elements += elements_in(piece)
-        is_worth_it = elements >= _WORTH_A_UNIT and len(unit) >= (fewest or few)
-        if is_worth_it or len(unit) == most:
-            yield unit
-            unit, elements = [], 0
-    if unit:
-        yield unit
+    return group_by_size(pieces, elements_in, _WORTH_A_UNIT, fewest=fewest or few, most=most)
+
+
+def group_by_size(
+    items: Iterable[PartT],
+    size_of: Callable[[PartT], int],
+    enough: int,
+    *,
+    fewest: int = 1,
+    most: int = sys.maxsize,
+) -> Iterator[Sequence[PartT]]:
+    """Group neighbours until they have `enough` together: at least `fewest`, at most `most`."""
+    group: list[PartT] = []
+    size = 0
+    for item in items:
+        group.append(item)
+        size += size_of(item)
+        if (size >= enough and len(group) >= fewest) or len(group) == most:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def is_on_one_machine(executor: Executor) -> bool:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fusion_core.weights.merging.execution import group_by_size
 from fusion_core.weights.merging.piece import is_merged
 from fusion_core.weights.source import Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fusion_core.weights.source import TensorInfo, WeightSource
 
@@ -24,7 +25,7 @@ _NEAR = 0.05
 #: Evenly spaced ranges that are read of each tensor, and the elements of each range. A model of
 #: many tensors has about `_IN_ALL` ranges, but at least one per tensor.
 _RANGES, _ELEMENTS, _IN_ALL = 4, 1024, 2048
-#: Elements of each model to compare at once.
+#: Elements of each model to compare at once: torch's operations cost more than a range's elements.
 _AT_ONCE = 2**16
 
 
@@ -67,32 +68,20 @@ def _distances(models: Sequence[WeightSource], base: WeightSource | None) -> tor
     """Return the distances between all models, in fp64; differences are relative to `base`."""
     products = torch.zeros(len(models), len(models), dtype=torch.float64)
     is_absolute = torch.tensor([not model.is_delta or model is base for model in models])
-    for samples in _batches(_samples(models)):
+    for samples in group_by_size(_samples(models), lambda sample: sample[2] - sample[1], _AT_ONCE):
         rows = torch.stack([_read(model, samples) for model in models])
         rows -= torch.where(is_absolute[:, None], rows[0], 0)
-        weights = [torch.full((stop - start,), weight) for _, start, stop, weight in samples]
-        products += (rows * torch.cat(weights)) @ rows.mT
+        lengths = torch.tensor([stop - start for _, start, stop, _ in samples])
+        weights = torch.tensor([weight for *_, weight in samples], dtype=torch.float64)
+        products += (rows * weights.repeat_interleave(lengths)) @ rows.mT
     squares = products.diagonal()
     return (squares[:, None] + squares - 2 * products).clamp_min(0).sqrt()
 
 
 def _read(model: WeightSource, samples: Sequence[_Sample]) -> torch.Tensor:
-    ranges = [model.read(info.name, start, stop) for info, start, stop, _ in samples]
-    return torch.cat(ranges).double()
-
-
-def _batches(samples: Iterable[_Sample]) -> Iterator[list[_Sample]]:
-    """Group samples: torch's operations cost more than the elements of one."""
-    batch: list[_Sample] = []
-    elements = 0
-    for sample in samples:
-        batch.append(sample)
-        elements += sample[2] - sample[1]
-        if elements >= _AT_ONCE:
-            yield batch
-            batch, elements = [], 0
-    if batch:
-        yield batch
+    # Each by itself, since torch does not join 8-bit floats with other dtypes.
+    ranges = [model.read(info.name, start, stop).double() for info, start, stop, _ in samples]
+    return torch.cat(ranges)
 
 
 def _samples(models: Sequence[WeightSource]) -> Iterator[_Sample]:

@@ -33,10 +33,8 @@ _LARGEST = 32 * 2**20
 _LONGEST_LINE = 2**14
 _DIGEST = re.compile("[0-9a-f]{64}")
 
-#: A batch is synced when it reaches this size, or this long after the previous batch.
+#: A batch is hashed and synced when it reaches this size, or this long after the previous batch.
 BATCH_BYTES, BATCH_SECONDS = 64 * 2**20, 2.0
-#: Small tensors are hashed together up to this size: handing one over takes longer than to hash it.
-_HASHED_TOGETHER = 4 * 2**20
 
 
 class Journal:
@@ -126,9 +124,7 @@ class Recorder:
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="fusion-hash")
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="fusion-sync")
         self._error: BaseException | None = None
-        self._unhashed: list[TensorInfo] = []
-        self._unhashed_bytes = 0
-        self._batch: list[tuple[list[TensorInfo], Future[dict[str, str]]]] = []
+        self._batch: list[TensorInfo] = []
         self._batch_bytes = 0
         self._last_batch = time.monotonic()
 
@@ -139,10 +135,7 @@ class Recorder:
         a repeated sync would succeed without the lost data.
         """
         self._raise_error()
-        self._unhashed.append(info)
-        self._unhashed_bytes += info.nbytes
-        if self._unhashed_bytes >= _HASHED_TOGETHER:
-            self._start_hashing()
+        self._batch.append(info)
         self._batch_bytes += info.nbytes
         waited = time.monotonic() - self._last_batch
         if self._batch_bytes >= BATCH_BYTES or waited >= BATCH_SECONDS:
@@ -161,30 +154,23 @@ class Recorder:
         self._syncer.shutdown(cancel_futures=not record)
         self._hasher.shutdown(cancel_futures=True)  # after the syncer, which waits for hashes
 
-    def _start_hashing(self) -> None:
-        tensors, self._unhashed, self._unhashed_bytes = self._unhashed, [], 0
-        if tensors:
-            self._batch.append((tensors, self._hasher.submit(self._hash, tensors)))
-
     def _hash(self, tensors: Sequence[TensorInfo]) -> dict[str, str]:
         return {info.name: self._shards.digest(info.name) for info in tensors}
 
     def _flush(self) -> None:
-        self._start_hashing()
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         self._last_batch = time.monotonic()
         if batch:
-            self._syncer.submit(self._sync_and_record, batch)
+            hashes = self._hasher.submit(self._hash, batch)
+            self._syncer.submit(self._sync_and_record, batch, hashes)
 
-    def _sync_and_record(
-        self, batch: Sequence[tuple[Sequence[TensorInfo], Future[dict[str, str]]]]
-    ) -> None:
+    def _sync_and_record(self, batch: Sequence[TensorInfo], hashes: Future[dict[str, str]]) -> None:
         if self._error is not None:  # record nothing after a failed sync
             return
         try:
-            self._shards.sync([info for tensors, _ in batch for info in tensors])
+            self._shards.sync(batch)
             fault_point("data synced")
-            self._journal.add({k: v for _, hashes in batch for k, v in hashes.result().items()})
+            self._journal.add(hashes.result())
         except BaseException as error:  # noqa: BLE001 - `_raise_error` raises it in the merge's thread
             self._error = error
 

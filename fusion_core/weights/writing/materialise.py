@@ -24,6 +24,7 @@ from fusion_core.progress import Progress
 from fusion_core.weights.merging.execution import (
     AHEAD,
     SerialExecutor,
+    group_by_size,
     group_into_units,
     is_in_process,
     is_on_one_machine,
@@ -151,16 +152,8 @@ def _elements_in(span: Span) -> int:
 
 def _whole_tensors(source: WeightSource, infos: Sequence[TensorInfo]) -> Iterator[Unit]:
     """Yield whole tensors, small ones together."""
-    unit: list[Span] = []
-    size = 0
-    for info in infos:
-        unit += _spans(source, info)
-        size += info.nbytes
-        if size >= _WORTH_SENDING:
-            yield tuple(unit)
-            unit, size = [], 0
-    if unit:
-        yield tuple(unit)
+    for tensors in group_by_size(infos, lambda info: info.nbytes, _WORTH_SENDING):
+        yield tuple(span for info in tensors for span in _spans(source, info))
 
 
 def _whole_shards(

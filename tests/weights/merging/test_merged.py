@@ -559,9 +559,8 @@ def test_small_pieces_share_units_of_work_and_large_ones_do_not() -> None:
     """Each unit wakes a worker, which takes as long as merging some thousands of elements."""
     sizes = [10] * 1000 + [10**6] * 4 + [10]
     for fewest in (1, 2):
-        units = [
-            *group_into_units(sizes, SerialExecutor(), lambda size: size, fewest=fewest),
-        ]
+        grouped = group_into_units(sizes, SerialExecutor(), lambda size: size, fewest=fewest)
+        units = [*grouped]
         assert [size for unit in units for size in unit] == sizes
         assert len(units) < 30
         assert all(unit.count(10**6) <= fewest for unit in units)

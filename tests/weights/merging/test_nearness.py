@@ -39,6 +39,21 @@ def test_a_merge_near_its_base_is_reported_at_any_scale(vectors: torch.Tensor) -
         assert describe_nearness(source(base + 0.1 * scale * first), source(base), experts) == []
 
 
+def test_tensors_of_different_dtypes_are_compared_together(vectors: torch.Tensor) -> None:
+    """A model may hold 8-bit floats, which torch joins with no other dtype."""
+
+    def narrow(values: torch.Tensor) -> StateDictSource:
+        bias = values[9000:].to(torch.float8_e4m3fn)
+        return StateDictSource(
+            {"a.weight": values[:9000].bfloat16(), "b.bias": bias}, label="model"
+        )
+
+    base, first, second, _ = vectors
+    experts = {"x": narrow(base + first), "y": narrow(base + second)}
+    (warning,) = describe_nearness(narrow(base + first), narrow(base), experts)
+    assert warning.startswith("the merge is nearly the expert 'x'")
+
+
 def test_a_merge_near_one_expert_is_reported_with_and_without_a_base(vectors: torch.Tensor) -> None:
     base, first, second, _ = vectors
     experts = sources(x=base + first, y=base + second)

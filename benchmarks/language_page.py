@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from language_runs import Run
 
-PAGE = "language-models.md"
+PAGES = ("language-models.md", "language-model-runs.md")
 TEXTS = ("bible", "licence")
 NOT_MEASURED = "-"
 _POOL = "four"
@@ -39,16 +39,17 @@ PAIRS = (
 )
 
 
-def write_page(folder: Path) -> Runs:
-    """Write the tables between their markers in the page."""
+def write_pages(folder: Path) -> Runs:
+    """Write the tables between their markers in the pages."""
     runs = Runs.read(folder)
-    path = folder / PAGE
-    path.write_text(filled(path.read_text(encoding="utf-8"), runs), encoding="utf-8")
+    for page in PAGES:
+        path = folder / page
+        path.write_text(filled(path.read_text(encoding="utf-8"), runs), encoding="utf-8")
     return runs
 
 
 def filled(text: str, runs: Runs) -> str:
-    """Return the page with tables from the runs."""
+    """Return a page with tables from the runs."""
     return fill_tables(text, {name: rows(runs) for name, rows in TABLES.items()})
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from language_cases import CELLS, EXPERTS, ORDER, OTHER_TASKS, PUBLISHED_ENCODER, SMALL
 from language_figures import draw
-from language_page import write_page
+from language_page import write_pages
 from language_parts import Experts
 from language_runs import RUNS as RUNS_FILE
 from language_runs import Runs
@@ -46,7 +46,7 @@ def main() -> None:
         run = {"pool": pool, "seed": seed, "cell": name, **_run(experts, name)}
         append_run(RUNS, run)
         _report(run)
-    draw(write_page(REPORT), REPORT)
+    draw(write_pages(REPORT), REPORT)
 
 
 def _experts(options: argparse.Namespace, pool: str, seed: int) -> Experts:

@@ -267,12 +267,15 @@ def test_words_of_another_vocabulary_are_decoded_but_do_not_split_text(
         tiny.tokenizer(kind_of(tiny, family), count)
         for count in (size, 90)[:: 1 if size < 90 else -1]
     )
+    tokenizer = change_tokenizer(tokenizer, None, "<|user|>")  # an id behind the vocabulary
     new = other.get_vocab().keys() - tokenizer.get_vocab().keys()
     assert new
     options = several(family, {"base": tokenizer, "a": other})
     merged = merge(FAMILIES[family], {**options, "tokenizer": "union"}, tmp_path / "merged")
     written = AutoTokenizer.from_pretrained(merged)
     assert written.get_vocab().keys() == tokenizer.get_vocab().keys() | new
+    assert written.get_vocab().items() >= tokenizer.get_vocab().items()
+    assert written("<|user|>", add_special_tokens=False)["input_ids"] == [len(tokenizer) - 1]
     for token in new:
         numbers = [side.convert_tokens_to_ids(token) for side in (written, other)]
         assert written.decode([4, numbers[0]]) == other.decode([4, numbers[1]])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.errors import RecipeError
 from pools_checkpoints import select_tokenizer_files
 from pools_lm.confined.client import SETTINGS, TOKENIZER
-from pools_lm.vocabularies import FILES_WITHOUT_IDS, read_json
+from pools_lm.vocabularies import FILES_WITHOUT_IDS, read_json, read_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,12 +61,13 @@ def resize_vocabulary(files: Files, before: int, after: int) -> dict[str, bytes 
 
 
 def add_tokens(files: Files, target: TargetTokens) -> dict[str, bytes | Path]:
-    """Return a tokenizer's files with the tokens that it lacks.
+    """Return a tokenizer's files with the tokens that it lacks; reading them gives their ids.
 
     Added tokens of another tokenizer become added tokens with the same flags, and so do tokens of
     the option `tokens`. Other tokens go into the vocabulary. The tokenizer has no rules (merges,
     scores) that produce them from text, so text is split as before, and they only keep their
     meaning as ids. Older files next to `tokenizer.json` get the added tokens, or stay the same.
+    Raises `RecipeError` if the tokenizer cannot hold the tokens under their ids.
     """
     new = target.added
     if not new:
@@ -87,7 +89,21 @@ def add_tokens(files: Files, target: TargetTokens) -> dict[str, bytes | Path]:
         more = {str(number): entry for number, entry in entries.items()}
         decoder = {**settings["added_tokens_decoder"], **more}
         extended[SETTINGS] = _dump({**settings, "added_tokens_decoder": decoder})
+    _check_ids(extended, target)
     return extended
+
+
+def _check_ids(files: Files, target: TargetTokens) -> None:
+    """Raise `RecipeError` if a tokenizer, read from its files, has other ids than the target."""
+    name = target.chosen.name
+    ids = read_vocabulary(files, f"the extended tokenizer of {name}").ids
+    wrong = [token for token, number in target.ids.items() if ids.get(token) != number]
+    if wrong:
+        raise RecipeError(
+            f"the tokenizer of {name} cannot be extended: the id of {wrong[0]!r} would be "
+            f"{ids.get(wrong[0])}, expected {target.ids[wrong[0]]}",
+            hint="Choose one model's tokenizer (model_pool.tokenizer), without `tokens`.",
+        )
 
 
 def _extend(
@@ -103,7 +119,9 @@ def _extend(
     model = data["model"]
     plain = {token: number for token, number in new.items() if number not in entries}
     if isinstance(model["vocab"], dict):
-        model["vocab"] |= plain
+        if plain:  # or added tokens that the vocabulary lacks would be numbered behind these
+            contents = {token["content"]: token["id"] for token in data["added_tokens"]}
+            model["vocab"] = contents | model["vocab"] | plain
     elif plain:  # a list of pieces, whose ids are their positions
         tokens = {number: token for token, number in {**vocabulary.ids, **new}.items()}
         score = min(score for _, score in model["vocab"]) - _SCORE_GAP

@@ -67,15 +67,11 @@ def renumber_layer(name: str, layer: int) -> str:
 
 
 def interpolate(points: Sequence[float], depth: float) -> float:
-    """Interpolate linearly between points at even distances from depth 0 to depth 1.
-
-    The value is an integer if all points are.
-    """
+    """Interpolate linearly between points at even distances from depth 0 to depth 1."""
     if len(points) == 1:
         return points[0]
     number = min(int(depth * (len(points) - 1)), len(points) - 2)
     left, right = points[number : number + 2]
     share = depth * (len(points) - 1) - number
     between = left + (right - left) * share
-    value = min(max(between, min(left, right)), max(left, right))  # rounding stays in the range
-    return round(value) if all(isinstance(point, int) for point in points) else value
+    return min(max(between, min(left, right)), max(left, right))  # rounding stays in the range

@@ -224,7 +224,8 @@ def test_density_and_epsilon_give_probabilities(density: float, epsilon: float, 
     MagPrune(density=1.0, epsilon=epsilon)
 
 
-def test_weights_that_cancel_do_not_divide() -> None:
+def test_weights_that_cancel_cannot_be_normalised() -> None:
     pool = on_zeros([1.0, 2.0], [5.0, 7.0])
     method = Dare(density=1.0, weights=[1, -1], normalize=True, scale=1.0)
-    assert merge(method, pool).tensor("w").tolist() == [-4, -5]
+    with pytest.raises(RecipeError, match="weights sum to 0"):
+        merge(method, pool)

@@ -25,8 +25,10 @@ def models(seed: int, experts: int = 3) -> tuple[State, dict[str, State]]:
     def state() -> State:
         return {n: torch.randn(s, generator=draw, dtype=torch.float64) for n, s in SHAPES.items()}
 
-    base = state()
-    return base, {f"t{n}": {k: base[k] + v for k, v in state().items()} for n in range(experts)}
+    base, size = state(), (1, 1e-4)[seed % 2]  # far smaller than a mask, as after fine-tuning
+    return base, {
+        f"t{n}": {k: base[k] + size * v for k, v in state().items()} for n in range(experts)
+    }
 
 
 def run(

@@ -68,7 +68,8 @@ def dense(  # noqa: PLR0913, PLR0917 - the options of the method
         agree = ((rows.sign() == sign) & (rows != 0)).to(dtype)
         merged = sum((rows * agree)[1:], (rows * agree)[0])
         if normalize:
-            divisor = sum((factors * agree)[1:], (factors * agree)[0])
+            shares = factors.abs() * agree
+            divisor = sum(shares[1:], shares[0])
             divisor[divisor == 0] = 1
             merged = merged / divisor
         flat = origin + scale * merged
@@ -277,6 +278,15 @@ def test_scaling_all_weights_changes_nothing_when_they_are_normalised() -> None:
     one = merge(base, experts, weights=[1, 2, 3])
     other = merge(base, experts, weights=[2, 4, 6])
     assert_same(one, other)
+
+
+def test_a_negative_weight_negates_a_task_vector() -> None:
+    base, experts = {"w": torch.zeros(3)}, {"a": {"w": torch.tensor([1.0, -2, 3])}}
+    assert merge(base, experts, density=1.0, weights=[-1])["w"].tolist() == [-1, 2, -3]
+    experts["b"] = {"w": torch.tensor([2.0, 2, 2])}
+    negated = {**experts, "b": {"w": -experts["b"]["w"]}}
+    one = merge(base, experts, density=1.0, weights=[1, -3])
+    assert_same(one, merge(base, negated, density=1.0, weights=[1, 3]))
 
 
 def test_inputs_are_not_modified() -> None:

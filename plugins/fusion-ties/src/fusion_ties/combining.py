@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core import expert_weights
+from fusion_core.errors import RecipeError
 from fusion_core.weights import Kernel, Linear, Piece, sum_in_order
 from fusion_thresholds import agreeing_magnitudes, elect_sign
 
@@ -24,7 +25,7 @@ class DisjointMerge(Kernel):
     """base + scale * sum of w * task vector over the experts that have the elected sign.
 
     The elected sign is that of the weighted sum, and plus where the sum is exactly zero. With
-    `normalize` the sum is divided by the weights of the same experts.
+    `normalize` the sum is divided by the sum of |w| over the same experts.
     """
 
     scale: float
@@ -39,14 +40,15 @@ class DisjointMerge(Kernel):
 
 
 def disjoint_merge(rows: Tensor, sign: Tensor, weights: Tensor, *, normalize: bool) -> Tensor:
-    """Sum the entries that have the elected sign; divide by the sum of their weights if asked.
+    """Sum the entries that have the elected sign; divide by the sum of their |weights| if asked.
 
-    `rows`, of shape (experts, ...), are already multiplied by the weights.
+    `rows`, of shape (experts, ...), are already multiplied by the weights. A negative weight so
+    means the expert's negated task vector.
     """
     agree = agreeing_magnitudes(rows, sign)
     total = sum_in_order(agree).mul_(sign)
     if normalize:
-        share = sum_in_order(torch.gt(agree, 0, out=agree).mul_(weights))
+        share = sum_in_order(torch.gt(agree, 0, out=agree).mul_(weights.abs()))
         is_empty = torch.eq(share, 0, out=torch.empty_like(share))
         total /= share.add_(is_empty)  # divides by one where no expert agrees
     return total
@@ -63,5 +65,11 @@ def merge_sparse(
     sparse = context.transform(pool, transform)
     if config.elect == "ties":
         return context.merge(sparse, DisjointMerge(config.scale, config.normalize), weights=weights)
-    scale = config.scale / (sum(weights) or 1.0) if config.normalize else config.scale
+    total = sum(weights) if config.normalize else 1.0
+    if not total:
+        raise RecipeError(
+            "algorithm.weights sum to 0, which cannot be normalised",
+            hint="Change them, or set normalize: false.",
+        )
+    scale = config.scale / total
     return context.merge(sparse, Linear(tuple(scale * weight for weight in weights)))

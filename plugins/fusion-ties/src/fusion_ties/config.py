@@ -144,7 +144,7 @@ class SparseConfig(ComponentConfig):
     scale: float = 0.3
     """Multiply the merged task vector by this factor (lambda)."""
     normalize: bool = False
-    """Divide by the sum of the weights that took part."""
+    """Divide by the sum of the weights that took part; with `elect: ties`, of their magnitudes."""
 
 
 class DareConfig(DropConfig, SparseConfig):
@@ -159,7 +159,7 @@ class DellaConfig(MagPruneConfig, SparseConfig):
     scale: float = 1.0
     """Multiply the merged task vector by this factor (lambda)."""
     normalize: bool = True
-    """Divide by the sum of the weights that took part."""
+    """Divide by the sum of the weights that took part; with `elect: ties`, of their magnitudes."""
 
 
 class BreadcrumbsConfig(BandConfig, SparseConfig):

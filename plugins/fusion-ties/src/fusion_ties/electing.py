@@ -103,6 +103,7 @@ class TallMasks(RowsKernel):
     """The TALL masks of all experts, as ones and zeros."""
 
     lambdas: tuple[float, ...]
+    is_bounded = True  # a mask has a scale of its own
 
     def rows(self, piece: Piece) -> Tensor:
         """Return the masks of one piece."""

@@ -58,6 +58,8 @@ class Unified(Kernel):
 class SignMasks(RowsKernel):
     """1 where an expert's entry has the elected sign, and 0 elsewhere."""
 
+    is_bounded = True  # a mask has a scale of its own
+
     def rows(self, piece: Piece) -> Tensor:
         """Return the masks of one piece."""
         _, magnitudes = _elect(piece)

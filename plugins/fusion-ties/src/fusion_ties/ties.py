@@ -9,7 +9,7 @@ from fusion_core import TensorwiseAlgorithm, expert_values
 from fusion_core.weights import Piece, Scan, Scope, broadcast_per_expert
 from fusion_thresholds import TrimSurvey
 from fusion_ties.combining import disjoint_merge
-from fusion_ties.config import TiesConfig, are_positive
+from fusion_ties.config import TiesConfig
 from fusion_ties.sums import l1_factors, sum_magnitudes
 
 if TYPE_CHECKING:
@@ -40,10 +40,9 @@ class Ties(TensorwiseAlgorithm[TiesConfig]):
 
     @property
     def is_bounded(self) -> bool:
-        """Whether it is a mean with positive weights: no larger than the entries it is of."""
+        """Whether it is a mean: no larger than the entries it is of."""
         config = self.config
-        is_mean = config.normalize and config.rescale == "none" and are_positive(config.weights)
-        return is_mean and abs(config.scale) <= 1
+        return config.normalize and config.rescale == "none" and abs(config.scale) <= 1
 
     def survey(self, scan: Scan) -> tuple[TrimSurvey, Tensor | None]:
         """Return the thresholds, the majority sign if asked for, and the factors of `l1`."""

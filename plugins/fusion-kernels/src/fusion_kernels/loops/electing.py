@@ -129,7 +129,7 @@ def merge(
         fill(total, NOTHING, size)
         fill(share, ZERO, size)
         for expert in range(layout[EXPERTS]):
-            row, weight = row_of(scratch, expert), floats(weights)[expert]
+            row, weight = row_of(scratch, expert), abs(floats(weights)[expert])
             for i in range(size):
                 agreeing = max(row[i] * sign[i], ZERO)
                 total[i] += agreeing

@@ -226,7 +226,7 @@ def _pad(
     if not rows:
         return reference, experts
     models = [expert for expert in experts.values() if not expert.is_delta]
-    padded = PaddedSource(reference, rows, MeanSource(models, rows))
+    padded = PaddedSource(reference, rows, MeanSource(models, rows, reference))
     return padded, {
         name: padded
         if expert is reference

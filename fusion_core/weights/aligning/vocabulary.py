@@ -50,7 +50,10 @@ def vocabulary_size(source: WeightSource) -> int:
 
 
 class PaddedSource(WeightSource):
-    """A source whose embeddings have more rows: those of `filler`, or zeros without one."""
+    """A source whose embeddings have more rows: those of `filler`, or zeros without one.
+
+    Padded tensors have the wider dtype of both, so that rows of the filler are not rounded.
+    """
 
     def __init__(
         self, source: WeightSource, rows: Mapping[str, int], filler: WeightSource | None
@@ -60,24 +63,22 @@ class PaddedSource(WeightSource):
         self._filler = filler
         self.is_delta = source.is_delta
         self.cut = source.cut if filler is None else source.cut.coarser(filler.cut)
-        self.infos = {
-            name: replace(info, shape=(rows[name], *info.shape[1:])) if name in rows else info
-            for name, info in source.infos.items()
-        }
+        self.infos = dict(source.infos)
+        for name in rows.keys() & source.infos.keys():
+            info = source.infos[name]
+            wider = info if filler is None else filler.infos[name]
+            dtype = torch.promote_types(info.dtype, wider.dtype)
+            self.infos[name] = replace(info, shape=(rows[name], *info.shape[1:]), dtype=dtype)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read what the source has, then the padding."""
-        info = self._source.infos[name]
-        if stop <= info.numel:
-            return read_range(self._source, name, start, stop)
-        begin = max(start, info.numel)
-        if self._filler is None:
-            padding = torch.zeros(stop - begin, dtype=info.dtype)
-        else:
-            padding = read_range(self._filler, name, begin, stop).to(info.dtype)
-        if start >= info.numel:
-            return padding
-        return torch.cat([read_range(self._source, name, start, info.numel), padding])
+        end, filler = self._source.infos[name].numel, self._filler
+        parts = [read_range(self._source, name, min(start, end), min(stop, end))]
+        if stop > end:
+            span = max(start, end), stop
+            padding = read_range(filler, name, *span) if filler else torch.zeros(stop - span[0])
+            parts.append(padding)
+        return torch.cat([part.to(self.infos[name].dtype) for part in parts])
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield those of the source, except for padded tensors."""
@@ -93,14 +94,13 @@ class PaddedSource(WeightSource):
 class MeanSource(WeightSource):
     """The mean of the models that have an element; the filler of a base with fewer tokens."""
 
-    def __init__(self, models: Sequence[WeightSource], rows: Mapping[str, int]) -> None:
+    def __init__(
+        self, models: Sequence[WeightSource], rows: Mapping[str, int], base: WeightSource
+    ) -> None:
         self._models = models
-        infos = {
-            name: next(model.infos[name] for model in models if name in model.infos)
-            for name in rows
-        }
         self.infos = {
-            name: replace(info, shape=(rows[name], *info.shape[1:])) for name, info in infos.items()
+            name: replace(base.infos[name], shape=(count, *base.infos[name].shape[1:]))
+            for name, count in rows.items()
         }
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:

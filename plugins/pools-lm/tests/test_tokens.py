@@ -285,6 +285,24 @@ def test_words_of_another_vocabulary_are_decoded_but_do_not_split_text(
         ]
 
 
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_rows_of_tokens_that_an_expert_lacks_do_not_move(
+    dtypes: tuple[str, str], tiny: Tiny, several: Callable[..., Options]
+) -> None:
+    tokenizer = tiny.tokenizer()
+    added = change_tokenizer(tokenizer, None, "<|b|>")
+    options = several("gpt2", {"base": tokenizer, "a": tokenizer, "b": added})
+    for path, dtype in zip(
+        (options["base"], *options["models"].values()), (*dtypes, "float32"), strict=True
+    ):
+        file = Path(path) / "model.safetensors"
+        stored = {name: value.to(getattr(torch, dtype)) for name, value in load_file(file).items()}
+        save_file(stored, file, {"format": "pt"})
+    pool = open_pool("gpt2", options, tokenizer="union")
+    base, lacking = (pool.by_name[name].tensor(TOKENS["gpt2"][0]) for name in ("base", "a"))
+    assert torch.equal(lacking[len(tokenizer)].float(), base[len(tokenizer)].float())
+
+
 def test_models_without_a_base_get_the_first_experts_tokens(
     tiny: Tiny, several: Callable[..., Options]
 ) -> None:

@@ -310,6 +310,13 @@ def test_without_a_base_missing_rows_are_the_mean_of_other_experts() -> None:
     assert torch.equal(c[4:], tensors["b"][4:])
 
 
+def test_padded_rows_are_those_of_a_wider_base() -> None:
+    base = StateDictSource({"wte.weight": 1e5 + random(6, 3)})
+    expert = StateDictSource({"wte.weight": random(4, 3, seed=1).half()})
+    padded = align(base, {"a": expert}, AlignmentPolicy(vocab="pad")).experts["a"]
+    assert torch.equal(padded.tensor("wte.weight")[4:], base.tensor("wte.weight")[4:])
+
+
 def test_padded_tensors_are_the_same_read_whole_and_in_any_parts() -> None:
     base = StateDictSource({"wte.weight": random(3, 4)})
     expert = StateDictSource({"wte.weight": random(6, 4, seed=1)})

@@ -183,14 +183,22 @@ class TokenSource(WeightSource):
     """A model whose token tensors have `count` rows, each from the first layer that has it.
 
     A row that no layer has is zero. `axes` gives the token dimension per tensor. All dimensions
-    before it have size 1.
+    before it have size 1. Rows of other models are those of `reference`, the base or the first
+    expert, which gets the same: so they are rounded to its dtype, and never to a narrower one.
     """
 
     def __init__(
-        self, rows: ModelRows, axes: Mapping[str, int], count: int, layers: Sequence[Layer]
+        self,
+        rows: ModelRows,
+        axes: Mapping[str, int],
+        count: int,
+        layers: Sequence[Layer],
+        *,
+        reference: ModelRows,
     ) -> None:
-        self._source = rows.source
+        self._rows, self._source = rows, rows.source
         self._live = {stored: live for live, stored in rows.names.items()}
+        self._reference = reference
         self._count = count
         self._layers = layers
         digest = hashlib.sha256()
@@ -200,9 +208,12 @@ class TokenSource(WeightSource):
         self.is_delta = rows.source.is_delta
         self.infos = dict(rows.source.infos)
         for live, name in rows.names.items():
-            shape = list(self.infos[name].shape)
+            info = self.infos[name]
+            shape = list(info.shape)
             shape[axes[live]] = count
-            self.infos[name] = replace(self.infos[name], shape=tuple(shape))
+            dtype = info.dtype if self.is_delta else self._dtype_of_others(live, info.dtype)
+            dtype = torch.promote_types(info.dtype, dtype)
+            self.infos[name] = replace(info, shape=tuple(shape), dtype=dtype)
         self.cut = rows.source.cut
         for source in self.sources:
             self.cut = self.cut.coarser(source.cut)
@@ -221,15 +232,25 @@ class TokenSource(WeightSource):
         return super().ranges(name) if name in self._live else self._source.ranges(name)
 
     def _read_rows(self, name: str, first: int, last: int, width: int) -> Tensor:
+        live = self._live[name]
         values = torch.zeros(last - first, width, dtype=self.infos[name].dtype)
         lacking = torch.ones(last - first, dtype=torch.bool)
         for layer in self._layers:
             index = layer.index[first:last]
             here = lacking & (index >= 0)
-            if here.any() and layer.rows.has(self._live[name]):
-                values[here] = layer.rows.take(self._live[name], index[here]).to(values.dtype)
+            if here.any() and layer.rows.has(live):
+                rows = layer.rows.take(live, index[here])
+                if layer.rows is not self._rows:
+                    rows = rows.to(self._dtype_of_others(live, values.dtype))
+                values[here] = rows.to(values.dtype)
                 lacking &= ~here
         return values
+
+    def _dtype_of_others(self, live: str, default: torch.dtype) -> torch.dtype:
+        """Return the dtype of the reference's tensor, or a default if the reference lacks it."""
+        reference = self._reference
+        name = reference.names.get(live)
+        return default if name is None else reference.source.infos[name].dtype
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:

@@ -131,8 +131,11 @@ class TargetTokens:
 
     def sources(self, axes: Mapping[str, int]) -> dict[str, WeightSource]:
         """Return every model with these rows; `axes` gives the token dimension per tensor."""
+        reference = self._models[0].rows
         return {
-            model.name: TokenSource(model.rows, axes, self.count, list(self._layers(model)))
+            model.name: TokenSource(
+                model.rows, axes, self.count, [*self._layers(model)], reference=reference
+            )
             for model in self._models
         }
 

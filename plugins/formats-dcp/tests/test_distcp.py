@@ -65,6 +65,49 @@ def test_the_model_is_found_and_the_rest_is_named(
     assert sorted(left_out(source).split(", ")) == expected.split(", ")
 
 
+@pytest.mark.parametrize(
+    ("state", "names", "expected"),
+    [
+        ({"scaler.loc": W, "net.w": B}, "scaler.loc, net.w", ""),
+        ({"scaler.loc": W, "scaler._extra_state": io.BytesIO(b"fp8")}, "scaler.loc", "scaler (1)"),
+        ({"net.w": W, "scaler.scale": B, "scaler.growth": 2.0}, "net.w", "scaler (2)"),
+        ({"optimizer.q.w": W, "state.x.step": B}, "optimizer.q.w, state.x.step", ""),
+        ({"net.w": W, "state.x.step": torch.tensor(3)}, "net.w, state.x.step", ""),
+        ({"w": W, "rng_state": torch.zeros(9, dtype=torch.uint8)}, "w", "rng_state (1)"),
+        ({"w": W, "optim.state.w.factor": B, "optim.other.w": B}, "w", "optim (2)"),
+        ({"w": W, "chained_0.optimizer.w.exp_avg": B}, "w", "chained_0 (1)"),
+        ({"model": {"net.w": W, "head": {"w": B}}, "ema": {"w": W}}, "net.w, head.w", "ema (1)"),
+        ({"model": {"a": {"w": W}, "b": {"c": {"w": B}}}, "step": B}, "a.w, b.c.w", "step (1)"),
+        ({"model": {"net.w": W, "scaler": {"loc": B}}}, "net.w, scaler.loc", ""),
+        ({"model": {"w": W, "optimizer": {"state": {"w": {"exp_avg": B}}}}}, "w",
+         "model.optimizer (1)"),
+    ],
+)  # fmt: skip
+def test_modules_named_like_parts_of_a_trainer_and_nested_parts_stay_in_the_model(
+    state: Any, names: str, expected: str, save: Callable[[Path, Any], Path], tmp_path: Path
+) -> None:
+    source = open_model(save(tmp_path, state))
+    assert ", ".join(source.infos) == names
+    assert torch.equal(source.tensor(next(iter(source.infos))), W)
+    assert left_out(source) == expected
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"model": {"state_dict": {"w": W}, "ema": {"w": B}}},
+        {"state_dict": {"model": {"w": W}, "head": {"w": B}}},
+        {"w": W, "head": {"w": B}},
+        {"app": {"w": W, "ema": {"w": B}}},
+    ],
+)
+def test_parts_that_may_be_models_are_refused(
+    state: Any, save: Callable[[Path, Any], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="several models"):
+        open_model(save(tmp_path, state))
+
+
 def test_megatrons_checkpoints_are_read_without_megatron(
     save: Callable[[Path, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

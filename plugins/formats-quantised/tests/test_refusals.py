@@ -87,6 +87,10 @@ def state(**changes: int) -> torch.Tensor:
             "nested_blocksize or nested_offset",
         ),
         ("int8-rows", {"SCB": torch.ones(31)}, "has shape [31], expected [32]"),
+        ("int8-rows", {"weight_format": torch.tensor(1).byte()}, "(the layout col32) is not supp"),
+        ("int8-rows", {"weight_format": torch.tensor([3]).byte()}, "3 (the layout col_ampere)"),
+        ("int8-rows", {"weight_format": torch.tensor(9).byte()}, "9 (the layout unknown)"),
+        ("int8-rows", {"weight_format": torch.zeros(2).byte()}, "expected [] or [1]"),
         ("mxfp4", {"_scales": torch.ones(3, 32, 1, dtype=torch.uint8)}, "expected [3, 32, 2]"),
         ("pack-group", {"weight_shape": torch.tensor([32, 2**40])}, "does not fit"),
         ("pack-group", {"weight_shape": torch.tensor([-1, -1])}, "does not fit"),
@@ -96,6 +100,38 @@ def test_what_is_not_known_is_refused(
     case: str, changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     assert says in refusal(tmp_path / "model", case, **changes)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "scales"),
+    [
+        ("fp8-blocks", torch.float8_e4m3fn, "expected 'm.weight_scale_inv'"),
+        ("fp8-blocks", torch.float8_e5m2, "expected 'm.weight_scale_inv'"),
+        ("float-tensor", torch.float8_e4m3fn, "expected 'm.weight_scale'"),
+        ("int8-channel", torch.int8, "expected 'm.weight_scale'"),
+        ("int8-rows", torch.int8, "expected 'm.SCB'"),
+        ("nf4", torch.uint8, "expected 'm.weight.quant_state.bitsandbytes__nf4' or "),
+    ],
+)
+def test_a_tensor_without_its_scales_is_named(
+    case: str, dtype: torch.dtype, scales: str, tmp_path: Path
+) -> None:
+    reference = read_reference(VALUES / f"{case}.safetensors")
+    reference.tensors["m.weight"] = torch.ones(2, 2).to(dtype)
+    reference.write(tmp_path / "model")
+    with pytest.raises(CheckpointError) as caught:
+        find_model(str(tmp_path / "model"), "model").open()
+    assert f"tensor 'm.weight' is {dtype}, ".replace("torch.", "") in caught.value.message
+    assert scales in caught.value.message
+
+
+def test_the_scales_of_autofp8_are_refused_by_name(tmp_path: Path) -> None:
+    reference = read_reference(VALUES / "fp8-tensor.safetensors")
+    (name,) = reference.expected
+    reference.tensors[f"{name}_scale"] = reference.tensors.pop(f"{name}_scale_inv")
+    reference.write(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"weight_scale \(the fp8 of AutoFP8\) is not supp"):
+        find_model(str(tmp_path / "model"), "model").open()
 
 
 @pytest.mark.parametrize("case", ["gptq-4", "pack-group"])
@@ -192,3 +228,16 @@ def test_settings_are_those_of_the_file(tmp_path: Path) -> None:
     source = find_model(str(tmp_path / "model"), "model").open()
     (name,) = reference.expected
     assert torch.equal(source.tensor(name), reference.expected[name])
+
+
+@pytest.mark.parametrize("language", ["text_config", "llm_config"])
+def test_the_dtype_is_that_of_the_language_part(language: str, tmp_path: Path) -> None:
+    reference = read_reference(VALUES / "fp8-blocks.safetensors")
+    reference.write(tmp_path / "model")
+    nested = {"vision_config": {"dtype": "float32"}, language: {"torch_dtype": "float16"}}
+    settings = {"quantization_config": reference.config}
+    for config, dtype in ((nested, torch.float16), ({"dtype": "bfloat16"}, torch.bfloat16)):
+        content = json.dumps(nested | config | settings)
+        (tmp_path / "model" / "config.json").write_text(content)
+        source = find_model(str(tmp_path / "model"), "model").open()
+        assert {info.dtype for info in source.infos.values()} == {dtype}

@@ -102,6 +102,7 @@ def test_a_dry_run_prints_the_weights_of_the_run(
         (["--ema", "0.5", "--schedule", "cosine"], "ema and schedule=cosine conflict"),
         (["--window", "200"], "--window: expected FROM:TO"),
         (["--window", "300:200"], "the first step is larger"),
+        (["--set", "algorithm.steps=[1, 2, 3, 4]"], "unsupported option of fuse average"),
         (["--greedy"], "--greedy needs --tasks"),
         (["--greedy", "--ema", "0.5"], "conflicting options: --greedy and --ema"),
     ],

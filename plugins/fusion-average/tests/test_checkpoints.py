@@ -34,10 +34,10 @@ def steps(checkpoints: list[Checkpoint]) -> list[int]:
     [
         ("checkpoint-999", "checkpoint-1000", "checkpoint-10000"),
         ("step_999", "step_1000", "step_10000"),
-        ("step-999.safetensors", "step-1000.safetensors", "model-step-10000.safetensors"),
+        ("step-999.safetensors", "step-1000.safetensors", "step-10000.safetensors"),
         ("iter_0000999", "iter_0001000", "iter_0010000"),
         ("global_step999", "global_step1000", "global_step10000"),
-        ("epoch=1-step=999", "epoch=1-step=1000.ckpt", "epoch=2-step=10000"),
+        ("epoch=1-step=999.ckpt", "epoch=1-step=1000.ckpt", "epoch=2-step=10000.ckpt"),
         ("step999-unsharded", "step1000-unsharded", "step10000-unsharded"),
         ("999", "1000", "10000"),
     ],
@@ -52,10 +52,49 @@ def test_checkpoints_are_ordered_by_number(names: tuple[str, ...], tmp_path: Pat
 
 
 def test_two_checkpoints_of_one_step_are_named(tmp_path: Path) -> None:
-    make(tmp_path, "checkpoint-100", "step_0100", "step_200")
-    with pytest.raises(CheckpointError, match=r"checkpoint-100 and step_0100 .* of step 100"):
+    make(tmp_path, "step_100", "step_0100", "step_200")
+    with pytest.raises(CheckpointError, match=r"step_0100 and step_100 .* of step 100"):
         find_checkpoints(tmp_path)
-    assert steps(find_checkpoints(tmp_path, "step_*")) == [100, 200]
+    assert steps(find_checkpoints(tmp_path, "step_?00")) == [100, 200]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("checkpoint-300.incomplete", "checkpoint-300.backup", "checkpoint-300_old"),
+        *("checkpoint-300 (copy)", "checkpoint-150-ema", "checkpoint-1e3", "checkpoint-300.5"),
+        *("best-checkpoint-100", "step_300", "400"),
+    ],
+)
+def test_a_name_of_another_form_is_left_out_with_a_warning(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path, "checkpoint-100", "checkpoint-200", name)
+    assert steps(find_checkpoints(tmp_path)) == [100, 200]
+    assert f"left out {name}, because" in caplog.text
+
+
+def test_other_numbers_in_a_name_may_differ(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path, "epoch=9-step=90-loss=1.25", "epoch=10-step=100-loss=3e-05", "logs")
+    assert steps(find_checkpoints(tmp_path)) == [90, 100]
+    assert not caplog.text
+
+
+def test_two_equally_frequent_forms_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "step-1.safetensors", "step-1-ema.safetensors")
+    with pytest.raises(CheckpointError, match="two forms are equally frequent") as caught:
+        find_checkpoints(tmp_path)
+    patterns = re.findall(r"--match '(.*?)'", caught.value.hint or "")
+    matches = [[c.path.name for c in find_checkpoints(tmp_path, p)] for p in patterns]
+    assert matches == [["step-1-ema.safetensors"], ["step-1.safetensors"]]
+
+
+def test_a_run_of_fractions_holds_no_steps(tmp_path: Path) -> None:
+    make(tmp_path, "step-1e3", "step-2e3")
+    with pytest.raises(CheckpointError, match="holds no checkpoints with step numbers"):
+        find_checkpoints(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class DistcpFiles(ShardFiles):
         """Yield the shards of the model's tensors."""
         folder = self._find_folder()
         entries, objects = self._read_metadata(folder)
-        model, others = select_model(entries, self.describe())
+        model, others = select_model(entries, objects, self.describe())
         self.shapes = {name: entry.shape for name, entry in model.items()}
         self._present = {*self.location.matching(f"{folder}*.distcp")}
         self._left_out = count_parts(others, objects)

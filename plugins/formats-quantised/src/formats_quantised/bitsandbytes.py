@@ -1,8 +1,8 @@
 """Checkpoints of bitsandbytes: nf4 and fp4 with `quant_state`, and int8 with row scales.
 
 A 4-bit value is `code * absmax` of its block of the flattened tensor, computed in fp32; with double
-quantisation the scales are codes of 8 bits themselves. The shape is stored as JSON in a tensor, so
-opening a model on the hub downloads it.
+quantisation the scales are codes of 8 bits themselves. The shape is stored as JSON in a tensor, and
+the layout of int8 as a number, so opening a model on the hub downloads it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _STATE = ".quant_state.bitsandbytes__"
 _ABSMAX, _MAP = ".absmax", ".quant_map"
 _NESTED, _NESTED_MAP = ".nested_absmax", ".nested_quant_map"
 _ROWS, _LAYOUT = ".SCB", ".weight_format"
+#: The layouts of int8 by number. bitsandbytes 0.50 refuses all but the first.
+_LAYOUTS = ("row", "col32", "col_turing", "col_ampere")
 _LARGEST_STATE = 4096
 #: Offsets of scales are within the range of fp32.
 _LARGEST_OFFSET = 1e38
@@ -93,6 +95,8 @@ class RowInt8(RowEncoding):
 def open_bitsandbytes(location: Location) -> DequantisedSource:
     """Open a checkpoint of bitsandbytes."""
     model = open_quantised(location)
+    model.check_scales(torch.uint8, ".weight", *(f".weight{_STATE}{kind}" for kind in _KINDS))
+    model.check_scales(torch.int8, ".weight", _ROWS)
     encodings: list[Encoding] = [
         _four_bits(model, prefix, kind)
         for kind in _KINDS
@@ -158,4 +162,17 @@ def _int8(model: Quantised, prefix: str, scales: TensorInfo) -> RowInt8:
     info = model.matrix(name, torch.int8)
     model.info(scales.name, torch.float32)
     model.check_shape(scales.name, (info.shape[0],))
+    _check_layout(model, prefix + _LAYOUT)
     return RowInt8(TensorInfo(name, info.shape, model.dtype), scales.name)
+
+
+def _check_layout(model: Quantised, name: str) -> None:
+    """Raise `CheckpointError` unless rows are stored one after the other, the default."""
+    if name not in model.stored.infos:
+        return
+    model.info(name, torch.uint8)
+    model.check_shape(name, (), (1,))
+    number = int(model.stored.read(name, 0, 1))
+    if number != 0:
+        layout = _LAYOUTS[number] if number < len(_LAYOUTS) else "unknown"
+        raise model.refuse(f"{name} {number} (the layout {layout})")

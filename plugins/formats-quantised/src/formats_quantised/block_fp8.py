@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from fusion_core.weights import Location, WeightSource
 
 _SCALE = "_scale_inv"
+#: The scales of AutoFP8, which no installed library reads.
+_UNSUPPORTED = ".weight_scale"
+_CODES = (torch.float8_e4m3fn, torch.float8_e5m2)
 #: Scales of the inputs of a layer, which only inference in fp8 needs.
 _ACTIVATIONS = ("activation_scale", "input_scale")
 _BIAS = 127
@@ -54,6 +57,10 @@ def open_fp8(location: Location) -> DequantisedSource:
         len(block) != 2 or any(type(size) is not int or size < 1 for size in block)  # noqa: PLR2004
     ):
         raise model.refuse(f"weight_block_size {shorten(block)}")
+    for prefix, _ in model.pairs(_UNSUPPORTED):
+        raise model.refuse(f"{prefix}{_UNSUPPORTED} (the fp8 of AutoFP8)")
+    for dtype in _CODES:
+        model.check_scales(dtype, "", _SCALE)
     encodings = [_encoding(model, name, block) for name, _ in model.pairs(_SCALE)]
     used = {encoding.info.name for encoding in encodings}
     used |= {encoding.grid.name for encoding in encodings}
@@ -63,7 +70,7 @@ def open_fp8(location: Location) -> DequantisedSource:
 
 
 def _encoding(model: Quantised, name: str, block: list[int] | None) -> BlockFp8:
-    shape = model.info(name, torch.float8_e4m3fn, torch.float8_e5m2).shape
+    shape = model.info(name, *_CODES).shape
     scale = model.info(name + _SCALE, torch.float32, torch.bfloat16, torch.float16, torch.uint8)
     if len(shape) < 2 or 0 in shape:  # noqa: PLR2004
         raise model.error(name, f"has shape {list(shape)}, expected a matrix")

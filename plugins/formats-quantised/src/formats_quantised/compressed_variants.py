@@ -36,6 +36,7 @@ _ACTIVATIONS = tuple(
     for part in ("scale", "zero_point", "global_scale")
 )
 _SCALES = (torch.float32, torch.bfloat16, torch.float16)
+_CODES = (torch.float8_e4m3fn, torch.int8)
 _PACKED_BITS = (4, 8)
 
 
@@ -60,6 +61,8 @@ def open_compressed(location: Location) -> DequantisedSource:
     """Open a checkpoint of compressed-tensors."""
     model = open_quantised(location)
     groups = _read_groups(model)
+    for dtype in _CODES:
+        model.check_scales(dtype, ".weight", ".weight_scale")
     used: set[str] = set()
     encodings = []
     for prefix in _find_prefixes(model):
@@ -134,7 +137,7 @@ def _encoding(model: Quantised, prefix: str, groups: list[_Group]) -> Compressed
     if factor in names and codes.dtype is not torch.uint8:
         raise model.refuse(f"{factor} of {codes.dtype}")
     if not is_packed:
-        model.info(weight, torch.float8_e4m3fn, torch.int8)
+        model.info(weight, *_CODES)
         scale = model.info(f"{weight}_scale", *_SCALES, torch.uint8)
         return _fit(model, (weight, codes.shape, 8), scale, groups, zeros)
     if codes.dtype is torch.int32:

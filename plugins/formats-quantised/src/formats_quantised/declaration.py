@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _CONFIG = "config.json"
 _KEYS = frozenset(("quantization_config",))
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+#: The configurations of the language part of a model, which is the quantised one.
+_LANGUAGE_KEYS = frozenset(("text_config", "language_config", "llm_config"))
 #: The dtypes of weights, by their names in configurations.
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -87,6 +90,21 @@ class Quantised:
             expected = " or ".join(str(list(shape)) for shape in shapes)
             raise self.error(name, f"has shape {list(shape)}, expected {expected}")
 
+    def check_scales(self, dtype: torch.dtype, suffix: str, *companions: str) -> None:
+        """Raise `CheckpointError` for a tensor of codes that lacks its scales.
+
+        Tensors of the dtype whose names have the suffix are codes. The name of their scales has
+        one of `companions` in its place.
+        """
+        for name, info in self.stored.infos.items():
+            if info.dtype is not dtype or not name.endswith(suffix):
+                continue
+            scales = [name.removesuffix(suffix) + companion for companion in companions]
+            if self.stored.infos.keys().isdisjoint(scales):
+                kind = str(dtype).removeprefix("torch.")
+                listed = " or ".join(map(repr, scales))
+                raise self.error(name, f"is {kind}, and its scales are missing: expected {listed}")
+
     def decode(
         self, encodings: Iterable[Encoding], *, used: Iterable[str], label: str
     ) -> DequantisedSource:
@@ -132,8 +150,13 @@ def open_quantised(location: Location) -> Quantised:
 
 
 def read_dtype(config: dict[str, Any], location: Location) -> torch.dtype:
-    """Return the dtype that a configuration names, bfloat16 if it names none."""
-    name = find_config_value(config, frozenset(("dtype", "torch_dtype"))) or "bfloat16"
+    """Return the dtype that a configuration names, bfloat16 if it names none.
+
+    The language part of a model precedes other parts, such as an encoder of images.
+    """
+    language = find_config_value(config, _LANGUAGE_KEYS)
+    nested = (find_config_value(part, frozenset(_DTYPE_KEYS)) for part in (language, config))
+    name = next(filter(None, (*map(config.get, _DTYPE_KEYS), *nested)), "bfloat16")
     if not isinstance(name, str) or name.removeprefix("torch.") not in DTYPES:
         raise CheckpointError(
             f"{location.name}: {_CONFIG} has the dtype {shorten(name)}, expected "

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 #: `checkpoint-1000`, `step_1000`, `iter_0001000`, `global_step1000`, `epoch=1-step=1000`, `1000`.
 _STEP = re.compile(
-    r"(?:.*[^a-z])?(?:global_?)?(?:steps?|iter(?:ation)?|checkpoint|ckpt)[-_=]?(\d{1,15})(?!\d).*",
+    r"((?:.*[^a-z])?(?:global_?)?(?:steps?|iter(?:ation)?|checkpoint|ckpt)[-_=]?)"
+    r"(\d{1,15})(?!\d)(.*)",
     re.IGNORECASE | re.DOTALL,
 )
+#: Numbers around a step, such as an epoch or a loss, which differ in the names of one run.
+_OTHER_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
+#: What follows digits that are only the beginning of a number, such as `1e3` or `300.5`.
+_FRACTIONS = ("e#", "E#", ".#")
 _SUFFIX = ".safetensors"
 _SHOWN = 5
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +45,31 @@ class Checkpoint:
         return f"step-{self.step}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """The text before and after the step in a name; `#` stands for other numbers."""
+
+    before: str
+    after: str
+
+
 def find_checkpoints(run: Path, pattern: str = "*") -> list[Checkpoint]:
     """Return the checkpoints in a directory by step: directories and .safetensors files.
 
-    `pattern` restricts their names. Raises `CheckpointError` for a directory without checkpoints,
-    and for two checkpoints of one step.
+    `pattern` restricts their names. Most names decide the form: the text before and after the
+    step. A warning lists step numbers in names of other forms. Raises `CheckpointError` for a
+    directory without checkpoints, two equally frequent forms, and two checkpoints of one step.
     """
     if not run.is_dir():
         problem = "expected the directory of a run, found a file" if run.exists() else "missing"
         raise CheckpointError(f"{problem}: {run}")
     entries = sorted(entry for entry in run.iterdir() if fnmatchcase(entry.name, pattern))
-    checkpoints = [
-        Checkpoint(step, entry)
-        for entry in entries
-        if (entry.is_dir() or entry.suffix == _SUFFIX) and (step := _step_of(entry)) is not None
-    ]
+    forms: dict[_Form, list[Checkpoint]] = {}
+    for entry in entries:
+        if (entry.is_dir() or entry.suffix == _SUFFIX) and (name := _parse_name(entry)) is not None:
+            form, step = name
+            forms.setdefault(form, []).append(Checkpoint(step, entry))
+    checkpoints = _take_usual_form(run, forms)
     if not checkpoints:
         names = ", ".join(entry.name for entry in entries[:_SHOWN]) or "nothing"
         raise CheckpointError(
@@ -130,15 +148,46 @@ def _missing_steps(steps: Sequence[int], spacing: int | None) -> Iterator[int]:
             yield from range(before + spacing, after, spacing)
 
 
-def _step_of(entry: Path) -> int | None:
-    """Return the step number in a name; temporary names have none."""
+def _parse_name(entry: Path) -> tuple[_Form, int] | None:
+    """Return the form of a name and its step number; temporary names have none."""
     name = entry.name.removesuffix(_SUFFIX)
     if name.startswith((".", "tmp")) or name.endswith((".tmp", "-tmp", "_tmp")):
         return None
     match = _STEP.fullmatch(name)
     if match is not None:
-        return int(match[1])
-    return int(name) if name.isascii() and name.isdecimal() else None
+        before, step, after = match.groups()
+        texts = (_OTHER_NUMBER.sub("#", text) for text in (before, after))
+        return _Form(*texts), int(step)
+    return (_Form("", ""), int(name)) if name.isascii() and name.isdecimal() else None
+
+
+def _take_usual_form(run: Path, forms: Mapping[_Form, list[Checkpoint]]) -> list[Checkpoint]:
+    """Return the checkpoints whose names have the form of most; warn of others."""
+    whole = [form for form in forms if not form.after.startswith(_FRACTIONS)]
+    if not whole:
+        return []
+    usual, *others = sorted(whole, key=lambda form: -len(forms[form]))
+    example = forms[usual][0].path
+    if others and len(forms[others[0]]) == len(forms[usual]):
+        other = forms[others[0]][0].path
+        raise CheckpointError(
+            f"{run}: names of two forms are equally frequent: {example.name} and {other.name}",
+            hint=f"Select one form: --match '{_spell_pattern(usual, example)}' or "
+            f"--match '{_spell_pattern(others[0], other)}'.",
+        )
+    names = [entry.path.name for form in forms if form != usual for entry in forms[form]]
+    if names:
+        listed = ", ".join(names[:_SHOWN]) + (", ..." if names[_SHOWN:] else "")
+        _LOG.warning(
+            "%s: left out %s, because most names are of the form of %s", run, listed, example.name
+        )
+    return forms[usual]
+
+
+def _spell_pattern(form: _Form, example: Path) -> str:
+    """Return the glob that matches the names of a form."""
+    before, after = (escape(text).replace("#", "*") for text in (form.before, form.after))
+    return f"{before}*[0-9]{after}{example.suffix if example.suffix == _SUFFIX else ''}"
 
 
 def _list_steps(selected: Sequence[Checkpoint]) -> str:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fusion_average.checkpoints import Checkpoint
+    from fusion_average.run_average import RunAverage
     from fusion_core.commands import Plan
 
 Text = Optional[str]  # noqa: UP045 - typer reads these annotations at run time
@@ -150,6 +151,7 @@ def average(
             workers=workers,
         ),
     )
+    _refuse_steps(planned)
     if dry_run:
         _print_weights(planned, selected, as_json=as_json)
     else:
@@ -220,22 +222,46 @@ def _parse_window(text: str | None) -> tuple[int | None, int | None]:
     return int(begin) if begin else None, int(end) if end else None
 
 
-def _print_weights(planned: Plan, selected: Sequence[Checkpoint], *, as_json: bool) -> None:
+def _list_averages(planned: Plan) -> list[RunAverage]:
     from fusion_average.run_average import RunAverage
+
+    return [stage.stage for stage in planned.stages if isinstance(stage.stage, RunAverage)]
+
+
+def _refuse_steps(planned: Plan) -> None:
+    """Raise `RecipeError` for steps that a user sets: the directories' names have them."""
+    from fusion_core.errors import RecipeError
+
+    if any(stage.config.steps is not None for stage in _list_averages(planned)):
+        raise RecipeError(
+            "unsupported option of fuse average: algorithm.steps; the names of the checkpoints "
+            "give the steps",
+            hint="Leave it out. To give other steps, list the models in a recipe for fuse run.",
+        )
+
+
+def _print_weights(planned: Plan, selected: Sequence[Checkpoint], *, as_json: bool) -> None:
     from fusion_core.commands import print_json, print_table
 
-    names = [checkpoint.name for checkpoint in selected]
-    averages = [stage.stage for stage in planned.stages if isinstance(stage.stage, RunAverage)]
-    weights = averages[0].weights_of(names) if averages else {}
+    averages = _list_averages(planned)
+    weights = averages[0].weights_of([*planned.pool.experts]) if averages else {}
     rows = [
-        {"step": checkpoint.step, "weight": weights.get(name), "path": str(checkpoint.path)}
-        for name, checkpoint in zip(names, selected, strict=True)
+        {
+            "step": checkpoint.step,
+            "weight": weights.get(checkpoint.name),
+            "path": str(checkpoint.path),
+        }
+        for checkpoint in selected
     ]
     if as_json:
         print_json(rows)
         return
     cells = [
-        (str(row["step"]), f"{row['weight']:.6g}" if weights else "-", str(row["path"]))
+        (
+            str(row["step"]),
+            "-" if row["weight"] is None else f"{row['weight']:.6g}",
+            str(row["path"]),
+        )
         for row in rows
     ]
     print_table(["step", "weight", "checkpoint"], cells)

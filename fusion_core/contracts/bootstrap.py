@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: The probability on either side of a 95 % interval.
 TAIL = (1 - 0.95) / 2
 RESAMPLES = 2000
+#: A bootstrap of differences needs this many examples per task, and as many that differ in all.
+_FEWEST_EXAMPLES = 6
 #: Resample by counts up to this many distinct rows, and example by example beyond.
 _COUNTED_ROWS = 8
 #: Examples drawn in one step, which bounds the memory.
@@ -31,12 +33,18 @@ def paired_bootstrap(tasks: Sequence[Outcomes]) -> tuple[Interval | None, float]
     """Return the 95 % interval of the mean difference of two models, and its two-sided p-value.
 
     Each task is one difference per example, with weights or None. The statistic is the mean over
-    tasks of the weighted mean differences. The p-value is twice the share of resampled means on the
-    other side of 0, not corrected for multiple tests.
+    tasks of the weighted mean differences. The interval is None if a task has fewer than 6 examples
+    or fewer than 6 examples of all tasks differ: resamples of so few examples vary too little. The
+    p-value is twice the share of resampled means on the other side of 0, not corrected for multiple
+    tests. It is too small for few examples.
     """
     means = resample(tasks)
     fewer = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    return percentiles(means), min(1.0, 2 * (fewer + 1) / (len(means) + 1))
+    p_value = min(1.0, 2 * (fewer + 1) / (len(means) + 1))
+    differing = sum(value != 0 for values, _ in tasks for value in values)
+    smallest = min(len(values) for values, _ in tasks)
+    has_interval = min(differing, smallest) >= _FEWEST_EXAMPLES
+    return percentiles(means) if has_interval else None, p_value
 
 
 def resample(tasks: Sequence[Outcomes]) -> Tensor:

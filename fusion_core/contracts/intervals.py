@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeGuard
 
 from fusion_core.contracts.bootstrap import TAIL, percentiles, resample, resample_quotients
 from fusion_core.contracts.measurements import Measured, Metric, MetricValues
@@ -53,11 +53,11 @@ class Intervals:
 
         Each entry of the nonempty `row` is one task's main metric, measurement and reference
         measurement. Both are resampled together, example by example. None if they keep no outcomes
-        of the same examples.
+        of the same examples, or outcomes of a single one.
         """
         columns = []
         for metric, value, reference in row:
-            if not (isinstance(value, Measured) and value.pairs_with(reference)):
+            if not (_is_resampled(value) and value.pairs_with(reference)):
                 return None
             columns.append(_quotient(metric, value, reference))
         return percentiles(resample_quotients(columns))
@@ -74,10 +74,15 @@ def wilson(right: int, count: int) -> Interval:
 
 
 def _bootstrap(row: Collection[MetricValues]) -> Interval | None:
-    measured = [task for task in row if isinstance(task, Measured) and len(task.outcomes) > 1]
+    measured = [task for task in row if _is_resampled(task)]
     if not measured or len(measured) < len(row):
         return None
     return percentiles(resample([(task.outcomes, task.weights) for task in measured]))
+
+
+def _is_resampled(metrics: MetricValues) -> TypeGuard[Measured]:
+    """Tell whether metrics keep outcomes of several examples, so that resamples of them vary."""
+    return isinstance(metrics, Measured) and len(metrics.outcomes) > 1
 
 
 def _quotient(metric: Metric, value: Measured, reference: Measured) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fusion_core.contracts.bootstrap import paired_bootstrap
 from fusion_core.contracts.intervals import Intervals, wilson
 from fusion_core.contracts.measurements import Measured, Metric
 
@@ -69,6 +70,9 @@ def test_without_outcomes_there_is_no_interval() -> None:
     assert [INTERVALS.of_task(metrics) for metrics in (plain, one, infinite)] == [None, None, None]
     assert INTERVALS.of_average([accuracy(1, 0), plain]) is None
     assert INTERVALS.of_average([]) is None
+    right = Metric("accuracy")
+    assert INTERVALS.of_normalised([(right, accuracy(1), accuracy(1))] * 2) is None
+    assert INTERVALS.of_normalised([(right, accuracy(1, 0), accuracy(1, 1))]) is not None
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,14 @@ def test_outcomes_must_have_the_metric_as_their_mean(
 ) -> None:
     with pytest.raises(ValueError, match=r"accuracy is 1\.0, and the mean|zip\(\)"):
         Measured({"accuracy": 1.0}, outcomes, weights)
+
+
+def test_a_bootstrap_of_few_differences_gives_no_interval() -> None:
+    five, six = [1.0] * 5 + [0.0] * 5, [1.0] * 6 + [0.0] * 4
+    assert paired_bootstrap([(five, None)])[0] is None
+    assert paired_bootstrap([(six, None), ([0.0] * 5, None)])[0] is None  # few examples of a task
+    low, high = paired_bootstrap([(six, None), ([0.0] * 6, None)])[0] or (math.nan, math.nan)
+    assert 0 < low < 0.3 < high < 0.5
 
 
 def test_normalised_intervals_resample_merge_and_expert_together() -> None:

@@ -226,7 +226,13 @@ def test_two_runs_are_compared_on_the_same_examples(tmp_path: Path) -> None:
     fourth = write_report(tmp_path / "d", report(60, 90))
     average = call_for_output(third, fourth).splitlines()
     assert average[-2].split()[:2] == ["average", "+10.0"]
-    assert average[-1].startswith("tasks: exact McNemar; average: paired bootstrap; p-values ")
+    assert average[-1].startswith("tasks: exact McNemar; average: sign-flip test; p-values ")
+    one = {"latin": Measured({"accuracy": 0.0}, [0]), "greek": Measured({"accuracy": 0.0}, [0])}
+    fifth = write_report(tmp_path / "e", Report(one))
+    right = Report({task: Measured({"accuracy": 1.0}, [1]) for task in one})
+    tiny = call_for_output(fifth, write_report(tmp_path / "f", right)).splitlines()
+    assert tiny[-2].split() == ["average", "+100.0", "0.500"]
+    assert tiny[-1].endswith("; no interval: too few examples differ")
 
 
 def test_a_pair_that_cannot_be_compared_is_refused(tmp_path: Path) -> None:

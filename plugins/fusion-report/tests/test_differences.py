@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from fusion_core import Measured, Metric, Report
-from fusion_report.comparison.differences import compare_reports, mcnemar
+from fusion_report.comparison.differences import compare_reports, flip_signs, mcnemar
 
 RANDOM = np.random.default_rng(0)
 
@@ -49,7 +49,7 @@ def test_right_and_wrong_are_compared_by_example() -> None:
     }
 
 
-def test_other_scores_are_bootstrapped_in_pairs() -> None:
+def test_other_scores_are_compared_by_flips_and_bootstrapped_in_pairs() -> None:
     sizes = RANDOM.integers(20, 400, size=80).astype(float)
     before = RANDOM.gamma(4.0, 0.25, size=80)
     after = before + RANDOM.normal(-0.01, 0.1, size=80)
@@ -67,10 +67,39 @@ def test_other_scores_are_bootstrapped_in_pairs() -> None:
     ends = known.confidence_interval
     room = 0.06 * (ends.high - ends.low)
     assert difference.interval == pytest.approx((ends.low, ends.high), abs=room)
-    share = 2 * (known.bootstrap_distribution >= 0).mean()
+    share = p_of_flips((after - before) * sizes / sizes.sum())
     assert 0.02 < share < 0.9
-    assert difference.p == pytest.approx(share, abs=0.04)
-    assert difference.test == "paired bootstrap"
+    assert difference.p == pytest.approx(share, abs=0.03)
+    assert difference.test == "sign-flip test"
+
+
+def p_of_flips(terms: np.ndarray) -> float:
+    """Return the p-value of the sum of terms by scipy: exact for up to 13 of them."""
+    result = stats.permutation_test(
+        (terms,), np.sum, permutation_type="samples", vectorized=True, random_state=1
+    )
+    return float(result.pvalue)
+
+
+def test_flips_of_few_examples_are_counted_exactly() -> None:
+    first, second, weights = RANDOM.normal(1, 1, 5), RANDOM.integers(-1, 2, 6), np.arange(1.0, 7.0)
+    terms = np.concatenate([first / 5, second * weights / 21])
+    known = p_of_flips(terms)
+    assert 0 < known < 1
+    assert flip_signs([(first, None), (second, weights)]) == pytest.approx(known, rel=1e-9)
+    many = [1.0] * 300 + [-1.0] * 240 + [0.0] * 1000
+    assert flip_signs([(many, None)]) == pytest.approx(mcnemar(300, 240), rel=1e-9)
+    assert flip_signs([([math.inf, 1.0], None)]) == 1
+
+
+def test_an_average_of_few_examples_is_not_significant() -> None:
+    wrong, right = accuracy(np.zeros(1)), accuracy(np.ones(1))
+    rows = compare_reports(Report({"a": wrong, "b": wrong}), Report({"a": right, "b": right}))
+    assert [(row.interval, row.p) for row in rows] == [(None, 1.0), (None, 1.0), (None, 0.5)]
+    wrong, right = accuracy(np.zeros(6)), accuracy(np.ones(6))
+    rows = compare_reports(Report({"a": wrong, "b": wrong}), Report({"a": right, "b": right}))
+    assert [row.interval for row in rows] == [(1.0, 1.0)] * 3
+    assert rows[2].p == pytest.approx(2 / 2**12)
 
 
 def test_the_average_is_over_the_tasks_that_both_keep() -> None:
@@ -101,4 +130,4 @@ def test_other_examples_are_not_compared() -> None:
 def test_equal_reports_have_no_difference() -> None:
     same = Report({"a": accuracy(RANDOM.random(50) < 0.5), "b": accuracy(RANDOM.random(50) < 0.5)})
     for difference in compare_reports(same, same):
-        assert (difference.value, difference.interval, difference.p) == (0.0, (0.0, 0.0), 1.0)
+        assert (difference.value, difference.interval, difference.p) == (0.0, None, 1.0)

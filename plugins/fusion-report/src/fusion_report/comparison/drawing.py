@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fusion_core.commands import escape_control
-from fusion_report.comparison.differences import BOOTSTRAP
+from fusion_report.comparison.differences import SIGN_FLIPS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,11 +33,14 @@ def print_differences(first: str, second: str, differences: Sequence[Difference]
     tests = dict.fromkeys(difference.test for difference in differences if difference.is_task)
     footer = ", ".join(tests)
     if any(not difference.is_task for difference in differences):
-        footer = f"tasks: {footer}; average: {BOOTSTRAP}"
+        footer = f"tasks: {footer}; average: {SIGN_FLIPS}"
+    notes = [footer, "p-values are not corrected for multiple tests"]
+    if any(difference.interval is None for difference in differences):
+        notes.append("no interval: too few examples differ")
     console.print()
     console.print(_text(f"{second} - {first}, on the same examples"), soft_wrap=True)
     console.print(table)
-    console.print(_text(f"{footer}; p-values are not corrected for multiple tests"), soft_wrap=True)
+    console.print(_text("; ".join(notes)), soft_wrap=True)
 
 
 def _text(value: str) -> Text:

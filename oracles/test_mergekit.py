@@ -1,10 +1,10 @@
 """Our methods against mergekit 0.1.5, for methods that both have: `nox -s oracle`.
 
-mergekit computes in fp32 here, as we do, and rounds once. For methods of norms and angles it
-computes in fp64, as we sum these; its fp32 is off by up to 1e-5. If several entries of an expert
-have the magnitude of its trimming threshold, mergekit keeps an arbitrary choice of them and we keep
-all. These entries are omitted, and the remaining ones are counted. mergekit's random methods get
-our random numbers instead of torch's.
+mergekit computes in fp32 here, as we do, and rounds once. For methods of norms, angles and
+divergences it computes in fp64, as we sum these; its fp32 is off by 1e-5 or more. If several
+entries of an expert have the magnitude of its trimming threshold, mergekit keeps an arbitrary
+choice of them and we keep all. These entries are omitted, and the remaining ones are counted.
+mergekit's random methods get our random numbers instead of torch's.
 """
 
 from __future__ import annotations
@@ -196,7 +196,11 @@ METHODS |= {
         for t in (0.0001, 0.001, 0.1)
     },
     "arcee fusion": Method(
-        {"name": "arcee-fusion"}, "arcee_fusion", experts=1, takes_weights=False
+        {"name": "arcee-fusion"},
+        "arcee_fusion",
+        computed_in="float64",  # in fp32 rounding decides which entries it selects
+        experts=1,
+        takes_weights=False,
     ),
     "passthrough": Method(
         {"name": "passthrough", "model": "a"},

@@ -13,10 +13,10 @@ from fusion_core.errors import RecipeError
 State = dict[str, torch.Tensor]
 
 
-def make_models(shape: tuple[int, ...], seed: int) -> tuple[State, State]:
+def make_models(shape: tuple[int, ...], seed: int, delta: float = 0.1) -> tuple[State, State]:
     draw = torch.Generator().manual_seed(seed)
     base = torch.randn(shape, generator=draw)
-    return {"w": base}, {"w": base + 0.1 * torch.randn(shape, generator=draw)}
+    return {"w": base}, {"w": base + delta * torch.randn(shape, generator=draw)}
 
 
 def merge_expert(algorithm: Any, base: State, expert: State) -> torch.Tensor:
@@ -43,9 +43,10 @@ def importances(base: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows)
 
 
+@pytest.mark.parametrize("delta", [0.1, 1e-4])
 @pytest.mark.parametrize(("shape", "seed"), [((3, 5), 0), ((40, 70), 1), ((700, 900), 2)])
-def test_arcee_fusion_copies_the_outliers(shape: tuple[int, int], seed: int) -> None:
-    base, expert = make_models(shape, seed)
+def test_arcee_fusion_copies_the_outliers(shape: tuple[int, int], seed: int, delta: float) -> None:
+    base, expert = make_models(shape, seed, delta)
     importance = importances(base["w"], expert["w"])
     ordered = importance.ravel().sort().values
     low, median, high = (ordered[int(s * (len(ordered) - 1))] for s in (0.25, 0.5, 0.75))

@@ -14,7 +14,7 @@ from fusion_ties.ram import Ram
 from fusion_ties.sce import Sce
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 SHAPES: dict[str, tuple[int, ...]] = {"m": (13, 7), "v": (29,), "s": (), "t": (3, 2, 5)}
 Rows = list[list[float]]
@@ -165,6 +165,23 @@ def test_sce_equals_its_definition_at_any_size(
         for entries in expert.values():  # zeros stay, and no two positions vary equally
             entries.mul_(size * (1 + torch.rand(entries.shape, **options)))
     check(Sce(density=density, weights=weights), pool, sce(density, weights))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("exponent", [0, 100, -100])
+def test_sce_selects_all_entries_of_equal_variance(
+    order: Sequence[int], density: float, dtype: torch.dtype, exponent: int
+) -> None:
+    rows = [[1, 2, 5, 9, 101, 7], [2, 3, 6, 10, 102, 7], [4, 5, 8, 12, 104, 7]]
+    experts = torch.tensor(rows, dtype=torch.float64).mul(2.0**exponent).to(dtype)
+    pool = {
+        "base": {"w": torch.zeros(6, dtype=dtype)},
+        "models": {str(number): {"w": experts[number]} for number in order},
+    }
+    merged = merge(Sce(density=density), pool).tensor("w")
+    assert (merged != 0).tolist() == [True] * 5 + [False]
 
 
 def test_sce_of_equal_experts_selects_nothing() -> None:

@@ -28,7 +28,9 @@ class ArceeFusion(TensorwiseAlgorithm[ArceeFusionConfig]):
     interpolation.
     Options: none.
     Source: mergekit's `arcee_fusion` (no paper). Here the quantiles are exact. mergekit estimates
-    them for large tensors from a million random entries, which differ on every run.
+    them for large tensors from a million random entries, which differ on every run. Here the
+    divergence is computed in fp64. mergekit computes it in the dtype of the merge: in fp32 rounding
+    decides where task vectors are small.
     Shapes: any. Data: none. Cost: two passes over base and expert.
     """
 
@@ -56,8 +58,16 @@ class ArceeFusion(TensorwiseAlgorithm[ArceeFusionConfig]):
 
 
 def _importances(piece: Piece) -> Tensor:
-    """Return the importance of every entry, of shape (1, ...); rounding makes none negative."""
-    expert, base = (values.softmax(-1) + _FLOOR for values in (piece.experts, piece.base))
-    divergence = (expert * (expert / base).log()).sum(-1, keepdim=True).clamp_min(0)
-    importances: Tensor = piece.task_vectors.abs() * divergence
-    return importances
+    """Return the importance of every entry, of shape (1, ...); rounding makes none negative.
+
+    p and q have equal sums, so KL(p || q) is also the sum of p log(p/q) - p + q. These terms are at
+    least 0. They do not cancel, as p log(p/q) does where p is near q.
+    """
+    expert, base = (
+        values.softmax(-1, dtype=torch.float64).add_(_FLOOR)
+        for values in (piece.experts, piece.base)
+    )
+    ratio = expert.sub_(base).div_(base)  # p/q - 1
+    terms = ratio.log1p().mul_(ratio + 1).sub_(ratio).mul_(base)
+    divergence = terms.sum(-1, keepdim=True).clamp_min_(0)
+    return (piece.task_vectors.abs() * divergence).to(piece.task_vectors)

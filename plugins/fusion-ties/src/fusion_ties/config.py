@@ -35,11 +35,6 @@ def values_of(option: PerExpert[float]) -> list[float]:
     return [*(option.values() if isinstance(option, Mapping) else option)]
 
 
-def are_positive(weights: ExpertWeights | None) -> bool:
-    """Tell whether no expert has a negative weight: a weighted mean is within its terms then."""
-    return weights is None or min(values_of(weights), default=0) >= 0
-
-
 class TrimConfig(ComponentConfig):
     """Options of `trim`."""
 

@@ -23,7 +23,7 @@ from fusion_thresholds import (
     elect_sign,
     kth_largest_magnitudes,
 )
-from fusion_ties.config import SceConfig, are_positive
+from fusion_ties.config import SceConfig
 from fusion_ties.sums import sum_in_strips
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Selection:
 class Sce(TensorwiseAlgorithm[SceConfig]):
     """Merge the most varying entries where signs agree, weighted by energy (arXiv:2408.07990).
 
-    Formula: base + sum of w_k tau_k / sum of w_k over the selected tau_k with the elected sign.
+    Formula: base + sum of w_k tau_k / sum of |w_k| over the selected tau_k with the elected sign.
     In each tensor with n positions where the task vectors differ, SCE selects the max(1,
     floor(density * n)) of largest variance over the experts, and all of equal variance. w_k is
     expert k's share of the selected squares, times its option `weights`. The elected sign is that
@@ -51,20 +51,17 @@ class Sce(TensorwiseAlgorithm[SceConfig]):
     Options: `density` (fraction of positions; 1.0), `weights` (one factor per expert; 1 each).
     Differences: mergekit selects floor(density * n) positions, perhaps none, uses equal weights
     where the squares sum to less than 1e-6, and divides by at least 1e-6. This changes its results
-    for small task vectors. Here nothing depends on their size: means are in fp64, and deviations
-    are relative to the largest entry. Where all experts are equal, a density below 1 selects
-    nothing, as in mergekit.
+    for small task vectors. Here nothing depends on their size: means and variances are in fp64,
+    and a variance is computed from differences between experts. So equal variances of bf16 or fp16
+    experts are equal numbers, whatever the order of the experts. Where all experts are equal, a
+    density below 1 selects nothing, as in mergekit.
     Shapes: any. Data: none. Cost: two passes, and two more for a density below 1.
     """
 
     config_class = SceConfig
     pieces_held = (5, 6)
     scope = Scope.TENSOR
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether it is a mean with positive weights: no larger than the entries it is of."""
-        return are_positive(self.config.weights)
+    is_bounded = True  # a mean is no larger than the entries it is of
 
     def survey(self, scan: Scan) -> Selection:
         """Return the selection of a tensor."""
@@ -80,19 +77,24 @@ class Sce(TensorwiseAlgorithm[SceConfig]):
         agree = agreeing_magnitudes(rows, sign).double()
         shares = broadcast_per_expert(piece.state.shares, agree) * piece.weights
         total = sum_in_order(agree * shares).mul_(sign)
-        share = sum_in_order(agree.sign_().mul_(shares))
+        share = sum_in_order(agree.sign_().mul_(shares.abs()))
         return (total / share.where(share != 0, 1)).to(rows).add_(piece.base)
 
 
 def _deviations(rows: Tensor) -> Tensor:
-    """Return each entry's standard deviation over the experts, exactly 0 where all are equal."""
-    largest, smallest = rows.amax(0), rows.amin(0)
-    unit = torch.maximum(largest, -smallest)
-    scaled = rows / unit.where(unit > 0, 1)
-    squares = sum_in_order((scaled - sum_in_order(scaled) / len(rows)).square_())
-    # The square root of fp32 numbers rounds differently on other processors, unless it is in fp64.
-    deviations = squares.div_(len(rows)).double().sqrt_().to(rows.dtype)
-    return deviations.mul_(unit).where(largest > smallest, 0)
+    """Return each entry's standard deviation over the experts, exactly 0 where all are equal.
+
+    n^2 times the variance is n times the sum of squared differences to the first expert, less the
+    square of their sum. In fp64 these numbers are exact unless entries have many bits.
+    """
+    first = rows[0].double()
+    total, squares = torch.zeros_like(first), torch.zeros_like(first)
+    for row in rows[1:]:
+        difference = row.double() - first
+        total += difference
+        squares += difference.square_()
+    count = len(rows)
+    return squares.mul_(count).sub_(total.square_()).sqrt_().div_(count).to(rows.dtype)
 
 
 def _select(rows: Tensor, threshold: float) -> Tensor:

@@ -133,7 +133,7 @@ mask_above = cast("Callable[[int, np.uint32], np.uint64]", intrinsic(_mask_above
 first_bit = cast("Callable[[np.uint64], int]", intrinsic(_first_bit))
 bits_of: Callable[[np.float32], np.uint32] = _reinterpret(types.float32, types.uint32)
 float_of: Callable[[np.uint32], np.float32] = _reinterpret(types.uint32, types.float32)
-square_root: Callable[[np.float32], np.float32] = _root_of(types.float32)
+square_root: Callable[[np.float64], np.float64] = _root_of(types.float64)
 
 
 @inlined

@@ -6,7 +6,6 @@ from fusion_kernels.layout import ELEMENTS, EXPERTS, STRIP
 from fusion_kernels.loops.electing import elect
 from fusion_kernels.loops.primitives import (
     LARGEST,
-    ONE,
     ZERO,
     Floats,
     doubles,
@@ -29,45 +28,22 @@ from fusion_kernels.loops.sums import add_squares
 
 
 @inlined
-def _find_range(scratch: int, experts: int, size: int, highest: Floats, lowest: Floats) -> None:
-    """Write the largest and the smallest entry of all experts."""
-    first = row_of(scratch, 0)
-    for i in range(size):
-        highest[i] = first[i]
-        lowest[i] = first[i]
-    for expert in range(1, experts):
-        row = row_of(scratch, expert)
-        for i in range(size):
-            highest[i] = max(highest[i], row[i])
-            lowest[i] = min(lowest[i], row[i])
-
-
-@inlined
 def _deviate(scratch: int, experts: int, size: int, deviation: Floats) -> None:
     """Write each entry's standard deviation over the experts. Overwrites the own strips after."""
-    highest, lowest = strip_of(scratch, OWN + 1), strip_of(scratch, OWN + 2)
-    unit, mean = strip_of(scratch, OWN + 3), strip_of(scratch, OWN + 4)
-    count = np.float32(experts)
-    _find_range(scratch, experts, size, highest, lowest)
+    first, count = row_of(scratch, 0), np.float64(experts)
+    total, squares = doubles(address_of(scratch, OWN + 1)), doubles(address_of(scratch, OWN + 3))
     for i in range(size):
-        largest = max(highest[i], -lowest[i])
-        unit[i] = largest if largest > ZERO else ONE
-        mean[i] = row_of(scratch, 0)[i] / unit[i]
+        total[i] = 0.0
+        squares[i] = 0.0
     for expert in range(1, experts):
         row = row_of(scratch, expert)
         for i in range(size):
-            mean[i] += row[i] / unit[i]
+            difference = np.float64(row[i]) - np.float64(first[i])
+            total[i] += difference
+            squares[i] += difference * difference
     for i in range(size):
-        mean[i] /= count
-        deviation[i] = ZERO
-    for expert in range(experts):
-        row = row_of(scratch, expert)
-        for i in range(size):
-            distance = row[i] / unit[i] - mean[i]
-            deviation[i] += distance * distance
-    for i in range(size):
-        scaled = square_root(deviation[i] / count) * unit[i]
-        deviation[i] = scaled if highest[i] > lowest[i] else ZERO
+        scaled = square_root(squares[i] * count - total[i] * total[i])
+        deviation[i] = np.float32(scaled / count)
 
 
 @inlined
@@ -128,7 +104,7 @@ def merge(parts: int, scratch: int, threshold: float, shares: int, merged: int) 
             for i in range(size):
                 agreeing = np.float64(max(row[i] * sign[i], ZERO))
                 part = agreeing * share
-                weight = (1.0 if agreeing > 0.0 else 0.0) * share
+                weight = (1.0 if agreeing > 0.0 else 0.0) * abs(share)
                 total[i] = part if expert == 0 else total[i] + part
                 divisor[i] = weight if expert == 0 else divisor[i] + weight
         target = result_of(parts, scratch, merged, start)

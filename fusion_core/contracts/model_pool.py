@@ -15,6 +15,7 @@ from fusion_core.recipe.config import ComponentConfig
 from fusion_core.weights import Difference, WeightSource, align
 from fusion_core.weights.aligning.difference import judge
 from fusion_core.weights.origin import Origin
+from fusion_core.weights.packing import Layout
 from fusion_core.weights.reading.assets import CONFIG, parse_config
 from fusion_core.weights.reading.quantisation import refuse_quantised
 from fusion_core.weights.source import check_unchanged, collect_origins, reference_model
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from fusion_core.recipe.config import AlignmentPolicy
     from fusion_core.weights.aligning.difference import Topic
     from fusion_core.weights.matrices import Matrices
-    from fusion_core.weights.packing import Layout
     from fusion_core.weights.reading.assets import Files
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
@@ -84,6 +84,8 @@ class ModelPool(ABC, Generic[ConfigT]):
     untouched: frozenset[str] = frozenset()
     #: differences that alignment accepted and the user should know
     warnings: tuple[str, ...] = ()
+    #: whether tensors are merged as they are stored, and not each matrix inside of them
+    merges_stored: bool = False
     #: the experts before any transform, in a pool of transformed experts
     _untransformed: Mapping[str, WeightSource] | None = None
 
@@ -254,6 +256,7 @@ class ModelPool(ABC, Generic[ConfigT]):
         clone.base, clone.experts = alignment.base, alignment.experts
         clone.dropped, clone.untouched = alignment.dropped, alignment.untouched
         clone.warnings = (*warnings, *alignment.warnings)
+        clone.merges_stored = policy.matrices == "stored"
         return clone
 
     def describe_differences(self, model: WeightSource, files: Files) -> Sequence[str]:
@@ -286,6 +289,8 @@ class ModelPool(ABC, Generic[ConfigT]):
         A method that reads sources itself reads `pool.layout.unpack(source)`. Raises
         `BrokenPluginError` if `matrices` does not fit the tensors.
         """
+        if self.merges_stored:
+            return Layout({}, {})
         return layout_of(self.reference.infos, self.matrices, type(self).__name__)
 
     @property

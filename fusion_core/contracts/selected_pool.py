@@ -24,7 +24,7 @@ class SelectedPool(ModelPool[ComponentConfig]):
 
     def __init__(self, pool: ModelPool[Any], names: Collection[str]) -> None:
         super().__init__(pool.config)
-        self._pool = pool
+        self._pool, self.merges_stored = pool, pool.merges_stored
         same = {name: name for name in pool.reference.infos if name in names}
         self.base = None if pool.base is None else RenamedSource(pool.base, same)
         self.experts = {name: RenamedSource(expert, same) for name, expert in pool.experts.items()}

@@ -167,6 +167,9 @@ class AlignmentPolicy(Options):
     outliers: Literal["error", "allow"] = "error"
     """A merged tensor with an entry more than 1000 times as far from the base as the largest entry
     of its task vectors: fail, or allow it."""
+    matrices: Literal["separate", "stored"] = "separate"
+    """Tensors that hold several matrices, such as fused projections: merge each matrix by itself,
+    or the tensors as they are stored."""
 
 
 Component_ = Annotated[Choice, BeforeValidator(spell_out)]

@@ -149,6 +149,21 @@ def test_packed_and_separate_matrices_merge_to_the_same_bytes(name: str) -> None
     assert [key for key in expected if not torch.equal(packed[key], expected[key])] == []
 
 
+@pytest.mark.parametrize("name", ["slerp", "model-stock", "sce"])
+def test_packed_matrices_may_be_merged_as_stored(name: str) -> None:
+    models = states(FREE[name].max_experts or 3)
+    plain = {
+        key: {"x": state["blocks.0.attn.fused.weight"].clone()} for key, state in models.items()
+    }
+    recipe = {"algorithm": name, "alignment": {"matrices": "stored"}}
+    stored = run_fusion(recipe, model_pool=pool_of(models))
+    merged = stored.weights.tensor("blocks.0.attn.fused.weight")
+    assert torch.equal(merged, merge(name, pool_of(plain)).tensor("x"))
+    assert not torch.equal(
+        merged, merge(name, pool_of(models)).tensor("blocks.0.attn.fused.weight")
+    )
+
+
 @pytest.mark.parametrize("name", ["ties", "dare", "tsv-m", "knots", "della"])
 def test_result_is_independent_of_cuts_threads_and_pickling(
     name: str, monkeypatch: pytest.MonkeyPatch

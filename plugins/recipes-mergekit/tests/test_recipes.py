@@ -28,7 +28,7 @@ models:
 """
 POOL = {"base": "org/base", "models": {"math": "org/math", "code": "org/code@v2"}}
 WEIGHTS = {"weights": {"math": 0.7, "code": 0.4}}
-LOOSE = {"config": "warn", "tokenizer": "warn"}
+LOOSE = {"config": "warn", "tokenizer": "warn", "matrices": "stored"}
 WARN = {"unmatched": "warn"}
 STRICT = {**LOOSE, "dtype": "error"}
 
@@ -484,6 +484,9 @@ REFUSALS = {
         "merge_method: unknown method 'dare-ties'; did you mean dare_ties?"
     ],
     "merge_method: ties\ndtpye: float16": ["dtpye: unknown key; did you mean dtype?"],
+    "merge_method: ties\nnormalise: false": [
+        "normalise: unknown key; did you mean one under parameters?"
+    ],
     "merge_method: ties\nparameters: {desnity: 0.2}": [
         "parameters.desnity: unknown parameter; did you mean density?"
     ],
@@ -512,7 +515,9 @@ REFUSALS = {
         "tokenizer.tokens.b.source: org/x is none of the merged models",
     ],
     "merge_method: slerp\nparameters: {t: 0.5}": [
-        "models: slerp takes exactly 1 model(s) besides the base, got 2"
+        "models: slerp takes exactly 1 model(s) besides the base, got 2",
+        "warning: parameters of org/math.weight: ignored: slerp has no such parameter",
+        "warning: parameters of org/code@v2.weight: ignored: slerp has no such parameter",
     ],
     "merge_method: ties\nparameters: {normalize: [true, false]}": [
         "parameters.normalize: expected true or false, got a list of both"
@@ -544,6 +549,23 @@ def test_slices_refuse_rules_that_they_would_change() -> None:
     assert problems_of(without_base) == [
         "slices.1: the sources have different numbers of layers: [2, 3]"
     ]
+
+
+def test_a_mean_with_negative_weights_is_a_warning() -> None:
+    negative = TWO.replace("0.7", "-0.7")
+    for method, count in {
+        "ties": 1,
+        "ties\nparameters: {normalize: false}": 0,
+        "sce": 0,
+    }.items():
+        imported = import_text(f"{BASE}{negative}merge_method: {method}", "x.yml")
+        assert imported is not None
+        assert len([text for text in imported.warnings if "negates" in text]) == count
+
+
+def test_a_file_of_mergekit_moe_is_refused_by_name() -> None:
+    with pytest.raises(RecipeError, match="a file of mergekit-moe"):
+        import_text(f"{BASE}gate_mode: hidden\nexperts: [{{source_model: org/a}}]", "x.yml")
 
 
 def test_other_files_are_not_claimed() -> None:

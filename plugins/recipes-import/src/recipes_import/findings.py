@@ -41,9 +41,10 @@ class ImportFindings:
             self.warn(key, f"unknown {noun}, ignored")
 
     def raise_problems(self, origin: str, page: str) -> None:
-        """Raise `RecipeError` with all problems. `origin` is the file, `page` the documentation."""
+        """Raise `RecipeError` with all findings. `origin` is the file, `page` the documentation."""
         if self.problems:
-            lines = "\n".join(f"  {problem}" for problem in self.problems)
+            warnings = [f"warning: {warning}" for warning in self.warnings]
+            lines = "\n".join(f"  {line}" for line in (*self.problems, *warnings))
             raise RecipeError(
                 f"{origin}: a recipe cannot express all of this merge:\n{lines}",
                 hint=f"See {page}.",

@@ -23,6 +23,7 @@ COMMENTS: dict[tuple[str, ...], str] = {
     ("output", "dtype"): "out_dtype, or else dtype; merges are computed in fp32",
     ("alignment", "config"): "mergekit does not compare configurations",
     ("alignment", "tokenizer"): "mergekit does not compare tokenizers",
+    ("alignment", "matrices"): "mergekit merges fused and packed matrices as one tensor",
     ("alignment", "outliers"): "a layer may move anywhere",
     ("alignment", "dtype"): "without a dtype mergekit promotes different ones",
 }

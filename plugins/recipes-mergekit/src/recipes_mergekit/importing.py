@@ -10,6 +10,7 @@ from fusion_core.commands import (
     format_value,
     load_documents,
 )
+from fusion_core.errors import RecipeError
 from recipes_import import ImportFindings
 from recipes_mergekit.comments import COMMENTS
 from recipes_mergekit.merge import Merge
@@ -30,10 +31,17 @@ _MAX_MERGES = 64
 def import_text(text: str, origin: str) -> ImportedRecipe | None:
     """Return the recipe of a file of mergekit; None for other files. `origin` names the file.
 
-    Raises `RecipeError` with one line for everything that a recipe cannot express.
+    Raises `RecipeError` with one line for everything that a recipe cannot express, and for a file
+    of mergekit-moe.
     """
     documents = load_documents(text, origin=origin)
-    if not any(isinstance(document, dict) and _MERGE in document for document in documents):
+    mappings = [document for document in documents if isinstance(document, dict)]
+    if any({"experts", "base_model"} <= document.keys() for document in mappings):
+        raise RecipeError(
+            f"{origin}: a file of mergekit-moe, which has no merge_method",
+            hint=f"Write a recipe of the algorithm moe: {_PAGE} lists its options.",
+        )
+    if not any(_MERGE in document for document in mappings):
         return None
     findings = ImportFindings()
     recipe = _File(documents, findings).make_recipe()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from recipes_mergekit import plain_methods, sparse_methods
-from recipes_mergekit.parameters import OF_MODELS
+from recipes_mergekit.values import OF_MODELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: Keys of `config.json` that hold the number of layers.
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 #: mergekit compares neither configurations nor tokenizers.
-UNCHECKED = {"config": "warn", "tokenizer": "warn"}
+UNCHECKED = {"config": "warn", "tokenizer": "warn", "matrices": "stored"}
 #: A layer may move anywhere, so nothing is near the model that was there.
 STACKED = {**UNCHECKED, "outliers": "allow"}
 

@@ -14,6 +14,7 @@ from recipes_mergekit.settings import (
     read_rules,
     read_switch,
 )
+from recipes_mergekit.values import PARAMETERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
     from recipes_import import ImportFindings
     from recipes_mergekit.configuration import Configuration, Slice, Source
     from recipes_mergekit.methods import Method
-
-#: Parameters that a model may set, and parameters of the whole merge, over all methods.
-OF_MODELS = frozenset({"weight", "density", "gamma", "epsilon", "scale"})
-OF_MERGES = frozenset(
-    {
-        *("normalize", "rescale", "lambda", "int8_mask", "t", "select_topk", "filter_wise"),
-        *("nuslerp_row_wise", "nuslerp_flatten", "normalize_weights", "eps", "max_iter", "tol"),
-        *("r", "alpha"),
-    }
-)
 
 #: The rules of one parameter in every slice.
 Setting = tuple[Rules, ...]
@@ -167,7 +158,7 @@ def check_names(configuration: Configuration, method: Method, findings: ImportFi
                 continue
             if name in known:
                 findings.warn(key, "ignored; mergekit reads it for the whole merge or a slice")
-            elif name in OF_MODELS | OF_MERGES:
+            elif name in PARAMETERS:
                 findings.warn(key, f"ignored: {configuration.method} has no such parameter")
             else:
-                findings.report_unknown(key, OF_MODELS | OF_MERGES, "parameter")
+                findings.report_unknown(key, PARAMETERS, "parameter")

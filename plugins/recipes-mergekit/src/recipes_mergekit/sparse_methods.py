@@ -76,8 +76,24 @@ def breadcrumbs(elect: str) -> Callable[[Parameters], Algorithm]:
 
 def _set_sum(algorithm: Algorithm, given: Parameters) -> Algorithm:
     algorithm.set("scale", given.shared("lambda", 1.0))
-    algorithm.set_weights("weights", given.by_expert("weight"))
+    weights = given.by_expert("weight")
+    algorithm.set_weights("weights", weights)
+    if algorithm.options.get("elect", "ties") == "ties" and _may_normalise(algorithm):
+        rules = (rule for setting in weights.values() for rules in setting for rule in rules)
+        if any(value < 0 for rule in rules for value in rule.values):
+            given.warn(
+                "weight",
+                "a negative weight negates the task vector; with normalize: true, mergekit divides "
+                "by the sum of the weights, which negates it again. With normalize: false, both "
+                "give the same values",
+            )
     return algorithm
+
+
+def _may_normalise(algorithm: Algorithm) -> bool:
+    """Tell whether the sum is normalised for some tensors."""
+    varying = algorithm.switches.get("normalize", ())
+    return bool(algorithm.options.get("normalize")) or any(value for _, value in varying)
 
 
 def _set_switches(

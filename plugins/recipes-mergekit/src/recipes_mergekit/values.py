@@ -8,13 +8,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.commands import format_value
+from fusion_core.commands import format_value, similar_names
 from recipes_mergekit.configuration import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from recipes_import import ImportFindings
+
+
+#: Parameters that a model may set, and parameters of the whole merge, over all methods.
+OF_MODELS = frozenset({"weight", "density", "gamma", "epsilon", "scale"})
+OF_MERGES = frozenset(
+    {
+        *("normalize", "rescale", "lambda", "int8_mask", "t", "select_topk", "filter_wise"),
+        *("nuslerp_row_wise", "nuslerp_flatten", "normalize_weights", "eps", "max_iter", "tol"),
+        *("r", "alpha"),
+    }
+)
+PARAMETERS = OF_MODELS | OF_MERGES
 
 
 class ValueReader:
@@ -28,7 +40,10 @@ class ValueReader:
 
     def _check_keys(self, mapping: Mapping[str, Any], known: Collection[str], key: str) -> None:
         for name in mapping.keys() - {*known}:
-            self._findings.report_unknown(f"{self._prefix}{key}{name}", known)
+            if "parameters" in known and similar_names(name, PARAMETERS - {"int8_mask"}):
+                self._refuse(f"{key}{name}", "unknown key; did you mean one under parameters?")
+            else:
+                self._findings.report_unknown(f"{self._prefix}{key}{name}", known)
 
     def _read_reference(self, value: object, key: str) -> Reference | None:
         """Return a model from a text, `base+adapter`, or mergekit's mapping of both."""

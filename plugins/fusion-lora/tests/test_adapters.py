@@ -21,7 +21,9 @@ from typer.testing import CliRunner
 from fusion_core import run_fusion
 from fusion_core.commands import load_plugins, read_provenance
 from fusion_core.errors import FusionError, RecipeError
+from fusion_core.weights import StateDictSource
 from fusion_lora.command import extract_lora
+from fusion_lora.modules import Form, find_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 Tensors = dict[str, torch.Tensor]
 
 
-def tiny(kind: str) -> transformers.PreTrainedModel:
+def tiny(kind: str) -> transformers.PreTrainedModel:  # noqa: PLR0911 - one per kind
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 40}
     if kind == "gpt2":
@@ -52,7 +54,14 @@ def tiny(kind: str) -> transformers.PreTrainedModel:
     if kind == "resnet":
         config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
         return transformers.ResNetForImageClassification(config)
+    if kind == "t5":
+        config = transformers.T5Config(d_model=24, d_kv=8, d_ff=40, num_layers=2, vocab_size=40)
+        return transformers.T5ForConditionalGeneration(config)
+    if kind == "mamba":
+        return transformers.MambaForCausalLM(transformers.MambaConfig(**sizes, state_size=4))
     config = transformers.LlamaConfig(**sizes, num_attention_heads=2)
+    if kind == "bare":
+        return transformers.LlamaModel(config)
     return transformers.LlamaForCausalLM(config)
 
 
@@ -117,6 +126,16 @@ def stated_error(adapter: Path) -> float:
         ("gpt2", ["--rank", "64", "--save-whole", "*ln_*", "--save-whole", "*.bias"], 1e-6),
         ("bert", ["--rank", "64", "--save-whole", "*LayerNorm*", "--save-whole", "*.bias"], 1e-6),
         ("resnet", ["--rank", "8", "--only", "*convolution*"], 1),
+        # embeddings of other names
+        ("t5", ["--rank", "64", "--save-whole", "*norm*"], 1e-6),
+        ("mamba", ["--rank", "64", "--only", "*embeddings*"], 1),
+        # PEFT needs the bias too, or the running mean; "norm" also ends "input_layernorm"
+        ("gpt2", ["--only", "*c_attn.weight", "--save-whole", "*ln_1.weight"], 1),
+        ("resnet", ["--rank", "64", "--save-whole", "*.normalization.weight"], 1),
+        ("bare", ["--only", "*q_proj*", "--save-whole", "norm.weight"], 1),
+        # biases without their weights, and without any factors
+        ("gpt2", ["--skip", "*mlp*", "--save-whole", "*.bias"], 1),
+        ("bert", ["--only", "*.bias", "--save-whole", "*.bias"], 1),
     ],
 )
 def test_peft_merges_an_extracted_adapter_with_the_stated_error(
@@ -136,6 +155,28 @@ def test_peft_merges_an_extracted_adapter_with_the_stated_error(
         output=None,
     ).weights.state_dict()
     assert distance(merged, {n: mine[n] for n in floating}) <= 1e-6 * distance(base, floating)
+
+
+@pytest.mark.parametrize(
+    ("module", "form"),
+    [
+        ("gpt_neox.embed_in", Form.EMBEDDING),
+        ("text_model.embeddings.token_embedding", Form.EMBEDDING),
+        ("transformer.wte", Form.EMBEDDING),
+        ("embed_out", Form.LINEAR),
+        ("visual.embeddings.proj", Form.LINEAR),
+        ("vision.patch_embedding", Form.LINEAR),
+        ("embed_dim_proj", Form.LINEAR),
+        ("class_embed", Form.LINEAR),  # it has a bias
+    ],
+)
+def test_the_name_of_a_module_shows_an_embedding(module: str, form: Form) -> None:
+    tensors = {f"{module}.weight": torch.zeros(4, 3), "class_embed.bias": torch.zeros(4)}
+    base = StateDictSource(tensors)
+    for is_embedding, expected in ((None, form), (True, Form.EMBEDDING), (False, Form.LINEAR)):
+        module_of_tensor = find_module(base, f"{module}.weight", is_embedding=is_embedding)
+        assert module_of_tensor is not None
+        assert module_of_tensor.form is expected
 
 
 def test_grown_embeddings_are_stored_whole_or_refused(tmp_path: Path) -> None:
@@ -336,6 +377,71 @@ def test_a_merge_of_adapters_stays_an_adapter(
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())["predicate"]
     tensors = json.dumps(provenance)
     assert '"relative_error"' in tensors
+
+
+def test_trained_biases_and_unusual_embeddings_stay_an_adapter(tmp_path: Path) -> None:
+    """The experts' factors say that `scores` is an embedding and `embed_mix` a linear layer."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.scores = torch.nn.Embedding(12, 8)
+            self.embed_mix = torch.nn.Linear(8, 6, bias=False)
+            self.norm = torch.nn.LayerNorm(6)
+            self.config = {"model_type": "custom"}
+
+    (tmp_path / "base").mkdir()
+    save_file(Model().state_dict(), tmp_path / "base" / "model.safetensors")
+    options = {"target_modules": ["scores", "embed_mix"], "bias": "all"}
+    model = peft.get_peft_model(Model(), peft.LoraConfig(r=2, **options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "trained")
+    run_fusion(
+        algorithm={"name": "task-arithmetic", "scale": 1.0},
+        model_pool={"base": str(tmp_path / "base"), "models": [str(tmp_path / "trained")]},
+        output={"path": str(tmp_path / "out"), "adapter": {}},
+    )
+    expected, merged = (
+        peft.PeftModel.from_pretrained(Model(), tmp_path / name).merge_and_unload().state_dict()
+        for name in ("trained", "out")
+    )
+    assert distance(Model().state_dict(), expected) > 1
+    assert distance(merged, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}]
+)
+def test_a_head_tied_to_embeddings_stays_the_head(tmp_path: Path, options: dict[str, Any]) -> None:
+    live = tiny("llama")
+    live.config.tie_word_embeddings = True
+    live.tie_weights()
+    live.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, **{"target_modules": ["q_proj"], **options})
+    model = peft.get_peft_model(live, config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) / 20)
+    model.save_pretrained(tmp_path / "trained")
+    run_fusion(
+        algorithm={"name": "task-arithmetic", "scale": 1.0},
+        model_pool={"base": str(tmp_path / "base"), "models": [str(tmp_path / "trained")]},
+        output={"path": str(tmp_path / "out"), "adapter": {}},
+    )
+    trained, out = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("trained", "out")
+    )
+    assert out.keys() <= trained.keys()
+    assert any("lm_head" in name for name in out)
+    merged, expected = (
+        merge_with_peft("llama", tmp_path / "base", tmp_path / name) for name in ("out", "trained")
+    )
+    assert distance(merged, expected) < 1e-5
 
 
 @pytest.mark.parametrize("rank", [None, 3])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import peft
 import pytest
 import torch
+import transformers
 from differences import rows, warnings
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from fusion_core import AlignmentPolicy
+from fusion_core import AlignmentPolicy, run_fusion
 from fusion_core.errors import AlignmentError, CheckpointError
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
@@ -112,10 +114,58 @@ def test_a_tied_head_with_other_changes_is_refused(tmp_path: Path, name: str) ->
         warnings(tied(tmp_path / "base"), one)
 
 
-def test_an_adapter_of_one_use_of_a_tied_matrix_is_a_warning(tmp_path: Path) -> None:
-    one = adapter(tmp_path / "one", {**FACTORS, **EMBEDDINGS})
-    (warning,) = warnings(tied(tmp_path / "base"), one)
-    assert "changes only embed_tokens.weight; the output head is the same matrix" in warning
+@pytest.mark.filterwarnings("ignore")  # PEFT's, about tied matrices
+@pytest.mark.parametrize("is_whole", [False, True])
+@pytest.mark.parametrize("is_twice", [False, True])
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_an_adapter_of_one_use_of_a_tied_matrix_is_a_warning(
+    tmp_path: Path, module: str, *, is_twice: bool, is_whole: bool
+) -> None:
+    """The warning says what a merge changes, and what PEFT's merge changes."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 20}
+    shape = transformers.LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=True)
+    transformers.LlamaForCausalLM(shape).save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    base = load_file(file)
+    head, embeddings = "lm_head.weight", "model.embed_tokens.weight"
+    if is_twice:
+        base[head] = base[embeddings].clone()
+        save_file(base, file, metadata={"format": "pt"})
+    live = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    targets = {"modules_to_save": [module]} if is_whole else {}
+    targets["target_modules"] = ["q_proj"] if is_whole else [module, "q_proj"]
+    trained = peft.get_peft_model(live, peft.LoraConfig(r=2, **targets))
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1.0)
+    trained.save_pretrained(tmp_path / "one")
+    (warning,) = warnings(str(tmp_path / "base"), str(tmp_path / "one"))
+    name, other = (head, embeddings) if module == "lm_head" else (embeddings, head)
+    assert f"changes only {name}; the " in warning
+    merged = run_fusion(
+        algorithm={"name": "task-arithmetic", "scale": 1.0},
+        model_pool={"base": str(tmp_path / "base"), "models": [str(tmp_path / "one")]},
+        output=None,
+    ).weights.state_dict()
+    assert merged.keys() == base.keys()
+    changed = [key for key in (name, other) if key in base and (merged[key] != base[key]).any()]
+    assert changed == ([name] if is_twice else [embeddings])
+    assert ("A merge changes both;" in warning) is not is_twice
+    live = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    peft_merge = peft.PeftModel.from_pretrained(live, tmp_path / "one").merge_and_unload()
+    theirs = peft_merge.state_dict()
+    assert (theirs[name] != base[embeddings]).any()
+    is_alone = torch.equal(theirs[other], base[embeddings])
+    assert ("merge_and_unload changes this one alone" in warning) is is_alone is is_whole
+
+
+def test_a_head_that_the_base_neither_stores_nor_ties_is_an_error(tmp_path: Path) -> None:
+    tensors = {**WEIGHTS, "embed_tokens.weight": UP @ DOWN}
+    base = model(tmp_path / "base", {"architectures": ["LlamaModel"]}, tensors)
+    one = adapter(tmp_path / "one", {**FACTORS, **HEAD})
+    with pytest.raises(AlignmentError, match=r"changes lm_head.weight, but the base does not"):
+        warnings(base, one)
 
 
 # --- the base that it names ---------------------------------------------------------------------

@@ -125,6 +125,11 @@ def merge(path: Path) -> dict[str, torch.Tensor]:
             },
             3,
         ),
+        (  # the head is the matrix of the embeddings
+            "llama",
+            {"target_modules": ["lm_head", "q_proj"], "model": {"tie_word_embeddings": True}},
+            3,
+        ),
         ("gpt2", {"target_modules": ["c_attn", "c_proj"]}, 6),
         ("bert", {"target_modules": ["query"], "task_type": "SEQ_CLS", "bias": "all"}, 22),
         ("resnet", {"target_modules": r".*\.convolution"}, 8),

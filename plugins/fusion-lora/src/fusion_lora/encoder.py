@@ -65,6 +65,11 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
             for model in pool.experts.values()
             for name in _stored_whole(model)
         }
+        embeddings = {
+            names_written.get(name, name): is_embedding
+            for model in pool.experts.values()
+            for name, is_embedding in _find_embeddings(model).items()
+        }
         factored = {
             name
             for name in merged.infos
@@ -81,6 +86,7 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
             names=names,
             whole=stored | vectors,
             dtype=getattr(torch, self.config.dtype),
+            embeddings=embeddings,
         )
         spool = Spool(parts.scratch / "factors")
         adapter, record = extraction.run(spool, parts.executor, parts.progress)
@@ -142,8 +148,16 @@ def find_adapter(source: WeightSource) -> LoraSource | None:
 
 
 def _names_in_base(pool: ModelPool[Any], base: WeightSource) -> dict[str, str]:
-    """Return the base's names by those to write: of the first adapter that has other names."""
+    """Return the base's names by those to write: of the first adapter that has other names.
+
+    A matrix that all adapters change as the output head has the name of the head.
+    """
     names = next(filter(None, map(_own_names, pool.experts.values())), {})
+    adapters = [find_adapter(model) for model in pool.experts.values()]
+    for adapter in filter(None, adapters):
+        for head, embeddings in adapter.lone_heads.items():
+            if all(other is not None and other.is_head(embeddings) for other in adapters):
+                names = {**names, embeddings: head}
     return {names.get(stored, stored): stored for stored in base.infos}
 
 
@@ -154,6 +168,15 @@ def _stored_whole(model: WeightSource) -> set[str]:
         return set()
     names_in_base = {name: stored for stored, name in _own_names(model).items()}
     return {names_in_base.get(name, name) for name in adapter.whole - adapter.factored}
+
+
+def _find_embeddings(model: WeightSource) -> dict[str, bool]:
+    """Tell of each matrix that an adapter factorises whether it is an embedding."""
+    adapter = find_adapter(model)
+    if adapter is None:
+        return {}
+    names_in_base = {name: stored for stored, name in _own_names(model).items()}
+    return {names_in_base.get(name, name): flag for name, flag in adapter.embeddings.items()}
 
 
 def _own_names(source: WeightSource) -> dict[str, str]:

@@ -17,6 +17,7 @@ from fusion_lora.experts import find_groups, name_factors
 from fusion_lora.factorise import Factors, compress, factorise
 from fusion_lora.matrix import HELD, HELD_OF_FILES, BlockedMatrix
 from fusion_lora.modules import SKIPPED, describe_kind, find_module
+from fusion_lora.reading.factors import PREFIX
 from fusion_lora.record import Record
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Extraction:
     #: the tensors to store whole
     whole: Collection[str] = ()
     dtype: torch.dtype = torch.float32
+    #: whether a tensor is an embedding, where this is known
+    embeddings: Mapping[str, bool] = field(default_factory=dict)
 
     def run(self, spool: Spool, executor: Executor, progress: Progress) -> tuple[Adapter, Record]:
         """Write the adapter's tensors to a spool; return the adapter's description and errors."""
@@ -101,12 +104,15 @@ class Extraction:
                 "base, and none of them is among those to store",
                 hint="Check that the model is not the base, and the patterns of tensors.",
             )
+        self._complete_whole(adapter, spool)
         return adapter, record
 
     def extract(self, name: str) -> Change:
         """Return the change of one tensor."""
         is_factored = name in self.names and name not in self.whole
-        module = find_module(self.base, name) if is_factored else None
+        module = None
+        if is_factored:
+            module = find_module(self.base, name, is_embedding=self.embeddings.get(name))
         if module is None:
             return Change(name, self._read_difference(name).squared_norm())
         rank, energy = self.ranks.of(name)
@@ -172,16 +178,23 @@ class Extraction:
         elif name in self.whole:
             record.add(name, "whole", norm, 0.0)
             key = adapter.name_whole(name)
-            spool.add(key, self._read_whole(name), self.model.infos[name].shape)
+            spool.add(key, self._read_whole(self.model, name), self.model.infos[name].shape)
         else:
             is_skipped = name not in self.names
             kind = SKIPPED if is_skipped else describe_kind(name, self.base.infos[name])
             record.add(name, kind, norm, norm)
 
-    def _read_whole(self, name: str) -> Iterator[torch.Tensor]:
-        """Yield a tensor in the dtype of the base."""
+    def _complete_whole(self, adapter: Adapter, spool: Spool) -> None:
+        """Add the tensors without a change of modules that are stored whole, as the base's."""
+        for name in adapter.complete_whole(self.base.infos.keys()):
+            key = f"{PREFIX}{name}"
+            if key not in spool.infos:
+                spool.add(key, self._read_whole(self.base, name), self.base.infos[name].shape)
+
+    def _read_whole(self, model: WeightSource, name: str) -> Iterator[torch.Tensor]:
+        """Yield a tensor of a model in the dtype of the base."""
         dtype = self.base.infos[name].dtype
-        return (self.model.read(name, *span).to(dtype) for span in self.model.ranges(name))
+        return (model.read(name, *span).to(dtype) for span in model.ranges(name))
 
     def _read_difference(self, name: str) -> BlockedMatrix:
         """Return a tensor's difference from the base as a matrix."""

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from fusion_core import TensorInfo, WeightSource
 
 _WEIGHT = ".weight"
-_EMBEDDINGS = re.compile(
-    r"(?:^|\.)(?:embed_tokens|wte|wpe|word_embeddings|position_embeddings|token_type_embeddings|"
-    r"shared|tok_embeddings|embed_positions)$"
+#: The last names of embeddings. GPT-NeoX's head `embed_out`, and layers that multiply patches or
+#: project embeddings, are linear.
+_EMBEDDING = re.compile(
+    r"(?!embed_out$|.*(?:patch|proj|dense|linear|mapping|transform))"
+    r"(?:(?:.*_)?emb.*|wte|wpe|shared|.*relative_attention_bias)"
 )
 _ROUTER = re.compile(r"(?P<layer>.+\.(?:mlp|block_sparse_moe))\.(?:gate|router)\.weight")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -64,11 +66,17 @@ class Module:
         return {f"{key}A.weight": a, f"{key}B.weight": b}
 
 
-def find_module(base: WeightSource, name: str) -> Module | None:
+def find_module(
+    base: WeightSource, name: str, *, is_embedding: bool | None = None
+) -> Module | None:
     """Return the module of a tensor, or None if PEFT cannot express its change by factors.
 
     Those are vectors, convolutions that may have groups, and experts: PEFT adapts the packed
     parameter of all experts of a layer (`target_parameters`).
+
+    Shapes do not show whether a matrix is an embedding. `is_embedding` says it, for example from
+    the factors of an adapter. If it is None, the last name of the module decides
+    (`embed_in`, `token_embedding`, `wte`), but a module with a bias is linear.
     """
     info = base.infos[name]
     module = name.removesuffix(_WEIGHT)
@@ -82,10 +90,17 @@ def find_module(base: WeightSource, name: str) -> Module | None:
     if len(info.shape) > _MATRIX:
         is_grouped = info.shape[1] == 1
         return None if is_grouped else Module(module, Form.CONVOLUTION, info)
-    if _EMBEDDINGS.search(module):
+    if is_embedding is None:
+        is_embedding = _looks_like_embedding(base, module)
+    if is_embedding:
         return Module(module, Form.EMBEDDING, info)
     transposed = are_neighbours_transposed(base, name)
     return Module(module, Form.TRANSPOSED if transposed else Form.LINEAR, info)
+
+
+def _looks_like_embedding(base: WeightSource, module: str) -> bool:
+    last = module.rpartition(".")[2]
+    return _EMBEDDING.fullmatch(last) is not None and f"{module}.bias" not in base.infos
 
 
 def is_vector(info: TensorInfo) -> bool:
@@ -105,13 +120,16 @@ def describe_kind(name: str, info: TensorInfo) -> str:
 def choose_targets(chosen: Collection[str], every: Collection[str]) -> list[str]:
     """Return names for `target_modules` that match the chosen modules and no others.
 
-    A module's last name stands for it if all modules of that name are chosen.
+    A module's last name stands for it if all modules of that name are chosen. A number never
+    does, because modules without tensors have numbers too.
     """
     last = {module: module.rpartition(".")[2] for module in every}
     totals, counts = Counter(last.values()), Counter(last[module] for module in chosen)
     return sorted(
         {
-            last[module] if counts[last[module]] == totals[last[module]] else module
+            last[module]
+            if counts[last[module]] == totals[last[module]] and not last[module].isdigit()
+            else module
             for module in chosen
         }
     )

@@ -11,7 +11,7 @@ import torch
 from fusion_core import TensorInfo
 from fusion_core.errors import CheckpointError
 from fusion_core.weights import match_names
-from fusion_lora.reading.config import MERGE_WITH_PEFT, read_scales
+from fusion_lora.reading.config import MERGE_WITH_PEFT, list_saved, read_scales
 from fusion_lora.reading.experts import (
     find_parameters,
     find_targets,
@@ -20,7 +20,7 @@ from fusion_lora.reading.experts import (
     probe_names,
     strip_nesting,
 )
-from fusion_lora.reading.factors import Product, sort_tensors
+from fusion_lora.reading.factors import Product, find_lone_heads, sort_tensors
 from fusion_lora.reading.products import wide_dtype
 from pools_checkpoints import are_neighbours_transposed
 
@@ -40,16 +40,29 @@ class Changes:
     products: dict[str, Product] = field(default_factory=dict)
     #: the keys of weights that the adapter stores whole
     whole: dict[str, str] = field(default_factory=dict)
+    #: output heads whose change became that of the embeddings tied to them, with these
+    lone_heads: dict[str, str] = field(default_factory=dict)
 
     def add(self, info: TensorInfo, product: Product) -> None:
         """Add the change of a weight by a product of factors."""
         self.infos[info.name] = info
         self.products[info.name] = product
 
+    def move_lone_heads(self, base: Mapping[str, TensorInfo]) -> None:
+        """Apply a change of an output head that the base ties to its embeddings to these."""
+        changed = {name: self.infos[name] for name in {*self.products, *self.whole}}
+        self.lone_heads.update(find_lone_heads(changed, base))
+        for head, embeddings in self.lone_heads.items():
+            self.infos[embeddings] = replace(self.infos.pop(head), name=embeddings)
+            if head in self.products:
+                self.products[embeddings] = self.products.pop(head)
+            if head in self.whole:
+                self.whole[embeddings] = self.whole.pop(head)
+
 
 def locate_changes(adapter: WeightSource, base: WeightSource, config: Mapping[str, Any]) -> Changes:
     """Find every change of an adapter. Raises `CheckpointError` for factors that do not fit."""
-    factors, whole = sort_tensors(adapter)
+    factors, whole = sort_tensors(adapter, list_saved(config))
     parameters = {module: find_parameters(config, strip_nesting(module)) for module in factors}
     probes = (
         name
@@ -85,12 +98,15 @@ def locate_changes(adapter: WeightSource, base: WeightSource, config: Mapping[st
             is_parameter = bool(parameters[module])
             finder.add_plain(changes, module, keys, scale, is_parameter=is_parameter)
     for key_name, key in whole.items():
+        if not adapter.infos[key].dtype.is_floating_point:  # a counter, such as batch norm's
+            continue
         name = base_names.get(key_name, key_name)
         info = replace(adapter.infos[key], name=name, dtype=torch.float64)
         if name in changes.products and changes.infos[name].shape != info.shape:
             raise CheckpointError(f"{adapter.describe()}: {key!r} and its factors differ in shape")
         changes.whole[name] = key
         changes.infos[name] = info
+    changes.move_lone_heads(base.infos)
     return changes
 
 

@@ -59,6 +59,12 @@ def check_supported(config: Mapping[str, Any], name: str) -> None:
         )
 
 
+def list_saved(config: Mapping[str, Any]) -> list[str]:
+    """Return the modules that the adapter stores whole."""
+    listed = config.get("modules_to_save")
+    return [str(name) for name in listed] if isinstance(listed, list) else []
+
+
 def read_scales(
     config: Mapping[str, Any], name: str, modules: Sequence[str]
 ) -> dict[str, tuple[int, float]]:

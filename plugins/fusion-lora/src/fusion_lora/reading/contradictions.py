@@ -7,12 +7,12 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from fusion_core.weights import Contradiction
-from fusion_lora.reading.config import ADAPTER_CONFIG, KNOWN_OPTIONS
-from fusion_lora.reading.factors import INPUTS, OUTPUTS
+from fusion_lora.reading.config import ADAPTER_CONFIG, KNOWN_OPTIONS, list_saved
+from fusion_lora.reading.factors import is_input, is_inside, is_output
 from fusion_lora.reading.origin import compare_base, compare_revision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
     from fusion_core import WeightSource
@@ -64,9 +64,9 @@ def _find_missing_modules(
     PEFT may list several names of which a model has one. So a name that the base lacks as well
     counts only if the adapter contains none of the listed modules.
     """
-    listed = config.get("modules_to_save")
-    modules = {str(name) for name in listed} if isinstance(listed, list) else set()
-    missing = {name for name in modules if not _has_module(adapter.whole, name)}
+    modules = {*list_saved(config)}
+    stored = {*adapter.whole, *adapter.lone_heads}
+    missing = {name for name in modules if not _has_module(stored, name)}
     for name in sorted(missing):
         is_in_base = _has_module(base.infos, name)
         if is_in_base or missing == modules:
@@ -77,19 +77,36 @@ def _find_missing_modules(
 def _find_half_changed_ties(
     adapter: LoraSource, base: WeightSource, base_config: Mapping[str, Any]
 ) -> Iterator[Contradiction]:
-    """Say that an adapter changes one use of a tied matrix, if so: a merge changes both."""
-    if adapter.tied or not _ties_embeddings(base, base_config):
+    """Say that an adapter changes one use of a tied matrix, and what a merge and PEFT's change.
+
+    A base may store the matrix once or twice. PEFT's merge adds factors to the one matrix of a live
+    model, and replaces only the listed module by one that is stored whole. A lone head of a base
+    that does not tie it changes nothing that the base has, which is serious.
+    """
+    ties = _ties_embeddings(base, base_config)
+    if adapter.lone_heads and base_config and not ties:
+        head = min(adapter.lone_heads)
+        problem = f"changes {head}, but the base does not store it and does not tie its embeddings"
+        yield Contradiction(ADAPTER_CONFIG, problem, is_serious=True)
+    if adapter.tied or not ties:
         return
-    names = adapter.factored | adapter.whole
-    changed_inputs = [name for name in names if _has_part(name, INPUTS)]
-    changed_outputs = [name for name in names if _has_part(name, OUTPUTS)]
-    if bool(changed_inputs) != bool(changed_outputs):
-        other = "output head is" if changed_inputs else "input embeddings are"
-        problem = (
-            f"changes only {min(changed_inputs or changed_outputs)}; the {other} the same "
-            "matrix, so a merge changes both"
-        )
-        yield Contradiction(ADAPTER_CONFIG, problem, is_serious=False)
+    heads = {embeddings: head for head, embeddings in adapter.lone_heads.items()}
+    changed = {heads.get(name, name): name for name in adapter.factored | adapter.whole}
+    changed_inputs, changed_outputs = (
+        [name for name in changed if is_use(name)] for is_use in (is_input, is_output)
+    )
+    if bool(changed_inputs) == bool(changed_outputs):
+        return
+    name = min(changed_inputs or changed_outputs)
+    other = "output head is" if changed_inputs else "input embeddings are"
+    is_twice = any(map(is_input, base.infos)) and any(map(is_output, base.infos))
+    merge_changes = "this copy alone, because the base stores both" if is_twice else "both"
+    peft_changes = "both" if changed[name] in adapter.factored else "this one alone"
+    problem = (
+        f"changes only {name}; the {other} the same matrix. A merge changes {merge_changes}; "
+        f"PEFT's merge_and_unload changes {peft_changes}"
+    )
+    yield Contradiction(ADAPTER_CONFIG, problem, is_serious=False)
 
 
 def _ties_embeddings(base: WeightSource, config: Mapping[str, Any]) -> bool:
@@ -99,12 +116,8 @@ def _ties_embeddings(base: WeightSource, config: Mapping[str, Any]) -> bool:
         return stated
     classes = config.get("architectures")
     generates = isinstance(classes, list) and any(map(_GENERATES.search, map(str, classes)))
-    return generates and not any(_has_part(name, OUTPUTS) for name in base.infos)
+    return generates and not any(map(is_output, base.infos))
 
 
 def _has_module(tensors: Iterable[str], module: str) -> bool:
-    return any(f".{module}." in f".{name}" for name in tensors)
-
-
-def _has_part(name: str, parts: Sequence[str]) -> bool:
-    return not {*parts}.isdisjoint(name.split("."))
+    return any(is_inside(name, [module]) for name in tensors)

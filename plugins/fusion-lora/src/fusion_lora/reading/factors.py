@@ -1,7 +1,8 @@
 """The tensors of an adapter: factors, their orientation, and heads tied to embeddings.
 
 A base with tied embeddings stores one matrix. Some tools extract adapters that list it twice, once
-for each use. The second entry is dropped if it equals the first.
+for each use. The second entry is dropped if it equals the first. If an adapter has only the head,
+its change becomes that of the embeddings.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from fusion_core.errors import CheckpointError
 from fusion_lora.reading.config import MERGE_WITH_PEFT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fusion_core import TensorInfo, WeightSource
 
 #: Names of the modules that a tied matrix serves: input embeddings, and output heads.
-INPUTS = ("embed_tokens", "wte", "word_embeddings", "shared", "tok_embeddings")
-OUTPUTS = ("lm_head", "embed_out", "output_projection")
 _INPUT, _OUTPUT = (
-    re.compile(rf"(?:^|\.)(?:{'|'.join(modules)})\.weight$") for modules in (INPUTS, OUTPUTS)
+    re.compile(rf"(?:^|\.)(?:{modules})\.weight$")
+    for modules in (
+        "embed_tokens|embed_in|wte|word_embeddings|embeddings|shared|tok_embeddings",
+        "lm_head|embed_out|output_projection",
+    )
 )
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.weight)?"
@@ -71,8 +74,23 @@ class Product:
     part: ExpertPart | None = None
 
 
-def sort_tensors(adapter: WeightSource) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Return the factors' keys by module and part, and the keys of whole weights by name."""
+def is_input(name: str) -> bool:
+    """Tell whether a tensor has the name of input embeddings that a head may be tied to."""
+    return _INPUT.search(name) is not None
+
+
+def is_output(name: str) -> bool:
+    """Tell whether a tensor has the name of an output head that may be tied to embeddings."""
+    return _OUTPUT.search(name) is not None
+
+
+def sort_tensors(
+    adapter: WeightSource, saved: Sequence[str]
+) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return the factors' keys by module and part, and the keys of whole weights by name.
+
+    A tensor of a module in `saved` (`modules_to_save`) may have any name, such as `running_mean`.
+    """
     factors: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     unknown: list[str] = []
@@ -82,7 +100,7 @@ def sort_tensors(adapter: WeightSource) -> tuple[dict[str, dict[str, str]], dict
             continue
         if match := _FACTOR.fullmatch(name):
             factors.setdefault(match["module"], {})[match["part"]] = key
-        elif "lora_" in name or not name.endswith(_WHOLE):
+        elif "lora_" in name or not (name.endswith(_WHOLE) or is_inside(name, saved)):
             unknown.append(key)
         else:
             whole[name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = key
@@ -93,6 +111,28 @@ def sort_tensors(adapter: WeightSource) -> tuple[dict[str, dict[str, str]], dict
             hint=MERGE_WITH_PEFT,
         )
     return factors, whole
+
+
+def is_inside(name: str, modules: Iterable[str]) -> bool:
+    """Tell whether a tensor belongs to one of several modules, given by the end of their names."""
+    return any(f".{module}." in f".{name}" for module in modules)
+
+
+def find_lone_heads(
+    changed: Mapping[str, TensorInfo], base: Mapping[str, TensorInfo]
+) -> dict[str, str]:
+    """Return changed output heads that the base does not store, each with embeddings of its shape.
+
+    `changed` holds the changed weights. Only a base with one such matrix has it for the head, and
+    only an adapter that leaves it unchanged has a lone head.
+    """
+    lone_heads = {}
+    for head in filter(is_output, changed.keys() - base.keys()):
+        shape = changed[head].shape
+        fitting = [name for name, info in base.items() if is_input(name) and info.shape == shape]
+        if len(fitting) == 1 and fitting[0] not in changed:
+            lone_heads[head] = fitting[0]
+    return lone_heads
 
 
 def find_tied_heads(
@@ -111,7 +151,7 @@ def find_tied_heads(
         head: embeddings
         for head in changed - base.keys()
         for embeddings in changed & base.keys()
-        if _OUTPUT.search(head) and _INPUT.search(embeddings)
+        if is_output(head) and is_input(embeddings)
     }
     for head, embeddings in tied_heads.items():
         is_same_product = _are_products_equal(adapter, products.get(head), products.get(embeddings))

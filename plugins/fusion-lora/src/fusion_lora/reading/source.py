@@ -86,6 +86,7 @@ class LoraSource(WeightSource):
         self.infos = {name: info for name, info in changes.infos.items() if name not in tied_heads}
         self._products = Products(self._adapter, products)
         self._tied = frozenset(tied_heads.values())
+        self._lone_heads = changes.lone_heads
 
     def with_base(self, base: WeightSource) -> LoraSource:
         """Return the same adapter on other weights of its base."""
@@ -148,6 +149,25 @@ class LoraSource(WeightSource):
     def tied(self) -> frozenset[str]:
         """The embeddings that the adapter changes together with the head tied to them."""
         return self._tied
+
+    @property
+    def lone_heads(self) -> Mapping[str, str]:
+        """The output heads that the adapter changes through the embeddings tied to them."""
+        return self._lone_heads
+
+    def is_head(self, embeddings: str) -> bool:
+        """Tell whether the adapter changes embeddings as the head tied to them, if at all."""
+        is_changed = embeddings in self.factored | self.whole
+        return not is_changed or embeddings in self._lone_heads.values()
+
+    @property
+    def embeddings(self) -> Mapping[str, bool]:
+        """The weights with factors of their own, and whether these are factors of an embedding."""
+        return {
+            name: ".lora_embedding_" in product.a
+            for name, product in self._products.by_weight.items()
+            if name not in self._lone_heads.values()
+        }
 
     def describe(self) -> str:
         """Name the adapter."""

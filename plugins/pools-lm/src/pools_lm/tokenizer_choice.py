@@ -111,7 +111,9 @@ class TokenizerChoice:
             raise CheckpointError(
                 f"{source.describe()}: no tensor matches {min(lost)!r}, whose rows need the "
                 "shared tokens",
-                hint="Load the model with transformers and save it again.",
+                hint="If this model ties its head to its embeddings and others do not, save it "
+                "with a copy of the embeddings as head, and tie_word_embeddings: false. Otherwise "
+                "load it with transformers and save it again.",
             )
         counts = {source.infos[stored].shape[axes[live]] for live, stored in names.items()}
         if source.is_delta:

@@ -327,6 +327,7 @@ def test_output_directory_is_complete(paths: dict[str, Any], tmp_path: Path) -> 
             "vocab": "error",
             "nan": "error",
             "outliers": "error",
+            "matrices": "separate",
         },
     }
     assert isinstance(result.weights, CheckpointSource)

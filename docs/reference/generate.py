@@ -37,9 +37,9 @@ This page lists every hook that a plugin can implement. It is generated from
 may omit arguments that it does not need. [Your first method](../tutorials/your-first-method.md)
 shows how to write one.
 
-A misspelled hook, an unknown argument and a spec of the wrong type make the plugin *broken*: it is
-not loaded, and `fuse list-plugins -v` gives the reason. If a hook raises during a run, a warning
-names the error and the run continues.
+A misspelled hook, one without `@hookimpl`, an unknown argument and a spec of the wrong type make
+the plugin *broken*: it is not loaded, and `fuse list-plugins -v` gives the reason. If a hook raises
+during a run, a warning names the error and the run continues.
 """
 
 

@@ -167,7 +167,7 @@ def run(
             quiet=quiet,
             evaluate=not no_eval,
             fresh=fresh,
-            overwrite=overwrite,
+            overwrite=overwrite or print_config,  # which writes nothing
             resume=resume,
             device=device,
             workers=workers,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.outline import Outline
+    from fusion_core.weights import TensorInfo
 
 
 def check_result(
@@ -39,16 +40,21 @@ def check_result(
     """
     if isinstance(fused, nn.Module):
         fused = _read_live(fused, outline, pool)
+    if not isinstance(fused, WeightSource):
+        raise BrokenPluginError(
+            f"`run` of the algorithm returned a {type(fused).__name__}, not weights or a module",
+            hint="Return a source, such as StateDictSource(tensors), or a module of the pool.",
+        )
     expected = outline.infos
     wrong = [*fused.infos.keys() ^ expected.keys()] or [
-        name for name, info in expected.items() if fused.infos[name].shape != info.shape
+        name for name, info in expected.items() if not _fits(fused.infos[name], info)
     ]
     if wrong:
         raise BrokenPluginError(
             f"the algorithm returned other tensors than its outline has: {len(wrong)}, "
             f"among them {min(wrong)!r}",
-            hint="Return exactly the tensors that `outline` names, in its shapes: by default those "
-            "of `pool.reference`.",
+            hint="Return exactly the tensors that `outline` names, in its shapes, and floats for "
+            "floats: by default those of `pool.reference`.",
         )
     weights = as_weights(fused, pool.base)
     computed = weights.matrices if isinstance(weights, PackedSource) else weights
@@ -58,6 +64,11 @@ def check_result(
     checked = context.merge(pool, ComputedWeights(), extras={MERGED: weights})
     floating = {name: name for name, info in weights.infos.items() if is_merged(info)}
     return AlignedSource(RenamedSource(checked, floating), weights)
+
+
+def _fits(info: TensorInfo, expected: TensorInfo) -> bool:
+    same_kind = info.dtype.is_floating_point == expected.dtype.is_floating_point
+    return info.shape == expected.shape and same_kind
 
 
 def _read_live(module: nn.Module, outline: Outline, pool: ModelPool[Any]) -> WeightSource:

@@ -133,6 +133,7 @@ class PluginManager(pluggy.PluginManager):
                 module = entry_point.load()
                 self.register(module, name=plugin.distribution)
                 self.check_pending()
+                self._check_marks(module)
                 plugin.components = list(self._registered_by(plugin.distribution))
         except KeyboardInterrupt:
             raise
@@ -143,6 +144,13 @@ class PluginManager(pluggy.PluginManager):
             if module is not None and self.is_registered(module):
                 self.unregister(module)
         plugin.seconds = time.perf_counter() - started
+
+    def _check_marks(self, module: object) -> None:
+        """Raise `TypeError` for a function with the name of a hook that lacks its mark."""
+        marked = {caller.name for caller in self.get_hookcallers(module) or ()}
+        for name in vars(module).keys() & vars(hookspecs).keys() - marked:
+            if name.startswith("fusion_"):
+                raise TypeError(f"{name} lacks the decorator @hookimpl")
 
     def _registered_by(self, distribution: str) -> Iterator[ComponentSpec]:
         seen: set[tuple[type, str]] = set()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
-from fusion_core.errors import BrokenPluginError
+from fusion_core.errors import BrokenPluginError, WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.origin import Origin
 
+#: The end of names of variances, in batch norms.
+_VARIANCES = "running_var"
 #: Elements in one block. Pieces and partial statistics start and end at multiples of it for any
 #: number of workers, so that results are the same to the last bit. Smaller ones cost more time in
 #: Python; the operands of larger ones do not fit into one core's share of the cache.
@@ -178,13 +180,15 @@ class WeightSource(ABC):
             yield from source.contradictions(base_config)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return a whole tensor in its shape and dtype."""
-        info = self.infos[name]
-        return self.read(name, 0, info.numel).reshape(info.shape)
+        """Return a whole tensor in its shape and dtype, in fresh memory.
+
+        It is computed range by range, as the engine does.
+        """
+        return assemble(self, name).reshape(self.infos[name].shape)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return every tensor, computed range by range as the engine does, in fresh memory."""
-        return {name: assemble(self, name).reshape(self.infos[name].shape) for name in self.infos}
+        """Return every tensor by name, in fresh memory."""
+        return {name: self.tensor(name) for name in self.infos}
 
     @property
     def sources(self) -> tuple[WeightSource, ...]:
@@ -263,6 +267,17 @@ def view_bytes(values: torch.Tensor) -> memoryview:
     view = (ctypes.c_char * values.nbytes).from_address(values.data_ptr())
     view.owner = values  # type: ignore[attr-defined] # ctypes keeps no reference of its own
     return memoryview(view).cast("B")
+
+
+def check_variances(values: torch.Tensor, info: TensorInfo, source: WeightSource) -> None:
+    """Raise `WeightsError` for negative variances of a batch norm: a model with them gives NaN."""
+    if info.name.endswith(_VARIANCES) and values.numel() and float(values.min()) < 0:
+        raise WeightsError(
+            f"{source.describe()}: the merged variances {info.name!r} are negative, down to "
+            f"{float(values.min()):.3g}",
+            hint="Merge the statistics of batch norms by a smaller scale, or take the base's: "
+            "skip: '*.running_*'.",
+        )
 
 
 def check_values(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from fusion_core.errors import WeightsError
 from fusion_core.weights.source import TensorInfo, WeightSource
@@ -64,8 +65,10 @@ def _describe_problem(value: object) -> tuple[str, str] | None:
         elif hasattr(value, "__array__"):
             hint = "Give a tensor: torch.from_numpy(array)."
         return f"a {type(value).__name__}, not a tensor", hint
-    if value.is_meta:
-        return "on the meta device, without values", "Load the weights before merging."
+    if is_lazy(value) or value.is_meta:
+        kind = "a lazy parameter" if is_lazy(value) else "on the meta device"
+        hint = "Load the weights, or run a module with lazy layers once, before merging."
+        return f"{kind}, without values", hint
     is_wrapped = type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
     if value.is_quantized or is_wrapped:  # including classes that replace torch's computations
         kind = type(value).__name__ if is_wrapped else str(value.dtype)

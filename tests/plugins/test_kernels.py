@@ -83,6 +83,16 @@ def test_a_kernel_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch
         merge.tensor("w")
 
 
+def test_a_method_that_another_package_inherits_has_no_kernel() -> None:
+    class Mine(Linear):
+        """It could override what `merge` calls."""
+
+    model = StateDictSource({"w": torch.ones(3)})
+    operands = Operands(model, {"a": model}, kernels={_LINEAR: ("one/fast", f"{__name__}:Fast")})
+    assert count_compiled(MergedSource(Linear((1.0,)), operands)) == {"one/fast": 1}
+    assert count_compiled(MergedSource(Mine((1.0,)), operands)) == {}
+
+
 @pytest.mark.parametrize(("cut", "counts"), [(Cut.ELEMENT, {"one/fast": 1}), (Cut.TENSOR, {})])
 def test_pieces_on_a_gpu_have_no_kernel(cut: Cut, counts: dict[str, int]) -> None:
     model = StateDictSource({"w": torch.ones(3, 2)})

@@ -105,6 +105,14 @@ BROKEN = {
         "PluginValidationError",
         "fusion_register_algoritms",
     ),
+    "unmarked-hook": (
+        """
+        def fusion_register_algorithms():
+            return []
+        """,
+        "TypeError",
+        "lacks the decorator @hookimpl",
+    ),
     "wrong-arguments": (
         """
         from fusion_core import hookimpl

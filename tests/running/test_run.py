@@ -265,7 +265,7 @@ def test_algorithm_may_return_live_model(nets: tuple[Net, dict[str, Net]]) -> No
     assert merged["norm.num_batches_tracked"] == 1  # the returned model's own
 
 
-@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+@pytest.mark.parametrize("change", ["missing", "extra", "shape", "kind"])
 def test_result_with_other_tensors_is_refused(models: Models, change: str) -> None:
     class Wrong(Algorithm[ComponentConfig]):
         config_class = ComponentConfig
@@ -277,6 +277,8 @@ def test_result_with_other_tensors_is_refused(models: Models, change: str) -> No
                 del state["scale"]
             elif change == "extra":
                 state["scale2"] = torch.ones(())
+            elif change == "kind":
+                state["scale"] = state["scale"].int()
             else:
                 state["scale"] = torch.ones(2)
             return StateDictSource(state)
@@ -284,6 +286,30 @@ def test_result_with_other_tensors_is_refused(models: Models, change: str) -> No
     pool = {"base": models["base"], "models": {"a": models["a"]}}
     with pytest.raises(BrokenPluginError, match=r"returned other tensors .* among them 'scale"):
         run_fusion(algorithm=Wrong(), model_pool=pool)
+
+
+def test_a_result_that_is_no_source_is_refused(models: Models) -> None:
+    class Forgetful(Algorithm[ComponentConfig]):
+        config_class = ComponentConfig
+
+        def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
+            return pool.experts["a"].state_dict()  # type: ignore[return-value]
+
+    pool = {"base": models["base"], "models": {"a": models["a"]}}
+    with pytest.raises(BrokenPluginError, match="returned a dict, not weights"):
+        run_fusion(algorithm=Forgetful(), model_pool=pool)
+
+
+@pytest.mark.parametrize("to_file", [False, True])
+def test_negative_variances_are_refused(tmp_path: Path, to_file: bool) -> None:  # noqa: FBT001
+    pool = {"base": {"n.running_var": torch.full((3,), 2.0)}}
+    pool["models"] = {name: {"n.running_var": torch.full((3,), 0.5)} for name in "ab"}
+    output = tmp_path / "out" if to_file else None
+    with pytest.raises(WeightsError, match=r"variances 'n.running_var' are negative, down to -1\b"):
+        run_fusion(
+            algorithm={"name": "task-arithmetic", "scale": 1.0}, model_pool=pool, output=output
+        )
+    assert not (tmp_path / "out").exists()
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from functools import partial
 from importlib import import_module
 from threading import Lock, Thread
 from time import monotonic
+from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -166,8 +167,22 @@ def _import(target: str, future: Future[CompiledFunction]) -> None:
 
 
 def _name_of(function: Any) -> str:  # noqa: ANN401 - a bound method, a partial, or an object
+    """Return a function's "module:name". A method that another package inherits has its own.
+
+    A kernel computes what its package's class does. A subclass elsewhere may override what the
+    method calls.
+    """
     if isinstance(function, partial):
         function = function.func
-    function = getattr(function, "__func__", function)
+    if isinstance(function, MethodType):
+        owner = type(function.__self__)
+        if _package_of(owner) != _package_of(function):
+            return f"{owner.__module__}:{owner.__qualname__}.{function.__name__}"
+        function = function.__func__
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}:{named.__qualname__}"
+
+
+def _package_of(defined: Any) -> str:  # noqa: ANN401 - a class or a function
+    package: str = defined.__module__.partition(".")[0]
+    return package

@@ -27,7 +27,7 @@ from fusion_core.errors import CheckpointError, DiskError, RecipeError, WorkerEr
 from fusion_core.machine.attribution import forbid_exit
 from fusion_core.machine.memory import retain_freed_pieces
 from fusion_core.machine.versions import versions
-from fusion_core.weights.source import assemble
+from fusion_core.weights.source import assemble, check_variances
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -279,6 +279,7 @@ def read_state_dict(
     with progress.track("merge", total=total, unit="B") as advance:
         flat_tensors = run_all(executor, partial(assemble, source), source.infos)
         for info, values in zip(source.infos.values(), flat_tensors, strict=True):
+            check_variances(values, info, source)
             tensors[info.name] = values.reshape(info.shape)
             advance(info.nbytes)
     return tensors

@@ -32,7 +32,7 @@ from fusion_core.weights.merging.execution import (
     survey_executor,
 )
 from fusion_core.weights.reading.format import build_header
-from fusion_core.weights.source import check_values, view_bytes
+from fusion_core.weights.source import check_values, check_variances, view_bytes
 from fusion_core.weights.state_dict import find_in_memory_source
 from fusion_core.weights.writing._shards import STEM
 
@@ -115,6 +115,7 @@ class _Work:
 def _read_checked(source: WeightSource, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
     values = source.read(info.name, start, stop)
     check_values(values, info, (start, stop), source)  # extra values would overwrite the next ones
+    check_variances(values, info, source)
     return values
 
 

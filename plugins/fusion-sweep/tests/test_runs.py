@@ -181,9 +181,10 @@ def test_invalid_flags_are_refused(
 
 
 def test_nan_scores_lowest() -> None:
-    report = Report({"a": {"accuracy": math.nan}, "b": {"accuracy": 0.5}})
-    scores = [Objective(name).score(report) for name in ("average", "a", "b")]
-    assert scores == [-math.inf, -math.inf, 0.5]
+    scores = {"a": {"accuracy": math.nan}, "b": {"accuracy": 0.5}}
+    for report in (Report(scores), Report(dict(reversed(scores.items())))):
+        values = [Objective(name).score(report) for name in ("average", "worst", "a", "b")]
+        assert values == [-math.inf, -math.inf, -math.inf, 0.5]
 
 
 def test_a_sparkline_has_one_bar_per_value() -> None:

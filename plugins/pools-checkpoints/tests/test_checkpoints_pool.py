@@ -130,7 +130,22 @@ def test_a_live_model_is_copied_to_build_one() -> None:
     assert original.weight.abs().sum() > 0
 
 
-def test_parameters_that_are_tied_in_all_live_models_stay_tied() -> None:
+def test_extra_states_of_a_live_model_are_no_weights() -> None:
+    class Stateful(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            raise AssertionError
+
+    models = pool(Stateful(2, 2), a=Stateful(2, 2))
+    assert models.experts["a"].infos.keys() == {"weight", "bias"}
+    assert isinstance(models.build(models.experts["a"]), Stateful)
+
+
+def test_parameters_that_are_tied_in_all_live_models_stay_tied(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def make() -> nn.Sequential:
         model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False))
         model[1].weight = model[0].weight
@@ -142,6 +157,7 @@ def test_parameters_that_are_tied_in_all_live_models_stay_tied() -> None:
     built: Any = pool(tied, a=make()).build(StateDictSource(values))
     assert built[1].weight is built[0].weight
     assert torch.equal(built[0].weight, tied[0].weight)
+    assert "0.weight and 1.weight are one tensor" in caplog.text
     for other in (untied, tied.state_dict()):
         built = pool(tied, a=other).build(StateDictSource(values))
         assert not built[1].weight.any()

@@ -60,6 +60,8 @@ class Objective:
             case "worst":
                 self._check_defined(report.average)
                 values = [next(iter(metrics.values())) for metrics in report.tasks.values()]
+                if any(map(math.isnan, values)):
+                    return math.nan
                 return min(values) if self.metric(report).higher_is_better else max(values)
             case "entropy" | "agreement":
                 values = [metrics[self.name] for metrics in report.tasks.values()]

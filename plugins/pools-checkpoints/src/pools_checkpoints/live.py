@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MODULES = "modules.json"
 _SETTINGS = "config_sentence_transformers.json"
 _VOCABULARY = "vocab.json"
+#: The end of names under which modules save what is not a tensor of theirs.
+_EXTRA_STATE = "_extra_state"
 
 
 def describe_live(model: nn.Module) -> Files:
@@ -64,24 +66,30 @@ def _read_settings(model: nn.Module, modules: Sequence[tuple[str, nn.Module]]) -
     }
 
 
-def list_tied_names(models: Iterable[object]) -> frozenset[str]:
-    """Return the names that, in every model, only repeat a tensor which has an earlier name.
+def read_tensors(module: nn.Module) -> dict[str, Any]:
+    """Return a module's tensors by name, without the extra states of its parts."""
+    state = module.state_dict()
+    return {name: value for name, value in state.items() if not name.endswith(_EXTRA_STATE)}
+
+
+def find_ties(models: Iterable[object]) -> dict[str, str]:
+    """Return the names that, in every model, only repeat a tensor, with its earlier name.
 
     Nothing is tied in a model that is no module.
     """
-    tied = [
-        frozenset(_repeated_names(model)) if isinstance(model, nn.Module) else frozenset()
-        for model in models
+    first, *others = [
+        set(_repeated_names(model)) if isinstance(model, nn.Module) else set() for model in models
     ]
-    return frozenset.intersection(*tied) if tied else frozenset()
+    return dict(first.intersection(*others))
 
 
-def _repeated_names(model: nn.Module) -> Iterator[str]:
-    known = set()
+def _repeated_names(model: nn.Module) -> Iterator[tuple[str, str]]:
+    known: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in known:
-            yield name
-        known.add(id(tensor))
+            yield name, known[id(tensor)]
+        else:
+            known[id(tensor)] = name
 
 
 def _list_tokens(module: nn.Module) -> dict[str, int]:

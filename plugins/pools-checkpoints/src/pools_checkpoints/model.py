@@ -18,7 +18,7 @@ from pools_checkpoints.files import (
     remove_keys,
     set_dtype,
 )
-from pools_checkpoints.live import describe_live
+from pools_checkpoints.live import describe_live, read_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,7 +106,7 @@ class PoolModel:
         if isinstance(self.live, WeightSource):
             return self.live
         if self.located is None:
-            state = self.live if isinstance(self.live, Mapping) else self.live.state_dict()
+            state = self.live if isinstance(self.live, Mapping) else read_tensors(self.live)
             return StateDictSource(state, label=f"{self.name} (live)")
         if self.is_delta and base is None:
             raise CheckpointError(

@@ -7,6 +7,7 @@ state dicts are accepted wherever a path is. The pool never modifies them.
 from __future__ import annotations
 
 import copy
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -20,7 +21,7 @@ from pools_checkpoints.card import read_card
 from pools_checkpoints.config import CheckpointsConfig
 from pools_checkpoints.described import DescribedPool
 from pools_checkpoints.files import check_side_files, resize_vocabulary, select_tokenizer_files
-from pools_checkpoints.live import list_tied_names
+from pools_checkpoints.live import find_ties
 from pools_checkpoints.model import PoolModel
 from pools_checkpoints.parts import complete_models, describe_part, rename_by_patterns
 from pools_checkpoints.routers import treat_routers
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from fusion_core import WeightSource
     from fusion_core.weights import Files
+
+_LOG = logging.getLogger(__name__)
 
 
 class CheckpointsPool(DescribedPool[CheckpointsConfig]):
@@ -142,16 +145,18 @@ class CheckpointsPool(DescribedPool[CheckpointsConfig]):
         """Return a copy of the pool's first live module with these weights.
 
         Parameters that are tied in all models stay tied. They have the values under their first
-        name, even if the method draws random numbers for every name.
+        name. A warning names those whose values differ, because of random numbers or because
+        options are for one of the names alone.
 
         Raises `FusionError` if the pool has only files or state dicts, whose class is unknown, and
         `AlignmentError` for weights with other tensors than the module.
         """
         module = self._module()
         construct = partial(_copy_without_values, module)
-        repeated = list_tied_names(model.live for model in self._all)
-        if not weights.is_delta and not repeated.isdisjoint(weights.infos):
-            weights = RenamedSource(weights, {n: n for n in weights.infos if n not in repeated})
+        ties = find_ties(model.live for model in self._all)
+        if not weights.is_delta and not ties.keys().isdisjoint(weights.infos):
+            _warn_of_untied(weights, ties)
+            weights = RenamedSource(weights, {n: n for n in weights.infos if n not in ties})
         return build_model(construct, weights, base=self.base, dtype=dtype, device=device)
 
     def check_builds(self) -> None:
@@ -236,6 +241,20 @@ def _copy_without_values(module: nn.Module) -> nn.Module:
         for parameter in module.parameters()
     }
     return copy.deepcopy(module, dict(empty))
+
+
+def _warn_of_untied(weights: WeightSource, ties: Mapping[str, str]) -> None:
+    """Warn of tied names under which weights have different values."""
+    for name, first in ties.items():
+        is_known = {name, first} <= weights.infos.keys()
+        if is_known and not torch.equal(weights.tensor(name), weights.tensor(first)):
+            _LOG.warning(
+                "%s and %s are one tensor of the module, and were merged to different values; the "
+                "live model has those of %s. Give options for both names",
+                first,
+                name,
+                first,
+            )
 
 
 def _stored_dtype(source: WeightSource) -> torch.dtype | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import socket
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pools_clip.tasks import ClipTask
 
 Rows = "list[tuple[bytes, int]]"
+_FIRST = torch.tensor([0])
 TEMPLATE = "a photo of the {}"
 
 
@@ -248,6 +250,14 @@ def test_accuracy_is_the_fraction_of_correct_images(task: ClipTask, model: CLIPV
     assert isinstance(metrics, Measured)
     rows = shuffled_rows(0, 20, 20, key=f"0\0pets\0{Split.TEST}")
     assert torch.tensor(metrics.outcomes)[rows].tolist() == right.tolist()  # in the file's order
+
+
+def test_a_model_that_computes_nan_has_no_accuracy(task: ClipTask, model: CLIPVisionModel) -> None:
+    model.register_forward_pre_hook(lambda _, inputs: (inputs[0].index_fill(0, _FIRST, math.nan),))
+    metrics = task.evaluate(model)
+    assert math.isnan(metrics["accuracy"])
+    assert isinstance(metrics, Measured)
+    assert [math.isnan(outcome) for outcome in metrics.outcomes] == [True] + [False] * 19
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])

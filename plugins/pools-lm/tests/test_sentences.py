@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    RobertaConfig,
+)
 
 from fusion_adapting import (
     apply_adapter,
@@ -419,6 +426,72 @@ def test_head_and_task_need_the_same_number_of_classes(
     with pytest.raises(
         RecipeError, match=r"has no head for task 'a': 'classifier\.\w+' is missing"
     ):
+        tasks.check()
+
+
+def test_head_and_task_need_the_same_order_of_classes(
+    workshop: Workshop, classifiers: ClassificationPool
+) -> None:
+    rows = [{"text": "a", "label": 0}]
+    message = r"the task has label_2, LABEL_0, LABEL_1, its head has LABEL_0, LABEL_1, LABEL_2"
+    tasks = workshop.classify(classifiers, rows=rows, names=["label_2", "LABEL_0", "LABEL_1"])
+    with pytest.raises(RecipeError, match=message):
+        tasks.check()
+    workshop.classify(classifiers, rows=rows, names=["label_0", "LABEL_1", "LABEL_2"]).check()
+
+
+def test_a_model_that_computes_nan_has_no_accuracy(
+    workshop: Workshop, classifiers: ClassificationPool
+) -> None:
+    tasks = workshop.classify(classifiers, rows=rows_of(workshop.tiny))
+    model = classifiers.build(classifiers.base)
+    model.get_parameter("classifier.bias").data[0] = torch.nan
+    metrics = tasks["a"].evaluate(model)
+    assert isnan(metrics["accuracy"])
+    assert all(map(isnan, metrics.outcomes))
+
+
+def save_roberta(workshop: Workshop, *, family: type[Any] = RobertaConfig) -> dict[str, Any]:
+    """Save a base without a pooler, and an expert; both have a head."""
+    tokenizer = workshop.tiny.tokenizer("words")
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
+    config = family(
+        vocab_size=len(tokenizer),
+        **sizes,
+        intermediate_size=24,
+        max_position_embeddings=24,
+        pad_token_id=1,
+        num_labels=3,
+    )
+    paths = {}
+    for seed, name in enumerate(["base", "a"]):
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(config)
+        if name == "base":
+            model = AutoModelForMaskedLM.from_config(config)
+        paths[name] = workshop.tiny.save(workshop.directory / name, model, tokenizer)
+    return {"base": paths.pop("base"), "models": paths}
+
+
+def test_roberta_is_evaluated_on_long_texts_without_a_pooler(workshop: Workshop) -> None:
+    pool = EncoderPool(LanguageConfig(**save_roberta(workshop)))
+    rows = [{**row, "text": row["text"] * 9} for row in rows_of(workshop.tiny, 12)]
+    tasks = workshop.classify(pool, rows=rows, head="expert")
+    assert tasks["a"].bound_encoder.length == 22  # of 24 rows, texts use those from 2
+    pool.check_builds()
+    whole = AutoModelForSequenceClassification.from_pretrained(workshop.directory / "a").eval()
+    batch = tasks.adaptive("a").batch(0, size=6, split=Split.TEST, seed=0)
+    encoder = pool.build(without_head(pool, "a"))
+    with torch.no_grad():
+        expected = whole(**whole_inputs(whole, batch.tensors)).logits
+        torch.testing.assert_close(tasks.adaptive("a").logits(encoder, batch), expected)
+    assert 0 <= measure(tasks, pool)["accuracy"] <= 1
+
+
+def test_a_head_that_reads_a_pooler_needs_one(workshop: Workshop) -> None:
+    pool = EncoderPool(LanguageConfig(**save_roberta(workshop, family=BertConfig)))
+    tasks = workshop.classify(pool, rows=rows_of(workshop.tiny), head="expert")
+    with pytest.raises(RecipeError, match="reads the encoder's pooler"):
         tasks.check()
 
 

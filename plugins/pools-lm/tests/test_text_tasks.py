@@ -201,6 +201,45 @@ def test_generated_answers_match_single_prompts(
     assert metrics.outcomes == tuple(bool(text) for text in texts)
 
 
+@pytest.mark.parametrize(("stop", "score"), [([], 0.0), (["<|end|>"], 1.0)])
+def test_an_answer_ends_at_a_stop_text_that_is_a_special_token(
+    stop: list[str],
+    score: float,
+    tiny: Any,
+    tmp_path: Path,
+    tasks_of: Callable[..., LanguageTasks],
+) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    (end,), first = tokenizer.encode("<|end|>"), tokenizer.encode("a")[0]
+    base = tiny.save(tmp_path / "base", tiny.live("llama", 0, rows=len(tokenizer)), tokenizer)
+    pool = CausalPool(LanguageConfig(base=base, models={"a": base}))
+    line = {"prompt": "a", "answer": tokenizer.decode([first])}
+    task = tasks_of(generate={"test": [line], "stop": stop, "max_tokens": 4}).bind(pool)["generate"]
+    script = iter([first, end, first, first])
+
+    def write_next(_: object, __: object, output: Any) -> None:
+        output.logits[..., next(script)] = 1e9
+
+    model = pool.build(pool.reference)
+    model.register_forward_hook(write_next)
+    assert task.evaluate(model)["exact_match"] == score
+
+
+def test_a_model_that_computes_nan_has_no_score(
+    pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
+) -> None:
+    pool = pool_of("llama")
+    tasks = tasks_of(choice={"test": CHOICES}, agreement={"test": ANSWERS}).bind(pool)
+    model = pool.build(pool.reference)
+    tasks["agreement"].evaluate(model)  # the teacher's answers are finite
+    model.get_parameter("lm_head.weight").data.fill_(torch.nan)
+    for kind in ("choice", "agreement"):
+        metrics = tasks[kind].evaluate(model)
+        assert math.isnan(next(iter(metrics.values())))
+        assert all(map(math.isnan, metrics.outcomes))
+
+
 def test_invalid_answers_are_counted_as_wrong(
     pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
 ) -> None:
@@ -240,6 +279,7 @@ def test_rank_correlations_match_scipy() -> None:
     one, other = torch.randint(9, (2, 50), generator=drawn).tolist()
     assert rank_correlation(one, other) == pytest.approx(spearmanr(one, other).statistic, abs=1e-12)
     assert rank_correlation(one, [1.0] * 50) == 0.0
+    assert math.isnan(rank_correlation(one, [1.0] * 49 + [float("nan")]))
 
 
 # --- prompts ------------------------------------------------------------------------------------
@@ -453,6 +493,13 @@ def test_an_invalid_line_is_named(
     config: Any = {"datasets": {"c": {"kind": "choice", "test": str(path)}}}
     with pytest.raises(FusionError, match=message):
         measure(LanguageTasks(LanguageTasksConfig(**config)), pool_of("llama"), "c")
+
+
+@pytest.mark.parametrize("field", ["answer", "{answer}", "answers"])
+def test_null_is_not_an_answer(field: str, tasks_of: Callable[..., LanguageTasks]) -> None:
+    line = {"prompt": "a", "answer": None, "answers": ["b", None]}
+    with pytest.raises(FusionError, match=r"line 1: invalid \{?answer"):
+        tasks_of(generate={"test": [line], "answer": field}).check()
 
 
 def test_file_types(tmp_path: Path, pool_of: Callable[..., ModelPool[Any]]) -> None:

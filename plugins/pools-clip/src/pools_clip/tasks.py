@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 #: Titles of the half that options are chosen on, and of the half that measures them.
 _HALVES = ("a half", "the other half")
+#: The class of an image for which the model computes NaN.
+_UNDEFINED = -1
 
 
 class ClipClassification(TaskPool[ComponentConfig]):
@@ -217,20 +220,29 @@ class ClipTask(FeatureTask):
         return self._clip.heads.logits(features, self.name)
 
     def evaluate(self, model: nn.Module) -> MetricValues:
-        """Return {"accuracy": fraction of the test images}, measured on the model's device."""
+        """Return {"accuracy": fraction of the test images}, measured on the model's device.
+
+        The outcome of an image is NaN if the model computes NaN for it, and then so is the
+        accuracy.
+        """
         images = self._images(Split.TEST)
         labels = cast("Tensor", images.labels)  # the test split always has labels
-        correct = self._predict(model, images) == labels
-        return Measured({"accuracy": int(correct.sum()) / len(images)}, correct.tolist())
+        predictions = self._predict(model, images)
+        correct = (predictions == labels).double().masked_fill(predictions == _UNDEFINED, math.nan)
+        outcomes = correct.tolist()
+        return Measured({"accuracy": sum(outcomes) / len(images)}, outcomes)
 
     def _predict(self, model: nn.Module, images: Images) -> Tensor:
+        """Return the class of each image, or `_UNDEFINED` if a score is NaN."""
         device = next(model.parameters()).device
         _ = self._clip.heads  # computed here, before threads need them
 
         @torch.inference_mode()
         def predict(rows: list[int]) -> Tensor:
             batch = self._batch(images, torch.tensor(rows), device)
-            return self.logits(model, batch).argmax(dim=1).cpu()
+            scores = self.logits(model, batch)
+            is_undefined = scores.isnan().any(dim=1)
+            return scores.argmax(dim=1).masked_fill(is_undefined, _UNDEFINED).cpu()
 
         predictions = map_batches(
             predict,

@@ -329,8 +329,6 @@ class LanguagePool(CheckpointsPool):
 
     @property
     def _architecture(self) -> Architecture:
-        from pools_lm.architecture import load_architecture  # transformers takes seconds to import
-
         config = self._configuration
         if config is None:
             raise CheckpointError(
@@ -338,7 +336,7 @@ class LanguagePool(CheckpointsPool):
                 hint="Name a directory written by save_pretrained, or use the pool 'checkpoints', "
                 "which merges any weights.",
             )
-        return load_architecture(self.auto, json.dumps(config))
+        return self._load_architecture(config, self.reference)
 
     def _architecture_of(self, weights: WeightSource) -> Architecture:
         """Return the architecture of weights: that of their own directory if tensors differ."""
@@ -348,7 +346,12 @@ class LanguagePool(CheckpointsPool):
         config = parse_safe_config({path.name: path}, str(weights.path)) if path.is_file() else None
         if config is None:
             return self._architecture
-        from pools_lm.architecture import load_architecture
+        return self._load_architecture(config, weights)
+
+    def _load_architecture(self, config: Mapping[str, Any], weights: WeightSource) -> Architecture:
+        """Return the architecture of weights with this configuration."""
+        del weights  # only encoders differ by them
+        from pools_lm.architecture import load_architecture  # transformers takes seconds to import
 
         return load_architecture(self.auto, json.dumps(config))
 
@@ -427,6 +430,18 @@ class EncoderPool(LanguagePool):
     def assets(self, *, dtype: torch.dtype | None = None) -> Files:
         """Return an encoder's side files, including those of its modules."""
         return drop_foreign_modules(super().assets(dtype=dtype))
+
+    def _load_architecture(self, config: Mapping[str, Any], weights: WeightSource) -> Architecture:
+        """Return the architecture of an encoder, without a pooling layer if the weights lack it.
+
+        Embeddings do not use this layer, and many checkpoints with a head omit it.
+        """
+        from pools_lm.architecture import has_pooler, load_architecture
+
+        architecture = super()._load_architecture(config, weights)
+        if has_pooler(weights.infos) or not architecture.can_omit_pooler:
+            return architecture
+        return load_architecture(self.auto, architecture.config, is_pooled=False)
 
     def _rename_to_live(self, weights: WeightSource, architecture: Architecture) -> RenamedSource:
         """Return an encoder's weights without heads, which transformers drops as well."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -16,7 +17,7 @@ from fusion_core.errors import RecipeError
 from pools_lm.tasks.config import AgreementConfig
 from pools_lm.tasks.prompts import Prompts
 from pools_lm.tasks.sampling import PromptSampler, write_prompts
-from pools_lm.tasks.scoring import greedy_tokens
+from pools_lm.tasks.scoring import UNDEFINED, greedy_tokens
 from pools_lm.tasks.task import TokenTask
 
 if TYPE_CHECKING:
@@ -29,10 +30,15 @@ if TYPE_CHECKING:
 
 
 def measure_agreement(rows: Sequence[list[int]], expected: Sequence[list[int]]) -> Measured:
-    """Return {"agreement": fraction of positions with the expected token}, with that of rows."""
+    """Return {"agreement": fraction of positions with the expected token}, with that of rows.
+
+    The outcome of a row is NaN if one of its tokens is `UNDEFINED`, and then so is the agreement.
+    """
     sizes = [len(row) for row in rows]
     equal = [
-        sum(token == other for token, other in zip(row, right, strict=True))
+        math.nan
+        if UNDEFINED in (*row, *right)
+        else sum(token == other for token, other in zip(row, right, strict=True))
         for row, right in zip(rows, expected, strict=True)
     ]
     fractions = [count / size for count, size in zip(equal, sizes, strict=True)]

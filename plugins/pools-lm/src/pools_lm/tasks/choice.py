@@ -5,11 +5,13 @@ from __future__ import annotations
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from fusion_core import Measured, Split
+import torch
+
+from fusion_core import Split
 from fusion_core.errors import FusionError
 from pools_lm.tasks.config import ChoiceLines
 from pools_lm.tasks.questions import QuestionTask
-from pools_lm.tasks.scoring import log_likelihoods
+from pools_lm.tasks.scoring import log_likelihoods, measure_accuracy, most_likely
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,11 +45,9 @@ class ChoiceTask(QuestionTask[ChoiceLines]):
             for likelihood, text, pair in zip(likelihoods, texts, pairs, strict=True)
         ]
         bounds = pairwise(accumulate(map(len, choices_by_line), initial=0))
-        chosen = [max(range(start, end), key=scores.__getitem__) - start for start, end in bounds]
-        right = [
-            index == self._right_index(line) for index, line in zip(chosen, lines, strict=True)
-        ]
-        return Measured({"accuracy": sum(right) / len(lines)}, right)
+        table = torch.tensor(scores, dtype=torch.float64)
+        chosen = [int(most_likely(table[start:end])) for start, end in bounds]
+        return measure_accuracy(chosen, list(map(self._right_index, lines)))
 
     def _length(self, text: str, pair: Pair) -> int:
         if self.data.normalise == "none":

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_adapting import map_batches
-from fusion_core import Batch, FeatureTask, Measured, Split
+from fusion_core import Batch, FeatureTask, Split
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.tasks.encoder import Encoder, Example, stack_examples
 from pools_lm.tasks.examples import AdaptiveLinesTask, unbound_error
 from pools_lm.tasks.heads import LinearHead, fit_logistic, nearest_name_head
 from pools_lm.tasks.lines import Line, find_on_hub
+from pools_lm.tasks.scoring import measure_accuracy, most_likely
 from pools_lm.tasks.sentence_config import ClassLines
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ class ClassTask(AdaptiveLinesTask[ClassLines]):
         scores = torch.stack(map_batches(score, examples, model, batch_size=size, label=self.name))
         labels = _labels(examples)
         self._check_classes(int(labels.max()), scores.shape[1])
-        right = scores.argmax(dim=1) == labels
-        return Measured({"accuracy": float(right.double().mean())}, right.tolist())
+        return measure_accuracy(most_likely(scores).tolist(), labels.tolist())
 
     def examples(self, lines: Sequence[Line], split: Split) -> list[Example]:
         """Return each line's tokens and, unless the split is unlabeled, its class."""

@@ -53,7 +53,7 @@ class GenerateTask(QuestionTask[GenerateLines]):
         return Measured({self.data.metric: sum(exact) / len(exact), "invalid": invalid}, exact)
 
     def _generate(self, model: nn.Module, questions: Sequence[str]) -> list[str]:
-        prompts, max_tokens = self.bound_prompts, self.data.max_tokens
+        prompts, max_tokens = self.bound_prompts.ending_at(self.data.stop), self.data.max_tokens
         # a decoder's positions hold the question and the answer
         room = prompts.length if prompts.is_seq2seq else max(1, prompts.length - max_tokens)
         contexts = [Pair(ids).within(room).context for ids in prompts.contexts(questions)]
@@ -80,8 +80,8 @@ class GenerateTask(QuestionTask[GenerateLines]):
         if self.data.names is not None:
             names = dict(enumerate(self.data.names))
             answers = [names.get(number, "") for number in answers]
-        texts = [str(answer).strip() for answer in answers]
-        if not texts or not all(texts):
+        texts = ["" if answer is None else str(answer).strip() for answer in answers]
+        if not line.has(field) or not texts or not all(texts):
             raise FusionError(
                 f"{line.location}: invalid {self.data.answer} {value!r}",
                 hint="Give a text, or a list of right texts.",

@@ -52,8 +52,22 @@ class HeadTask(ClassTask):
 
     @cached_property
     def class_names(self) -> Sequence[str]:
-        """Names of the classes, from the task or from the head's configuration."""
-        return self.data.names or class_names_in(self.head_config)
+        """Names of the classes, from the task or from the head's configuration.
+
+        Raises `RecipeError` if both have the same names in another order.
+        """
+        names, in_head = self.data.names, class_names_in(self.head_config)
+        if not names:
+            return in_head
+        task_names, head_names = ([text.casefold() for text in texts] for texts in (names, in_head))
+        if task_names != head_names and sorted(task_names) == sorted(head_names):
+            option = f"task_pool.datasets.{self.name}.names"
+            raise RecipeError(
+                f"{option}: conflicting order of classes: the task has {', '.join(names)}, its "
+                f"head has {', '.join(in_head)}",
+                hint="Use the order of the head, or leave the names out.",
+            )
+        return names
 
     @property
     def head_config(self) -> Mapping[str, Any]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _TEXT, _PARQUET = ".txt", ".parquet"
 _JSON = (".jsonl", ".ndjson", ".json")
 _SPLIT = re.compile(rf"{HUB}(?P<name>[^/]+/[^/]+)(/(?P<config>[^/]+))?/(?P<split>[^/]+)")
+#: The start of an attribute or an index in a field of a template.
+_PART = re.compile(r"[.\[]")
 _ONE_OBJECT = "Write one object per line: {...}"
 
 
@@ -48,9 +50,9 @@ class Line:
         return self.fields[name]
 
     def has(self, answer: str) -> bool:
-        """Tell whether a field exists, or every field of a template."""
-        names = [name for _, name, _, _ in Formatter().parse(answer) if name]
-        return all(name in self.fields for name in names or [answer])
+        """Tell whether a field, or every field of a template, has a value other than null."""
+        names = [_PART.split(name)[0] for _, name, _, _ in Formatter().parse(answer) if name]
+        return all(self.fields.get(name) is not None for name in names or [answer])
 
     def fill(self, template: str) -> str:
         """Return a template filled with the fields that it names in braces.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,7 @@ class Prompts:
             tokenizer,
             bool(config.is_encoder_decoder),
             facts.has_template if chat is None else chat,
-            length or _find_length(facts.length, config),
+            length or _find_length(facts.length, config, files),
             _find_ends(facts.eos, config, generation),
             tokenizer.client.digest,
         )
@@ -194,6 +194,16 @@ class Prompts:
         """Return the text of each row of tokens, without special tokens."""
         return self.tokenizer.decode(rows)
 
+    def ending_at(self, stops: Sequence[str]) -> Prompts:
+        """Return these prompts with the stop texts that are special tokens among the end tokens.
+
+        Decoded texts contain no special tokens, so only their ids can end an answer.
+        """
+        rows = [row for row in self.tokenizer.encode(stops, special=False) if len(row) == 1]
+        texts = self.decode(rows) if rows else []
+        special = [row[0] for row, text in zip(rows, texts, strict=True) if not text]
+        return replace(self, ends=tuple(dict.fromkeys([*self.ends, *special])))
+
     def _move_space(self, question: str, answer: str) -> tuple[str, str]:
         """Move the space at the end of a question to its answer, where tokenizers expect it."""
         if self.is_chat:
@@ -244,10 +254,23 @@ def _read_config(files: Files) -> tuple[Any, Any]:
             ) from error
 
 
-def _find_length(tokenizer_length: int, config: Any) -> int:  # noqa: ANN401 - transformers' many classes
+def _find_length(tokenizer_length: int, config: Any, files: Files) -> int:  # noqa: ANN401 - transformers' many classes
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions and positions <= _MAX_LENGTH:
+        positions -= _count_reserved_positions(files)
     lengths = [int(length) for length in (positions, tokenizer_length) if length]
     return min([_MAX_LENGTH, *lengths])
+
+
+def _count_reserved_positions(files: Files) -> int:
+    """Return how many rows of the position table texts cannot use; 0 for an unknown model."""
+    from pools_lm.architecture import load_architecture  # transformers takes seconds to import
+
+    architecture = load_architecture("AutoModel", read_content(files, _CONFIG).decode())
+    try:
+        return architecture.reserved_positions
+    except CheckpointError:
+        return 0
 
 
 def _find_ends(eos: int | None, config: Any, generation: Any) -> tuple[int, ...]:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     """Return the rank correlation of two lists, from -1 to 1; 0 if one of them is constant.
 
-    Ties get the mean of their ranks.
+    Ties get the mean of their ranks. The correlation is NaN if a value is NaN.
     """
-    ranks = torch.stack(
-        [_ranks(torch.tensor(values, dtype=torch.float64)) for values in (one, other)]
-    )
+    lists = torch.tensor([one, other], dtype=torch.float64)
+    if lists.isnan().any():
+        return math.nan
+    ranks = torch.stack(list(map(_ranks, lists)))
     centred = ranks - ranks.mean(dim=1, keepdim=True)
     norms = centred.norm(dim=1).prod()
     return float((centred[0] @ centred[1]) / norms) if norms > 0 else 0.0

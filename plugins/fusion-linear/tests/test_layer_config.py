@@ -77,6 +77,48 @@ MOVED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         },
         [],
     ),
+    "mapping": (
+        {"per_layer_config": {"1": {"head_dim": 8}, "3": {"head_dim": 4}}},
+        {"per_layer_config": {"1": {"head_dim": 4}, "2": {"head_dim": 4}, "3": {"head_dim": 8}}},
+        [],
+    ),
+    "labels": ({"id2label": {"0": "a", "1": "b"}}, {"id2label": {"0": "a", "1": "b"}}, []),
+    "cycle": ({"block_types": ["a", "b", "c"]}, {"block_types": ["a", "a", "a", "b"]}, []),
+    "mixtures": (
+        {"moe_layer_start_index": 0, "moe_layer_end_index": 0, "moe_layer_interval": 1},
+        {"moe_layer_start_index": 0, "moe_layer_end_index": 0, "moe_layer_interval": 1},
+        [],
+    ),
+    "moved mixtures": (
+        {"moe_layer_start_index": 3, "moe_layer_end_index": -1, "moe_layer_interval": 4},
+        {"moe_layer_start_index": 1, "moe_layer_end_index": 2, "moe_layer_interval": 1},
+        [],
+    ),
+    "scattered mixtures": (
+        {"moe_layer_start_index": 0, "moe_layer_end_index": 1, "moe_layer_interval": 1},
+        {"moe_layer_start_index": 0, "moe_layer_end_index": 1, "moe_layer_interval": 1},
+        ["moe_layer_interval: no interval gives"],
+    ),
+    "scaled by number": (
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"scale_attn_by_inverse_layer_idx": True},
+        ["scale_attn_by_inverse_layer_idx: scales attention"],
+    ),
+    "computed by number": (
+        {"model_type": "minimax"},
+        {"model_type": "minimax"},
+        ["model_type: minimax computes the decay"],
+    ),
+    "last layer": (
+        {"model_type": "gemma4_text", "layer_types": ["f", "sliding_attention", "f", "f"]},
+        {"model_type": "gemma4_text", "layer_types": ["f", "f", "f", "sliding_attention"]},
+        ["layer_types: the last layer"],
+    ),
+    "inputs per layer": (
+        {"hidden_size_per_layer_input": 8},
+        {"hidden_size_per_layer_input": 8},
+        ["hidden_size_per_layer_input: tensors outside"],
+    ),
     "end": (
         {"num_kv_shared_layers": 3},
         {"num_kv_shared_layers": 3},
@@ -120,3 +162,4 @@ def test_all_layers_in_order_change_nothing() -> None:
         config = {"num_hidden_layers": 4, **before}
         changed = replace_layers(config, count=4, layers=range(4))
         assert {**changed, "max_window_layers": 0} == {**config, "max_window_layers": 0}
+        assert all("entries" in line for line in doubts(config, 4, range(4)))

@@ -285,6 +285,12 @@ def test_an_endless_pattern_is_refused(tmp_path: Path) -> None:
         lora(tmp_path, base, factors(module, 6, 5), rank_pattern={"(a*)*b": 4})
 
 
+def test_a_convolution_with_groups_is_refused(tmp_path: Path) -> None:
+    tensors = {"c.lora_A.weight": noise(4, 8, 3, 3), "c.lora_B.weight": noise(6, 2, 1, 1)}
+    with pytest.raises(CheckpointError, match="c is a convolution with 2 groups"):
+        lora(tmp_path, {"c.weight": torch.zeros(6, 4, 3, 3)}, tensors)
+
+
 @pytest.mark.parametrize(
     ("extra", "says"),
     [

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, Gemma3nTextConfig, PreTrainedTokenizerFast
 
 from fusion_core import AlignmentPolicy, run_fusion
 from fusion_core.errors import CheckpointError, RecipeError
@@ -19,6 +19,7 @@ from fusion_core.weights import Cut
 from fusion_testing import Mean
 from pools_lm.config import LanguageConfig
 from pools_lm.pools import CausalPool, ClassificationPool, LanguagePool, Seq2SeqPool
+from pools_lm.tokenizer_files import replace_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -216,6 +217,56 @@ def test_a_chosen_experts_files_are_written(
     assert torch.equal(pool.base.tensor("lm_head.weight")[len(theirs) :], unused)
 
 
+def test_token_ids_in_parts_of_a_configuration_follow_the_tokenizer() -> None:
+    base = {
+        "image_token_index": 31,
+        "text_config": {"eos_token_id": 2, "bad_token_ids": [5], "hidden_size": 8},
+        "vision_config": {"pad_token_id": 1},
+    }
+    other = {"image_token_index": 3, "text_config": {"eos_token_id": [7, 9], "hidden_size": 16}}
+    files = [{"config.json": json.dumps(config).encode()} for config in (base, other)]
+    written = replace_tokenizer(*files)["config.json"]
+    assert isinstance(written, bytes)
+    assert json.loads(written) == {
+        "image_token_index": 3,
+        "text_config": {"eos_token_id": [7, 9], "hidden_size": 8},
+        "vision_config": {"pad_token_id": 1},
+    }
+
+
+def test_tables_of_inputs_per_layer_follow_the_tokens(tiny: Tiny, tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizers = {"base": tokenizer, "a": change_tokenizer(tokenizer, 5)}
+    rows = len(tokenizer)
+    paths = {}
+    for name, model_tokenizer in tokenizers.items():
+        config = Gemma3nTextConfig(
+            vocab_size=rows,
+            vocab_size_per_layer_input=rows,
+            num_hidden_layers=2,
+            hidden_size=16,
+            hidden_size_per_layer_input=4,
+            intermediate_size=24,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            num_kv_shared_layers=0,
+            laurel_rank=4,
+            altup_num_inputs=2,
+            activation_sparsity_pattern=[0.0, 0.0],
+            layer_types=["full_attention"] * 2,
+        )
+        model = tiny.classes["causal-lm"].from_config(config, dtype=torch.float32)
+        paths[name] = tiny.save(tmp_path / name, model, model_tokenizer)
+    options = {"base": paths["base"], "models": {"a": paths["a"]}}
+    pool = open_pool("llama", options)
+    tensor = "model.embed_tokens_per_layer.weight"
+    check(pool, options, tensor, vocabulary(paths["base"]), "expert")
+    merged = merge("causal-lm", {**options, "pad_to_multiple_of": 64}, tmp_path / "merged")
+    _, loading_info = tiny.classes["causal-lm"].from_pretrained(merged, output_loading_info=True)
+    assert not any(loading_info.values())
+
+
 def merge(pool: str, options: Options, output: Path) -> Path:
     result = run_fusion(
         algorithm=Mean(), model_pool={"name": pool, **options}, output={"path": str(output)}
@@ -283,6 +334,22 @@ def test_words_of_another_vocabulary_are_decoded_but_do_not_split_text(
         assert [written(text)["input_ids"] for text in tiny.texts] == [
             tokenizer(text)["input_ids"] for text in tiny.texts
         ]
+
+
+def test_long_words_of_another_vocabulary_do_not_replace_a_split_into_pieces(
+    tiny: Tiny, several: Callable[..., Options], tmp_path: Path
+) -> None:
+    tokenizer = tiny.tokenizer("pieces", 40)
+    data = json.loads(tokenizer.backend_tokenizer.to_str())
+    text = max(" ".join(tiny.texts).split(), key=len) * 4
+    data["model"]["vocab"].append([f"▁{text}", -1.0])
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(data)))
+    options = several("t5", {"base": tokenizer, "a": other})
+    merged = merge("seq2seq-lm", {**options, "tokenizer": "union"}, tmp_path / "merged")
+    written = AutoTokenizer.from_pretrained(merged)
+    assert f"▁{text}" in written.get_vocab()
+    assert len(other.tokenize(text)) == 1
+    assert written.tokenize(text) == tokenizer.tokenize(text)
 
 
 @pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32")])

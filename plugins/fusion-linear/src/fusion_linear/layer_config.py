@@ -26,6 +26,10 @@ _ENTRIES = frozenset(
         *("attn_type_list", "hybrid_override_pattern", "block_configs"),
     }
 )
+#: Keys of mappings from numbers of layers, as text, to what is special about these layers.
+_MAPPINGS = frozenset({"per_layer_config", "pruned_heads"})
+#: Keys with a list that repeats until every layer has an entry.
+_CYCLES = frozenset({"block_types"})
 #: Keys with the number of the layer whose keys and values each layer uses.
 _SOURCES = frozenset({"kv_source_layers"})
 #: Keys with a number of layers at the start of the model, and the lists that decide instead.
@@ -48,6 +52,13 @@ _PERIODS = {
     "moe_layer_freq": "mlp_layer_types",
     "no_rope_layer_interval": "no_rope_layers",
 }
+#: Keys that select the layers with a mixture of experts, and their defaults in transformers: the
+#: first layer, the last one (-1 for the model's last), and the distance between two.
+_MIXTURES = {"moe_layer_start_index": 1, "moe_layer_end_index": -1, "moe_layer_interval": 1}
+#: Families in which a layer computes with its number, and the value that depends on it.
+_NUMBERED = {"minimax": "the decay of lightning attention", "diffllama": "the initial lambda"}
+#: Families in which transformers makes the last layer one with full attention.
+_FULL_LAST = frozenset({"gemma4_text", "gemma4_unified_text"})
 #: Families in which every n-th layer attends to everything and the others to a window, unless
 #: `layer_types` says otherwise: n, which `sliding_window_pattern` may change.
 _SLIDING = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
@@ -102,20 +113,31 @@ class _Replacement:
         """Return a configuration, or a part of it, for the new layers."""
         holds_count = any(config.get(key) == self.count for key in _COUNTS)
         changed = {
-            key: self.replace(value)
+            key: self._change(key, value, config)
+            if holds_count and (key in _MAPPINGS or not isinstance(value, dict))
+            else self.replace(value)
             if isinstance(value, dict)
-            else self._change(key, value, config)
-            if holds_count
             else value
             for key, value in config.items()
         }
-        if holds_count and not config.get("layer_types"):
+        if not holds_count:
+            return changed
+        if not config.get("layer_types"):
             changed |= self._spell_out_window(config)
+        if not config.get("mlp_layer_types"):
+            changed |= self._change_mixtures(config)
+        self._check_family(changed)
         return changed
 
     def _change(self, key: str, value: Any, config: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
         if key in _COUNTS:
             return len(self.layers)
+        if isinstance(value, dict):
+            return {
+                str(new): value[str(old)]
+                for new, old in enumerate(self.layers)
+                if str(old) in value
+            }
         if isinstance(value, list):
             return self._change_list(key, value)
         if isinstance(value, str) and self._has_entries(key, value):
@@ -125,6 +147,8 @@ class _Replacement:
     def _change_list(self, key: str, value: list[Any]) -> list[Any]:
         if key in _NUMBERS:
             return [new for new, old in enumerate(self.layers) if old in value]
+        if key in _CYCLES and value:
+            return self._spell_out_cycle(value)
         if not self._has_entries(key, value):
             return value
         if key in _SOURCES:
@@ -209,8 +233,61 @@ class _Replacement:
         kinds = ["full_attention", *["sliding_attention"] * (period - 1)]
         return {"layer_types": [kinds[(old + 1) % period] for old in self.layers]}
 
+    def _spell_out_cycle(self, cycle: list[Any]) -> list[Any]:
+        """Return one entry per new layer, or the same cycle if it still gives them."""
+        entries = [cycle[old % len(cycle)] for old in self.layers]
+        is_same = all(cycle[new % len(cycle)] == entry for new, entry in enumerate(entries))
+        return cycle if is_same else entries
+
+    def _change_mixtures(self, config: Mapping[str, Any]) -> dict[str, int]:
+        """Return the fields with other values that select the layers with a mixture of experts."""
+        before = {key: config.get(key, default) for key, default in _MIXTURES.items()}
+        if _MIXTURES.keys().isdisjoint(config) or any(type(n) is not int for n in before.values()):
+            return {}
+        is_mixture = _select_mixtures(self.count, *before.values())
+        flags = [is_mixture[old] for old in self.layers]
+        mixtures = [new for new, flag in enumerate(flags) if flag]
+        ends = (mixtures[0], mixtures[-1]) if mixtures else (len(flags), -1)
+        intervals = (before["moe_layer_interval"], *range(1, len(flags) + 1))
+        for values in (tuple(before.values()), *((*ends, interval) for interval in intervals)):
+            if _select_mixtures(len(flags), *values) == flags:
+                after = dict(zip(_MIXTURES, values, strict=True))
+                return {key: value for key, value in after.items() if value != before[key]}
+        self._doubt("moe_layer_interval", "no interval gives the layers with a mixture of experts")
+        return {}
+
+    def _check_family(self, changed: Mapping[str, Any]) -> None:
+        """Doubt families in which more than a layer's weights depends on its position."""
+        family = str(changed.get("model_type"))
+        is_moved = any(new != old for new, old in enumerate(self.layers))
+        is_changed = is_moved or len(self.layers) != self.count
+        if changed.get("scale_attn_by_inverse_layer_idx") is True and is_moved:
+            self._doubt(
+                "scale_attn_by_inverse_layer_idx",
+                "scales attention by the numbers of layers, and some layers have new ones",
+            )
+        if changed.get("hidden_size_per_layer_input") and is_changed:
+            self._doubt(
+                "hidden_size_per_layer_input",
+                "tensors outside the layers hold one input per old layer, in the old order",
+            )
+        if family in _NUMBERED and is_changed:
+            self._doubt(
+                "model_type",
+                f"{family} computes {_NUMBERED[family]} from the numbers of layers or their "
+                "count, which change",
+            )
+        if family in _FULL_LAST and (changed.get("layer_types") or [""])[-1] == "sliding_attention":
+            self._doubt("layer_types", f"the last layer of {family} attends to all, and now slides")
+
     def _doubt(self, key: str, reason: str) -> None:
         self.doubts.append(f"config.json: {key}: {reason}")
+
+
+def _select_mixtures(count: int, first: int, last: int, interval: int) -> list[bool]:
+    """Tell for each of `count` layers whether it is a mixture of experts, as transformers does."""
+    last = count - 1 if last == -1 else last
+    return [(n + 1) % max(interval, 1) == 0 and first <= n <= last for n in range(count)]
 
 
 def _count_first(flags: Sequence[bool]) -> int:

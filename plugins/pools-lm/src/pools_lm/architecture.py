@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from transformers.core_model_loading import WeightRenaming
 from fusion_core.errors import AlignmentError, CheckpointError
 from fusion_core.weights import Layout, RenamedSource, match_names
 from pools_lm.conversion import find_packed_experts
+from pools_lm.tokenizer_files import VOCABULARY_SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -64,6 +66,8 @@ class Architecture:
 
     auto: str
     config: str
+    #: False for an encoder without the pooling layer that its class has by default
+    is_pooled: bool = True
 
     def construct(self) -> PreTrainedModel:
         """Return a model with initial weights in fp32.
@@ -86,6 +90,28 @@ class Architecture:
     def packed_experts(self) -> Layout:
         """The tensors that hold all experts of a mixture, and their parts as files name them."""
         return find_packed_experts(self._on_meta, self.tensors)
+
+    @property
+    def can_omit_pooler(self) -> bool:
+        """Whether the class has a pooling layer that it can be built without."""
+        options = inspect.signature(type(self._on_meta).__init__).parameters
+        return "add_pooling_layer" in options and has_pooler(self.tensors)
+
+    @cached_property
+    def reserved_positions(self) -> int:
+        """The number of rows of the position table that no token of a text uses.
+
+        RoBERTa and its relatives count positions from `padding_idx` + 1.
+        """
+        positions = getattr(self._on_meta.config, "max_position_embeddings", None)
+        indices = [
+            module.padding_idx
+            for name, module in self._on_meta.named_modules()
+            if "position" in name.rpartition(".")[2]
+            and getattr(module, "padding_idx", None) is not None
+            and len(module.get_parameter("weight")) == positions
+        ]
+        return max(indices, default=-1) + 1
 
     def find_misfit(self, weights: WeightSource) -> str | None:
         """Describe the first missing, unexpected or misshapen tensor; None if all fit."""
@@ -122,10 +148,14 @@ class Architecture:
     def vocabulary_axes(self) -> dict[str, int]:
         """The tensors with one row per token, and the dimension of their tokens.
 
-        A tensor is one of them if its shape changes with `vocab_size`, whatever its name.
+        A tensor is one of them if its shape changes with `vocab_size`, or with
+        `vocab_size_per_layer_input` (Gemma 3n), whatever its name.
         """
         config = self._read_config()
-        config.get_text_config().vocab_size += 1
+        text_config = config.get_text_config()
+        for field in VOCABULARY_SIZES:
+            if size := getattr(text_config, field, 0):
+                setattr(text_config, field, size + 1)
         with torch.device("meta"):
             larger = self._construct(config).state_dict(keep_vars=True)
         return {
@@ -262,9 +292,12 @@ class Architecture:
 
     def _construct(self, config: PreTrainedConfig) -> PreTrainedModel:
         auto_class = getattr(transformers, self.auto)
+        options = {} if self.is_pooled else {"add_pooling_layer": False}
         try:
             with _without_values_on_meta():
-                model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
+                model: PreTrainedModel = auto_class.from_config(
+                    config, dtype=torch.float32, **options
+                )
         except Exception as error:  # model classes raise anything
             raise self._unsupported(error) from error
         return model
@@ -288,12 +321,17 @@ class Architecture:
         )
 
 
+def has_pooler(names: Iterable[str]) -> bool:
+    """Tell whether tensors with these names include those of an encoder's pooling layer."""
+    return any(".pooler." in f".{name}" for name in names)
+
+
 def _decode_number(content: dict[str, Any]) -> Any:  # noqa: ANN401 - any value of JSON
     """Return an object of JSON, or the infinity or NaN that transformers writes as an object."""
     return float(content["__float__"]) if content.keys() == {"__float__"} else content
 
 
 @lru_cache(maxsize=16)
-def load_architecture(auto: str, config: str) -> Architecture:
+def load_architecture(auto: str, config: str, *, is_pooled: bool = True) -> Architecture:
     """Return one shared architecture per configuration, which caches its properties."""
-    return Architecture(auto, config)
+    return Architecture(auto, config, is_pooled)

@@ -22,8 +22,12 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 _ADDED_TOKENS = "added_tokens.json"
 #: Flags of a token that its own tokenizer matches as plain text.
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
-#: Distance of new pieces below the worst score of a vocabulary with scores.
+#: Distance of new pieces below the score of any split into single characters.
 _SCORE_GAP = 10.0
+#: A code point that Unicode reserves and no text has.
+_NONCHARACTER = "\uffff"
+#: Fields of a configuration that hold the number of rows of token tables.
+VOCABULARY_SIZES = ("vocab_size", "vocab_size_per_layer_input")
 
 
 def has_tokenizer(files: Files) -> bool:
@@ -35,7 +39,8 @@ def has_tokenizer(files: Files) -> bool:
 def replace_tokenizer(files: Files, other: Files) -> dict[str, bytes | Path]:
     """Return a model's files with another model's tokenizer, chat template and settings.
 
-    The token ids in `config.json` and `generation_config.json` become the other model's.
+    The token ids in `config.json`, at any depth, and `generation_config.json` become the other
+    model's.
     """
     old_tokenizer = select_tokenizer_files(files)
     replaced = {
@@ -47,14 +52,13 @@ def replace_tokenizer(files: Files, other: Files) -> dict[str, bytes | Path]:
     if GENERATION in other:
         replaced[GENERATION] = other[GENERATION]
     if CONFIG in files:
-        fields = {k: v for k, v in read_json(files[CONFIG]).items() if not _is_token_id(k)}
         others = read_json(other[CONFIG]) if CONFIG in other else {}
-        replaced[CONFIG] = _dump({**fields, **{k: v for k, v in others.items() if _is_token_id(k)}})
+        replaced[CONFIG] = _dump(_replace_token_ids(read_json(files[CONFIG]), others))
     return replaced
 
 
 def resize_vocabulary(files: Files, before: int, after: int) -> dict[str, bytes | Path]:
-    """Return a model's files with another `vocab_size` in the configuration."""
+    """Return a model's files with another vocabulary size in the configuration."""
     if CONFIG not in files or before == after:
         return dict(files)
     return {**files, CONFIG: _dump(_replace_size(read_json(files[CONFIG]), before, after))}
@@ -64,9 +68,11 @@ def add_tokens(files: Files, target: TargetTokens) -> dict[str, bytes | Path]:
     """Return a tokenizer's files with the tokens that it lacks; reading them gives their ids.
 
     Added tokens of another tokenizer become added tokens with the same flags, and so do tokens of
-    the option `tokens`. Other tokens go into the vocabulary. The tokenizer has no rules (merges,
-    scores) that produce them from text, so text is split as before, and they only keep their
-    meaning as ids. Older files next to `tokenizer.json` get the added tokens, or stay the same.
+    the option `tokens`. Other tokens go into the vocabulary and keep their meaning as ids. BPE has
+    no merges that produce them, and Unigram gives them a score below that of any split into single
+    characters, so both split text of known characters as before. WordPiece and WordLevel have no
+    rules except the vocabulary, so they produce new words. Older files next to `tokenizer.json` get
+    the added tokens, or stay the same.
     Raises `RecipeError` if the tokenizer cannot hold the tokens under their ids.
     """
     new = target.added
@@ -124,14 +130,28 @@ def _extend(
             model["vocab"] = contents | model["vocab"] | plain
     elif plain:  # a list of pieces, whose ids are their positions
         tokens = {number: token for token, number in {**vocabulary.ids, **new}.items()}
-        score = min(score for _, score in model["vocab"]) - _SCORE_GAP
         numbers = range(len(model["vocab"]), max(plain.values()) + 1)
-        model["vocab"] += [[tokens.get(number, f"<{number}>"), score] for number in numbers]
+        pieces = [tokens.get(number, f"{_NONCHARACTER}{number}") for number in numbers]
+        lowest = min(0.0, *(score for _, score in model["vocab"]))
+        score = max(map(len, pieces)) * lowest - _SCORE_GAP
+        model["vocab"] += [[piece, score] for piece in pieces]
     return json.dumps(data, ensure_ascii=False).encode()
 
 
 def _is_token_id(key: str) -> bool:
-    return key.endswith(("_token_id", "_token_ids"))
+    return key.endswith(("_token_id", "_token_ids", "_token_index"))
+
+
+def _replace_token_ids(fields: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with another's token ids, also in the parts that both have."""
+    replaced = {
+        key: _replace_token_ids(value, others[key])
+        if isinstance(value, dict) and isinstance(others.get(key), dict)
+        else value
+        for key, value in fields.items()
+        if not _is_token_id(key)
+    }
+    return replaced | {key: value for key, value in others.items() if _is_token_id(key)}
 
 
 def _replace_size(value: Any, before: int, after: int) -> Any:  # noqa: ANN401 - JSON
@@ -139,7 +159,7 @@ def _replace_size(value: Any, before: int, after: int) -> Any:  # noqa: ANN401 -
         return value
     return {
         key: after
-        if (key, field) == ("vocab_size", before)
+        if key in VOCABULARY_SIZES and field == before
         else _replace_size(field, before, after)
         for key, field in value.items()
     }

@@ -131,6 +131,7 @@ class _Finder:
         rank, scale = scales
         is_embedding = "embedding_A" in keys
         a, b = self._find_factors(module, keys)
+        self._check_groups(module, a, b)
         if (
             min(len(a.shape), len(b.shape)) < 2  # noqa: PLR2004 - matrices
             or a.shape[0] != rank
@@ -209,6 +210,16 @@ class _Finder:
             raise CheckpointError(f"{self.adapter.describe()}: {module} has lora_{min(keys)} alone")
         a, b = (self.adapter.infos[keys[part]] for part in parts)
         return a, b
+
+    def _check_groups(self, module: str, a: TensorInfo, b: TensorInfo) -> None:
+        """Raise `CheckpointError` for a convolution with groups: its B has a part of the rank."""
+        is_convolution = len(a.shape) == len(b.shape) > 2  # noqa: PLR2004 - more than a matrix
+        if is_convolution and 0 < b.shape[1] < a.shape[0] and a.shape[0] % b.shape[1] == 0:
+            raise CheckpointError(
+                f"{self.adapter.describe()}: {module} is a convolution with "
+                f"{a.shape[0] // b.shape[1]} groups, expected one without groups",
+                hint="PEFT cannot merge such an adapter either. Train it without this module.",
+            )
 
     def _check_magnitude(self, module: str, magnitude: str | None, outputs: int) -> None:
         """Raise `CheckpointError` unless DoRA's magnitudes are one per output."""

@@ -15,7 +15,12 @@ import torch
 
 from fusion_core.formatting import format_names
 from fusion_core.weights.aligning.difference import DROP_EXTRA, Difference, misfit
-from fusion_core.weights.aligning.vocabulary import MeanSource, PaddedSource, differs_in_vocabulary
+from fusion_core.weights.aligning.vocabulary import (
+    MeanSource,
+    PaddedSource,
+    differs_in_vocabulary,
+    find_twin,
+)
 from fusion_core.weights.joined import RenamedSource
 from fusion_core.weights.reading.name_matching import match_names
 from fusion_core.weights.source import Cut, LowRank, WeightSource, reference_model
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from fusion_core.recipe.config import AlignmentPolicy
-    from fusion_core.weights.source import Contradiction
+    from fusion_core.weights.source import Contradiction, TensorInfo
 
 #: A model has few tied matrices. If it lacks more tensors, it is another model, and is not read.
 _MOST_TIED = 8
@@ -248,7 +253,7 @@ def _differences(
         expected = reference.infos.get(key)
         if expected is None:
             if policy.extra == "error":
-                yield key, f"extra: not in {label}", DROP_EXTRA
+                yield key, f"extra: not in {label}{_explain_tie(info, reference)}", DROP_EXTRA
         elif expected.shape != info.shape:
             can_pad = differs_in_vocabulary(expected, info) and not expert.is_delta
             if not can_pad or policy.vocab == "error":
@@ -262,4 +267,10 @@ def _differences(
     if policy.missing == "error" or not has_base:
         remedy = "alignment.missing=base" if has_base else ""
         for key in reference.infos.keys() - expert.infos.keys():
-            yield key, "missing", remedy
+            yield key, f"missing{_explain_tie(reference.infos[key], expert)}", remedy
+
+
+def _explain_tie(head: TensorInfo, model: WeightSource) -> str:
+    """Say how to untie a head that a model lacks and may have tied to its embeddings."""
+    twin = find_twin(head, model)
+    return "" if twin is None else f"; if tied to {twin} there, save that model with a copy of it"

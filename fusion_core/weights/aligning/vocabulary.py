@@ -39,6 +39,18 @@ def differs_in_vocabulary(one: TensorInfo, other: TensorInfo) -> bool:
     )
 
 
+def find_twin(info: TensorInfo, model: WeightSource) -> str | None:
+    """Return a model's embeddings that may also be the head `info`, which the model lacks."""
+    if _EMBEDDINGS.fullmatch(info.name) is None:
+        return None
+    names = (
+        name
+        for name, other in model.infos.items()
+        if other.shape == info.shape and _EMBEDDINGS.fullmatch(name)
+    )
+    return next(names, None)
+
+
 def vocabulary_size(source: WeightSource) -> int:
     """Return the number of tokens that a model has embeddings for; 0 if it has none."""
     sizes = [

@@ -310,6 +310,14 @@ def test_without_a_base_missing_rows_are_the_mean_of_other_experts() -> None:
     assert torch.equal(c[4:], tensors["b"][4:])
 
 
+def test_a_head_that_only_one_model_ties_is_explained() -> None:
+    untied = {"embed_tokens.weight": ((5, 3), F32), "lm_head.weight": ((5, 3), F32)}
+    tied = {"embed_tokens.weight": ((5, 3), F32)}
+    advice = "if tied to embed_tokens.weight there, save that model with a copy of it"
+    assert refuse(untied, tied) == [f"lm_head.weight  a: missing; {advice}"]
+    assert refuse(tied, untied) == [f"lm_head.weight  a: extra: not in the base; {advice}"]
+
+
 def test_padded_rows_are_those_of_a_wider_base() -> None:
     base = StateDictSource({"wte.weight": 1e5 + random(6, 3)})
     expert = StateDictSource({"wte.weight": random(4, 3, seed=1).half()})

@@ -23,8 +23,6 @@ _SUSPICION = "experts and tasks probably do not belong together"
 _FIGURES_ALONE = "the figures alone"
 #: The significance level of the paired tests.
 _LEVEL = 0.05
-#: The fewest differing examples that can be significant, all in one direction: 2 / 2**5 > 0.05.
-_FEWEST_DIFFERENCES = 6
 #: Scores whose relative difference is smaller than this differ by rounding.
 _ROUNDING = 1e-6
 
@@ -117,11 +115,10 @@ def _find_evidence(metric: Metric, base: MetricValues, expert: MetricValues) -> 
         p_value = _exact_mcnemar(differences.count(-1.0), differences.count(1.0))
     else:
         test = "paired bootstrap"
-        _, p_value = paired_bootstrap([(differences, base.weights)])
-    is_significant = (
-        p_value < _LEVEL and sum(value != 0 for value in differences) >= _FEWEST_DIFFERENCES
-    )
-    return test if is_significant else None
+        interval, p_value = paired_bootstrap([(differences, base.weights)])
+        if interval is None:  # too few examples differ
+            return None
+    return test if p_value < _LEVEL else None
 
 
 def _exact_mcnemar(only_base: int, only_expert: int) -> float:

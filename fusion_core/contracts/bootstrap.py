@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 #: The probability on either side of a 95 % interval.
 TAIL = (1 - 0.95) / 2
 RESAMPLES = 2000
-#: A bootstrap of differences needs this many examples per task, and as many that differ in all.
+#: A bootstrap of differences needs this many examples per task, and as many that differ in all:
+#: fewer cannot be significant, even all in one direction (2 / 2**5 > 0.05).
 _FEWEST_EXAMPLES = 6
 #: Resample by counts up to this many distinct rows, and example by example beyond.
 _COUNTED_ROWS = 8

@@ -271,10 +271,13 @@ def view_bytes(values: torch.Tensor) -> memoryview:
 
 def check_variances(values: torch.Tensor, info: TensorInfo, source: WeightSource) -> None:
     """Raise `WeightsError` for negative variances of a batch norm: a model with them gives NaN."""
-    if info.name.endswith(_VARIANCES) and values.numel() and float(values.min()) < 0:
+    if not info.name.endswith(_VARIANCES) or not values.numel():
+        return
+    lowest = float(values.min())
+    if lowest < 0:
         raise WeightsError(
             f"{source.describe()}: the merged variances {info.name!r} are negative, down to "
-            f"{float(values.min()):.3g}",
+            f"{lowest:.3g}",
             hint="Merge the statistics of batch norms by a smaller scale, or take the base's: "
             "skip: '*.running_*'.",
         )

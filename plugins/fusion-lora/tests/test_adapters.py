@@ -394,23 +394,28 @@ def test_trained_biases_and_unusual_embeddings_stay_an_adapter(tmp_path: Path) -
     (tmp_path / "base").mkdir()
     save_file(Model().state_dict(), tmp_path / "base" / "model.safetensors")
     options = {"target_modules": ["scores", "embed_mix"], "bias": "all"}
-    model = peft.get_peft_model(Model(), peft.LoraConfig(r=2, **options))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter))
-    model.save_pretrained(tmp_path / "trained")
-    run_fusion(
-        algorithm={"name": "task-arithmetic", "scale": 1.0},
-        model_pool={"base": str(tmp_path / "base"), "models": [str(tmp_path / "trained")]},
-        output={"path": str(tmp_path / "out"), "adapter": {}},
-    )
+    model = peft.get_peft_model(Model(), peft.LoraConfig(r=2, init_lora_weights=False, **options))
+    merge_trained(model, tmp_path)
     expected, merged = (
         peft.PeftModel.from_pretrained(Model(), tmp_path / name).merge_and_unload().state_dict()
         for name in ("trained", "out")
     )
     assert distance(Model().state_dict(), expected) > 1
     assert distance(merged, expected) < 1e-5
+
+
+def merge_trained(model: Any, path: Path) -> None:
+    """Save an adapter of `base` with random changes as `trained`, and its merge as `out`."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) / 20)
+    model.save_pretrained(path / "trained")
+    run_fusion(
+        algorithm={"name": "task-arithmetic", "scale": 1.0},
+        model_pool={"base": str(path / "base"), "models": [str(path / "trained")]},
+        output={"path": str(path / "out"), "adapter": {}},
+    )
 
 
 @pytest.mark.parametrize(
@@ -422,17 +427,7 @@ def test_a_head_tied_to_embeddings_stays_the_head(tmp_path: Path, options: dict[
     live.tie_weights()
     live.save_pretrained(tmp_path / "base")
     config = peft.LoraConfig(r=2, **{"target_modules": ["q_proj"], **options})
-    model = peft.get_peft_model(live, config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) / 20)
-    model.save_pretrained(tmp_path / "trained")
-    run_fusion(
-        algorithm={"name": "task-arithmetic", "scale": 1.0},
-        model_pool={"base": str(tmp_path / "base"), "models": [str(tmp_path / "trained")]},
-        output={"path": str(tmp_path / "out"), "adapter": {}},
-    )
+    merge_trained(peft.get_peft_model(live, config), tmp_path)
     trained, out = (
         load_file(tmp_path / name / "adapter_model.safetensors") for name in ("trained", "out")
     )

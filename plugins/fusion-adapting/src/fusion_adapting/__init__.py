@@ -7,6 +7,7 @@ The library knows pools and tasks, but no method.
 
 from fusion_adapting._adapters import find_feature_module
 from fusion_adapting._batches import map_batches
+from fusion_adapting._classes import UNDEFINED, measure_accuracy, most_likely
 from fusion_adapting._gradients import compute_squared_gradients, squared_gradients
 from fusion_adapting._inputs import input_dim, observe_inputs
 from fusion_adapting._live import (
@@ -38,6 +39,7 @@ from fusion_core.machine.memory import retain_freed_memory
 from fusion_core.weights.merging.execution import map_on_cores
 
 __all__ = [
+    "UNDEFINED",
     "Batches",
     "Grain",
     "Leaf",
@@ -69,8 +71,10 @@ __all__ = [
     "make_generator",
     "map_batches",
     "map_on_cores",
+    "measure_accuracy",
     "merged_parameters",
     "moments",
+    "most_likely",
     "observe_inputs",
     "predict_unlabeled",
     "replace_parameters",

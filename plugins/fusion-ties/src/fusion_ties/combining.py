@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from fusion_ties.config import SparseConfig
 
 
+#: Weights cancel if their sum is at most this fraction of the largest one.
+_CANCELLED = 1e-8
+
+
 @dataclass(frozen=True)
 class DisjointMerge(Kernel):
     """base + scale * sum of w * task vector over the experts that have the elected sign.
@@ -66,9 +70,9 @@ def merge_sparse(
     if config.elect == "ties":
         return context.merge(sparse, DisjointMerge(config.scale, config.normalize), weights=weights)
     total = sum(weights) if config.normalize else 1.0
-    if not total:
+    if config.normalize and abs(total) <= _CANCELLED * max(map(abs, weights)):
         raise RecipeError(
-            "algorithm.weights sum to 0, which cannot be normalised",
+            f"algorithm.weights sum to {total:g}, which cannot be normalised",
             hint="Change them, or set normalize: false.",
         )
     scale = config.scale / total

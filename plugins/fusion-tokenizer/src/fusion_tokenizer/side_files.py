@@ -11,7 +11,7 @@ from fusion_core.errors import CheckpointError
 from fusion_tokenizer.chat_template import compose_tokenizer, dump
 from fusion_tokenizer.models import CONFIG
 from fusion_tokenizer.vocabulary import ROLES
-from pools_checkpoints import select_tokenizer_files
+from pools_checkpoints import is_token_id, select_tokenizer_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,6 @@ GENERATION = "generation_config.json"
 _ROLE_KEYS = frozenset(f"{role}_token_id" for role in ROLES)
 #: Keys that a configuration always gets, because a model's class has defaults for them.
 _MAIN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_ID_ENDINGS = ("_token_id", "_token_index", "_token_ids")
 #: Settings of generation that list ids of tokens, which another tokenizer does not have.
 _ID_LISTS = frozenset(
     (
@@ -107,7 +106,7 @@ def _translate(
             translated[key] = _translate(inner, ids, model, donor)
         elif key in _ROLE_KEYS:
             translated[key] = ids.get(key)
-        elif key.endswith(_ID_ENDINGS) and inner is not None:
+        elif is_token_id(key) and inner is not None:
             numbers = inner if isinstance(inner, list) else [inner]
             new_ids = [_translate_id(key, number, model, donor) for number in numbers]
             translated[key] = new_ids if isinstance(inner, list) else new_ids[0]

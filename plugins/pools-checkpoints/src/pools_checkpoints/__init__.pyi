@@ -3,6 +3,7 @@ from pools_checkpoints.config import CheckpointsConfig as CheckpointsConfig
 from pools_checkpoints.data_splits import find_split as find_split
 from pools_checkpoints.described import DescribedPool as DescribedPool
 from pools_checkpoints.files import is_same_content as is_same_content
+from pools_checkpoints.files import is_token_id as is_token_id
 from pools_checkpoints.files import read_side_file as read_side_file
 from pools_checkpoints.files import select_tokenizer_files as select_tokenizer_files
 from pools_checkpoints.orientation import are_experts_transposed as are_experts_transposed

@@ -35,6 +35,11 @@ CONFIG = "config.json"
 _LARGEST_FILE = 50_000_000
 
 
+def is_token_id(key: str) -> bool:
+    """Tell whether a key of a configuration has ids of tokens as its value."""
+    return key.endswith(("_token_id", "_token_ids", "_token_index"))
+
+
 def collect_side_files(directory: Path, *more: str) -> dict[str, bytes | Path]:
     """Return the side files of a model directory by name, configurations without dangerous fields.
 

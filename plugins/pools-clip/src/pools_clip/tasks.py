@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 
-from fusion_adapting import map_batches
+from fusion_adapting import map_batches, measure_accuracy, most_likely
 from fusion_core import (
     Batch,
     ComponentConfig,
     FeatureTask,
-    Measured,
     Split,
     TaskPool,
     choose_tasks,
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 
 #: Titles of the half that options are chosen on, and of the half that measures them.
 _HALVES = ("a half", "the other half")
-#: The class of an image for which the model computes NaN.
-_UNDEFINED = -1
 
 
 class ClipClassification(TaskPool[ComponentConfig]):
@@ -227,22 +223,17 @@ class ClipTask(FeatureTask):
         """
         images = self._images(Split.TEST)
         labels = cast("Tensor", images.labels)  # the test split always has labels
-        predictions = self._predict(model, images)
-        correct = (predictions == labels).double().masked_fill(predictions == _UNDEFINED, math.nan)
-        outcomes = correct.tolist()
-        return Measured({"accuracy": sum(outcomes) / len(images)}, outcomes)
+        return measure_accuracy(self._predict(model, images).tolist(), labels.tolist())
 
     def _predict(self, model: nn.Module, images: Images) -> Tensor:
-        """Return the class of each image, or `_UNDEFINED` if a score is NaN."""
+        """Return the class of each image, or `UNDEFINED` if a score is NaN."""
         device = next(model.parameters()).device
         _ = self._clip.heads  # computed here, before threads need them
 
         @torch.inference_mode()
         def predict(rows: list[int]) -> Tensor:
             batch = self._batch(images, torch.tensor(rows), device)
-            scores = self.logits(model, batch)
-            is_undefined = scores.isnan().any(dim=1)
-            return scores.argmax(dim=1).masked_fill(is_undefined, _UNDEFINED).cpu()
+            return most_likely(self.logits(model, batch)).cpu()
 
         predictions = map_batches(
             predict,

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.errors import RecipeError
-from pools_checkpoints import select_tokenizer_files
+from pools_checkpoints import is_token_id, select_tokenizer_files
 from pools_lm.confined.client import SETTINGS, TOKENIZER
 from pools_lm.vocabularies import FILES_WITHOUT_IDS, read_json, read_vocabulary
 
@@ -138,10 +138,6 @@ def _extend(
     return json.dumps(data, ensure_ascii=False).encode()
 
 
-def _is_token_id(key: str) -> bool:
-    return key.endswith(("_token_id", "_token_ids", "_token_index"))
-
-
 def _replace_token_ids(fields: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration with another's token ids, also in the parts that both have."""
     replaced = {
@@ -149,9 +145,9 @@ def _replace_token_ids(fields: Mapping[str, Any], others: Mapping[str, Any]) -> 
         if isinstance(value, dict) and isinstance(others.get(key), dict)
         else value
         for key, value in fields.items()
-        if not _is_token_id(key)
+        if not is_token_id(key)
     }
-    return replaced | {key: value for key, value in others.items() if _is_token_id(key)}
+    return replaced | {key: value for key, value in others.items() if is_token_id(key)}
 
 
 def _replace_size(value: Any, before: int, after: int) -> Any:  # noqa: ANN401 - JSON

@@ -14,7 +14,7 @@ from fusion_core.weights import Difference
 from pools_checkpoints.comparison.differences import contrast, most_serious
 from pools_checkpoints.comparison.models import architecture
 from pools_checkpoints.comparison.rows import are_equal
-from pools_checkpoints.files import CONFIG
+from pools_checkpoints.files import CONFIG, is_token_id
 
 if TYPE_CHECKING:
     from pools_checkpoints.comparison.models import Models
@@ -80,7 +80,6 @@ _BOOKKEEPING_WORDS = frozenset(
         *("summary", "unsloth", "generation", "quantization"),
     )
 )
-_TOKEN_IDS = ("_token_id", "_token_ids", "_token_index")
 #: Words of keys that may make a merge meaningless, and words of keys that do.
 _DOUBTFUL_WORDS = frozenset(("eps", "epsilon", "window", "max"))
 _SERIOUS_WORDS = frozenset(
@@ -224,7 +223,7 @@ def _is_serious(key: str) -> bool | None:
     """Tell whether a difference in a key makes a merge meaningless; None if it does not matter."""
     parts = key.split(".")
     words = set(parts[-1].lower().split("_"))
-    if key.endswith(_TOKEN_IDS) or any(
+    if is_token_id(key) or any(
         part.startswith("_")
         or part in _IGNORED_KEYS
         or not _BOOKKEEPING_WORDS.isdisjoint(part.lower().split("_"))

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
+from fusion_adapting import UNDEFINED
 from fusion_core import Measured, Metric, Split, TaskPool, choose_tasks, unknown_task
 from fusion_core.errors import RecipeError
 from pools_lm.tasks.config import AgreementConfig
 from pools_lm.tasks.prompts import Prompts
 from pools_lm.tasks.sampling import PromptSampler, write_prompts
-from pools_lm.tasks.scoring import UNDEFINED, greedy_tokens
+from pools_lm.tasks.scoring import greedy_tokens
 from pools_lm.tasks.task import TokenTask
 
 if TYPE_CHECKING:

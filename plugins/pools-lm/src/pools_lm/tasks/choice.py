@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fusion_adapting import measure_accuracy, most_likely
 from fusion_core import Split
 from fusion_core.errors import FusionError
 from pools_lm.tasks.config import ChoiceLines
 from pools_lm.tasks.questions import QuestionTask
-from pools_lm.tasks.scoring import log_likelihoods, measure_accuracy, most_likely
+from pools_lm.tasks.scoring import log_likelihoods
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_adapting import map_batches
+from fusion_adapting import map_batches, measure_accuracy, most_likely
 from fusion_core import Batch, FeatureTask, Split
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.tasks.encoder import Encoder, Example, stack_examples
 from pools_lm.tasks.examples import AdaptiveLinesTask, unbound_error
 from pools_lm.tasks.heads import LinearHead, fit_logistic, nearest_name_head
 from pools_lm.tasks.lines import Line, find_on_hub
-from pools_lm.tasks.scoring import measure_accuracy, most_likely
 from pools_lm.tasks.sentence_config import ClassLines
 
 if TYPE_CHECKING:

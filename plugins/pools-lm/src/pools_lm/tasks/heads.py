@@ -112,7 +112,10 @@ class ExpertHead:
                 f"models are {pool_type}",
                 hint="Name another head, or the models that it belongs to.",
             )
-        if _reads_pooler(config) and not _has_pooler(pool.reference):
+        from pools_lm.architecture import has_pooler  # transformers takes seconds to import
+
+        reads_pooler = has_pooler(_load_architecture(config).tensors)
+        if reads_pooler and not has_pooler(pool.reference.infos):
             raise RecipeError(
                 f"the head of task {task!r} reads the encoder's pooler, and the models have none",
                 hint="Use another head: task_pool.head=probe",
@@ -203,18 +206,6 @@ def _build_skeleton(config: Mapping[str, Any]) -> Any:  # noqa: ANN401 - transfo
         skeleton: Any = _load_architecture(config).construct()
     setattr(skeleton, skeleton.base_model_prefix, nn.Identity())
     return skeleton
-
-
-def _reads_pooler(config: Mapping[str, Any]) -> bool:
-    """Tell whether the classifier of a configuration has an encoder with a pooler."""
-    tensors = _load_architecture(config).tensors
-    return any(".pooler." in name for name in tensors)
-
-
-def _has_pooler(source: WeightSource) -> bool:
-    from pools_lm.architecture import has_pooler
-
-    return has_pooler(source.infos)
 
 
 def _load_architecture(config: Mapping[str, Any]) -> Architecture:

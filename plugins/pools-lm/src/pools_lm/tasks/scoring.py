@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_adapting import map_batches
-from fusion_core import Measured
+from fusion_adapting import map_batches, most_likely
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
 
 #: The names of inputs that hold an encoder-decoder's answers, and the marks that `Batch` counts.
 ANSWERS, PREDICTED = "answers", "predicted"
-#: The index that `most_likely` returns for scores with NaN.
-UNDEFINED = -1
 #: Maximum number of scores in memory at once, unless a single text has more.
 _MAX_SCORES = 2**26
 #: Number of rows per log-softmax, few enough for memory that is used again at once.
@@ -41,23 +37,6 @@ def pad_rows(
     ids = torch.tensor([pad(row, value) for row in rows])
     mask = torch.tensor([pad([1] * len(row), 0) for row in rows])
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def most_likely(scores: Tensor) -> Tensor:
-    """Return the index of the highest score in the last dimension, or `UNDEFINED` if one is NaN."""
-    return scores.argmax(dim=-1).masked_fill(scores.isnan().any(dim=-1), UNDEFINED)
-
-
-def measure_accuracy(chosen: Sequence[int], expected: Sequence[int]) -> Measured:
-    """Return {"accuracy": fraction of examples with the expected class}.
-
-    The outcome of an example is NaN if its class is `UNDEFINED`, and then so is the accuracy.
-    """
-    outcomes = [
-        math.nan if index == UNDEFINED else float(index == right)
-        for index, right in zip(chosen, expected, strict=True)
-    ]
-    return Measured({"accuracy": sum(outcomes) / len(outcomes)}, outcomes)
 
 
 def next_token_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

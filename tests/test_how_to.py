@@ -338,7 +338,7 @@ def test_the_recipe_of_learning_without_labels_runs(language_models: Path) -> No
         is_real = ".yaml" in command or "-o " in command
         done = CliRunner().invoke(app, [*arguments, *(fewer if is_real else ["--dry-run"])])
         assert done.exit_code == 0, (command, done.exception)
-    for output in ("merged", "merged-alone", "merged-experts", "merged-retained"):
+    for output in ("merged", "merged-alone", "merged-experts", "merged-again", "merged-retained"):
         assert (language_models / output / "report.json").exists()
     assert (language_models / "merged-alone" / "prompts.jsonl").exists()
 

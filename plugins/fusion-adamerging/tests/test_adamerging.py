@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from contextlib import contextmanager
 from pkgutil import resolve_name
@@ -20,13 +21,13 @@ from fusion_adapting import disagreement
 from fusion_core import Progress, RunContext, RunOptions, Split, note, run_fusion
 from fusion_core.errors import RecipeError
 from fusion_core.weights import RowsKernel
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from fusion_core import Piece
-    from pools_checkpoints import CheckpointsPool
 
 KERNELS = "fusion_core.machine.linear_kernels"
 Make = "Callable[..., CheckpointsPool]"
@@ -658,3 +659,33 @@ def test_only_the_base_teaches_what_is_retained(
 ) -> None:
     with pytest.raises((RecipeError, ValueError), match=message):
         _run(make_pool("mlp"), type(tasks)(("a", "b", "general")), **options)
+
+
+def test_gradient_checkpointing_finds_the_same_coefficients(
+    tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = [nn.Sequential(nn.Linear(48, 48), nn.Tanh()) for _ in range(3)]
+    base = nn.Sequential(nn.Flatten(), nn.Sequential(*layers), nn.Linear(48, 4)).eval()
+    models = {}
+    for seed, name in enumerate("ab"):
+        generator = torch.Generator().manual_seed(seed)
+        models[name] = copy.deepcopy(base)
+        for weight in models[name].parameters():
+            weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+    pool = CheckpointsPool(CheckpointsConfig(base=base, models=models))
+    calls: list[bool] = []
+    forward = nn.Tanh.forward
+    monkeypatch.setattr(nn.Tanh, "forward", lambda *args: calls.append(True) or forward(*args))
+    options: dict[str, Any] = {"steps": 4, "lr": 0.05, "shared_pass": 0}
+    (_, plain), _ = _run(pool, tasks, **options)
+    count = len(calls)
+    (_, checkpointed), _ = _run(pool, tasks, gradient_checkpointing=True, **options)
+    assert len(calls) == 3 * count, "each layer ran twice"
+    assert checkpointed["coefficients"] == plain["coefficients"]
+
+
+def test_checkpointing_a_model_without_repeated_layers_is_refused(
+    make_pool: Make, tasks: Any
+) -> None:
+    with pytest.raises(RecipeError, match="Sequential has no list of layers of one class"):
+        _run(make_pool("mlp"), tasks, gradient_checkpointing=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fusion_adamerging.config import SearchConfig, UnlabeledConfig
 from fusion_adamerging.objective import disagreement_with, entropy_of
-from fusion_adapting import Batches, Passes, StateStore, ask_teachers
+from fusion_adapting import Batches, Passes, StateStore, ask_teachers, checkpoint_layers
 from fusion_core import Algorithm, Split
 from fusion_core.errors import FusionError, RecipeError
 
@@ -116,14 +116,23 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
     def passes(
         self, model: nn.Module, tasks: Sequence[AdaptiveTask], context: RunContext
     ) -> Passes:
-        """Return the passes of these tasks' batches through a live model."""
+        """Return the passes of these tasks' batches through a live model.
+
+        Raises `RecipeError` for gradient checkpointing of a model without repeated layers.
+        """
+        if self.config.gradient_checkpointing and not checkpoint_layers(model):
+            raise RecipeError(
+                f"algorithm.gradient_checkpointing: {type(model).__name__} has no list of layers "
+                "of one class",
+                hint="Leave the option out, and lower batch_size or shared_pass to save memory.",
+            )
         return Passes(
             model,
             tasks,
             self.batches(context),
             context.device,
             bf16=self.config.precision == "bf16",
-            shared=self.config.shared_pass,
+            shared=0 if self.config.gradient_checkpointing else self.config.shared_pass,
         )
 
     def objective(

@@ -78,6 +78,9 @@ class SearchConfig(UnlabeledConfig):
     """Precision of the passes: fp32, or bf16 autocast. Coefficients and sums stay in fp32."""
     shared_pass: ByteSize = ByteSize(512_000_000)
     """Let tasks share a pass while its activations take at most this many bytes."""
+    gradient_checkpointing: bool = False
+    """Keep the inputs of each layer alone, and run it again in the backward pass: activations take
+    the memory of one layer, and a step about a third more time. Tasks share no pass then."""
     save_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two saved states, from which `--resume` continues."""
 

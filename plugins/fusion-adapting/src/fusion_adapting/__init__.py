@@ -7,6 +7,7 @@ The library knows pools and tasks, but no method.
 
 from fusion_adapting._adapters import find_feature_module
 from fusion_adapting._batches import map_batches
+from fusion_adapting._checkpointing import checkpoint_layers
 from fusion_adapting._classes import UNDEFINED, measure_accuracy, most_likely
 from fusion_adapting._gradients import compute_squared_gradients, squared_gradients
 from fusion_adapting._inputs import input_dim, observe_inputs
@@ -57,6 +58,7 @@ __all__ = [
     "ask_teachers",
     "attach_adapter",
     "build_live",
+    "checkpoint_layers",
     "compute_moments",
     "compute_squared_gradients",
     "count_live_memory",

@@ -108,12 +108,16 @@ class Passes:
         """Back-propagate the sum of all tasks' objectives; return the outcome of each task."""
         outcomes: dict[str, Outcome] = {}
         for group in self._groups(step):
-            logits = self._logits(group)
-            named = [(task.name, values) for (task, _), values in zip(group, logits, strict=True)]
-            objectives = [objective(name, step, values) for name, values in named]
-            total = torch.stack(objectives).sum()
-            if total.requires_grad:  # otherwise no merged parameter takes part
-                total.backward()  # type: ignore[no-untyped-call]
+            replacements = self.task_parameters.get(group[0][0].name, {})
+            with replace_parameters(self.model, replacements):  # a layer may run again, backward
+                logits = self._logits(group)
+                named = [
+                    (task.name, values) for (task, _), values in zip(group, logits, strict=True)
+                ]
+                objectives = [objective(name, step, values) for name, values in named]
+                total = torch.stack(objectives).sum()
+                if total.requires_grad:  # otherwise no merged parameter takes part
+                    total.backward()  # type: ignore[no-untyped-call]
             for (name, values), value in zip(named, objectives, strict=True):
                 outcomes[name] = Outcome(value.item(), values.detach())
         return outcomes
@@ -174,16 +178,15 @@ class Passes:
 
     def _logits(self, group: Sequence[Pair]) -> list[Tensor]:
         task: Any = group[0][0]
-        with replace_parameters(self.model, self.task_parameters.get(task.name, {})):
-            if not isinstance(task, FeatureTask):
-                with self._autocast():
-                    return [widened(task.logits(self.model, group[0][1]))]
+        if not isinstance(task, FeatureTask):
             with self._autocast():
-                joined = Batch.joined([batch for _, batch in group])
-                features = task.features(self.model, joined.inputs)
-            parts = torch.split(widened(features), [len(batch) for _, batch in group])
-            heads: list[Any] = [task for task, _ in group]
-            return [head.head(part) for head, part in zip(heads, parts, strict=True)]
+                return [widened(task.logits(self.model, group[0][1]))]
+        with self._autocast():
+            joined = Batch.joined([batch for _, batch in group])
+            features = task.features(self.model, joined.inputs)
+        parts = torch.split(widened(features), [len(batch) for _, batch in group])
+        heads: list[Any] = [task for task, _ in group]
+        return [head.head(part) for head, part in zip(heads, parts, strict=True)]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

@@ -40,8 +40,18 @@ def _shapes(architecture: str) -> dict[str, tuple[int, ...]]:
     return names | {f"blk.{i}.{part}": size for i in range(LAYERS) for part, size in layer.items()}
 
 
-def write_gguf(path: Path, architecture: str, kinds: Sequence[str], seed: int = 0) -> None:
-    """Write a model whose matrices take turns among types of numbers."""
+def write_gguf(
+    path: Path,
+    architecture: str,
+    kinds: Sequence[str],
+    seed: int = 0,
+    *,
+    keys_by_layer: Sequence[int] | None = None,
+) -> None:
+    """Write a model whose matrices take turns among types of numbers.
+
+    `keys_by_layer` is stored as the number of heads of keys in the place of one number.
+    """
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(LAYERS)
@@ -50,7 +60,7 @@ def write_gguf(path: Path, architecture: str, kinds: Sequence[str], seed: int = 
     writer.add_feed_forward_length(INNER)
     heads, keys, head = HEADS[architecture]
     writer.add_head_count(heads)
-    writer.add_head_count_kv(keys)
+    writer.add_head_count_kv(keys_by_layer or keys)
     writer.add_key_length(head)
     writer.add_value_length(head)
     writer.add_layer_norm_rms_eps(1e-5)

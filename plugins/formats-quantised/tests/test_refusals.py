@@ -46,7 +46,8 @@ def state(**changes: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("case", "changes", "says"),
     [
-        ("gptq-4", {"checkpoint_format": "marlin"}, "the checkpoint_format 'marlin' is not supp"),
+        ("gptq-4", {"checkpoint_format": "marlin"}, "the format 'marlin' is not supported"),
+        ("gptq-4", {"format": "gptq_v2"}, "'gptq_v2' and checkpoint_format 'gptq' is not supp"),
         ("awq", {"version": "gemv"}, "the layout 'gemv'"),
         ("awq", {"bits": 8}, "and 8 bits is not supported"),
         ("pack-group", {"format": "marlin-24"}, "the format 'marlin-24' is not supported"),
@@ -58,6 +59,7 @@ def state(**changes: int) -> torch.Tensor:
         ("float-channel", {"config_groups": [1]}, "the invalid config_groups"),
         ("fp8-blocks", {"weight_scale_inv": torch.ones(3)}, "has shape [3], expected [2, 2]"),
         ("fp8-blocks", {"weight_block_size": [16, 16]}, "expected [2, 4]"),
+        ("fp8-blocks", {"weight_block_size": [10**30, 10**30]}, "weight_block_size [1000"),
         ("gptq-4", {"g_idx": torch.Tensor}, "g_idx' is missing"),
         ("gptq-4", {"g_idx": torch.full((64,), 2, dtype=torch.int32)}, "names groups from 2 to 2"),
         ("gptq-4", {"g_idx": torch.full((64,), -1, dtype=torch.int32)}, "groups from -1 to -1"),
@@ -201,6 +203,37 @@ def test_gguf_of_another_architecture_or_a_mixture_is_refused(tmp_path: Path) ->
         if says is not None:
             with pytest.raises(CheckpointError, match=says):
                 find_model(str(tmp_path / "b.gguf"), "model").open()
+
+
+def test_gguf_with_two_tensors_of_one_name_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", "llama", ["F16"])
+    content = (tmp_path / "a.gguf").read_bytes()
+    # Names of one length, and both of layer 0.
+    twin = content.replace(b"blk.1.attn_norm.weight", b"blk.00.ffn_gate.weight")
+    (tmp_path / "b.gguf").write_bytes(twin)
+    with pytest.raises(CheckpointError, match=r"'blk\.0\.ffn_gate\.weight' and 'blk\.00\.ffn"):
+        find_model(str(tmp_path / "b.gguf"), "model").open()
+
+
+@pytest.mark.parametrize(
+    ("kind", "says", "hint"),
+    [
+        (28, "has the GGUF type F64, which the installed", "Name the model"),
+        (999, "has the GGUF type 999; the installed package gguf knows types up to", "Update it"),
+    ],
+)
+def test_gguf_of_a_type_that_is_not_read_names_the_tensor(
+    kind: int, says: str, hint: str, tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "a.gguf", "llama", ["F16"])
+    content = (tmp_path / "a.gguf").read_bytes()
+    end = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 2 * 8
+    changed = content[:end] + kind.to_bytes(4, "little") + content[end + 4 :]
+    (tmp_path / "a.gguf").write_bytes(changed)
+    with pytest.raises(CheckpointError) as caught:
+        find_model(str(tmp_path / "a.gguf"), "model").open()
+    assert f"a.gguf: tensor 'token_embd.weight' {says}" in caught.value.message
+    assert (caught.value.hint or "").startswith(hint)
 
 
 def test_gguf_with_an_unknown_dtype_in_its_configuration_is_refused(tmp_path: Path) -> None:

@@ -104,6 +104,16 @@ def test_a_tied_head_with_the_changes_of_its_embeddings_is_one_matrix(tmp_path: 
     torch.testing.assert_close(merged, 2 * UP @ DOWN)
 
 
+def test_a_classifier_without_an_output_head_ties_nothing(tmp_path: Path) -> None:
+    config = {"architectures": ["BertForSequenceClassification"], "tie_word_embeddings": True}
+    tensors = {**WEIGHTS, "embed_tokens.weight": UP @ DOWN}
+    one = adapter(tmp_path / "one", {**FACTORS, **EMBEDDINGS})
+    assert warnings(model(tmp_path / "classifier", config, tensors), one) == ()
+    config["architectures"] = ["BertForMaskedLM"]
+    (warning,) = warnings(model(tmp_path / "language-model", config, tensors), one)
+    assert "the output head is the same matrix" in warning
+
+
 @pytest.mark.parametrize("name", ["lm_head.lora_A.weight", "lm_head.lora_B.weight"])
 def test_a_tied_head_with_other_changes_is_refused(tmp_path: Path, name: str) -> None:
     changed = {**FACTORS, **EMBEDDINGS, **HEAD, name: HEAD[name] * 1.01}

@@ -70,12 +70,19 @@ def tiny(kind: str, **more: Any) -> transformers.PreTrainedModel:
 
 
 def train(path: Path, kind: str, dtype: torch.dtype, **options: Any) -> None:
-    """Save a base, and an adapter whose trained tensors are random."""
-    more = options.pop("model", {})
+    """Save a base, and an adapter whose trained tensors are random.
+
+    `new_word` is a row of the embeddings that is set before training, as of a token that is added.
+    """
+    more, new_word = options.pop("model", {}), options.pop("new_word", None)
     tiny(kind, **more).to(dtype).save_pretrained(path / "base")
+    trained = tiny(kind, **more).to(dtype)
+    if new_word is not None:
+        words = trained.get_input_embeddings().weight.data
+        words[new_word] = words.mean(0)
     torch.manual_seed(1)
     config = peft.LoraConfig(r=4, **options)
-    model = peft.get_peft_model(tiny(kind, **more).to(dtype), config)
+    model = peft.get_peft_model(trained, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "magnitude" in name:
@@ -135,6 +142,16 @@ def merge(path: Path) -> dict[str, torch.Tensor]:
         ("resnet", {"target_modules": r".*\.convolution"}, 8),
         ("llama", {"target_modules": "all-linear", "use_dora": True}, 14),
         ("llama", {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}, 3),
+        (  # the adapter stores embeddings that differ from the base's
+            "llama",
+            {"target_modules": ["q_proj", "embed_tokens"], "new_word": 5},
+            3,
+        ),
+        (
+            "llama",
+            {"target_modules": ["q_proj", "embed_tokens"], "new_word": 5, "use_dora": True},
+            3,
+        ),
         ("gpt2", {"target_modules": ["c_attn", "c_proj"], "use_dora": True}, 6),
         ("resnet", {"target_modules": r".*\.convolution", "use_dora": True}, 8),
         ("mixtral", {"target_modules": ["q_proj"], "target_parameters": EXPERTS}, 13),
@@ -171,6 +188,13 @@ def test_the_bits_are_those_of_merge_and_unload(
     assert merged.keys() == base.keys()
     assert sum(not torch.equal(merged[name], base[name]) for name in base) == changed
     assert [name for name in base if not torch.equal(merged[name], expected[name])] == []
+
+
+def test_an_initialisation_from_the_base_that_leaves_the_base_as_it_is(tmp_path: Path) -> None:
+    train(tmp_path, "llama", torch.float32, target_modules=["q_proj"], init_lora_weights="mica")
+    expected = merge_with_peft(tmp_path, "llama", torch.float32)
+    merged = merge(tmp_path)
+    assert all(torch.equal(merged[name], expected[name]) for name in merged)
 
 
 def test_a_square_weight_ignores_the_flag_that_peft_saved_for_another(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _choose(groups: set[tuple[str, ...]], label: str) -> tuple[str, ...]:
             hint="Name the directory of the model: some trainers save the optimizer elsewhere.",
         )
     if len(groups) == 1:
-        return next(iter(groups))
+        return _cut_behind_keys(*groups)
     for key in _KEYS:
         roots = {group[: group.index(key) + 1] for group in groups if key in group}
         if len(roots) == 1:
@@ -136,7 +136,7 @@ def _choose(groups: set[tuple[str, ...]], label: str) -> tuple[str, ...]:
             root = root[: next(depths, None)]
             family = [group for group in groups if group[: len(root)] == root]
             if len(family) == 1:
-                return family[0]
+                return _cut_behind_keys(family[0])
             deeper = {level for group in family for level in group[len(root) :]}
             if key in _MODEL and deeper.isdisjoint(_MODEL):
                 return root
@@ -146,3 +146,16 @@ def _choose(groups: set[tuple[str, ...]], label: str) -> tuple[str, ...]:
         f"{label} holds several models: {listed}",
         hint="Save the one to merge under the key `model`: dcp.save({'model': state_dict}, ...).",
     )
+
+
+def _cut_behind_keys(group: tuple[str, ...]) -> tuple[str, ...]:
+    """Cut a path behind the first keys of a model that follow each other; keep one without any.
+
+    What lies below these keys are modules: `model.head` of `{"model": {"head": {"weight": ...}}}`.
+    """
+    is_key = [level in _KEYS for level in group]
+    if not any(is_key):
+        return group
+    first = is_key.index(True)
+    length = next((n for n, known in enumerate(is_key[first:]) if not known), len(group) - first)
+    return group[: first + length]

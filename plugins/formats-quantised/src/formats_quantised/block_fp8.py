@@ -16,7 +16,7 @@ import torch
 from formats_quantised.declaration import open_quantised
 from formats_quantised.encodings import RowEncoding, read_columns
 from formats_quantised.fp8_blocks import decode_numbers
-from formats_quantised.grids import Grid
+from formats_quantised.grids import Grid, is_side
 from fusion_core import TensorInfo
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ def open_fp8(location: Location) -> DequantisedSource:
     """Open a checkpoint of block-fp8."""
     model = open_quantised(location)
     block = model.setting("weight_block_size", list, [128, 128])
-    if block is not None and (
-        len(block) != 2 or any(type(size) is not int or size < 1 for size in block)  # noqa: PLR2004
-    ):
+    if block is not None and (len(block) != 2 or not all(map(is_side, block))):  # noqa: PLR2004
         raise model.refuse(f"weight_block_size {shorten(block)}")
     for prefix, _ in model.pairs(_UNSUPPORTED):
         raise model.refuse(f"{prefix}{_UNSUPPORTED} (the fp8 of AutoFP8)")

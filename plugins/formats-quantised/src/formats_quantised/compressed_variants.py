@@ -14,7 +14,7 @@ import torch
 
 from formats_quantised.compressed import Compressed
 from formats_quantised.declaration import open_quantised
-from formats_quantised.grids import Grid
+from formats_quantised.grids import Grid, is_side
 from fusion_core import TensorInfo
 
 if TYPE_CHECKING:
@@ -109,9 +109,7 @@ def _read_group(model: Quantised, weights: Any) -> _Group:  # noqa: ANN401 - JSO
     }
     strategy = str(fields.get("strategy"))
     block = blocks.get(strategy, (0, 0))
-    if type(bits) is not int or any(
-        size is not None and (type(size) is not int or size < 1) for size in block
-    ):
+    if type(bits) is not int or not all(size is None or is_side(size) for size in block):
         raise model.refuse(f"a group of config_groups with {shorten(fields)}")
     return _Group(strategy, bits, block)
 

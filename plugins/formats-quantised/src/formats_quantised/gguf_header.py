@@ -1,7 +1,7 @@
 """The header of a GGUF file: its metadata and the tensors that it describes.
 
 The `gguf` package maps a whole file and makes an array per field. This parser reads the header
-alone, within the limits for untrusted files, and skips arrays and long texts.
+alone, within the limits for untrusted files, and skips long arrays and texts.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ _VERSIONS = (2, 3)
 _MOST_TENSORS = _MOST_FIELDS = 2**16
 _MOST_DIMENSIONS = 4
 _LONGEST_TEXT = 2**16
+#: Arrays of numbers up to this length are kept: they hold a number per layer.
+_LONGEST_ARRAY = 2**10
 #: Codes of types of metadata, with their formats.
 _NUMBERS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
 #: Bytes that are read at a time: as many as before, within these limits.
 _CHUNK, _LARGEST_CHUNK = 2**16, 2**20
 
-Value = int | float | bool | str
+Value = int | float | bool | str | tuple[int | float | bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """Metadata by key, without arrays, and tensors."""
+    """Metadata by key, without long arrays, and tensors."""
 
     fields: dict[str, Value]
     entries: list[Entry]
@@ -124,7 +126,7 @@ class _Cursor:
         return self.take(length).decode("utf-8")
 
     def value(self) -> Value | None:
-        """Return the next value of metadata; None for an array."""
+        """Return the next value of metadata; None for an array of texts, or a long one."""
         kind = int(self.number("I"))
         if kind == _TEXT:
             return self.text()
@@ -133,8 +135,10 @@ class _Cursor:
         kind, count = int(self.number("I")), int(self.number("Q"))
         if kind == _TEXT:
             self._skip_texts(count)
-        else:
-            self._skip(count * struct.calcsize("<" + _NUMBERS[kind]))
+            return None
+        if count <= _LONGEST_ARRAY:
+            return tuple(self.number(_NUMBERS[kind]) for _ in range(count))
+        self._skip(count * struct.calcsize("<" + _NUMBERS[kind]))
         return None
 
     def _skip(self, count: int) -> None:

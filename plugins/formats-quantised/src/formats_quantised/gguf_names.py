@@ -75,9 +75,12 @@ def count_heads(name: str, header: GgufHeader, rows: int, label: str) -> int | N
         return None
     fields = header.fields
     heads = fields.get(f"llama.{key}", fields.get("llama.attention.head_count"))
+    if isinstance(heads, tuple):  # a number per layer
+        layer = int(match[1])
+        heads = heads[layer] if layer < len(heads) else None
     if type(heads) is not int or heads < 1 or rows % (2 * heads):
         raise CheckpointError(
             f"{label}: llama.{key} is {heads}, which does not fit tensor {name!r} of {rows} rows",
-            hint="The file is damaged, or each layer has a number of heads of its own.",
+            hint="The file is damaged. Convert the model again with a current llama.cpp.",
         )
     return heads

@@ -45,6 +45,11 @@ class GgufFiles(FileSource):
         for file in _find_files(self.location):
             header = self.headers[file] = parse_gguf(self.open(file))
             for entry in header.entries:
+                if (problem := describe_unreadable(entry.kind)) is not None:
+                    message, hint = problem
+                    raise CheckpointError(
+                        f"{self.location.name}: {file}: tensor {entry.name!r} {message}", hint=hint
+                    )
                 block, size = _block_of(entry.kind)
                 if not entry.shape or entry.shape[-1] % block:
                     raise ValueError(f"tensor {entry.name!r} has shape {entry.shape}")
@@ -101,10 +106,16 @@ def open_gguf(location: Location) -> DequantisedSource:
     header = next(iter(files.headers.values()))
     dtype = _dtype_of(location, files)
     encodings: list[GgufTensor] = []
+    stored_names: dict[str, str] = {}
     for name, entry in files.entries.items():
         if name in UNUSED:
             continue
         info = TensorInfo(rename(name, header, location.name), entry.shape, dtype)
+        if (earlier := stored_names.setdefault(info.name, name)) != name:
+            raise CheckpointError(
+                f"{location.name}: {earlier!r} and {name!r} are both {info.name!r}",
+                hint="Convert the model again with a current llama.cpp.",
+            )
         heads = count_heads(name, header, entry.shape[0], location.name)
         encodings.append(GgufTensor(info, name, entry.kind, heads))
     kinds = sorted({_name_of(encoding.kind) for encoding in encodings})
@@ -146,21 +157,34 @@ def _dtype_of(location: Location, files: GgufFiles) -> torch.dtype:
 
 @cache
 def _block_of(kind: int) -> tuple[int, int]:
-    """Return the elements and the bytes of a block.
-
-    Raises `CheckpointError` for a type that the installed `gguf` does not dequantise.
-    """
+    """Return the elements and the bytes of a block of a known type."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    try:
-        elements, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-        _dequantise(torch.zeros(size, dtype=torch.uint8), kind)
-    except (ValueError, KeyError, NotImplementedError):
-        raise CheckpointError(
-            f"the GGUF type {kind} is not supported: the installed package gguf does not read it",
-            hint="Update it: pip install --upgrade gguf",
-        ) from None
+    elements, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     return elements, size
+
+
+@cache
+def describe_unreadable(kind: int) -> tuple[str, str] | None:
+    """Return what to say of a type that the installed `gguf` does not dequantise, and a hint."""
+    from gguf import GGMLQuantizationType
+
+    try:
+        name = _name_of(kind)
+    except ValueError:
+        newest = max(GGMLQuantizationType)
+        return (
+            f"has the GGUF type {kind}; the installed package gguf knows types up to {newest}",
+            "Update it: pip install --upgrade gguf",
+        )
+    try:
+        _dequantise(torch.zeros(_block_of(kind)[1], dtype=torch.uint8), kind)
+    except NotImplementedError:
+        return (
+            f"has the GGUF type {name}, which the installed package gguf does not dequantise",
+            "Name the model that the file was made from, or convert it to F32, F16, BF16 or Q8_0.",
+        )
+    return None
 
 
 def _name_of(kind: int) -> str:

@@ -72,9 +72,14 @@ class GptqMatrix(BandEncoding):
 def open_gptq(location: Location) -> DequantisedSource:
     """Open a checkpoint of GPTQ."""
     model = open_quantised(location)
-    form = model.setting("checkpoint_format", str, "gptq") or "gptq"
+    # `checkpoint_format` is the older name. GPTQModel writes both.
+    named = [model.setting(key, str, None) for key in ("format", "checkpoint_format")]
+    forms = {form for form in named if form} or {"gptq"}
+    if len(forms) > 1:
+        raise model.refuse(f"the format {shorten(named[0])} and checkpoint_format {named[1]!r}")
+    (form,) = forms
     if form not in ("gptq", "gptq_v2") or model.settings.get("is_marlin_format"):
-        raise model.refuse(f"the checkpoint_format {shorten(form)}")
+        raise model.refuse(f"the format {shorten(form)}")
     encodings = [
         _encoding(model, prefix, is_first_version=form == "gptq")
         for prefix, _ in model.pairs(_CODES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,14 @@ from formats_quantised.encodings import read_columns
 if TYPE_CHECKING:
     from formats_quantised.encodings import Rectangle
     from fusion_core.weights import WeightSource
+
+
+_LARGEST_SIDE = 2**31
+
+
+def is_side(size: Any) -> bool:  # noqa: ANN401 - JSON
+    """Tell whether a number from a configuration can be the height or width of a block."""
+    return type(size) is int and 1 <= size <= _LARGEST_SIDE
 
 
 @dataclass(frozen=True, slots=True)

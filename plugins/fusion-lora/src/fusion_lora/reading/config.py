@@ -41,7 +41,10 @@ KNOWN_OPTIONS = frozenset(
     )
 )
 #: Initialisations that leave the base unchanged; the others subtract something from it.
-_SAFE_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "false")
+_SAFE_INITIALISATIONS = (
+    *(True, False, None, "true", "false"),
+    *("gaussian", "eva", "orthogonal", "mica"),
+)
 MERGE_WITH_PEFT = "Merge it into its base with PEFT (merge_and_unload) and name the result."
 
 

@@ -111,12 +111,13 @@ def _find_half_changed_ties(
 
 def _ties_embeddings(base: WeightSource, config: Mapping[str, Any]) -> bool:
     """Tell whether a model has one matrix for its embeddings and its output head."""
-    stated = config.get("tie_word_embeddings")
-    if isinstance(stated, bool):
-        return stated
     classes = config.get("architectures")
     generates = isinstance(classes, list) and any(map(_GENERATES.search, map(str, classes)))
-    return generates and not any(map(is_output, base.infos))
+    stores_head = any(map(is_output, base.infos))
+    stated = config.get("tie_word_embeddings")
+    if isinstance(stated, bool):  # by a classifier too, which has no such head
+        return stated and (generates or stores_head or not classes)
+    return generates and not stores_head
 
 
 def _has_module(tensors: Iterable[str], module: str) -> bool:

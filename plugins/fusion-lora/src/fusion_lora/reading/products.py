@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -27,10 +27,17 @@ def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-class Products:
-    """The products `scale * B @ A` of an adapter, as differences from its base.
+class Stored(NamedTuple):
+    """The weight that factors change: a tensor of the base or, for embeddings, of the adapter."""
 
-    DoRA rescales base + product, so its differences depend on the values of the base.
+    source: WeightSource
+    key: str
+
+
+class Products:
+    """The products `scale * B @ A` of an adapter, as differences from the weights they change.
+
+    DoRA rescales weight + product, so its differences depend on the values of the weight.
     """
 
     def __init__(self, adapter: WeightSource, products: Mapping[str, Product]) -> None:
@@ -43,15 +50,13 @@ class Products:
         """Return the same products without the norms, which belong to a base."""
         return Products(self._adapter, self.by_weight)
 
-    def read_rows(
-        self, info: TensorInfo, base: WeightSource, first: int, last: int
-    ) -> torch.Tensor:
-        """Return the difference of the rows [first, last) of a weight, flat."""
+    def read_rows(self, info: TensorInfo, changed: Stored, first: int, last: int) -> torch.Tensor:
+        """Return the difference of the rows [first, last) of a weight from `changed`, flat."""
         product = self.by_weight[info.name]
         with on_one_core():  # on several, some processors round products otherwise
             change = self._multiply(product, info, first, last)
             if product.magnitude is not None:
-                return self._rescale(product, info, base, change, first)
+                return self._rescale(product, info, changed, change, first)
         if product.rounded is not None:
             change = change.to(product.rounded).to(change.dtype)
         return change.reshape(-1)
@@ -122,31 +127,31 @@ class Products:
         self,
         product: Product,
         info: TensorInfo,
-        base: WeightSource,
+        changed: Stored,
         change: torch.Tensor,
         first: int,
     ) -> torch.Tensor:
-        """Return magnitude * (base + change) / norm - base; fp64, so that the sum is exact."""
+        """Return magnitude * (weight + change) / norm - weight; fp64, so that the sum is exact."""
         assert product.magnitude is not None  # noqa: S101 - the caller looked
         row = math.prod(info.shape[1:])
-        weight = base.read(info.name, first * row, first * row + change.numel())
+        weight = changed.source.read(changed.key, first * row, first * row + change.numel())
         weight = weight.reshape(change.shape)
         magnitude = self._adapter.tensor(product.magnitude).to(change.dtype).flatten()
         moved = weight + change
         if product.transposed:
-            factor = magnitude / self._column_norms(product, info, base)
+            factor = magnitude / self._column_norms(product, info, changed)
         else:
             norms = torch.linalg.norm(moved.flatten(1), dim=1)
             factor = magnitude[first : first + len(change)] / norms
             factor = factor.reshape(-1, *[1] * (change.dim() - 1))
         return (factor * moved).double().sub_(weight).reshape(-1)
 
-    def _column_norms(self, product: Product, info: TensorInfo, base: WeightSource) -> torch.Tensor:
+    def _column_norms(self, product: Product, info: TensorInfo, changed: Stored) -> torch.Tensor:
         """Return the norms of a transposed weight's columns, which need the whole weight."""
         with self._lock:
             if info.name not in self._norms:
                 change = self._multiply(product, info, 0, info.shape[0])
-                moved = base.tensor(info.name).T + change.T.contiguous()
+                moved = changed.source.tensor(changed.key).T + change.T.contiguous()
                 self._norms[info.name] = torch.linalg.norm(moved, dim=1)
             return self._norms[info.name]
 

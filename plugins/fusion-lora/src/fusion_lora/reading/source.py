@@ -33,7 +33,7 @@ from fusion_lora.reading.changes import locate_changes
 from fusion_lora.reading.config import ADAPTER_CONFIG, check_supported
 from fusion_lora.reading.contradictions import find_contradictions
 from fusion_lora.reading.factors import find_tied_heads
-from fusion_lora.reading.products import Products
+from fusion_lora.reading.products import Products, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -99,7 +99,7 @@ class LoraSource(WeightSource):
         """Compute a range of a task vector."""
         if name in self._products.by_weight:
             product = self._read_product(name, start, stop)
-            if name in self._whole:  # an embedding, which PEFT saves next to its factors
+            if name in self._whole:  # an embedding: the saved ones may differ from the base's
                 product = product + self._read_difference(name, start, stop)
             return product
         if name in self._whole:
@@ -186,9 +186,12 @@ class LoraSource(WeightSource):
             return torch.zeros(0, dtype=info.dtype)
         first = start // step * step
         row = max(math.prod(info.shape[1:]), 1)
+        # PEFT saves embeddings next to their factors, which change the saved ones.
+        is_saved = name in self._whole
+        changed = Stored(self._adapter, self._whole[name]) if is_saved else Stored(self._base, name)
         blocks = [
             self._products.read_rows(
-                info, self._base, block_start // row, min(block_start + step, info.numel) // row
+                info, changed, block_start // row, min(block_start + step, info.numel) // row
             )
             for block_start in range(first, stop, step)
         ]

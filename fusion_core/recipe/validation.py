@@ -150,6 +150,7 @@ def _describe(
     # Parts with brackets ("function-before[...]") are pydantic's names of a union's branches.
     path = [str(part) for part in details["loc"] if "[" not in str(part)]
     option = ".".join([prefix, *path] if prefix else path) or "recipe"
+    is_key = details["loc"][-1:] == ("[key]",)
     match details["type"]:
         case "extra_forbidden":
             return f"{option}: unknown option{_suggest(details['loc'], model, known)}"
@@ -159,6 +160,13 @@ def _describe(
             problem = "expected a mapping of options"
         case "byte_size":
             problem = "expected a size such as 5GB"
+        case "too_short":
+            fewest = details["ctx"]["min_length"]
+            problem = f"expected at least {fewest} {'entry' if fewest == 1 else 'entries'}"
+        case "bool_type":
+            problem = "expected true or false"
+        case kind if kind == "invalid_key" or is_key:
+            problem = f"expected text as a name: put it in quotes, '{details['input']}'"
         case _:
             problem = _reword(details["msg"])
     return f"{option} = {format_value(details['input'])}: {problem}"

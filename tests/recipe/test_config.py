@@ -189,11 +189,12 @@ def test_a_lone_plugin_error_stays_one(toys: PluginManager) -> None:
         ({"algorithm": {"density": 1}, "model_pool": "toys"}, ["algorithm.name: required"]),
         ({"algorithm": {}, "model_pool": "toys", "seed": "x"}, ["seed = ", "algorithm.name: req"]),
         ({"algorithm": 5, "model_pool": "toys"}, ["algorithm = 5: "]),
-        ({"algorithm": [], "model_pool": {"name": 3}}, ["algorithm = []", "model_pool.name"]),
+        ({"algorithm": [], "model_pool": {"name": 3}},
+         ["algorithm = []: expected at least 1 entry", "model_pool.name"]),
         ({"algorithm": "toy", "model_pool": {}, "seed": "x"}, ["seed = 'x'", "model_pool: req"]),
         ({"algorithm": "toy", "model_pool": ["toys"], "x": 1}, ["model_pool = ['toys']", "x: "]),
     ],
-)
+)  # fmt: skip
 def test_malformed_sections_are_named_once(
     toys: PluginManager, raw: dict[str, Any], expected: list[str]
 ) -> None:
@@ -545,9 +546,18 @@ def test_an_unreadable_recipe_is_a_recipe_error(tmp_path: Path) -> None:
         load_recipe(tmp_path / "latin.yaml")
 
 
-@pytest.mark.parametrize("raw", [{5: "x"}, {("a",): 1}, {"algorithm": {5: "x", "name": "toy"}}])
-def test_keys_that_are_no_strings_are_refused(toys: PluginManager, raw: dict[Any, Any]) -> None:
-    assert refused({"algorithm": "toy", "model_pool": "toys", **raw}, toys)
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ({5: "x"}, "5 = 5: expected text as a name: put it in quotes, '5'"),
+        ({("a",): 1}, "expected text as a name"),
+        ({"algorithm": {5: "x", "name": "toy"}}, "algorithm.5 = 5: expected text as a name"),
+    ],
+)
+def test_keys_that_are_no_strings_are_refused(
+    toys: PluginManager, raw: dict[Any, Any], says: str
+) -> None:
+    assert says in refused({"algorithm": "toy", "model_pool": "toys", **raw}, toys)[0]
 
 
 # --- sections -----------------------------------------------------------------------------------

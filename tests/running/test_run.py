@@ -391,6 +391,24 @@ def test_working_directory_is_refused_as_output(
         )
 
 
+def test_an_output_inside_another_is_refused(paths: dict[str, Any], tmp_path: Path) -> None:
+    """Its files would be unknown to the provenance of the other."""
+    run_fusion(algorithm="simple-average", model_pool=paths, output="out")
+    before = files_of(tmp_path / "out")
+    for output in ("out/sub", "out/a/b", "out/../out/sub"):
+        with pytest.raises(OutputError, match=r"out/.* is inside .*out, which a run of fuse wrote"):
+            run_fusion(
+                algorithm="simple-average",
+                model_pool=paths,
+                output=output,
+                options=RunOptions(overwrite=True),
+            )
+    assert files_of(tmp_path / "out") == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "provenance.json").write_text("{}")  # of another program
+    run_fusion(algorithm="simple-average", model_pool=paths, output="other/out")
+
+
 def test_inputs_are_not_touched(paths: dict[str, Any], tmp_path: Path) -> None:
     before = {name: files_of(tmp_path / "in" / name) for name in ("base", "a", "b", "c")}
     run_fusion(algorithm="ties", model_pool=paths, output="out")

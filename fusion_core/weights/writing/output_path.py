@@ -80,11 +80,19 @@ def _check_kind(output: Path) -> None:
         raise OutputError(f"output {output} is a file", hint="Name another directory with -o.")
     if os.path.ismount(output):
         raise OutputError(f"output {output} is a mount point", hint="Name a directory in it.")
-    if Path.cwd().is_relative_to(output.resolve()):
+    path = output.resolve()
+    if Path.cwd().is_relative_to(path):
         raise OutputError(
             f"output {output} is the working directory, or contains it",
             hint="Name a directory in it.",
         )
+    for parent in path.parents:
+        if _written_files(parent / PROVENANCE) is not None:
+            raise OutputError(
+                f"output {output} is inside {parent}, which a run of fuse wrote",
+                hint="The model there would no longer match its provenance. Choose another with "
+                "-o, such as a directory next to it.",
+            )
 
 
 def _check_written_by_fuse(output: Path) -> None:

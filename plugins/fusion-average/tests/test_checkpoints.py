@@ -141,6 +141,22 @@ def test_gaps_are_named(tmp_path: Path) -> None:
         select_checkpoints(run, window=(None, 800), every=200)
 
 
+def test_every_asks_for_steps_down_to_the_window(tmp_path: Path) -> None:
+    """A run's last save often lies between two others, and no other step is on its grid."""
+    run = run_of(tmp_path, 500, 1000, 1500, 2000, 2500, 2630)
+    says = "--every 1000 counts back from step 2630, and there are none of the steps 630, 1630"
+    with pytest.raises(CheckpointError, match=re.escape(says)) as caught:
+        select_checkpoints(run, every=1000)
+    assert "--window :STEP" in (caught.value.hint or "")
+    assert steps(select_checkpoints(run, every=1000, allow_gaps=True)) == [2630]
+    assert steps(select_checkpoints(run, every=1000, window=(None, 2500))) == [500, 1500, 2500]
+    with pytest.raises(CheckpointError, match="expected 2 checkpoints, found 1: 2630"):
+        select_checkpoints(run, every=1000, last=2)
+    (tmp_path / "first").mkdir()
+    first = run_of(tmp_path / "first", 1, 500, 1000)
+    assert steps(select_checkpoints(first, every=500)) == [500, 1000]
+
+
 def test_a_run_without_a_spacing_has_no_gaps(tmp_path: Path) -> None:
     assert usual_spacing([1, 10, 100, 1000]) is None
     assert len(select_checkpoints(run_of(tmp_path, 1, 10, 100, 1000))) == 4

@@ -111,9 +111,9 @@ def select_checkpoints(
             f"no checkpoints in --window {_spell(begin)}:{_spell(end)}",
             hint=f"The run has the steps {checkpoints[0].step} to {checkpoints[-1].step}.",
         )
-    spacing = usual_spacing(checkpoint.step for checkpoint in checkpoints)
+    first, final = selected[0].step, selected[-1].step
+    spacing = every or usual_spacing(checkpoint.step for checkpoint in checkpoints)
     if every is not None:
-        final, spacing = selected[-1].step, every
         selected = [checkpoint for checkpoint in selected if (final - checkpoint.step) % every == 0]
     if last is not None:
         if last > len(selected):
@@ -122,13 +122,18 @@ def select_checkpoints(
                 hint=f"Use --last {len(selected)}, or select more.",
             )
         selected = selected[-last:]
-    missing = [*_missing_steps([checkpoint.step for checkpoint in selected], spacing)]
+    steps = [checkpoint.step for checkpoint in selected]
+    missing = [*_missing_steps(steps, spacing)]
+    if every is not None and last is None:
+        missing = [*range(steps[0] - every, first - 1, -every)][::-1] + missing
     if missing and not allow_gaps:
         shown = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if missing[_SHOWN:] else "")
+        asked = f"--every {every} counts back from step {final}" if every else ""
         raise CheckpointError(
-            f"missing checkpoints: the run saves every {spacing} steps, and there are none of "
-            f"{'step' if len(missing) == 1 else 'the steps'} {shown}",
-            hint="Restore them, select others by --window, or average without them: --allow-gaps.",
+            f"missing checkpoints: {asked or f'the run saves every {spacing} steps'}, and there "
+            f"are none of {'step' if len(missing) == 1 else 'the steps'} {shown}",
+            hint="Restore them, select others by --window (a save between two others may be the "
+            "last one: --window :STEP), or average without them: --allow-gaps.",
         )
     return selected
 

@@ -59,7 +59,10 @@ def test_a_signature_finds_a_consistent_forgery(
     entry["digest"]["sha256"] = hashlib.sha256(b"{}").hexdigest()
     write_statement(output, statement)
     assert "verified: " in fuse("verify", output)
-    with pytest.raises(IntegrityError, match=r"signature of .* is invalid.*config\.json"):
+    with pytest.raises(
+        IntegrityError,
+        match=r"signature of .* is invalid: changed files: config\.json, provenance\.json\n",
+    ):
         fuse("verify", output, "--public-key", public)
 
 

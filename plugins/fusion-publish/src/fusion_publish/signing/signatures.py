@@ -6,6 +6,7 @@ The signature is a detached Sigstore bundle over the SHA-256 of every file (Open
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.commands import import_optional
@@ -20,6 +21,8 @@ SIGNATURE = "model.sig"
 _INSTALL = "fusion-publish[sign]"
 #: Folders that the hub's client adds.
 _UNSIGNED = (".cache",)
+#: A file in the text of the package's error, whose quotes may be escaped.
+_CHANGED = re.compile(r"Hash mismatch for \\?'([^'\\]+)")
 
 
 def sign_directory(directory: Path, private_key: Path, password: str | None) -> Path:
@@ -65,8 +68,10 @@ def verify_signature(located: Located, public_key: Path, signature: Path | None)
     try:
         config.verify(located.directory, path)
     except Exception as error:  # whatever the package raises for a damaged bundle
+        changed = _CHANGED.findall(str(error))  # whose digests the text shows as objects of Python
+        reason = f"changed files: {', '.join(changed)}" if changed else str(error)
         raise IntegrityError(
-            f"the signature of {located.subject} is invalid: {str(error) or type(error).__name__}",
+            f"the signature of {located.subject} is invalid: {reason or type(error).__name__}",
             hint="The files, the signature or the key differ from those of the signer.",
         ) from error
 

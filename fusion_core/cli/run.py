@@ -173,7 +173,9 @@ def run(
             workers=workers,
             progress=recorder.record_progress(progress_for(quiet=quiet)),
         )
-        if print_config:
+        if print_config and as_json:
+            print_json(plan.recipe)
+        elif print_config:
             from fusion_core.recipe.text import dump_yaml
 
             print(dump_yaml(plan.recipe), end="")

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -83,7 +84,9 @@ def test_flags_override_the_file_which_overrides_defaults(fuse: Fuse, models: Pa
         "model_pool: {name: checkpoints, base: base.safetensors, models: {x: x.safetensors}}\n"
         "seed: 4\n"
     )
-    printed = fuse("run", "recipe.yaml", "--set", "algorithm.scale=1e-3", "--print-config")
+    arguments = ("run", "recipe.yaml", "--set", "algorithm.scale=1e-3", "--print-config")
+    printed = fuse(*arguments)
+    assert json.loads(fuse(*arguments, "--json").out) == yaml.safe_load(printed.out)
     assert printed.code == 0
     assert "density: 0.5" in printed.out
     assert "scale: 0.001" in printed.out

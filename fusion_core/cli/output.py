@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from fusion_core.contracts.measurements import numbers_as_json
 from fusion_core.formatting import escape_control
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - anything JSON holds
-    """Print a value as JSON. Control characters have JSON's own escapes."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    """Print a value as JSON, with NaN and infinity as text. Control characters are escaped."""
+    text = json.dumps(numbers_as_json(value), indent=2, ensure_ascii=False, allow_nan=False)
     print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -161,3 +161,12 @@ def as_json(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
+
+
+def numbers_as_json(data: Any) -> Any:  # noqa: ANN401 - JSON data
+    """Return mappings and sequences with all their numbers as `as_json` writes them."""
+    if isinstance(data, Mapping):
+        return {name: numbers_as_json(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [numbers_as_json(value) for value in data]
+    return as_json(data) if isinstance(data, float) else data

@@ -21,10 +21,10 @@ from fusion_core.contracts.measurements import (
     Metric,
     MetricValues,
     Reference,
-    as_json,
     main_value,
     mean_main_value,
     mean_ratio,
+    numbers_as_json,
 )
 from fusion_core.contracts.outcomes import SCHEMA as OUTCOMES_SCHEMA
 from fusion_core.contracts.outcomes import decode_row, encode_row
@@ -163,17 +163,17 @@ class Report:
         below = {expert.task: expert.as_json() for expert in self.experts_below_base}
         content: dict[str, Any] = {
             "schema": SCHEMA,
-            "average": _numbers_as_json(self.average),
-            "normalised_average": self.normalised_average,
+            "average": numbers_as_json(self.average),
+            "normalised_average": numbers_as_json(self.normalised_average),
             "experts_below_base": below,
-            "tasks": _numbers_as_json(self.tasks),
+            "tasks": numbers_as_json(self.tasks),
             "metrics": {
                 task: {name: _metric_as_json(self.metric(task, name)) for name in metrics}
                 for task, metrics in self.tasks.items()
             },
             "transductive": self.transductive,
             "measured_on": self.measured_on,
-            "reference": {name: _numbers_as_json(row) for name, row in rows.items() if row},
+            "reference": {name: numbers_as_json(row) for name, row in rows.items() if row},
             "remembered": {name: list(tasks) for name, tasks in self.remembered.items()},
         }
         if self.needs_task:
@@ -284,9 +284,3 @@ def _read_metrics(stored: Any) -> dict[str, dict[str, Metric]]:  # noqa: ANN401 
 def _adapter(kind: Any) -> TypeAdapter[Any]:  # noqa: ANN401 - a type
     """Return the validator of a type; building one takes longer than validating a report."""
     return TypeAdapter(kind)
-
-
-def _numbers_as_json(numbers: Any) -> Any:  # noqa: ANN401 - numbers in mappings
-    if isinstance(numbers, Mapping):
-        return {name: _numbers_as_json(value) for name, value in numbers.items()}
-    return None if numbers is None else as_json(numbers)

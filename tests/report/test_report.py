@@ -277,6 +277,12 @@ def test_nonfinite_values_are_stored_and_read_back() -> None:
     assert str(Report.from_json(content).tasks) == str(tasks)
 
 
+def test_an_infinite_normalised_average_is_stored() -> None:
+    report = Report({"wiki": {"gain": float("inf")}}, Reference(experts={"wiki": {"gain": 1.0}}))
+    content = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    assert content["normalised_average"] == "Infinity"
+
+
 def test_the_content_of_a_report() -> None:
     assert Report({"wiki": {"perplexity": 8.0}}, metrics=TEXTS.metrics).as_json() == {
         "schema": 2,

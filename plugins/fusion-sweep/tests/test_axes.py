@@ -10,7 +10,7 @@ import pytest
 from fusion_core.errors import RecipeError
 from fusion_sweep import Search, sweep
 from fusion_sweep.axes import algorithm_axis, parse_axis
-from fusion_sweep.grids import make_grid
+from fusion_sweep.grids import make_extremes, make_grid
 from fusion_sweep.ranges import Range
 
 SCALE = "algorithm.scale"
@@ -70,6 +70,27 @@ def test_options_of_one_algorithm_do_not_multiply_the_others_grids() -> None:
     axes += [parse_axis(f"algorithm.{name}.x", "0:9:1") for name in names]  # type: ignore[misc]
     Search().check_size(axes, seeds=1)
     assert len(make_grid(axes)) == 90
+
+
+def test_equal_numbers_are_one_point() -> None:
+    scales = [point[SCALE] for point in make_grid([parse_axis(SCALE, "1,1.0,true,1.5,[2],[2.0]")])]
+    assert [str(scale) for scale in scales] == ["1.0", "True", "1.5", "[2.0]"]
+
+
+def test_extremes_are_ends_of_ranges_and_values_of_lists() -> None:
+    axes = [
+        algorithm_axis(["a", "b"]),
+        parse_axis("algorithm.a.x", "0:1:0.3"),
+        parse_axis("algorithm.y", "0.1:1:log"),
+        parse_axis("algorithm.z", "1,2,3"),
+    ]
+    columns = {(p["algorithm"], name, p[name]) for p in make_extremes(axes) for name in p}
+    assert {one for one in columns if one[0] == "a" and one[1] != "algorithm"} == {
+        *(("a", "algorithm.a.x", value) for value in (0, 0.9)),
+        *(("a", "algorithm.y", value) for value in (0.1, 1)),
+        *(("a", "algorithm.z", value) for value in (1, 2, 3)),
+    }
+    assert not any(one[:2] == ("b", "algorithm.a.x") for one in columns)
 
 
 def test_drawing_from_steps_does_not_make_the_grid() -> None:

@@ -10,20 +10,23 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer import Typer
 from typer.testing import CliRunner
 
 from fusion_core import Reference, Report, run_fusion
-from fusion_core.commands import load_yaml
+from fusion_core.commands import dump_yaml, load_yaml
 from fusion_core.errors import FusionError, RecipeError
 from fusion_sweep import sweep
 from fusion_sweep.command import sweep as sweep_command
-from fusion_sweep.formatting import describe_curves, sparkline
+from fusion_sweep.formatting import describe_curves, print_result, sparkline
 from fusion_sweep.objectives import Objective
 from fusion_sweep.runs.command import app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from typer.testing import Result
 
 
 @pytest.fixture
@@ -42,6 +45,13 @@ def call(store: Path) -> Callable[..., str]:
         return result.stdout
 
     return run
+
+
+def invoke_sweep(*arguments: str) -> Result:
+    """Run `fuse sweep`."""
+    program = Typer()
+    program.command()(sweep_command)
+    return CliRunner().invoke(program, arguments)
 
 
 @pytest.fixture
@@ -105,6 +115,110 @@ def test_runs_are_compared_and_exported(swept: Any, call: Callable[..., str]) ->
         call("compare", first, swept.failed[0].id)
 
 
+def parse_json(text: str) -> Any:
+    """Parse JSON, without the NaN and Infinity that Python alone accepts."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture
+def diverging(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe whose loss is NaN at a scale of 1e38 and infinite at 1e37."""
+    recipe["algorithm"] = {"name": "scaled", "fails_above": 1e39}
+    recipe["task_pool"] = {"loss": True}
+    recipe["alignment"] = {"nan": "allow", "outliers": "allow"}
+    return recipe
+
+
+def test_scores_that_are_not_finite_are_shown(
+    diverging: dict[str, Any],
+    store: Path,
+    call: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scales = [0.1, 0.3, 1e37, 1e38]
+    result = sweep(diverging, over={"algorithm.scale": scales}, seeds=2, store=store)
+    print_result(result, top=10)
+    shown = capsys.readouterr().out
+    assert "inf ± nan" in shown
+    assert "nan ± nan" in shown
+    assert "algorithm.scale: 0.1 █▁   1e+38, best at 0.1" in shown
+    for arguments in (("ls", result.id, "--json"), ("export", result.id, "--format", "json")):
+        rows = parse_json(call(*arguments))
+        assert {row["average"] for row in rows[4:]} == {"Infinity", "NaN"}
+
+
+def test_lower_is_better_sorts_the_lowest_first(
+    diverging: dict[str, Any], store: Path, call: Callable[..., str]
+) -> None:
+    result = sweep(diverging, over={"algorithm.scale": [1e38, 0.6, 0.1]}, store=store)
+    for column in ("average", "b.loss"):
+        rows = json.loads(call("ls", result.id, "--json", "--sort", column))
+        assert rows[0][column] < rows[1][column]
+        assert rows[2][column] == "NaN"
+    rows = json.loads(call("ls", result.id, "--json", "--sort", "algorithm.scale"))
+    assert [row["algorithm.scale"] for row in rows] == [1e38, 0.6, 0.1]
+
+
+def test_models_without_a_finite_score_are_not_written(
+    diverging: dict[str, Any], store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    result = sweep(
+        diverging, over={"algorithm.scale": [1e38, 2e38]}, store=store, keep=1, output=out
+    )
+    assert list(result.written) == []
+    assert not out.exists()
+    assert "models of --keep that are not written: 1 of 1" in caplog.text
+    over = {"algorithm.scale": [1e38, 0.3]}
+    result = sweep(diverging, over=over, store=store, keep=2, output=out)
+    assert list(result.written) == [out / "1"]
+
+
+def test_a_keep_that_writes_nothing_fails(
+    diverging: dict[str, Any], store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(diverging))
+    flags = ["--over", "algorithm.scale=1e38", "--store", str(store), "--json"]
+    keep = ["--keep", "best", "-o", str(tmp_path / "out")]
+    without, result = (
+        invoke_sweep(str(tmp_path / "recipe.yaml"), *flags, *more) for more in ([], keep)
+    )
+    assert without.exit_code == 0
+    assert result.exit_code == 1
+    assert parse_json(result.stdout)["written"] == []
+
+
+def test_json_has_the_best_on_the_other_half(recipe: dict[str, Any], store: Path) -> None:
+    result = sweep(recipe, over={"algorithm.scale": [0.1, 0.3]}, store=store)
+    report = result.tested.report
+    assert result.as_json()["tested"] == {
+        "run": result.tested.id,
+        "on": "other half",
+        "average": report.average,
+        "tasks": report.tasks,
+    }
+    on_test = sweep(recipe, over={"algorithm.scale": [0.1]}, on="test", store=store)
+    assert on_test.as_json()["tested"] is None
+
+
+@pytest.mark.parametrize(
+    "arguments", [["ls"], ["show", "a"], ["compare", "a"], ["export", "a"], ["rm", "a"]]
+)
+def test_a_missing_store_is_an_error_and_is_not_created(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    path = tmp_path / "folder" / "typo.sqlite"
+    error = CliRunner().invoke(app, [*arguments, "--store", str(path)]).exception
+    assert isinstance(error, FusionError)
+    assert error.message == f"no store at {path}"
+    assert error.hint
+    assert not path.parent.exists()
+
+
 def test_removed_trials_run_again_and_shared_ones_stay(
     swept: Any, recipe: dict[str, Any], call: Callable[..., str], store: Path, log: Path
 ) -> None:
@@ -123,14 +237,10 @@ def test_the_command_prints_the_best_points_and_curves(
     recipe: dict[str, Any], store: Path, installed: Path
 ) -> None:
     assert installed
-    from typer import Typer
-
-    program = Typer()
-    program.command()(sweep_command)
     folder = recipe["model_pool"]["folder"]
     flags = ["--algo", "scaled,mean", "--pool", "toys", "--set", f"model_pool.folder={folder}"]
     over = ["--over", "algorithm.scaled.scale=0.1:0.5:0.1", "--store", str(store), "--top", "2"]
-    result = CliRunner().invoke(program, [*flags, *over])
+    result = invoke_sweep(*flags, *over)
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
     assert lines[0].split()[:3] == ["run", "algorithm", "algorithm.scaled.scale"]
@@ -169,13 +279,9 @@ def test_the_command_prints_the_best_points_and_curves(
 def test_invalid_flags_are_refused(
     recipe: dict[str, Any], store: Path, flags: list[str], message: str
 ) -> None:
-    from typer import Typer
-
-    program = Typer()
-    program.command()(sweep_command)
     folder = recipe["model_pool"]["folder"]
     known = ["--algo", "scaled", "--pool", "toys", "--set", f"model_pool.folder={folder}"]
-    result = CliRunner().invoke(program, [*known, "--store", str(store), *flags])
+    result = invoke_sweep(*known, "--store", str(store), *flags)
     assert isinstance(result.exception, FusionError)
     assert message in str(result.exception)
 
@@ -190,6 +296,8 @@ def test_nan_scores_lowest() -> None:
 def test_a_sparkline_has_one_bar_per_value() -> None:
     assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
     assert sparkline([2.0, 2.0]) == "▁▁"
+    assert sparkline([math.nan, 1.0, -math.inf, 2.0, math.inf]) == " ▁ █ "
+    assert sparkline([math.nan, math.inf]) == "  "
 
 
 def test_curves_show_the_best_over_other_options(recipe: dict[str, Any], store: Path) -> None:

@@ -83,8 +83,8 @@ def make_store(path: Path) -> None:
     with Store(path) as store:
         store.save(Trial(TRIAL, recipe, {"on": "half"}, report, None, 1.0, 1.0, "2026-01-01"))
         about = {"objectives": ["average"], "on": "half", "over": {"algorithm.scale": [0.1]}}
-        store.add_sweep(SweepRecord(SWEEP, "2026-01-01", about))
-        store.add_trials(SWEEP, [Trial(TRIAL, {}, {}, point={"algorithm.scale": 0.1})])
+        record = SweepRecord(SWEEP, "2026-01-01", about)
+        store.add_trials(record, [Trial(TRIAL, {}, {}, point={"algorithm.scale": 0.1})])
 
 
 def make_early(path: Path) -> None:

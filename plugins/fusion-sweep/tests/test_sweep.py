@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core import AdaptiveTask, RunOptions, Split, merge, plan, run_fusion
 from fusion_core.errors import OutputError, RecipeError, WorkerError
-from fusion_sweep import Search, sweep
+from fusion_sweep import Search, Store, sweep
 from fusion_sweep.evaluator import TrialEvaluator
 from fusion_sweep.scheduler import run_in_worker
 from fusion_testing import TinyTasks, tiny_pool
@@ -317,6 +317,63 @@ def test_an_invalid_trial_is_refused_before_any_runs(
     with pytest.raises(RecipeError, match="nothing to sweep over"):
         sweep(recipe, over={}, store=store)
     assert runs(log) == []
+
+
+@pytest.mark.parametrize(
+    ("over", "search", "message"),
+    [
+        ({"algorithm.scale": [0.1, "much"]}, Search(), "got text"),
+        ({"algorithm.count": "1:3"}, Search("random", 3), r"algorithm\.count"),
+        ({"algorithm.scale": [0.1, 0.3]}, Search("cma-es", 3), r"algorithm\.scale is a list"),
+    ],
+)
+def test_a_refused_sweep_is_not_in_the_store(
+    recipe: dict[str, Any], store: Path, over: dict[str, Any], search: Search, message: str
+) -> None:
+    if search.kind == "cma-es":
+        pytest.importorskip("optuna")
+    with pytest.raises(RecipeError, match=message):
+        sweep(recipe, over=over, search=search, store=store)
+    with Store(store) as opened:
+        assert opened.sweeps() == []
+
+
+def test_an_output_that_exists_leaves_no_sweep(
+    recipe: dict[str, Any], store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes").touch()
+    with pytest.raises(OutputError):
+        sweep(recipe, over=OVER, store=store, keep=1, output=tmp_path / "out")
+    with Store(store) as opened:
+        assert opened.sweeps() == []
+
+
+def test_both_ends_of_a_range_are_checked_before_a_search(
+    recipe: dict[str, Any], store: Path, log: Path
+) -> None:
+    pytest.importorskip("optuna")
+    with pytest.raises(RecipeError, match=r"algorithm\.count=11: .* less than or equal to 10"):
+        sweep(recipe, over={"algorithm.count": "1:11:1"}, search=Search("tpe", 1), store=store)
+    assert runs(log) == []
+
+
+def test_cma_es_searches_one_algorithm(recipe: dict[str, Any], store: Path) -> None:
+    pytest.importorskip("optuna")
+    pytest.importorskip("cmaes")
+    over = {"algorithm.scale": "0:1"}
+    result = sweep(
+        recipe, algorithms=["scaled"], over=over, search=Search("cma-es", 2), store=store
+    )
+    assert len(result.finished) == 2
+
+
+def test_a_point_that_is_suggested_again_is_one_trial(recipe: dict[str, Any], store: Path) -> None:
+    pytest.importorskip("optuna")
+    over = {"algorithm.scale": [0.1, 0.3]}
+    result = sweep(recipe, over=over, search=Search("tpe", 6), store=store)
+    assert len(result.trials) == len(result.rows()) == 2
+    assert result.groups[0].deviation(result.objectives[0]) is None
 
 
 def test_random_points_are_reproducible(recipe: dict[str, Any], store: Path, log: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 
 from fusion_core import (
     AdaptiveTask,
@@ -44,7 +45,7 @@ SIZE = 32  # examples per half
 
 class ScaledConfig(ComponentConfig):
     scale: float = 0.3
-    count: int = 1
+    count: int = Field(default=1, le=10)
     fails_above: float = 9.0
 
 

@@ -41,6 +41,11 @@ class ValueList:
         return self.values[0]
 
     @property
+    def ends(self) -> tuple[Any, ...]:
+        """Every value, since none lies between others."""
+        return self.values
+
+    @property
     def spec(self) -> list[Any]:
         """The values as JSON."""
         return list(self.values)
@@ -163,5 +168,12 @@ def applies(option: str, algorithm: object, names: Collection[str]) -> bool:
 
 
 def point_key(point: Point) -> str:
-    """Return a point as text, the same for equal values."""
-    return json.dumps(point, sort_keys=True, default=str)
+    """Return a point as text, the same for equal values; true is not 1."""
+    text = json.dumps(point, sort_keys=True, default=str)
+    return json.dumps(json.loads(text, parse_float=_parse_float))
+
+
+def _parse_float(text: str) -> float:
+    """Return a whole number as an integer, so that 1.0 is 1."""
+    number = float(text)
+    return int(number) if number.is_integer() else number

@@ -185,11 +185,10 @@ def sweep(
             ),
         )
     if as_json:
-        written = [str(path) for path in result.written]
-        print_json({"sweep": result.id, "on": result.on, "runs": result.rows(), "written": written})
+        print_json(result.as_json())
     else:
         print_result(result, top)
-    if result.failed:
+    if result.failed or (keep is not None and not result.written):
         raise typer.Exit(1)
 
 

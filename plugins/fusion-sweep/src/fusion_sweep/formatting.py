@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.commands import below_base_warnings, escape_control, html_table, print_table
@@ -106,7 +107,7 @@ def describe_curves(result: SweepResult) -> Iterator[str]:
     for algorithm, groups in groups_by_algorithm.items():
         for axis in dict.fromkeys(axis for group in groups for axis in group.point):
             best = _best_by_value(groups, axis)
-            if len(best) >= _FEWEST:
+            if len(best) >= _FEWEST and any(map(isfinite, best.values())):
                 low, *_, high = best
                 peak = max(best, key=lambda value: best[value])
                 name, line = f"{algorithm} {axis}".strip(), sparkline(list(best.values()))
@@ -124,10 +125,12 @@ def _best_by_value(groups: Sequence[Group], axis: str) -> dict[float, float]:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Return one bar per value, between the lowest and the highest."""
-    low, span = min(values), max(values) - min(values)
-    steps = len(_BARS) - 1
-    return "".join(_BARS[round(steps * (value - low) / span) if span else 0] for value in values)
+    """Return one bar per value between the lowest and the highest, a blank for NaN and infinity."""
+    finite = [*filter(isfinite, values)]
+    low = min(finite, default=0.0)
+    span, steps = max(finite, default=0.0) - low, len(_BARS) - 1
+    bars = {value: _BARS[round(steps * (value - low) / span) if span else 0] for value in finite}
+    return "".join(bars.get(value, " ") for value in values)
 
 
 def describe_point(point: Mapping[str, Any]) -> str:

@@ -72,6 +72,19 @@ def make_grid(axes: Sequence[Axis]) -> list[Point]:
     return list({point_key(point): point for point in points}.values())
 
 
+def make_extremes(axes: Sequence[Axis]) -> list[Point]:
+    """Return points that together have both ends of each range and all values of each list."""
+    points: list[Point] = []
+    for part in _axes_by_algorithm(axes):
+        ends = [(axis.name, axis.ends) for axis in part]
+        length = max((len(values) for _, values in ends), default=0)
+        points += [
+            {name: values[min(number, len(values) - 1)] for name, values in ends}
+            for number in range(length)
+        ]
+    return points
+
+
 def _axes_by_algorithm(axes: Sequence[Axis]) -> list[list[Axis]]:
     """Return the axes that apply to each algorithm, its own axis first.
 

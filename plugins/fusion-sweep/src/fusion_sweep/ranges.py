@@ -42,6 +42,11 @@ class Range:
         return self.low
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest number and the highest that a search can draw."""
+        return self.low, self.high if self.step is None else self._at(self.count - 1)
+
+    @property
     def spec(self) -> str:
         """The range as `--over` takes it."""
         step = "log" if self.is_log else self.step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -54,9 +55,11 @@ class Group:
         return fmean(objective.value(report) for report in self._reports)
 
     def deviation(self, objective: Objective) -> float | None:
-        """Return the standard deviation over seeds, or None for one seed."""
+        """Return the standard deviation over seeds; None for one seed, NaN if one is not finite."""
         values = [objective.value(report) for report in self._reports]
-        return stdev(values) if len(values) > 1 else None
+        if len(values) == 1:
+            return None
+        return stdev(values) if all(map(math.isfinite, values)) else math.nan
 
     def metric(self, objective: Objective) -> Metric:
         """Return the unit and direction of an objective."""
@@ -144,6 +147,35 @@ class SweepResult:
             "finished": trial.finished,
             "error": trial.error,
         }
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the data that `fuse sweep --json` prints."""
+        tested = None
+        if self.tested is not None and self.tested.report is not None:
+            tested = {
+                "run": self.tested.id,
+                "on": self.tested.measured["on"],
+                "average": self.tested.report.average,
+                "tasks": self.tested.report.tasks,
+            }
+        return {
+            "sweep": self.id,
+            "on": self.on,
+            "runs": self.rows(),
+            "tested": tested,
+            "written": [str(path) for path in self.written],
+        }
+
+    @property
+    def lower_is_better(self) -> set[str]:
+        """The columns of `rows` with metrics for which lower is better."""
+        columns = set()
+        for report in (trial.report for trial in self.trials if trial.report is not None):
+            metrics = {objective.name: objective.metric(report) for objective in self.objectives}
+            for task, values in report.tasks.items():
+                metrics |= {f"{task}.{name}": report.metric(task, name) for name in values}
+            columns |= {name for name, metric in metrics.items() if not metric.higher_is_better}
+        return columns
 
     def to_dataframe(self) -> Any:  # noqa: ANN401 - a class of pandas
         """Return `rows` as a pandas data frame; raises `FusionError` without pandas."""

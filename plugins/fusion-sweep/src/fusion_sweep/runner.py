@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from fusion_core.commands import Plan
     from fusion_sweep.scheduler import TrialScheduler
-    from fusion_sweep.search import Scores
+    from fusion_sweep.search import PointGenerator, Scores
 
 _LOG = logging.getLogger(__name__)
 _CHOOSING_ON_TEST = "options are chosen on the test set itself, which inflates the best score: %s"
@@ -46,6 +47,9 @@ _OLD_IDENTITY = (
 _NO_IDENTITY = (
     "the next sweep runs these trials again: their models, tasks or code exist in memory only, or "
     "their tasks have no identity"
+)
+_NOT_WRITTEN = (
+    "models of --keep that are not written: %d of %d, because their objective is NaN or infinite"
 )
 #: The examples to measure the best on, by the examples it was chosen on.
 _TEST_ON: Mapping[Examples, Examples] = {"half": "other half", "unlabeled": "test"}
@@ -123,22 +127,30 @@ class Sweep:
     objectives: Sequence[Objective] = ()
     on: Examples = "test"
     id: str = ""
-    _trials: list[Trial] = field(default_factory=list)
-    _first_plan: Plan | None = None
+    #: the trials by point and seed
+    _trials: dict[tuple[str, int], Trial] = field(default_factory=dict)
+    # set by `prepare`
+    _first_plan: Plan = field(init=False)
+    _points: PointGenerator = field(init=False)
+    _record: SweepRecord = field(init=False)
     #: the finished trials of each point
     _groups: dict[str, Group] = field(default_factory=dict)
     _best: Group | None = None
 
     def prepare(self, objectives: Sequence[str], on: Examples | None) -> None:
-        """Resolve objectives and examples, and add the sweep to the store.
+        """Resolve objectives and examples, and start the search.
 
-        Raises `FusionError` for an invalid first trial, objective or choice of examples.
+        Raises `FusionError` for an invalid first trial, objective or choice of examples, for axes
+        that the search does not support, and for an invalid end of a range that it draws from.
         """
+        for point in self.search.extremes(self.axes):
+            self._plan(point, self._first_seed)
         first = make_point(self.axes, [axis.first for axis in self.axes])
         self._first_plan = planned = self._plan(first, self._first_seed)
         tasks = self.bench.tasks(planned, "test")
         self.objectives = parse_objectives(objectives, tasks.names)
         self.bench.unlabeled_metrics = [objective.name for objective in self.objectives]
+        self._points = self.search.run(self.axes, len(self.objectives))
         self.on = self._choose_examples(on, planned)
         # Identifies the sweep: it is the same for the same command.
         about = {
@@ -156,7 +168,7 @@ class Sweep:
         if self.bench.identify(planned, self.on) is None:
             _LOG.warning(_NO_IDENTITY)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        self.store.add_sweep(SweepRecord(self.id, started, about))
+        self._record = SweepRecord(self.id, started, about)
 
     def _choose_examples(self, on: Examples | None, planned: Plan) -> Examples:
         """Return the examples to choose options on; by default one half, if tasks have halves."""
@@ -182,18 +194,16 @@ class Sweep:
 
     def run(self) -> SweepResult:
         """Run the trials that the store lacks, and return the result of all."""
-        assert self._first_plan is not None, "call prepare first"  # noqa: S101
         with open_scheduler(self._first_plan, self.bench, self.store, self._run_trial) as scheduler:
             return self._test_best(self._search_points(scheduler), scheduler)
 
     def _search_points(self, scheduler: TrialScheduler) -> SweepResult:
-        generator = self.search.run(self.axes, len(self.objectives))
         total = self.search.size(self.axes) * self.seeds
         with self.options.progress.track("sweep", total=total, unit="runs") as advance:
             try:
-                points = next(generator)
+                points = next(self._points)
                 while True:
-                    points = generator.send(self._score(points, scheduler, advance))
+                    points = self._points.send(self._score(points, scheduler, advance))
             except StopIteration:
                 pass
             except (KeyboardInterrupt, WorkerError) as error:
@@ -202,19 +212,22 @@ class Sweep:
                     "the others."
                 )
                 raise
-        return SweepResult(self.id, self.objectives, self.on, self._trials)
+        return SweepResult(self.id, self.objectives, self.on, [*self._trials.values()])
 
     def _score(
         self, points: Sequence[Point], scheduler: TrialScheduler, advance: Callable[..., None]
     ) -> list[Scores]:
-        """Run points with every seed; return the scores of each point."""
+        """Run points with every seed; return the scores of each point.
+
+        All are planned before the sweep is added to the store, so an invalid one leaves no sweep.
+        """
         seeds = range(self._first_seed, self._first_seed + self.seeds)
         trials = [
             replace(self.bench.name(self._plan(point, seed), self.on), point=point, seed=seed)
             for point in points
             for seed in seeds
         ]
-        self.store.add_trials(self.id, trials)
+        self.store.add_trials(self._record, trials)
         for trial in scheduler.finish(trials):
             self._add_result(trial)
             advance(1, note=self._describe_best())
@@ -223,9 +236,11 @@ class Sweep:
 
     def _add_result(self, trial: Trial) -> None:
         self.store.check_measured(trial, self.objectives)
-        self._trials.append(trial)
+        key = point_key(trial.point)
+        if (key, trial.seed) in self._trials:  # Optuna may suggest a point again
+            return
+        self._trials[key, trial.seed] = trial
         if trial.report is not None:
-            key = point_key(trial.point)
             others = self._groups[key].trials if key in self._groups else []
             group = self._groups[key] = Group([*others, trial], self.objectives)
             if self._best is None or group.scores > self._best.scores:
@@ -261,11 +276,18 @@ class Sweep:
             plan(self._recipe(first, path), self.options)
 
     def write(self, result: SweepResult, count: int, output: str | Path | None) -> list[Path]:
-        """Write the first trial of the best points, to `output` or numbered directories in it."""
+        """Write the first trial of the best points, to `output` or numbered directories in it.
+
+        Points whose score is NaN or infinite are not written.
+        """
         chosen = f"by a sweep of {len(result.trials)} runs, {_CHOSEN_BY[self.on]}"
         options = replace(self.options, chosen=chosen)
-        paths = self._paths(count, output)[: len(result.groups)]
-        for group, path in zip(result.groups, paths, strict=False):
+        best = result.groups[:count]
+        groups = [group for group in best if math.isfinite(group.scores[0])]
+        if len(groups) < len(best):
+            _LOG.warning(_NOT_WRITTEN, len(best) - len(groups), len(best))
+        paths = self._paths(count, output)[: len(groups)]
+        for group, path in zip(groups, paths, strict=True):
             run_fusion(self._recipe(group.trials[0], path), options=options)
         return paths
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fusion_core.commands import import_optional
 from fusion_core.errors import RecipeError
 from fusion_sweep.axes import Axis, Point, ValueList, make_point, point_key
-from fusion_sweep.grids import check_draws, check_grid, make_grid
+from fusion_sweep.grids import check_draws, check_grid, make_extremes, make_grid
 from fusion_sweep.ranges import Range
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ class Search:
             if isinstance(axis, Range):
                 axis.check_step()
 
+    def extremes(self, axes: Sequence[Axis]) -> list[Point]:
+        """Return the points to check before a search that suggests one point after the other."""
+        return make_extremes(axes) if self.kind in {"tpe", "cma-es"} else []
+
     def size(self, axes: Sequence[Axis]) -> int:
         """Return the largest number of points."""
         return len(make_grid(axes)) if self.count is None else self.count
@@ -62,7 +66,9 @@ class Search:
         optuna = import_optional("optuna", "this search", "fusion-sweep[optuna]")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if self.kind == "cma-es":
-            lists = [axis.name for axis in axes if isinstance(axis, ValueList)]
+            lists = [
+                axis.name for axis in axes if isinstance(axis, ValueList) and len(axis.values) > 1
+            ]
             if lists or objectives > 1:
                 problem = f"{lists[0]} is a list" if lists else "there is more than one objective"
                 raise RecipeError(

@@ -38,13 +38,19 @@ _PATIENCE = 60.0  # seconds to wait for another process to finish writing
 class Store:
     """A file of trials; a context manager that closes it.
 
-    Raises `DiskError` for a file that cannot be opened or is not a store, without changing it, and
-    for a damaged row, with the command that removes it.
+    The file is created, unless `create` is false. Raises `DiskError` for a missing file that is not
+    created, for a file that cannot be opened or is not a store, without changing it, and for a
+    damaged row, with the command that removes it.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, create: bool = True) -> None:
         self.path = path or default_path()
         try:
+            if not create and not self.path.exists():
+                raise DiskError(
+                    f"no store at {self.path}",
+                    hint="Name another file with --store, or create this one with fuse sweep.",
+                )
             check_file(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as on_failure:
@@ -142,18 +148,14 @@ class Store:
         )
         return self._parse("trial", read_trial, rows[0], trial) if rows else None
 
-    def add_sweep(self, sweep: SweepRecord) -> None:
-        """Add a sweep, unless the store has it."""
+    def add_trials(self, sweep: SweepRecord, trials: Sequence[Trial]) -> None:
+        """Make trials part of a sweep, each with its point and seed; add the sweep if it is new."""
+        rows = [(sweep.id, _to_json(trial.point), trial.seed, trial.id) for trial in trials]
         with self._transaction():
             self._connection.execute(
                 "insert or ignore into sweeps values (?, ?, ?, null)",
                 (sweep.id, sweep.started, _to_json(sweep.about)),
             )
-
-    def add_trials(self, sweep: str, trials: Sequence[Trial]) -> None:
-        """Make trials part of a sweep, each with its point and seed."""
-        rows = [(sweep, _to_json(trial.point), trial.seed, trial.id) for trial in trials]
-        with self._transaction():
             self._connection.executemany("insert or replace into members values (?, ?, ?, ?)", rows)
 
     def set_tested(self, sweep: str, trial: str) -> None:

@@ -32,7 +32,8 @@ def ls(
     sort: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            metavar="COLUMN", help="Sort by COLUMN; default: the objective, the best first."
+            metavar="COLUMN",
+            help="Sort by COLUMN, the best or largest first; default: by the objective.",
         ),
     ] = None,
     where: Annotated[
@@ -47,12 +48,11 @@ def ls(
     from fusion_sweep.runs import listing
     from fusion_sweep.store import Store as SweepStore
 
-    with SweepStore(store) as opened:
-        if sweep is None:
-            rows = listing.sweep_rows(opened)
-        else:
-            rows = listing.load_result(opened, sweep).rows()
-    rows = listing.sort_rows(listing.filter_rows(rows, where or []), sort)
+    with SweepStore(store, create=False) as opened:
+        result = None if sweep is None else listing.load_result(opened, sweep)
+        rows = listing.sweep_rows(opened) if result is None else result.rows()
+    lower_is_better = () if result is None or sort is None else result.lower_is_better
+    rows = listing.sort_rows(listing.filter_rows(rows, where or []), sort, lower_is_better)
     if as_json:
         print_json(rows)
     elif rows:
@@ -70,7 +70,7 @@ def show(name: Name, store: Store = None, as_json: AsJson = False) -> None:
     from fusion_sweep.runs import listing
     from fusion_sweep.store import Store as SweepStore
 
-    with SweepStore(store) as opened:
+    with SweepStore(store, create=False) as opened:
         if opened.is_sweep(name):
             print_json({"sweep": name, **opened.sweep(name).about})
             return
@@ -92,7 +92,7 @@ def compare(
     from fusion_core.errors import RecipeError
     from fusion_sweep.store import Store as SweepStore
 
-    with SweepStore(store) as opened:
+    with SweepStore(store, create=False) as opened:
         trials = [opened.trial(name) for name in names]
     reports = {}
     for trial in trials:
@@ -118,7 +118,7 @@ def export(
     from fusion_sweep.runs import listing
     from fusion_sweep.store import Store as SweepStore
 
-    with SweepStore(store) as opened:
+    with SweepStore(store, create=False) as opened:
         rows = listing.load_result(opened, sweep).rows()
     print_json(rows) if form == "json" else print(listing.format_csv(rows), end="")
 
@@ -128,6 +128,6 @@ def rm(names: Annotated[list[str], typer.Argument(metavar="NAME...")], store: St
     """Remove single runs, or sweeps with the runs that no other sweep has."""
     from fusion_sweep.store import Store as SweepStore
 
-    with SweepStore(store) as opened:
+    with SweepStore(store, create=False) as opened:
         count = sum(opened.remove(name) for name in names)
     print(f"removed: {count} run{'s' * (count != 1)}")

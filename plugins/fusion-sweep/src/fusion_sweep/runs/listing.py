@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from fusion_sweep.objectives import Objective
 from fusion_sweep.results import SweepResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from fusion_sweep.store import Store
     from fusion_sweep.trial import Trial
@@ -63,15 +64,27 @@ def filter_rows(rows: list[Row], where: Sequence[str]) -> list[Row]:
     return rows
 
 
-def sort_rows(rows: list[Row], column: str | None) -> list[Row]:
-    """Return rows sorted by a column, the largest numbers first; missing values sort last."""
+def sort_rows(
+    rows: list[Row], column: str | None, lower_is_better: Collection[str] = ()
+) -> list[Row]:
+    """Return rows sorted by a column, the best or largest numbers first.
+
+    Missing values and NaN sort last.
+    """
     if column is None:
         return rows
     _check_column(rows, column)
-    present = [row for row in rows if row.get(column) is not None]
+    present = [row for row in rows if not _is_missing(row.get(column))]
     is_numeric = all(isinstance(row[column], int | float) for row in present)
-    key = (lambda row: -row[column]) if is_numeric else (lambda row: str(row[column]))
-    return [*sorted(present, key=key), *(row for row in rows if row.get(column) is None)]
+    present.sort(
+        key=lambda row: row[column] if is_numeric else str(row[column]),
+        reverse=is_numeric and column not in lower_is_better,
+    )
+    return [*present, *(row for row in rows if _is_missing(row.get(column)))]
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def format_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

@@ -27,6 +27,8 @@ class Outline:
     infos: Mapping[str, TensorInfo]
     #: maps the models' `config.json` to the merge's; None if they are equal
     configure: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
+    #: whether tensors hold values that other tensors of the models have, as layers in another order
+    is_rearranged: bool = False
 
     def is_like(self, infos: Mapping[str, TensorInfo]) -> bool:
         """Tell whether a model with these tensors has the merge's names and shapes."""

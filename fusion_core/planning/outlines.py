@@ -35,20 +35,22 @@ def _merging_algorithm(stages: Sequence[PlannedStage]) -> Algorithm[Any]:
 
 def check_outline(stages: Sequence[PlannedStage], outline: Outline, pool: ModelPool[Any]) -> None:
     """Raise `RecipeError` for stages and options that need a result with the models' tensors."""
-    if outline.is_like(pool.reference.infos):
+    is_like = outline.is_like(pool.reference.infos)
+    if is_like and not outline.is_rearranged:
         return
+    has = "has them in other places" if is_like else "has others"
     merge = merge_of(stages)
     for planned in stages:
         if planned.kind == "calibrate" or isinstance(planned.stage, Coordinates):
             raise RecipeError(
                 f"algorithm: {planned.name} works on a merge that has the models' tensors, and the "
-                f"result of {merge.name} has others",
+                f"result of {merge.name} {has}",
                 hint=f"Leave {planned.name} out.",
             )
     if pool.treatments:
         raise RecipeError(
-            f"model_pool: {merge.name} takes whole models, since its result has other tensors than "
-            "they have, and the pool's options keep some tensors from it",
+            f"model_pool: {merge.name} takes whole models and their tensors, since its result "
+            f"{has}, and the pool's options keep some tensors from it",
             hint="Leave the options router and rest out.",
         )
     if merge.resolved is None:
@@ -56,7 +58,7 @@ def check_outline(stages: Sequence[PlannedStage], outline: Outline, pool: ModelP
     for option in ("only", "skip", "overrides", "by_depth"):
         if getattr(merge.resolved.selection, option):
             raise RecipeError(
-                f"algorithm.{option}: {merge.name} takes whole models, since its result has other "
-                "tensors than they have",
+                f"algorithm.{option}: {merge.name} takes whole models and their tensors, since its "
+                f"result {has}",
                 hint=f"Leave {option} out; transforms before {merge.name} take it.",
             )

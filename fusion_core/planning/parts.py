@@ -45,8 +45,8 @@ class Part:
             result = flow.apply_to(self.names, self.algorithm.apply, part_context)
         if duplicates := part_context.side_files.keys() & context.side_files.keys():
             raise FusionError(
-                f"algorithm.overrides: each part of the merge would write {min(duplicates)!r}",
-                hint="Leave the overrides out: this method does not take them.",
+                f"algorithm: each part of the merge would write {min(duplicates)!r}",
+                hint="Leave overrides and by_depth out: this method does not take them.",
             )
         join_context(context, part_context)
         return result

@@ -22,6 +22,7 @@ from fusion_core.planning.parts import (
 from fusion_core.planning.resolution import resolve_object
 from fusion_core.recipe.per_expert import check_experts
 from fusion_core.weights.merging.piece import Bound
+from fusion_core.weights.reading.task_masks import MASKS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,6 +121,8 @@ def apply_stages(
     flow = Flow.of(pool)
     for stage in stages:
         flow = stage.apply(flow, context)
+        if stage.kind == "merge" and MASKS in context.side_files:
+            _check_masks(stages)
     return flow.merged
 
 
@@ -191,6 +194,17 @@ def _check_coordinates(stages: Sequence[PlannedStage]) -> None:
             "it turns task vectors into coordinates",
             hint=f"Leave {spaces[0]} out, or follow it by a merge that looks at no tasks.",
         )
+
+
+def _check_masks(stages: Sequence[PlannedStage]) -> None:
+    """Raise `RecipeError` for stages that change a merge after its tasks' masks were made."""
+    for stage in stages:
+        if stage.kind == "calibrate" or isinstance(stage.stage, Coordinates):
+            raise RecipeError(
+                f"algorithm: {merge_of(stages).name} saves a mask per task, which selects entries "
+                f"of its own result, and {stage.name} changes that result",
+                hint=f"Leave {stage.name} out.",
+            )
 
 
 def merge_of(stages: Sequence[PlannedStage]) -> PlannedStage:

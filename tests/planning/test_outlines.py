@@ -38,6 +38,13 @@ STACK = {
 }
 
 
+#: As many layers as the models have, in another order.
+SWAPPED = {
+    "name": "stack",
+    "slices": [{"model": "a", "layers": [1, 3]}, {"model": "b", "layers": [0, 1]}],
+}
+
+
 class Doubled(Algorithm[ComponentConfig]):
     """The first expert with its last layer twice, as a source or as a live model."""
 
@@ -133,7 +140,10 @@ def test_a_recipe_with_another_outline_may_be_a_model(pool: dict[str, Any], role
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
-        ([STACK, "lines"], "lines works on a merge that has the models' tensors"),
+        ([STACK, "lines"], "lines works on a merge that has the models' tensors, .* has others"),
+        ([SWAPPED, "lines"], "lines works on .* the result of stack has them in other places"),
+        (["core-space", SWAPPED], "core-space works on .* has them in other places"),
+        ({**SWAPPED, "skip": "**.0.**"}, r"algorithm\.skip: stack takes .* in other places"),
         (["core-space", STACK], "core-space works on a merge that has the models' tensors"),
         ({**STACK, "only": "**.0.**"}, r"algorithm\.only: stack takes"),
         ({**STACK, "skip": "**.0.**"}, r"algorithm\.skip: stack takes"),
@@ -148,6 +158,17 @@ def test_stages_and_options_that_need_the_models_tensors_are_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         plan({"algorithm": algorithm, "model_pool": pool}, RunOptions())
+
+
+def test_layers_in_their_places_take_every_stage_and_option(pool: dict[str, Any]) -> None:
+    slices = [{"model": "a", "layers": [0, 1]}, {"model": "b", "layers": [1, 3]}]
+    stack = {"name": "stack", "slices": slices}
+    a, b = (load_file(f"{name}/model.safetensors") for name in "ab")
+    expected = {name: a[name] if name == "layers.0.w" else b[name] for name in a}
+    for algorithm in (stack, ["core-space", stack]):
+        merged = run_fusion(algorithm=algorithm, model_pool=pool, output=None).weights
+        for name, tensor in expected.items():
+            torch.testing.assert_close(merged.tensor(name), tensor, rtol=1e-5, atol=1e-5)
 
 
 def test_a_transform_before_another_outline_takes_patterns(pool: dict[str, Any]) -> None:

@@ -142,6 +142,13 @@ def test_logarithms_of_the_experts_cancel_at_the_karcher_mean(seed: int, experts
     assert float(total.norm()) < 1e-5
 
 
+def test_weights_that_cancel_in_a_tensor_give_the_weighted_mean() -> None:
+    one, other, zero = torch.randn(40), torch.randn(40), torch.zeros(40)
+    pool = pool_of(None, one, other, zero)
+    merged = merge_tensor("karcher", pool, weights=[1, -1, 1])
+    torch.testing.assert_close(merged, (one - other).to(merged.dtype))
+
+
 def test_karcher_without_steps_is_multi_slerp() -> None:
     _, *models = make_models((40,), 3, 3, spread=1.0)
     pool = pool_of(None, *models)

@@ -173,6 +173,26 @@ def test_sums_of_coordinates_are_sums(shape: tuple[int, int]) -> None:
         torch.testing.assert_close(merged.tensor("w").double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "merge_by",
+    [
+        ["core-space", {"name": "ties", "density": 1.0}],
+        [{"name": "core-space", "bases": "left"}, {"name": "ties", "density": 1.0}],
+        [{"name": "knots", "density": 1.0}],
+    ],
+    ids=["both", "left", "knots"],
+)
+def test_experts_in_directions_of_their_own_have_no_say_in_others(
+    shape: tuple[int, int], merge_by: list[Any]
+) -> None:
+    """Rounding would agree with an expert's sign by chance, and count in the mean."""
+    pool = adapters(shape, rank=2)
+    expected = merge(["orthogonalise", {"name": "task-arithmetic", "scale": 1.0}], pool)
+    merged = merge(["orthogonalise", *merge_by], pool)
+    torch.testing.assert_close(merged.tensor("w"), expected.tensor("w"), rtol=1e-4, atol=1e-4)
+
+
 def test_knots_is_ties_of_coordinates_where_the_basis_is_whole() -> None:
     pool = make_models((12, 20))
     for state in (pool["base"], *pool["models"].values()):

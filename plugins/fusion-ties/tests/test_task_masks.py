@@ -127,6 +127,15 @@ def test_tall_masks_do_not_change_the_model(tmp_path: Path) -> None:
     assert not (without / "task_masks.json").exists()
 
 
+@pytest.mark.parametrize("merge", ["emr", {"name": "consensus", "task_masks": True}])
+@pytest.mark.parametrize("stage", ["lines", "rescale-norm", "core-space"])
+def test_stages_that_change_what_masks_select_from_are_refused(stage: str, merge: Any) -> None:
+    base, experts = models(0)
+    stages = [stage, merge] if stage == "core-space" else [merge, stage]
+    with pytest.raises(RecipeError, match=f"saves a mask per task.* {stage} changes that result"):
+        run_fusion(algorithm=stages, model_pool={"base": base, "models": experts}, task_pool=None)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -23,9 +23,9 @@ class ArceeFusion(TensorwiseAlgorithm[ArceeFusionConfig]):
     """Copy the expert's entries whose importance is an upper outlier of their tensor.
 
     Formula: base + tau where importance >= median + 1.5 * IQR, else base. The importance of an
-    entry is |tau| * KL(softmax(expert) || softmax(base)), with softmax along the last dimension.
-    There is one threshold per tensor. Each quantile is one of the tensor's importances, without
-    interpolation.
+    entry is |tau| * KL(softmax(expert) || softmax(base)), with softmax along the last dimension,
+    which is in * k * k of a convolution unless `alignment.matrices` is `stored`. There is one
+    threshold per tensor. Each quantile is one of the tensor's importances, without interpolation.
     Options: none.
     Source: mergekit's `arcee_fusion` (no paper). Here the quantiles are exact. mergekit estimates
     them for large tensors from a million random entries, which differ on every run. Here the

@@ -75,7 +75,7 @@ class ModelStockConfig(ComponentConfig):
 
     scope: Literal["model", "tensor", "row"] = "tensor"
     """Compute one ratio for the whole model, one per tensor, or one per row of the last dimension
-    (the paper's filters)."""
+    (the paper's filters). A row of a convolution is an output channel."""
     mean_of: PairMean = "cosines"
     """Compute the ratio from the mean cosine of pairs of experts (mergekit), or from the cosine of
     their mean angle (FusionBench). For two experts both are the same."""

@@ -90,12 +90,12 @@ def spherical_mean(
     weights = torch.tensor(shares, dtype=gram.dtype)
     norms, cosines = norms_and_cosines(gram)
     directed = weights * (norms > 0)
-    length = _length(directed, cosines)
-    if length < tolerance:
+    length, total = _length(directed, cosines), directed.sum()
+    if length < tolerance or (iterations and total.abs() < _CANCELLED):
         return weights
     point = directed / length
     for _ in range(iterations):
-        step = _mean_log(point, cosines, directed / directed.sum())
+        step = _mean_log(point, cosines, directed / total)
         length = _length(step, cosines)
         if length < tolerance:
             break

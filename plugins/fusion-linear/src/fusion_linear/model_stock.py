@@ -34,6 +34,8 @@ class ModelStock(Algorithm[ModelStockConfig]):
     Options: `scope` (one ratio per `tensor`, per `model`, or per `row`; `tensor`), `mean_of`
     (`cosines`, or `angles`: c is the cosine of the pairs' mean angle; `cosines`). Rows run along
     the last dimension, and a vector is one row: the paper's filters, and mergekit's `filter_wise`.
+    A row of a convolution is an output channel here, since a convolution is one matrix (out,
+    in * k * k); with `alignment.matrices: stored` it is as in mergekit.
     The paper derives t for one angle between all pairs. mergekit then averages cosines, and
     FusionBench angles.
     Differences: cosines are exact for task vectors of any size. mergekit bounds the products of

@@ -65,7 +65,8 @@ class NuSlerp(Algorithm[NuSlerpConfig]):
     alone would choose the arc.
     Options: `weights` (one factor per expert; 1 each), `mode` (`flat`). One vector is a whole
     tensor (`flat`), a row W[i, ...] along the last dimension (`row`), or a column along the first
-    dimension (`column`). Weights that cancel are an error, while mergekit takes t = 0.5.
+    dimension (`column`). A convolution is a matrix (out, in * k * k) unless `alignment.matrices`
+    is `stored`, as in mergekit. Weights that cancel are an error, while mergekit takes t = 0.5.
     Source: mergekit's `nuslerp` (no paper). Its `nuslerp_flatten: false` is `row`; with
     `nuslerp_row_wise: true` as well it is, in spite of the name, `column`.
     Shapes: any. Data: none. Cost: two passes for `flat`, else one; `column` holds a whole tensor.

@@ -78,6 +78,7 @@ class Stack(Algorithm[StackConfig]):
         return Outline(
             {name: replace(infos[there], name=name) for name, (_, there) in layout.origins.items()},
             partial(replace_layers, count=layout.count, layers=layout.layers),
+            is_rearranged=any(name != there for name, (_, there) in layout.origins.items()),
         )
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:

@@ -28,9 +28,10 @@ class CoreSpace(Matrixwise, Coordinates[CoreSpaceConfig]):
     Formula: L' tau_k R for a matrix (m, n). A merge C of these coordinates becomes base + L C R'. L
     are the left singular vectors of all experts' task vectors joined by columns, R the right
     singular vectors of all joined by rows. Coordinates fill the first rows and columns of a matrix
-    (m, n), and all other entries are zero. Nothing is lost, so weighted sums stay the same: the
-    stage is for merges that treat entries one by one. A density counts all m * n entries (`knots`
-    counts only those in the basis). All other tensors stay as they are.
+    (m, n), and all other entries are zero. So are an expert's coordinates in a direction in which
+    they are below 1e-6 of its norm: these are rounding. Nothing else is lost, so weighted sums stay
+    the same: the stage is for merges that treat entries one by one. A density counts all m * n
+    entries (`knots` counts only those in the basis). All other tensors stay as they are.
     Options: `bases` (`both`). `left` has no R, as in KnOTS.
     Differences: Core Space takes the axes of the bases from the adapters' factors, which span the
     same spaces. Here the axes are singular vectors of the task vectors.
@@ -115,16 +116,26 @@ class _Bases(NamedTuple):
     right: Tensor | None
 
     def to_coordinates(self, piece: Piece) -> Tensor:
-        """Return L' tau_k R for all experts."""
+        """Return L' tau_k R for all experts, and zero where an expert's coordinates are rounding.
+
+        That is a direction, of the left basis or the right one, in which an expert's coordinates
+        are below 1e-6 of its norm: their signs would be random.
+        """
         if piece.factors is None:
             coordinates = self.left.mT @ piece.task_vectors
-            return coordinates if self.right is None else coordinates @ self.right
-        return torch.stack(
-            [
-                (self.left.mT @ left) @ (right if self.right is None else right @ self.right)
-                for left, right in piece.factors
-            ]
-        )
+            coordinates = coordinates if self.right is None else coordinates @ self.right
+        else:
+            coordinates = torch.stack(
+                [
+                    (self.left.mT @ left) @ (right if self.right is None else right @ self.right)
+                    for left, right in piece.factors
+                ]
+            )
+        bounds = torch.linalg.matrix_norm(coordinates, keepdim=True) * _ROUNDING
+        for dim in (2,) if self.right is None else (2, 1):
+            lengths = torch.linalg.vector_norm(coordinates, dim=dim, keepdim=True)
+            coordinates.masked_fill_(lengths <= bounds, 0)
+        return coordinates
 
     def restore(self, merged: Tensor) -> Tensor:
         """Return L C R' for coordinates C in the first rows and columns of `merged`."""

@@ -9,6 +9,7 @@ from fusion_adapting._adapters import find_feature_module
 from fusion_adapting._batches import map_batches
 from fusion_adapting._checkpointing import checkpoint_layers
 from fusion_adapting._classes import UNDEFINED, measure_accuracy, most_likely
+from fusion_adapting._finite import refuse_nonfinite
 from fusion_adapting._gradients import compute_squared_gradients, squared_gradients
 from fusion_adapting._inputs import input_dim, observe_inputs
 from fusion_adapting._live import (
@@ -79,6 +80,7 @@ __all__ = [
     "most_likely",
     "observe_inputs",
     "predict_unlabeled",
+    "refuse_nonfinite",
     "replace_parameters",
     "retain_freed_memory",
     "squared_gradients",

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from fusion_adapting._experts import measure_experts
+from fusion_adapting._finite import refuse_nonfinite
 from fusion_adapting._live import group_tied_names, separate_tensors
 from fusion_adapting._squares import LogProbabilities, SquareSums
 from fusion_core import note
@@ -68,7 +69,8 @@ def compute_squared_gradients(  # noqa: PLR0913 - a model and its parameters, th
     label per example is drawn from the predictions: the same expectation, with a variance, for one
     backward pass per example. The draw depends on `seed`, the task's name and the example's number,
     but not on the batches. Parameters that take no part get zeros. Tied names share a tensor. The
-    model, in evaluation mode, does not change.
+    model, in evaluation mode, does not change. Raises `FusionError` for predictions or squared
+    gradients that are not finite.
 
     Several gradients are computed at once by `torch.func.vmap` if they take at most 64 MiB together
     (2 GiB on an accelerator). In models that vmap cannot handle, with a recurrence or branches that
@@ -82,12 +84,15 @@ def compute_squared_gradients(  # noqa: PLR0913 - a model and its parameters, th
         for batch in batches:
             on_device = batch.to(device)
             logs = squares.log_probabilities(on_device)
+            refuse_nonfinite(logs, "the predictions", model, task)
             weights = _label_weights(logs, label_key, first=count, exact_up_to=exact_up_to)
             squares.add(on_device, weights)
             count += len(batch)
             note(f"{task.name}: {count:,} examples")
     means: dict[str, Tensor] = {}
     for tied_names, total in zip(names.values(), squares.sums, strict=True):
+        label = f"the squared gradients of {tied_names[0]!r}"
+        refuse_nonfinite(total, label, model, task)
         means |= dict.fromkeys(tied_names, total.div_(count))
     return means
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from fusion_adapting._finite import refuse_nonfinite
 from fusion_adapting._predictions import widened
 from fusion_adapting._products import ProductObserver, expert_by_expert
 from fusion_core.contracts.batch import ATTENTION_MASK
@@ -39,8 +40,8 @@ def observe_inputs(  # noqa: PLR0913 - a model and its layers, the examples, and
     `layers` maps each layer to its name in errors. `inputs` has shape (positions, width), at least
     in fp32. The task may call the model, or parts of it, several times per batch. Padding is left
     out: by the `attention_mask` of the call, or by the batch's mask if the call has none. Raises
-    `FusionError` if the mask does not fit a layer's inputs, or if the task computes its scores
-    without calling the model. The model, in evaluation mode, does not change.
+    `FusionError` if the mask does not fit a layer's inputs, if these are not finite, or if the task
+    computes its scores without calling the model. The model, in evaluation mode, does not change.
 
     With `packed`, the layers include the matrices in these parameters, as `PackedLayer`. Their
     inputs are the rows that the model multiplies by them: the positions routed to an expert. The
@@ -53,11 +54,16 @@ def observe_inputs(  # noqa: PLR0913 - a model and its layers, the examples, and
     tracker = _CallTracker(model, on_device.mask, packed)
     predictions = sum(on_device.count_predictions())
 
+    def see_finite(layer: Any, name: str, inputs: Tensor) -> None:  # noqa: ANN401 - of any class
+        refuse_nonfinite(inputs, f"the inputs of the layer of {name!r}", model, task)
+        see(layer, inputs)
+
     with expert_by_expert(model), tracker, ExitStack() as hooks:
 
         def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
             inputs = widened((args or tuple(kwargs.values()))[0].detach())
-            see(layer, _unpadded(inputs, tracker.mask, layers[layer], predictions))
+            name = layers[layer]
+            see_finite(layer, name, _unpadded(inputs, tracker.mask, name, predictions))
 
         for layer in layers:
             handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
@@ -65,7 +71,7 @@ def observe_inputs(  # noqa: PLR0913 - a model and its layers, the examples, and
         if packed is not None:
 
             def see_rows(layer: PackedLayer, rows: Tensor) -> None:
-                see(layer, widened(rows.detach()))
+                see_finite(layer, layer.name, widened(rows.detach()))
 
             hooks.enter_context(ProductObserver(packed, see_rows, lambda: tracker.mask))
         task.logits(model, on_device)

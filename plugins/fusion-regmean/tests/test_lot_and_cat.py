@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from fusion_core import RunOptions, run_fusion
 from fusion_regmean.cat import Cat
 from fusion_regmean.layer_statistics import LayerStatistics
 from fusion_regmean.least_squares import LeastSquares
 from fusion_regmean.lot import Lot
+from fusion_testing import TinyTasks, tiny_pool
 
 State = dict[str, Tensor]
 
@@ -157,3 +159,18 @@ def test_cat_without_penalty_removes_all_disturbances(stacks: Any) -> None:
     change = merged["head.weight"] - pool.base.state_dict()["head.weight"]
     torch.testing.assert_close(change, torch.zeros_like(change), rtol=0, atol=1e-9)
     assert vectors["a"]["head.weight"].any()
+
+
+def test_cat_averages_running_statistics() -> None:
+    pool = tiny_pool("convolution", dtype=torch.float64)
+    options = {"samples": 4, "directions": 1}
+    algorithm = {"name": "cat", **options}
+    merged = run_fusion(
+        algorithm=algorithm, model_pool=pool, task_pool=TinyTasks(),
+        options=RunOptions(evaluate=False),
+    ).weights.state_dict()  # fmt: skip
+    names = [name for name, buffer in pool.config.base.named_buffers() if buffer.dim()]
+    assert len(names) == 2
+    for name in names:
+        mean = torch.stack([expert.tensor(name) for expert in pool.experts.values()]).mean(0)
+        torch.testing.assert_close(merged[name], mean, rtol=1e-12, atol=0)

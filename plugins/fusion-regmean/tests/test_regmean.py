@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion_adapting import Moments
-from fusion_core import run_fusion
+from fusion_core import RunContext, run_fusion
 from fusion_core.errors import FusionError
 from fusion_regmean.least_squares import LeastSquares, moment_of
 from fusion_regmean.plus_plus import RegMeanPlusPlus
@@ -113,7 +113,7 @@ def test_a_case_by_hand() -> None:
     sums.add(
         torch.tensor([[9.0, 3.0], [9.0, 4.0]]), torch.tensor([[0.0, 0.0], [0.0, 2.0]]).double()
     )
-    assert torch.equal(sums.solve("w"), torch.tensor([[1.0, 3.0], [2.0, 4.0]]))
+    assert torch.equal(sums.solve("w", 0), torch.tensor([[1.0, 3.0], [2.0, 4.0]]))
 
 
 def test_a_conv1d_has_inputs_along_the_first_dimension() -> None:
@@ -124,7 +124,7 @@ def test_a_conv1d_has_inputs_along_the_first_dimension() -> None:
         rows = torch.randn(6, 2, generator=draw).double()
         linear.add(weight, rows.T @ rows)
         turned.add(weight.T, rows.T @ rows)
-    assert torch.equal(linear.solve("w").T, turned.solve("w"))
+    assert torch.equal(linear.solve("w", 0).T, turned.solve("w", 0))
 
 
 def test_moments_are_shrunk_off_the_diagonal() -> None:
@@ -134,12 +134,30 @@ def test_moments_are_shrunk_off_the_diagonal() -> None:
     assert merged.tolist() == [[2.3, 0.5], [0.5, 4.3]]
 
 
-def test_undetermined_weights_are_errors_with_a_name() -> None:
+@pytest.mark.parametrize(("ridge", "larger"), [(0, "1e-06"), (1e-6, "0.0001")])
+def test_undetermined_weights_are_errors_with_a_name(ridge: float, larger: str) -> None:
     sums = LeastSquares(torch.zeros(2, 2), 1)
     sums.add(torch.ones(2, 2), torch.tensor([[1.0, 0.0], [0.0, 0.0]]).double())
     with pytest.raises(FusionError, match="inputs of 'head' do not determine") as caught:
-        sums.solve("head")
-    assert "ridge" in str(caught.value.hint)
+        sums.solve("head", ridge)
+    assert str(caught.value.hint).endswith(f"ridge than {ridge:g}: --set algorithm.ridge={larger}")
+
+
+@pytest.mark.parametrize("method", [RegMean, RegMeanPlusPlus])
+def test_a_layer_whose_inputs_are_all_zero_is_averaged(
+    method: Any, stacks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, warnings = stacks.pool(), []
+    monkeypatch.setattr(RunContext, "warn", lambda _, message: warnings.append(message))
+    for model in (pool.config.base, *pool.config.models.values()):
+        for parameter in model.layers[0].norm.parameters():
+            nn.init.zeros_(parameter)
+    merged = stacks.merge(method(samples=8), pool)
+    for name in ("layers.0.up.weight", "layers.0.down.weight"):
+        is_mean = torch.allclose(merged[name], stacks.mean(pool)[name], rtol=1e-12, atol=0)
+        assert is_mean == (".up." in name)
+    assert "uses 1 tensor (" in warnings[-1]
+    assert warnings[-1].endswith("the largest: layers.0.up.weight): averaged")
 
 
 def test_the_report_says_that_tasks_were_adapted_on(stacks: Any) -> None:

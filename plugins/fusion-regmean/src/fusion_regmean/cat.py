@@ -16,7 +16,7 @@ from fusion_regmean.layer_statistics import expert_statistics
 from fusion_regmean.sources import task_vector_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
@@ -35,7 +35,8 @@ class Cat(ForLayers, Algorithm[CatConfig]):
     For the weight of a normalisation, B_k are as many entries, with the largest sums of
     T_i^2 (E_k - penalty * E_i), E_k being the mean square of the values that the weight multiplies.
     For every other vector, B_k are the entries with the largest sums of T_i^2. All other task
-    vectors are kept whole.
+    vectors are kept whole. Floating-point tensors that are not parameters (running statistics) are
+    averaged.
     Options: `samples` (unlabeled examples per task; 16), `directions` (per matrix or vector; 4),
     `penalty` (5.0), `scale` (factor; 0.4).
     Differences: means over positions replace the paper's sums. A published port of the authors'
@@ -56,15 +57,22 @@ class Cat(ForLayers, Algorithm[CatConfig]):
         conflicts = Conflicts(self.config, pool, context)
         for expert, statistics in expert_statistics(pool, self.config.samples, context):
             conflicts.add_losses(expert, statistics)
-        vectors = (info.name for info in pool.reference.infos.values() if len(info.shape) == 1)
-        treated = {*vectors}  # vectors of no layer are trimmed by their size
+            parameters = statistics.parameters
+        infos = pool.layout.unpack(pool.reference).infos
+        untrained = infos.keys() - parameters
+        conflicts.trimming.exempt(untrained)
+        vectors = {name for name, info in infos.items() if len(info.shape) == 1}
+        treated = vectors | untrained  # vectors of no layer are trimmed by their size
         for expert, statistics in expert_statistics(pool, self.config.samples, context):
             conflicts.protect(expert, statistics)
             names = (*statistics.moments, *statistics.energies)
             treated.update(*(statistics.tied[name] for name in names))
         self.warn_of_untreated(treated, pool, context)
-        trimmed = context.transform(pool, conflicts.trimming)
-        return context.merge(trimmed, Linear((self.config.scale,) * len(pool.experts)))
+        trimmed, count = context.transform(pool, conflicts.trimming), len(pool.experts)
+        factors = {name: 1 / count if name in untrained else self.config.scale for name in infos}
+        return context.merge(
+            trimmed, Linear({name: (factor,) * count for name, factor in factors.items()})
+        )
 
 
 class _Weight(NamedTuple):
@@ -146,10 +154,14 @@ class ConflictTrimming(RowsKernel):
     #: by tensor and expert: an orthonormal basis of protected outputs, of shape (outputs, n), and
     #: whether outputs are the tensor's last dimension
     bases: dict[str, dict[int, tuple[Tensor, bool]]] = field(default_factory=dict)
-    #: by tensor and expert: indices of protected features
+    #: by tensor and expert: indices of protected features; a vector without them is trimmed by size
     features: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
     cut = Cut.TENSOR
+
+    def exempt(self, names: Iterable[str]) -> None:
+        """Keep the task vectors of some tensors whole."""
+        self.features.update((name, {}) for name in names)
 
     def protect(self, name: str, expert: int, score: Tensor, *, outputs_last: bool) -> None:
         """Protect the features, or the directions of a quadratic form, with the largest scores."""

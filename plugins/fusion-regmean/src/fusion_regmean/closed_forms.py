@@ -76,7 +76,7 @@ class CalibratedLinear:
         """Return weight and bias, pulled towards the given ones."""
         width = weight.shape[self._dim]
         self._squares.add(weight, ridge * torch.eye(width, dtype=torch.float64))
-        solved = self._squares.solve(name)
+        solved = self._squares.solve(name, ridge)
         if bias is None:
             return solved, None
         rest = self._answers - self._outputs(solved, self._inputs, None) + ridge * bias.double()

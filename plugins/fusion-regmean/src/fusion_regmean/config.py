@@ -35,8 +35,8 @@ class FisherConfig(SamplesConfig):
     floor: Annotated[float, Field(gt=0)] = 1e-6
     """Raise the information of every parameter to at least this."""
     normalize: bool = True
-    """Divide each expert's information by its norm over the model, so that a more confident expert
-    does not count more."""
+    """Divide each expert's information by its norm over the merged parameters, without those of
+    `skip`, so that a more confident expert does not count more."""
     weights: ExpertWeights | None = None
     """One factor per expert, by name or as a list in pool order, none negative; default: 1 each."""
 

@@ -30,9 +30,9 @@ class Fisher(Algorithm[FisherConfig]):
 
     Formula: sum of c_k F_k W_k / sum of c_k F_k, with F_k = E[(d log p(y|x) / d W_k)^2], at least
     `floor`. The expectation is over single examples x of expert k's own task and over labels y from
-    the expert's predictions. c_k is the expert's factor in `weights`, divided by the norm of all
-    its F_k unless `normalize: false`. Floating-point tensors that are not parameters are averaged
-    by `weights`.
+    the expert's predictions. c_k is the expert's factor in `weights`, divided by the norm of its
+    F_k over the merged parameters unless `normalize: false`. Floating-point tensors that are not
+    parameters are averaged by `weights`.
     Options: `samples` (unlabeled examples per task; 256), `labels` (`auto`), `floor` (squared
     gradient; 1e-6), `normalize` (true), `weights` (one factor per expert; 1 each). `exact` takes
     the expectation over all classes. `sampled` takes one draw per example (Monte-Carlo Fisher),

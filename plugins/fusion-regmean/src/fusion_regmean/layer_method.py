@@ -57,8 +57,8 @@ class ForLayers:
         noun = "1 tensor" if len(untreated) == 1 else f"{len(untreated)} tensors"
         method = context.stage or type(self).__name__
         context.warn(
-            f"{method} observed no layer that uses {noun} ({share:.2%} of the parameters, the "
-            f"largest: {largest.name}): {self.other_tensors}"
+            f"{method} observed no layer with nonzero inputs that uses {noun} ({share:.2%} of the "
+            f"parameters, the largest: {largest.name}): {self.other_tensors}"
         )
 
     def _may_treat(self, info: TensorInfo) -> bool:

@@ -47,6 +47,8 @@ class LayerStatistics:
     energies: dict[str, Energy] = field(default_factory=dict)
     #: all names of a weight's parameter
     tied: dict[str, list[str]] = field(default_factory=dict)
+    #: the names of all parameters, also of those that belong to no observed layer
+    parameters: set[str] = field(default_factory=set)
 
     def add(self, layer: Any, name: str, inputs: Tensor) -> None:  # noqa: ANN401 - of either kind
         """Add one call of a layer."""
@@ -80,6 +82,9 @@ def _gather(
         statistics.moments.pop(name, None)
     names = {*live.layers.values(), *statistics.moments}
     statistics.tied = {name: live.tied_names(name) for name in names}
+    slots = {**pool.layout.slots, **pool.live_layout.slots}
+    matrices = {slot.name for name in live.parameters for slot in slots.get(name, ())}
+    statistics.parameters = {*live.parameters, *matrices}
     return statistics
 
 

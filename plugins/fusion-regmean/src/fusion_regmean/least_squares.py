@@ -41,13 +41,17 @@ class LeastSquares:
         self._gram += moment
         self._product.addmm_(self._turn(weight).double(), moment if cross is None else cross)
 
-    def solve(self, name: str) -> Tensor:
-        """Return the weight; raises `FusionError` if the inputs do not determine it."""
+    def solve(self, name: str, ridge: float) -> Tensor:
+        """Return the weight; raises `FusionError` if the inputs do not determine it.
+
+        `ridge` is the option by which the moments were raised, for the error.
+        """
         factor, failed = torch.linalg.cholesky_ex(self._gram)
         if failed:
             raise FusionError(
                 f"the inputs of {name!r} do not determine its weight",
-                hint="Use more samples, or a ridge: --set algorithm.ridge=1e-6",
+                hint=f"Use more samples, or a larger ridge than {ridge:g}: "
+                f"--set algorithm.ridge={max(100 * ridge, 1e-6):g}",
             )
         solved = torch.cholesky_solve(self._product.mT, factor).mT
         return self._turn(solved).to(self._dtype).contiguous()

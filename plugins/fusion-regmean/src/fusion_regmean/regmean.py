@@ -32,14 +32,17 @@ class LayerSums:
         """Add an expert's weights, and the moments of its layers' inputs."""
         shrinking = {"off_diagonal": self._config.off_diagonal, "ridge": self._config.ridge}
         for name, layer in layer_moments.items():
+            if not layer.total.any():  # as if the layer was not called
+                continue
             weight = weights.tensor(name)
             if name not in self._layers:
                 self._layers[name] = LeastSquares(weight, layer.dim)
             self._layers[name].add(weight, moment_of(layer, **shrinking))
 
     def solve(self) -> dict[str, Tensor]:
-        """Return the layers' weights, and free the sums."""
-        return {name: self._layers.pop(name).solve(name) for name in [*self._layers]}
+        """Return the weights of layers with nonzero inputs, and free the sums."""
+        ridge = self._config.ridge
+        return {name: self._layers.pop(name).solve(name, ridge) for name in [*self._layers]}
 
 
 class RegMean(ForLayers, Algorithm[RegMeanConfig]):
@@ -47,8 +50,9 @@ class RegMean(ForLayers, Algorithm[RegMeanConfig]):
 
     Formula: W = (sum of W_k G_k) (sum of G_k)^-1 for linear layers, the experts' mean for all other
     tensors. G_k = E[x x'] of the inputs of expert k's layer on its own task, with off-diagonal
-    entries multiplied by `off_diagonal`. An expert whose layer is never called does not count. The
-    packed experts of a mixture are layers, too: their inputs are the positions routed to them.
+    entries multiplied by `off_diagonal`. An expert whose layer is never called, or gets zeros
+    alone, does not count. If no expert counts, the layer is averaged. The packed experts of a
+    mixture are layers, too: their inputs are the positions routed to them.
     Options: `samples` (unlabeled examples per task; 256), `off_diagonal` (factor; 0.9, and 0.1 for
     T5 in the paper), `ridge` (fraction of a moment's mean diagonal, added to every G_k; 1e-6).
     Differences: like FusionBench, it takes the mean over positions, not the sum, so a task with

@@ -486,6 +486,22 @@ def test_an_expert_that_predicts_the_same_for_all_examples_is_named(
     assert "the same for all examples to adapt on: b." in warning
 
 
+@pytest.mark.parametrize(
+    ("names", "missing"), [(("a", "b"), "c"), (("b", "x"), "a, c"), (("x", "y"), "a, b, c")]
+)
+def test_experts_without_a_task_are_named(
+    names: tuple[str, ...], missing: str, make_pool: Make, tasks: Any
+) -> None:
+    adapted = [name for name in names if name in "abc"] or list(names)
+    context, chosen = (RunContext(tasks=type(tasks)(names)) for _ in range(2))
+    AdaMerging(steps=1).run(make_pool("mlp", experts=3), context)
+    AdaMerging(steps=1, tasks=adapted).run(make_pool("mlp", experts=3), chosen)
+    (warning,) = context.warnings
+    assert warning.startswith(f"experts without a task in the task pool: {missing}. ")
+    assert f"are learned from other tasks alone: {', '.join(adapted)}. " in warning
+    assert not chosen.warnings
+
+
 def test_a_task_with_fewer_examples_than_a_batch_gives_what_it_has(
     make_pool: Make, tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from fusion_adamerging.adarank import AdaRank
 from fusion_adamerging.config import AdaMergingConfig
 from fusion_adamerging.monitor import SearchMonitor, SearchStoppedError, TaskSummary, check_size
 from fusion_core import Batch, RunContext
+from fusion_core.errors import FusionError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +89,33 @@ def test_a_monitor_continues_from_its_state() -> None:
 def test_an_objective_that_is_not_finite_is_refused(value: float) -> None:
     with pytest.raises(SearchStoppedError, match=f"step 3: the objective of task 'a' is {value}"):
         SearchMonitor().check(3, {"a": TaskSummary(value, VARIED)})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_start_that_is_not_finite_has_not_diverged(value: float) -> None:
+    with pytest.raises(FusionError, match=f"'a' is {value} before the first step") as caught:
+        SearchMonitor().check(0, {"a": TaskSummary(value, VARIED)})
+    assert not isinstance(caught.value, SearchStoppedError)
+    assert "examples of task 'a'" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("method", [AdaMerging, AdaRank])
+def test_a_search_with_bad_examples_or_a_bad_start_saves_nothing(
+    method: Any,
+    make_pool: Callable[..., CheckpointsPool],
+    tasks: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = RunContext(tasks=tasks, output=tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"algorithm\.init: expected .* at most 10, got 11"):
+        method(init=11.0).run(make_pool("mlp"), context)
+    kind = type(tasks["b"])
+    bad = Batch(torch.full((16, 3, 4, 4), torch.nan))
+    monkeypatch.setattr(kind, "batch", lambda *_, **__: bad)
+    with pytest.raises(FusionError, match="before the first step"):
+        method(steps=5).run(make_pool("mlp"), context)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 11.0, -11.0])

@@ -19,7 +19,7 @@ from fusion_core import (
     mark_features,
     run_fusion,
 )
-from fusion_core.errors import RecipeError
+from fusion_core.errors import FusionError, RecipeError
 from fusion_core.weights import CheckpointSource, Linear
 
 if TYPE_CHECKING:
@@ -161,3 +161,46 @@ def test_two_stages_with_task_specific_results_are_refused(
     stages = [{"name": "symerge", "steps": 1}, {"name": "surgery", "steps": 1}]
     with pytest.raises(RecipeError, match="symerge and surgery each make a different model"):
         run_fusion(algorithm=stages, model_pool=make_pool("mlp", experts=3), task_pool=turned_tasks)
+
+
+def run_surgery(pool: Any, tasks: Any, **options: Any) -> RunContext:
+    context = RunContext(tasks=tasks)
+    merged = context.merge(pool, Linear((0.3,) * len(pool.experts)))
+    Surgery(examples=16, **{"steps": 20, **options}).calibrate(merged, pool, context)
+    return context
+
+
+@pytest.mark.parametrize("owner", ["merge", "expert"])
+def test_features_that_are_not_finite_are_refused(
+    owner: str, make_pool: Make, turned_tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = turned_tasks.kind
+    original, calls = kind.features, []
+
+    def features(self: Any, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        values = original(self, model, inputs)
+        if self.name == "b":
+            calls.append(model)
+            is_merge = model is calls[0]
+            values[3] *= torch.nan if is_merge == (owner == "merge") else 1
+        return values
+
+    monkeypatch.setattr(kind, "features", features)
+    with pytest.raises(FusionError, match=f"the {owner}'s features are NaN .* on task 'b'"):
+        run_surgery(make_pool("mlp", experts=3), turned_tasks)
+
+
+def test_an_adapter_that_diverges_is_refused(make_pool: Make, turned_tasks: Any) -> None:
+    with pytest.raises(FusionError, match=r"adapter of task 'a' diverged: .* is (nan|inf) after"):
+        run_surgery(make_pool("mlp", experts=3), turned_tasks, lr=1e20)
+    with pytest.raises(RecipeError, match=r"less than or equal to 10{30}$"):
+        Surgery(lr=1e38)
+
+
+def test_adapters_that_end_farther_than_they_start_are_named(
+    make_pool: Make, turned_tasks: Any
+) -> None:
+    pool = make_pool("mlp", experts=3)
+    assert not run_surgery(pool, turned_tasks, lr=0.01).warnings
+    (warning,) = run_surgery(pool, turned_tasks, lr=100.0).warnings
+    assert "farther from their expert's features than they start: b (" in warning

@@ -96,13 +96,16 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
         """Return the tasks to adapt on, and after them those on which the base teaches.
 
         Raises `RecipeError` for a task that the pool lacks. With the objective `teacher` it also
-        raises for a task without an expert, and for a task with two teachers.
+        raises for a task without an expert, and for a task with two teachers. Warns of experts
+        without a task, unless `tasks` names the tasks.
         """
         tasks = super().adapted(pool, context)
         assert context.tasks is not None  # noqa: S101 - or it would have raised
         if self.config.objective == "teacher":
             for task in tasks:
                 pool.expert_of(task.name)  # raises before any model is loaded
+        if self.config.tasks is None:
+            _warn_of_missing_tasks([task.name for task in tasks], pool, context)
         taught = {task.name for task in tasks}
         for name in self.config.retain:
             if name in taught:
@@ -172,6 +175,16 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
         options = self.config.model_dump(mode="json", exclude={"save_every"})
         return StateStore(
             context.state, "search", {"options": options, "seed": context.seed, **identity}
+        )
+
+
+def _warn_of_missing_tasks(tasks: Sequence[str], pool: ModelPool[Any], context: RunContext) -> None:
+    """Warn of experts without a task among those to adapt on, and say what follows from it."""
+    if missing := [expert for expert in pool.experts if pool.task_of(expert) not in tasks]:
+        context.warn(
+            f"experts without a task in the task pool: {', '.join(missing)}. Their coefficients "
+            f"are learned from other tasks alone: {', '.join(tasks)}. Add the missing tasks, or "
+            "name the tasks to adapt on (option `tasks`)."
         )
 
 

@@ -32,6 +32,10 @@ _GRAINS: "Mapping[str, Grain]" = {
 }
 
 
+#: Adam divides a rate by 1 - 0.9 in fp32, so one near the largest fp32 number fails.
+LearningRate = Annotated[float, Field(gt=0, le=1e30)]
+
+
 def _check_unique(names: list[str]) -> list[str]:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"named more than once: {', '.join(repeated)}")
@@ -57,7 +61,7 @@ class SearchConfig(UnlabeledConfig):
 
     steps: Annotated[int, Field(ge=0)] = 100
     """Number of search steps."""
-    lr: Annotated[float, Field(gt=0)] = 0.01
+    lr: LearningRate = 0.01
     """Learning rate of Adam: about how far a coefficient moves per step."""
     schedule: Literal["cosine", "constant"] = "constant"
     """Schedule of the learning rate: constant, or down to zero along a cosine."""
@@ -184,7 +188,7 @@ class AdaRankConfig(CoefficientMergeConfig):
 class SyMergeConfig(GranularityConfig):
     """The learned coefficients, and the options of the search."""
 
-    lr: Annotated[float, Field(gt=0)] = 0.02
+    lr: LearningRate = 0.02
     """Learning rate of Adam: about how far a coefficient moves per step."""
     objective: Literal["entropy", "teacher"] = "teacher"
     """Minimise the entropy of the predictions, or their distance from the predictions of
@@ -192,7 +196,7 @@ class SyMergeConfig(GranularityConfig):
     own: Annotated[list[str], Field(min_length=1)] | None = None
     """Patterns of the tensors to learn per task; default: weight and bias of the linear layer that
     the model calls last, among those that experts changed."""
-    own_lr: Annotated[float, Field(gt=0)] = 0.001
+    own_lr: LearningRate = 0.001
     """Learning rate of Adam for these tensors: about how far an entry moves per step."""
 
 
@@ -203,7 +207,7 @@ class SurgeryConfig(UnlabeledConfig):
     """Rank of each adapter: the number of feature directions that it changes."""
     steps: Annotated[int, Field(ge=0)] = 1000
     """Number of training steps per adapter."""
-    lr: Annotated[float, Field(gt=0)] = 0.001
+    lr: LearningRate = 0.001
     """Learning rate of Adam."""
     examples: Annotated[int, Field(ge=1)] = 512
     """Unlabeled examples per task, whose features are computed once."""

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.errors import FusionError
+from fusion_core.errors import FusionError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,15 +69,12 @@ class SearchMonitor:
 
         Raises `SearchStoppedError` if an objective is not finite, or if the predictions of a task
         have collapsed into one class. If teachers are followed (`taught`), one class for all
-        examples is not an error, because a teacher may predict that.
+        examples is not an error, because a teacher may predict that. In the first step, an
+        objective that is not finite is another `FusionError`, because no coefficients are good.
         """
         for task, summary in summaries.items():
             if not math.isfinite(summary.objective):
-                raise SearchStoppedError(
-                    f"the search diverged at step {step}: the objective of task {task!r} is "
-                    f"{summary.objective}",
-                    hint="Use a smaller algorithm.lr.",
-                )
+                raise _not_finite(step, task, summary.objective)
             if not taught:
                 self._check_collapse(step, task, summary)
         return not any(4 * count >= self._limit(task) for task, (_, count) in self.runs.items())
@@ -124,9 +121,32 @@ class SearchMonitor:
         return cls(runs, past)
 
 
+def _not_finite(step: int, task: str, objective: float) -> FusionError:
+    """Return the error for an objective that is not finite, in the first step or in a later one."""
+    if step:
+        return SearchStoppedError(
+            f"the search diverged at step {step}: the objective of task {task!r} is {objective}",
+            hint="Use a smaller algorithm.lr, or check the task's unlabeled examples.",
+        )
+    return FusionError(
+        f"the objective of task {task!r} is {objective} before the first step: the start of the "
+        "search or the examples are not finite",
+        hint=f"Check the models and the unlabeled examples of task {task!r}. If both are finite, "
+        "use a smaller algorithm.init.",
+    )
+
+
 def check_size(step: int, coefficients: Tensor) -> None:
-    """Raise `SearchStoppedError` if a coefficient is NaN or larger than `LARGEST`."""
+    """Raise `SearchStoppedError` if a coefficient is NaN or larger than `LARGEST`.
+
+    In the first step, it is a `RecipeError` about the start.
+    """
     largest = float(coefficients.abs().max())
+    if not step and not largest <= LARGEST:
+        raise RecipeError(
+            f"algorithm.init: expected a size of at most {LARGEST:g}, got {largest:g}",
+            hint="The best coefficients of task arithmetic are near 0.3.",
+        )
     if not largest <= LARGEST:  # true for NaN as well
         raise SearchStoppedError(
             f"the search diverged at step {step}: a coefficient has become {largest:g}",

@@ -11,11 +11,19 @@ from torch.nn.functional import l1_loss
 
 from fusion_adamerging.adaptive import UnlabeledMixin
 from fusion_adamerging.config import SurgeryConfig
-from fusion_adapting import apply_adapter, build_live, find_feature_module, make_generator
+from fusion_adapting import (
+    apply_adapter,
+    build_live,
+    find_feature_module,
+    make_generator,
+    refuse_nonfinite,
+)
 from fusion_core import Calibration, FeatureTask
-from fusion_core.errors import RecipeError
+from fusion_core.errors import FusionError, RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from fusion_core import AdaptiveTask, ModelPool, RunContext, WeightSource
@@ -60,15 +68,19 @@ class Surgery(UnlabeledMixin[SurgeryConfig], Calibration[SurgeryConfig]):
         experts = {task.name: pool.expert_of(task.name) for task in tasks}
         model = build_live(pool, merged, context.device)
         modules = {task.name: self._find_module(model, task, context) for task in tasks}
-        features = {task.name: self._compute_features(model, task, context) for task in tasks}
+        features = {
+            task.name: self._compute_features(model, task, context, "the merge's features")
+            for task in tasks
+        }
         del model
         trained: dict[str, TrainedAdapter] = {}
         with context.progress.track("train adapters", total=len(tasks), unit="tasks") as advance:
             for task in tasks:
                 expert = build_live(pool, experts[task.name], context.device)
-                target = self._compute_features(expert, task, context)
+                target = self._compute_features(expert, task, context, "the expert's features")
                 trained[task.name] = self._train(task.name, features[task.name], target, context)
                 advance(1, note=task.name)
+        _warn_of_farther(trained, context)
         for index, step in enumerate((0, self.config.steps)):
             distances = {
                 f"distance/{name}": result.distances[index] for name, result in trained.items()
@@ -92,13 +104,20 @@ class Surgery(UnlabeledMixin[SurgeryConfig], Calibration[SurgeryConfig]):
         return name
 
     @torch.no_grad()
-    def _compute_features(self, model: nn.Module, task: FeatureTask, context: RunContext) -> Tensor:
-        """Return the features of the examples, of shape (examples, ...)."""
+    def _compute_features(
+        self, model: nn.Module, task: FeatureTask, context: RunContext, label: str
+    ) -> Tensor:
+        """Return the features of the examples, of shape (examples, ...).
+
+        Raises `FusionError` with `label` for features that are not finite.
+        """
         all_examples = replace(self.batches(context), examples=None)
         batches = all_examples.first(task, self.config.examples)
-        return torch.cat(
+        features = torch.cat(
             [task.features(model, batch.to(context.device).inputs) for batch in batches]
         )
+        refuse_nonfinite(features, label, model, task)
+        return features
 
     def _train(
         self, task: str, features: Tensor, target: Tensor, context: RunContext
@@ -114,6 +133,12 @@ class Surgery(UnlabeledMixin[SurgeryConfig], Calibration[SurgeryConfig]):
             optimiser.step()
         down, up = down.detach(), up.detach()
         after = l1_loss(apply_adapter(features, down, up), target)
+        if not after.isfinite():
+            raise FusionError(
+                f"the adapter of task {task!r} diverged: its distance from the expert's features "
+                f"is {after.item()} after training",
+                hint=f"Use a smaller algorithm.lr than {self.config.lr:g}.",
+            )
         distances = l1_loss(features, target).item(), after.item()
         return TrainedAdapter((down.cpu(), up.cpu()), distances)
 
@@ -123,6 +148,20 @@ class Surgery(UnlabeledMixin[SurgeryConfig], Calibration[SurgeryConfig]):
         down = torch.empty(self.config.rank, width).uniform_(-bound, bound, generator=generator)
         up = features.new_zeros(width, self.config.rank)
         return down.to(features).requires_grad_(), up.requires_grad_()
+
+
+def _warn_of_farther(trained: Mapping[str, TrainedAdapter], context: RunContext) -> None:
+    """Warn of adapters that ended farther from the expert's features than they started."""
+    farther = [
+        f"{task} ({before:.3g} to {after:.3g})"
+        for task, (_, (before, after)) in trained.items()
+        if after > before
+    ]
+    if farther:
+        context.warn(
+            "adapters that end farther from their expert's features than they start: "
+            f"{', '.join(farther)}. Use a smaller lr, or leave out these tasks (option `tasks`)."
+        )
 
 
 def _check_features(task: AdaptiveTask) -> FeatureTask:

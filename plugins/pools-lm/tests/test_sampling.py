@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import transformers
 
 from fusion_core import Split, run_fusion
 from fusion_core.errors import RecipeError
@@ -315,3 +317,22 @@ def test_tasks_of_files_adapt_on_prompts_of_models() -> None:
     assert task.load_examples(Split.TEST) == untouched.load_examples(Split.TEST)
     assert not prepared.transductive
     assert replace(task, half=1).is_transductive is False
+
+
+def test_an_encoder_with_absolute_positions_reads_the_same_in_any_batch() -> None:
+    """Padding before a question would shift the positions at which BART's encoder reads it."""
+    sizes = {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    layers = {"encoder_layers": 2, "decoder_layers": 2}
+    config = transformers.BartConfig(vocab_size=60, **sizes, **heads, **layers, init_std=1.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.BartForConditionalGeneration(config).eval()
+    prompts: Any = SimpleNamespace(is_seq2seq=True, ends=[2])
+    questions = [[0, *range(5, 6 + 3 * number), 2] for number in range(6)]
+    together, alone = (
+        TextGenerator(prompts, model, 8, batch_size=size).generate_tokens(questions, label="")
+        for size in (6, 1)
+    )
+    assert together == alone
+    assert len({tuple(row) for row in alone}) > 1, "the answers depend on the questions"

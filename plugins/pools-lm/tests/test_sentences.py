@@ -400,6 +400,11 @@ def test_unsupported_modules_are_refused(
             {"names": ["a", "b"]},
             "line 1: unknown label 'x', expected one of a, b",
         ),
+        (
+            [{"text": "a", "label": 1}],
+            {"names": ["1", "2"]},
+            "line 1: label 1 is the number of class '2', and the name of another class",
+        ),
         ([{"text": "a", "label": -1}], {}, "line 1: unknown label -1, expected the number"),
         ([{"text": "a", "label": 0}], {}, "has no train examples"),
         ([{"text": "a", "label": 0}], {"label": "klass"}, "missing field 'klass'"),

@@ -477,6 +477,14 @@ def test_adaptive_methods_work_on_language_models(
             r"answer 2 matches none of the 2",
         ),
         (
+            '{"question": "a", "choices": [2, 3, 4], "answer": 2}',
+            r"answer 2 is the index of '4', and the text of another choice",
+        ),
+        (
+            '{"question": "a", "choices": [true, false], "answer": true}',
+            r"answer True is the index of 'False', and the text of another choice",
+        ),
+        (
             '{"question": "a", "choices": ["b", "c"], "answer": "d"}',
             r"answer 'd' matches none",
         ),

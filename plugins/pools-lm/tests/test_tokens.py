@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, Gemma3nTextConfig, PreTrainedTokenizerFast
 
 from fusion_core import AlignmentPolicy, run_fusion
@@ -18,6 +18,7 @@ from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.weights import Cut
 from fusion_testing import Mean
 from pools_lm.config import LanguageConfig
+from pools_lm.confined import worker
 from pools_lm.pools import CausalPool, ClassificationPool, LanguagePool, Seq2SeqPool
 from pools_lm.tokenizer_files import replace_tokenizer
 
@@ -121,10 +122,12 @@ def dense(
         if policy == "expert" and having:
             return torch.stack(having).mean(0)
         if policy == "subwords":
-            splitter = PreTrainedTokenizerFast(tokenizer_file=f"{paths[name]}/tokenizer.json")
-            cut = splitter(text_of(token), add_special_tokens=False)
-            if cut["input_ids"]:
-                return rows[name][cut["input_ids"]].double().mean(0)
+            splitter = Tokenizer.from_file(f"{paths[name]}/tokenizer.json")
+            if isinstance(splitter.pre_tokenizer, pre_tokenizers.Metaspace):
+                splitter.pre_tokenizer.prepend_scheme = "never"  # a token may continue a word
+            cut = splitter.encode(text_of(token), add_special_tokens=False).ids
+            if cut:
+                return rows[name][cut].double().mean(0)
         return torch.zeros(rows[name].shape[1], dtype=torch.float64)
 
     def row(name: str, token: str) -> torch.Tensor:
@@ -715,3 +718,16 @@ def test_a_template_has_to_be_one(tiny: Tiny, several: Callable[..., Options]) -
             file.unlink()
     with pytest.raises(RecipeError, match="no model has a tokenizer"):
         open_pool("llama", options, chat_template="chatml")
+
+
+def test_a_tokens_text_is_split_without_a_space_in_front_of_it() -> None:
+    """A piece inside a word is no beginning of a word, and a beginning gets no second blank."""
+    tokenizer = Tokenizer(models.BPE(vocab={"▁": 0, "e": 1, "c": 2, "▁e": 3}, merges=[("▁", "e")]))
+    tokenizer.normalizer = normalizers.Sequence(  # as Llama 2 has it
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    assert tokenizer.encode("ec").ids == [3, 2]
+    assert worker.tokenize(tokenizer, ["ec", " ec", "e c"]) == [[1, 2], [3, 2], [1, 0, 2]]
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    assert worker.tokenize(tokenizer, ["ec", " ec"]) == [[1, 2], [3, 2]]

@@ -13,8 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pools_checkpoints import drop_prefix, walk_stages
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     Json = Mapping[str, Any]
 
@@ -67,7 +69,7 @@ def _load(file: str, as_piece: bool) -> Any:  # noqa: ANN401, FBT001 - part of t
 
     description = _parse(file)
     if as_piece:
-        description = _without_prefix(description)
+        description = drop_prefix(description)
     return Tokenizer.from_str(json.dumps({**description, "truncation": None, "padding": None}))
 
 
@@ -92,7 +94,7 @@ def _spelling(description: Json) -> str:
     The decoder tells, if there is one, because it turns tokens into text.
     """
     for sections in (("decoder",), ("pre_tokenizer", "normalizer")):
-        stages = [stage for name in sections for stage in _stages(description.get(name))]
+        stages = [stage for name in sections for stage in walk_stages(description.get(name))]
         if any(stage.get("type") == "ByteLevel" for stage in stages):
             return "bytes"
         if any(_is_metaspace(stage) for stage in stages):
@@ -105,40 +107,3 @@ def _is_metaspace(stage: Json) -> bool:
     if stage.get("type") == "Replace":
         return _BLANK in (stage.get("content"), dict(stage.get("pattern") or {}).get("String"))
     return stage.get("type") == "Metaspace"
-
-
-def _stages(stage: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - JSON
-    if not isinstance(stage, dict):
-        return
-    yield stage
-    for value in stage.values():
-        for inner in value if isinstance(value, list) else ():
-            yield from _stages(inner)
-
-
-def _without_prefix(description: Json) -> dict[str, Any]:
-    """Return a tokenizer that puts no space in front of a text."""
-    changed: dict[str, Any] = json.loads(json.dumps(description))
-    for section in ("normalizer", "pre_tokenizer"):
-        changed[section] = _drop_prepend(changed.get(section))
-        for stage in _stages(changed[section]):
-            if stage.get("type") == "Metaspace":
-                stage["prepend_scheme"] = "never"
-                stage.pop("add_prefix_space", None)
-            elif stage.get("type") == "ByteLevel":
-                stage["add_prefix_space"] = False
-    return changed
-
-
-def _drop_prepend(stage: Any) -> Any:  # noqa: ANN401 - JSON
-    """Return a stage without those that prepend a text; None if nothing is left."""
-    if not isinstance(stage, dict):
-        return stage
-    if stage.get("type") == "Prepend":
-        return None
-    return {
-        key: [part for part in map(_drop_prepend, value) if part is not None]
-        if isinstance(value, list)
-        else value
-        for key, value in stage.items()
-    }

@@ -15,3 +15,5 @@ from pools_checkpoints.sandbox import LimitExceeded as LimitExceeded
 from pools_checkpoints.sandbox import Limits as Limits
 from pools_checkpoints.sandbox import SandboxedWorker as SandboxedWorker
 from pools_checkpoints.sandbox import WorkFailed as WorkFailed
+from pools_checkpoints.tokenizer_stages import drop_prefix as drop_prefix
+from pools_checkpoints.tokenizer_stages import walk_stages as walk_stages

@@ -5,10 +5,13 @@ Only the child process imports this module. It runs without torch, so that it st
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pools_checkpoints import drop_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -139,8 +142,9 @@ def token_texts(tokenizer: Any, texts: Sequence[str]) -> list[str | None]:  # no
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:  # noqa: ANN401
-    """Return the token ids of each text."""
-    return [list(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+    """Return the token ids of each text, which continues another: no space is put in front."""
+    plain = type(tokenizer).from_str(json.dumps(drop_prefix(json.loads(tokenizer.to_str()))))
+    return [list(plain.encode(text, add_special_tokens=False).ids) for text in texts]
 
 
 def as_json(tokenizer: Any) -> str:  # noqa: ANN401

@@ -79,7 +79,8 @@ class TextGenerator:
         self, contexts: Sequence[Sequence[int]], noise: _GumbelNoise | None = None
     ) -> list[list[int]]:
         model: Any = self.model
-        inputs = pad_rows(contexts, value=self._pad_id, left=True)
+        # A decoder continues the last token. An encoder counts positions from the first one.
+        inputs = pad_rows(contexts, value=self._pad_id, left=not self.prompts.is_seq2seq)
         on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
         start = 1 if self.prompts.is_seq2seq else inputs["input_ids"].shape[1]
         with torch.inference_mode():

@@ -21,8 +21,9 @@ def checkpoint_layers(model: nn.Module) -> int:
 
     Repeated layers are the members of an `nn.ModuleList` or `nn.Sequential` that are all of one
     class. Where such lists are nested, these are the members of the outer one. A list of one counts
-    if there are no longer ones. Outputs are the same to the bit. So are gradients, except those of
-    a tensor that several layers share: they are added in another order.
+    if there are no longer ones. Outputs and gradients are the same up to rounding: layers get no
+    cache of keys and values, and the gradients of a tensor that several layers share are added in
+    another order.
     """
     layers = list(_find_layers(model, fewest=2)) or list(_find_layers(model, fewest=1))
     for layer in layers:

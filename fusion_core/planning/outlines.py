@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.algorithm import Algorithm
-from fusion_core.contracts.stage import Coordinates
 from fusion_core.errors import RecipeError
 from fusion_core.planning.pipeline import merge_of
 
@@ -41,7 +40,7 @@ def check_outline(stages: Sequence[PlannedStage], outline: Outline, pool: ModelP
     has = "has them in other places" if is_like else "has others"
     merge = merge_of(stages)
     for planned in stages:
-        if planned.kind == "calibrate" or isinstance(planned.stage, Coordinates):
+        if planned.changes_result:
             raise RecipeError(
                 f"algorithm: {planned.name} works on a merge that has the models' tensors, and the "
                 f"result of {merge.name} {has}",

@@ -64,6 +64,11 @@ class PlannedStage:
             return self.stage.uses_tasks
         return uses_tasks(self.resolved.component.spec)
 
+    @property
+    def changes_result(self) -> bool:
+        """Whether the stage changes what the merge returns: a calibration, or a way back."""
+        return self.kind == "calibrate" or isinstance(self.stage, Coordinates)
+
     def apply(self, flow: Flow, context: RunContext) -> Flow:
         """Apply the stage part by part; add its side files and metrics to the context."""
         stage_context = self._create_context(flow, context)
@@ -199,7 +204,7 @@ def _check_coordinates(stages: Sequence[PlannedStage]) -> None:
 def _check_masks(stages: Sequence[PlannedStage]) -> None:
     """Raise `RecipeError` for stages that change a merge after its tasks' masks were made."""
     for stage in stages:
-        if stage.kind == "calibrate" or isinstance(stage.stage, Coordinates):
+        if stage.changes_result:
             raise RecipeError(
                 f"algorithm: {merge_of(stages).name} saves a mask per task, which selects entries "
                 f"of its own result, and {stage.name} changes that result",

@@ -48,6 +48,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         )
     with report_disk_errors(output):
         _check_kind(output)
+        _check_parents(output)
         if output.exists() and any(output.iterdir()):
             if not overwrite:
                 raise output_exists(output)
@@ -80,13 +81,16 @@ def _check_kind(output: Path) -> None:
         raise OutputError(f"output {output} is a file", hint="Name another directory with -o.")
     if os.path.ismount(output):
         raise OutputError(f"output {output} is a mount point", hint="Name a directory in it.")
-    path = output.resolve()
-    if Path.cwd().is_relative_to(path):
+    if Path.cwd().is_relative_to(output.resolve()):
         raise OutputError(
             f"output {output} is the working directory, or contains it",
             hint="Name a directory in it.",
         )
-    for parent in path.parents:
+
+
+def _check_parents(output: Path) -> None:
+    """Raise `OutputError` for a path inside a directory that a run wrote."""
+    for parent in output.resolve().parents:
         if _written_files(parent / PROVENANCE) is not None:
             raise OutputError(
                 f"output {output} is inside {parent}, which a run of fuse wrote",

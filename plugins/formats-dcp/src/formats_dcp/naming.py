@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import CheckpointError
@@ -153,9 +154,6 @@ def _cut_behind_keys(group: tuple[str, ...]) -> tuple[str, ...]:
 
     What lies below these keys are modules: `model.head` of `{"model": {"head": {"weight": ...}}}`.
     """
-    is_key = [level in _KEYS for level in group]
-    if not any(is_key):
-        return group
-    first = is_key.index(True)
-    length = next((n for n, known in enumerate(is_key[first:]) if not known), len(group) - first)
-    return group[: first + length]
+    above = [*takewhile(lambda level: level not in _KEYS, group)]
+    keys = [*takewhile(lambda level: level in _KEYS, group[len(above) :])]
+    return (*above, *keys)

@@ -135,10 +135,10 @@ class _Cursor:
         kind, count = int(self.number("I")), int(self.number("Q"))
         if kind == _TEXT:
             self._skip_texts(count)
-            return None
-        if count <= _LONGEST_ARRAY:
+        elif count <= _LONGEST_ARRAY:
             return tuple(self.number(_NUMBERS[kind]) for _ in range(count))
-        self._skip(count * struct.calcsize("<" + _NUMBERS[kind]))
+        else:
+            self._skip(count * struct.calcsize("<" + _NUMBERS[kind]))
         return None
 
     def _skip(self, count: int) -> None:

@@ -142,13 +142,14 @@ def check_size(step: int, coefficients: Tensor) -> None:
     In the first step, it is a `RecipeError` about the start.
     """
     largest = float(coefficients.abs().max())
-    if not step and not largest <= LARGEST:
+    if largest <= LARGEST:  # false for NaN
+        return
+    if not step:
         raise RecipeError(
             f"algorithm.init: expected a size of at most {LARGEST:g}, got {largest:g}",
             hint="The best coefficients of task arithmetic are near 0.3.",
         )
-    if not largest <= LARGEST:  # true for NaN as well
-        raise SearchStoppedError(
-            f"the search diverged at step {step}: a coefficient has become {largest:g}",
-            hint="Use a smaller algorithm.lr.",
-        )
+    raise SearchStoppedError(
+        f"the search diverged at step {step}: a coefficient has become {largest:g}",
+        hint="Use a smaller algorithm.lr.",
+    )

@@ -110,17 +110,23 @@ class Passes:
         for group in self._groups(step):
             replacements = self.task_parameters.get(group[0][0].name, {})
             with replace_parameters(self.model, replacements):  # a layer may run again, backward
-                logits = self._logits(group)
-                named = [
-                    (task.name, values) for (task, _), values in zip(group, logits, strict=True)
-                ]
-                objectives = [objective(name, step, values) for name, values in named]
-                total = torch.stack(objectives).sum()
-                if total.requires_grad:  # otherwise no merged parameter takes part
-                    total.backward()  # type: ignore[no-untyped-call]
-            for (name, values), value in zip(named, objectives, strict=True):
-                outcomes[name] = Outcome(value.item(), values.detach())
+                outcomes |= self._back_propagate(group, step, objective)
         return outcomes
+
+    def _back_propagate(
+        self, group: Sequence[Pair], step: int, objective: Objective
+    ) -> dict[str, Outcome]:
+        """Back-propagate the objectives of tasks that share a pass."""
+        logits = self._logits(group)
+        named = [(task.name, values) for (task, _), values in zip(group, logits, strict=True)]
+        objectives = [objective(name, step, values) for name, values in named]
+        total = torch.stack(objectives).sum()
+        if total.requires_grad:  # otherwise no merged parameter takes part
+            total.backward()  # type: ignore[no-untyped-call]
+        return {
+            name: Outcome(value.item(), values.detach())
+            for (name, values), value in zip(named, objectives, strict=True)
+        }
 
     def _groups(self, step: int) -> Iterator[Sequence[Pair]]:
         """Group neighbouring tasks that can share a pass, as many as fit into one."""

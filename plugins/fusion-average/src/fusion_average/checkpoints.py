@@ -123,15 +123,16 @@ def select_checkpoints(
             )
         selected = selected[-last:]
     steps = [checkpoint.step for checkpoint in selected]
+    if every is not None and last is None:  # it asks for all steps of its grid in the window
+        steps = [first + (final - first) % every - every, *steps]
     missing = [*_missing_steps(steps, spacing)]
-    if every is not None and last is None:
-        missing = [*range(steps[0] - every, first - 1, -every)][::-1] + missing
     if missing and not allow_gaps:
         shown = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if missing[_SHOWN:] else "")
-        asked = f"--every {every} counts back from step {final}" if every else ""
+        saves = f"the run saves every {spacing} steps"
+        grid = f"--every {every} counts back from step {final}" if every else saves
+        noun = "step" if len(missing) == 1 else "the steps"
         raise CheckpointError(
-            f"missing checkpoints: {asked or f'the run saves every {spacing} steps'}, and there "
-            f"are none of {'step' if len(missing) == 1 else 'the steps'} {shown}",
+            f"missing checkpoints: {grid}, and there are none of {noun} {shown}",
             hint="Restore them, select others by --window (a save between two others may be the "
             "last one: --window :STEP), or average without them: --allow-gaps.",
         )

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from fusion_core import Coordinates, Piece
 from fusion_core.weights import decompose, is_matrix
 from fusion_spectral.config import CoreSpaceConfig
-from fusion_spectral.matrixwise import Matrixwise
+from fusion_spectral.matrixwise import Matrixwise, zero_rounding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,21 +121,21 @@ class _Bases(NamedTuple):
         That is a direction, of the left basis or the right one, in which an expert's coordinates
         are below 1e-6 of its norm: their signs would be random.
         """
+        coordinates = self._project(piece)
+        norms = torch.linalg.matrix_norm(coordinates)
+        zero_rounding(coordinates, norms)
+        return coordinates if self.right is None else zero_rounding(coordinates, norms, dim=-2)
+
+    def _project(self, piece: Piece) -> Tensor:
         if piece.factors is None:
             coordinates = self.left.mT @ piece.task_vectors
-            coordinates = coordinates if self.right is None else coordinates @ self.right
-        else:
-            coordinates = torch.stack(
-                [
-                    (self.left.mT @ left) @ (right if self.right is None else right @ self.right)
-                    for left, right in piece.factors
-                ]
-            )
-        bounds = torch.linalg.matrix_norm(coordinates, keepdim=True) * _ROUNDING
-        for dim in (2,) if self.right is None else (2, 1):
-            lengths = torch.linalg.vector_norm(coordinates, dim=dim, keepdim=True)
-            coordinates.masked_fill_(lengths <= bounds, 0)
-        return coordinates
+            return coordinates if self.right is None else coordinates @ self.right
+        return torch.stack(
+            [
+                (self.left.mT @ left) @ (right if self.right is None else right @ self.right)
+                for left, right in piece.factors
+            ]
+        )
 
     def restore(self, merged: Tensor) -> Tensor:
         """Return L C R' for coordinates C in the first rows and columns of `merged`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+import torch
+
 from fusion_core import ComponentConfig, Cut, Piece, TensorwiseAlgorithm
 from fusion_core.weights import PieceKernel, is_matrix, sum_in_order
 from fusion_spectral.config import MatrixConfig
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from fusion_core.weights import Layout
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
+
+#: Part of an expert's norm that rounding may put into any direction.
+_ROUNDING = 1e-6
 
 
 class ForMatrices:
@@ -104,3 +109,13 @@ class MatrixwiseMerge(Matrixwise, TensorwiseAlgorithm[ConfigT]):
 def mean(rows: Tensor) -> Tensor:
     """Return the mean over the first dimension, summed in its order."""
     return sum_in_order(rows) / len(rows)
+
+
+def zero_rounding(responses: Tensor, norms: Tensor, dim: int = -1) -> Tensor:
+    """Zero the directions in which an expert's response is rounding, in place; return the tensor.
+
+    `responses` has shape (experts, ., .), a response runs along `dim`, and `norms` has shape
+    (experts,). Rounding is what is below 1e-6 of the expert's norm.
+    """
+    lengths = torch.linalg.vector_norm(responses, dim=dim, keepdim=True)
+    return responses.masked_fill_(lengths <= norms[:, None, None] * _ROUNDING, 0)

@@ -9,13 +9,10 @@ import torch
 from fusion_core import Piece, TensorwiseCalibration
 from fusion_core.weights import decompose
 from fusion_spectral.config import SvcConfig
-from fusion_spectral.matrixwise import Matrixwise
+from fusion_spectral.matrixwise import Matrixwise, zero_rounding
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-#: Part of an expert's norm that rounding may put into any direction.
-_ROUNDING = 1e-6
 
 
 class Svc(Matrixwise, TensorwiseCalibration[SvcConfig]):
@@ -42,7 +39,9 @@ class Svc(Matrixwise, TensorwiseCalibration[SvcConfig]):
             return piece.merged
         parts = decompose(piece.merged - piece.base)
         responses = parts.values[:, None] * parts.right.mT
-        factors = self._factors(responses, _expert_responses(piece.task_vectors, parts.left))
+        norms = torch.linalg.matrix_norm(piece.task_vectors)
+        experts = zero_rounding(parts.left.mT @ piece.task_vectors, norms)
+        factors = self._factors(responses, experts)
         return parts._replace(values=factors * parts.values).product().add_(piece.base)
 
     def _factors(self, merged: Tensor, experts: Tensor) -> Tensor:
@@ -51,12 +50,3 @@ class Svc(Matrixwise, TensorwiseCalibration[SvcConfig]):
         shares = (merged * experts).sum(-1) / squares.where(squares > 0, 1)
         alpha = 1 / len(experts) if self.config.alpha is None else self.config.alpha
         return len(experts) / shares.clamp_min(alpha).sum(0)
-
-
-def _expert_responses(rows: Tensor, left: Tensor) -> Tensor:
-    """Return u' tau_k for every direction, (experts, rank, n), and zero where it is rounding."""
-    responses: Tensor = left.mT @ rows
-    bounds = torch.linalg.matrix_norm(rows) * _ROUNDING
-    is_real = torch.linalg.vector_norm(responses, dim=-1) > bounds[:, None]
-    masked: Tensor = responses * is_real[:, :, None]
-    return masked

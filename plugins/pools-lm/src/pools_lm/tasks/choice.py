@@ -72,12 +72,8 @@ class ChoiceTask(QuestionTask[ChoiceLines]):
     def _right_index(self, line: Line) -> int:
         answer, choices = line[self.data.answer], self._choices(line)
         if isinstance(answer, int) and 0 <= answer < len(choices):
-            if choices[answer] != str(answer) in choices:
-                raise FusionError(
-                    f"{line.location}: {self.data.answer} {answer} is the index of "
-                    f"{choices[answer]!r}, and the text of another choice",
-                    hint=f'Write the text in quotes: "{choices[answer]}" or "{answer}".',
-                )
+            words = {"of": "the index of", "noun": "text", "thing": "choice"}
+            line.refuse_ambiguous(self.data.answer, answer, choices, **words)
             return answer
         if answer in choices:
             return choices.index(answer)

@@ -106,12 +106,9 @@ class ClassTask(AdaptiveLinesTask[ClassLines]):
         if label in names:
             return names.index(label)
         if isinstance(label, int) and 0 <= label < (len(names) or label + 1):
-            if names and names[label] != str(label) in names:
-                raise FusionError(
-                    f"{line.location}: {self.data.label} {label} is the number of class "
-                    f"{names[label]!r}, and the name of another class",
-                    hint=f'Write the name in quotes: "{names[label]}" or "{label}".',
-                )
+            if names:
+                words = {"of": "the number of class", "noun": "name", "thing": "class"}
+                line.refuse_ambiguous(self.data.label, label, names, **words)
             return label
         expected = f"one of {', '.join(names)}" if names else "the number of a class"
         raise FusionError(

@@ -21,7 +21,7 @@ from pools_checkpoints import find_split
 from pools_lm.tasks.config import HUB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _TEXT, _PARQUET = ".txt", ".parquet"
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -48,6 +48,17 @@ class Line:
                 hint="Name the fields of your file under task_pool.datasets.",
             )
         return self.fields[name]
+
+    def refuse_ambiguous(  # noqa: PLR0913 - the number, the texts, and the words of the error
+        self, field: str, number: int, texts: Sequence[str], *, of: str, noun: str, thing: str
+    ) -> None:
+        """Raise `FusionError` for a number that is the index of one text, and another text."""
+        if texts[number] != str(number) in texts:
+            raise FusionError(
+                f"{self.location}: {field} {number} is {of} {texts[number]!r}, and the {noun} of "
+                f"another {thing}",
+                hint=f'Write the {noun} in quotes: "{texts[number]}" or "{number}".',
+            )
 
     def has(self, answer: str) -> bool:
         """Tell whether a field, or every field of a template, has a value other than null."""

@@ -336,3 +336,22 @@ def test_an_encoder_with_absolute_positions_reads_the_same_in_any_batch() -> Non
     )
     assert together == alone
     assert len({tuple(row) for row in alone}) > 1, "the answers depend on the questions"
+
+
+def test_an_answer_begins_with_the_token_that_the_generation_config_forces(
+    tiny: Any, tmp_path: Path
+) -> None:
+    """BART's start token and the language of a multilingual model are such tokens."""
+    model = tiny.live("t5", 0, initializer_factor=3.0)
+    model.generation_config.forced_bos_token_id = 17
+    path = tiny.save(tmp_path / "base", model, tiny.tokenizer("pieces"))
+    pool = Seq2SeqPool(Seq2SeqPool.config_class(models={"base": path}))
+    generator = TextGenerator(Prompts.of_pool(pool), pool.build(pool.reference), 6)
+    questions = [[5, 6, 7, 8, 9, 3], [10, 11, 3], [12, 3]]
+    expected = [
+        model.generate(torch.tensor([row]), max_new_tokens=7, do_sample=False)[0, 2:].tolist()
+        for row in questions
+    ]
+    assert generator.generate_tokens(questions, label="") == [
+        row[: row.index(3)] if 3 in row else row for row in expected
+    ]

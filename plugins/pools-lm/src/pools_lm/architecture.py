@@ -300,6 +300,9 @@ class Architecture:
                 )
         except Exception as error:  # model classes raise anything
             raise self._unsupported(error) from error
+        if model.can_generate():  # from_config drops what config.json says of it
+            forced = json.loads(self.config).get("forced_bos_token_id")
+            model.generation_config.forced_bos_token_id = forced
         return model
 
     def _read_config(self) -> PreTrainedConfig:

@@ -18,6 +18,7 @@ from fusion_core.weights import (
     RenamedSource,
     as_weights,
     match_names,
+    parse_config,
     parse_safe_config,
 )
 from pools_checkpoints import CheckpointsPool, select_tokenizer_files
@@ -26,7 +27,7 @@ from pools_lm.config import LanguageConfig
 from pools_lm.packing import Packing
 from pools_lm.side_files import ENCODER_FILES, drop_foreign_modules, files_not_copied
 from pools_lm.target_tokens import TokenizerChange
-from pools_lm.tokenizer_files import add_tokens, replace_tokenizer, resize_vocabulary
+from pools_lm.tokenizer_files import GENERATION, add_tokens, replace_tokenizer, resize_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -325,7 +326,11 @@ class LanguagePool(CheckpointsPool):
 
     @property
     def _configuration(self) -> Mapping[str, Any] | None:
-        return parse_safe_config({**self.side_files()[self._first], **self.assets()}, self._first)
+        files = {**self.side_files()[self._first], **self.assets()}
+        config = parse_safe_config(files, self._first)
+        stated = parse_config(files, GENERATION, self._first) or {}
+        forced = {key: stated[key] for key in stated.keys() & {"forced_bos_token_id"}}
+        return config and {**config, **forced}
 
     @property
     def _architecture(self) -> Architecture:

@@ -10,7 +10,7 @@ from torch import nn
 
 from fusion_adapting import make_generator, map_batches, map_on_cores
 from fusion_core import evaluation_mode
-from pools_lm.tasks.scoring import pad_rows
+from pools_lm.tasks.scoring import answer_start, pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +82,11 @@ class TextGenerator:
         # A decoder continues the last token. An encoder counts positions from the first one.
         inputs = pad_rows(contexts, value=self._pad_id, left=not self.prompts.is_seq2seq)
         on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-        start = 1 if self.prompts.is_seq2seq else inputs["input_ids"].shape[1]
+        start = inputs["input_ids"].shape[1]
+        if self.prompts.is_seq2seq:
+            begun = torch.tensor(answer_start(model), device=model.device)
+            on_device["decoder_input_ids"] = begun.expand(len(contexts), -1)
+            start = len(begun)
         with torch.inference_mode():
             tokens = model.generate(
                 **on_device,
@@ -118,14 +122,12 @@ class TextGenerator:
         """Return the settings of `generate`, whatever the model's own are."""
         from transformers import GenerationConfig
 
-        config: Any = self.model.config
         return GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             num_beams=1,
             max_new_tokens=self.max_tokens,
             eos_token_id=list(self.prompts.ends) or None,
             pad_token_id=self._pad_id,
-            decoder_start_token_id=getattr(config, "decoder_start_token_id", None),
         )
 
     @property

@@ -50,13 +50,14 @@ def next_token_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     texts = dict(inputs)
     predicted, answers = texts.pop(PREDICTED, None), texts.pop(ANSWERS, None)
     if _is_seq2seq(model):
-        given = torch.full_like(texts["input_ids"][:, :1], _start_token(model))
+        start = texts["input_ids"].new_tensor(answer_start(model))
+        given = start.expand(len(texts["input_ids"]), -1)
         if predicted is None or answers is None:
-            predicted = torch.ones_like(given, dtype=torch.bool).unsqueeze(1)
+            predicted = torch.ones_like(given[:, None, :1], dtype=torch.bool)
         else:
             given = torch.cat([given, answers[:, 0, :-1]], dim=1)
         answer_scores: Tensor = model(**texts, decoder_input_ids=given).logits
-        return answer_scores[predicted[:, 0]]
+        return answer_scores[:, len(start) - 1 :][predicted[:, 0]]
     if predicted is None:
         mask = texts["attention_mask"]
         predicted = mask.cumsum(dim=1) * mask == mask.sum(dim=1, keepdim=True)
@@ -129,10 +130,13 @@ def _continuation_scores(model: nn.Module, pairs: Sequence[Pair], device: torch.
     """Return scores for all continuations' tokens, shape (tokens of all pairs, vocabulary)."""
     if _is_seq2seq(model):
         contexts = pad_rows([pair.context for pair in pairs])
-        answers = pad_rows([[_start_token(model), *pair.continuation[:-1]] for pair in pairs])
+        start = answer_start(model)
+        answers = pad_rows([[*start, *pair.continuation[:-1]] for pair in pairs])
         inputs = {**contexts, "decoder_input_ids": answers["input_ids"]}
+        follows = answers["attention_mask"].bool()
+        follows[:, : len(start) - 1] = False
         all_scores: Tensor = model(**_to_device(inputs, device)).logits
-        return all_scores[answers["attention_mask"].bool().to(device)]
+        return all_scores[follows.to(device)]
     texts = pad_rows([[*pair.context, *pair.continuation[:-1]] for pair in pairs])
     starts = torch.tensor([[len(pair.context) - 1] for pair in pairs])
     positions = torch.arange(texts["input_ids"].shape[1])
@@ -156,6 +160,11 @@ def _is_seq2seq(model: nn.Module) -> bool:
     return bool(config.is_encoder_decoder)
 
 
-def _start_token(model: nn.Module) -> int:
-    config: Any = model.config
-    return int(config.decoder_start_token_id)
+def answer_start(model: nn.Module) -> list[int]:
+    """Return the tokens that a decoder reads before an answer: the start, and one it must write.
+
+    BART writes its start token first, and a multilingual model the token of the language.
+    """
+    live: Any = model
+    forced: int | None = live.generation_config.forced_bos_token_id
+    return [int(live.config.decoder_start_token_id), *([] if forced is None else [forced])]

@@ -1,4 +1,4 @@
-"""What somebody may put in the place of a file, to have us overwrite another or wait for ever."""
+"""Files, links and pipes that somebody puts where the program expects a file of its own."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def _name_of(model: str) -> str:
 def _check_model(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a path, or the caller's live model
     if _is_recipe(value):
         if info.context is None:
-            raise ValueError("a recipe in the place of a model needs a run to merge it")
+            raise ValueError("expected a model, got a recipe, which needs a run to merge it")
         return info.context(value if isinstance(value, Mapping) else resolve_input_path(value))
     if isinstance(value, str | os.PathLike):
         return model_path(value)

@@ -89,7 +89,7 @@ else:
 
 
 class Options(BaseModel, metaclass=_OptionsType):
-    """Frozen options that refuse unknown names, and anything but a number in the place of one.
+    """Frozen options that refuse unknown names, and anything but a number where one is expected.
 
     YAML tells numbers and truth values from text, so `"0.5"` and `"yes"` are mistakes. Pydantic
     converts everything else: lists to tuples, names to members of an enumeration, text to paths.

@@ -50,7 +50,7 @@ def write_gguf(
 ) -> None:
     """Write a model whose matrices take turns among types of numbers.
 
-    `keys_by_layer` is stored as the number of heads of keys in the place of one number.
+    `keys_by_layer` is stored as the number of heads of keys instead of one number.
     """
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)

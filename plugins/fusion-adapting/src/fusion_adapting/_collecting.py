@@ -1,4 +1,4 @@
-"""Linear layers that collect the gradient of coefficients in the place of their weight's.
+"""Linear layers that collect the gradient of coefficients instead of that of their weight.
 
 The gradient of a weight is a product of two matrices with one row per position. Projected onto task
 vectors of low rank, it takes products with their factors, which are thin. The gradient itself, as

@@ -110,7 +110,7 @@ def _result_dtype(piece: Piece) -> torch.dtype:
 
 
 def parts_of(rows: torch.Tensor) -> Parts:
-    """Return rows, of shape (n, ...) in fp32, in the place of task vectors."""
+    """Lay out rows, of shape (n, ...) in fp32, as if they were task vectors."""
     rows = rows.contiguous()
     records = [((row.data_ptr(), FP32, AS_STORED, -1, 0), rows) for row in rows]
     return _parts([_NO_RECORD, *records], rows[0].numel(), (0, 0), FP32)

@@ -158,7 +158,7 @@ def _merge(
 ) -> list[bytes | str]:
     """Return the bytes of a merge, and of it in bf16 and fp16, or of transformed experts.
 
-    In the place of bytes that cannot be computed is the text of the error.
+    A result that cannot be computed is the text of its error.
     """
     base, *experts = (StateDictSource({_NAME: model}) for model in models)
     named = {f"expert-{number}": expert for number, expert in enumerate(experts)}

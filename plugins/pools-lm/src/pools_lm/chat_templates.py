@@ -51,7 +51,7 @@ def choose_template(option: str, files_by_model: Mapping[str, Files]) -> str | N
 
 
 def replace_template(files: Files, template: str) -> dict[str, bytes | Path]:
-    """Return side files with one chat template in the place of all others."""
+    """Return side files with one chat template instead of all others."""
     others = {
         name: content
         for name, content in files.items()

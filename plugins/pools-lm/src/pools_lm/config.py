@@ -32,7 +32,7 @@ class TokenRow(ComponentConfig):
     token: str | None = None
     """Copy the row of this token of the model. Default: of the token itself."""
     id: Annotated[int, Field(ge=0)] | None = None
-    """Copy the row with this number, in the place of `token`."""
+    """Copy the row with this number, instead of `token`."""
     force: bool = False
     """Replace the rows of models that have the token, too."""
 

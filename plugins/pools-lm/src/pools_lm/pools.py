@@ -59,7 +59,7 @@ class LanguagePool(CheckpointsPool):
     _replaced_assets: Files | None = None
     #: None if each row already means the same token in all models
     _tokenizer_change: TokenizerChange | None = None
-    #: the template that the output has in the place of its tokenizer's
+    #: the template that the output has instead of its tokenizer's
     _chat_template: str | None = None
 
     def __init__(self, config: LanguageConfig) -> None:

@@ -57,7 +57,7 @@ def move_paths(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _move_inputs(value: Any, folder: Path) -> Any:  # noqa: ANN401 - YAML holds anything
-    """Return a path, a recipe in the place of a model, or several of them, with paths moved."""
+    """Return a path, a recipe instead of a model, or several of them, with paths moved."""
     match value:
         case {"algorithm": _, "model_pool": _}:
             return move_paths(value, folder)

@@ -23,7 +23,8 @@ from fusion_lora.encoder import AdapterEncoder
 from fusion_testing import Mean
 from pools_lm.architecture import Architecture
 from pools_lm.config import LanguageConfig
-from pools_lm.pools import CausalPool, EncoderPool, LanguagePool
+from pools_lm.language_pool import LanguagePool
+from pools_lm.pools import CausalPool, EncoderPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,11 +19,13 @@ from fusion_core.weights import Cut
 from fusion_testing import Mean
 from pools_lm.config import LanguageConfig
 from pools_lm.confined import worker
-from pools_lm.pools import CausalPool, ClassificationPool, LanguagePool, Seq2SeqPool
+from pools_lm.pools import CausalPool, ClassificationPool, Seq2SeqPool
 from pools_lm.tokenizer_files import replace_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from pools_lm.language_pool import LanguagePool
 
 Options = dict[str, Any]
 Tiny = Any  # conftest.py has it

@@ -18,7 +18,8 @@ from pools_lm.glue.tables import (
     question_options,
     text_options,
 )
-from pools_lm.pools import LanguagePool, Seq2SeqPool
+from pools_lm.language_pool import LanguagePool
+from pools_lm.pools import Seq2SeqPool
 from pools_lm.tasks.config import GenerateLines, GenerateTasksConfig
 from pools_lm.tasks.pool import LanguageTasks
 from pools_lm.tasks.sentence_config import ClassificationConfig, ClassLines

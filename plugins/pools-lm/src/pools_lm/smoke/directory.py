@@ -10,7 +10,8 @@ from fusion_core.commands import load_plugins, load_recipe
 from fusion_core.errors import CheckpointError, FusionError
 from fusion_core.weights import read_config
 from pools_lm.config import LanguageConfig
-from pools_lm.pools import CausalPool, LanguagePool, Seq2SeqPool, VisionLanguagePool
+from pools_lm.language_pool import LanguagePool
+from pools_lm.pools import CausalPool, Seq2SeqPool, VisionLanguagePool
 from pools_lm.smoke.interview import NamedModel
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from fusion_core import WeightSource
     from fusion_core.weights import TensorInfo
-    from pools_lm.pools import LanguagePool
+    from pools_lm.language_pool import LanguagePool
     from pools_lm.tasks.prompts import Prompts
 
 _BATCH = 16

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from fusion_core.errors import RecipeError
-from pools_lm.pools import ClassificationPool, LanguagePool
+from pools_lm.language_pool import LanguagePool
+from pools_lm.pools import ClassificationPool
 from pools_lm.tasks.classification import ClassTask, EmbeddingTask
 from pools_lm.tasks.encoder import Encoder
 from pools_lm.tasks.head_tasks import ExpertTask, HeadTask, LastTokenTask

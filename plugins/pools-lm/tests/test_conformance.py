@@ -94,11 +94,11 @@ class LanguageTasksSuite(TaskPoolSuite):
         }
         for name, examples in lines.items():
             (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, examples)))
-        return {
-            "datasets": {
-                name: {"kind": name, "test": str(tmp_path / f"{name}.jsonl")} for name in lines
-            }
+        datasets: dict[str, dict[str, Any]] = {
+            name: {"kind": name, "test": str(tmp_path / f"{name}.jsonl")} for name in lines
         }
+        datasets["generate"]["max_tokens"] = 8
+        return {"datasets": datasets}
 
 
 class TestTasksOfLlama(LanguageTasksSuite):

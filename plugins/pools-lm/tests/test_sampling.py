@@ -197,7 +197,7 @@ def test_an_expert_is_built_once_to_write_and_to_answer(monkeypatch: pytest.Monk
 def test_a_long_prompt_is_cut_so_that_its_answer_fits() -> None:
     pool = MiniPool(PAIR)
     sampler = sampler_of(pool)
-    short = replace(sampler, prompts=replace(sampler.prompts, length=10))
+    short = replace(sampler, prompts=replace(sampler.prompts, length=10, positions=10))
     context = list(range(5, 15))
     answered, given = short.answer("roman", [Pair(context), Pair(context[:5], context[5:])])
     assert answered.context == context[-10 + FEW["answer_tokens"] :]

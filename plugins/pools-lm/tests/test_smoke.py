@@ -344,7 +344,7 @@ def test_directories_without_a_model_are_refused(chains: Chains, tmp_path: Path)
     for name, message in refused.items():
         with pytest.raises(CheckpointError, match=message):
             smoke_test.run(tmp_path / name, [])
-    with pytest.raises(RecipeError, match="no tokens"):
+    with pytest.raises(RecipeError, match="a prompt is empty"):
         SmokeTest(device=CPU, prompts=[""]).run(chains.save("model", ""), [])
 
 

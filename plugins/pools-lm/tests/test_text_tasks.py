@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.stats import spearmanr
-from transformers import AutoTokenizer
+from tokenizers import processors
+from transformers import AutoTokenizer, M2M100Config, PreTrainedConfig, XLNetConfig
 
 from fusion_core import Batch, Split, run_fusion
 from fusion_core.errors import FusionError, RecipeError
@@ -19,6 +21,7 @@ from pools_lm.config import LanguageConfig
 from pools_lm.confined.tokenizer import ConfinedTokenizer
 from pools_lm.pools import CausalPool, Seq2SeqPool
 from pools_lm.tasks.config import LanguageTasksConfig, TextLines
+from pools_lm.tasks.generation import TextGenerator
 from pools_lm.tasks.lines import identify_data
 from pools_lm.tasks.pool import LanguageTasks
 from pools_lm.tasks.prompts import Prompts, Turn
@@ -307,6 +310,17 @@ def test_conversations_use_the_chat_template(
     assert parts == ["the old fox", "  dog"]
 
 
+_M2M: dict[str, Any] = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 90}
+_FACTS: dict[str, Any] = {
+    "is_seq2seq": False,
+    "is_chat": False,
+    "length": 64,
+    "positions": 64,
+    "ends": (3,),
+    "digest": "",
+}
+
+
 def confine_tokenizer(tokenizer: Any, folder: Path) -> ConfinedTokenizer:
     """Save a tokenizer, and return it in a child process."""
     tokenizer.save_pretrained(folder)
@@ -315,18 +329,59 @@ def confine_tokenizer(tokenizer: Any, folder: Path) -> ConfinedTokenizer:
 
 def test_a_long_question_loses_its_start(tiny: Any, tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer()
-    options: Any = {"is_seq2seq": False, "is_chat": False, "length": 8, "ends": (3,), "digest": ""}
-    prompts = Prompts(confine_tokenizer(tokenizer, tmp_path), **options)
+    prompts = Prompts(confine_tokenizer(tokenizer, tmp_path), **{**_FACTS, "length": 8})
     (pair,) = prompts.pairs([(" ".join(TEXTS), "the dog")])
     whole = tokenizer(f"{' '.join(TEXTS)}".rstrip() + " the dog").input_ids
     assert [*pair.context, *pair.continuation] == whole[-8:]
     assert prompts.questions([[Turn("a", "b"), Turn("c")]]) == ["a b\n\nc"]
 
 
+def test_an_example_is_spaced_like_the_question(tiny: Any, tmp_path: Path) -> None:
+    prompts = Prompts(confine_tokenizer(tiny.tokenizer(), tmp_path), **_FACTS)
+    shots = [Turn("a: ", "b"), Turn("a:\n", "b"), Turn("a:", "b"), Turn("c: ")]
+    assert prompts.questions([shots]) == ["a: b\n\na:\nb\n\na: b\n\nc: "]
+
+
+def test_a_decoder_continues_what_the_tokenizer_would_end(tiny: Any, tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A {eos}", special_tokens=[(bos, 2), (eos, 3)]
+    )
+    prompts = Prompts(confine_tokenizer(tokenizer, tmp_path), **_FACTS)
+    plain = tokenizer("the fox", add_special_tokens=False).input_ids
+    assert prompts.contexts(["the fox", ""]) == [[2, *plain], [2]]
+    (pair,) = prompts.pairs([("the", "fox")])
+    assert [*pair.context, *pair.continuation] == [2, *plain]
+    assert replace(prompts, is_seq2seq=True).contexts(["the fox"]) == [[2, *plain, 3]]
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (M2M100Config(max_position_embeddings=64, **_M2M), 64),  # computes its table
+        (XLNetConfig(d_model=16, n_layer=1, n_head=2), None),  # states -1
+    ],
+    ids=["sinusoids", "no number"],
+)
+def test_models_without_a_position_table_are_read(
+    config: PreTrainedConfig, positions: int | None, tiny: Any, tmp_path: Path
+) -> None:
+    tiny.tokenizer().save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    prompts = Prompts.of({path.name: path for path in tmp_path.iterdir()}, "tiny")
+    assert prompts.positions == positions
+    assert prompts.length == (positions or 2048)
+
+
+def test_an_empty_question_is_the_start_token(tiny: Any, tmp_path: Path) -> None:
+    prompts = Prompts(confine_tokenizer(tiny.tokenizer(), tmp_path), **_FACTS)
+    assert prompts.contexts([""]) == [[2]]
+
+
 def test_no_token_spans_question_and_answer(tiny: Any, tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer()
-    options: Any = {"is_seq2seq": False, "is_chat": True, "length": 64, "ends": (3,), "digest": ""}
-    prompts = Prompts(confine_tokenizer(tokenizer, tmp_path), **options)
+    prompts = Prompts(confine_tokenizer(tokenizer, tmp_path), **{**_FACTS, "is_chat": True})
     (whole,) = tokenizer("the").input_ids  # one token, though "t" and "he" are two
     apart = [tokenizer(text).input_ids for text in ("t", "he")]
     pair, other = prompts.pairs([("t", "he"), ("the ", "dog")])
@@ -488,6 +543,18 @@ def test_adaptive_methods_work_on_language_models(
             '{"question": "a", "choices": ["b", "c"], "answer": "d"}',
             r"answer 'd' matches none",
         ),
+        (
+            '{"question": null, "choices": ["b", "c"], "answer": 0}',
+            r"line 1: cannot fill '\{question\}': question is null",
+        ),
+        (
+            '{"question": "a", "choices": ["b", null], "answer": 0}',
+            r"line 1: expected a list of at least two choices",
+        ),
+        (
+            '{"question": "\\ud83d", "choices": ["b", "c"], "answer": 0}',
+            r"line 1: invalid text: surrogates not allowed",
+        ),
         ('\n{"question": "a"', r"line 2: invalid JSON"),
         ("[1]", r"line 1: expected a JSON object"),
         ("", r"contains no examples"),
@@ -503,10 +570,74 @@ def test_an_invalid_line_is_named(
         measure(LanguageTasks(LanguageTasksConfig(**config)), pool_of("llama"), "c")
 
 
+def test_equal_choices_are_one_answer(
+    pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
+) -> None:
+    pool, line = pool_of("llama"), {"question": "the fox", "choices": ["dog", "dog"]}
+    for answer in (0, 1):
+        tasks = tasks_of(choice={"test": [{**line, "answer": answer}]})
+        assert measure(tasks, pool, "choice") == {"accuracy": 1.0}
+
+
+def test_shots_that_the_training_file_lacks_are_reported(
+    pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
+) -> None:
+    tasks = tasks_of(choice={"test": CHOICES, "train": CHOICES[:1], "shots": 2})
+    with pytest.raises(FusionError, match=r"has 1 examples, expected 2 for its shots"):
+        measure(tasks, pool_of("llama"), "choice")
+
+
+def test_a_rank_correlation_needs_numbers(tasks_of: Callable[..., LanguageTasks]) -> None:
+    line = {"prompt": "a", "answer": "3,5"}
+    with pytest.raises(FusionError, match=r"line 1: expected a number as answer, got '3,5'"):
+        tasks_of(generate={"test": [line], "metric": "spearman"}).check()
+
+
+def test_texts_without_characters_are_reported(
+    pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
+) -> None:
+    with pytest.raises(FusionError, match=r"the texts of .* are empty"):
+        measure(tasks_of(perplexity={"test": [{"text": ""}]}), pool_of("llama"), "perplexity")
+
+
+@pytest.mark.parametrize(("max_tokens", "room"), [(8, 55), (60, 4), (63, 1)])
+def test_a_question_has_the_positions_that_its_answer_leaves(
+    max_tokens: int,
+    room: int,
+    pool_of: Callable[..., ModelPool[Any]],
+    tasks_of: Callable[..., LanguageTasks],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths: list[int] = []
+
+    def generate(_: object, contexts: Sequence[Sequence[int]], **__: object) -> list[str]:
+        lengths.extend(map(len, contexts))
+        return ["x"] * len(contexts)
+
+    monkeypatch.setattr(TextGenerator, "generate", generate)
+    line = {"prompt": "a " * 99, "answer": "b"}
+    tasks = tasks_of({"length": 55}, generate={"test": [line], "max_tokens": max_tokens})
+    measure(tasks, pool_of("gpt2"), "generate")
+    assert lengths == [room]
+
+
+def test_lengths_beyond_the_positions_are_reported(
+    pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
+) -> None:
+    pool = pool_of("gpt2")
+    with pytest.raises(RecipeError, match=r"datasets\.generate\.max_tokens.* 64 positions"):
+        tasks_of(generate={"test": ANSWERS, "max_tokens": 64}).bind(pool).check()
+    with pytest.raises(RecipeError, match=r"task_pool\.length: 65 tokens"):
+        tasks_of({"length": 65}, choice={"test": CHOICES}).bind(pool)
+    long = {"question": "the", "choices": ["fox " * 70, "dog"], "answer": 1}
+    with pytest.raises(FusionError, match=r"more than fit into the models' 64 positions"):
+        measure(tasks_of(choice={"test": [long]}), pool, "choice")
+
+
 @pytest.mark.parametrize("field", ["answer", "{answer}", "answers"])
 def test_null_is_not_an_answer(field: str, tasks_of: Callable[..., LanguageTasks]) -> None:
     line = {"prompt": "a", "answer": None, "answers": ["b", None]}
-    with pytest.raises(FusionError, match=r"line 1: invalid \{?answer"):
+    with pytest.raises(FusionError, match=r"line 1: (invalid answer|.*answer is null)"):
         tasks_of(generate={"test": [line], "answer": field}).check()
 
 

@@ -697,6 +697,33 @@ def test_a_format_of_chats_becomes_the_outputs_template(
     assert asked == question
 
 
+def test_a_union_that_looks_up_whole_words_is_reported(
+    tiny: Tiny, several: Callable[..., Options]
+) -> None:
+    def warn(*, ignore_merges: bool) -> str:
+        base, other = tiny.tokenizer(size=60), tiny.tokenizer(size=90)
+        base.backend_tokenizer.model.ignore_merges = ignore_merges
+        options = several("llama", {"base": base, "a": other})
+        pool = open_pool("llama", options, tokenizer="union")
+        return "\n".join(pool.aligned(AlignmentPolicy()).warnings)
+
+    assert "looks whole words up" in warn(ignore_merges=True)
+    assert "looks whole words up" not in warn(ignore_merges=False)
+
+
+def test_markers_that_the_tokenizer_lacks_are_named(
+    tiny: Tiny, several: Callable[..., Options]
+) -> None:
+    def warn(**options: Any) -> str:
+        pool = open_pool("llama", shared, chat_template="chatml", **options)
+        return "\n".join(pool.aligned(AlignmentPolicy()).warnings)
+
+    shared = several("llama", {"base": tiny.tokenizer(), "a": tiny.tokenizer()})
+    assert "the tokenizer has no token <|im_start|>, <|im_end|>" in warn()
+    rows: Options = {"<|im_start|>": {}, "<|im_end|>": {}}
+    assert "no token" not in warn(tokens=rows)
+
+
 def test_auto_takes_the_most_frequent_template(tiny: Tiny, several: Callable[..., Options]) -> None:
     tokenizer = tiny.tokenizer()
     options = several("llama", dict.fromkeys(("base", "a", "b", "c"), tokenizer))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
@@ -24,7 +25,6 @@ from pools_lm.tokenizer_files import VOCABULARY_SIZES
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from fusion_core.weights import TensorInfo, WeightSource
@@ -108,8 +108,9 @@ class Architecture:
             module.padding_idx
             for name, module in self._on_meta.named_modules()
             if "position" in name.rpartition(".")[2]
-            and getattr(module, "padding_idx", None) is not None
-            and len(module.get_parameter("weight")) == positions
+            and isinstance(module, nn.Embedding)
+            and module.padding_idx is not None
+            and module.num_embeddings == positions
         ]
         return max(indices, default=-1) + 1
 

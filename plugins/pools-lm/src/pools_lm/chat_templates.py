@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from importlib.resources import files as package_files
 from typing import TYPE_CHECKING
@@ -11,14 +12,14 @@ from jinja2 import Environment, TemplateSyntaxError
 from jinja2.ext import Extension
 
 from fusion_core.errors import RecipeError
-from pools_checkpoints import read_side_file
+from pools_checkpoints import read_side_file, select_tokenizer_files
 from pools_lm.config import AUTO, CHAT_FORMATS
 from pools_lm.confined.client import SETTINGS
 from pools_lm.tokenizer_files import has_tokenizer
 from pools_lm.vocabularies import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from jinja2.nodes import Node
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from fusion_core.weights import Files
 
+#: A marker of a turn, such as `<|im_start|>`, which is meant as one token.
+_MARKER = re.compile(r"<\|\w+\|>|\[\|\w+\|\]|<\w+_of_turn>")
 _TEMPLATE, _KEY = "chat_template.jinja", "chat_template"
 
 
@@ -62,6 +65,19 @@ def replace_template(files: Files, template: str) -> dict[str, bytes | Path]:
         text = json.dumps(settings, indent=2, ensure_ascii=False)
         others[SETTINGS] = text.encode() + b"\n"
     return {**others, _TEMPLATE: template.encode()}
+
+
+def describe_lost_markers(template: str, files: Files) -> Iterator[str]:
+    """Yield a warning about markers of a template that no tokenizer file mentions."""
+    tokenizer = select_tokenizer_files(files)
+    contents = [read_side_file(tokenizer[name]) for name in tokenizer if name != _TEMPLATE]
+    markers = dict.fromkeys(_MARKER.findall(template))
+    lost = [text for text in markers if not any(text.encode() in content for content in contents)]
+    if lost:
+        yield (
+            f"chat_template: the tokenizer has no token {', '.join(lost)}, and splits this text "
+            "into pieces. Add tokens by model_pool.tokens, or choose another format"
+        )
 
 
 class _Generation(Extension):

@@ -22,12 +22,18 @@ from fusion_core.weights import (
     parse_safe_config,
 )
 from pools_checkpoints import CheckpointsPool, select_tokenizer_files
-from pools_lm.chat_templates import choose_template, replace_template
+from pools_lm.chat_templates import choose_template, describe_lost_markers, replace_template
 from pools_lm.config import LanguageConfig
 from pools_lm.packing import Packing
 from pools_lm.side_files import files_not_copied
 from pools_lm.target_tokens import TokenizerChange
-from pools_lm.tokenizer_files import GENERATION, add_tokens, replace_tokenizer, resize_vocabulary
+from pools_lm.tokenizer_files import (
+    GENERATION,
+    add_tokens,
+    describe_new_words,
+    replace_tokenizer,
+    resize_vocabulary,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -266,11 +272,13 @@ class LanguagePool(CheckpointsPool):
         target = choice.resolve(self._architecture)
         if not target.changes_models:
             return
+        chosen_files = select_tokenizer_files(self.files_of(target.chosen.name))
+        extended = add_tokens(chosen_files, target)
         self._tokenizer_change = TokenizerChange(
-            files=add_tokens(select_tokenizer_files(self.files_of(target.chosen.name)), target),
+            files=extended,
             old_rows=target.models[0].rows.count,
             rows=target.count,
-            warnings=tuple(target.describe_changes()),
+            warnings=(*target.describe_changes(), *describe_new_words(extended, target)),
         )
         sources = target.sources(self._architecture.vocabulary_axes)
         self.base = sources.get("base", self.base)
@@ -378,6 +386,8 @@ class LanguagePool(CheckpointsPool):
             return
         if lost := files_not_copied(first.location.names(), assets):
             yield f"files of {first.name} not copied (code never is): {', '.join(lost)}"
+        if self._chat_template is not None:
+            yield from describe_lost_markers(self._chat_template, assets)
         if not any(map(select_tokenizer_files, (assets, *map(self.files_of, self.experts)))):
             yield f"{first.name} has no tokenizer, so the output has none"
 

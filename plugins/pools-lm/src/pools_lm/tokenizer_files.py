@@ -11,7 +11,7 @@ from pools_lm.confined.client import SETTINGS, TOKENIZER
 from pools_lm.vocabularies import FILES_WITHOUT_IDS, read_json, read_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from fusion_core.weights import Files
@@ -70,9 +70,9 @@ def add_tokens(files: Files, target: TargetTokens) -> dict[str, bytes | Path]:
     Added tokens of another tokenizer become added tokens with the same flags, and so do tokens of
     the option `tokens`. Other tokens go into the vocabulary and keep their meaning as ids. BPE has
     no merges that produce them, and Unigram gives them a score below that of any split into single
-    characters, so both split text of known characters as before. WordPiece and WordLevel have no
-    rules except the vocabulary, so they produce new words. Older files next to `tokenizer.json` get
-    the added tokens, or stay the same.
+    characters, so both split text of known characters as before. WordPiece, WordLevel and BPE with
+    `ignore_merges` look words up in the vocabulary, so they produce new words. Older files next to
+    `tokenizer.json` get the added tokens, or stay the same.
     Raises `RecipeError` if the tokenizer cannot hold the tokens under their ids.
     """
     new = target.added
@@ -97,6 +97,15 @@ def add_tokens(files: Files, target: TargetTokens) -> dict[str, bytes | Path]:
         extended[SETTINGS] = _dump({**settings, "added_tokens_decoder": decoder})
     _check_ids(extended, target)
     return extended
+
+
+def describe_new_words(files: Files, target: TargetTokens) -> Iterator[str]:
+    """Yield a warning if an extended BPE tokenizer looks up the words of other models."""
+    if target.added and read_json(files[TOKENIZER])["model"].get("ignore_merges"):
+        yield (
+            f"tokenizer {target.chosen.name}: its BPE looks whole words up (ignore_merges), so "
+            "words that only other models know become tokens of any text. Before, they were split"
+        )
 
 
 def _check_ids(files: Files, target: TargetTokens) -> None:

@@ -70,11 +70,13 @@ class Interview:
     _live: tuple[NamedModel, nn.Module] | None = None
 
     def __post_init__(self) -> None:
-        """Tokenize the prompts; raise `RecipeError` for a prompt without tokens.
+        """Tokenize the prompts; raise `RecipeError` for a prompt without text.
 
         A chat template that fails raises `RecipeError` or `CheckpointError`. A long prompt loses
         its start.
         """
+        if not all(question.strip() for question in self.questions):
+            raise RecipeError("a prompt is empty", hint="Give a prompt with some text.")
         self.max_tokens = min(self.max_tokens, max(1, self.prompts.length // 2))
         try:
             texts = self.prompts.questions([[Turn(question)] for question in self.questions])
@@ -82,11 +84,6 @@ class Interview:
             raise type(error)(error.message, hint="Use no chat template: --plain") from error
         room = self.prompts.length - self.max_tokens
         contexts = self.prompts.contexts(texts)
-        for question, tokens in zip(self.questions, contexts, strict=True):
-            if not tokens:
-                raise RecipeError(
-                    f"the prompt {question!r} has no tokens", hint="Give a prompt with some text."
-                )
         self.contexts = [list(Pair(tokens).within(room).context) for tokens in contexts]
 
     def answers(self, model: NamedModel) -> list[Answer]:

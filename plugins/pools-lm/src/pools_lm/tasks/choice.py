@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_adapting import measure_accuracy, most_likely
+from fusion_adapting import UNDEFINED, measure_accuracy, most_likely
 from fusion_core import Split
 from fusion_core.errors import FusionError
 from pools_lm.tasks.config import ChoiceLines
@@ -15,6 +15,8 @@ from pools_lm.tasks.questions import QuestionTask
 from pools_lm.tasks.scoring import log_likelihoods
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from fusion_core import MetricValues
@@ -47,7 +49,10 @@ class ChoiceTask(QuestionTask[ChoiceLines]):
         ]
         bounds = pairwise(accumulate(map(len, choices_by_line), initial=0))
         table = torch.tensor(scores, dtype=torch.float64)
-        chosen = [int(most_likely(table[start:end])) for start, end in bounds]
+        chosen = [
+            _first_equal(choices, int(most_likely(table[start:end])))
+            for choices, (start, end) in zip(choices_by_line, bounds, strict=True)
+        ]
         return measure_accuracy(chosen, list(map(self._right_index, lines)))
 
     def _length(self, text: str, pair: Pair) -> int:
@@ -61,7 +66,8 @@ class ChoiceTask(QuestionTask[ChoiceLines]):
         choices = (
             line[option] if isinstance(option, str) else [line.fill(choice) for choice in option]
         )
-        if not isinstance(choices, list) or len(choices) < 2 or not all(map(str, choices)):  # noqa: PLR2004
+        is_list = isinstance(choices, list) and len(choices) >= 2  # noqa: PLR2004
+        if not is_list or None in choices or not all(map(str, choices)):
             raise FusionError(
                 f"{line.location}: expected a list of at least two choices in {option!r}, got "
                 f"{choices!r}",
@@ -70,11 +76,12 @@ class ChoiceTask(QuestionTask[ChoiceLines]):
         return [str(choice) for choice in choices]
 
     def _right_index(self, line: Line) -> int:
+        """Return the index of the right choice, the first of equal texts."""
         answer, choices = line[self.data.answer], self._choices(line)
         if isinstance(answer, int) and 0 <= answer < len(choices):
             words = {"of": "the index of", "noun": "text", "thing": "choice"}
             line.refuse_ambiguous(self.data.answer, answer, choices, **words)
-            return answer
+            return _first_equal(choices, answer)
         if answer in choices:
             return choices.index(answer)
         raise FusionError(
@@ -82,3 +89,8 @@ class ChoiceTask(QuestionTask[ChoiceLines]):
             "choices",
             hint="Give the index of the right choice, from 0, or its text.",
         )
+
+
+def _first_equal(choices: Sequence[str], index: int) -> int:
+    """Return the index of the first choice with the same text; `UNDEFINED` stays as it is."""
+    return index if index == UNDEFINED else choices.index(choices[index])

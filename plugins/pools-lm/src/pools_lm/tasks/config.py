@@ -194,7 +194,7 @@ class ReadingConfig(MeasuringConfig):
     chat: bool | None = None
     """Format questions with the tokenizer's chat template. Default: if there is one."""
     length: Count | None = None
-    """Limit a model's context to this number of tokens. Longer prompts lose their start, longer
+    """Limit questions and texts to this number of tokens. Longer questions lose their start, longer
     texts are split into windows. Default: the model's positions, at most 2048."""
 
 

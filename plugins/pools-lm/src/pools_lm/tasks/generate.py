@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from fusion_core import MetricValues
     from pools_lm.tasks.lines import Line
+    from pools_lm.tasks.prompts import Prompts
 
 
 class GenerateTask(QuestionTask[GenerateLines]):
@@ -52,10 +53,19 @@ class GenerateTask(QuestionTask[GenerateLines]):
         exact = list(map(operator.contains, right, answers))
         return Measured({self.data.metric: sum(exact) / len(exact), "invalid": invalid}, exact)
 
+    def check(self) -> None:
+        """Check the first example, and that the models' positions hold a question and an answer."""
+        super().check()
+        if self.prompts is not None:
+            self._room(self.prompts)
+
+    def _room(self, prompts: Prompts) -> int:
+        option = f"task_pool.datasets.{self.name}.max_tokens"
+        return prompts.room_for_question(self.data.max_tokens, option)
+
     def _generate(self, model: nn.Module, questions: Sequence[str]) -> list[str]:
         prompts, max_tokens = self.bound_prompts.ending_at(self.data.stop), self.data.max_tokens
-        # a decoder's positions hold the question and the answer
-        room = prompts.length if prompts.is_seq2seq else max(1, prompts.length - max_tokens)
+        room = self._room(prompts)
         contexts = [Pair(ids).within(room).context for ids in prompts.contexts(questions)]
         generator = TextGenerator(
             prompts, model, max_tokens, self.data.stop, batch_size=self.config.batch_size
@@ -86,14 +96,19 @@ class GenerateTask(QuestionTask[GenerateLines]):
                 f"{line.location}: invalid {self.data.answer} {value!r}",
                 hint="Give a text, or a list of right texts.",
             )
+        if self.data.metric == "spearman" and _parse_number(texts[0]) is None:
+            raise FusionError(
+                f"{line.location}: expected a number as {self.data.answer}, got {texts[0]!r}",
+                hint='Write it with a point, such as "3.5", or choose another metric.',
+            )
         return texts
 
 
 def _correlation(answers: Sequence[str | None], right: Sequence[Sequence[str]]) -> float:
     """Return the rank correlation. An invalid answer counts as the mean of the right ones."""
-    targets = [_parse_number(texts[0]) or 0.0 for texts in right]
+    targets = [float(texts[0]) for texts in right]
     mean = sum(targets) / len(targets)
-    values = [mean if answer is None else _parse_number(answer) or 0.0 for answer in answers]
+    values = [mean if answer is None else float(answer) for answer in answers]
     return rank_correlation(values, targets)
 
 

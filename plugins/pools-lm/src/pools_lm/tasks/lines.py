@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fusion_core import hub
 from fusion_core.errors import FusionError, RecipeError
@@ -29,6 +29,17 @@ _SPLIT = re.compile(rf"{HUB}(?P<name>[^/]+/[^/]+)(/(?P<config>[^/]+))?/(?P<split
 #: The start of an attribute or an index in a field of a template.
 _PART = re.compile(r"[.\[]")
 _ONE_OBJECT = "Write one object per line: {...}"
+
+
+class _Filler(Formatter):
+    """Fills templates, and refuses fields that are null, which would become the text "None"."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Return the value of a field or of a part of it, and the field's name."""
+        value, first = super().get_field(field_name, args, kwargs)
+        if value is None:
+            raise ValueError(f"{field_name} is null")
+        return value, first
 
 
 @dataclass(frozen=True)
@@ -68,14 +79,14 @@ class Line:
     def fill(self, template: str) -> str:
         """Return a template filled with the fields that it names in braces.
 
-        Raises `FusionError` for a missing field or an unsuitable format.
+        Raises `FusionError` for a field that is missing or null, and for an unsuitable format.
         """
         try:
-            return template.format_map(self)
+            return _Filler().vformat(template, (), cast("Mapping[str, Any]", self))
         except (ValueError, TypeError) as error:
             raise FusionError(
                 f"{self.location}: cannot fill {template!r}: {error}",
-                hint="A format such as {field:.1f} needs a number.",
+                hint="Give every field a value. A format such as {field:.1f} needs a number.",
             ) from error
 
 
@@ -153,6 +164,12 @@ def _read_json(path: str) -> Iterator[Line]:
             location = f"{path}, line {number}"
             try:
                 fields = json.loads(text)
+                json.dumps(fields, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                raise FusionError(
+                    f"{location}: invalid text: {error.reason}",
+                    hint="An emoji in JSON is two \\u escapes. Write both, or the emoji itself.",
+                ) from error
             except (ValueError, RecursionError) as error:
                 raise FusionError(f"{location}: invalid JSON: {error}", hint=_ONE_OBJECT) from error
             if not isinstance(fields, dict):

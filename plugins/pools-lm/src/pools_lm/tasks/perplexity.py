@@ -7,6 +7,7 @@ from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING
 
 from fusion_core import Measured, Metric, Split
+from fusion_core.errors import FusionError
 from pools_lm.tasks.config import TextLines
 from pools_lm.tasks.scoring import log_likelihoods
 from pools_lm.tasks.task import LanguageTask
@@ -45,6 +46,8 @@ class PerplexityTask(LanguageTask[TextLines]):
         lines = self.lines(Split.TEST)
         windows_by_line = self.bound_prompts.windows(list(map(self._text, lines)))
         pairs = list(chain.from_iterable(windows_by_line))
+        if not pairs:
+            raise FusionError(f"the texts of {self.data.test} are empty", hint="Add some text.")
         likelihoods = log_likelihoods(
             model, pairs, batch_size=self.config.batch_size, label=self.name
         )

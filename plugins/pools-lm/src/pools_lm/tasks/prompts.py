@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -58,8 +59,10 @@ class Prompts:
     #: whether an encoder reads the question and a decoder writes the answer
     is_seq2seq: bool
     is_chat: bool
-    #: maximum number of tokens in a context
+    #: maximum number of tokens of a question or a text
     length: int
+    #: how many tokens of question and answer the models can read, if they state it
+    positions: int | None
     #: the tokens that end an answer
     ends: tuple[int, ...]
     #: digest of the tokenizer and configuration files
@@ -81,11 +84,19 @@ class Prompts:
                 "task_pool.chat: the models' tokenizer has no chat template",
                 hint="Remove the option, or save a chat_template.jinja next to the base's weights.",
             )
+        positions = _find_positions(config, files)
+        if length and positions and length > positions:
+            raise RecipeError(
+                f"task_pool.length: {length} tokens, but {model} has only {positions} positions",
+                hint=f"Give at most {positions}.",
+            )
+        lengths = [limit for limit in (_MAX_LENGTH, positions, facts.length) if limit]
         return cls(
             tokenizer,
             bool(config.is_encoder_decoder),
             facts.has_template if chat is None else chat,
-            length or _find_length(facts.length, config, files),
+            length or int(min(lengths)),
+            positions,
             _find_ends(facts.eos, config, generation),
             tokenizer.client.digest,
         )
@@ -107,6 +118,22 @@ class Prompts:
             "the models' tokenizer has neither a bos_token nor an eos_token",
             hint="Set bos_token in tokenizer_config.json next to the base's weights.",
         )
+
+    def room_for_question(self, answer: int, option: str) -> int:
+        """Return how many tokens of a question fit before an answer of `answer` tokens.
+
+        Raises `RecipeError` that names the option if the models have no position left for it.
+        """
+        if self.is_seq2seq or self.positions is None:
+            return self.length
+        room = min(self.length, self.positions - answer)
+        if room < 1:
+            raise RecipeError(
+                f"{option}: an answer of {answer} tokens leaves no room for a question in the "
+                f"models' {self.positions} positions",
+                hint="Give fewer.",
+            )
+        return room
 
     def windows(self, texts: Sequence[str]) -> list[list[Pair]]:
         """Split each text into windows that together predict each of its tokens once.
@@ -137,11 +164,11 @@ class Prompts:
             _BLANK_LINE.join(
                 [
                     *start,
-                    *(f"{turn.prompt}{_SPACE}{turn.answer}" for turn in turns[:-1]),
-                    turns[-1].prompt,
+                    *("".join(self._move_space(turn.prompt, turn.answer or "")) for turn in shots),
+                    question.prompt,
                 ]
             )
-            for turns in conversations
+            for *shots, question in conversations
         ]
 
     def user_start(self, system: str | None = None) -> list[int]:
@@ -187,8 +214,25 @@ class Prompts:
         ]
 
     def contexts(self, questions: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of questions; a chat template has added its special tokens already."""
-        return self.tokenizer.encode(questions, special=not self.is_chat)
+        """Return the tokens of questions; a chat template has added its special tokens already.
+
+        A decoder continues them, so they lose the end token that some tokenizers append. An empty
+        question is the start token. Raises `RecipeError` for one if the tokenizer has none.
+        """
+        rows = self.tokenizer.encode(questions, special=not self.is_chat)
+        if self.is_seq2seq or self.is_chat:
+            return rows
+        rows = [row[: len(row) - self._appended] for row in rows]
+        return [row or [self.start_token] for row in rows]
+
+    @cached_property
+    def _appended(self) -> int:
+        """How many special tokens the tokenizer appends to a text."""
+        (plain,) = self.tokenizer.encode(["a"], special=False)
+        (whole,) = self.tokenizer.encode(["a"], special=True)
+        starts = range(len(whole) - len(plain) + 1)
+        ends = [start + len(plain) for start in starts if whole[start:][: len(plain)] == plain]
+        return len(whole) - max(ends, default=len(whole))
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the text of each row of tokens, without special tokens."""
@@ -214,6 +258,14 @@ class Prompts:
     def _pair(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:
         if not continuation:
             raise FusionError("an answer has no tokens", hint="Give an answer with some text.")
+        if self.positions is not None and len(continuation) >= self.positions:
+            raise FusionError(
+                f"an answer has {len(continuation)} tokens, more than fit into the models' "
+                f"{self.positions} positions",
+                hint="Shorten the answers, or take models that read longer texts.",
+            )
+        if self.is_seq2seq:
+            return Pair(Pair(context).within(self.length).context, continuation)
         return Pair(context, continuation).within(self.length)
 
 
@@ -254,12 +306,14 @@ def _read_config(files: Files) -> tuple[Any, Any]:
             ) from error
 
 
-def _find_length(tokenizer_length: int, config: Any, files: Files) -> int:  # noqa: ANN401 - transformers' many classes
+def _find_positions(config: Any, files: Files) -> int | None:  # noqa: ANN401 - transformers' many classes
+    """Return how many tokens of a text the model can read; None if it states no number."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if positions and positions <= _MAX_LENGTH:
+    if not positions or positions < 0:  # XLNet's is -1
+        return None
+    if positions <= _MAX_LENGTH:
         positions -= _count_reserved_positions(files)
-    lengths = [int(length) for length in (positions, tokenizer_length) if length]
-    return min([_MAX_LENGTH, *lengths])
+    return int(positions)
 
 
 def _count_reserved_positions(files: Files) -> int:

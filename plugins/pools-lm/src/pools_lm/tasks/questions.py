@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, TypeVar
 
 from fusion_core import Split
-from fusion_core.errors import RecipeError
+from fusion_core.errors import FusionError, RecipeError
 from pools_lm.tasks.config import QuestionLines
 from pools_lm.tasks.lines import read_lines
 from pools_lm.tasks.prompts import Pair, Turn
@@ -82,7 +82,14 @@ class QuestionTask(LanguageTask[QuestionT]):
                 f"task {self.name!r} has no training examples for its {self.data.shots} shots",
                 hint=f"Name a file: task_pool.datasets.{self.name}.train.",
             )
-        return read_lines(self.data.train, self.data.shots)
+        shots = read_lines(self.data.train, self.data.shots)
+        if len(shots) < self.data.shots:
+            raise FusionError(
+                f"task {self.name!r}: {self.data.train} has {len(shots)} examples, expected "
+                f"{self.data.shots} for its shots",
+                hint=f"Add examples, or lower task_pool.datasets.{self.name}.shots.",
+            )
+        return shots
 
     def _prompt(self, line: Line) -> str:
         return line.fill(self.data.prompt)

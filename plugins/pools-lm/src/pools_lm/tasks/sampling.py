@@ -168,7 +168,7 @@ class PromptSampler:
     def _answer(self, teacher: _LazyModel, pairs: Sequence[Pair]) -> list[Pair]:
         """Return pairs, those without a continuation with a model's answer and its end token."""
         tokens = self.config.answer_tokens
-        room = self.prompts.length - (0 if self.prompts.is_seq2seq else tokens)
+        room = self.prompts.room_for_question(tokens, "task_pool.answer_tokens")
         contexts = [pair.within(room).context for pair in pairs if not pair.continuation]
         if not contexts or not tokens:
             return list(pairs)

@@ -170,6 +170,5 @@ class LanguageTask(AdaptiveLinesTask[DataT], TokenTask):
             "chat": self.bound_prompts.is_chat,
             "length": self.bound_prompts.length,
             "models": self.bound_prompts.digest,
-            # increases with every change to how encoders and decoders read questions and answers
-            **({"encoder_decoder": 2} if self.bound_prompts.is_seq2seq else {}),
+            "reading": 2,  # increases with every change to how models read questions and answers
         }

@@ -36,11 +36,18 @@ Tensors = dict[str, torch.Tensor]
 def tiny(kind: str) -> transformers.PreTrainedModel:  # noqa: PLR0911 - one per kind
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 40}
-    if kind == "gpt2":
+    if kind.startswith("gpt2"):
         config = transformers.GPT2Config(
             n_embd=16, n_layer=2, n_head=2, vocab_size=40, bos_token_id=0, eos_token_id=0
         )
+        if kind == "gpt2 with classes":  # its head is no Conv1D
+            return transformers.GPT2ForSequenceClassification(config)
         return transformers.GPT2LMHeadModel(config)
+    if kind == "vit":
+        config = transformers.ViTConfig(
+            **{**sizes, "image_size": 8, "patch_size": 4}, num_attention_heads=2
+        )
+        return transformers.ViTForImageClassification(config)
     if kind == "bert":
         config = transformers.BertConfig(**sizes, num_attention_heads=2)
         return transformers.BertForSequenceClassification(config)
@@ -124,6 +131,7 @@ def stated_error(adapter: Path) -> float:
         ("llama", ["--energy", "0.7", "--rank-pattern", "*q_proj*=3"], 0.6),
         ("llama", ["--skip", "*embed*", "--skip", "lm_head*", "--dtype", "bf16"], 1),
         ("gpt2", ["--rank", "64", "--save-whole", "*ln_*", "--save-whole", "*.bias"], 1e-6),
+        ("gpt2 with classes", ["--rank", "64", "--save-whole", "*ln_*"], 1),
         ("bert", ["--rank", "64", "--save-whole", "*LayerNorm*", "--save-whole", "*.bias"], 1e-6),
         ("resnet", ["--rank", "8", "--only", "*convolution*"], 1),
         # embeddings of other names
@@ -252,6 +260,13 @@ def test_experts_of_a_layer_may_be_in_several_shards(tmp_path: Path) -> None:
     assert all(torch.equal(sharded[key], values) for key, values in whole.items())
 
 
+def test_tokens_and_tables_of_three_dimensions_are_not_experts(tmp_path: Path) -> None:
+    fine_tune(tmp_path, "vit")
+    extract(tmp_path, "--rank", "4")
+    report = (tmp_path / "adapter" / "adapter_report.json").read_text()
+    assert "cls_token" in report
+
+
 def test_experts_without_all_parts_are_refused(tmp_path: Path) -> None:
     """A mixture without gates has no `gate_up_proj` that PEFT could adapt."""
     for name, value in (("base", 0.0), ("expert", 1.0)):
@@ -259,7 +274,9 @@ def test_experts_without_all_parts_are_refused(tmp_path: Path) -> None:
         module, parts = "model.layers.0.mlp.experts.0", ("up_proj", "down_proj")
         tensors = {f"{module}.{part}.weight": torch.full((4, 4), value) for part in parts}
         save_file(tensors, tmp_path / name / "model.safetensors")
-    assert "experts.0.up_proj.weight and 0 other tensors" in extract(tmp_path, code=2)
+    output = extract(tmp_path, code=2)
+    assert "experts.0.up_proj.weight and 0 other tensors" in output
+    assert "--skip 'model.layers.*.mlp.experts.*.up_proj.weight'" in output
 
 
 def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -329,8 +329,7 @@ def test_corrupted_images_are_measured() -> None:
             "vision_model.encoder.w[[]0]",
         ),
         ("CLIPVisionModelPool/clip-vit-base-patch32_TA8", "vision_model.w", "vision_model.w"),
-        ("gpt-2_glue", "transformer.h.0.w", "*h.0.w"),
-        ("gpt-2_glue", "score.weight", "score.weight"),
+        ("gpt-2_glue", "h.0.w", "*h.0.w"),
         ("Seq2SeqLMPool/flan-t5-base_glue", "shared.weight", "shared.weight"),
     ],
 )
@@ -340,6 +339,47 @@ def test_an_excluded_key_is_the_whole_name_of_a_tensor(pool: str, key: str, patt
     )
     (override,) = recipe_of(text)["algorithm"]["overrides"]
     assert override["match"] == [pattern]
+
+
+def test_names_that_the_live_model_lacks_exclude_nothing() -> None:
+    text = "defaults:\n  - modelpool: gpt-2_glue\n" + method(
+        "WUDIMerging", "iter_num: 4, exclude_keys: [transformer.wte.weight]"
+    )
+    assert "overrides" not in recipe_of(text)["algorithm"]
+    (warning,) = (line for line in imported_from(text).warnings if "exclude_keys" in line)
+    assert "GPT2Model names them without transformer." in warning
+
+
+def test_what_would_load_other_weights_is_refused() -> None:
+    text = CLIP.replace(
+        "pretrained_model_name_or_path: org/two",
+        "pretrained_model_name_or_path: org/two\n      subfolder: best\n      variant: fp16",
+    )
+    reason = "may load other weights, and has no counterpart"
+    assert problems_of(f"{text}{method('SimpleAverageAlgorithm')}") == [
+        f"modelpool.models.two.{name}: {reason}" for name in ("subfolder", "variant")
+    ]
+
+
+def test_models_of_several_dtypes_are_refused() -> None:
+    stated = "org/two\n      torch_dtype: bfloat16"
+    text = CLIP.replace("org/two", stated) + method("SimpleAverageAlgorithm")
+    assert problems_of(text) == [
+        "modelpool.models: expected one dtype for all models, got bfloat16, none stated"
+    ]
+    alike = CLIP.replace("org/two", stated.replace("bfloat16", "float32"))
+    assert recipe_of(alike + method("SimpleAverageAlgorithm"))["output"] == {"dtype": "float32"}
+
+
+def test_tied_tensors_that_count_twice_are_named() -> None:
+    def warn(text: str) -> bool:
+        return any("embeddings are tied" in warning for warning in imported_from(text).warnings)
+
+    ties = method("TiesMergingAlgorithm", "threshold: 20, scaling_factor: 0.3")
+    assert warn(f"{LM}{ties}")
+    assert warn(f"{LM}{method('EMRMerging')}")
+    assert not warn(f"{LM}{method('MagMaxAlgorithm')}")
+    assert not warn(f"{CLIP}{ties}")
 
 
 def test_adamerging_with_surgery_and_of_language_models() -> None:

@@ -132,7 +132,8 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
             full = sorted(expert for expert, part in parts.items() if part is None)
             if full:
                 raise RecipeError(
-                    f"output.adapter.rank: required, because {full[0]} holds no factors of {name}",
+                    f"output.adapter.rank: required, because {full[0]} holds no factors of {name} "
+                    "that can be joined with others",
                     hint="For example: --set output.adapter.rank=32",
                 )
             ranks[name] = sum(part.rank for part in parts.values() if part is not None)

@@ -94,7 +94,8 @@ def find_module(
         is_embedding = _looks_like_embedding(base, module)
     if is_embedding:
         return Module(module, Form.EMBEDDING, info)
-    transposed = are_neighbours_transposed(base, name)
+    # Conv1D always has a bias. A head without one is linear, even in GPT-2.
+    transposed = f"{module}.bias" in base.infos and are_neighbours_transposed(base, name)
     return Module(module, Form.TRANSPOSED if transposed else Form.LINEAR, info)
 
 
@@ -110,7 +111,8 @@ def is_vector(info: TensorInfo) -> bool:
 
 def describe_kind(name: str, info: TensorInfo) -> str:
     """Name the kind of a tensor that factors cannot change."""
-    if _EXPERT.search(name) or len(info.shape) == _PACKED:
+    is_packed = len(info.shape) == _PACKED and min(info.shape[:_MATRIX]) > 1
+    if _EXPERT.search(name) or is_packed:
         return EXPERTS
     if name.endswith(".bias"):
         return "biases"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -84,10 +85,12 @@ def _describe(extraction: Extraction, record: Record) -> dict[str, Any]:
 
 def _refuse_experts(record: Record) -> None:
     """Raise `RecipeError` if experts change, which are most of a mixture's parameters."""
-    experts = record.left_out.get(EXPERTS, [])
+    experts = [left_out.tensor for left_out in record.left_out.get(EXPERTS, [])]
     if experts:
+        patterns = dict.fromkeys(re.sub(r"\d+", "*", name) for name in experts)
+        flags = " ".join(f"--skip '{pattern}'" for pattern in patterns)
         raise RecipeError(
-            f"{experts[0].tensor} and {len(experts) - 1} other tensors of experts change, and "
-            "their names or shapes are not those of a layout that PEFT adapts (target_parameters)",
-            hint="Leave them out with --skip '*experts*'. The report then counts them as errors.",
+            f"{experts[0]} and {len(experts) - 1} other tensors of experts change, and their names "
+            "or shapes are not those of a layout that PEFT adapts (target_parameters)",
+            hint=f"Leave them out: {flags}. The report then counts them as errors.",
         )

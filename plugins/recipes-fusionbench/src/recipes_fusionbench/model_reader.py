@@ -55,7 +55,10 @@ class ModelReader:
 
     def __init__(self, options: Options, findings: ImportFindings, kind: str) -> None:
         self._options, self._findings, self._kind = options, findings, kind
+        #: the dtypes of models whose section states them or could, and of the pool
         self._dtypes: dict[str, str | None] = {}
+        #: the keys of models that are named alone, and have the pool's dtype
+        self._by_name: set[str] = set()
         #: the base of every adapter, by the name of the model
         self.adapted: dict[str, str] = {}
 
@@ -63,6 +66,7 @@ class ModelReader:
         """Return the path of a model: a directory, an id on the hub, or an adapter."""
         key = f"models.{name}"
         if isinstance(value, str) and value:
+            self._by_name.add(key)
             return value
         if not isinstance(value, dict):
             self._options.refuse(key, f"expected a path or a section that loads it, got {value!r}")
@@ -79,7 +83,7 @@ class ModelReader:
         if loader == _CLIP_LOADER and self._kind == "clip":
             options.ignore("return_vision_model")
             path = options.text("model_name")
-            options.finish()
+            options.refuse_others()
             return path
         return self._read_pretrained(target, options)
 
@@ -92,7 +96,8 @@ class ModelReader:
         if path is None:
             options.refuse("pretrained_model_name_or_path", "missing")
         self.read_dtype(options)
-        options.finish()
+        self._dtypes.setdefault(options.key, None)
+        options.refuse_others()
         return path if path is None or revision is None else f"{path}@{revision}"
 
     def _read_adapter(self, name: str, options: Options, loader: str) -> str | None:
@@ -107,7 +112,7 @@ class ModelReader:
         self.adapted[name] = base
         if loader == "load_peft_causal_lm":
             self.read_dtype(options, default="bfloat16")
-        options.finish()
+        options.refuse_others()
         return adapter
 
     def check_adapters(self, base: str | None) -> None:
@@ -141,10 +146,16 @@ class ModelReader:
                 )
                 options.warn(name, reason)
 
-    def dtype(self) -> str | None:
-        """Return the dtype of the output; None for the base's."""
-        dtypes = {*self._dtypes.values()}
-        if len(dtypes) > 1:
-            names = ", ".join(sorted(map(str, dtypes)))
+    def dtype(self, loading: Options) -> str | None:
+        """Return the dtype of the output, None for the base's; `loading` holds the pool's options.
+
+        Models without a stated dtype are loaded in fp32.
+        """
+        self.read_dtype(loading)
+        if self._by_name:
+            self._dtypes.setdefault(loading.key, None)
+        stated = {*self._dtypes.values()} - {None}
+        if len({dtype or "float32" for dtype in self._dtypes.values()}) > 1:
+            names = ", ".join(sorted(dtype or "none stated" for dtype in {*self._dtypes.values()}))
             self._options.refuse("models", f"expected one dtype for all models, got {names}")
-        return next(iter(dtypes), None)
+        return next(iter(stated), None)

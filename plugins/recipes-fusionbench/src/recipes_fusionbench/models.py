@@ -152,10 +152,9 @@ def _read_rest(models: Models, reader: ModelReader) -> None:
     elif models.has_heads:
         options.warn("models", "heads that only experts have are left out, as GPT2Model does")
     loading = options.section("model_kwargs")
-    reader.read_dtype(loading)
+    models.dtype = reader.dtype(loading)
     loading.finish()
     options.ignore("pretrained_model_name_or_path", "base_model")
-    models.dtype = reader.dtype()
     models.tokenizer = _read_tokenizer(models)
     options.finish()
 

@@ -139,10 +139,17 @@ class Options:
 
     def finish(self, known: Iterable[str] = ()) -> None:
         """Report options that were not taken. FusionBench ignores unknown ones."""
-        for name in self.values:
-            if name not in self._taken:
-                names = [*self._taken - _INSTANTIATION, *known]
-                self._findings.report_unknown(self._join(name), names)
+        for name in self._left_over():
+            names = [*self._taken - _INSTANTIATION, *known]
+            self._findings.report_unknown(self._join(name), names)
+
+    def refuse_others(self) -> None:
+        """Refuse options that were not taken: of a function, which may load other weights."""
+        for name in self._left_over():
+            self.refuse(name, "may load other weights, and has no counterpart")
+
+    def _left_over(self) -> list[str]:
+        return [name for name in self.values if name not in self._taken]
 
 
 def target_of(values: Mapping[str, Any]) -> str:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from recipes_fusionbench.options import Options
 
 
+#: Kinds of models that may tie their embeddings to each other and to a head.
+TYING = {"causal-lm", "seq2seq-lm", "sequence-classification", "checkpoints"}
 #: Weights of `nn.Linear` by the kind of models, which recipes choose by name.
 _LINEAR = {"clip": ["*_proj.weight", "*.mlp.fc?.weight"]}
 
@@ -24,6 +26,7 @@ def ties(fusion: Fusion) -> None:
 def _add_ties(fusion: Fusion, more: dict[str, Any]) -> None:
     """Add TIES with further options: one stage, or its steps if the largest entries are taken."""
     given = fusion.options
+    warn_of_ties(fusion)
     given.expect("remove_keys", reason="ties cannot leave tensors out of the model")
     function = str(given.take("merge_func", "sum")).rpartition("-")[2]
     density, scale = kept_fraction(given, "threshold"), given.number("scaling_factor")
@@ -91,6 +94,17 @@ def magmax(fusion: Fusion) -> None:
     fusion.add("magmax", scale=fusion.options.number("scaling_factor", 0.5))
 
 
+def warn_of_ties(fusion: Fusion) -> None:
+    """Warn that FusionBench merges a tied tensor once per name, which changes what all share."""
+    if fusion.models.kind in TYING:
+        reason = (
+            "models whose embeddings are tied: FusionBench counts a tied tensor once per name, "
+            "fusion-core once"
+        )
+        fusion.options.warn("", reason)
+
+
 def emr(fusion: Fusion) -> None:
     """Translate EMR-Merging."""
+    warn_of_ties(fusion)
     fusion.add("emr", rescale="authors")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from glob import escape
 from typing import TYPE_CHECKING, Any
 
-from recipes_fusionbench.sparse import kept_fraction
+from recipes_fusionbench.sparse import kept_fraction, warn_of_ties
 
 if TYPE_CHECKING:
     from recipes_fusionbench.fusion import Fusion
@@ -59,7 +59,17 @@ def _choose_matrices(fusion: Fusion) -> dict[str, Any]:
     excluded = fusion.options.texts("exclude_keys")
     if not excluded:
         return AS_STORED
-    patterns = [_match_one(key, fusion.models.kind) for key in excluded]
+    warn_of_ties(fusion)
+    kind = fusion.models.kind
+    if kind == "gpt2":
+        for key in excluded:
+            if key.startswith(_GPT2):
+                reason = f"{key} is the name of no tensor: GPT2Model names them without {_GPT2}"
+                fusion.options.warn("exclude_keys", reason)
+        excluded = [key for key in excluded if not key.startswith(_GPT2)]
+        if not excluded:
+            return AS_STORED
+    patterns = [_match_one(key, kind) for key in excluded]
     chosen = {"match": patterns, "unmatched": "warn", "matrices": "none"}
     return {**AS_STORED, "overrides": [chosen]}
 
@@ -67,13 +77,13 @@ def _choose_matrices(fusion: Fusion) -> dict[str, Any]:
 def _match_one(key: str, kind: str) -> str:
     """Return the pattern of one tensor. FusionBench compares whole names, of the live model.
 
-    A live vision model of CLIP may lack the prefix that its files have, and files of GPT-2 that of
-    the live model.
+    A live vision model of CLIP may lack the prefix that its files have. Files of GPT-2 may have one
+    that the live model lacks.
     """
     if kind == "clip":
         return f"{_CLIP}{escape(key.removeprefix(_CLIP))}"
-    if kind == "gpt2" and key.startswith(_GPT2):
-        return f"*{escape(key.removeprefix(_GPT2))}"
+    if kind == "gpt2":
+        return f"*{escape(key)}"
     return escape(key)
 
 

@@ -69,6 +69,11 @@ def _check_model(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a p
         return info.context(value if isinstance(value, Mapping) else resolve_input_path(value))
     if isinstance(value, str | os.PathLike):
         return model_path(value)
+    if isinstance(value, Mapping) and value and all(isinstance(v, str) for v in value.values()):
+        raise ValueError(
+            f"expected a path, got {dict(value)!r}: with --set, write a name that has a dot in "
+            'double quotes, as in model_pool.models."v1.5"'
+        )
     if isinstance(value, Mapping) or callable(getattr(value, "state_dict", None)):
         return value
     raise ValueError("expected a path, a recipe, a state dict or a live model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from fusion_core.recipe.text import format_value, load_yaml, spell_out
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_PART = re.compile(r'"[^"]+"|[^."]+')
+_PATH = re.compile(rf"(?:{_PART.pattern})(?:\.(?:{_PART.pattern}))*")
 _CLOSING = {"[": "]", "{": "}"}
 _YAML_NULLS = {"", "~", "null", "Null", "NULL"}
 
@@ -23,7 +26,7 @@ def override(recipe: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
     """Return the recipe after `section.option=value` assignments. Values are YAML."""
     for assignment in assignments:
         dotted, separator, text = assignment.partition("=")
-        path = dotted.split(".")
+        path = _split(dotted)
         if not separator or not all(path):
             example = f"{dotted}=VALUE" if all(path) else "algorithm.density=0.2"
             raise RecipeError(
@@ -33,6 +36,13 @@ def override(recipe: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         value = _parse_value(text, dotted)
         recipe = assign(recipe, path, value, origin=f"--set {assignment!r}")
     return recipe
+
+
+def _split(dotted: str) -> list[str]:
+    """Split a path at its dots; a name with dots is in double quotes."""
+    if _PATH.fullmatch(dotted) is None:
+        return dotted.split(".")
+    return [part.strip('"') for part in _PART.findall(dotted)]
 
 
 def _parse_value(text: str, dotted: str) -> Any:  # noqa: ANN401 - YAML holds anything

@@ -393,6 +393,8 @@ def test_a_slip_in_a_recipe_does_not_make_it_another_programs(toys: PluginManage
 
 
 def test_a_later_set_wins_and_sections_are_made() -> None:
+    quoted = override({}, ['algorithm.weights."v1.5"=2', 'algorithm.weights."a".b=1'])
+    assert quoted == {"algorithm": {"weights": {"v1.5": 2, "a": {"b": 1}}}}
     changed = override({"model_pool": None}, ["model_pool.models.a=x", "model_pool.models.a=y"])
     assert changed == {"model_pool": {"models": {"a": "y"}}}
 

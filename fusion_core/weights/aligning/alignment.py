@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core.errors import AlignmentError
 from fusion_core.formatting import format_names
 from fusion_core.weights.aligning.difference import DROP_EXTRA, Difference, misfit
 from fusion_core.weights.aligning.vocabulary import (
@@ -26,7 +27,7 @@ from fusion_core.weights.reading.name_matching import match_names
 from fusion_core.weights.source import Cut, LowRank, WeightSource, reference_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from fusion_core.recipe.config import AlignmentPolicy
@@ -137,6 +138,12 @@ def align(
         name: expert if expert is reference else _respell(expert, reference)
         for name, expert in experts.items()
     }
+    for name, expert in respelled.items():
+        if expert.infos and reference.infos and expert.infos.keys().isdisjoint(reference.infos):
+            raise AlignmentError(
+                f"{name} ({expert.describe()}) has no tensor of {label}: {_count(expert.infos)}",
+                hint="Name models of one architecture, or leave this one out.",
+            )
     differences = [
         Difference(key, name, problem, remedy)
         for name, expert in respelled.items()
@@ -158,7 +165,7 @@ def align(
     return Alignment(aligned_base, aligned, of_experts - keys, frozenset(keys - of_experts))
 
 
-def _count(names: frozenset[str]) -> str:
+def _count(names: Collection[str]) -> str:
     """Return how many tensors there are, and the first names."""
     plural = "" if len(names) == 1 else "s"
     return f"{len(names)} tensor{plural} ({format_names(sorted(names))})"
@@ -170,7 +177,10 @@ def _respell(expert: WeightSource, reference: WeightSource) -> WeightSource:
     Some savers write tied weights once, others twice. So a tensor that only one of the two models
     has is left out if it copies a tensor that both have.
     """
-    shared = match_names(reference.infos, expert.infos)
+    try:
+        shared = match_names(reference.infos, expert.infos)
+    except AlignmentError as error:
+        raise AlignmentError(f"{expert.describe()}: {error.message}", hint=error.hint) from error
     names = dict(shared)
     missing = [key for key in reference.infos if key not in shared]
     if len(missing) <= _MOST_TIED:

@@ -26,13 +26,16 @@ QUANTISED = (
 )
 _INSTALL_DCP = "Install formats-dcp, which reads it: pip install formats-dcp."
 _INSTALL_LORA = "Install fusion-lora, which reads it: pip install fusion-lora."
-_PICKLE = ("a pickle, which can run code", CONVERT)
+_LOAD = "Without a configuration: torch.load(FILE, weights_only=True), then safetensors' save_file."
+_PICKLE = ("a pickle, which can run code", f"{CONVERT} {_LOAD}")
+_RENAMED = ("safetensors by another name, it seems", "If so, rename it to NAME.safetensors.")
 _LLAMA_CPP = "in the format of llama.cpp, mostly quantised"
 _OTHER_LIBRARY = ("in the format of another library", CONVERT)
 _KINDS = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), _PICKLE),
     ".gguf": (_LLAMA_CPP, f"The plugin formats-quantised reads it. {DEQUANTISE}"),
     ".ggml": (_LLAMA_CPP, DEQUANTISE),
+    **dict.fromkeys((".sft", ".safetensors"), _RENAMED),
     ".distcp": ("a distributed checkpoint of torch", _INSTALL_DCP),
     **dict.fromkeys((".h5", ".keras", ".msgpack", ".npz", ".onnx", ".tflite"), _OTHER_LIBRARY),
 }

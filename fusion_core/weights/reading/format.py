@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 #: Bytes of an index or a configuration.
 LARGEST_INDEX = 10 * 2**20
 _FIELDS = {"dtype", "shape", "data_offsets"}
+#: The first bytes of the text that stands for a file in a repository of Git LFS.
+_LFS_POINTER = b"version "
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -76,6 +78,11 @@ def parse_header(
             f"{path}: expected a safetensors file of at least 8 bytes, got {size} bytes"
         )
     (length,) = struct.unpack("<Q", prefix)
+    if prefix == _LFS_POINTER:
+        raise CheckpointError(
+            f"{path}: a pointer of Git LFS, not the file itself",
+            hint="Fetch the files in its repository: git lfs pull",
+        )
     if length > size - 8:
         raise CheckpointError(
             f"{path}: the header claims {length} bytes of a file of {size}",

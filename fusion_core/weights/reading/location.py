@@ -102,6 +102,11 @@ def locate(name: str, option: str, *more: str, formats: Collection[str] = ()) ->
         exists = path.exists()
     if exists:
         return Location(path, name)
+    if path.is_symlink():
+        raise CheckpointError(
+            f"{option}: {name} is a link to {path.readlink()}, which does not exist",
+            hint="Restore the file that it leads to, or name another path.",
+        )
     similar = _find_similar(path)
     if not hub.looks_like_id(name):
         hint = "Give a directory, a .safetensors file, or org/name@revision for the hub."

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from fusion_core.errors import AlignmentError
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -22,18 +24,32 @@ def match_names(ours: Collection[str], theirs: Collection[str]) -> dict[str, str
     """Return our name -> their name for every tensor that both models have.
 
     Names match as they are, unless one prefix before ours or before theirs matches more of them.
+    Raises `AlignmentError` if most names match under either of two prefixes: trainers store
+    averages of the weights next to them.
     """
     our_names, their_names = set(ours), set(theirs)
     plain = {name: name for name in ours if name in their_names}
     if len(plain) == len(our_names):
         return plain
-    best = plain
-    for prefix in _guess_prefixes(ours, theirs):
-        matches = {name: prefix + name for name in ours if prefix + name in their_names}
-        best = max(best, matches, key=len)
-    for prefix in _guess_prefixes(theirs, ours):
-        matches = {prefix + name: name for name in theirs if prefix + name in our_names}
-        best = max(best, matches, key=len)
+    by_prefix = [
+        *(
+            {name: prefix + name for name in ours if prefix + name in their_names}
+            for prefix in _guess_prefixes(ours, theirs)
+        ),
+        *(
+            {prefix + name: name for name in theirs if prefix + name in our_names}
+            for prefix in _guess_prefixes(theirs, ours)
+        ),
+    ]
+    best = max([plain, *by_prefix], key=len)
+    rivals = [matches for matches in by_prefix if len(matches) == len(best) > len(plain)]
+    if len(rivals) > 1 and 2 * len(best) > min(len(our_names), len(their_names)):
+        (one, other), *_ = zip(*(matches.items() for matches in rivals[:2]), strict=True)
+        names = sorted({*one, *other}, key=len)[1:]
+        raise AlignmentError(
+            f"most tensors match under two prefixes, such as {' and '.join(map(repr, names))}",
+            hint="Save the part that is to be merged as a file of its own, and name that.",
+        )
     taken = set(best.values())
     rest = {name: same for name, same in plain.items() if name not in best and same not in taken}
     return {**best, **rest}

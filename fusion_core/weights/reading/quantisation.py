@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from fusion_core.weights.reading.assets import Files
     from fusion_core.weights.source import TensorInfo, WeightSource
 
+#: The hint for weights that were cast to eight bits, without scales.
+_CAST_BACK = (
+    "There are no scales to dequantise with: these weights were only cast. Cast them back, which "
+    "loses nothing: load_file of safetensors.torch, .to(torch.bfloat16) for each, and save_file."
+)
 #: Files that only quantised models have.
 QUANTISER_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _KEYS = frozenset({"quantization_config", "compression_config"})
@@ -49,6 +54,7 @@ def refuse_quantised(models: Mapping[str, WeightSource], side_files: Mapping[str
     """
     messages: list[str] = []
     originals: dict[str, None] = {}
+    is_cast = True
     for name, source in models.items():
         files = side_files.get(name, {})
         config = parse_config(files, CONFIG, name) or {}
@@ -58,11 +64,13 @@ def refuse_quantised(models: Mapping[str, WeightSource], side_files: Mapping[str
         if reason is not None:
             label = f"{name} ({source.describe()})"
             messages.append(f"{label} is quantised, and cannot be merged: {reason}")
+            is_cast &= "is float8" in reason
             if isinstance(original := config.get("_name_or_path"), str):
                 originals[original] = None
     if messages:
         advice = f" Their {CONFIG} names: {', '.join(originals)}." if any(originals) else ""
-        raise CheckpointError("\n".join(messages), hint=QUANTISED + advice)
+        hint = _CAST_BACK if is_cast else QUANTISED + advice
+        raise CheckpointError("\n".join(messages), hint=hint)
 
 
 def refuse_packed(source: WeightSource) -> None:

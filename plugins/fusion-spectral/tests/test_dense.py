@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fusion_core import merge
+from fusion_core.errors import FusionError
 from fusion_spectral.ace import Ace
 from fusion_spectral.cart import Cart
 from fusion_spectral.config import DogeConfig
@@ -350,6 +351,12 @@ def test_orthomerge(experts: int, seed: int, size: float) -> None:
     for name in SHAPES:
         assert_close(merged[name], orthomerge(pool["base"][name].double(), tasks_of(pool, name)))
     assert_close(merged["vector"], sum(tasks_of(pool, "vector")) / experts)
+
+
+def test_a_half_turn_is_named() -> None:
+    pool = {"base": {"w": torch.eye(4)}, "models": {"a": {"w": -torch.eye(4)}}}
+    with pytest.raises(FusionError, match="w: an expert turns the base by 180 degrees"):
+        merge(Orthomerge(), pool).tensor("w")
 
 
 def test_orthomerge_of_two_rotations_is_between_them() -> None:

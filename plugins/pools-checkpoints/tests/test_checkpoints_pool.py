@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -325,9 +327,12 @@ def test_no_expert_takes_the_name_of_the_base(directory: Path) -> None:
     pool(None, base=str(directory)).aligned(AlignmentPolicy())
 
 
-def test_a_single_file_and_live_models_have_no_files_beside_them(directory: Path) -> None:
+def test_files_next_to_the_one_model_of_a_directory_are_copied(directory: Path) -> None:
     (directory / "tokenizer.json").write_text("x")
-    assert pool(str(directory / "model.safetensors"), a=str(directory)).assets() == {}
+    single = str(directory / "model.safetensors")
+    assert pool(single, a=str(directory)).assets().keys() == {"tokenizer.json"}
+    shutil.copy(single, directory / "other.safetensors")
+    assert pool(str(directory / "other.safetensors"), a=str(directory)).assets() == {}
     assert pool(nn.Linear(1, 1), a=nn.Linear(1, 1)).assets() == {}
     assert pool(a=str(directory)).assets().keys() == {"tokenizer.json"}
 
@@ -339,6 +344,48 @@ def test_names_of_a_list_come_from_paths_and_hub_ids(tmp_path: Path) -> None:
     models = ["./dir/math", "org/code@v2", "x/law.safetensors", nn.Linear(1, 1)]
     config = CheckpointsConfig.model_validate({"models": models})
     assert list(config.models) == ["math", "code", "law", "model-4"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet.mid.lora_down.weight",
+        "model.layers.0.q_proj.lora_A.weight",
+        "a.lora_A.default.weight",
+        "lora_unet_down.hada_w1_a",
+        "lora_unet_down.lokr_w1",
+    ],
+)
+def test_factors_of_an_adapter_are_not_merged_as_weights(tmp_path: Path, name: str) -> None:
+    tensors = {name: torch.ones(2, 3), "unet.mid.alpha": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "style.safetensors")
+    with pytest.raises(CheckpointError, match=f"an adapter's factors, such as {name}") as caught:
+        pool(a=str(tmp_path / "style.safetensors"))
+    assert "Merge it into its base first" in str(caught.value.hint)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="an adapter's factors") as caught:
+        pool(a=str(tmp_path / "style.safetensors"))
+    assert caught.value.hint == f"Name its directory: {tmp_path}"
+    save_file({**tensors, "unet.mid.weight": torch.ones(2, 2)}, tmp_path / "whole.safetensors")
+    assert pool(a=str(tmp_path / "whole.safetensors")).experts  # a model that contains factors
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"model is a link to .*gone, which does not exist"):
+        pool(a=str(tmp_path / "model"))
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "model.safetensors").write_text(text)
+    with pytest.raises(CheckpointError, match="a pointer of Git LFS"):
+        pool(a=str(tmp_path))
+
+
+def test_a_name_with_a_dot_is_quoted() -> None:
+    with pytest.raises(ValidationError, match=r'model_pool\.models\."v1\.5"'):
+        CheckpointsConfig.model_validate({"models": {"v1": {"5": "models/a"}}})
 
 
 def test_what_exists_as_a_path_is_a_path(

@@ -188,6 +188,25 @@ def test_the_prefix_under_which_most_names_meet(
     assert match_names(ours, theirs) == names
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (["a", "b"], ["model.a", "model.b", "ema.a", "ema.b"]),
+        (["model.a", "model.b", "ema.a", "ema.b"], ["a", "b"]),
+    ],
+)
+def test_two_equally_good_prefixes_are_refused(ours: list[str], theirs: list[str]) -> None:
+    with pytest.raises(AlignmentError, match=r"two prefixes, such as '(model|ema)\.a' and "):
+        match_names(ours, theirs)
+
+
+def test_a_model_without_any_tensor_of_the_base_is_refused_under_every_policy() -> None:
+    experts = {"a": weights(BASE), "b": weights({"other": ((2, 3), F32)})}
+    policy = AlignmentPolicy(extra="drop", missing="base")
+    with pytest.raises(AlignmentError, match=r"b .* has no tensor of the base: 1 tensor \(other\)"):
+        align(weights(BASE), experts, policy)
+
+
 def test_twenty_thousand_names_are_matched_quickly_enough_to_be_planned() -> None:
     ours = [f"layers.{n}.weight" for n in range(20_000)]
     names = match_names(ours, [f"model.{name}" for name in ours])

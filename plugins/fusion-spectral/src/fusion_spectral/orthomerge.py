@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core import Piece, TensorwiseAlgorithm
+from fusion_core.errors import FusionError
 from fusion_core.weights import sum_in_order
 from fusion_spectral.config import OrthomergeConfig
 from fusion_spectral.matrixwise import Matrixwise
@@ -46,10 +47,17 @@ class Orthomerge(Matrixwise, TensorwiseAlgorithm[OrthomergeConfig]):
         if not self.takes(piece.shape):
             return sum_in_order(piece.task_vectors).mul_(scale).add_(piece.base)
         base, experts = piece.base.double(), piece.experts.double()
-        if base.shape[0] < base.shape[1]:
-            merged = _merge_tall(base.mT, experts.mT, scale).mT
-        else:
-            merged = _merge_tall(base, experts, scale)
+        try:
+            if base.shape[0] < base.shape[1]:
+                merged = _merge_tall(base.mT, experts.mT, scale).mT
+            else:
+                merged = _merge_tall(base, experts, scale)
+        except ZeroDivisionError as error:
+            raise FusionError(
+                f"{piece.info.name}: an expert turns the base by 180 degrees, and such a rotation "
+                "has no Cayley transform",
+                hint=f"Leave the tensor out: --set algorithm.skip={piece.info.name}",
+            ) from error
         return merged.to(piece.base.dtype)
 
 
@@ -73,10 +81,16 @@ def _nearest_rotation(base: Tensor, expert: Tensor) -> Tensor:
 
 
 def _generator(rotation: Tensor) -> Tensor:
-    """Return the skew-symmetric matrix whose Cayley transform is a rotation."""
+    """Return the skew-symmetric matrix whose Cayley transform is a rotation.
+
+    Raises `ZeroDivisionError` for a rotation by 180 degrees.
+    """
     eye = torch.eye(len(rotation), dtype=rotation.dtype, device=rotation.device)
-    generator: Tensor = torch.linalg.solve(rotation + eye, rotation - eye)
-    return (generator - generator.mT) / 2
+    generator, singular = torch.linalg.solve_ex(rotation + eye, rotation - eye)
+    if singular:
+        raise ZeroDivisionError
+    skew: Tensor = (generator - generator.mT) / 2
+    return skew
 
 
 def _cayley(generator: Tensor) -> Tensor:

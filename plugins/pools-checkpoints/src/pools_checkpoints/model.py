@@ -12,6 +12,7 @@ from torch import nn
 from fusion_core import RecipeSource, WeightSource
 from fusion_core.errors import CheckpointError
 from fusion_core.weights import QUANTISER_FILES, StateDictSource, change_config, list_side_files
+from pools_checkpoints.adapter_files import refuse_factors
 from pools_checkpoints.files import (
     CONFIG,
     collect_side_files,
@@ -72,29 +73,22 @@ class PoolModel:
 
     @cached_property
     def _assets(self) -> Files:
-        if self.location is None:
-            return {}
-        directory = self._directory(self.location.path)
-        if not directory.is_dir():
+        directory = self._side_directory
+        if directory is None:
             return {}
         return self._without_format(collect_side_files(directory, *self.more_files))
 
     @cached_property
     def side_files(self) -> Files:
-        """The files that identify the model, such as configuration and tokenizer.
-
-        A single file has them only if it is the one model of its directory.
-        """
+        """The files that identify the model, such as configuration and tokenizer."""
         if self.located is not None:
             location = self.located.location
             if self.is_delta:  # trainers may put the base's own configuration there
                 listed = list_side_files(location.directory, *self.more_files)
                 return {**listed, CONFIG: b"{}"}
-            directory = self._directory(location.path)
-            if not directory.is_dir():
-                if location.path.name != _SINGLE:
-                    return {}
-                directory = location.directory
+            directory = self._side_directory
+            if directory is None:
+                return {}
             quantisers = () if self.located.format.spec.config_keys else QUANTISER_FILES
             return self._without_format(list_side_files(directory, *quantisers, *self.more_files))
         if isinstance(self.live, RecipeSource):
@@ -114,11 +108,23 @@ class PoolModel:
                 "none",
                 hint=f"Name the base: --set model_pool.base={self.located.base_name or 'PATH'}",
             )
-        return self.located.open(base)
+        source = self.located.open(base)
+        if not self.is_delta:
+            refuse_factors(source, self.located.location)
+        return source
 
-    def _directory(self, path: Path) -> Path:
-        """Return the directory of the side files; an adapter's are its own."""
-        return path if self.side_directory is None or self.is_delta else self.side_directory
+    @property
+    def _side_directory(self) -> Path | None:
+        """The directory of the side files; an adapter's are its own.
+
+        A single file has them only if it is the one model of its directory.
+        """
+        if self.location is None:
+            return None
+        if self.side_directory is not None and not self.is_delta:
+            return self.side_directory
+        path = self.location.path
+        return self.location.directory if path.is_dir() or path.name == _SINGLE else None
 
     def _without_format(self, files: Files) -> Files:
         """Remove a quantised format from the configuration, because merged weights are plain."""

@@ -71,8 +71,8 @@ def _check_model(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a p
         return model_path(value)
     if isinstance(value, Mapping) and value and all(isinstance(v, str) for v in value.values()):
         raise ValueError(
-            f"expected a path, got {dict(value)!r}: with --set, write a name that has a dot in "
-            'double quotes, as in model_pool.models."v1.5"'
+            f"expected a path, got {dict(value)!r}: a name with a dot goes in double quotes, as "
+            """in --set 'SECTION."a.b"=VALUE'"""
         )
     if isinstance(value, Mapping) or callable(getattr(value, "state_dict", None)):
         return value

@@ -45,14 +45,16 @@ def download(
     The command first shows the size of the download, with the space for decoded examples, and the
     free disk space. A second call skips complete files and restarts an interrupted one. Afterwards
     fuse run needs no network. It reads the same commits until fuse download resolves the branches
-    again.
+    again. Of a locked recipe, the command downloads the locked commits.
     """
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)
     from fusion_core import hub
     from fusion_core.plugins.recipe_files import load_recipe
     from fusion_core.recipe.assignments import override
+    from fusion_core.recipe.config import Lock
     from fusion_core.recipe.text import check_not_foreign
+    from fusion_core.recipe.validation import validate
 
     names = {"model_pool": pool, "task_pool": task_pool}
     raw = {} if recipe is None else load_recipe(recipe, plugins)
@@ -63,6 +65,7 @@ def download(
             "model_pool: required", hint="Choose a pool with --pool NAME; see: fuse list pools"
         )
     with hub.session(progress_for(quiet=quiet), again=True):
+        hub.pin(validate(Lock, sections.get("lock") or {}, prefix="lock").commits)
         wanted = _list_files(sections, plugins)
         size = hub.measure_download(wanted)
         outlook = hub.check_space(size)
@@ -78,10 +81,10 @@ def download(
 def _list_files(recipe: Mapping[str, Any], plugins: PluginManager) -> list[FileRequest]:
     """Return the hub files of a recipe's pools; the task pool defaults to the model pool's own."""
     from fusion_core.contracts.specs import ModelPoolSpec, TaskPoolSpec
-    from fusion_core.planning.resolution import choose_task_pool, resolve_component
+    from fusion_core.planning.resolution import ANY_MODELS, choose_task_pool, resolve_component
     from fusion_core.recipe.config import choice_of
 
-    choice = choice_of(recipe["model_pool"])
+    choice = choice_of(recipe["model_pool"]).with_default_name(ANY_MODELS)
     models = resolve_component(ModelPoolSpec, choice, plugins, section="model_pool")
     choice = choose_task_pool(choice_of(recipe.get("task_pool")), models)
     if choice.name is None:

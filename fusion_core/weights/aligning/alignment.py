@@ -141,7 +141,8 @@ def align(
     for name, expert in respelled.items():
         if expert.infos and reference.infos and expert.infos.keys().isdisjoint(reference.infos):
             raise AlignmentError(
-                f"{name} ({expert.describe()}) has no tensor of {label}: {_count(expert.infos)}",
+                f"the models do not fit together: {name} ({expert.describe()}) has no tensor of "
+                f"{label}, but {_count(expert.infos)}",
                 hint="Name models of one architecture, or leave this one out.",
             )
     differences = [

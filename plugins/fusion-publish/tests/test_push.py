@@ -115,6 +115,9 @@ def test_branches_and_pull_requests(logged_in: HubServer, merged: Path) -> None:
     assert push(merged, REPO, "--create-pr")[0] == 0
     assert "provenance.json" in remote(logged_in, "refs/pr/1")
     assert "provenance.json" not in remote(logged_in)
+    assert push(merged, REPO)[0] == 0
+    code, text = push(merged, REPO, "--create-pr")  # of what is there already
+    assert (code, "no pull request was opened" in text, "uploaded" in text) == (0, True, False)
     assert push(merged, REPO, "--create-pr", "--revision", "candidate")[0] == 2
     assert push(merged, f"{REPO}@candidate")[0] == 2
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from fusion_core import Metric, Reference, Report
-from fusion_report.comparison.seeds import Repeated, SeedIntervals, average_seeds, student
+from fusion_report.comparison.seeds import (
+    Repeated,
+    SeedIntervals,
+    average_seeds,
+    group_by_recipe,
+    student,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 INTERVALS = SeedIntervals()
 
@@ -48,6 +59,19 @@ def test_averages_and_shares_are_taken_run_by_run() -> None:
     nothing = [(Metric("accuracy"), runs, {"accuracy": 0.0})]
     assert INTERVALS.of_normalised(nothing) is None
     assert INTERVALS.of_normalised([(Metric("accuracy"), {"accuracy": 1.0}, runs)]) is None
+
+
+def test_runs_of_other_models_are_no_seeds_of_one_recipe(tmp_path: Path) -> None:
+    for project in ("p", "q"):
+        (tmp_path / project / "models" / "a").mkdir(parents=True)
+    recipes = {"p/one": ("../models/a", 0), "p/runs/two": ("../../models/a", 1)}
+    recipes["q/one"] = ("../models/a", 2)  # the same text, and another model
+    for name, (model, seed) in recipes.items():
+        (tmp_path / name).mkdir(parents=True)
+        recipe = {"seed": seed, "model_pool": {"models": {"a": model}}}
+        (tmp_path / name / "recipe.yaml").write_text(json.dumps(recipe))
+    names = [str(tmp_path / name) for name in recipes]
+    assert group_by_recipe(names) == [names[:2], names[2:]]
 
 
 def test_base_and_experts_come_from_the_first_run() -> None:

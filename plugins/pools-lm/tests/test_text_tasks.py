@@ -22,7 +22,7 @@ from pools_lm.confined.tokenizer import ConfinedTokenizer
 from pools_lm.pools import CausalPool, Seq2SeqPool
 from pools_lm.tasks.config import LanguageTasksConfig, TextLines
 from pools_lm.tasks.generation import TextGenerator
-from pools_lm.tasks.lines import identify_data
+from pools_lm.tasks.lines import identify_data, read_lines
 from pools_lm.tasks.pool import LanguageTasks
 from pools_lm.tasks.prompts import Prompts, Turn
 from pools_lm.tasks.ranks import rank_correlation
@@ -568,6 +568,62 @@ def test_an_invalid_line_is_named(
     config: Any = {"datasets": {"c": {"kind": "choice", "test": str(path)}}}
     with pytest.raises(FusionError, match=message):
         measure(LanguageTasks(LanguageTasksConfig(**config)), pool_of("llama"), "c")
+
+
+@pytest.mark.parametrize("kind", ["choice", "generate"])
+def test_a_search_on_test_examples_sees_no_answers(
+    kind: str, pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
+) -> None:
+    batches = []
+    for answer in (0, 1):
+        lines = {
+            "choice": [
+                {"question": f"the {w}", "choices": ["fox", "dog"], "answer": answer}
+                for w in ("old", "new")
+            ],
+            "generate": [
+                {"prompt": f"the {w}", "answer": ["fox", "dog"][answer]} for w in ("old", "new")
+            ],
+        }[kind]
+        more = {"max_tokens": 8} if kind == "generate" else {}
+        tasks: Any = tasks_of(**{kind: {"test": lines, "unlabeled": lines, **more}})
+        task = tasks.bind(pool_of("llama")).adaptive(kind).with_all_predictions()
+        batches.append(task.batch(0, size=2, split=Split.TEST, seed=0).inputs["input_ids"])
+    assert torch.equal(*batches)
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
+    for name, text in {"a.txt": "the fox", "a.jsonl": '{"text": "the fox"}'}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        (line,) = read_lines(str(tmp_path / name))
+        assert line.fields == {"text": "the fox"}
+
+
+def test_a_template_that_refuses_the_system_message_is_named_before_a_merge(
+    tiny: Any, tmp_path: Path, tasks_of: Callable[..., LanguageTasks]
+) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + TEMPLATE
+    )
+    path = tiny.save(tmp_path / "base", tiny.live("llama", 0), tokenizer)
+    pool = CausalPool(LanguageConfig(base=path, models={"a": path}))
+    tasks_of(choice={"test": CHOICES}).bind(pool).check()
+    tasks = tasks_of(choice={"test": CHOICES, "system": "be brief"}).bind(pool)
+    with pytest.raises(RecipeError, match=r"task 'choice': .*no system") as caught:
+        tasks.check()
+    assert "task_pool.datasets.choice.system" in str(caught.value.hint)
+
+
+def test_a_decoders_positions_hold_what_goes_before_an_answer(tiny: Any, tmp_path: Path) -> None:
+    facts = {**_FACTS, "is_seq2seq": True, "length": 8, "positions": 8}
+    prompts = Prompts(confine_tokenizer(tiny.tokenizer(), tmp_path), **facts)
+    assert prompts.room_for_question(7, "max_tokens") == 8
+    with pytest.raises(RecipeError, match=r"max_tokens: an answer of 8 tokens.* 8 positions"):
+        prompts.room_for_question(8, "max_tokens")
+    (windows,) = prompts.windows([" ".join(TEXTS)])
+    assert max(len(pair.continuation) for pair in windows) == 7
 
 
 def test_equal_choices_are_one_answer(

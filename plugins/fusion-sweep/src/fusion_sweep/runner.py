@@ -152,9 +152,12 @@ class Sweep:
         self.bench.unlabeled_metrics = [objective.name for objective in self.objectives]
         self._points = self.search.run(self.axes, len(self.objectives))
         self.on = self._choose_examples(on, planned)
+        paths = planned.recipe_in(Path("/"))
         # Identifies the sweep: it is the same for the same command.
         about = {
             "recipe": {name: value for name, value in self.raw.items() if name != "executor"},
+            # with absolute paths: other projects may have a recipe of the same text
+            "pools": {name: paths[name] for name in ("model_pool", "task_pool") if name in paths},
             "over": {axis.name: axis.spec for axis in self.axes},
             "seeds": self.seeds,
             "search": asdict(self.search),
@@ -194,11 +197,18 @@ class Sweep:
 
     def run(self) -> SweepResult:
         """Run the trials that the store lacks, and return the result of all."""
-        with open_scheduler(self._first_plan, self.bench, self.store, self._run_trial) as scheduler:
-            return self._test_best(self._search_points(scheduler), scheduler)
-
-    def _search_points(self, scheduler: TrialScheduler) -> SweepResult:
         total = self.search.size(self.axes) * self.seeds
+        with open_scheduler(self._first_plan, self.bench, self.store, self._run_trial) as scheduler:
+            try:
+                return self._test_best(self._search_points(scheduler, total), scheduler)
+            except (KeyboardInterrupt, WorkerError) as error:
+                error.add_note(
+                    f"{scheduler.count} of {total} runs are saved; the same command continues with "
+                    "the others."
+                )
+                raise
+
+    def _search_points(self, scheduler: TrialScheduler, total: int) -> SweepResult:
         with self.options.progress.track("sweep", total=total, unit="runs") as advance:
             try:
                 points = next(self._points)
@@ -206,12 +216,6 @@ class Sweep:
                     points = self._points.send(self._score(points, scheduler, advance))
             except StopIteration:
                 pass
-            except (KeyboardInterrupt, WorkerError) as error:
-                error.add_note(
-                    f"{scheduler.count} of {total} runs are saved; the same command continues with "
-                    "the others."
-                )
-                raise
         return SweepResult(self.id, self.objectives, self.on, [*self._trials.values()])
 
     def _score(
@@ -287,8 +291,12 @@ class Sweep:
         if len(groups) < len(best):
             _LOG.warning(_NOT_WRITTEN, len(best) - len(groups), len(best))
         paths = self._paths(count, output)[: len(groups)]
-        for group, path in zip(groups, paths, strict=True):
-            run_fusion(self._recipe(group.trials[0], path), options=options)
+        try:
+            for group, path in zip(groups, paths, strict=True):
+                run_fusion(self._recipe(group.trials[0], path), options=options)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note("All runs of the sweep are saved.")
+            raise
         return paths
 
     def _paths(self, count: int, output: str | Path | None) -> list[Path]:

@@ -73,7 +73,11 @@ def push(
     if not is_edited(directory / CARD) and not (directory / SIGNATURE).exists():
         write_card(directory, repository=reference.repo)
     destination = Destination(reference, message, description, private, create_pr)
-    print(escape_control(f"uploaded: {upload(list_files(directory), destination)}"))
+    address = upload(list_files(directory), destination)
+    if address is None:
+        print(f"nothing to upload: {reference.repo} has these files, so no pull request was opened")
+    else:
+        print(escape_control(f"uploaded: {address}"))
 
 
 def _parse(repository: str, revision: str | None, *, create_pr: bool) -> Reference:

@@ -33,9 +33,10 @@ class Destination:
     create_pr: bool = False
 
 
-def upload(files: Sequence[PublishedFile], destination: Destination) -> str:
+def upload(files: Sequence[PublishedFile], destination: Destination) -> str | None:
     """Upload files, and return the address of the commit or of the pull request.
 
+    Returns None if a pull request was asked for and the hub has these files already.
     Raises `HubError` for everything that the hub or the network refuses.
     """
     reference = destination.reference
@@ -61,7 +62,9 @@ def upload(files: Sequence[PublishedFile], destination: Destination) -> str:
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(f"Nothing is published yet. {UPLOAD.interrupted}")
             raise
-    return str(commit.pr_url or commit.commit_url)
+    if destination.create_pr:
+        return commit.pr_url
+    return str(commit.commit_url)
 
 
 def _prepare(api: HfApi, destination: Destination) -> None:

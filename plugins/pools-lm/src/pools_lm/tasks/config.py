@@ -140,7 +140,7 @@ class GenerateLines(QuestionLines):
     correlation with the right ones."""
     max_tokens: Count = 64
     """Stop an answer after this number of tokens."""
-    stop: list[str] = Field(default=[])
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
     """Stop an answer at these texts too, not just at the model's end tokens."""
 
 

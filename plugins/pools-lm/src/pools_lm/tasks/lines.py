@@ -157,7 +157,7 @@ def _read_file(path: str) -> Iterator[Line]:
 
 
 def _read_json(path: str) -> Iterator[Line]:
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open(encoding="utf-8-sig") as file:
         for number, text in enumerate(file, 1):
             if not text.strip():
                 continue
@@ -178,7 +178,7 @@ def _read_json(path: str) -> Iterator[Line]:
 
 
 def _read_text(path: str) -> Iterator[Line]:
-    text = Path(path).read_text(encoding="utf-8")
+    text = Path(path).read_text(encoding="utf-8-sig")
     if text.strip():
         yield Line(path, {"text": text})
 

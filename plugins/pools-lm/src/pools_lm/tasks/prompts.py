@@ -23,6 +23,8 @@ _MAX_LENGTH = 2048
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 #: Separators without a chat template: between a question and its answer, and between examples.
 _SPACE, _BLANK_LINE = " ", "\n\n"
+#: A decoder reads at most this many tokens before an answer besides the start token.
+_MOST_STARTS = 1
 #: A private character that stands for what a user says.
 _MARK = "\ue000"
 
@@ -124,13 +126,16 @@ class Prompts:
 
         Raises `RecipeError` that names the option if the models have no position left for it.
         """
-        if self.is_seq2seq or self.positions is None:
+        if self.positions is None:
             return self.length
-        room = min(self.length, self.positions - answer)
+        taken = 0 if self.is_seq2seq else answer  # a decoder's positions hold the question, too
+        room = min(self.length, self.positions - taken)
+        if self.is_seq2seq and answer + _MOST_STARTS > self.positions:
+            room = 0
         if room < 1:
             raise RecipeError(
-                f"{option}: an answer of {answer} tokens leaves no room for a question in the "
-                f"models' {self.positions} positions",
+                f"{option}: an answer of {answer} tokens, with what goes before it, does not fit "
+                f"into the models' {self.positions} positions",
                 hint="Give fewer.",
             )
         return room
@@ -141,11 +146,11 @@ class Prompts:
         The start token comes before the first window of a text.
         """
         rows = [[self.start_token, *ids] for ids in self.tokenizer.encode(texts, special=False)]
+        size = self.length
+        if self.is_seq2seq and self.positions is not None:
+            size = min(size, self.positions - _MOST_STARTS)
         return [
-            [
-                Pair(tokens[n - 1 : n], tokens[n : n + self.length])
-                for n in range(1, len(tokens), self.length)
-            ]
+            [Pair(tokens[n - 1 : n], tokens[n : n + size]) for n in range(1, len(tokens), size)]
             for tokens in rows
         ]
 

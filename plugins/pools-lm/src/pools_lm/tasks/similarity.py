@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,12 @@ class SimilarityTask(LinesTask[SimilarityLines]):
     def _score(self, line: Line) -> float:
         score = line[self.data.score]
         try:
-            return float(score)
-        except (TypeError, ValueError) as error:
+            number = float(score)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
             raise FusionError(
                 f"{line.location}: expected a number in {self.data.score}, got {score!r}",
                 hint=f"Name the field of the score: task_pool.datasets.{self.name}.score",
-            ) from error
+            )
+        return number

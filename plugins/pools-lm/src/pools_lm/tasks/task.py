@@ -139,13 +139,23 @@ class LanguageTask(AdaptiveLinesTask[DataT], TokenTask):
         """Return the examples of a split.
 
         Models may write the UNLABELED prompts of a task with an expert. The expert answers those
-        without an answer.
+        without an answer. A search on TEST examples reads them as if they were UNLABELED, without
+        their answers.
         """
+        if split is Split.TEST and self.predicts_all:
+            hidden = replace(self, data=self.data.model_copy(update={"unlabeled": None}))
+            pairs = hidden.pairs(self.lines(split), Split.UNLABELED)
+            return self._answer(pairs)
         if split is not Split.UNLABELED or self.sampler is None:
             return super().read_examples(split)
         if self.is_sampled and self.sampler.has_expert(self.name):
             return self.sampler.pairs(self.name, self.system, key=str(split))
-        pairs = super().read_examples(split)
+        return self._answer(super().read_examples(split))
+
+    def _answer(self, pairs: list[Pair]) -> list[Pair]:
+        """Return pairs, those without a continuation with an answer of the task's expert."""
+        if self.sampler is None:
+            return pairs
         return self.sampler.answer(self.name, pairs, or_base=self.asks_base)
 
     @property

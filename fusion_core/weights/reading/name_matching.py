@@ -8,6 +8,7 @@ transformers 5 writes a CLIPVisionModel as `embeddings...`, and the hub's files 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import AlignmentError
@@ -31,20 +32,24 @@ def match_names(ours: Collection[str], theirs: Collection[str]) -> dict[str, str
     plain = {name: name for name in ours if name in their_names}
     if len(plain) == len(our_names):
         return plain
-    by_prefix = [
-        *(
+    by_prefix = chain(
+        (
             {name: prefix + name for name in ours if prefix + name in their_names}
             for prefix in _guess_prefixes(ours, theirs)
         ),
-        *(
+        (
             {prefix + name: name for name in theirs if prefix + name in our_names}
             for prefix in _guess_prefixes(theirs, ours)
         ),
-    ]
-    best = max([plain, *by_prefix], key=len)
-    rivals = [matches for matches in by_prefix if len(matches) == len(best) > len(plain)]
-    if len(rivals) > 1 and 2 * len(best) > min(len(our_names), len(their_names)):
-        (one, other), *_ = zip(*(matches.items() for matches in rivals[:2]), strict=True)
+    )
+    best, rival = plain, None
+    for matches in by_prefix:
+        if len(matches) > len(best):
+            best, rival = matches, None
+        elif len(matches) == len(best) > len(plain):
+            rival = matches
+    if rival is not None and 2 * len(best) > min(len(our_names), len(their_names)):
+        one, other = next(iter(best.items())), next(iter(rival.items()))
         names = sorted({*one, *other}, key=len)[1:]
         raise AlignmentError(
             f"most tensors match under two prefixes, such as {' and '.join(map(repr, names))}",

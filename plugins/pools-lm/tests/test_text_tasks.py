@@ -609,11 +609,12 @@ def test_a_template_that_refuses_the_system_message_is_named_before_a_merge(
     )
     path = tiny.save(tmp_path / "base", tiny.live("llama", 0), tokenizer)
     pool = CausalPool(LanguageConfig(base=path, models={"a": path}))
-    tasks_of(choice={"test": CHOICES}).bind(pool).check()
-    tasks = tasks_of(choice={"test": CHOICES, "system": "be brief"}).bind(pool)
-    with pytest.raises(RecipeError, match=r"task 'choice': .*no system") as caught:
-        tasks.check()
-    assert "task_pool.datasets.choice.system" in str(caught.value.hint)
+    for kind, lines in {"choice": CHOICES, "agreement": [{"prompt": "the fox"}]}.items():
+        tasks_of(**{kind: {"test": lines}}).bind(pool).check()
+        tasks = tasks_of(**{kind: {"test": lines, "system": "be brief"}}).bind(pool)
+        with pytest.raises(RecipeError, match=rf"task '{kind}': .*no system") as caught:
+            tasks.check()
+        assert f"task_pool.datasets.{kind}.system" in str(caught.value.hint)
 
 
 def test_a_decoders_positions_hold_what_goes_before_an_answer(tiny: Any, tmp_path: Path) -> None:

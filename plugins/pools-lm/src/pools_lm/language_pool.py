@@ -28,6 +28,7 @@ from pools_lm.packing import Packing
 from pools_lm.side_files import files_not_copied
 from pools_lm.target_tokens import TokenizerChange
 from pools_lm.tokenizer_files import (
+    CONFIG,
     GENERATION,
     add_tokens,
     describe_new_words,
@@ -334,11 +335,7 @@ class LanguagePool(CheckpointsPool):
 
     @property
     def _configuration(self) -> Mapping[str, Any] | None:
-        files = {**self.side_files()[self._first], **self.assets()}
-        config = parse_safe_config(files, self._first)
-        stated = parse_config(files, GENERATION, self._first) or {}
-        forced = {key: stated[key] for key in stated.keys() & {"forced_bos_token_id"}}
-        return config and {**config, **forced}
+        return _read_configuration({**self.side_files()[self._first], **self.assets()}, self._first)
 
     @property
     def _architecture(self) -> Architecture:
@@ -355,8 +352,9 @@ class LanguagePool(CheckpointsPool):
         """Return the architecture of weights: that of their own directory if tensors differ."""
         if not isinstance(weights, CheckpointSource) or _is_like(weights, self.reference):
             return self._architecture
-        path = weights.path / "config.json"
-        config = parse_safe_config({path.name: path}, str(weights.path)) if path.is_file() else None
+        paths = (weights.path / name for name in (CONFIG, GENERATION))
+        files = {path.name: path for path in paths if path.is_file()}
+        config = _read_configuration(files, str(weights.path))
         if config is None:
             return self._architecture
         return self._load_architecture(config, weights)
@@ -390,6 +388,14 @@ class LanguagePool(CheckpointsPool):
             yield from describe_lost_markers(self._chat_template, assets)
         if not any(map(select_tokenizer_files, (assets, *map(self.files_of, self.experts)))):
             yield f"{first.name} has no tokenizer, so the output has none"
+
+
+def _read_configuration(files: Files, model: str) -> Mapping[str, Any] | None:
+    """Return a model's configuration, with the token that its generation configuration forces."""
+    config = parse_safe_config(files, model)
+    stated = parse_config(files, GENERATION, model) or {}
+    forced = {key: stated[key] for key in stated.keys() & {"forced_bos_token_id"}}
+    return config and {**config, **forced}
 
 
 def _is_like(source: WeightSource, first: WeightSource) -> bool:

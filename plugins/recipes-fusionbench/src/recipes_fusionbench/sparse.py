@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from recipes_fusionbench.fusion import Fusion
     from recipes_fusionbench.options import Options
 
-
 #: Kinds of models that may tie their embeddings to each other and to a head.
-TYING = {"causal-lm", "seq2seq-lm", "sequence-classification", "checkpoints"}
+_TYING = {"causal-lm", "seq2seq-lm", "sequence-classification", "checkpoints"}
 #: Weights of `nn.Linear` by the kind of models, which recipes choose by name.
 _LINEAR = {"clip": ["*_proj.weight", "*.mlp.fc?.weight"]}
 
@@ -96,7 +95,7 @@ def magmax(fusion: Fusion) -> None:
 
 def warn_of_ties(fusion: Fusion) -> None:
     """Warn that FusionBench merges a tied tensor once per name, which changes what all share."""
-    if fusion.models.kind in TYING:
+    if fusion.models.kind in _TYING:
         reason = (
             "models whose embeddings are tied: FusionBench counts a tied tensor once per name, "
             "fusion-core once"

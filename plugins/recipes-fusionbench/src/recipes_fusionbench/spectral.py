@@ -56,20 +56,17 @@ def _warn_of_rank(given: Options) -> None:
 
 def _choose_matrices(fusion: Fusion) -> dict[str, Any]:
     """Return which tensors are decomposed. FusionBench averages those of `exclude_keys`."""
-    excluded = fusion.options.texts("exclude_keys")
-    if not excluded:
+    kind = fusion.models.kind
+    patterns = []
+    for key in fusion.options.texts("exclude_keys"):
+        if kind == "gpt2" and key.startswith(_GPT2):
+            reason = f"{key} is the name of no tensor: GPT2Model names them without {_GPT2}"
+            fusion.options.warn("exclude_keys", reason)
+        else:
+            patterns.append(_match_one(key, kind))
+    if not patterns:
         return AS_STORED
     warn_of_ties(fusion)
-    kind = fusion.models.kind
-    if kind == "gpt2":
-        for key in excluded:
-            if key.startswith(_GPT2):
-                reason = f"{key} is the name of no tensor: GPT2Model names them without {_GPT2}"
-                fusion.options.warn("exclude_keys", reason)
-        excluded = [key for key in excluded if not key.startswith(_GPT2)]
-        if not excluded:
-            return AS_STORED
-    patterns = [_match_one(key, kind) for key in excluded]
     chosen = {"match": patterns, "unmatched": "warn", "matrices": "none"}
     return {**AS_STORED, "overrides": [chosen]}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import re
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from pools_lm.tasks.config import GenerateLines
 from pools_lm.tasks.generation import TextGenerator
 from pools_lm.tasks.prompts import Pair
 from pools_lm.tasks.questions import QuestionTask
-from pools_lm.tasks.ranks import rank_correlation
+from pools_lm.tasks.ranks import parse_number, rank_correlation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +78,7 @@ class GenerateTask(QuestionTask[GenerateLines]):
             match = re.search(self.data.pattern, text)
             answer = "" if match is None else str(match[match.re.groups and 1] or "")
         answer = answer.strip()
-        if self.data.metric == "spearman" and _parse_number(answer) is None:
+        if self.data.metric == "spearman" and parse_number(answer) is None:
             return None
         return answer or None
 
@@ -96,7 +95,7 @@ class GenerateTask(QuestionTask[GenerateLines]):
                 f"{line.location}: invalid {self.data.answer} {value!r}",
                 hint="Give a text, or a list of right texts.",
             )
-        if self.data.metric == "spearman" and _parse_number(texts[0]) is None:
+        if self.data.metric == "spearman" and parse_number(texts[0]) is None:
             raise FusionError(
                 f"{line.location}: expected a number as {self.data.answer}, got {texts[0]!r}",
                 hint='Write it with a point, such as "3.5", or choose another metric.',
@@ -110,12 +109,3 @@ def _correlation(answers: Sequence[str | None], right: Sequence[Sequence[str]]) 
     mean = sum(targets) / len(targets)
     values = [mean if answer is None else float(answer) for answer in answers]
     return rank_correlation(values, targets)
-
-
-def _parse_number(text: str) -> float | None:
-    """Return a text's finite number; None for any other text."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

@@ -23,8 +23,6 @@ _MAX_LENGTH = 2048
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 #: Separators without a chat template: between a question and its answer, and between examples.
 _SPACE, _BLANK_LINE = " ", "\n\n"
-#: A decoder reads at most this many tokens before an answer besides the start token.
-_MOST_STARTS = 1
 #: A private character that stands for what a user says.
 _MARK = "\ue000"
 
@@ -124,21 +122,24 @@ class Prompts:
     def room_for_question(self, answer: int, option: str) -> int:
         """Return how many tokens of a question fit before an answer of `answer` tokens.
 
-        Raises `RecipeError` that names the option if the models have no position left for it.
+        Raises `RecipeError` that names the option if the models cannot hold the answer.
         """
-        if self.positions is None:
-            return self.length
-        taken = 0 if self.is_seq2seq else answer  # a decoder's positions hold the question, too
-        room = min(self.length, self.positions - taken)
-        if self.is_seq2seq and answer + _MOST_STARTS > self.positions:
-            room = 0
-        if room < 1:
+        if not self._can_hold(answer):
             raise RecipeError(
                 f"{option}: an answer of {answer} tokens, with what goes before it, does not fit "
                 f"into the models' {self.positions} positions",
                 hint="Give fewer.",
             )
-        return room
+        if self.is_seq2seq or self.positions is None:
+            return self.length
+        return min(self.length, self.positions - answer)  # the decoder reads both
+
+    def _can_hold(self, answer: int) -> bool:
+        """Tell whether an answer fits after one token: of its question, or one that it begins with.
+
+        An encoder-decoder may have to write a token first (`scoring.answer_start`).
+        """
+        return self.positions is None or answer < self.positions
 
     def windows(self, texts: Sequence[str]) -> list[list[Pair]]:
         """Split each text into windows that together predict each of its tokens once.
@@ -148,7 +149,7 @@ class Prompts:
         rows = [[self.start_token, *ids] for ids in self.tokenizer.encode(texts, special=False)]
         size = self.length
         if self.is_seq2seq and self.positions is not None:
-            size = min(size, self.positions - _MOST_STARTS)
+            size = min(size, self.positions - 1)  # the decoder may read one token more
         return [
             [Pair(tokens[n - 1 : n], tokens[n : n + size]) for n in range(1, len(tokens), size)]
             for tokens in rows
@@ -263,14 +264,14 @@ class Prompts:
     def _pair(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:
         if not continuation:
             raise FusionError("an answer has no tokens", hint="Give an answer with some text.")
-        if self.positions is not None and len(continuation) >= self.positions:
+        if not self._can_hold(len(continuation)):
             raise FusionError(
                 f"an answer has {len(continuation)} tokens, more than fit into the models' "
                 f"{self.positions} positions",
                 hint="Shorten the answers, or take models that read longer texts.",
             )
         if self.is_seq2seq:
-            return Pair(Pair(context).within(self.length).context, continuation)
+            return Pair(context[-self.length :], continuation)
         return Pair(context, continuation).within(self.length)
 
 

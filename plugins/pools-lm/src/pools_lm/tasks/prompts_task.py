@@ -40,6 +40,11 @@ class PromptsTask(LanguageTask[PromptLines]):
         """The system message of the task's conversations."""
         return self.data.system
 
+    def check(self) -> None:
+        """Check the first prompt, and that the chat template renders its conversation."""
+        super().check()
+        self.check_template([Turn("Hello")])
+
     def check_line(self, line: Line) -> None:
         """Raise a `FusionError` for a line without a prompt."""
         line.fill(self.data.prompt)

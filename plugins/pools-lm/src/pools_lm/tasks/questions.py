@@ -71,16 +71,8 @@ class QuestionTask(LanguageTask[QuestionT]):
     def check(self) -> None:
         """Check the first example, and that the chat template renders its conversation."""
         super().check()
-        if self.prompts is None or not self.prompts.is_chat:
-            return
-        try:
-            shots = [Turn("Hello", "Hello")] if self.data.shots else []
-            self.prompts.questions([[*shots, Turn("Hello")]], self.system)
-        except RecipeError as error:
-            option = f"task_pool.datasets.{self.name}.system"
-            advice = "" if self.system is None else f" Or leave out {option}."
-            hint = f"{error.hint or ''}{advice}".strip()
-            raise RecipeError(f"task {self.name!r}: {error.message}", hint=hint) from error
+        shots = [Turn("Hello", "Hello")] if self.data.shots else []
+        self.check_template([*shots, Turn("Hello")])
 
     def _shots(self) -> Sequence[Line]:
         if not self.data.shots:

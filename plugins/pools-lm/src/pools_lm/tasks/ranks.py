@@ -1,9 +1,9 @@
-"""Spearman's rank correlation."""
+"""Spearman's rank correlation, and the numbers that it compares."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,15 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     centred = ranks - ranks.mean(dim=1, keepdim=True)
     norms = centred.norm(dim=1).prod()
     return float((centred[0] @ centred[1]) / norms) if norms > 0 else 0.0
+
+
+def parse_number(value: Any) -> float | None:  # noqa: ANN401 - any value of a file
+    """Return the finite number that a value or a text stands for; None if it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from fusion_core import Split
 from fusion_core.errors import FusionError
 from pools_lm.tasks.encoder import Encoder, Example
 from pools_lm.tasks.examples import LinesTask, unbound_error
-from pools_lm.tasks.ranks import rank_correlation
+from pools_lm.tasks.ranks import parse_number, rank_correlation
 from pools_lm.tasks.sentence_config import SimilarityLines
 
 if TYPE_CHECKING:
@@ -69,11 +68,8 @@ class SimilarityTask(LinesTask[SimilarityLines]):
 
     def _score(self, line: Line) -> float:
         score = line[self.data.score]
-        try:
-            number = float(score)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
+        number = parse_number(score)
+        if number is None:
             raise FusionError(
                 f"{line.location}: expected a number in {self.data.score}, got {score!r}",
                 hint=f"Name the field of the score: task_pool.datasets.{self.name}.score",

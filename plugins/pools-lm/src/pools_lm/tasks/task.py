@@ -9,6 +9,7 @@ import torch
 
 from fusion_adapting import make_generator
 from fusion_core import Batch, Split
+from fusion_core.errors import RecipeError
 from pools_lm.tasks.examples import AdaptiveLinesTask, DataT, ExampleTask, unbound_error
 from pools_lm.tasks.scoring import ANSWERS, PREDICTED, next_token_scores, pad_rows
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from pools_lm.tasks.config import LanguageTasksConfig
     from pools_lm.tasks.lines import Line
-    from pools_lm.tasks.prompts import Pair, Prompts
+    from pools_lm.tasks.prompts import Pair, Prompts, Turn
     from pools_lm.tasks.sampling import PromptSampler
 
 #: About how many tokens of a task a search predicts: its teachers' predictions stay in memory.
@@ -172,6 +173,18 @@ class LanguageTask(AdaptiveLinesTask[DataT], TokenTask):
     def system(self) -> str | None:
         """The system message of the task's conversations."""
         return None
+
+    def check_template(self, turns: Sequence[Turn]) -> None:
+        """Raise `RecipeError` if the chat template refuses a conversation of the task."""
+        if self.prompts is None or not self.prompts.is_chat:
+            return
+        try:
+            self.prompts.questions([turns], self.system)
+        except RecipeError as error:
+            option = f"task_pool.datasets.{self.name}.system"
+            advice = "" if self.system is None else f" Or leave out {option}."
+            hint = f"{error.hint or ''}{advice}".strip()
+            raise RecipeError(f"task {self.name!r}: {error.message}", hint=hint) from error
 
     def identity(self) -> Mapping[str, Any]:
         """Return everything that the metrics depend on."""

@@ -16,6 +16,7 @@ from pools_lm.tasks.encoder import Encoder, Example, stack_examples
 from pools_lm.tasks.examples import AdaptiveLinesTask, unbound_error
 from pools_lm.tasks.heads import LinearHead, fit_logistic, nearest_name_head
 from pools_lm.tasks.lines import Line, find_on_hub
+from pools_lm.tasks.reading import limit_padding
 from pools_lm.tasks.sentence_config import ClassLines
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class ClassTask(AdaptiveLinesTask[ClassLines]):
             inputs = stack_examples(batch)
             return scorer({name: tensor.to(device) for name, tensor in inputs.items()}).cpu()
 
-        size = self.config.batch_size
+        size = limit_padding(model, score, examples, self.config.batch_size)
         scores = torch.stack(map_batches(score, examples, model, batch_size=size, label=self.name))
         labels = _labels(examples)
         self._check_classes(int(labels.max()), scores.shape[1])

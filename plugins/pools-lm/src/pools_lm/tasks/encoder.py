@@ -18,6 +18,7 @@ from fusion_core.errors import FusionError, RecipeError
 from pools_lm.side_files import load_json
 from pools_lm.tasks.modules import Pooling, read_modules
 from pools_lm.tasks.prompts import Prompts, name_tokenizer_model
+from pools_lm.tasks.reading import limit_padding
 from pools_lm.tasks.scoring import pad_rows
 
 if TYPE_CHECKING:
@@ -126,9 +127,8 @@ class Encoder:
             inputs = {name: tensor.to(device) for name, tensor in stack_examples(batch).items()}
             return self.embed(model, inputs).cpu()
 
-        return torch.stack(
-            map_batches(embed_batch, examples, model, batch_size=batch_size, label=label)
-        )
+        size = limit_padding(model, embed_batch, examples, batch_size)
+        return torch.stack(map_batches(embed_batch, examples, model, batch_size=size, label=label))
 
 
 def stack_examples(examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from fusion_adapting import make_generator, map_batches, map_on_cores
 from fusion_core import evaluation_mode
+from pools_lm.tasks.reading import limit_padding
 from pools_lm.tasks.scoring import answer_start, pad_rows
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class TextGenerator:
 
         Tokens that contain a stop text are included.
         """
-        size = self.batch_size
+        size = limit_padding(self.model, self._first_scores, contexts, self.batch_size)
         return map_batches(self._batch, contexts, self.model, batch_size=size, label=label)
 
     def sample_tokens(
@@ -78,19 +79,12 @@ class TextGenerator:
     def _batch(
         self, contexts: Sequence[Sequence[int]], noise: _GumbelNoise | None = None
     ) -> list[list[int]]:
+        inputs, start = self._inputs(contexts)
         model: Any = self.model
-        # A decoder continues the last token. An encoder counts positions from the first one.
-        inputs = pad_rows(contexts, value=self._pad_id, left=not self.prompts.is_seq2seq)
-        on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-        start = inputs["input_ids"].shape[1]
-        if self.prompts.is_seq2seq:
-            begun = torch.tensor(answer_start(model), device=model.device)
-            on_device["decoder_input_ids"] = begun.expand(len(contexts), -1)
-            start = len(begun)
         with torch.inference_mode():
             tokens = model.generate(
-                **on_device,
-                generation_config=self._settings(),
+                **inputs,
+                generation_config=self._settings(self.max_tokens),
                 logits_processor=[noise] if noise else None,
                 **self._stopping(start),
             )
@@ -99,6 +93,28 @@ class TextGenerator:
             ends = (length for length, token in enumerate(row, 1) if token in self.prompts.ends)
             rows.append(row[: next(ends, len(row))])
         return rows
+
+    def _first_scores(self, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return the scores of the first token after each context, shape (texts, vocabulary)."""
+        inputs, _ = self._inputs(contexts)
+        model: Any = self.model
+        output = {"return_dict_in_generate": True, "output_logits": True}
+        with torch.inference_mode():
+            result = model.generate(**inputs, generation_config=self._settings(1), **output)
+        scores: torch.Tensor = result.logits[0]
+        return scores
+
+    def _inputs(self, contexts: Sequence[Sequence[int]]) -> tuple[dict[str, torch.Tensor], int]:
+        """Return the inputs of `generate`, and the number of tokens before what it generates."""
+        model: Any = self.model
+        # A decoder continues the last token. An encoder counts positions from the first one.
+        rows = pad_rows(contexts, value=self._pad_id, left=not self.prompts.is_seq2seq)
+        inputs = {name: tensor.to(model.device) for name, tensor in rows.items()}
+        if not self.prompts.is_seq2seq:
+            return inputs, rows["input_ids"].shape[1]
+        begun = torch.tensor(answer_start(model), device=model.device)
+        inputs["decoder_input_ids"] = begun.expand(len(contexts), -1)
+        return inputs, len(begun)
 
     def _stopping(self, start: int) -> dict[str, Any]:
         """Return the criterion that stops at a text of `stop` in the tokens from `start` on.
@@ -118,14 +134,18 @@ class TextGenerator:
 
         return {"stopping_criteria": StoppingCriteriaList([has_stopped])}
 
-    def _settings(self) -> Any:  # noqa: ANN401 - transformers' GenerationConfig
-        """Return the settings of `generate`, whatever the model's own are."""
+    def _settings(self, most: int) -> Any:  # noqa: ANN401 - transformers' GenerationConfig
+        """Return the settings of `generate` for at most so many tokens.
+
+        Most of the model's own settings do not count; transformers applies some of them, such as
+        BART's `forced_eos_token_id`.
+        """
         from transformers import GenerationConfig
 
         return GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             num_beams=1,
-            max_new_tokens=self.max_tokens,
+            max_new_tokens=most,
             eos_token_id=list(self.prompts.ends) or None,
             pad_token_id=self._pad_id,
         )

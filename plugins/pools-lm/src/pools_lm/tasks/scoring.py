@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_adapting import map_batches, most_likely
+from pools_lm.tasks.reading import check_causal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,11 +103,26 @@ def greedy_tokens(
 
 
 def _limit_batch(model: nn.Module, pairs: Sequence[Pair], batch_size: int) -> int:
-    """Return the number of pairs whose scores fit into memory, at most `batch_size`."""
+    """Return the number of pairs whose scores fit into memory, at most `batch_size`.
+
+    Padding follows the texts, so a causal decoder does not see it. Raises `FusionError` for a
+    decoder that is not causal.
+    """
     config: Any = model.config
+    device = next(model.parameters()).device
     longest = max(len(pair.continuation) for pair in pairs)
     scores = max(1, longest * int(config.get_text_config().vocab_size))
-    return max(1, min(batch_size, _MAX_SCORES // scores))
+    size = max(1, min(batch_size, _MAX_SCORES // scores))
+    if not _is_seq2seq(model):
+        check_causal(model, lambda texts: _first_scores(model, texts.to(device)))
+    return size
+
+
+def _first_scores(model: nn.Module, texts: Tensor) -> Tensor:
+    """Return the scores after the first token of each text, shape (texts, vocabulary)."""
+    everywhere = torch.ones_like(texts)
+    inputs = {"input_ids": texts, "attention_mask": everywhere}
+    return _scores_after(model, inputs, everywhere.cumsum(dim=1) == 1)
 
 
 def _score_batch(model: nn.Module, pairs: Sequence[Pair], device: torch.device) -> list[float]:

@@ -1,0 +1,63 @@
+"""Checks of how a live model reads texts, made on two of them before it is measured."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusion_core import evaluation_mode
+from fusion_core.errors import FusionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence, Sized
+
+    from torch import Tensor, nn
+
+_LOG = logging.getLogger(__name__)
+
+
+def limit_padding(
+    model: nn.Module, score: Callable[[Any], Tensor], texts: Sequence[Sized], batch_size: int
+) -> int:
+    """Return `batch_size`, or 1 with a warning if padding changes what the model computes.
+
+    `score` returns one row of scores per text. Some models ignore the attention mask (FNet, RWKV)
+    or apply it to a part of their layers (ConvBERT).
+    """
+    shortest, longest = min(texts, key=len), max(texts, key=len)
+    if batch_size == 1 or len(shortest) == len(longest):
+        return batch_size
+    with torch.inference_mode(), evaluation_mode(model):
+        alone, padded = score([shortest])[0], score([shortest, longest])[0]
+    if not _differ(alone, padded):
+        return batch_size
+    _LOG.warning(
+        "%s reads texts one by one, because padding changes its results", type(model).__name__
+    )
+    return 1
+
+
+def check_causal(model: nn.Module, score: Callable[[Tensor], Tensor]) -> None:
+    """Raise `FusionError` if the scores after a token depend on the tokens that follow.
+
+    `score` takes texts, shape (texts, tokens), and returns the scores after the first token of
+    each.
+    """
+    texts = torch.tensor([[1, 1, 1, 1], [1, 2, 2, 2]])
+    with torch.inference_mode(), evaluation_mode(model):
+        first, second = score(texts)
+    if _differ(first, second):
+        raise FusionError(
+            f"{type(model).__name__} reads the tokens that it should predict, so its likelihoods "
+            "mean nothing",
+            hint="Use a causal language model. For an encoder such as BERT, use the pool encoder; "
+            "if it is a decoder, set `is_decoder` in its config.json.",
+        )
+
+
+def _differ(first: Tensor, second: Tensor) -> bool:
+    """Tell whether scores differ by more than rounding."""
+    tolerance = torch.finfo(first.dtype).eps ** 0.5
+    return bool((first - second).abs().max() > tolerance * first.abs().max())

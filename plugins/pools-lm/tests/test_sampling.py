@@ -12,14 +12,14 @@ import torch
 import transformers
 
 from fusion_core import Split, run_fusion
-from fusion_core.errors import RecipeError
+from fusion_core.errors import FusionError, RecipeError
 from fusion_testing import TaskPoolSuite
 from pools_lm import plugin
 from pools_lm.config import LanguageConfig
 from pools_lm.mini.config import MiniConfig, MiniTasksConfig
 from pools_lm.mini.pools import DATA, MiniPool, MiniTasks
 from pools_lm.pools import CausalPool, Seq2SeqPool
-from pools_lm.tasks.agreement import AgreementTasks
+from pools_lm.tasks.agreement import AgreementTask, AgreementTasks
 from pools_lm.tasks.config import AgreementConfig, LanguageTasksConfig
 from pools_lm.tasks.generation import TextGenerator
 from pools_lm.tasks.pool import LanguageTasks
@@ -253,6 +253,27 @@ def test_agreement_is_the_share_of_the_experts_tokens() -> None:
     assert equal < total
     unlabeled = {tuple(pair.context) for pair in task.load_examples(Split.UNLABELED)}
     assert unlabeled.isdisjoint(tuple(pair.context) for pair in pairs)
+
+
+def test_prompts_that_a_search_sees_are_not_measured() -> None:
+    """With prompts of one token, models write some of them twice."""
+    tasks = AgreementTasks(AgreementConfig(**{**FEW, "sampled": 40, "prompt_tokens": 1}))
+    task = tasks.bind(MiniPool(PAIR))["past"]
+    searched, measured = (
+        {tuple(pair.context) for pair in task.load_examples(split)}
+        for split in (Split.UNLABELED, Split.TEST)
+    )
+    written = task.sampler.pairs("past", key=str(Split.TEST))
+    assert searched & {tuple(pair.context) for pair in written}
+    assert measured
+    assert not searched & measured
+
+
+def test_too_few_different_prompts_are_an_error() -> None:
+    sampler: Any = SimpleNamespace(pairs=lambda *_, **__: [Pair([5], [6])])
+    task = AgreementTask("past", sampler=sampler, batch_size=1)
+    with pytest.raises(FusionError, match="'past': models write 1 different prompts, too few"):
+        task.load_examples(Split.TEST)
 
 
 def test_a_base_and_experts_need_no_task_pool(tmp_path: Path) -> None:

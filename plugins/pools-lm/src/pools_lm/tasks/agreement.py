@@ -14,7 +14,7 @@ import torch
 
 from fusion_adapting import UNDEFINED
 from fusion_core import Measured, Metric, Split, TaskPool, choose_tasks, unknown_task
-from fusion_core.errors import RecipeError
+from fusion_core.errors import FusionError, RecipeError
 from pools_lm.tasks.config import AgreementConfig
 from pools_lm.tasks.prompts import Prompts
 from pools_lm.tasks.sampling import PromptSampler, write_prompts
@@ -73,7 +73,17 @@ class AgreementTask(TokenTask):
                 hint="Name a task pool with labeled examples.",
             )
         pairs = self.sampler.pairs(self.name, key=str(split))
-        return pairs[: self.sampler.config.limit] if split is Split.TEST else pairs
+        if split is Split.UNLABELED:
+            return pairs
+        seen = self.load_examples(Split.UNLABELED)
+        unseen = [pair for pair in pairs if pair not in seen]
+        if not unseen:
+            raise FusionError(
+                f"task {self.name!r}: models write {len(seen)} different prompts, too few to "
+                "measure others than a search sees",
+                hint="Name a task pool with test examples, or give task_pool.sampled more prompts.",
+            )
+        return unseen[: self.sampler.config.limit]
 
     def evaluate(self, model: nn.Module) -> MetricValues:
         """Return {"agreement": fraction of positions with the expert's most likely token}."""
@@ -108,7 +118,7 @@ class AgreementTasks(TaskPool[AgreementConfig]):
         super().__init__(config)
         self.dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
         count = min(config.sampled, config.limit or config.sampled)
-        self.measured_on = f"{count} prompts per task that models wrote"
+        self.measured_on = f"at most {count} prompts per task that models wrote"
         self._tasks: dict[str, AgreementTask] = {}
 
     def __getitem__(self, name: str) -> AgreementTask:

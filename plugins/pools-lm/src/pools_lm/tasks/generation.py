@@ -98,9 +98,9 @@ class TextGenerator:
         """Return the scores of the first token after each context, shape (texts, vocabulary)."""
         inputs, _ = self._inputs(contexts)
         model: Any = self.model
-        output = {"return_dict_in_generate": True, "output_logits": True}
+        settings = self._settings(1, return_dict_in_generate=True, output_logits=True)
         with torch.inference_mode():
-            result = model.generate(**inputs, generation_config=self._settings(1), **output)
+            result = model.generate(**inputs, generation_config=settings)
         scores: torch.Tensor = result.logits[0]
         return scores
 
@@ -134,8 +134,8 @@ class TextGenerator:
 
         return {"stopping_criteria": StoppingCriteriaList([has_stopped])}
 
-    def _settings(self, most: int) -> Any:  # noqa: ANN401 - transformers' GenerationConfig
-        """Return the settings of `generate` for at most so many tokens.
+    def _settings(self, most: int, **output: bool) -> Any:  # noqa: ANN401 - transformers' class
+        """Return the settings of `generate` for at most so many tokens, and those of its output.
 
         Most of the model's own settings do not count; transformers applies some of them, such as
         BART's `forced_eos_token_id`.
@@ -148,6 +148,7 @@ class TextGenerator:
             max_new_tokens=most,
             eos_token_id=list(self.prompts.ends) or None,
             pad_token_id=self._pad_id,
+            **output,
         )
 
     @property

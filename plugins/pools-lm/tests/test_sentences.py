@@ -346,8 +346,12 @@ def test_heads_of_an_encoders_checkpoint_are_ignored(
     assert measure(tasks, pool, pool.experts["a"]) == measure(tasks, pool, without_head(pool, "a"))
 
 
-def test_old_settings_are_read(workshop: Workshop, encoders: EncoderPool) -> None:
+@pytest.mark.parametrize("limit", [5, 512], ids=["of tokenizer below", "of tokenizer above"])
+def test_old_settings_are_read(workshop: Workshop, encoders: EncoderPool, limit: int) -> None:
     base = Path(encoders.config.base)
+    tokenizer = json.loads((base / "tokenizer_config.json").read_text())
+    limited = {**tokenizer, "model_max_length": limit}
+    (base / "tokenizer_config.json").write_text(json.dumps(limited))
     listed = [
         {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for n, (path, kind) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling")])
@@ -380,6 +384,11 @@ def test_old_settings_are_read(workshop: Workshop, encoders: EncoderPool) -> Non
         ),
         ("1_Pooling/config.json", '{"include_prompt": false}', "excludes the prompt"),
         ("2_Dense/config.json", '{"use_residual": true}', "2_Dense is not a plain dense layer"),
+        (
+            "sentence_bert_config.json",
+            '{"processing_kwargs": {"text": {"max_length": 5}}}',
+            r"sentence_bert_config\.json has processing_kwargs of text",
+        ),
         ("2_Dense/config.json", "{}", r"2_Dense has no model\.safetensors"),
     ],
 )

@@ -16,7 +16,7 @@ from fusion_adapting import map_batches
 from fusion_core import mark_features
 from fusion_core.errors import FusionError, RecipeError
 from pools_lm.side_files import load_json
-from pools_lm.tasks.modules import Pooling, read_modules
+from pools_lm.tasks.modules import Pooling, read_modules, unsupported_embeddings
 from pools_lm.tasks.prompts import Prompts, name_tokenizer_model
 from pools_lm.tasks.reading import limit_padding
 from pools_lm.tasks.scoring import pad_rows
@@ -71,12 +71,16 @@ class Encoder:
         prompts = Prompts.of(files, name_tokenizer_model(pool), length=length)
         settings_files = fnmatch.filter(files, "sentence_*_config.json")
         settings = dict(load_json(files, settings_files[0])) if settings_files else {}
+        for kind in ("common", "text", "chat_template"):
+            if (settings.get("processing_kwargs") or {}).get(kind):
+                raise unsupported_embeddings(f"{settings_files[0]} has processing_kwargs of {kind}")
+        # As in sentence-transformers, this takes precedence over the tokenizer's limit.
         limit = settings.get("max_seq_length") if length is None else None
         return cls(
             prompts,
             *read_modules(files),
             _read_prompt(files, prompt),
-            min(prompts.length, int(limit or prompts.length)),
+            min(int(limit), prompts.positions or int(limit)) if limit else prompts.length,
             bool(settings.get("do_lower_case", False)),
         )
 

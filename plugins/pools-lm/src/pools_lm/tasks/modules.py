@@ -70,7 +70,7 @@ def read_modules(files: Files) -> tuple[Pooling, Sequence[Step]]:
     modules = [(name.rpartition(".")[2], path) for name, path in list_modules(files)]
     kinds = [kind for kind, _ in modules]
     if kinds[:2] != ["Transformer", "Pooling"]:
-        raise _unsupported(
+        raise unsupported_embeddings(
             f"{MODULES} lists {', '.join(kinds)}, expected a Transformer and its Pooling first"
         )
     pooling = _read_pooling(files, modules[1][1])
@@ -84,9 +84,9 @@ def _read_pooling(files: Files, path: str) -> Pooling:
     setting = fields.get("pooling_mode") or flagged or "mean"
     modes = [setting] if isinstance(setting, str) else setting
     if unknown := [mode for mode in modes if mode not in _MODES]:
-        raise _unsupported(f"{path} has the pooling mode {', '.join(unknown)}")
+        raise unsupported_embeddings(f"{path} has the pooling mode {', '.join(unknown)}")
     if not fields.get("include_prompt", True):
-        raise _unsupported(f"{path} excludes the prompt from pooling")
+        raise unsupported_embeddings(f"{path} excludes the prompt from pooling")
     return Pooling(modes)
 
 
@@ -94,7 +94,7 @@ def _read_step(kind: str, files: Files, path: str) -> Step:
     if kind == "Normalize":
         return normalize
     if kind != "Dense":
-        raise _unsupported(f"{MODULES} lists a {kind}")
+        raise unsupported_embeddings(f"{MODULES} lists a {kind}")
     fields = load_json(files, f"{path}/config.json")
     activation = str(fields.get("activation_function", "torch.nn.Tanh"))
     input_name = fields.get("module_input_name", "sentence_embedding")
@@ -103,16 +103,17 @@ def _read_step(kind: str, files: Files, path: str) -> Step:
         or input_name != "sentence_embedding"
         or not activation.startswith("torch.nn.")
     ):
-        raise _unsupported(f"{path} is not a plain dense layer")
+        raise unsupported_embeddings(f"{path} is not a plain dense layer")
     name = f"{path}/model.safetensors"
     if name not in files:
-        raise _unsupported(f"{path} has no model.safetensors")
+        raise unsupported_embeddings(f"{path} has no model.safetensors")
     tensors = load(read_content(files, name))
     activation_module = getattr(nn, activation.rpartition(".")[2])()
     return Dense(tensors["linear.weight"], tensors.get("linear.bias"), activation_module)
 
 
-def _unsupported(problem: str) -> RecipeError:
+def unsupported_embeddings(problem: str) -> RecipeError:
+    """Return the error for a SentenceTransformer that no task can measure."""
     return RecipeError(
         f"unsupported embeddings: {problem}",
         hint="Merge without tasks, and evaluate the output with sentence-transformers.",

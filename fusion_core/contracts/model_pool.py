@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
@@ -21,7 +22,7 @@ from fusion_core.weights.reading.quantisation import refuse_quantised
 from fusion_core.weights.source import check_unchanged, collect_origins, reference_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -73,10 +74,10 @@ class ModelPool(ABC, Generic[ConfigT]):
                 )
     """
 
-    config_class: ClassVar[type[ComponentConfig]]
+    config_class: ClassVar[type[ComponentConfig]] = ComponentConfig
     #: whether `build` can make a model with as many layers as the weights have
     builds_any_depth: ClassVar[bool] = False
-    base: WeightSource | None
+    base: WeightSource | None = None
     experts: Mapping[str, WeightSource]
     #: expert tensors that alignment dropped
     dropped: frozenset[str] = frozenset()
@@ -320,8 +321,25 @@ class ModelPool(ABC, Generic[ConfigT]):
 
     @property
     def by_name(self) -> Mapping[str, WeightSource]:
-        """All models by name: `base`, if there is one, and the experts."""
-        return {**({} if self.base is None else {"base": self.base}), **self.experts}
+        """All models by name: `base`, if there is one, and the experts.
+
+        Raises `BrokenPluginError` for anything but weights by name.
+        """
+        experts = getattr(self, "experts", None)
+        if not isinstance(experts, Mapping):
+            raise self._broken(f"has a {type(experts).__name__} as its experts, not a mapping")
+        models = {**({} if self.base is None else {"base": self.base}), **experts}
+        for name, model in models.items():
+            if not isinstance(model, WeightSource):
+                raise self._broken(f"has a {type(model).__name__} as the model {name!r}")
+        return models
+
+    def _broken(self, problem: str) -> BrokenPluginError:
+        return BrokenPluginError(
+            f"the model pool {type(self).__name__} {problem}",
+            hint="Its constructor sets `experts` to weights by name, such as "
+            '{"a": StateDictSource(module.state_dict())}, and `base` to weights or None.',
+        )
 
     @property
     def reference(self) -> WeightSource:

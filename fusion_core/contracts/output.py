@@ -77,7 +77,7 @@ class OutputEncoder(ABC, Generic[ConfigT]):
                 return EncodedOutput(halve(parts.merged, self.config.factor), parts.files)
     """
 
-    config_class: ClassVar[type[ComponentConfig]]
+    config_class: ClassVar[type[ComponentConfig]] = ComponentConfig
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config

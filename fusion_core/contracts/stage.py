@@ -41,7 +41,7 @@ class Stage(ABC, Generic[ConfigT]):
     or `Calibration`, not this class.
     """
 
-    config_class: ClassVar[type[ComponentConfig]]
+    config_class: ClassVar[type[ComponentConfig]] = ComponentConfig
     #: the kind of stage, a key of `STAGES`
     kind: ClassVar[str]
     #: whether it reads `context.tasks`; for a class that a plugin registers, the spec says so

@@ -221,10 +221,12 @@ def _union(columns: Iterable[Cells]) -> Cells:
 
 
 def _agree(columns: Iterable[Cells]) -> bool:
-    """Tell whether no row has two different values."""
-    values: dict[Line, float] = {}
-    return all(
-        values.setdefault(line, metrics[line[1].name]) == metrics[line[1].name]
-        for column in columns
-        for line, metrics in column.items()
-    )
+    """Tell whether no row has two different values; NaN equals NaN."""
+    seen: dict[Line, float] = {}
+    for column in columns:
+        for line, metrics in column.items():
+            value = metrics[line[1].name]
+            known = seen.setdefault(line, value)
+            if known != value and not (math.isnan(known) and math.isnan(value)):
+                return False
+    return True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion_core.errors import RecipeError
 from fusion_core.weights.reading.containment import report_unreadable
 
 if TYPE_CHECKING:
@@ -23,8 +24,14 @@ def shuffled_rows(step: int, size: int, count: int, *, key: str) -> Tensor:
     """Return the row indices of one batch as a pure function of the arguments, shape (size,).
 
     Each epoch is a permutation of all `count` rows, drawn from `key` and the epoch's number, and
-    holds count // size batches. Rows left over at its end appear in later epochs.
+    holds count // size batches. Rows left over at its end appear in later epochs. Raises
+    `RecipeError` for a size that no batch can have.
     """
+    if not 0 < size <= count:
+        raise RecipeError(
+            f"invalid batch size {size}: there are {count} examples",
+            hint="Implement `count` in the task: methods then take smaller batches.",
+        )
     epoch, batch = divmod(step, count // size)
     digest = hashlib.sha256(f"{key}\0{epoch}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -201,7 +201,7 @@ class TaskPool(ABC, Generic[ConfigT]):
                 return SignsTask(name, data["images"], data["labels"])
     """
 
-    config_class: ClassVar[type[ComponentConfig]]
+    config_class: ClassVar[type[ComponentConfig]] = ComponentConfig
     names: Sequence[str]
     #: the dtype in which models are built for measuring; None for bf16 if most of a model's values
     #: are stored in bf16, and fp32 otherwise

@@ -6,6 +6,7 @@ share them: an evaluated directory may be a merge, a base or an expert of an ear
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from fusion_core.running.cache import Score, load_score, store_score
 from fusion_core.weights import CheckpointSource, WeightSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import torch
 
@@ -83,8 +84,12 @@ class Evaluator:
         options: dict[str, Any] = {"label": label, "progress": self.progress} if label else {}
         row = self.tasks.measure(adapt(subject) if adapt else subject, names, **options)
         for task, metrics in row.items():
-            if not metrics:
-                raise BrokenPluginError(f"task {task!r} returned no metrics")
+            if not metrics or not isinstance(metrics, Mapping):
+                got = "no metrics" if not metrics else f"a {type(metrics).__name__}"
+                raise BrokenPluginError(
+                    f"task {task!r} returned {got}",
+                    hint='`evaluate` returns metrics by name: {"accuracy": 0.9}.',
+                )
             for name, value in metrics.items():
                 if not isinstance(value, int | float):
                     raise BrokenPluginError(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import fusion_core
 from fusion_core import AlignmentPolicy, ComponentConfig, ModelPool
 from fusion_core.errors import AlignmentError, BrokenPluginError, RecipeError
 from fusion_core.weights import Difference, StateDictSource
@@ -43,6 +44,23 @@ class Plain(ModelPool[ComponentConfig]):
 
     def side_files(self) -> Mapping[str, Mapping[str, bytes]]:
         return {"base": {}, "a": self.files}
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("base", nn.Linear(2, 2), "Plain has a Linear as the model 'base'"),
+        ("experts", {"a": {"w": torch.ones(2)}}, "Plain has a dict as the model 'a'"),
+        ("experts", ["a"], "Plain has a list as its experts, not a mapping"),
+    ],
+)
+def test_models_that_are_no_weights_are_a_fault_of_the_pool(
+    attribute: str, value: object, message: str
+) -> None:
+    pool = Plain()
+    setattr(pool, attribute, value)
+    with pytest.raises(BrokenPluginError, match=message):
+        fusion_core.merge("simple-average", pool)
 
 
 class Compared(Plain):

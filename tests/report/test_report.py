@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -106,6 +107,12 @@ def test_reports_stand_side_by_side_and_share_what_is_equal(
         "ties (this run) 50.0 25.0 37.5",
         "ada (this run) 75.0 50.0 62.5",
     ]
+
+
+def test_a_base_without_a_number_keeps_its_column(capsys: pytest.CaptureFixture[str]) -> None:
+    base = {**BASE, "latin": {"accuracy": math.nan}}
+    (headings, *_) = side_by_side(capsys, ties=Report(TASKS, Reference(base, EXPERTS)))
+    assert headings == ["task", "base", "ties", "experts"]
 
 
 def test_every_family_of_checkpoints_has_a_table_of_its_own(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import gguf
@@ -58,6 +58,19 @@ def test_values_are_those_of_the_reference_library(case: str, tmp_path: Path) ->
     assert_same_values(source, reference.expected)
     assert source.origin is not None
     assert "1 of 1 tensors" in source.origin.decoded_from
+
+
+@pytest.mark.parametrize("case", ["nf4", "nf4-nested", "fp4"])
+@pytest.mark.parametrize("storage", [torch.bfloat16, torch.float16, torch.float32])
+def test_codes_of_four_bits_may_be_stored_as_a_wider_dtype(
+    case: str, storage: torch.dtype, tmp_path: Path
+) -> None:
+    """QLoRA with FSDP sets `bnb_4bit_quant_storage`."""
+    reference = read_reference(VALUES / f"{case}.safetensors")
+    name = min(reference.tensors, key=len)
+    codes = reference.tensors[name].view(-1).view(storage)[:, None]
+    replace(reference, tensors={**reference.tensors, name: codes}).write(tmp_path / "model")
+    assert_same_values(find_model(str(tmp_path / "model"), "model").open(), reference.expected)
 
 
 #: Older versions of torch round small powers of two to zero here, and transformers with them.

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from fusion_adapting import Batches, Passes, disagreement, log_probabilities
 from fusion_core import Batch, Split, shuffled_rows
+from fusion_core.errors import RecipeError
 from fusion_testing import TinyTasks, tiny_pool
 
 CPU = torch.device("cpu")
@@ -207,9 +208,9 @@ class _FewTask(_TINY):  # type: ignore[misc, valid-type]
 
 @pytest.mark.parametrize("examples", [None, 3, 5, 9])
 @pytest.mark.parametrize("size", [2, 4, 16])
-def test_a_capped_batch_takes_what_there_is(size: int, examples: int | None) -> None:
+def test_a_batch_takes_what_there_is(size: int, examples: int | None) -> None:
     task = _FewTask("a")
-    batches = Batches(size, 1, examples=examples, is_capped=True)
+    batches = Batches(size, 1, examples=examples)
     expected = min(5, examples or 5)
     assert batches.available(task) == expected
     seen = [_rows(batches.of(task, step)) for step in range(6)]
@@ -217,15 +218,31 @@ def test_a_capped_batch_takes_what_there_is(size: int, examples: int | None) -> 
     assert all(len({tuple(row) for row in rows}) == len(rows) for rows in seen)
     different = {tuple(row) for rows in seen for row in rows}
     assert len(different) == expected
-    test_split = Batches(size, 1, Split.TEST, examples, is_capped=True)
+    test_split = Batches(size, 1, Split.TEST, examples)
     assert len(test_split.of(task, 0)) == min(size, examples or 100)
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(1, [1] * 5), (2, [2, 2]), (3, [2, 2]), (9, [5])])
+def test_the_first_batches_give_few_examples_once(size: int, sizes: list[int]) -> None:
+    task = _FewTask("a")
+    for samples in (5, 50):
+        first = list(map(_rows, Batches(size, 1).first(task, samples)))
+        assert [len(rows) for rows in first] == sizes
+        assert len({tuple(row) for rows in first for row in rows}) == sum(sizes)
+
+
+def test_a_task_without_examples_has_no_first_batch() -> None:
+    task = _FewTask("a")
+    task.count = lambda split: 0
+    with pytest.raises(RecipeError, match="invalid batch size 0: there are 0 examples"):
+        list(Batches(4, 1).first(task, 8))
 
 
 def test_a_task_that_does_not_count_has_unlimited_examples() -> None:
     task = TinyTasks("a")["a"]
-    assert Batches(8, 1, is_capped=True).available(task) == math.inf
-    assert Batches(8, 1, examples=20, is_capped=True).available(task) == 20
-    assert len(Batches(8, 1, is_capped=True).of(task, 0)) == 8
+    assert Batches(8, 1).available(task) == math.inf
+    assert Batches(8, 1, examples=20).available(task) == 20
+    assert len(Batches(8, 1).of(task, 0)) == 8
 
 
 def _rows(batch: Batch) -> list[list[float]]:

@@ -25,6 +25,9 @@ class _Words:
     def __init__(self, *batches: Batch) -> None:
         self.batches, self.asked = batches, 0
 
+    def count(self, _: object) -> None:
+        """Return None: the number of examples is unknown."""
+
     def batch(self, step: int, **_: object) -> Batch:
         return self.batches[step]
 

@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch.nn.functional import linear, silu
 
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 from pools_lm.config import LanguageConfig
-from pools_lm.packing import Packing
 from pools_lm.pools import CausalPool
 
 if TYPE_CHECKING:
@@ -108,6 +108,46 @@ def test_the_halves_of_gate_up_are_gate_and_projection(tmp_path: Path) -> None:
     assert not torch.allclose(inputs_of(model, "down_proj"), 3 * before)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.GPT2Config(**_GPT2, n_inner=24, add_cross_attention=True),
+        transformers.OpenAIGPTConfig(**_GPT2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_matrices_of_transposed_layers_have_one_row_per_output(config: Any, tmp_path: Path) -> None:
+    pool, model = pool_and_model(config, tmp_path)
+    matrices = pool.layout.unpack(pool.reference)
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, transformers.pytorch_utils.Conv1D)
+    }
+    assert len(layers) == (7 if config.model_type == "gpt2" else 4)
+    for name, layer in layers.items():
+        prefixes = [name] if f"{name}.weight" in matrices.infos else [f"{name}.{p}" for p in "qkv"]
+        weight, bias = (
+            torch.cat([matrices.tensor(f"{prefix}.{kind}") for prefix in prefixes])
+            for kind in ("weight", "bias")
+        )
+        inputs = torch.randn(3, layer.weight.shape[0])
+        torch.testing.assert_close(linear(inputs, weight, bias), layer(inputs))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [*(config for config, *_ in ATTENTION.values()), *EXPERTS.values()],
+    ids=lambda config: config.model_type,
+)
+def test_a_pool_that_knows_no_class_finds_the_same_matrices(config: Any, tmp_path: Path) -> None:
+    pool, _ = pool_and_model(config, tmp_path)
+    models = {"base": str(tmp_path), "models": {"one": str(tmp_path)}}
+    plain = CheckpointsPool(CheckpointsConfig(**models))
+    assert plain.layout.slots
+    assert plain.layout.slots == pool.layout.slots
+
+
 def activate_gpt_oss(gate: Tensor, up: Tensor) -> Tensor:
     gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
     return (up + 1) * gate * torch.sigmoid(1.702 * gate)
@@ -146,26 +186,3 @@ def test_each_expert_of_a_mixture_has_matrices_of_outputs_and_inputs(
         routes = (torch.full((5, 1), expert) for expert in range(3))
         actual = torch.stack([module(inputs, route, torch.ones(5, 1)) for route in routes])
     torch.testing.assert_close(actual, torch.stack(outputs))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {},
-        {"hidden_size": "16", "num_attention_heads": 4},
-        {"hidden_size": 16, "num_attention_heads": 0},
-        {"hidden_size": True, "num_attention_heads": 4},
-        {"text_config": [], "hidden_size": 16},
-    ],
-)
-def test_a_configuration_without_sizes_has_no_packing(config: dict[str, Any]) -> None:
-    assert Packing.of(config) is None
-
-
-def test_tensors_of_other_sizes_are_left_to_the_core() -> None:
-    config = {"model_type": "phi3", "hidden_size": 16, "num_attention_heads": 4}
-    packing = Packing.of(config)
-    assert packing is not None
-    assert packing.matrices("layers.0.self_attn.qkv_proj.weight", (32, 16)) is None
-    assert packing.matrices("layers.0.mlp.experts.gate_up_proj", (3, 24, 8)) is None
-    assert packing.matrices("layers.0.self_attn.o_proj.weight", (16, 16)) is None

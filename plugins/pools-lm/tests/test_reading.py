@@ -63,6 +63,15 @@ def test_embeddings_do_not_depend_on_padding(
     assert (f"{name} reads texts one by one" in caplog.text) is not is_exact
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rounding_is_no_change(
+    dtype: torch.dtype, tiny: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny.live("llama", 0).to(dtype)
+    TextGenerator(_prompts(), model, 2, batch_size=6).generate_tokens(_ROWS, label="")
+    assert not caplog.text
+
+
 def test_generated_text_does_not_depend_on_padding() -> None:
     model = _build("RwkvForCausalLM", "RwkvConfig", {"hidden_size": 16, "num_hidden_layers": 2})
     for parameter in model.parameters():

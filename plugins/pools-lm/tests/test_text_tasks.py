@@ -548,6 +548,14 @@ def test_adaptive_methods_work_on_language_models(
             r"line 1: cannot fill '\{question\}': question is null",
         ),
         (
+            '{"question": [{"role": "user", "content": "a"}], "choices": ["b", "c"], "answer": 0}',
+            r"line 1: cannot fill '\{question\}': question is a list",
+        ),
+        (
+            '{"question": {"text": "a"}, "choices": ["b", "c"], "answer": 0}',
+            r"line 1: cannot fill '\{question\}': question is a mapping",
+        ),
+        (
             '{"question": "a", "choices": ["b", null], "answer": 0}',
             r"line 1: expected a list of at least two choices",
         ),

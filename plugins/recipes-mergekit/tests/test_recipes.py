@@ -149,7 +149,9 @@ def test_a_base_is_one_more_input_of_an_average_and_needs_a_weight() -> None:
     assert recipe["model_pool"]["models"]["base-2"] == "org/base"
     assert "output" not in recipe
     assert recipe["alignment"] == STRICT
-    assert problems_of(f"{TWO}{BASE}merge_method: linear") == ["models: weight is missing"]
+    assert problems_of(f"{TWO}{BASE}merge_method: linear") == [
+        "models, org/base: weight is missing"
+    ]
 
 
 def test_filters_and_gradients_become_curves() -> None:

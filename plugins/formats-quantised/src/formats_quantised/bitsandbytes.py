@@ -34,6 +34,8 @@ _LAYOUTS = ("row", "col32", "col_turing", "col_ampere")
 _LARGEST_STATE = 4096
 #: Offsets of scales are within the range of fp32.
 _LARGEST_OFFSET = 1e38
+#: The dtypes of `bnb_4bit_quant_storage`. FSDP shards only tensors of the model's dtype.
+_STORAGE = (torch.uint8, torch.bfloat16, torch.float16, torch.float32)
 _BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _CODES, _NESTED_CODES = 16, 256
 #: 1 / 127 as bitsandbytes rounds it.
@@ -58,7 +60,7 @@ class FourBits(RowEncoding):
     def read_rectangle(self, stored: WeightSource, part: Rectangle) -> torch.Tensor:
         """Multiply the numbers that the codes stand for by the scales of their blocks."""
         first, last = part.left // 2, -(-part.right // 2)
-        octets = stored.read(self.info.name, first, last)
+        octets = self._octets(stored, first, last)
         halves = torch.stack((octets >> 4, octets & 15), dim=-1).flatten()
         codes = halves[part.left - 2 * first :][: part.right - part.left]
         values = stored.read(self.info.name + _MAP, 0, _CODES)[codes.int()]
@@ -66,6 +68,13 @@ class FourBits(RowEncoding):
         scales = self._scales(stored, block, -(-part.right // self.block))
         repeated = scales.repeat_interleave(self.block)[part.left - block * self.block :]
         return values.mul_(repeated[: len(values)]).to(self.stored_dtype)
+
+    def _octets(self, stored: WeightSource, first: int, last: int) -> torch.Tensor:
+        """Return some bytes of codes, which may be stored as a tensor of a wider dtype."""
+        size = stored.infos[self.info.name].dtype.itemsize
+        start = first // size
+        words = stored.read(self.info.name, start, -(-last // size))
+        return words.view(torch.uint8)[first - start * size : last - start * size]
 
     def _scales(self, stored: WeightSource, first: int, last: int) -> torch.Tensor:
         """Return the scales of some blocks in fp32."""
@@ -118,9 +127,9 @@ def _four_bits(model: Quantised, name: str, kind: str) -> FourBits:
     shape, block, dtype = state["shape"], state["blocksize"], state["dtype"]
     count = math.prod(shape)
     info = TensorInfo(name, shape, model.dtype)
-    codes = model.info(name, torch.uint8)
-    if codes.numel != -(-count // 2):
-        raise model.error(name, f"has {codes.numel} bytes for shape {list(shape)}")
+    codes = model.info(name, *_STORAGE)
+    if codes.nbytes != -(-count // (2 * codes.dtype.itemsize)) * codes.dtype.itemsize:
+        raise model.error(name, f"has {codes.nbytes} bytes for shape {list(shape)}")
     blocks = -(-count // block)
     model.info(name + _MAP, torch.float32)
     model.check_shape(name + _MAP, (_CODES,))

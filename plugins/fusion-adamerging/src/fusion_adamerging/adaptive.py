@@ -70,7 +70,7 @@ class UnlabeledMixin(Generic[UnlabeledT]):
         """Return the batches of examples to adapt on, smaller ones for tasks with few examples."""
         split = Split.TEST if self.config.adapt_split == "test" else Split.UNLABELED
         size, examples = self.config.batch_size, self.config.examples
-        return Batches(size, context.seed, split, examples, is_capped=True)
+        return Batches(size, context.seed, split, examples)
 
     def examples_by_task(
         self, tasks: Sequence[AdaptiveTask], context: RunContext

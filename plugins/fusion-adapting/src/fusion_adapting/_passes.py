@@ -34,20 +34,21 @@ Objective = Callable[[str, int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Batches:
-    """The unlabeled examples of each step, as a pure function of the step."""
+    """The unlabeled examples of each step, as a pure function of the step.
+
+    A task with fewer examples than `size` or `examples` gives all of them.
+    """
 
     size: int
     seed: int
     split: Split = Split.UNLABELED
     #: use only the first examples of each task, this many, in shuffled rounds; None: use all
     examples: int | None = None
-    #: take all examples of a task that has fewer than `size` or `examples`, instead of failing
-    is_capped: bool = False
     _first_examples: dict[str, Batch] = field(default_factory=dict, compare=False)
 
     def of(self, task: AdaptiveTask, step: int) -> Batch:
         """Return a task's batch in a step."""
-        count = task.count(self.split) if self.is_capped else None
+        count = task.count(self.split)
         if self.examples is None or (count is not None and count <= self.examples):
             size = self.size if count is None else min(self.size, count)
             return task.batch(step, size=size, split=self.split, seed=self.seed)
@@ -72,10 +73,19 @@ class Batches:
     def first(self, task: AdaptiveTask, samples: int) -> Iterator[Batch]:
         """Yield a task's first batches with `samples` examples in all; the last may be smaller.
 
-        A task with fewer examples decides what to return; most tasks repeat them.
+        A task with fewer examples gives each once, in batches of one size. The size is between half
+        of `size` and `size`, such that the fewest examples are left over.
         """
-        for step, start in enumerate(range(0, samples, self.size)):
-            yield self.of(task, step).part(0, samples - start)
+        count = task.count(self.split)
+        if not count or count > samples:
+            for step, start in enumerate(range(0, samples, self.size)):
+                yield self.of(task, step).part(0, samples - start)
+            return
+        largest = min(self.size, count)
+        size = min(range(largest, largest // 2, -1), key=lambda size: count % size)
+        equal = replace(self, size=size)
+        for step in range(count // size):
+            yield equal.of(task, step)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ def _refuse_experts(record: Record) -> None:
         patterns = dict.fromkeys(re.sub(r"\d+", "*", name) for name in experts)
         flags = " ".join(f"--skip '{pattern}'" for pattern in patterns)
         raise RecipeError(
-            f"{experts[0]} and {len(experts) - 1} other tensors of experts change, and their names "
-            "or shapes are not those of a layout that PEFT adapts (target_parameters)",
-            hint=f"Leave them out: {flags}. The report then counts them as errors.",
+            f"{experts[0]} and {len(experts) - 1} other tensors of experts change, and PEFT adapts "
+            "only all experts of a layer together, in layouts that it knows (target_parameters)",
+            hint="If --only or --skip selects some experts of a layer, select all of them.\n"
+            f"To leave them out: {flags}. The report then counts them as errors.",
         )

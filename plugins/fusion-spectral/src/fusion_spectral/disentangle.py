@@ -105,7 +105,7 @@ class Disentangle(Matrixwise, Transform[DisentangleConfig]):
         if not finite:
             raise FusionError(
                 "no sum of task vectors has finite predictions",
-                hint="Look for broken experts: fuse inspect.",
+                hint="Evaluate each expert: one of them may predict NaN.",
             )
         best = min(finite, key=lambda candidate: candidate.distance + candidate.surprise)
         directions, scale = join_ranks().broadcast((best.directions, best.scale))

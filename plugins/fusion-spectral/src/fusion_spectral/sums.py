@@ -39,7 +39,7 @@ class Judges:
         """Ask the experts for the first examples of their tasks, this many at most."""
         self.pool, self.context, self.tasks = pool, context, tasks
         size = min(samples, _BATCH_SIZE)
-        self.batches = Batches(size, context.seed, examples=samples, is_capped=True)
+        self.batches = Batches(size, context.seed, examples=samples)
         self.steps = math.ceil(samples / size)
         self.predictions = ask_teachers(
             pool,

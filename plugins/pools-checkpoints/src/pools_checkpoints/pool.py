@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -16,13 +16,19 @@ from torch import nn
 
 from fusion_core import RecipeSource, Treatment, build_model, find_model
 from fusion_core.errors import CheckpointError, FusionError, RecipeError
-from fusion_core.weights import RenamedSource, change_config, vocabulary_size
+from fusion_core.weights import RenamedSource, change_config, parse_config, vocabulary_size
 from pools_checkpoints.card import read_card
 from pools_checkpoints.config import CheckpointsConfig
 from pools_checkpoints.described import DescribedPool
-from pools_checkpoints.files import check_side_files, resize_vocabulary, select_tokenizer_files
+from pools_checkpoints.files import (
+    CONFIG,
+    check_side_files,
+    resize_vocabulary,
+    select_tokenizer_files,
+)
 from pools_checkpoints.live import find_ties
 from pools_checkpoints.model import PoolModel
+from pools_checkpoints.packing import Packing
 from pools_checkpoints.parts import complete_models, describe_part, rename_by_patterns
 from pools_checkpoints.routers import treat_routers
 
@@ -31,13 +37,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fusion_core import WeightSource
-    from fusion_core.weights import Files
+    from fusion_core.weights import Files, Matrices
 
 _LOG = logging.getLogger(__name__)
 
 
 class CheckpointsPool(DescribedPool[CheckpointsConfig]):
-    """Checkpoints by path or hub id, adapters, and live models. Only names and shapes are known.
+    """Checkpoints by path or hub id, adapters, and live models, whose class is unknown.
 
     For models on the hub, the constructor reads headers. Weights are read on demand.
     """
@@ -114,6 +120,17 @@ class CheckpointsPool(DescribedPool[CheckpointsConfig]):
         rest = Treatment("copy", f"copied from {self._given.rest} (rest)")
         routers = treat_routers(self._given.router, names, has_base=has_base)
         return {**routers, **dict.fromkeys(self._rest, rest)}
+
+    def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
+        """Return the matrices in a tensor, as the first model's configuration says."""
+        declared = self._packing and self._packing.matrices(name, shape)
+        return declared or super().matrices(name, shape)
+
+    @cached_property
+    def _packing(self) -> Packing | None:
+        """The rules for models of transformers, if the first model has a configuration."""
+        first = self._first_model
+        return Packing.of(parse_config(first.side_files, CONFIG, first.name) or {})
 
     def _find(self, given: Any, name: str, option: str) -> PoolModel:  # noqa: ANN401 - the configuration checked
         if not isinstance(given, str):

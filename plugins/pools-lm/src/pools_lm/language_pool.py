@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -24,7 +23,6 @@ from fusion_core.weights import (
 from pools_checkpoints import CheckpointsPool, select_tokenizer_files
 from pools_lm.chat_templates import choose_template, describe_lost_markers, replace_template
 from pools_lm.config import LanguageConfig
-from pools_lm.packing import Packing
 from pools_lm.side_files import files_not_copied
 from pools_lm.target_tokens import TokenizerChange
 from pools_lm.tokenizer_files import (
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fusion_core import AlignmentPolicy, WeightSource
-    from fusion_core.weights import Files, Matrices
+    from fusion_core.weights import Files
     from pools_lm.architecture import Architecture
 
 
@@ -170,11 +168,6 @@ class LanguagePool(CheckpointsPool):
             if slots[0].name in names
         }
         return Layout(slots, {tensor: packed.shapes[tensor] for tensor in slots})
-
-    def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
-        """Return the matrices in a tensor, according to the models' configuration."""
-        declared = self._packing and self._packing.matrices(name, shape)
-        return declared or super().matrices(name, shape)
 
     def aligned(self, policy: AlignmentPolicy) -> Self:
         """Return this pool with aligned models; warn about side files that are not copied."""
@@ -328,10 +321,6 @@ class LanguagePool(CheckpointsPool):
     def _has_recipes(self) -> bool:
         """Whether a model stands for the merge of another recipe, which is inserted later."""
         return any(isinstance(model.live, RecipeSource) for model in self._all)
-
-    @cached_property
-    def _packing(self) -> Packing | None:
-        return Packing.of(self._configuration or {})
 
     @property
     def _configuration(self) -> Mapping[str, Any] | None:

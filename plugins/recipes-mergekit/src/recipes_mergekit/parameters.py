@@ -48,7 +48,12 @@ class Parameters:
         """Return the rules of a parameter of every expert; required without a default."""
         return {
             expert: tuple(
-                self._resolve(name, self._levels(part, sources[number]), default, part.key)
+                self._resolve(
+                    name,
+                    self._levels(part, sources[number]),
+                    default,
+                    f"{part.key}, {sources[number].model}",
+                )
                 for part, sources in zip(self.configuration.slices, self.sources, strict=True)
             )
             for number, expert in enumerate(self.experts)

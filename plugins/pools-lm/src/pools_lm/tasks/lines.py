@@ -32,13 +32,15 @@ _ONE_OBJECT = "Write one object per line: {...}"
 
 
 class _Filler(Formatter):
-    """Fills templates, and refuses fields that are null, which would become the text "None"."""
+    """Fills templates, and refuses values that no template means: null, lists and mappings."""
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
         """Return the value of a field or of a part of it, and the field's name."""
         value, first = super().get_field(field_name, args, kwargs)
         if value is None:
             raise ValueError(f"{field_name} is null")
+        if isinstance(value, list | dict):
+            raise TypeError(f"{field_name} is a {'list' if isinstance(value, list) else 'mapping'}")
         return value, first
 
 
@@ -79,14 +81,16 @@ class Line:
     def fill(self, template: str) -> str:
         """Return a template filled with the fields that it names in braces.
 
-        Raises `FusionError` for a field that is missing or null, and for an unsuitable format.
+        Raises `FusionError` for a field that is missing or no single value, and for an unsuitable
+        format.
         """
         try:
             return _Filler().vformat(template, (), cast("Mapping[str, Any]", self))
         except (ValueError, TypeError) as error:
             raise FusionError(
                 f"{self.location}: cannot fill {template!r}: {error}",
-                hint="Give every field a value. A format such as {field:.1f} needs a number.",
+                hint="Give every field a text or a number, or name a part of it, such as "
+                "{choices[0]} or {messages[0][content]}. {field:.1f} needs a number.",
             ) from error
 
 

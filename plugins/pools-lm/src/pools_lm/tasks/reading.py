@@ -31,7 +31,7 @@ def limit_padding(
         return batch_size
     with torch.inference_mode(), evaluation_mode(model):
         alone, padded = score([shortest])[0], score([shortest, longest])[0]
-    if not _differ(alone, padded):
+    if not _differ(model, alone, padded):
         return batch_size
     _LOG.warning(
         "%s reads texts one by one, because padding changes its results", type(model).__name__
@@ -48,7 +48,7 @@ def check_causal(model: nn.Module, score: Callable[[Tensor], Tensor]) -> None:
     texts = torch.tensor([[1, 1, 1, 1], [1, 2, 2, 2]])
     with torch.inference_mode(), evaluation_mode(model):
         first, second = score(texts)
-    if _differ(first, second):
+    if _differ(model, first, second):
         raise FusionError(
             f"{type(model).__name__} reads the tokens that it should predict, so its likelihoods "
             "mean nothing",
@@ -57,7 +57,8 @@ def check_causal(model: nn.Module, score: Callable[[Tensor], Tensor]) -> None:
         )
 
 
-def _differ(first: Tensor, second: Tensor) -> bool:
-    """Tell whether scores differ by more than rounding."""
-    tolerance = torch.finfo(first.dtype).eps ** 0.5
+def _differ(model: nn.Module, first: Tensor, second: Tensor) -> bool:
+    """Tell whether scores differ by more than the rounding of the model's numbers."""
+    dtype = next(parameter.dtype for parameter in model.parameters())
+    tolerance = max(torch.finfo(dtype).eps, torch.finfo(first.dtype).eps) ** 0.5
     return bool((first - second).abs().max() > tolerance * first.abs().max())

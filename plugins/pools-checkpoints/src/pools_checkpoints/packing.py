@@ -30,8 +30,11 @@ _INTERLEAVED = {"gpt_oss"}
 _FUSED = {"phi3": "self_attn.qkv_proj"}
 #: Query, key and value alternate, head by head.
 _BY_HEAD = {"bloom": "self_attention.query_key_value", "gpt_neox": "attention.query_key_value"}
-#: Query, key and value are columns of a transposed weight.
-_IN_COLUMNS = {"gpt2": "attn.c_attn"}
+#: Models whose linear layers have shape (inputs, outputs), and the names of those.
+_CONV1D = {"gpt2", "openai-gpt"}
+_CONV1D_LAYER = re.compile(
+    r".*\.(?:mlp|attn|crossattention)\.(c_attn|q_attn|c_fc|c_proj)\.(weight|bias)"
+)
 _HEADS = "num_attention_heads", "n_head"
 
 
@@ -68,13 +71,10 @@ class Packing:
         if (match := _LINEAR.fullmatch(name)) is not None:
             prefix, side = match.groups()
             return self._experts(f"{prefix}experts.", _PROJECTIONS[side], shape)
+        if self.kind in _CONV1D and (match := _CONV1D_LAYER.fullmatch(name)) is not None:
+            return self._conv1d(name, match[1], shape)
         module, _, kind = name.rpartition(".")
-        attention = {
-            self._fused: _FUSED,
-            self._by_head: _BY_HEAD,
-            self._in_columns: _IN_COLUMNS,
-        }
-        for rule, names in attention.items():
+        for rule, names in {self._fused: _FUSED, self._by_head: _BY_HEAD}.items():
             if self.kind in names and f".{module}".endswith(f".{names[self.kind]}"):
                 return rule(f"{module}.{{part}}.{kind}", shape)
         return None
@@ -114,13 +114,14 @@ class Packing:
         rows = Rows(self.heads), Rows(q=1, k=1, v=1), Rows(self.head_dim)
         return Matrices((*rows, *map(Columns, shape[1:])), template)
 
-    def _in_columns(self, template: str, shape: Shape) -> Matrices | None:
-        if shape[-1] != 3 * self.hidden:
-            return None
-        parts = {"q": self.hidden, "k": self.hidden, "v": self.hidden}
-        if len(shape) == 1:
-            return Matrices((Rows(**parts),), template)
-        return Matrices((Rows(shape[0]), Columns(**parts)), template)
+    def _conv1d(self, name: str, layer: str, shape: Shape) -> Matrices | None:
+        """Turn a weight to (outputs, inputs). `c_attn` has query, key and value as outputs."""
+        outputs, template = Rows(shape[-1]), name
+        if layer == "c_attn" and shape[-1] == 3 * self.hidden:
+            outputs = Rows(q=self.hidden, k=self.hidden, v=self.hidden)
+            module, _, kind = name.rpartition(".")
+            template = f"{module}.{{part}}.{kind}"
+        return Matrices((*map(Columns, shape[:-1]), outputs), template)
 
 
 def _size(fields: Mapping[str, Any], *names: str) -> int:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from fusion_core.contracts.measurements import (
+    Measured,
     Metric,
     MetricValues,
     Reference,
@@ -217,7 +218,13 @@ def _reference_columns(
 
 
 def _union(columns: Iterable[Cells]) -> Cells:
-    return {line: metrics for column in columns for line, metrics in column.items()}
+    """Join columns; of equal values, those with outcomes of single examples count."""
+    union: dict[Line, MetricValues] = {}
+    for column in columns:
+        for line, metrics in column.items():
+            if not isinstance(union.get(line), Measured):
+                union[line] = metrics
+    return union
 
 
 def _agree(columns: Iterable[Cells]) -> bool:

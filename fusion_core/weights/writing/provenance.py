@@ -65,6 +65,8 @@ class InputFile(_Part):
     sha256: Digest | None = None
     #: of the header alone
     header_sha256: Digest | None = None
+    #: of the parts that the weights depend on, in the configuration of an adapter or a format
+    content_sha256: Digest | None = None
 
 
 class Input(_Part):

@@ -329,6 +329,19 @@ def test_an_edited_card_is_kept_without_force(merged: Path, tmp_path: Path) -> N
     run_fusion(merged / "recipe.yaml", output=str(merged), options=overwriting())
 
 
+def test_a_forced_card_keeps_the_licence_and_the_repository(merged: Path) -> None:
+    write_card(merged, licence="cc-by-nc-4.0", repository="me/birds")
+    with (merged / CARD).open("a") as stream:
+        stream.write("Intended for birds.\n")
+    write_card(merged, force=True)
+    text = (merged / CARD).read_text()
+    assert metadata_of(merged)["license"] == "cc-by-nc-4.0"
+    assert "# me/birds\n" in text
+    assert "Intended" not in text
+    with pytest.raises(RecipeError, match="invalid name of a repository: 'bad name'"):
+        write_card(merged, repository="bad name")
+
+
 def test_a_users_own_results_are_kept(merged: Path, caplog: pytest.LogCaptureFixture) -> None:
     add_report(merged, data=f"org/latin@{COMMIT}")
     users = merged / ".eval_results" / "mine.yaml"

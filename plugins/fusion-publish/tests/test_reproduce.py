@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_outputs import merge, read_statement, write_model, write_statement
 
 from fusion_core.errors import FusionError, IntegrityError, RecipeError
@@ -91,6 +92,22 @@ def test_an_input_with_other_tensors_explains_the_difference(
         fuse("reproduce", output)
     assert "input a: model.safetensors was written at another time" in str(error.value)
     assert error.value.exit_code == 8
+
+
+def test_another_configuration_of_an_adapter_is_refused(
+    fuse: Callable[..., str], models: dict[str, str], tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["one"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    factors = {"lora_A": torch.ones(2, 4), "lora_B": torch.ones(8, 2)}
+    tensors = {f"base_model.model.one.{name}.weight": t for name, t in factors.items()}
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    merged = merge({**models, "a": str(adapter)}, tmp_path / "merged")
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 8}))
+    with pytest.raises(IntegrityError, match=r"a: adapter_config\.json has another content than"):
+        fuse("reproduce", merged)
 
 
 def test_an_input_of_a_nested_recipe_explains_the_difference(

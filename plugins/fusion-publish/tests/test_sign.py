@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tiny_outputs import read_statement, write_statement
@@ -79,6 +79,48 @@ def test_the_signature_of_a_repository_is_verified(
     hub.add("us/edited", {**files, "README.md": b"# Theirs"})
     with pytest.raises(IntegrityError, match=r"signature of .* is invalid.*README\.md"):
         fuse("verify", "us/edited", "--public-key", public)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_encrypted_key_needs_its_password(
+    fuse: Callable[..., str], output: Path, keys: tuple[Path, Path]
+) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    private, public = keys
+    key: Any = serialization.load_pem_private_key(private.read_bytes(), None)
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"abc"),
+        )
+    )
+    for arguments in ((), ("--password", "abd")):
+        with pytest.raises(FusionError, match="cannot be signed with"):
+            fuse("sign", output, "--key", private, *arguments)
+    fuse("sign", output, "--key", private, "--password", "abc")
+    assert "the signature is valid" in fuse("verify", output, "--public-key", public)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_keys_of_another_kind_are_refused(
+    fuse: Callable[..., str], output: Path, keys: tuple[Path, Path]
+) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    public = serialization.PublicFormat.SubjectPublicKeyInfo
+    fuse("sign", output, "--key", keys[0])
+    for key in (ed25519.Ed25519PrivateKey.generate(), rsa.generate_private_key(65537, 2048)):
+        private = serialization.PrivateFormat.PKCS8
+        keys[0].write_bytes(key.private_bytes(pem, private, plain))
+        keys[1].write_bytes(key.public_key().public_bytes(pem, public))
+        with pytest.raises(FusionError, match=r"signed with .*: it is no elliptic-curve key"):
+            fuse("sign", output, "--key", keys[0])
+        with pytest.raises(FusionError, match=r"be read: it is no elliptic-curve key"):
+            fuse("verify", output, "--public-key", keys[1])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -235,6 +235,19 @@ def test_two_runs_are_compared_on_the_same_examples(tmp_path: Path) -> None:
     assert tiny[-1].endswith("; no interval: too few examples differ")
 
 
+def test_the_average_of_some_tasks_is_named_by_them(tmp_path: Path) -> None:
+    """A task without outcomes counts in the averages of the table, and in no paired test."""
+    directories = []
+    for name, right, score in (("a", 50, 0.9), ("b", 60, 0.1)):
+        tasks = report(right, right).tasks
+        directories.append(tmp_path / name)
+        write_report(directories[-1], Report({**tasks, "tail": {"accuracy": score}}))
+    lines = call_for_output(*directories).splitlines()
+    assert lines[-2].split()[:4] == ["average", "over", "latin,", "greek"]
+    data = json.loads(call_for_output(*directories, "--json"))
+    assert data[str(directories[1])]["paired"]["average"]["over"] == ["latin", "greek"]
+
+
 def test_a_pair_that_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     first, second = (
         write_report(tmp_path / "a", report(50)),

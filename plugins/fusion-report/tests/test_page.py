@@ -143,6 +143,11 @@ def test_intervals_are_shown_on_request(world: World) -> None:
     assert rows_of(parse_page(sure))["sure transductive needs the task"][1] == "50.0 ±9.6"
     assert "95 % intervals over test examples" in sure
     assert "±" not in plain
+    without = world.run("unsure", world.report(VALUES))
+    (without / "outcomes.json").unlink()
+    page = render(without, vectors=False, intervals=True)
+    assert "no intervals: no outcomes of single examples are stored" in page
+    assert "±" not in page
 
 
 def test_the_best_of_several_runs_is_named_and_marked(world: World) -> None:

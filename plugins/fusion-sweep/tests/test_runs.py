@@ -81,6 +81,25 @@ def test_sweeps_and_runs_are_listed_sorted_and_filtered(
         call("ls", swept.id[:8], "--sort", "scale")
 
 
+@pytest.mark.parametrize("text", ["1", "1.0", "1e0"])
+def test_numbers_are_found_however_they_are_written(
+    swept: Any, call: Callable[..., str], text: str
+) -> None:
+    (row,) = json.loads(call("ls", swept.id[:8], "--json", "--where", f"algorithm.scale={text}"))
+    assert row["algorithm.scale"] == 1.0
+
+
+def test_a_condition_that_no_row_meets_is_named(swept: Any, store: Path) -> None:
+    arguments = ["ls", swept.id[:8], "--where", "algorithm.scale=7", "--store", str(store)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.stderr == f"no runs with algorithm.scale=7 in {store}\n"
+
+
+def test_show_names_the_store_of_the_run(swept: Any, call: Callable[..., str], store: Path) -> None:
+    short = swept.best().id[:8]
+    assert f"# fuse runs show {short} --store {store} > {short}.yaml && " in call("show", short)
+
+
 def test_show_prints_a_recipe_that_repeats_the_run(
     swept: Any, call: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

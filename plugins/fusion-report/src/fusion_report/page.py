@@ -72,7 +72,6 @@ def render_page(
             if len(runs) <= _MAX_NAMES
             else f"{len(runs)} runs",
             table=table,
-            intervals=intervals,
             sentence=summarise(runs, table),
             tiles=[*tiles(runs[0], table)] if len(runs) == 1 else [],
             shared=shared,

@@ -77,6 +77,18 @@ class PageTable:
         return metrics.pop() if len(metrics) == 1 else ""
 
     @property
+    def interval_note(self) -> str:
+        """The meaning of the intervals, or why there are none; empty if nobody asked for them."""
+        if self._all.intervals is None:
+            return ""
+        figures = [figure for entry in self._all.entries for figure in entry.figures if figure]
+        if all(figure.interval is None for figure in figures):
+            return f"no intervals: {self._all.intervals.missing}"
+        return (
+            "±: 95 % intervals over test examples; -1.1+0.5: distances of the lower and upper ends"
+        )
+
+    @property
     def rows(self) -> list[Row]:
         """The rows of the base, the runs and the experts."""
         return [self._row(number) for number in range(len(self._all.headings))]

@@ -6,7 +6,7 @@ import logging
 import re
 from typing import TYPE_CHECKING
 
-from fusion_core.errors import FusionError, OutputError
+from fusion_core.errors import FusionError, OutputError, RecipeError
 from fusion_core.files import is_sealed, seal, write_durably
 from fusion_core.hub import looks_like_id
 from fusion_publish.card.kinds import find_kind
@@ -41,8 +41,8 @@ def write_card(
 ) -> list[str]:
     """Write `README.md` and `.eval_results` into a directory; return the names of the files.
 
-    `licence` is named by the user. Without it, the card keeps its licence; a first card has the
-    recipe's, or one that is worked out from the models'.
+    `licence` is named by the user. Without it, the card keeps its licence, even if it was edited; a
+    first card has the recipe's, or one that is worked out from the models'.
     `repository` is where the model will be on the hub. Without it, the card keeps the one that it
     names; if it names none, the code loads the model from its directory.
 
@@ -52,12 +52,14 @@ def write_card(
     Raises `CheckpointError` for a directory that `fuse` did not write, `RecipeError` for models
     whose licences conflict, and `OutputError` for a `README.md` that was edited.
     """
-    is_own = not is_edited(directory / CARD)
-    if is_own:  # what an earlier command named
-        licence = licence or _licence_of(directory)
-        repository = repository or _repository_of(directory / CARD)
+    if repository is not None and not looks_like_id(repository):
+        raise RecipeError(
+            f"invalid name of a repository: {repository!r}", hint="Write it as ORG/NAME."
+        )
+    licence = licence or _licence_of(directory)
+    repository = repository or _repository_of(directory / CARD)
     files = build_card(MergeOutput.read(directory), licence=licence, repository=repository)
-    if not (is_own or force):
+    if is_edited(directory / CARD) and not force:
         raise OutputError(
             f"{directory}: not written by fuse, or edited since: {CARD}",
             hint=f"Replace it: fuse card {directory} --force. Or move it away.",

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from fusion_core.weights import WeightSource
 
 _INPUTS = TypeAdapter(dict[str, Input])
+#: What provenances record of an input's file, and what it is called.
+_COMPARED = {
+    "bytes": "size",
+    "sha256": "SHA-256",
+    "header_sha256": "header",
+    "content_sha256": "content",
+}
 #: Digests of a file that two provenances of different versions may share.
 _DIGESTS = ("sha256", "shardBlake3", "headerSha256")
 
@@ -140,9 +147,8 @@ def _compare_files(name: str, recorded: Input, present: Input) -> Iterator[str]:
         if before is None or now is None:
             yield f"input {name}: {file} is {'new' if before is None else 'missing'}"
             continue
-        for field in ("bytes", "sha256", "header_sha256"):
+        for field, what in _COMPARED.items():
             values = getattr(before, field), getattr(now, field)
             if all(values) and values[0] != values[1]:
-                what = {"bytes": "size", "sha256": "SHA-256", "header_sha256": "header"}[field]
                 yield f"input {name}: {file} has another {what} than recorded"
                 break

@@ -21,6 +21,8 @@ SIGNATURE = "model.sig"
 _INSTALL = "fusion-publish[sign]"
 #: Folders that the hub's client adds.
 _UNSIGNED = (".cache",)
+#: The errors of the package for keys that it cannot use.
+_UNUSABLE = (OSError, ValueError, TypeError, AttributeError)
 #: A file in the text of the package's error, whose quotes may be escaped.
 _CHANGED = re.compile(r"Hash mismatch for \\?'([^'\\]+)")
 
@@ -35,11 +37,13 @@ def sign_directory(directory: Path, private_key: Path, password: str | None) -> 
     path = directory / SIGNATURE
     config = signing.Config().set_hashing_config(_hashing(directory, path))
     try:
-        config.use_elliptic_key_signer(private_key=private_key, password=password)
+        # The package hands the password to `cryptography`, which takes bytes.
+        secret: Any = None if password is None else password.encode()
+        config.use_elliptic_key_signer(private_key=private_key, password=secret)
         config.sign(directory, path)
-    except (OSError, ValueError, TypeError) as error:
+    except _UNUSABLE as error:
         raise FusionError(
-            f"{directory} cannot be signed with {private_key}: {error}",
+            f"{directory} cannot be signed with {private_key}: {_reason(error)}",
             hint="Make a key: openssl ecparam -name prime256v1 -genkey -noout -out key.pem",
         ) from error
     return path
@@ -60,9 +64,9 @@ def verify_signature(located: Located, public_key: Path, signature: Path | None)
     config = verifying.Config().set_hashing_config(_hashing(located.directory, path))
     try:
         config.use_elliptic_key_verifier(public_key=public_key)
-    except (OSError, ValueError, TypeError) as error:
+    except _UNUSABLE as error:
         raise FusionError(
-            f"the key {public_key} cannot be read: {error}",
+            f"the key {public_key} cannot be read: {_reason(error)}",
             hint="Name a public key in PEM: openssl ec -in key.pem -pubout -out key.pub",
         ) from error
     try:
@@ -74,6 +78,11 @@ def verify_signature(located: Located, public_key: Path, signature: Path | None)
             f"the signature of {located.subject} is invalid: {reason or type(error).__name__}",
             hint="The files, the signature or the key differ from those of the signer.",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Say why a key cannot be used; the package asks any key for its curve."""
+    return "it is no elliptic-curve key" if isinstance(error, AttributeError) else str(error)
 
 
 def _import(module: str, needed_by: str) -> Any:  # noqa: ANN401 - a module of an optional package

@@ -52,7 +52,13 @@ class Difference:
     #: probability of a difference of at least this size between equally good models
     p: float
     test: str
-    is_task: bool = True
+    #: the tasks of an average; empty for one task
+    over: Sequence[str] = ()
+
+    @property
+    def is_task(self) -> bool:
+        """Whether this is the difference on one task."""
+        return not self.over
 
     @property
     def cells(self) -> list[str]:
@@ -67,19 +73,23 @@ class Difference:
     def as_json(self) -> dict[str, Any]:
         """Return the difference as JSON data."""
         low, high = self.interval or (None, None)
-        return {"difference": self.value, "low": low, "high": high, "p": self.p, "test": self.test}
+        over = {"over": list(self.over)} if self.over else {}
+        ends = {"low": low, "high": high}
+        return {"difference": self.value, **ends, "p": self.p, "test": self.test, **over}
 
 
 def compare_reports(first: Report, second: Report) -> list[Difference]:
     """Compare reports on the tasks for which both store outcomes, and on their average.
 
-    Examples count as the same if their number and weights agree.
+    Examples count as the same if their number and weights agree. The average is named by its tasks
+    if these are not all that the reports share.
     """
     if first.measured_on != second.measured_on:
         return []
     outcomes: dict[str, Outcomes] = {}
     differences = []
-    for task in build_table({"first": first, "second": second}).shared:
+    shared = build_table({"first": first, "second": second}).shared
+    for task in shared:
         before, after = first.tasks[task], second.tasks[task]
         if isinstance(before, Measured) and before.pairs_with(after):
             outcomes[task] = before.differences(after), before.weights
@@ -90,8 +100,9 @@ def compare_reports(first: Report, second: Report) -> list[Difference]:
         value = sum(map(_mean, outcomes.values())) / len(outcomes)
         rows = [*outcomes.values()]
         interval, p = paired_bootstrap(rows)[0], flip_signs(rows)
-        average = Difference("average", metrics[0], value, interval, p, SIGN_FLIPS, is_task=False)
-        differences.append(average)
+        over = tuple(outcomes)
+        label = "average" if len(over) == len(shared) else f"average over {', '.join(over)}"
+        differences.append(Difference(label, metrics[0], value, interval, p, SIGN_FLIPS, over))
     return differences
 
 

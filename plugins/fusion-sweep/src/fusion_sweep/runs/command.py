@@ -58,9 +58,9 @@ def ls(
     elif rows:
         print_table(*listing.format_table(rows))
     else:
-        print(
-            escape_control(f"no {'runs' if sweep else 'sweeps'} in {opened.path}"), file=sys.stderr
-        )
+        conditions = "".join(f" with {condition}" for condition in where or ())
+        kind = "runs" if sweep else "sweeps"
+        print(escape_control(f"no {kind}{conditions} in {opened.path}"), file=sys.stderr)
 
 
 @app.command()
@@ -78,7 +78,7 @@ def show(name: Name, store: Store = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json(listing.trial_as_json(trial))
         return
-    for line in listing.describe_trial(trial):
+    for line in listing.describe_trial(trial, store):
         print(f"# {escape_control(line)}")
     print(dump_yaml(trial.recipe), end="")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import shlex
+from contextlib import suppress
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from fusion_sweep.results import SweepResult
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from fusion_sweep.store import Store
     from fusion_sweep.trial import Trial
@@ -60,8 +63,16 @@ def filter_rows(rows: list[Row], where: Sequence[str]) -> list[Row]:
         if not separator:
             raise RecipeError(f"--where: expected COLUMN=VALUE, got {condition!r}")
         _check_column(rows, column)
-        rows = [row for row in rows if _text(row.get(column)) == value]
+        rows = [row for row in rows if _equals(row.get(column), value)]
     return rows
+
+
+def _equals(value: Any, text: str) -> bool:  # noqa: ANN401 - any value of a column
+    """Tell whether a text stands for a value; numbers may be rounded as in the table."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return float(text) in {float(value), float(f"{value:.4g}")}
+    return _text(value) == text
 
 
 def sort_rows(
@@ -117,14 +128,15 @@ def trial_as_json(trial: Trial) -> Row:
     }
 
 
-def describe_trial(trial: Trial) -> Iterator[str]:
-    """Yield the lines above a trial's recipe."""
+def describe_trial(trial: Trial, store: Path | None) -> Iterator[str]:
+    """Yield the lines above a trial's recipe; `store` is the one that the user named."""
     yield f"run {trial.id}, {trial.finished}, {trial.seconds:g} s"
     for task, metrics in ({} if trial.report is None else trial.report.tasks).items():
         yield f"{task}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     yield f"measured on: {trial.measured['on']}" if trial.error is None else trial.error
     short = trial.id[:_LETTERS]
-    yield f"fuse runs show {short} > {short}.yaml && fuse run {short}.yaml -o merged"
+    option = "" if store is None else f" --store {shlex.quote(str(store))}"
+    yield f"fuse runs show {short}{option} > {short}.yaml && fuse run {short}.yaml -o merged"
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -14,6 +14,7 @@ from pools_lm.tasks.encoder import Encoder, Example
 from pools_lm.tasks.generation import TextGenerator
 from pools_lm.tasks.modules import Pooling
 from pools_lm.tasks.prompts import Pair
+from pools_lm.tasks.reading import limit_padding
 from pools_lm.tasks.scoring import greedy_tokens, log_likelihoods
 
 if TYPE_CHECKING:
@@ -61,6 +62,18 @@ def test_embeddings_do_not_depend_on_padding(
     )
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     assert (f"{name} reads texts one by one" in caplog.text) is not is_exact
+
+
+def test_padding_by_whole_blocks_is_not_enough() -> None:
+    """DeepSeek-V4 compresses blocks of tokens, and padding by whole blocks changes nothing."""
+
+    def score(texts: list[str]) -> torch.Tensor:
+        longest = max(map(len, texts))
+        return torch.tensor([[1.0 + (longest - len(text)) % 4] for text in texts])
+
+    model = torch.nn.Linear(1, 1)
+    assert limit_padding(model, score, ["a", "abcde"], 8) == 8
+    assert limit_padding(model, score, ["a", "abcd", "abcde"], 8) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -23,15 +23,20 @@ def limit_padding(
 ) -> int:
     """Return `batch_size`, or 1 with a warning if padding changes what the model computes.
 
-    `score` returns one row of scores per text. Some models ignore the attention mask (FNet, RWKV)
-    or apply it to a part of their layers (ConvBERT).
+    `score` returns one row of scores per text. It is asked for the shortest and the second longest
+    text, alone and next to the longest. Some models ignore the attention mask (FNet, RWKV), apply
+    it to a part of their layers (ConvBERT), or compress blocks of tokens (DeepSeek-V4).
     """
-    shortest, longest = min(texts, key=len), max(texts, key=len)
-    if batch_size == 1 or len(shortest) == len(longest):
+    by_length = {len(text): text for text in texts}
+    longest, *others = sorted(by_length, reverse=True)
+    if batch_size == 1 or not others:
         return batch_size
+    tried = [by_length[length] for length in {others[0], others[-1]}]
     with torch.inference_mode(), evaluation_mode(model):
-        alone, padded = score([shortest])[0], score([shortest, longest])[0]
-    if not _differ(model, alone, padded):
+        *padded, _ = score([*tried, by_length[longest]])
+        alone = [score([text])[0] for text in tried]
+        changes = [_differ(model, *scores) for scores in zip(alone, padded, strict=True)]
+    if not any(changes):
         return batch_size
     _LOG.warning(
         "%s reads texts one by one, because padding changes its results", type(model).__name__

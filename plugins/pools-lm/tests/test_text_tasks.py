@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 from scipy.stats import spearmanr
 from tokenizers import processors
 from transformers import AutoTokenizer, M2M100Config, PreTrainedConfig, XLNetConfig
@@ -20,9 +21,9 @@ from fusion_core.errors import FusionError, RecipeError
 from pools_lm.config import LanguageConfig
 from pools_lm.confined.tokenizer import ConfinedTokenizer
 from pools_lm.pools import CausalPool, Seq2SeqPool
-from pools_lm.tasks.config import LanguageTasksConfig, TextLines
+from pools_lm.tasks.config import LanguageTasksConfig, Template, TextLines
 from pools_lm.tasks.generation import TextGenerator
-from pools_lm.tasks.lines import identify_data, read_lines
+from pools_lm.tasks.lines import Line, identify_data, read_lines
 from pools_lm.tasks.pool import LanguageTasks
 from pools_lm.tasks.prompts import Prompts, Turn
 from pools_lm.tasks.ranks import rank_correlation
@@ -456,6 +457,43 @@ def test_labels_are_the_tokens_that_follow(
     wholes = [(*pair.context, *pair.continuation) for pair in pairs]
     for row, label in zip(_texts(batch), batch.labels.tolist(), strict=True):
         assert any(whole[: len(row) + 1] == (*row, label) for whole in wholes)
+
+
+def test_a_template_takes_parts_of_a_field(
+    pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
+) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": row["question"]}], "answers": {"text": ["a"]}}
+        for row in CHOICES
+    ]
+    plain = [{"prompt": row["question"], "answer": "a"} for row in CHOICES]
+    parts = {"prompt": "{messages[0][content]}", "answer": "{answers[text][0]}"}
+    pool = pool_of("llama")
+    first, second = (
+        tasks_of(generate=options).bind(pool)["generate"].load_examples(Split.TEST)
+        for options in ({"test": rows, **parts}, {"test": plain})
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("{messages[3][content]}", "list index out of range"),
+        ("{messages[0][text]}", "nothing at 'text'"),
+        ("{messages[text]}", "list indices must be integers"),
+    ],
+)
+def test_a_missing_part_of_a_field_is_an_error(prompt: str, message: str) -> None:
+    line = Line("line 1", {"messages": [{"role": "user", "content": "a"}]})
+    with pytest.raises(FusionError, match=f"line 1: cannot fill .*: {message}"):
+        line.fill(prompt)
+
+
+@pytest.mark.parametrize("template", ["{a.b}", "{a[0].b}", "{a[0}", "{a[]}", "{0}", "{a!r}"])
+def test_templates_read_data_alone(template: str) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Template).validate_python(template)
 
 
 def test_halves_share_no_line(tasks_of: Callable[..., LanguageTasks]) -> None:

@@ -34,18 +34,25 @@ def _check_pattern(pattern: str) -> str:
     return pattern
 
 
+#: A field, or a part of it by numbers and names. Attributes are refused: they lead out of the data.
+_FIELD = re.compile(r"[^\W\d]\w*(\[[^][{}]+\])*")
+
+
 def _check_template(text: str) -> str:
     try:
         parts = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
         raise ValueError(f"{error}; write a literal brace twice") from error
     for name, form, conversion in parts:
-        if conversion or "{" in str(form) or not str(name).isidentifier():
-            raise ValueError("expected the name of a field between braces, or {name:.1f}")
+        if conversion or "{" in str(form) or not _FIELD.fullmatch(str(name)):
+            raise ValueError(
+                "expected the name of a field between braces, a part of it such as "
+                "{messages[0][content]}, or a format such as {name:.1f}"
+            )
     return text
 
 
-#: A text with the names of a line's fields in braces.
+#: A text with a line's fields, or parts of them, in braces.
 Template = Annotated[str, AfterValidator(_check_template)]
 
 

@@ -86,9 +86,10 @@ class Line:
         """
         try:
             return _Filler().vformat(template, (), cast("Mapping[str, Any]", self))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError) as error:
+            reason = f"nothing at {error}" if isinstance(error, KeyError) else error
             raise FusionError(
-                f"{self.location}: cannot fill {template!r}: {error}",
+                f"{self.location}: cannot fill {template!r}: {reason}",
                 hint="Give every field a text or a number, or name a part of it, such as "
                 "{choices[0]} or {messages[0][content]}. {field:.1f} needs a number.",
             ) from error

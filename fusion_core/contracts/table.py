@@ -76,6 +76,16 @@ class ReportTable:
         """Whether tasks have different metrics, which rows must then name."""
         return len({entry.metric for entry in self.entries if entry.is_task}) > 1
 
+    @property
+    def interval_note(self) -> str:
+        """The meaning of the intervals, or why there are none; empty for a table without them."""
+        if self.intervals is None:
+            return ""
+        figures = [figure for entry in self.entries for figure in entry.figures if figure]
+        if all(figure.interval is None for figure in figures):
+            return f"no intervals: {self.intervals.missing}"
+        return f"±: 95 % intervals over {self.intervals.over}; -1.9+1.2: so far down, so far up"
+
     def by_task(self) -> list[list[str]]:
         """Return cells of text: headings, then one row per task or average."""
         rows = [["task", *(["metric"] if self.is_mixed else []), *self.headings]]

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from fusion_core.contracts.intervals import Intervals
     from fusion_core.contracts.report import Published, Report
-    from fusion_core.contracts.table import ReportTable
 
     Reports = Mapping[str, Report]
 
@@ -43,7 +42,7 @@ def print_reports(reports: Reports, *, intervals: Intervals | None = None) -> No
     report_table = build_table(reports, intervals)
     for table in report_tables(report_table, console.width):
         console.print(table)
-    for note in [*report_notes(reports), *_interval_notes(report_table)]:
+    for note in filter(None, [*report_notes(reports), report_table.interval_note]):
         console.print(text_of(note), soft_wrap=True)
     published = [report.published for report in reports.values() if report.published is not None]
     for family in {scores.family: scores for scores in published}.values():
@@ -149,13 +148,3 @@ def _describe_scale(reports: Reports) -> str:
     if any(report.over(tasks).normalised_average is not None for report in reports.values()):
         parts.append(f"{NORMALISED}: in % of the experts', on average")
     return "; ".join(parts)
-
-
-def _interval_notes(table: ReportTable) -> list[str]:
-    """Explain the intervals, or why there are none."""
-    if table.intervals is None:
-        return []
-    figures = [figure for entry in table.entries for figure in entry.figures if figure is not None]
-    if all(figure.interval is None for figure in figures):
-        return [f"no intervals: {table.intervals.missing}"]
-    return [f"±: 95 % intervals over {table.intervals.over}; -1.9+1.2: so far down, so far up"]

@@ -30,7 +30,7 @@ from fusion_publish.card.kinds import find_kind
 from fusion_publish.card.licences import find_licence
 from fusion_publish.card.outputs import MergeOutput
 from fusion_publish.card.results import eval_results, list_results
-from fusion_publish.card.writing import CARD, write_card
+from fusion_publish.card.writing import CARD, is_edited, write_card
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -340,6 +340,14 @@ def test_a_forced_card_keeps_the_licence_and_the_repository(merged: Path) -> Non
     assert "Intended" not in text
     with pytest.raises(RecipeError, match="invalid name of a repository: 'bad name'"):
         write_card(merged, repository="bad name")
+
+
+def test_a_card_of_another_encoding_is_one_of_the_users(merged: Path) -> None:
+    (merged / CARD).write_bytes("# Vögel\n".encode("latin-1"))
+    with pytest.raises(OutputError, match=f"edited since: {CARD}"):
+        write_card(merged)
+    write_card(merged, force=True)
+    assert not is_edited(merged / CARD)
 
 
 def test_a_users_own_results_are_kept(merged: Path, caplog: pytest.LogCaptureFixture) -> None:

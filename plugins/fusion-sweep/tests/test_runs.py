@@ -21,6 +21,7 @@ from fusion_sweep.command import sweep as sweep_command
 from fusion_sweep.formatting import describe_curves, print_result, sparkline
 from fusion_sweep.objectives import Objective
 from fusion_sweep.runs.command import app
+from fusion_sweep.runs.listing import filter_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,6 +88,14 @@ def test_numbers_are_found_however_they_are_written(
 ) -> None:
     (row,) = json.loads(call("ls", swept.id[:8], "--json", "--where", f"algorithm.scale={text}"))
     assert row["algorithm.scale"] == 1.0
+
+
+def test_whole_numbers_are_not_rounded() -> None:
+    rows = [{"steps": 12345, "score": 0.123456, "run": "abcdefgh1234"}]
+    for met in ("steps=12345", "score=0.1235", "score=0.123456", "run=abcdefgh"):
+        assert filter_rows(rows, [met]) == rows
+    for missed in ("steps=12340", "score=0.123", "run=abcd"):
+        assert filter_rows(rows, [missed]) == []
 
 
 def test_a_condition_that_no_row_meets_is_named(swept: Any, store: Path) -> None:

@@ -78,15 +78,8 @@ class PageTable:
 
     @property
     def interval_note(self) -> str:
-        """The meaning of the intervals, or why there are none; empty if nobody asked for them."""
-        if self._all.intervals is None:
-            return ""
-        figures = [figure for entry in self._all.entries for figure in entry.figures if figure]
-        if all(figure.interval is None for figure in figures):
-            return f"no intervals: {self._all.intervals.missing}"
-        return (
-            "±: 95 % intervals over test examples; -1.1+0.5: distances of the lower and upper ends"
-        )
+        """The meaning of the intervals, or why there are none; empty for a table without them."""
+        return self._all.interval_note
 
     @property
     def rows(self) -> list[Row]:

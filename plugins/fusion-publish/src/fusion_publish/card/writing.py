@@ -121,7 +121,9 @@ def _licence_of(directory: Path) -> str | None:
 
 def _repository_of(card: Path) -> str | None:
     """Return the repository that an existing card names as its title."""
-    title = _TITLE.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    if not card.is_file():
+        return None
+    title = _TITLE.search(card.read_text(encoding="utf-8", errors="replace"))
     return title[1] if title and looks_like_id(title[1]) else None
 
 

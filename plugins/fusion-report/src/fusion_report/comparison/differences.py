@@ -73,9 +73,8 @@ class Difference:
     def as_json(self) -> dict[str, Any]:
         """Return the difference as JSON data."""
         low, high = self.interval or (None, None)
-        over = {"over": list(self.over)} if self.over else {}
-        ends = {"low": low, "high": high}
-        return {"difference": self.value, **ends, "p": self.p, "test": self.test, **over}
+        data = {"difference": self.value, "low": low, "high": high, "p": self.p, "test": self.test}
+        return {**data, "over": list(self.over)} if self.over else data
 
 
 def compare_reports(first: Report, second: Report) -> list[Difference]:

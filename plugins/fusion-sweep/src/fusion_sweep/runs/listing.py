@@ -63,16 +63,17 @@ def filter_rows(rows: list[Row], where: Sequence[str]) -> list[Row]:
         if not separator:
             raise RecipeError(f"--where: expected COLUMN=VALUE, got {condition!r}")
         _check_column(rows, column)
-        rows = [row for row in rows if _equals(row.get(column), value)]
+        rows = [row for row in rows if _stands_for(value, column, row.get(column))]
     return rows
 
 
-def _equals(value: Any, text: str) -> bool:  # noqa: ANN401 - any value of a column
-    """Tell whether a text stands for a value; numbers may be rounded as in the table."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        with suppress(ValueError):
-            return float(text) in {float(value), float(f"{value:.4g}")}
-    return _text(value) == text
+def _stands_for(text: str, column: str, value: Any) -> bool:  # noqa: ANN401 - any value
+    """Tell whether a text is a value as it is, as the table shows it, or as another number."""
+    if text in {_text(value), _cell(column, value)}:
+        return True
+    with suppress(ValueError):
+        return type(value) in {int, float} and float(text) == value
+    return False
 
 
 def sort_rows(

@@ -75,12 +75,12 @@ class Encoder:
             if (settings.get("processing_kwargs") or {}).get(kind):
                 raise unsupported_embeddings(f"{settings_files[0]} has processing_kwargs of {kind}")
         # As in sentence-transformers, this takes precedence over the tokenizer's limit.
-        limit = settings.get("max_seq_length") if length is None else None
+        limit = int(settings.get("max_seq_length") or 0) if length is None else 0
         return cls(
             prompts,
             *read_modules(files),
             _read_prompt(files, prompt),
-            min(int(limit), prompts.positions or int(limit)) if limit else prompts.length,
+            min(limit, prompts.positions or limit) or prompts.length,
             bool(settings.get("do_lower_case", False)),
         )
 

@@ -1,4 +1,4 @@
-"""Checks of how a live model reads texts, made on two of them before it is measured."""
+"""Checks of how a live model reads texts, made on a few of them before it is measured."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def limit_padding(
     it to a part of their layers (ConvBERT), or compress blocks of tokens (DeepSeek-V4).
     """
     by_length = {len(text): text for text in texts}
-    longest, *others = sorted(by_length, reverse=True)
+    *others, longest = [by_length[length] for length in sorted(by_length)]
     if batch_size == 1 or not others:
         return batch_size
-    tried = [by_length[length] for length in {others[0], others[-1]}]
-    with torch.inference_mode(), evaluation_mode(model):
-        *padded, _ = score([*tried, by_length[longest]])
-        alone = [score([text])[0] for text in tried]
-        changes = [_differ(model, *scores) for scores in zip(alone, padded, strict=True)]
-    if not any(changes):
-        return batch_size
+
+    def changes(text: Sized) -> bool:
+        return _differ(model, score([text])[0], score([text, longest])[0])
+
+    with torch.no_grad(), evaluation_mode(model):
+        if not (changes(others[0]) or changes(others[-1])):
+            return batch_size
     _LOG.warning(
         "%s reads texts one by one, because padding changes its results", type(model).__name__
     )
@@ -51,7 +51,7 @@ def check_causal(model: nn.Module, score: Callable[[Tensor], Tensor]) -> None:
     each.
     """
     texts = torch.tensor([[1, 1, 1, 1], [1, 2, 2, 2]])
-    with torch.inference_mode(), evaluation_mode(model):
+    with torch.no_grad(), evaluation_mode(model):
         first, second = score(texts)
     if _differ(model, first, second):
         raise FusionError(

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from fusion_core.hub.reference import looks_like_id, parse
-from fusion_core.recipe.config import _if_path
+from fusion_core.recipe.config import LIVE, _if_path
 from fusion_core.recipe.paths import make_portable, resolve_input_path, resolve_path
 
 #: The suffixes of recipe files, which may be given in place of a model.
@@ -67,6 +67,11 @@ def _check_model(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a p
         if info.context is None:
             raise ValueError("expected a model, got a recipe, which needs a run to merge it")
         return info.context(value if isinstance(value, Mapping) else resolve_input_path(value))
+    if isinstance(value, str) and value.startswith(LIVE):
+        raise ValueError(
+            "expected a path: the program that wrote this recipe had the model in memory, not in "
+            "a file"
+        )
     if isinstance(value, str | os.PathLike):
         return model_path(value)
     if isinstance(value, Mapping) and value and all(isinstance(v, str) for v in value.values()):
@@ -91,7 +96,7 @@ def _serialise_model(value: Any, info: SerializationInfo) -> Any:  # noqa: ANN40
         return serialise_path(value, info)
     if hasattr(value, "recipe_in"):
         return value.recipe_in(info.context)
-    return f"<live {type(value).__name__}>"
+    return f"{LIVE}{type(value).__name__}>"
 
 
 _ANY_MODEL = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["algorithm"]}]}

@@ -27,6 +27,9 @@ from fusion_core.recipe.paths import resolve_path
 from fusion_core.recipe.text import spell_out
 from fusion_core.recipe.validation import STRICT, Options, validate
 
+#: How the description of a live object begins, which a recipe has in the object's stead.
+LIVE = "<live "
+
 
 def _if_path(read: Callable[[Any], str]) -> BeforeValidator:
     return BeforeValidator(

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from fusion_core.errors import CheckpointError
+from fusion_core.recipe.config import LIVE
 from fusion_core.weights.reading.containment import read_whole
 from fusion_core.weights.reading.untrusted_json import LARGEST_HEADER, parse_json
 
@@ -160,6 +161,11 @@ class Provenance(_Part):
     def size(self) -> int:
         """The size of all written files in bytes."""
         return sum(subject.bytes for subject in self.subject.values())
+
+    @property
+    def used_live_objects(self) -> bool:
+        """Whether the run used live Python objects, so that its recipe cannot be run again."""
+        return LIVE in str(self.recipe) or any(not stage.plugin for stage in self.stages)
 
 
 def read_provenance(directory: Path) -> Provenance:

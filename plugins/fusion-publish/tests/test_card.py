@@ -117,6 +117,18 @@ def test_every_run_writes_a_card_that_the_library_of_the_hub_reads(merged: Path)
     assert CARD not in read_provenance(merged).subject
 
 
+def test_a_card_promises_no_reproduction_of_live_models(tmp_path: Path) -> None:
+    models = {"one": torch.nn.Linear(2, 2), "two": torch.nn.Linear(2, 2)}
+    run_fusion(
+        algorithm="simple-average", model_pool={"models": models}, output=str(tmp_path / "merged")
+    )
+    text = (tmp_path / "merged" / CARD).read_text()
+    assert "fuse run recipe.yaml" not in text
+    assert "it describes live Python objects" in text
+    with pytest.raises(RecipeError, match="had the model in memory, not in a file"):
+        run_fusion(tmp_path / "merged" / "recipe.yaml", output=str(tmp_path / "again"))
+
+
 def test_models_of_the_hub_are_parents_also_for_gguf(hub: HubServer, tmp_path: Path) -> None:
     directory = Path(save_model(tmp_path / "model", 1, "mit"))
     for repo in ("org/Base-7B", "org/expert"):

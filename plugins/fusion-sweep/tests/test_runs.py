@@ -337,7 +337,8 @@ def test_curves_show_the_best_over_other_options(recipe: dict[str, Any], store: 
 
 
 OPEN = (
-    "import sys; from pathlib import Path; from fusion_sweep import Store; Store(Path(sys.argv[1]))"
+    "import sys; from pathlib import Path; from fusion_sweep import Store; "
+    "Store(Path(sys.argv[1])).is_sweep('')"
 )
 
 

@@ -87,6 +87,21 @@ def make_store(path: Path) -> None:
         store.add_trials(record, [Trial(TRIAL, {}, {}, point={"algorithm.scale": 0.1})])
 
 
+def test_a_store_that_cannot_be_written_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    make_store(path)
+    crash_after(path, "update sweeps set started = 'later'")  # in a log next to the file
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with Store(path, create=False) as store:
+        assert [sweep.started for sweep in store.sweeps()] == ["later"]
+        with pytest.raises(DiskError, match="cannot write"):
+            store.remove(TRIAL)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def make_early(path: Path) -> None:
     """Turn a store into one of the first version, whose trials had other ids."""
     run_sql(

@@ -30,8 +30,6 @@ _LINE = TypeAdapter(dict[str, float])
 _PROVENANCE, _RECIPE, _REPORT = "provenance.json", "recipe.yaml", "report.json"
 _COEFFICIENTS = "coefficients.json"
 _METRICS = "metrics.jsonl"
-#: Prefix of the description of a live object in a recipe.
-_LIVE = "<live "
 #: `transductive` of a report -> description of the data that the algorithm saw
 _ADAPTED = {
     True: "test examples without labels",
@@ -69,13 +67,6 @@ class Run:
     def experts(self) -> list[str]:
         """The names of the experts."""
         return [name for name in self.provenance.inputs if name != "base"]
-
-    @property
-    def is_live(self) -> bool:
-        """Whether the run used live Python objects, which the recipe only describes."""
-        return _LIVE in str(self.recipe) or any(
-            not stage.plugin for stage in self.provenance.stages
-        )
 
     @property
     def data(self) -> list[tuple[str, str]]:

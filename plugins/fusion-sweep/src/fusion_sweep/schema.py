@@ -128,6 +128,15 @@ def enable_wal(connection: sqlite3.Connection, patience: float) -> None:
             return
 
 
+def copy_file(path: Path, directory: Path) -> Path:
+    """Copy a file into a directory, with its write-ahead log if it has one; return the copy."""
+    copy, log = directory / "copy", path.with_name(f"{path.name}-wal")
+    shutil.copyfile(path, copy)
+    if log.exists():
+        shutil.copyfile(log, f"{copy}-wal")
+    return copy
+
+
 def _inspect_tables(path: Path) -> Mapping[str, tuple[str, ...]]:
     """Return the columns of a file's tables, or nothing if SQLite cannot read it.
 
@@ -138,9 +147,7 @@ def _inspect_tables(path: Path) -> Mapping[str, tuple[str, ...]]:
     try:
         if log.exists() and log.stat().st_size and path.stat().st_size <= _LARGEST_COPY:
             with TemporaryDirectory(prefix="fusion-sweep-") as directory:
-                copy = Path(directory) / "copy"
-                shutil.copyfile(path, copy)
-                shutil.copyfile(log, f"{copy}-wal")
+                copy = copy_file(path, Path(directory))
                 with closing(sqlite3.connect(copy.as_uri(), uri=True)) as connection:
                     return _list_columns(connection)
         uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"

@@ -11,13 +11,15 @@ import json
 import os
 import shlex
 import sqlite3
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fusion_core.errors import DiskError, OutputError, RecipeError
 from fusion_sweep.rows import DamagedRowError, SweepRecord, read_sweep, read_trial
-from fusion_sweep.schema import RESTORE, check_file, enable_wal, prepare
+from fusion_sweep.schema import RESTORE, check_file, copy_file, enable_wal, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,53 +40,75 @@ _PATIENCE = 60.0  # seconds to wait for another process to finish writing
 class Store:
     """A file of trials; a context manager that closes it.
 
-    The file is created, unless `create` is false. Raises `DiskError` for a missing file that is not
-    created, for a file that cannot be opened or is not a store, without changing it, and for a
-    damaged row, with the command that removes it.
+    A missing file is created by the first write, or raises `DiskError` if `create` is false. With
+    `create` false, a file that cannot be written is read. Raises `DiskError` for a file that cannot
+    be opened or is not a store, without changing it, and for a damaged row, with the command that
+    removes it.
     """
 
     def __init__(self, path: Path | None = None, *, create: bool = True) -> None:
         self.path = path or default_path()
+        self._reads_only = not create
+        self._resources = ExitStack()
         try:
-            if not create and not self.path.exists():
-                raise DiskError(
-                    f"no store at {self.path}",
-                    hint="Name another file with --store, or create this one with fuse sweep.",
-                )
+            exists = self.path.exists()
             check_file(self.path)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except (OSError, sqlite3.Error) as error:
+            raise self._cannot_open(error) from error
+        if exists:
+            self._connection  # noqa: B018 - raises errors now
+        elif not create:
+            raise DiskError(
+                f"no store at {self.path}",
+                hint="Name another file with --store, or create this one with fuse sweep.",
+            )
+
+    @cached_property
+    def _connection(self) -> sqlite3.Connection:
+        """The open file, which is created if it is missing."""
+        try:
             with ExitStack() as on_failure:
-                self._connection = sqlite3.connect(
-                    self.path.absolute(), timeout=_PATIENCE, isolation_level=None
-                )
-                on_failure.callback(self._connection.close)
-                self._connection.text_factory = lambda data: data.decode(errors="surrogateescape")
-                with self._transaction():
-                    prepare(self._connection, self.path)
-                enable_wal(self._connection, _PATIENCE)
+                on_failure.callback(self._resources.close)
+                connection = self._connect()
+                connection.text_factory = lambda data: data.decode(errors="surrogateescape")
+                with _transaction(connection, self.path):
+                    prepare(connection, self.path)
+                enable_wal(connection, _PATIENCE)
                 # A crash of the machine may lose the last trial, but nothing else.
-                self._connection.execute("pragma synchronous = normal")
+                connection.execute("pragma synchronous = normal")
+                connection.execute(f"pragma query_only = {int(self._is_copied)}")
                 on_failure.pop_all()
         except (OSError, sqlite3.Error) as error:
-            raise DiskError(f"cannot open the store {self.path}: {error}", hint=RESTORE) from error
+            raise self._cannot_open(error) from error
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        path = self.path
+        if self._is_copied:
+            directory = TemporaryDirectory(prefix="fusion-sweep-")
+            path = copy_file(path, Path(self._resources.enter_context(directory)))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path.absolute(), timeout=_PATIENCE, isolation_level=None)
+        self._resources.callback(connection.close)
+        return connection
+
+    @property
+    def _is_copied(self) -> bool:
+        """Whether a copy is read: SQLite writes to a file and its directory to read it."""
+        return self._reads_only and not os.access(self.path, os.W_OK)
+
+    def _cannot_open(self, error: Exception) -> DiskError:
+        return DiskError(f"cannot open the store {self.path}: {error}", hint=RESTORE)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._connection.close()
+        self._resources.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Write everything or nothing, while no other process writes; raises `DiskError`."""
-        try:
-            self._connection.execute("begin immediate")
-            with self._connection:
-                yield
-        except sqlite3.OperationalError as error:
-            raise DiskError(f"cannot write the store {self.path}: {error}") from error
-        except sqlite3.Error as error:
-            raise DiskError(f"the store {self.path} is damaged: {error}", hint=RESTORE) from error
+    def _transaction(self) -> AbstractContextManager[None]:
+        return _transaction(self._connection, self.path)
 
     def _query(self, query: str, *values: object) -> list[Row]:
         """Return the rows of a query; raises `DiskError` for a file that SQLite cannot read."""
@@ -165,6 +189,8 @@ class Store:
 
     def count_unidentified(self, sweep: str) -> int:
         """Return how many finished trials of a sweep were saved without identity of their code."""
+        if not self.path.exists():
+            return 0
         rows = self._query(
             "select count(t.report) from members m join trials t on t.id = m.trial "
             "where m.sweep = ? and t.identity <> ?",
@@ -255,6 +281,19 @@ class Store:
             f"{problem} {prefix!r} in the store {self.path}",
             hint="See: fuse runs ls, and fuse runs ls SWEEP",
         )
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """Write everything or nothing, while no other process writes; raises `DiskError`."""
+    try:
+        connection.execute("begin immediate")
+        with connection:
+            yield
+    except sqlite3.OperationalError as error:
+        raise DiskError(f"cannot write the store {path}: {error}") from error
+    except sqlite3.Error as error:
+        raise DiskError(f"the store {path} is damaged: {error}", hint=RESTORE) from error
 
 
 def default_path() -> Path:

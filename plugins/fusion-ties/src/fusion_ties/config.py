@@ -227,8 +227,8 @@ class EmrConfig(ComponentConfig):
     """Options of `emr`."""
 
     rescale: Literal["paper", "authors"] = "paper"
-    """Compute a task's scale from sums of magnitudes (the paper), or from sums of each tensor's
-    mean magnitude (the authors' code)."""
+    """Compute a task's scale from sums of magnitudes (the paper), or from sums of each matrix's
+    mean magnitude (the authors' code, where a tensor counts as one matrix)."""
 
 
 class RamConfig(ComponentConfig):

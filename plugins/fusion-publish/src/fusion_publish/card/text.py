@@ -119,6 +119,8 @@ def _use(repository: str | None, kind: Kind) -> str:
 
 
 def _reproduction(output: MergeOutput) -> str:
+    if output.provenance.used_live_objects:
+        return "The recipe alone does not make this model again: it describes live Python objects."
     packages = " ".join(f"{name}=={version}" for name, version in output.versions.items())
     steps = f"pip install {packages}\nfuse run recipe.yaml -o again"
     return (

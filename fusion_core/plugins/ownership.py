@@ -41,7 +41,8 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "fusion-spectral": {
         "algorithm": (
             "ace", "cart", "core-space", "disentangle", "doge", "iso-c", "iso-cts", "isotropise",
-            "knots", "orthogonalise", "orthomerge", "star", "svc", "truncate", "tsv-m", "wudi",
+            "knots", "orthogonalise", "orthomerge", "resmerge", "star", "svc", "truncate", "tsv-m",
+            "wudi",
         ),
     },
     "fusion-sweep": {"command": ("sweep", "runs")},

@@ -35,7 +35,8 @@ def models(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["tsv-m", "iso-c", "iso-cts", "star", "ace", "cart", "doge", "knots", "orthomerge"]
+    "name",
+    ["tsv-m", "iso-c", "iso-cts", "star", "ace", "cart", "doge", "knots", "orthomerge", "resmerge"],
 )
 def test_methods_for_matrices_report_other_tensors(name: str, models: Any) -> None:
     planned = plan({"algorithm": name, "model_pool": models}, RunOptions())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from fusion_spectral.doge import Doge
 from fusion_spectral.iso import IsoC, IsoCts
 from fusion_spectral.knots import Knots
 from fusion_spectral.orthomerge import Orthomerge
+from fusion_spectral.resmerge import ResMerge
 from fusion_spectral.truncate import Star, Truncate
 from fusion_spectral.tsv import TsvM
 from fusion_spectral.wudi import Wudi
@@ -167,6 +169,34 @@ def orthomerge(base: Tensor, tasks: list[Tensor]) -> Tensor:
     total = total / total.norm() * sum(generator.norm() for generator in generators) / len(tasks)
     rotation = torch.linalg.inv(eye - total) @ (eye + total)
     return base @ rotation + sum(residuals) / len(tasks) - base
+
+
+def cosine(one: Tensor, two: Tensor) -> Tensor:
+    return (one * two).sum() / (one.norm() * two.norm())
+
+
+def mean_of_pairs(tensors: list[Tensor], least: float = -1.0) -> float:
+    pairs = [cosine(a, b).clamp(min=least) for a, b in itertools.combinations(tensors, 2)]
+    return float(sum(pairs) / len(pairs)) if pairs else 1.0
+
+
+def resmerge(
+    tasks: list[Tensor], rank: int, head_scale: float, betas: tuple[float, float]
+) -> Tensor:
+    heads = [u @ torch.diag(s) @ v for u, s, v in (low_rank(task, rank) for task in tasks)]
+    residuals = [task - head for task, head in zip(tasks, heads, strict=True)]
+    direction = sum(residual / residual.norm() for residual in residuals)
+    direction = direction / direction.norm()
+    coherence = sum(float(cosine(residual, direction)) for residual in residuals) / len(tasks)
+    merged = sum(residuals) / len(tasks)
+    if coherence > 1 / len(tasks) ** 0.5:
+        agreement = ((mean_of_pairs(residuals) + 1) / 2 + (coherence + 1) / 2) / 2
+        beta = betas[1] - (betas[1] - betas[0]) * agreement
+        length = sum(residual.norm() for residual in residuals) / len(tasks)
+        merged = coherence**beta * length * direction
+    head = sum(heads) / len(tasks)
+    strength = head_scale * mean_of_pairs(heads, 0.0) * merged.norm()
+    return merged + strength * head / head.norm()
 
 
 CASES = [(1, 0), (2, 1), (3, 2), (5, 3)]
@@ -370,6 +400,37 @@ def test_orthomerge_of_two_rotations_is_between_them() -> None:
     between = 2 * torch.atan((angles / 2).tan().mean())
     expected = torch.tensor([[between.cos(), -between.sin()], [between.sin(), between.cos()]])
     assert_close(merge(Orthomerge(), pool).tensor("w").double(), expected, 1e-6)
+
+
+@experts_and_seed
+@pytest.mark.parametrize("shared", [0.0, 0.5, -1.0])
+@pytest.mark.parametrize(("rank", "head_scale"), [(1, 0.2), (3, 0.7)])
+def test_resmerge(experts: int, seed: int, shared: float, rank: int, head_scale: float) -> None:
+    """Experts share a part of their task vectors, or disagree."""
+    pool = pool_of(experts, seed, (0.3, 0.1))
+    common = pool_of(1, seed + 10)
+    for model in pool["models"].values():
+        for name in model:
+            model[name] += shared * (common["models"]["e0"][name] - common["base"][name])
+    if shared < 0 and experts > 1:
+        pool["models"]["e1"] = {n: 2 * pool["base"][n] - w for n, w in pool["models"]["e0"].items()}
+    algorithm = ResMerge(rank=rank, head_scale=head_scale, beta_min=0.5, beta_max=1.1, scale=0.9)
+    merged = merged_vectors(algorithm, pool)
+    for name in SHAPES:
+        expected = 0.9 * resmerge(tasks_of(pool, name), rank, head_scale, (0.5, 1.1))
+        assert_close(merged[name], expected)
+    assert_close(merged["vector"], 0.9 * sum(tasks_of(pool, "vector")) / experts)
+
+
+def test_resmerge_of_task_vectors_without_a_residual_is_their_average() -> None:
+    draw = torch.Generator().manual_seed(0)
+    models = {
+        name: {"w": torch.randn(40, 1, generator=draw) @ torch.randn(1, 30, generator=draw)}
+        for name in "ab"
+    }
+    pool = {"base": {"w": torch.zeros(40, 30)}, "models": models}
+    merged = merge(ResMerge(), pool).tensor("w")
+    assert_close(merged, (models["a"]["w"] + models["b"]["w"]) / 2, 1e-6)
 
 
 # --- by descent, and KnOTS ------------------------------------------------------------------------

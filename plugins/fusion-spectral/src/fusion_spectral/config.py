@@ -136,6 +136,25 @@ class OrthomergeConfig(MatrixConfig):
     """Multiply the sum of the residuals by this factor; default: 1 / experts, their mean."""
 
 
+class ResMergeConfig(ScaleConfig):
+    """Options of `resmerge`."""
+
+    rank: Annotated[int, Field(ge=1)] = 1
+    """Count this many of a task vector's largest singular components as its head."""
+    head_scale: Annotated[float, Field(ge=0)] = 0.2
+    """Add the mean head with at most this norm, relative to the merged residual (rho)."""
+    beta_min: Annotated[float, Field(ge=0)] = 0.7
+    """Multiply the merged residual by its coherence to this power where experts agree."""
+    beta_max: Annotated[float, Field(ge=0)] = 1.0
+    """Multiply the merged residual by its coherence to this power where experts disagree."""
+
+    @model_validator(mode="after")
+    def _check_beta(self) -> Self:
+        if self.beta_min > self.beta_max:
+            raise ValueError("beta_min is above beta_max")
+        return self
+
+
 class KnotsConfig(ComponentConfig):
     """Options of `knots`."""
 

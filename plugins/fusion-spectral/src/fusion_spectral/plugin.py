@@ -152,6 +152,17 @@ def _merges() -> Iterator[AlgorithmSpec]:
         reference="arXiv:2603.02945",
     )
     yield _spec(
+        name="resmerge",
+        summary="Merge residuals on the sphere, and correct by leading components; for RL.",
+        formula=(
+            "base + A + head_scale * a * |A| * H / |H|, A a spherical mean of tau_k - H_k, "
+            "H_k the largest components of tau_k"
+        ),
+        target="fusion_spectral.resmerge:ResMerge",
+        config="fusion_spectral.config:ResMergeConfig",
+        reference="arXiv:2606.02252",
+    )
+    yield _spec(
         name="knots",
         summary="Merge by TIES in coordinates of a basis that the experts share; for LoRA.",
         formula=(

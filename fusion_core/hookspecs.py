@@ -140,7 +140,7 @@ def fusion_import_recipe(path: Path, text: str, folder: Path | None) -> Imported
 
     Called for a file with top-level keys that no recipe has, or with several YAML documents. `text`
     is its content. Parse it with `fusion_core.commands.load_documents`, which bounds hostile YAML.
-    `folder` is where the user says that files named by it lie; by default they lie beside it.
+    `folder` is where to look for files that the configuration names; by default, next to `path`.
     Recognise your tool by its keys: a file that several plugins claim is an error. Raise
     `RecipeError` with everything that the recipe cannot express, before anything is read.
     """

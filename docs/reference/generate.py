@@ -38,8 +38,9 @@ may omit arguments that it does not need. [Your first method](../tutorials/your-
 shows how to write one.
 
 A misspelled hook, one without `@hookimpl`, an unknown argument and a spec of the wrong type make
-the plugin *broken*: it is not loaded, and `fuse list-plugins -v` gives the reason. If a hook raises
-during a run, a warning names the error and the run continues.
+the plugin *broken*: it is not loaded, and `fuse list-plugins -v` gives the reason. If a hook that
+observes a run raises, a warning names the error and the run continues. If a hook raises whose
+answer the run needs, such as `fusion_check_run`, the run stops.
 """
 
 

@@ -45,7 +45,7 @@ def download(
     The command first shows the size of the download, with the space for decoded examples, and the
     free disk space. A second call skips complete files and restarts an interrupted one. Afterwards
     fuse run needs no network. It reads the same commits until fuse download resolves the branches
-    again. Of a locked recipe, the command downloads the locked commits.
+    again. For a locked recipe, the command downloads the locked commits.
     """
     plugins = load_plugins(context.obj)
     warn_of_broken_plugins(plugins)

@@ -70,7 +70,7 @@ def evaluate(
     """Measure a model directory on tasks, next to the base and each task's own expert.
 
     If fuse run wrote the directory, the models and tasks of its recipe apply. Flags change single
-    options, and without any, the directory's report.json is replaced.
+    options. Without such flags, the command replaces the directory's report.json.
 
     Scores that fuse run or fuse evaluate measured before are not measured again, as long as the
     model, the tasks and their options, the code and the machine are the same.

@@ -53,7 +53,7 @@ def list_plugins(
         bool, typer.Option("-v", "--verbose", help="Show import times and tracebacks too.")
     ] = False,
 ) -> None:
-    """List plugins, and the reasons why any is not loaded."""
+    """List plugins, with the reason if one is not loaded."""
     manager = load_plugins(context.obj)
     if as_json:
         print_json([_plugin_as_json(plugin) for plugin in manager.plugins])

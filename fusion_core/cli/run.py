@@ -137,9 +137,9 @@ def run(
 ) -> None:
     """Fuse models, write the result and evaluate it.
 
-    Without a recipe, models and --pool, the run fuses the default pool that fuse list pools marks.
-    The output directory loads with from_pretrained. Next to the weights it holds recipe.yaml,
-    provenance.json and, after an evaluation, report.json.
+    Without a recipe, models or --pool, the run fuses the default pool; fuse list pools marks it.
+    from_pretrained loads the output directory. Next to the weights, the directory holds
+    recipe.yaml, provenance.json and, after an evaluation, report.json.
 
     \b
     Examples:

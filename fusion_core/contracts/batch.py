@@ -36,8 +36,8 @@ class Batch:
 
     The first dimension of every tensor is the example. If the inputs are a mapping that contains an
     `attention_mask` of shape (examples, length), every tensor whose shape begins with (examples,
-    length) is padded along its second dimension. Of a task with several predictions per example, an
-    input `predicted`, of that or another shape (examples, ...), marks them.
+    length) is padded along its second dimension. If a task has several predictions per example, an
+    input `predicted` of shape (examples, ...) marks them.
     """
 
     inputs: torch.Tensor | Mapping[str, torch.Tensor]

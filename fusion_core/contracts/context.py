@@ -103,7 +103,7 @@ class RunContext:
         weights: Sequence[float] = (),
         extras: Mapping[str, WeightSource] | None = None,
     ) -> MergedSource:
-        """Return the merge that `merged` returns, with every matrix as a tensor of its own."""
+        """Return the merge that `merge` returns, with every matrix as a separate tensor."""
         layout = _layout_for(pool, kernel)
         return MergedSource(kernel, self._operands(pool, layout, kernel, weights, extras or {}))
 
@@ -112,7 +112,7 @@ class RunContext:
     ) -> ModelPool[Any]:
         """Return a pool whose experts have the kernel's task vectors.
 
-        If the kernel maps to other coordinates, the base is zero, and `restored` maps the merge of
+        If the kernel maps to other coordinates, the base is zero, and `restore` maps the merge of
         the coordinates back to weights.
         """
         layout = _layout_for(pool, kernel)
@@ -136,7 +136,7 @@ class RunContext:
     ) -> WeightSource:
         """Map a merge of coordinates back to lazy weights.
 
-        Pass the `pool`, `kernel` and `weights` that were passed to `transformed`.
+        Pass the `pool`, `kernel` and `weights` that were passed to `transform`.
         """
         layout = _layout_for(pool, kernel)
         operands = self._operands(pool, layout, kernel, weights, {MERGED: merged})

@@ -154,8 +154,8 @@ class ModelPool(ABC, Generic[ConfigT]):
     def side_files(self) -> Mapping[str, Files]:
         """Return the files next to each model's weights that describe it, by the model's name.
 
-        `config.json`, tokenizer files and the like. A pool that has some compares the models by
-        them, in `differences`. Default: none are known.
+        Examples are `config.json` and the files of a tokenizer. A pool that returns any must
+        compare the models by these files in `differences`. Default: none.
         """
         return {}
 
@@ -263,7 +263,7 @@ class ModelPool(ABC, Generic[ConfigT]):
     def describe_differences(self, model: WeightSource, files: Files) -> Sequence[str]:
         """Describe how another model's side files, by name, differ from those of `assets`.
 
-        Differences that change neither how a live model computes nor how it reads do not count.
+        Differences count only if they change how a live model computes, or how it reads inputs.
         Default: none; `pools_checkpoints.DescribedPool` compares the files.
         """
         del model, files
@@ -311,7 +311,7 @@ class ModelPool(ABC, Generic[ConfigT]):
 
     @cached_property
     def _contradictions(self) -> Sequence[Difference]:
-        """What files of weights say that their tensors, or the base, contradict."""
+        """The statements in files of weights that their tensors, or the base, contradict."""
         base_config = parse_config(self.side_files().get("base", {}), CONFIG, "base") or {}
         return [
             Difference(subject, name, problem, is_serious=is_serious)

@@ -56,7 +56,7 @@ class RecipeSource(WeightSource):
         return tuple(self.pool.by_name.values())
 
     def contradictions(self, base_config: Mapping[str, Any]) -> Iterator[Contradiction]:
-        """Yield none: the nested recipe reports those of its models."""
+        """Yield nothing: the nested recipe reports the contradictions of its models."""
         del base_config
         return iter(())
 

@@ -68,8 +68,8 @@ class Curve(Override):
     """Only the layers from the first number up to, but not including, the second. The values then
     run from the first of them to the last."""
     outside: Literal["none", "before", "after", "all"] = "none"
-    """Give the first value to tensors in no layer, too: those before the layers (embeddings), those
-    after them (final norm, head), or all."""
+    """Also give the first value to tensors outside of the layers: those before the layers
+    (embeddings), those after them (final norm, head), or all."""
 
     @model_validator(mode="after")
     def _check_values(self) -> Self:
@@ -180,8 +180,8 @@ class Selection(Options):
     """Do not merge the tensors whose names match: a glob pattern, or a list. They are copied from
     the base."""
     overrides: Overrides = ()
-    """Other options for some tensors: {match: PATTERN, OPTION: VALUE}, or a list of these, of which
-    the first match wins."""
+    """Other options for some tensors: {match: PATTERN, OPTION: VALUE}, or a list of these. The
+    first entry that matches a tensor applies."""
     by_depth: Curves = ()
     """Options that change from the first layer to the last: {OPTION: [VALUE, ...]}, per expert
     {OPTION: {EXPERT: [VALUE, ...]}}, or a list of these. Add `match` or `layers` to restrict one to

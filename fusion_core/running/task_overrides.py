@@ -173,7 +173,7 @@ def build_for_task(
     device: torch.device | str = "cpu",
     plugins: PluginManager | None = None,
 ) -> nn.Module:
-    """Return the live model that a merge is for one task, in fp32 and in evaluation mode.
+    """Return the live model of a merge for one task, in fp32 and in evaluation mode.
 
     `pool` builds the model. By default it is the pool in the directory's recipe. Raises the errors
     of `load_for_task`, but accepts adapters.

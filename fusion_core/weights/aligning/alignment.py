@@ -89,11 +89,11 @@ class AlignedSource(WeightSource):
         return self._reference.read(name, start, stop)
 
     def file_range(self, name: str, start: int) -> tuple[int, int] | None:
-        """Return that of the model."""
+        """Return the range in a file of the model."""
         return self._source.file_range(name, start) if name in self._source.infos else None
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
-        """Yield those of the model or, for a tensor that it lacks, of the reference."""
+        """Yield the ranges of the model or, for a tensor that it lacks, of the reference."""
         return (self._source if name in self._source.infos else self._reference).ranges(name)
 
     def low_rank(self, name: str) -> LowRank | None:
@@ -105,7 +105,7 @@ class AlignedSource(WeightSource):
         return self._reference.low_rank(name)
 
     def contradictions(self, base_config: Mapping[str, Any]) -> Iterator[Contradiction]:
-        """Yield those of the model; the reference has its own."""
+        """Yield the contradictions of the model; the reference reports its own."""
         return self._source.contradictions(base_config)
 
     @property

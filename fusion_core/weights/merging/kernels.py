@@ -65,7 +65,7 @@ class PieceKernel(ABC):  # noqa: B024 - its subclasses have the abstract methods
 
     @property
     def scope(self) -> Scope:
-        """What `survey` looks at; override it like `cut`."""
+        """The tensors that `survey` looks at; override it like `cut`."""
         return Scope.NONE
 
     @property

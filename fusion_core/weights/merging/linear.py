@@ -57,7 +57,7 @@ class Linear(Kernel):
         return all(_total(factors) <= LIMIT for factors in self._all_factors())
 
     def rows(self, piece: Piece) -> torch.Tensor:
-        """Return what is combined, of shape (experts, ...)."""
+        """Return the tensors that the merge combines, of shape (experts, ...)."""
         return piece.task_vectors if self.relative else piece.experts
 
     def merge(self, piece: Piece) -> torch.Tensor:

@@ -132,7 +132,7 @@ class CastSource(WeightSource):
         return values
 
     def ranges(self, name: str) -> Iterator[tuple[int, int]]:
-        """Yield those of the source."""
+        """Yield the ranges of the source."""
         return self._source.ranges(name)
 
     def low_rank(self, name: str) -> LowRank | None:

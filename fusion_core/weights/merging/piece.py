@@ -104,7 +104,7 @@ class Operands:
 class Piece:
     """The same range of one tensor in every operand.
 
-    `base` holds its values in the base. `experts` and `task_vectors` (experts - base) have one more
+    `base` holds the base's values. `experts` and `task_vectors` (experts - base) have one more
     leading dimension, the expert. Without a base, `base` and `task_vectors` raise `WeightsError`.
     The range's shape is (elements,) at `Cut.ELEMENT`, (rows, ...) at `Cut.ROW` and the tensor's own
     at `Cut.TENSOR`. Values are fp32, or fp64 where an operand is fp64. Kernels must not write into

@@ -50,8 +50,9 @@ class UnlabeledConfig(ComponentConfig):
     tasks: Annotated[list[str], Field(min_length=1), AfterValidator(_check_unique)] | None = None
     """Tasks to adapt on; default: the tasks of the experts, or all tasks if none matches."""
     adapt_split: Literal["unlabeled", "test", "holdout"] = "unlabeled"
-    """Examples to adapt on: `unlabeled` (in some pools, the test examples without labels), `test`,
-    or `holdout`, one half of the test examples while the other half is measured."""
+    """Adapt on these examples. `unlabeled`: the unlabeled split; in some pools, these are the test
+    examples without labels. `test`: the test examples without labels. `holdout`: one half of the
+    test examples, while only the other half is measured."""
     examples: Annotated[int, Field(ge=1)] | None = None
     """Number of examples per task to adapt on, repeatedly; default: all."""
 
@@ -66,25 +67,26 @@ class SearchConfig(UnlabeledConfig):
     schedule: Literal["cosine", "constant"] = "constant"
     """Schedule of the learning rate: constant, or down to zero along a cosine."""
     objective: Literal["entropy", "teacher"] = "entropy"
-    """Minimise the entropy of the predictions, or their distance from the predictions of
-    each task's expert."""
+    """Minimise the entropy of the predictions (entropy), or their divergence from the predictions
+    of each task's expert (teacher)."""
     retain: Annotated[list[str], AfterValidator(_check_unique)] = Field(default=[])
     """With `teacher`: further tasks, on which the base teaches, such as general prompts. They need
     no expert. The merge then forgets less of the base."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """With `teacher`: temperature that softens both predictions before they are compared."""
     standardise: bool | None = None
-    """With `teacher`, for classifiers: compare logits of the same size per batch and task instead
-    of softened ones. The merge then learns the order of the classes, however sure the expert is.
-    Answers of language models are compared as without it. Default: after a transform that made the
-    task vectors isotropic, because these make small logits."""
+    """With `teacher`, for classifiers: scale the logits of each batch and task to the same size
+    instead of softening them. The merge then learns the order of the classes, however sure the
+    expert is. The option does not change how answers of language models are compared. Default: true
+    after a transform that made the task vectors isotropic, because their logits are small."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the passes: fp32, or bf16 autocast. Coefficients and sums stay in fp32."""
     shared_pass: ByteSize = ByteSize(512_000_000)
     """Let tasks share a pass while its activations take at most this many bytes."""
     gradient_checkpointing: bool = False
-    """Keep the inputs of each layer alone, and run it again in the backward pass: activations take
-    the memory of one layer, and a step about a third more time. Tasks share no pass then."""
+    """Keep only the inputs of each layer, and run the layer again in the backward pass. Activations
+    then take the memory of one layer, and a step takes about a third more time. Tasks do not share
+    passes."""
     save_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two saved states, from which `--resume` continues."""
 
@@ -103,8 +105,8 @@ class CoefficientSearchConfig(SearchConfig):
     task_vectors: Literal["auto", "fp32", "bf16", "disk"] = "auto"
     """Where to hold task vectors: in memory as fp32 or bf16, or on disk and read in every step.
     After a transform, `disk` writes them to a temporary file next to the output, in fp32.
-    `auto` holds task vectors of low rank, as those of adapters, as factors if those of as many
-    experts are smaller than the matrix, and everything else as fp32."""
+    `auto` holds a task vector of low rank, such as an adapter's, as factors if the factors of all
+    experts together are smaller than the matrix. It holds all others as fp32."""
 
     @property
     @abstractmethod
@@ -119,10 +121,10 @@ class GranularityConfig(CoefficientSearchConfig):
         Literal["layer", "model", "row", "column", "row+column", "rank"],
         BeforeValidator(lambda given: "model" if given == "task" else given),
     ] = "layer"
-    """One coefficient per expert and parameter tensor (`layer`); per expert (`model`, also called
-    `task` as in AdaMerging's task-wise variant); per output row or input column of each matrix; per
-    row and per column, whose mean applies to an entry (`row+column`); or per singular component of
-    the task vector (`rank`). Tensors without such parts have one."""
+    """The parts of an expert that have one coefficient each. `layer`: parameter tensors. `model`,
+    or `task` as in AdaMerging's task-wise variant: the whole model. `row`, `column`: output rows or
+    input columns of matrices. `row+column`: both; an entry has the mean of the two. `rank`:
+    singular components of the task vector. Tensors without such parts have one coefficient."""
     clamp: bool = False
     """Clamp coefficients to [0, 1]."""
 
@@ -158,9 +160,9 @@ class AdaMergingConfig(GranularityConfig, CoefficientMergeConfig):
     """Values for the options that are not given: the defaults, the paper's 1000 small steps, or
     those that came closest to the experts (docs/explanation/finer-coefficients.md)."""
     shrinkage: Annotated[float, Field(ge=0)] = 0.0
-    """Draw the coefficients of rows, columns or components towards one per tensor, which is learned
-    too: this weight, divided by the number of examples per task, times the mean squared deviation.
-    Default: learn each by itself."""
+    """Weight of a penalty that draws the coefficients of rows, columns or components towards one
+    coefficient per tensor, which is learned too. The penalty is the mean squared deviation times
+    this weight, divided by the number of examples per task. Default: no penalty."""
     trim: bool = False
     """Trim the task vectors and elect signs first, as TIES does (AdaMerging++)."""
     density: PerExpert[Annotated[float, Field(gt=0, le=1)]] = 0.2
@@ -177,7 +179,7 @@ class AdaRankConfig(CoefficientMergeConfig):
     steps."""
     rank: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Fraction of each matrix's singular components, the largest first, that are on initially. The
-    search can switch any of them, but none in fewer than 0.1 / lr steps."""
+    search can switch any component on or off, which takes at least 0.1 / lr steps."""
 
     @property
     def grain(self) -> "Grain":
@@ -191,8 +193,8 @@ class SyMergeConfig(GranularityConfig):
     lr: LearningRate = 0.02
     """Learning rate of Adam: about how far a coefficient moves per step."""
     objective: Literal["entropy", "teacher"] = "teacher"
-    """Minimise the entropy of the predictions, or their distance from the predictions of
-    each task's expert."""
+    """Minimise the entropy of the predictions (entropy), or their divergence from the predictions
+    of each task's expert (teacher)."""
     own: Annotated[list[str], Field(min_length=1)] | None = None
     """Patterns of the tensors to learn per task; default: weight and bias of the linear layer that
     the model calls last, among those that experts changed."""

@@ -70,7 +70,7 @@ def average(
         ),
     ] = None,
     match: Annotated[
-        str, typer.Option(metavar="GLOB", help="Take only entries of RUN with such names.")
+        str, typer.Option(metavar="GLOB", help="Take only entries of RUN that match GLOB.")
     ] = "*",
     allow_gaps: Annotated[
         bool, typer.Option("--allow-gaps", help="Average even if steps are missing.")
@@ -107,9 +107,9 @@ def average(
     """Average the checkpoints of a training run.
 
     Checkpoints are directories or .safetensors files with a step number in their name, such as
-    checkpoint-1000, step_1000 or iter_0001000, in any installed format. The weights emulate the
-    learning-rate decay that the run did not make. The output holds recipe.yaml, which repeats the
-    average with fuse run.
+    checkpoint-1000, step_1000 or iter_0001000, in any installed format. By default all checkpoints
+    count equally. With --schedule, the weights emulate a learning-rate decay that the run did not
+    make. The output holds recipe.yaml, which repeats the average with fuse run.
 
     \b
     Examples:

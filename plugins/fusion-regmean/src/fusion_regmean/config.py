@@ -21,17 +21,17 @@ class RegMeanConfig(SamplesConfig):
     """Multiply the off-diagonal entries of moments by this: 1 is plain least squares, 0 treats
     inputs as independent."""
     ridge: Annotated[float, Field(ge=0)] = 1e-6
-    """Pull towards the experts' mean, as a fraction of the mean of a moment's diagonal; decides
-    where inputs never vary."""
+    """Pull weights towards the experts' mean, with this fraction of the mean of a moment's
+    diagonal. Where inputs never vary, only this pull determines the weights."""
 
 
 class FisherConfig(SamplesConfig):
     """Options of `fisher`."""
 
     labels: Literal["auto", "exact", "sampled"] = "auto"
-    """Take the expectation over all classes (exact: one backward pass per example and class), over
-    one label per example drawn from the expert's predictions (sampled: one backward pass per
-    example), or exactly for up to 16 classes (auto)."""
+    """Take the expectation over these labels. exact: all classes, with one backward pass per
+    example and class. sampled: one label per example, drawn from the expert's predictions, with one
+    backward pass per example. auto: exact for up to 16 classes, otherwise sampled."""
     floor: Annotated[float, Field(gt=0)] = 1e-6
     """Raise the information of every parameter to at least this."""
     normalize: bool = True

@@ -12,12 +12,12 @@ Steps = Annotated[int, Field(ge=0)]
 
 
 class MatrixConfig(ComponentConfig):
-    """What counts as a matrix."""
+    """The tensors that count as matrices."""
 
     matrices: Literal["all", "stored", "none"] = "all"
-    """Treat convolutions, and the matrices that packed tensors hold, as matrices (`all`), only
-    tensors that are stored as one matrix (`stored`, as most authors' code does), or no tensor
-    (`none`): in `overrides`, it leaves out matrices such as embeddings."""
+    """Treat these tensors as matrices. `all`: all matrices, also convolutions and each matrix in a
+    packed tensor. `stored`: only tensors that are stored as one matrix, as most authors' code does.
+    `none`: no tensor; in `overrides`, this leaves out matrices such as embeddings."""
 
 
 class OrthogonaliseConfig(MatrixConfig):

@@ -33,7 +33,7 @@ class ForMatrices:
 
     @property
     def _kinds(self) -> str:
-        """What counts as a matrix: `all`, `stored` or `none`."""
+        """The tensors that count as matrices: `all`, `stored` or `none`."""
         config = getattr(self, "config", None)
         return config.matrices if isinstance(config, MatrixConfig) else "all"
 

@@ -46,8 +46,8 @@ class DisjointMerge(Kernel):
 def disjoint_merge(rows: Tensor, sign: Tensor, weights: Tensor, *, normalize: bool) -> Tensor:
     """Sum the entries that have the elected sign; divide by the sum of their |weights| if asked.
 
-    `rows`, of shape (experts, ...), are already multiplied by the weights. A negative weight so
-    means the expert's negated task vector.
+    `rows`, of shape (experts, ...), are already multiplied by the weights. So a
+    negative weight negates the expert's task vector.
     """
     agree = agreeing_magnitudes(rows, sign)
     total = sum_in_order(agree).mul_(sign)

@@ -72,8 +72,8 @@ class TiesConfig(ComponentConfig):
     zero_sign: Literal["majority", "positive"] = "majority"
     """Sign of trimmed entries that cancel exactly: the majority sign of the scope, or plus."""
     rescale: Literal["none", "l1"] = "none"
-    """Keep trimmed task vectors as they are, or restore each one's sum of magnitudes in the scope
-    (l1). l1 needs `zero_sign: positive`."""
+    """Keep trimmed task vectors as they are (none), or scale each to its sum of magnitudes before
+    trimming, within the scope (l1). l1 needs `zero_sign: positive`."""
 
     @model_validator(mode="after")
     def _check_sign(self) -> Self:
@@ -139,7 +139,8 @@ class SparseConfig(ComponentConfig):
     scale: float = 0.3
     """Multiply the merged task vector by this factor (lambda)."""
     normalize: bool = False
-    """Divide by the sum of the weights that took part; with `elect: ties`, of their magnitudes."""
+    """Divide by the sum of the weights; with `elect: ties`, by the sum of the magnitudes of the
+    weights of the experts that agree in sign."""
 
 
 class DareConfig(DropConfig, SparseConfig):
@@ -154,7 +155,8 @@ class DellaConfig(MagPruneConfig, SparseConfig):
     scale: float = 1.0
     """Multiply the merged task vector by this factor (lambda)."""
     normalize: bool = True
-    """Divide by the sum of the weights that took part; with `elect: ties`, of their magnitudes."""
+    """Divide by the sum of the weights; with `elect: ties`, by the sum of the magnitudes of the
+    weights of the experts that agree in sign."""
 
 
 class BreadcrumbsConfig(BandConfig, SparseConfig):
@@ -185,7 +187,8 @@ class ConsensusConfig(ComponentConfig):
     """Keep entries that are in the masks of at least this many experts; default: 2, or 1 with
     task_masks."""
     tall_lambda: PerExpert[Annotated[float, Field(ge=0)]] = 0.4
-    """Put an entry in an expert's mask if it is at least this many times the sum of the others."""
+    """Put an entry in an expert's mask if its magnitude is at least this many times that of the sum
+    of the other experts' entries."""
     scale: float = 0.3
     """Multiply the merged task vector by this factor (lambda); a task's own weights have factor
     1."""
@@ -237,10 +240,10 @@ class RamConfig(ComponentConfig):
     epsilon: PerExpert[Annotated[float, Field(ge=0)]] = 0.00001
     """Count entries of task vectors up to this magnitude as unchanged."""
     r: PerExpert[Annotated[float, Field(ge=0)]] = 0.0
-    """Enlarge the entries that one expert alone changed by this times its ratio of shared to
-    unshared changes (RAM+: 0.1)."""
+    """For entries that only one expert changed: multiply them by 1 + r times the expert's ratio of
+    shared to unshared changes (RAM+: 0.1)."""
     alpha: PerExpert[Annotated[float, Field(ge=0)]] = 0.2
-    """Count a ratio as at most this."""
+    """Limit the ratio that `r` multiplies to this value."""
     scope: Literal["model", "tensor"] = "model"
     """Compute ratios over the whole model (the paper), or in each tensor (mergekit)."""
 

@@ -88,7 +88,7 @@ class ConsensusSum(Kernel):
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the sum is, of which entries are left out."""
+        """Whether the sum is bounded; leaving out entries does not change that."""
         return Linear((self.scale,) * len(self.lambdas)).is_bounded
 
     def merge(self, piece: Piece) -> Tensor:

@@ -76,7 +76,7 @@ def transplant_tokenizer(
         typer.Option(metavar="FILE", help="Measure bits per byte on FILE before and after."),
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure bits per byte on a short text of ours.")
+        bool, typer.Option("--measure", help="Measure bits per byte on a short built-in text.")
     ] = False,
     workers: Annotated[Count, typer.Option(metavar="N", min=1, help="Work with N threads.")] = None,
     overwrite: Annotated[
@@ -91,8 +91,9 @@ def transplant_tokenizer(
     """Give a model the tokenizer of another model, and embeddings that fit it.
 
     Tokens that both vocabularies have keep the model's rows. New tokens get rows by --method. The
-    report counts both. Chat templates are not copied unless asked for: the model's may use tokens
-    that the donor lacks, and the donor's a format that the model has never seen.
+    report counts both. Chat templates are copied only with --chat-template. The model's template
+    may use tokens that the donor lacks. The donor's template has a format that the model has never
+    seen.
 
     \b
     Examples:

@@ -103,7 +103,7 @@ class FamilyTasksConfig(ComponentConfig):
     corruption: Corruption | None = None
     """Evaluate on test images with this corruption: stanford-cars, eurosat, resisc45 and gtsrb."""
     transductive: bool = True
-    """Adapt on the test images, without labels. There are no others."""
+    """Adapt on the test images, without labels: the data sets have no other unlabeled images."""
     limit: Count | None = None
     """Evaluate only the first test images of each task, and read only the files with them."""
     batch_size: Count = 50

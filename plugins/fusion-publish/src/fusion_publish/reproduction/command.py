@@ -54,7 +54,8 @@ def reproduce(
 
     Inputs are found by the paths of recipe.yaml and by the recorded commits. If the results differ,
     the message says why: an input, a version, a kernel or the machine differs, or the output was
-    not made by this recipe. The exit code is then 8. The discarded model is written to TMPDIR.
+    not made by this recipe. The exit code is then 8. Without -o, the model is written to
+    TMPDIR and then deleted.
 
     \b
     Examples:

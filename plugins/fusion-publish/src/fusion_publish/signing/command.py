@@ -27,8 +27,8 @@ def sign(
 ) -> None:
     """Verify an output, and sign its files: DIR/model.sig.
 
-    A signature is the last step before publishing. An evaluation or an edited card after it makes
-    it invalid. The format is that of OpenSSF Model Signing.
+    Sign last, just before you publish: an evaluation or an edited card makes the signature invalid.
+    The format is that of OpenSSF Model Signing.
 
     \b
     Examples:

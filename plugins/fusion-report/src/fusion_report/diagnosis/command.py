@@ -55,7 +55,7 @@ def diagnose(
         typer.Option(
             "--trust",
             metavar="NAME",
-            help="Allow NAME to recipes that stand for models; tasks that need trust are skipped. "
+            help="Allow NAME in recipes that stand for models; tasks that need trust are skipped. "
             "Repeatable.",
         ),
     ] = None,

@@ -40,8 +40,8 @@ def smoke(
         typer.Option(
             "--trust",
             metavar="NAME",
-            help="Allow this item of the recipe in DIR, which can run code; `fuse check` lists "
-            "them; repeatable.",
+            help="Allow NAME, a part of the recipe in DIR that can run code; `fuse check` lists "
+            "the names. Repeatable.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

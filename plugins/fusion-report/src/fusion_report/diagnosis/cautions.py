@@ -56,7 +56,7 @@ def _check_spectra(figures: Figures) -> Iterator[Caution]:
             "changes that are about as small as the rounding of the files. Spectral methods such "
             "as tsv-m and iso-c assume that a task lies in the leading directions, which fails "
             "after reinforcement learning (arXiv:2606.02252). The record has no such pools: "
-            "compare tsv-m with task-arithmetic and ties on your tasks.",
+            "compare tsv-m with resmerge, task-arithmetic and ties on your tasks.",
         )
 
 

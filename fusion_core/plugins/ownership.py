@@ -41,9 +41,10 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "fusion-spectral": {
         "algorithm": (
             "ace", "cart", "core-space", "disentangle", "doge", "iso-c", "iso-cts", "isotropise",
-            "knots", "orthogonalise", "orthomerge", "resmerge", "star", "svc", "truncate", "tsv-m",
-            "wudi",
+            "knots", "orthogonalise", "orthomerge", "project", "resmerge", "star", "svc",
+            "truncate", "tsv-m", "wudi",
         ),
+        "pipeline": ("opcm",),
     },
     "fusion-sweep": {"command": ("sweep", "runs")},
     "fusion-testing": {"command": ("new-plugin",)},

@@ -47,6 +47,7 @@ SUM: dict[str, Any] = {"name": "task-arithmetic", "scale": 1.0}
         [{"name": "isotropise", "common_fraction": 0.4}, SUM],
         {"name": "cart", "rank_fraction": 0.3},
         "resmerge",
+        ["project", SUM],
         [{"name": "truncate", "by": "fraction", "keep": 0.5}, SUM],
         [SUM, "svc"],
     ],

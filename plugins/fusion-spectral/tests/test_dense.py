@@ -18,12 +18,15 @@ from fusion_spectral.doge import Doge
 from fusion_spectral.iso import IsoC, IsoCts
 from fusion_spectral.knots import Knots
 from fusion_spectral.orthomerge import Orthomerge
+from fusion_spectral.project import Project
 from fusion_spectral.resmerge import ResMerge
 from fusion_spectral.truncate import Star, Truncate
 from fusion_spectral.tsv import TsvM
 from fusion_spectral.wudi import Wudi
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fusion_core.weights import WeightSource
 
 SHAPES = {"square": (12, 12), "tall": (24, 9), "wide": (7, 20)}
@@ -431,6 +434,56 @@ def test_resmerge_of_task_vectors_without_a_residual_is_their_average() -> None:
     pool = {"base": {"w": torch.zeros(40, 30)}, "models": models}
     merged = merge(ResMerge(), pool).tensor("w")
     assert_close(merged, (models["a"]["w"] + models["b"]["w"]) / 2, 1e-6)
+
+
+def opcm(pool: dict[str, Any], names: Iterable[str], alpha: float) -> dict[str, Tensor]:
+    """Add one expert after the other to several matrices, and scale the whole after each."""
+    layers = [
+        dict(zip(names, tasks, strict=True))
+        for tasks in zip(*(tasks_of(pool, n) for n in names), strict=True)
+    ]
+    norms = [torch.stack([task.norm() for task in layer.values()]).norm() for layer in layers]
+    merged, factor = layers[0], 1.0
+    for number, tasks in enumerate(layers[1:], start=2):
+        total = {}
+        for name, task in tasks.items():
+            total[name] = factor * merged[name] + (
+                project(task, merged[name], alpha) if task.dim() > 1 else task
+            )
+        mean = sum(norms[:number]) / number
+        factor = float(torch.stack([part.norm() for part in total.values()]).norm() / mean)
+        merged = {name: part / factor for name, part in total.items()}
+    return merged
+
+
+def project(task: Tensor, merged: Tensor, alpha: float) -> Tensor:
+    u, s, v = torch.linalg.svd(merged)
+    entries = u.T @ task @ v.T
+    count = int((s.cumsum(0) / s.sum() > alpha).float().argmax())
+    entries.diagonal().fill_(0)
+    entries[:count, :count] = 0
+    return u @ entries @ v
+
+
+@experts_and_seed
+@pytest.mark.parametrize("alpha", [0.5, 0.0, 0.8])
+def test_opcm(experts: int, seed: int, alpha: float) -> None:
+    pool = pool_of(experts, seed, (0.3, 0.1))
+    merged = merged_vectors({"name": "opcm", "project": {"alpha": alpha}}, pool)
+    expected = opcm(pool, [*SHAPES, "vector"], alpha)
+    for name, values in expected.items():
+        assert_close(merged[name], values)
+
+
+def test_a_projected_adapter_keeps_directions_in_which_the_sum_is_zero() -> None:
+    draw = torch.Generator().manual_seed(0)
+    one, two = (
+        torch.randn(40, 2, generator=draw) @ torch.randn(2, 30, generator=draw) for _ in "ab"
+    )
+    pool = {"base": {"w": torch.zeros(40, 30)}, "models": {"a": {"w": one}, "b": {"w": two}}}
+    merged = merge([Project(alpha=1), {"name": "task-arithmetic", "scale": 1.0}], pool).tensor("w")
+    u, _, v = low_rank(one, 2)
+    assert_close(merged, one + two - u @ (u.T @ two @ v.T) @ v)
 
 
 # --- by descent, and KnOTS ------------------------------------------------------------------------

@@ -130,6 +130,18 @@ METHODS: list[tuple[str, str, Any]] = [
             ],
         },
     ),
+    (
+        "opcm.opcm.OPCMForCLIP",
+        "shuffle_order: false, alpha: 0.4, save_on_every_step: true",
+        {
+            "name": "opcm",
+            "project": {
+                "alpha": 0.4,
+                **STORED,
+                "overrides": [{"match": "*embed*", "unmatched": "warn", "matrices": "none"}],
+            },
+        },
+    ),
     ("emr_merging.EMRMerging", "", {"name": "emr", "rescale": "authors"}),
     (
         "singular_value_calibration.task_arithmetic.SingularValueCalibrationArithmeticTask",

@@ -57,6 +57,14 @@ class TruncateConfig(MatrixConfig):
     """Scale the kept singular values to the sum of all (the nuclear norm)."""
 
 
+class ProjectConfig(MatrixConfig):
+    """Options of `project`."""
+
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Protect the largest directions of the experts before, up to this fraction of the sum of their
+    singular values."""
+
+
 class CoreSpaceConfig(ComponentConfig):
     """Options of `core-space`."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from fusion_core import AlgorithmSpec, hookimpl
+from fusion_core import AlgorithmSpec, PipelineSpec, hookimpl
 
 _spec = partial(AlgorithmSpec, family="spectra and subspaces", needs_base=True, cost="matrices")
 
@@ -21,6 +21,17 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         target="fusion_spectral.svc:Svc",
         config="fusion_spectral.config:SvcConfig",
         reference="arXiv:2602.05536",
+    )
+
+
+@hookimpl
+def fusion_register_pipelines() -> Iterator[PipelineSpec]:
+    """Register OPCM, whose parts are a transform, a sum and a calibration."""
+    yield PipelineSpec(
+        name="opcm",
+        summary="Add one expert after the other, each without the directions of those before it.",
+        stages=(("project", {}), ("task-arithmetic", {"scale": 1.0}), ("rescale-norm", {})),
+        reference="arXiv:2501.09522",
     )
 
 
@@ -74,6 +85,19 @@ def _transforms() -> Iterator[AlgorithmSpec]:
         target="fusion_spectral.truncate:Truncate",
         config="fusion_spectral.config:TruncateConfig",
         reference="arXiv:2502.10339",
+    )
+    yield _spec(
+        name="project",
+        stage="transform",
+        summary="Remove from every task vector the directions of those before it.",
+        formula=(
+            "tau_k less the diagonal and the first block of U' tau_k V, U S V' the sum of the "
+            "results before k"
+        ),
+        target="fusion_spectral.project:Project",
+        config="fusion_spectral.config:ProjectConfig",
+        ordered=True,
+        reference="arXiv:2501.09522",
     )
     yield _spec(
         name="core-space",

@@ -86,6 +86,23 @@ _FILES: dict[str, dict[str, Any]] = {
     "emr_merging/emr_merging": {"_target_": "EMRMerging"},
     "wudi/wudi": {"_target_": "WUDIMerging", "iter_num": 400, "exclude_keys": None},
     "doge_ta/doge_ta": {"_target_": "DOGE_TA_Algorithm", "subspace": 6, "K": 30, "lamda": 0.07},
+    "opcm/opcm": {
+        "_target_": "opcm.opcm.OPCMForCLIP",
+        "shuffle_order": True,
+        "alpha": 0.5,
+        "seed": None,
+        "save_on_every_step": True,
+        "evaluate_on_every_step": True,
+    },
+    "opcm/opcm_general": {
+        "_target_": "opcm.opcm_general.OPCM",
+        "shuffle_order": True,
+        "alpha": 0.5,
+        "seed": None,
+        "save_on_every_step": True,
+        "evaluate_on_every_step": True,
+        "num_ray_actors": 0,
+    },
     "task_singular_vector/TaskSingularVectorMerging": {
         "_target_": "TaskSingularVectorMerging",
         "exclude_keys": None,

@@ -76,6 +76,8 @@ METHODS = {
     "IsotropicMergingInCommonAndTaskSubspace": Method(spectral.iso_cts),
     "WUDIMerging": Method(spectral.wudi),
     "DOGE_TA_Algorithm": Method(spectral.doge),
+    "OPCM": Method(spectral.opcm),
+    "OPCMForCLIP": Method(spectral.opcm),
     "SingularValueCalibrationArithmeticTask": Method(_svc),
     "SingularValueCalibrationWithBaseMethod": Method(_svc_after),
     "FisherMergingForCLIPVisionModel": Method(adaptive.fisher),

@@ -90,6 +90,26 @@ def wudi(fusion: Fusion) -> None:
     fusion.add("wudi", steps=given.count("iter_num"), lr=1e-5, **_choose_matrices(fusion))
 
 
+def opcm(fusion: Fusion) -> None:
+    """Translate OPCM, which projects the weights of linear layers."""
+    given = fusion.options
+    given.ignore("seed", "save_on_every_step", "evaluate_on_every_step", "num_ray_actors")
+    if given.switch("shuffle_order", default=True):
+        reason = (
+            "FusionBench merges in a random order; here the models keep their order in the file"
+        )
+        given.warn("shuffle_order", reason)
+    alpha = given.number("alpha", 0.5)
+    if not 0 <= alpha < 1:
+        given.refuse("alpha", f"expected a number from 0 to below 1, got {alpha:g}")
+    if fusion.models.kind == "gpt2":
+        given.refuse("", "it projects linear layers, which GPT-2 does not have")
+    if fusion.models.kind == "clip":
+        given.warn("", "FusionBench leaves out class_embedding; here it is merged like a bias")
+    tables = {"match": "*embed*", "unmatched": "warn", "matrices": "none"}
+    fusion.add("opcm", project={"alpha": alpha, **AS_STORED, "overrides": [tables]})
+
+
 def doge(fusion: Fusion) -> None:
     """Translate DOGE TA, which merges the matrices of encoders and leaves all others."""
     given = fusion.options

@@ -103,11 +103,15 @@ def _commit(
 ) -> Answer:
     repository = server.repositories["models", repo]
     header, *operations = (json.loads(line) for line in body.splitlines())
+    if header["value"].get("parentCommit") != repository.refs[revision]:
+        return _ok({"error": "a commit has happened since"}, 412)
     files = dict(repository.commits[repository.refs[revision]])
     for operation in operations:
         value = operation["value"]
         if operation["key"] == "file":
             files[value["path"]] = base64.b64decode(value["content"])
+        elif operation["key"] == "deletedFile":
+            del files[value["path"]]
         elif value["oid"] in server.large_files:
             files[value["path"]] = server.large_files[value["oid"]]
         else:

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from fusion_core.cli.app import app
 from fusion_core.errors import AlignmentError
 from fusion_core.running.run import run_fusion
 from fusion_testing.skeleton import Kind, write_plugin
@@ -344,6 +347,21 @@ def test_models_from_the_hub_merge_like_local_ones(
     sources = {name: entry["source"] for name, entry in provenance["inputs"].items()}
     assert sources == {"base": f"org/base@{base}", "one": f"org/one@{commit}"}
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "from-hub")
+
+
+def test_a_run_says_how_old_the_revisions_in_the_cache_are(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(llama, tmp_path / "model", 0)
+    for repo in ("org/base", "org/one"):
+        hub.add_directory(repo, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    recipe = {"algorithm": SUM, "model_pool": {"base": "org/base", "models": ["org/one"]}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    first, second = (CliRunner().invoke(app, ["run", "recipe.yaml", "-o", o]) for o in ("1", "2"))
+    assert "revisions as of" not in first.stderr
+    assert "in the cache; revisions as of 20" in second.stderr
+    assert "revisions as of 20" in CliRunner().invoke(app, ["check", "recipe.yaml"]).stdout
 
 
 # --- pools of live models -----------------------------------------------------------------------

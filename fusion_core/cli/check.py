@@ -106,6 +106,8 @@ def show_check(plan: Plan, *, scan: bool = False, as_json: bool) -> None:
         print_json({**checked.as_json(), "scan": bad_tensors})
     else:
         _print(checked, bad)
+        if plan.revisions_as_of is not None:
+            print(f"revisions as of {plan.revisions_as_of} (fuse download updates them)")
     if bad is not None:
         checking.raise_if_bad(bad, plan)
     plan.check_trust()

@@ -199,9 +199,10 @@ def run_plan(plan: Plan, *, quiet: bool, as_json: bool, intervals: bool = False)
     from fusion_core.running.run import execute
 
     with hub.session(plan.options.progress):
-        files = plan.downloads()
-        if files and not quiet:
-            print(escape_control(hub.check_space(hub.measure_download(files))), file=sys.stderr)
+        files, since = plan.downloads(), plan.revisions_as_of
+        if (files or since) and not quiet:
+            outlook = hub.check_space(hub.measure_download(files), since)
+            print(escape_control(outlook), file=sys.stderr)
         result = execute(plan)
     if not is_helper_process():
         _show(plan, result, as_json=as_json, intervals=intervals)

@@ -7,6 +7,7 @@ from fusion_core.hub._cache import endpoint as endpoint
 from fusion_core.hub._client import download as download
 from fusion_core.hub._client import download_paths as download_paths
 from fusion_core.hub._client import list_files as list_files
+from fusion_core.hub._client import oldest_lookup as oldest_lookup
 from fusion_core.hub._client import pin as pin
 from fusion_core.hub._client import read_beginning as read_beginning
 from fusion_core.hub._client import resolve as resolve

@@ -18,6 +18,7 @@ from fusion_core.hub._errors import add_advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import date
 
     from fusion_core.hub.reference import Reference
 
@@ -58,9 +59,10 @@ def measure_download(wanted: Iterable[FileRequest]) -> DownloadSize:
     return DownloadSize(total, missing, sum(item.made for item in requests))
 
 
-def check_space(size: DownloadSize) -> str:
+def check_space(size: DownloadSize, since: date | None = None) -> str:
     """Return a line with the bytes to download and decode, the free space and the revisions' age.
 
+    `since` is the day on which the oldest revision was looked up, by default in this session.
     Raises `DiskError` if the space is too small.
     """
     if on_one_disk():
@@ -69,7 +71,7 @@ def check_space(size: DownloadSize) -> str:
     else:
         check_free_space("the decoded data", size.made, assets_directory())
         free = check_free_space("the download", size.missing, cache_directory())
-    since = oldest_lookup()
+    since = since or oldest_lookup()
     age = f"; revisions as of {since} (fuse download updates them)" if since else ""
     needed = {"to download": size.missing, "to store decoded": size.made}
     parts = [f"{label}: {format_bytes(count)}" for label, count in needed.items() if count]

@@ -58,7 +58,8 @@ def plan(raw: Mapping[str, Any], options: RunOptions, *, like: Plan | None = Non
         planned = _plan(raw, options, like=like)
         if planned.used_tasks is not None:
             planned.check_builds()
-        planned = replace(planned, commits=hub.resolved_commits())
+        commits, since = hub.resolved_commits(), hub.oldest_lookup()
+        planned = replace(planned, commits=commits, revisions_as_of=since)
     output = planned.resolved.recipe.output
     if output.path is not None:
         return replace(planned, path=Path(output.path))

@@ -27,6 +27,7 @@ from fusion_core.weights import CheckpointSource
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
+    from datetime import date
     from pathlib import Path
 
     from fusion_core import hub
@@ -63,6 +64,8 @@ class Plan:
     original_tasks: TaskPool[Any] | None
     #: the commits of the hub's revisions that planning has resolved, by reference
     commits: Mapping[str, str] = field(default_factory=dict)
+    #: the day on which the oldest of them was looked up that the cache answered
+    revisions_as_of: date | None = None
 
     # --- the recipe ----------------------------------------------------------------------------
 

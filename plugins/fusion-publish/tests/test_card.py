@@ -123,7 +123,7 @@ def test_a_card_promises_no_reproduction_of_live_models(tmp_path: Path) -> None:
         algorithm="simple-average", model_pool={"models": models}, output=str(tmp_path / "merged")
     )
     text = (tmp_path / "merged" / CARD).read_text()
-    assert "fuse run recipe.yaml" not in text
+    assert "fuse reproduce" not in text
     assert "it describes live Python objects" in text
     with pytest.raises(RecipeError, match="had the model in memory, not in a file"):
         run_fusion(tmp_path / "merged" / "recipe.yaml", output=str(tmp_path / "again"))

@@ -162,6 +162,39 @@ def test_a_public_repository_is_no_private_one(logged_in: HubServer, merged: Pat
     assert not logged_in.asked("/commit/")
 
 
+# --- what is in the repository already ------------------------------------------------------------
+
+
+def test_a_push_replaces_the_merge_before(logged_in: HubServer, output: Path, merged: Path) -> None:
+    """In shards, it would hide behind the single file of the merge before."""
+    single = merged.parent / "single"
+    run_fusion(output / "recipe.yaml", output={"path": str(single), "shard_size": 10**6})
+    for name in ("LICENSE", "model.sig", "report.html"):
+        (single / name).write_text("of the merge before")
+    assert push(single, REPO)[0] == 0
+    (merged / "LICENSE").write_text("Do what you like.")
+    code, text = push(merged, REPO)
+    assert code == 0
+    assert "removed files of the merge before: model.safetensors, model.sig, report.html" in text
+    assert {*remote(logged_in)} == {*local(merged), ".gitattributes"}
+    assert push(merged, REPO, "--create-pr")[0] == 0  # nothing to upload
+
+
+@pytest.mark.parametrize("record", [b"{}", None])
+def test_files_of_other_origin_are_not_removed(
+    logged_in: HubServer, merged: Path, record: bytes | None
+) -> None:
+    files = {"model.safetensors": b"", "notes.md": b"", "model.gguf": b""}
+    files |= {} if record is None else {"provenance.json": record}
+    logged_in.add(REPO, files)
+    code, text = push(merged, REPO)
+    assert (code, "belong to no merge of fuse: model.gguf, model.safetensors" in text) == (5, True)
+    assert push(merged, REPO, "--keep", "model.safetensors")[0] == 5
+    assert remote(logged_in) == files
+    assert push(merged, REPO, "--keep", "*.safetensors", "--keep", "*.gguf")[0] == 0
+    assert {*remote(logged_in)} == {*local(merged), *files}
+
+
 # --- what does not verify -----------------------------------------------------------------------
 
 
@@ -216,6 +249,7 @@ def test_a_directory_that_does_not_verify_is_refused(
         ("/lfs/", {"status": 503}, "is failing (503)", "Run the same command again"),
         ("/lfs/", {"lost": True}, "was interrupted", "sends only what"),
         ("/commit/", {"status": 409}, "changed during the upload (409)", "again"),
+        ("/commit/", {"status": 412}, "changed during the upload (412)", "again"),
         ("/commit/", {"status": 402}, "store more for this account", "Free some space"),
     ],
 )

@@ -75,6 +75,10 @@ def test_a_repository_is_verified(fuse: Callable[..., str], output: Path, hub: H
     files = {path.name: path.read_bytes() for path in output.iterdir()}
     commit = hub.add("us/merged", {**files, ".gitattributes": b"", "README.md": b"#"})
     assert f"verified: us/merged@{commit}" in fuse("verify", "us/merged")
+    changed = {**files, "recipe.yaml": b"seed: 1"}
+    hub.add("us/merged", changed)  # the cache knows the commit before
+    with pytest.raises(IntegrityError, match=r"recipe\.yaml \(changed\)"):
+        fuse("verify", "us/merged")
     hub.add("us/other", {**files, "modeling.py": b"", "config.json": b"{}"})
     with pytest.raises(IntegrityError, match=r"config\.json \(changed\), modeling\.py"):
         fuse("verify", "us/other")

@@ -33,7 +33,7 @@ class Project(Matrixwise, Transform[ProjectConfig]):
 
     config_class = ProjectConfig
     other_tensors = "left as they are"
-    pieces_held, squares = (8, 2.3), (7, 0)
+    pieces_held, squares = (8, 2.3), (10, 0)
 
     def rows(self, piece: Piece) -> Tensor:
         """Return projected task vectors of the same shape, (experts, ...)."""

@@ -33,7 +33,7 @@ def write_text(
         *([] if output.report is None else ["## Results\n\n" + _results(output.report, results)]),
         "## Use\n\n" + _use(repository, kind),
         *([] if recipe is None else ["## Recipe\n\n" + _code("yaml", recipe)]),
-        *([] if recipe is None else ["## Reproduce\n\n" + _reproduction(output)]),
+        *([] if recipe is None else ["## Reproduce\n\n" + _reproduction(output, repository)]),
         "## Licence\n\n" + _licence(licence),
     ]
     return "\n\n".join(sections)
@@ -118,14 +118,14 @@ def _use(repository: str | None, kind: Kind) -> str:
     return code if repository else f"In the directory of this file:\n\n{code}"
 
 
-def _reproduction(output: MergeOutput) -> str:
+def _reproduction(output: MergeOutput, repository: str | None) -> str:
     if output.provenance.used_live_objects:
         return "The recipe alone does not make this model again: it describes live Python objects."
     packages = " ".join(f"{name}=={version}" for name, version in output.versions.items())
-    steps = f"pip install {packages}\nfuse run recipe.yaml -o again"
+    steps = f"pip install {packages} fusion-publish\nfuse reproduce {repository or '.'}"
     return (
-        "`recipe.yaml` makes this model again, and `provenance.json` has the hashes of its inputs "
-        f"and of its files.\n\n{_code('sh', steps)}"
+        "`fuse reproduce` makes this model again from the commits and hashes in `provenance.json`, "
+        f"and compares every tensor.\n\n{_code('sh', steps)}"
     )
 
 

@@ -41,10 +41,8 @@ UPLOAD = Advice(
                 "files with --create-pr."
             ),
         ),
-        409: (
-            "the repository changed during the upload",
-            _AGAIN,
-        ),
+        409: ("the repository changed during the upload", _AGAIN),
+        412: ("the repository changed during the upload", _AGAIN),
         413: (
             "the hub refuses a file or commit of this size",
             "Merge again with smaller files: --set output.shard_size=5GB",

@@ -41,6 +41,13 @@ def push(
         str,
         typer.Option("--commit-description", metavar="TEXT", help="Set the text of the commit."),
     ] = "",
+    keep: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="PATTERN",
+            help="Keep such files of the repository, e.g. '*.gguf'; repeatable.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the files, and upload nothing.")
     ] = False,
@@ -49,8 +56,10 @@ def push(
 
     The command compares every file with provenance.json first, and refuses a directory that has
     missing, changed or unknown files. It writes a model card that names the repository, unless you
-    have edited the card or signed the directory. All files arrive in one commit. After an
-    interruption, run the same command again: it sends only what the hub does not have yet.
+    have edited the card or signed the directory. All files arrive in one commit, which removes the
+    other files of a merge that was there before. A repository with files of other origin is
+    refused. After an interruption, run the same command again: it sends only what the hub does not
+    have yet.
 
     \b
     Examples:
@@ -72,12 +81,16 @@ def push(
         return
     if not is_edited(directory / CARD) and not (directory / SIGNATURE).exists():
         write_card(directory, repository=reference.repo)
-    destination = Destination(reference, message, description, private, create_pr)
-    address = upload(list_files(directory), destination)
-    if address is None:
+    destination = Destination(
+        reference, message, description, private, create_pr, tuple(keep or ())
+    )
+    done = upload(list_files(directory), destination)
+    if done.address is None:
         print(f"nothing to upload: {reference.repo} has these files, so no pull request was opened")
-    else:
-        print(escape_control(f"uploaded: {address}"))
+        return
+    if done.removed:
+        print(escape_control(f"removed files of the merge before: {', '.join(done.removed)}"))
+    print(escape_control(f"uploaded: {done.address}"))
 
 
 def _parse(repository: str, revision: str | None, *, create_pr: bool) -> Reference:

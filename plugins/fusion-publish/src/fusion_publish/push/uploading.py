@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fusion_core import hub
 from fusion_core.errors import HubError
 from fusion_publish.push.advice import UPLOAD
+from fusion_publish.push.replacing import find_obsolete
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,17 +32,35 @@ class Destination:
     #: whether a repository that does not exist yet is created as a private one
     private: bool = False
     create_pr: bool = False
+    #: patterns of files in the repository that stay
+    keep: tuple[str, ...] = ()
 
 
-def upload(files: Sequence[PublishedFile], destination: Destination) -> str | None:
-    """Upload files, and return the address of the commit or of the pull request.
+@dataclass(frozen=True)
+class Upload:
+    """The address of a commit or of a pull request, and the files that it removes.
 
-    Returns None if a pull request was asked for and the hub has these files already.
-    Raises `HubError` for everything that the hub or the network refuses.
+    The address is None if a pull request was asked for and the hub has these files already.
+    """
+
+    address: str | None
+    removed: Sequence[str]
+
+
+def upload(files: Sequence[PublishedFile], destination: Destination) -> Upload:
+    """Upload files in the place of those of an earlier merge.
+
+    Raises `HubError` for everything that the hub or the network refuses, and for files in the
+    repository that are not of a merge.
     """
     reference = destination.reference
     with hub.report_hub_errors(reference, UPLOAD):
-        from huggingface_hub import CommitOperationAdd, HfApi, get_token
+        from huggingface_hub import (
+            CommitOperationAdd,
+            CommitOperationDelete,
+            HfApi,
+            get_token,
+        )
 
         if get_token() is None:
             raise HubError(
@@ -50,21 +69,28 @@ def upload(files: Sequence[PublishedFile], destination: Destination) -> str | No
             )
         api = HfApi(endpoint=hub.endpoint())
         _prepare(api, destination)
+        head = api.repo_info(reference.repo, revision=reference.revision).sha
+        names = {file.name for file in files}
+        obsolete = find_obsolete(reference.at(str(head)), names, destination.keep)
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            *(CommitOperationAdd(file.name, file.path) for file in files),
+            *(CommitOperationDelete(name) for name in obsolete),
+        ]
         try:
             commit = api.create_commit(
                 reference.repo,
-                [CommitOperationAdd(file.name, file.path) for file in files],
+                operations,
                 commit_message=destination.message,
                 commit_description=destination.description,
                 revision=None if destination.create_pr else reference.revision,
                 create_pr=destination.create_pr,
+                parent_commit=head,
             )
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(f"Nothing is published yet. {UPLOAD.interrupted}")
             raise
-    if destination.create_pr:
-        return commit.pr_url
-    return str(commit.commit_url)
+    address = commit.pr_url if destination.create_pr else str(commit.commit_url)
+    return Upload(address, obsolete)
 
 
 def _prepare(api: HfApi, destination: Destination) -> None:

@@ -50,11 +50,11 @@ def locate(text: str, patterns: Sequence[str] = ()) -> Located:
     if patterns:
         files = [name for name in names if matches(name, patterns)]
     else:
-        files = sorted(_list_recorded(pinned).intersection(names))
+        files = sorted(list_recorded(pinned).intersection(names))
     return Located(hub.download_paths(pinned, files), str(pinned), names)
 
 
-def _list_recorded(pinned: hub.Reference) -> set[str]:
+def list_recorded(pinned: hub.Reference) -> set[str]:
     """Return the files that the provenance of a repository lists, itself included."""
     provenance = read_provenance(hub.download_paths(pinned, [PROVENANCE]))
     evaluation = provenance.run.evaluation

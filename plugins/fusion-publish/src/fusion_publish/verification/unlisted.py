@@ -12,12 +12,10 @@ if TYPE_CHECKING:
 DOCUMENTS = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "*.png", "*.svg", "*.jpg")
 #: Files that git and the hub's client keep for themselves. The hub refuses them.
 LOCAL = (".git/*", ".cache/huggingface/*")
+#: Files about an output that `fuse` and signing add.
+MADE = (".eval_results/*.yaml", "report.html", "model.sig")
 #: Files that git, the hub and its client, `fuse` and signing add.
-ADDED = (
-    *LOCAL,
-    *(".gitattributes", ".gitignore"),
-    *(".eval_results/*.yaml", "report.html", "model.sig"),
-)
+ADDED = (*LOCAL, ".gitattributes", ".gitignore", *MADE)
 
 
 def is_document(name: str) -> bool:

@@ -83,6 +83,9 @@ def test_the_model_is_found_and_the_rest_is_named(
         ({"app": {"model": {"net": {"model": {"w": W}}}}, "ema": {"w": B}}, "net.model.w",
          "ema (1)"),
         ({"model": {"module": {"w": W}}}, "w", ""),
+        ({"model": {"_orig_mod.net.w": W, "_orig_mod.b": B}, "step": 3}, "net.w, b", "step (1)"),
+        ({"model": {"module.net.w": W, "module.net._orig_mod.b": B}}, "net.w, net.b", ""),
+        ({"net._checkpoint_wrapped_module.w": W, "module.w": B}, "net.w, module.w", ""),
         ({"model": {"w": W, "optimizer": {"state": {"w": {"exp_avg": B}}}}}, "w",
          "model.optimizer (1)"),
     ],
@@ -94,6 +97,13 @@ def test_modules_named_like_parts_of_a_trainer_and_nested_parts_stay_in_the_mode
     assert ", ".join(source.infos) == names
     assert torch.equal(source.tensor(next(iter(source.infos))), W)
     assert left_out(source) == expected
+
+
+def test_models_that_differ_only_in_wrappers_are_refused(
+    save: Callable[[Path, Any], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="equal without the wrappers"):
+        open_model(save(tmp_path, {"w": W, "_orig_mod.w": B}))
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,21 @@ def test_other_numbers_in_a_name_may_differ(
     assert not caplog.text
 
 
+def test_steps_that_start_again_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "stage1-step1000", "stage1-step2000", "stage2-step500", "stage2-step900")
+    with pytest.raises(CheckpointError, match="start again: stage2-step900 has a smaller step"):
+        find_checkpoints(tmp_path)
+    assert steps(find_checkpoints(tmp_path, "stage2-*")) == [500, 900]
+
+
+def test_a_broken_link_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "checkpoint-100", "checkpoint-200")
+    (tmp_path / "checkpoint-300").symlink_to("/mnt/archive/checkpoint-300")
+    with pytest.raises(CheckpointError, match="checkpoint-300 is a link to /mnt/archive"):
+        find_checkpoints(tmp_path)
+    assert steps(find_checkpoints(tmp_path, "*[12]00")) == [100, 200]
+
+
 def test_two_equally_frequent_forms_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "step-1.safetensors", "step-1-ema.safetensors")
     with pytest.raises(CheckpointError, match="two forms are equally frequent") as caught:

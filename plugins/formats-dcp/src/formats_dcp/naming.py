@@ -38,6 +38,12 @@ _EXTRA_STATE = "_extra_state"
 _MODEL = ("model", "state_dict", "module")
 #: The same, and a key that holds the optimizer too.
 _KEYS = (*_MODEL, "app")
+#: Modules that torch wraps around others when it compiles, shards or recomputes them.
+_WRAPPER = re.compile(
+    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.(?=.)"
+)
+#: The prefix of all names in a model under `DistributedDataParallel`.
+_DISTRIBUTED = "module."
 
 
 def select_model(
@@ -65,7 +71,7 @@ def select_model(
         if name in tensors:
             raise CheckpointError(f"{label}: tensor {name!r} is listed twice")
         tensors[name] = entry
-    return tensors, [_part_of(entry) for entry in others]
+    return _unwrap(tensors, label), [_part_of(entry) for entry in others]
 
 
 def count_parts(tensors: Iterable[str], objects: Iterable[str]) -> str:
@@ -75,6 +81,19 @@ def count_parts(tensors: Iterable[str], objects: Iterable[str]) -> str:
     """
     counts = Counter([*tensors, *(re.split(r"[./]", name)[0] for name in objects)])
     return ", ".join(f"{part} ({count})" for part, count in counts.items())
+
+
+def _unwrap(tensors: dict[str, Entry], label: str) -> dict[str, Entry]:
+    """Remove from names the modules that torch wraps around a model, as transformers does."""
+    names = {name: _WRAPPER.sub("", name) for name in tensors}
+    if all(name.startswith(_DISTRIBUTED) for name in names.values()):
+        names = {name: short.removeprefix(_DISTRIBUTED) for name, short in names.items()}
+    if len({*names.values()}) < len(names):
+        raise CheckpointError(
+            f"{label}: names are equal without the wrappers of torch",
+            hint="Save one model: torch.distributed.checkpoint.state_dict.get_model_state_dict.",
+        )
+    return {names[name]: entry for name, entry in tensors.items()}
 
 
 def _part_of(entry: Entry) -> str:

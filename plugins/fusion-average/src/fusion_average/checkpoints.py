@@ -66,7 +66,14 @@ def find_checkpoints(run: Path, pattern: str = "*") -> list[Checkpoint]:
     entries = sorted(entry for entry in run.iterdir() if fnmatchcase(entry.name, pattern))
     forms: dict[_Form, list[Checkpoint]] = {}
     for entry in entries:
-        if (entry.is_dir() or entry.suffix == _SUFFIX) and (name := _parse_name(entry)) is not None:
+        if (name := _parse_name(entry)) is None:
+            continue
+        if entry.is_symlink() and not entry.exists():
+            raise CheckpointError(
+                f"{entry} is a link to {entry.readlink()}, which does not exist",
+                hint="Restore the checkpoint, or leave it out by --match.",
+            )
+        if entry.is_dir() or entry.suffix == _SUFFIX:
             form, step = name
             forms.setdefault(form, []).append(Checkpoint(step, entry))
     checkpoints = _take_usual_form(run, forms)
@@ -83,6 +90,12 @@ def find_checkpoints(run: Path, pattern: str = "*") -> list[Checkpoint]:
             raise CheckpointError(
                 f"{run}: {one.path.name} and {other.path.name} are both of step {one.step}",
                 hint="Select one kind of name: --match 'checkpoint-*'.",
+            )
+        if _read_stage(one) > _read_stage(other):
+            raise CheckpointError(
+                f"{run}: steps start again: {one.path.name} has a smaller step than "
+                f"{other.path.name}, and a larger number before it",
+                hint="Select names of one stage or epoch by --match.",
             )
     return checkpoints
 
@@ -165,6 +178,13 @@ def _parse_name(entry: Path) -> tuple[_Form, int] | None:
         texts = (_OTHER_NUMBER.sub("#", text) for text in (before, after))
         return _Form(*texts), int(step)
     return (_Form("", ""), int(name)) if name.isascii() and name.isdecimal() else None
+
+
+def _read_stage(checkpoint: Checkpoint) -> list[int]:
+    """Return the whole numbers before the step, such as that of an epoch: they grow in a run."""
+    match = _STEP.fullmatch(checkpoint.path.name.removesuffix(_SUFFIX))
+    numbers = _OTHER_NUMBER.findall(match[1]) if match is not None else []
+    return [int(number.lstrip("+-")) for number in numbers if number.lstrip("+-").isdecimal()]
 
 
 def _take_usual_form(run: Path, forms: Mapping[_Form, list[Checkpoint]]) -> list[Checkpoint]:

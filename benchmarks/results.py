@@ -45,7 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 MORE: dict[str, tuple[str, dict[str, Any] | list[Any]]] = {
     "adamerging, preset strong": ("adamerging", {"name": "adamerging", "preset": "strong"}),
     "strong": ("adamerging", {"name": "strong"}),
-    "opcm": ("project", {"name": "opcm"}),
+    "opcm": ("task-arithmetic", {"name": "opcm"}),
     "tsv-m,featcal": ("featcal", ["tsv-m", "featcal"]),
     "consensus, task_masks": ("consensus", {"name": "consensus", "task_masks": True}),
 }

@@ -27,7 +27,7 @@ from fusion_core.recipe.paths import resolve_path
 from fusion_core.recipe.text import spell_out
 from fusion_core.recipe.validation import STRICT, Options, validate
 
-#: How the description of a live object begins, which a recipe has in the object's stead.
+#: The prefix of the text that stands for a live object in a recipe.
 LIVE = "<live "
 
 

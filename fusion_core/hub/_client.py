@@ -51,6 +51,8 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     #: look up revisions on the hub even if the cache knows them
     again: bool = False
+    #: whether later sessions take the new commits for these revisions
+    updates: bool = True
     commits: dict[Reference, str] = field(default_factory=dict)
     listings: dict[Reference, dict[str, int]] = field(default_factory=dict)
     #: days on which the revisions taken from the cache were looked up
@@ -61,16 +63,19 @@ _SESSION: ContextVar[Session | None] = ContextVar("hub session", default=None)
 
 
 @contextmanager
-def session(progress: Progress | None = None, *, again: bool = False) -> Iterator[Session]:
+def session(
+    progress: Progress | None = None, *, again: bool = False, updates: bool = True
+) -> Iterator[Session]:
     """Report downloads to `progress` and resolve each revision once while the session is open.
 
-    With `again`, also look up revisions that the cache knows. A nested session joins the outer one.
+    With `again`, also look up revisions that the cache knows; without `updates`, later sessions
+    keep the commits that it knows. A nested session joins the outer one.
     """
     outer = _SESSION.get()
     if outer is not None:
         yield outer
         return
-    current = Session(progress or Progress(), again)
+    current = Session(progress or Progress(), again, updates)
     token = _SESSION.set(current)
     try:
         yield current
@@ -195,7 +200,8 @@ def _look_up(reference: Reference, current: Session) -> str:
     if is_offline():
         raise not_cached(reference, cache_directory())
     commit = request_commit(reference)
-    cache_commit(reference, commit)
+    if cached is None or current.updates:
+        cache_commit(reference, commit)
     return commit
 
 

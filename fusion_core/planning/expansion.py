@@ -9,6 +9,7 @@ from fusion_core.contracts.specs import PipelineSpec
 from fusion_core.errors import RecipeError
 from fusion_core.formatting import suggest
 from fusion_core.recipe.config import stages_in
+from fusion_core.recipe.patterns import Selection
 from fusion_core.recipe.text import format_value, spell_out
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def _check_options(spec: PipelineSpec, options: Mapping[str, Any], plugins: Plug
 
 def _advise(option: str, stages: Sequence[str], plugins: PluginManager) -> str:
     """Say which of some stages has an option."""
+    if option in Selection.model_fields:
+        return f"Name a stage first, as in algorithm.{stages[0]}.{option}"
     for name in reversed(stages):
         if option in plugins.find_stages(name).load_config().model_fields:
             return f"Name the stage first: algorithm.{name}.{option}"

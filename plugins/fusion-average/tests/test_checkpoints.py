@@ -89,9 +89,22 @@ def test_steps_that_start_again_are_refused(tmp_path: Path) -> None:
     assert steps(find_checkpoints(tmp_path, "stage2-*")) == [500, 900]
 
 
+def test_other_numbers_before_the_step_may_fall(tmp_path: Path) -> None:
+    make(tmp_path, "loss=3-step=100", "loss=2-step=200", "loss=1.5-step=300")
+    assert steps(find_checkpoints(tmp_path)) == [100, 200, 300]
+
+
+def test_equal_steps_of_two_stages_are_told_apart(tmp_path: Path) -> None:
+    make(tmp_path, "stage1-step1000", "stage2-step1000", "stage2-step2000")
+    with pytest.raises(CheckpointError, match="both of step 1000") as error:
+        find_checkpoints(tmp_path)
+    assert error.value.hint == "Select one kind of name: --match 'stage2-step*'."
+
+
 def test_a_broken_link_is_named(tmp_path: Path) -> None:
     make(tmp_path, "checkpoint-100", "checkpoint-200")
     (tmp_path / "checkpoint-300").symlink_to("/mnt/archive/checkpoint-300")
+    (tmp_path / "checkpoint-1.log").symlink_to("/mnt/archive/checkpoint-1.log")
     with pytest.raises(CheckpointError, match="checkpoint-300 is a link to /mnt/archive"):
         find_checkpoints(tmp_path)
     assert steps(find_checkpoints(tmp_path, "*[12]00")) == [100, 200]

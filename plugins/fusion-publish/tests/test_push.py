@@ -191,8 +191,19 @@ def test_files_of_other_origin_are_not_removed(
     assert (code, "belong to no merge of fuse: model.gguf, model.safetensors" in text) == (5, True)
     assert push(merged, REPO, "--keep", "model.safetensors")[0] == 5
     assert remote(logged_in) == files
-    assert push(merged, REPO, "--keep", "*.safetensors", "--keep", "*.gguf")[0] == 0
+    keep = ("--keep", "*.safetensors", "--keep", "*.gguf", "--keep", "*.json")
+    assert push(merged, REPO, *keep)[0] == 0
     assert {*remote(logged_in)} == {*local(merged), *files}
+
+
+def test_another_model_of_the_same_names_is_not_replaced(
+    logged_in: HubServer, merged: Path
+) -> None:
+    names = [*local(merged), "README.md"]
+    logged_in.add(REPO, {name: b"" for name in names if name != "provenance.json"})
+    code, text = push(merged, REPO, "--revision", "candidate")
+    assert (code, "belong to no merge of fuse: model" in text) == (5, True)
+    assert [*logged_in.repositories["models", REPO].refs] == ["main"]
 
 
 # --- what does not verify -----------------------------------------------------------------------

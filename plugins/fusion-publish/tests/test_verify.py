@@ -10,6 +10,7 @@ import pytest
 from tiny_outputs import read_statement
 
 from fusion_core.errors import CheckpointError, IntegrityError, RecipeError
+from fusion_core.hub import parse, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +80,7 @@ def test_a_repository_is_verified(fuse: Callable[..., str], output: Path, hub: H
     hub.add("us/merged", changed)  # the cache knows the commit before
     with pytest.raises(IntegrityError, match=r"recipe\.yaml \(changed\)"):
         fuse("verify", "us/merged")
+    assert resolve(parse("us/merged")).revision == commit  # later runs keep their commit
     hub.add("us/other", {**files, "modeling.py": b"", "config.json": b"{}"})
     with pytest.raises(IntegrityError, match=r"config\.json \(changed\), modeling\.py"):
         fuse("verify", "us/other")

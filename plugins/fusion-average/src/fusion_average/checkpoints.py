@@ -25,6 +25,8 @@ _STEP = re.compile(
 )
 #: Numbers around a step, such as an epoch or a loss, which differ in the names of one run.
 _OTHER_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
+#: The stage or epoch in the text before a step, which starts again or not with the next one.
+_STAGE = re.compile(r"(?:stage|phase|epoch|part|round|ingredient)s?[-_= ]?(\d+)", re.IGNORECASE)
 #: What follows digits that are only the beginning of a number, such as `1e3` or `300.5`.
 _FRACTIONS = ("e#", "E#", ".#")
 _SUFFIX = ".safetensors"
@@ -66,14 +68,9 @@ def find_checkpoints(run: Path, pattern: str = "*") -> list[Checkpoint]:
     entries = sorted(entry for entry in run.iterdir() if fnmatchcase(entry.name, pattern))
     forms: dict[_Form, list[Checkpoint]] = {}
     for entry in entries:
-        if (name := _parse_name(entry)) is None:
-            continue
-        if entry.is_symlink() and not entry.exists():
-            raise CheckpointError(
-                f"{entry} is a link to {entry.readlink()}, which does not exist",
-                hint="Restore the checkpoint, or leave it out by --match.",
-            )
-        if entry.is_dir() or entry.suffix == _SUFFIX:
+        is_broken = entry.is_symlink() and not entry.exists()
+        is_model = entry.is_dir() or entry.suffix == _SUFFIX or is_broken
+        if is_model and (name := _parse_name(entry)) is not None:
             form, step = name
             forms.setdefault(form, []).append(Checkpoint(step, entry))
     checkpoints = _take_usual_form(run, forms)
@@ -85,19 +82,30 @@ def find_checkpoints(run: Path, pattern: str = "*") -> list[Checkpoint]:
             "files such as step-1000.safetensors.",
         )
     checkpoints.sort(key=lambda checkpoint: checkpoint.step)
+    _check_order(run, checkpoints)
+    return checkpoints
+
+
+def _check_order(run: Path, checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise `CheckpointError` for a broken link, equal steps, and steps that start again."""
+    for path in (checkpoint.path for checkpoint in checkpoints):
+        if not path.exists():
+            raise CheckpointError(
+                f"{path} is a link to {path.readlink()}, which does not exist",
+                hint="Restore the checkpoint, or leave it out by --match.",
+            )
     for one, other in pairwise(checkpoints):
         if one.step == other.step:
             raise CheckpointError(
                 f"{run}: {one.path.name} and {other.path.name} are both of step {one.step}",
-                hint="Select one kind of name: --match 'checkpoint-*'.",
+                hint=f"Select one kind of name: --match '{_spell_beginning(other)}*'.",
             )
         if _read_stage(one) > _read_stage(other):
             raise CheckpointError(
                 f"{run}: steps start again: {one.path.name} has a smaller step than "
-                f"{other.path.name}, and a larger number before it",
-                hint="Select names of one stage or epoch by --match.",
+                f"{other.path.name}, which is of an earlier stage or epoch",
+                hint=f"Select one of them: --match '{_spell_beginning(one)}*'.",
             )
-    return checkpoints
 
 
 def select_checkpoints(
@@ -181,10 +189,14 @@ def _parse_name(entry: Path) -> tuple[_Form, int] | None:
 
 
 def _read_stage(checkpoint: Checkpoint) -> list[int]:
-    """Return the whole numbers before the step, such as that of an epoch: they grow in a run."""
+    """Return the numbers of stages and epochs in a name, which grow in a run."""
+    return [int(number) for number in _STAGE.findall(checkpoint.path.name)]
+
+
+def _spell_beginning(checkpoint: Checkpoint) -> str:
+    """Return the beginning of a name up to the step, as a glob matches it."""
     match = _STEP.fullmatch(checkpoint.path.name.removesuffix(_SUFFIX))
-    numbers = _OTHER_NUMBER.findall(match[1]) if match is not None else []
-    return [int(number.lstrip("+-")) for number in numbers if number.lstrip("+-").isdecimal()]
+    return escape(match[1]) if match is not None else ""
 
 
 def _take_usual_form(run: Path, forms: Mapping[_Form, list[Checkpoint]]) -> list[Checkpoint]:

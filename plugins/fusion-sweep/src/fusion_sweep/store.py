@@ -40,10 +40,10 @@ _PATIENCE = 60.0  # seconds to wait for another process to finish writing
 class Store:
     """A file of trials; a context manager that closes it.
 
-    A missing file is created by the first write, or raises `DiskError` if `create` is false. With
-    `create` false, a file that cannot be written is read. Raises `DiskError` for a file that cannot
-    be opened or is not a store, without changing it, and for a damaged row, with the command that
-    removes it.
+    A missing file is created when it is first used, or raises `DiskError` if `create` is false.
+    With `create` false, a file that cannot be written is read. Raises `DiskError` for a file that
+    cannot be opened or is not a store, without changing it, and for a damaged row, with the command
+    that removes it.
     """
 
     def __init__(self, path: Path | None = None, *, create: bool = True) -> None:
@@ -96,7 +96,8 @@ class Store:
     @property
     def _is_copied(self) -> bool:
         """Whether a copy is read: SQLite writes to a file and its directory to read it."""
-        return self._reads_only and not os.access(self.path, os.W_OK)
+        writable = (self.path, self.path.absolute().parent)
+        return self._reads_only and not all(os.access(path, os.W_OK) for path in writable)
 
     def _cannot_open(self, error: Exception) -> DiskError:
         return DiskError(f"cannot open the store {self.path}: {error}", hint=RESTORE)

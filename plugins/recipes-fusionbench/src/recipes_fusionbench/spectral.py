@@ -102,10 +102,12 @@ def opcm(fusion: Fusion) -> None:
     alpha = given.number("alpha", 0.5)
     if not 0 <= alpha < 1:
         given.refuse("alpha", f"expected a number from 0 to below 1, got {alpha:g}")
-    if fusion.models.kind == "gpt2":
-        given.refuse("", "it projects linear layers, which GPT-2 does not have")
-    if fusion.models.kind == "clip":
+    kind = fusion.models.kind
+    if kind == "clip":
         given.warn("", "FusionBench leaves out class_embedding; here it is merged like a bias")
+    else:
+        reason = f"it needs the names of linear layers, unknown for models of the pool {kind}"
+        given.refuse("", reason)
     tables = {"match": "*embed*", "unmatched": "warn", "matrices": "none"}
     fusion.add("opcm", project={"alpha": alpha, **AS_STORED, "overrides": [tables]})
 

@@ -124,8 +124,9 @@ def _reproduction(output: MergeOutput, repository: str | None) -> str:
     packages = " ".join(f"{name}=={version}" for name, version in output.versions.items())
     steps = f"pip install {packages} fusion-publish\nfuse reproduce {repository or '.'}"
     return (
-        "`fuse reproduce` makes this model again from the commits and hashes in `provenance.json`, "
-        f"and compares every tensor.\n\n{_code('sh', steps)}"
+        "`fuse reproduce` makes this model again from the inputs that `provenance.json` identifies "
+        "by commits and hashes, and compares every tensor. A branch other than `main` is named as "
+        f"in `ORG/NAME@BRANCH`.\n\n{_code('sh', steps)}"
     )
 
 

@@ -45,7 +45,7 @@ def push(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             metavar="PATTERN",
-            help="Keep such files of the repository, e.g. '*.gguf'; repeatable.",
+            help="Leave files with such names in the repository, e.g. '*.gguf'; repeatable.",
         ),
     ] = None,
     dry_run: Annotated[

@@ -26,22 +26,21 @@ def find_obsolete(
 ) -> list[str]:
     """Return the files of an earlier merge that are not among `names`, the files of the new one.
 
-    Files that match a pattern of `keep` stay. Raises `HubError` for other files that are neither
-    documents nor of a merge: `fuse verify` would refuse the repository.
+    Files that match a pattern of `keep` stay. Raises `HubError` for files that are neither
+    documents nor of a merge: `fuse verify` would refuse the repository, or a model that is not ours
+    would be replaced.
     """
-    present = hub.list_files(pinned)
-    others = {name for name in present if name not in names and not matches(name, keep)}
-    obsolete: set[str] = set()
-    if PROVENANCE in present:
-        with suppress(CheckpointError):  # another tool's file, or a damaged one
-            recorded = list_recorded(pinned)
-            obsolete = {name for name in others if name in recorded or matches(name, MADE)}
-    if foreign := sorted(name for name in others - obsolete if not is_allowed(name)):
+    present = {name for name in hub.list_files(pinned) if not matches(name, keep)}
+    made: set[str] = set()
+    with suppress(CheckpointError):  # another tool's provenance, or a damaged one
+        made = list_recorded(pinned) if PROVENANCE in present else made
+    made |= {name for name in present if made and (name in names or matches(name, MADE))}
+    if foreign := sorted(name for name in present - made if not is_allowed(name)):
         rest = len(foreign) - _MOST_NAMES
         listed = ", ".join(foreign[:_MOST_NAMES]) + (f" and {rest} others" if rest > 0 else "")
         raise HubError(
             f"{pinned.repo} has files that belong to no merge of fuse: {listed}",
-            hint="Delete them on the hub, keep them with --keep PATTERN, or push to another "
-            "repository or branch.",
+            hint="Delete them on the hub, leave them there with --keep PATTERN, or push to another "
+            "repository.",
         )
-    return sorted(obsolete)
+    return sorted(present & made - {*names})

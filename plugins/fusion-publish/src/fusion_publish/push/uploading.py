@@ -68,10 +68,12 @@ def upload(files: Sequence[PublishedFile], destination: Destination) -> Upload:
                 hint=f"To push, {hub.LOG_IN}; the token needs write permission.",
             )
         api = HfApi(endpoint=hub.endpoint())
-        _prepare(api, destination)
-        head = api.repo_info(reference.repo, revision=reference.revision).sha
+        _create_repository(api, destination)
+        head = _find_head(api, reference)
         names = {file.name for file in files}
-        obsolete = find_obsolete(reference.at(str(head)), names, destination.keep)
+        obsolete = find_obsolete(reference.at(head), names, destination.keep)
+        if reference.revision != "main" and not destination.create_pr:
+            api.create_branch(reference.repo, branch=reference.revision, exist_ok=True)
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationAdd(file.name, file.path) for file in files),
             *(CommitOperationDelete(name) for name in obsolete),
@@ -93,8 +95,8 @@ def upload(files: Sequence[PublishedFile], destination: Destination) -> Upload:
     return Upload(address, obsolete)
 
 
-def _prepare(api: HfApi, destination: Destination) -> None:
-    """Create the repository and the branch where they are missing.
+def _create_repository(api: HfApi, destination: Destination) -> None:
+    """Create the repository if it is missing.
 
     Raises `HubError` for an existing public repository if a private one was asked for.
     """
@@ -107,8 +109,16 @@ def _prepare(api: HfApi, destination: Destination) -> None:
             f"--private: {reference.repo} exists and is public",
             hint="Make it private in its settings on the hub, or leave out --private.",
         )
-    if reference.revision != "main" and not destination.create_pr:
-        api.create_branch(reference.repo, branch=reference.revision, exist_ok=True)
+
+
+def _find_head(api: HfApi, reference: hub.Reference) -> str:
+    """Return the commit of a branch, or of the main branch, from which a new one starts."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        return str(api.repo_info(reference.repo, revision=reference.revision).sha)
+    except RevisionNotFoundError:
+        return str(api.repo_info(reference.repo).sha)
 
 
 def _find_visibility(api: HfApi, repository: str) -> bool | None:

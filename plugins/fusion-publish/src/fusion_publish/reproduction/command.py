@@ -75,7 +75,7 @@ def reproduce(
 
     progress = progress_for(quiet=quiet)
     with ExitStack() as stack:
-        stack.enter_context(hub.session(progress, again=True))
+        stack.enter_context(hub.session(progress, again=True, updates=False))
         located = locate(model, [PROVENANCE, RECIPE])
         if output is None:
             output = Path(stack.enter_context(TemporaryDirectory(prefix="fuse-"))) / "model"

@@ -57,7 +57,7 @@ def verify(
 
     if signature is not None and public_key is None:
         raise RecipeError("--signature needs --public-key", hint="Name the signer's key.")
-    with hub.session(progress_for(quiet=quiet), again=True):
+    with hub.session(progress_for(quiet=quiet), again=True, updates=False):
         located = locate(model, () if public_key is None else ["*"])  # a signature covers all
         verification = verifying.verify(
             located.directory, subject=located.subject, names=located.names, allow=allow or ()

@@ -116,3 +116,17 @@ def test_a_bert_that_is_a_decoder_has_likelihoods() -> None:
     model = _build("BertLMHeadModel", "BertConfig", {**_BERT, "is_decoder": True})
     pairs = [Pair(row[:2], row[2:]) for row in _ROWS]
     assert len(log_likelihoods(model, pairs, batch_size=4, label="")) == len(pairs)
+
+
+def test_a_token_without_an_embedding_is_named() -> None:
+    model = _build("GPT2LMHeadModel", "GPT2Config", {"n_embd": 16, "n_layer": 1, "n_head": 2})
+    rows = model.get_input_embeddings().num_embeddings
+    message = f"gives the token {rows}, but the model has embeddings of {rows} tokens"
+    for function in (log_likelihoods, greedy_tokens):
+        with pytest.raises(FusionError, match=message):
+            function(model, [Pair([1, 2], [rows])], batch_size=4, label="")
+    generator = TextGenerator(_prompts(), model, 8)
+    with pytest.raises(FusionError, match=message):
+        generator.generate_tokens([[1], [2, rows]], label="")
+    with pytest.raises(FusionError, match=message):
+        generator.sample_tokens([[1], [2, rows]], seed=0, key="")

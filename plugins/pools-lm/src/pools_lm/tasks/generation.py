@@ -10,7 +10,7 @@ from torch import nn
 
 from fusion_adapting import make_generator, map_batches, map_on_cores
 from fusion_core import evaluation_mode
-from pools_lm.tasks.reading import limit_padding
+from pools_lm.tasks.reading import check_ids, limit_padding
 from pools_lm.tasks.scoring import answer_start, pad_rows
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class TextGenerator:
 
         Tokens that contain a stop text are included.
         """
+        check_ids(self.model, contexts)
         size = limit_padding(self.model, self._first_scores, contexts, self.batch_size)
         return map_batches(self._batch, contexts, self.model, batch_size=size, label=label)
 
@@ -66,6 +67,7 @@ class TextGenerator:
 
         The draws are a function of seed, key and contexts, for any number of cores.
         """
+        check_ids(self.model, contexts)
         size = self.batch_size
         starts = range(0, len(contexts), size)
 

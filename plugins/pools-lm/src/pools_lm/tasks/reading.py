@@ -11,7 +11,7 @@ from fusion_core import evaluation_mode
 from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence, Sized
+    from collections.abc import Callable, Iterable, Sequence, Sized
 
     from torch import Tensor, nn
 
@@ -42,6 +42,20 @@ def limit_padding(
         "%s reads texts one by one, because padding changes its results", type(model).__name__
     )
     return 1
+
+
+def check_ids(model: nn.Module, texts: Iterable[Sequence[int]]) -> None:
+    """Raise `FusionError` if a text has a token that the model has no embedding of."""
+    transformer: Any = model
+    rows = len(transformer.get_input_embeddings().weight)
+    largest = max((max(text, default=0) for text in texts), default=0)
+    if largest >= rows:
+        raise FusionError(
+            f"the tokenizer gives the token {largest}, but the model has embeddings of {rows} "
+            "tokens",
+            hint="Give every model the embeddings of its tokenizer before the merge: "
+            "resize_token_embeddings of transformers. Or name a tokenizer that fits the models.",
+        )
 
 
 def check_causal(model: nn.Module, score: Callable[[Tensor], Tensor]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_adapting import map_batches, most_likely
-from pools_lm.tasks.reading import check_causal
+from pools_lm.tasks.reading import check_causal, check_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,6 +108,7 @@ def _limit_batch(model: nn.Module, pairs: Sequence[Pair], batch_size: int) -> in
     Padding follows the texts, so a causal decoder does not see it. Raises `FusionError` for a
     decoder that is not causal.
     """
+    check_ids(model, (text for pair in pairs for text in (pair.context, pair.continuation)))
     config: Any = model.config
     device = next(model.parameters()).device
     longest = max(len(pair.continuation) for pair in pairs)

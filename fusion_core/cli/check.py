@@ -107,7 +107,9 @@ def show_check(plan: Plan, *, scan: bool = False, as_json: bool) -> None:
     else:
         _print(checked, bad)
         if plan.revisions_as_of is not None:
-            print(f"revisions as of {plan.revisions_as_of} (fuse download updates them)")
+            from fusion_core import hub
+
+            print(hub.describe_age(plan.revisions_as_of))
     if bad is not None:
         checking.raise_if_bad(bad, plan)
     plan.check_trust()

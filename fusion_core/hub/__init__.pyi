@@ -17,6 +17,7 @@ from fusion_core.hub._conversions import find_conversion as find_conversion
 from fusion_core.hub._downloads import DownloadSize as DownloadSize
 from fusion_core.hub._downloads import FileRequest as FileRequest
 from fusion_core.hub._downloads import check_space as check_space
+from fusion_core.hub._downloads import describe_age as describe_age
 from fusion_core.hub._downloads import download_requests as download_requests
 from fusion_core.hub._downloads import measure_download as measure_download
 from fusion_core.hub._errors import add_advice as add_advice

@@ -59,6 +59,11 @@ def measure_download(wanted: Iterable[FileRequest]) -> DownloadSize:
     return DownloadSize(total, missing, sum(item.made for item in requests))
 
 
+def describe_age(since: date) -> str:
+    """Say that the cache answered for revisions, the oldest of which was looked up on a day."""
+    return f"revisions as of {since} (fuse download updates them)"
+
+
 def check_space(size: DownloadSize, since: date | None = None) -> str:
     """Return a line with the bytes to download and decode, the free space and the revisions' age.
 
@@ -72,7 +77,7 @@ def check_space(size: DownloadSize, since: date | None = None) -> str:
         check_free_space("the decoded data", size.made, assets_directory())
         free = check_free_space("the download", size.missing, cache_directory())
     since = since or oldest_lookup()
-    age = f"; revisions as of {since} (fuse download updates them)" if since else ""
+    age = f"; {describe_age(since)}" if since else ""
     needed = {"to download": size.missing, "to store decoded": size.made}
     parts = [f"{label}: {format_bytes(count)}" for label, count in needed.items() if count]
     if not parts:

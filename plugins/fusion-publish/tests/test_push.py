@@ -178,6 +178,7 @@ def test_a_push_replaces_the_merge_before(logged_in: HubServer, output: Path, me
     assert "removed files of the merge before: model.safetensors, model.sig, report.html" in text
     assert {*remote(logged_in)} == {*local(merged), ".gitattributes"}
     assert push(merged, REPO, "--create-pr")[0] == 0  # nothing to upload
+    assert push(merged, REPO, "--keep", "*.json")[0] == 0  # its record still says what is ours
 
 
 @pytest.mark.parametrize("record", [b"{}", None])

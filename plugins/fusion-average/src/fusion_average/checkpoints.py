@@ -25,7 +25,7 @@ _STEP = re.compile(
 )
 #: Numbers around a step, such as an epoch or a loss, which differ in the names of one run.
 _OTHER_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
-#: The stage or epoch in the text before a step, which starts again or not with the next one.
+#: A stage or an epoch in a name, with its number.
 _STAGE = re.compile(r"(?:stage|phase|epoch|part|round|ingredient)s?[-_= ]?(\d+)", re.IGNORECASE)
 #: What follows digits that are only the beginning of a number, such as `1e3` or `300.5`.
 _FRACTIONS = ("e#", "E#", ".#")
@@ -95,16 +95,18 @@ def _check_order(run: Path, checkpoints: Sequence[Checkpoint]) -> None:
                 hint="Restore the checkpoint, or leave it out by --match.",
             )
     for one, other in pairwise(checkpoints):
+        kinds = [_spell_beginning(checkpoint) for checkpoint in (one, other)]
         if one.step == other.step:
+            select = f"Select one kind of name: --match '{kinds[1]}*'."
             raise CheckpointError(
                 f"{run}: {one.path.name} and {other.path.name} are both of step {one.step}",
-                hint=f"Select one kind of name: --match '{_spell_beginning(other)}*'.",
+                hint=select if kinds[0] != kinds[1] else "Move one of them away.",
             )
         if _read_stage(one) > _read_stage(other):
             raise CheckpointError(
                 f"{run}: steps start again: {one.path.name} has a smaller step than "
                 f"{other.path.name}, which is of an earlier stage or epoch",
-                hint=f"Select one of them: --match '{_spell_beginning(one)}*'.",
+                hint=f"Select one of them: --match '{kinds[0]}*'.",
             )
 
 

@@ -9,15 +9,11 @@ import torch
 from fusion_core import Piece, Transform
 from fusion_core.weights import Components, decompose, joint_rank, polar, sum_in_order
 from fusion_spectral.config import IsoCtsConfig, IsotropiseConfig, ScaleConfig
-from fusion_spectral.matrixwise import Matrixwise, MatrixwiseMerge
+from fusion_spectral.matrixwise import ROUNDING, Matrixwise, MatrixwiseMerge
 from fusion_spectral.orthogonalise import orthogonalise_bases
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-#: Part of an expert's norm that rounding leaves in directions that were removed from it.
-_ROUNDING = 1e-6
 
 
 class IsoC(MatrixwiseMerge[ScaleConfig]):
@@ -37,11 +33,6 @@ class IsoC(MatrixwiseMerge[ScaleConfig]):
 
     config_class = ScaleConfig
     pieces_held, squares = (6.2, 2), (6, 0)
-
-    @property
-    def scale(self) -> float:
-        """Factor of the merged task vector."""
-        return self.config.scale
 
     def combine(self, rows: Tensor) -> Tensor:
         """Flatten the sum's spectrum."""
@@ -70,11 +61,6 @@ class IsoCts(MatrixwiseMerge[IsoCtsConfig]):
 
     config_class = IsoCtsConfig
     pieces_held, squares = (9, 3), (8, 1)
-
-    @property
-    def scale(self) -> float:
-        """Factor of the merged task vector."""
-        return self.config.scale
 
     def combine(self, rows: Tensor) -> Tensor:
         """Join common and own directions under a flat spectrum."""
@@ -116,7 +102,7 @@ def _flat_directions(rows: Tensor, common_fraction: float) -> list[Components]:
     rank, experts = joint_rank(rows), len(rows)
     rest = rank - int(rank * common_fraction)
     per_expert = min(round(rest / experts), rank // experts)
-    bounds = torch.linalg.matrix_norm(rows) * _ROUNDING
+    bounds = torch.linalg.matrix_norm(rows) * ROUNDING
     total = decompose(sum_in_order(rows))
     common = _drop_rounding(total.largest(rank - per_expert * experts), bounds.max())
     outside = (decompose(row - common.left @ (common.left.mT @ row)) for row in rows)

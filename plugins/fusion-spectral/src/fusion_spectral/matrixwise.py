@@ -9,7 +9,7 @@ import torch
 
 from fusion_core import ComponentConfig, Cut, Piece, TensorwiseAlgorithm
 from fusion_core.weights import PieceKernel, is_matrix, sum_in_order
-from fusion_spectral.config import MatrixConfig
+from fusion_spectral.config import MatrixConfig, ScaleConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
 #: Part of an expert's norm that rounding may put into any direction.
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 
 
 class ForMatrices:
@@ -92,8 +92,8 @@ class MatrixwiseMerge(Matrixwise, TensorwiseAlgorithm[ConfigT]):
 
     @property
     def scale(self) -> float:
-        """Factor of the merged task vector."""
-        return 1.0
+        """Factor of the merged task vector: the option, or 1 for methods without one."""
+        return self.config.scale if isinstance(self.config, ScaleConfig) else 1.0
 
     @abstractmethod
     def combine(self, rows: Tensor) -> Tensor:
@@ -118,4 +118,4 @@ def zero_rounding(responses: Tensor, norms: Tensor, dim: int = -1) -> Tensor:
     (experts,). Rounding is what is below 1e-6 of the expert's norm.
     """
     lengths = torch.linalg.vector_norm(responses, dim=dim, keepdim=True)
-    return responses.masked_fill_(lengths <= norms[:, None, None] * _ROUNDING, 0)
+    return responses.masked_fill_(lengths <= norms[:, None, None] * ROUNDING, 0)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.weights import Components, decompose
+from fusion_core.weights import Components, decompose, sum_in_order
 from fusion_spectral.config import ResMergeConfig
-from fusion_spectral.matrixwise import MatrixwiseMerge, mean
+from fusion_spectral.matrixwise import ROUNDING, MatrixwiseMerge, mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-#: Part of a task vector's norm that rounding leaves when all of its components are removed.
-_ROUNDING = 1e-6
 #: Columns that are held in fp64 at once.
 _COLUMNS = 2**18
 
@@ -44,11 +43,6 @@ class ResMerge(MatrixwiseMerge[ResMergeConfig]):
     config_class = ResMergeConfig
     pieces_held, squares = (7, 2.8), (5, 0)
 
-    @property
-    def scale(self) -> float:
-        """Factor of the merged task vector."""
-        return self.config.scale
-
     def combine(self, rows: Tensor) -> Tensor:
         """Merge the residuals, and add the correction."""
         heads = [_find_head(row, self.config.rank) for row in rows]
@@ -57,13 +51,13 @@ class ResMerge(MatrixwiseMerge[ResMergeConfig]):
             residual.sub_(head.product())
         lengths = torch.linalg.vector_norm(residuals, dim=(1, 2), dtype=torch.float64)
         wholes = torch.linalg.vector_norm(rows, dim=(1, 2), dtype=torch.float64)
-        is_rounding = lengths <= _ROUNDING * wholes
+        is_rounding = lengths <= ROUNDING * wholes
         if is_rounding.all():
             return mean(rows)
         residuals[is_rounding] = 0
         merged = self._merge_residuals(residuals)
         strength = self.config.head_scale * _agreement(heads) * merged.norm()
-        total = _join(heads).product()
+        total = sum_in_order(head.product() for head in heads)
         length = total.norm()
         return merged.add_(total.mul_(strength / length)) if length > 0 else merged
 
@@ -104,19 +98,12 @@ def _inner_products(rows: Tensor) -> Tensor:
 def _agreement(heads: Sequence[Components]) -> float:
     """Return the mean over all pairs of heads of their cosine, or of 0 if it is negative."""
     present = [head for head in heads if head.rank]
-    if len(present) == 1:
-        return 1.0
-    left, values, right = _join(present)
-    owners = torch.cat([torch.full((head.rank,), n) for n, head in enumerate(present)])
-    owned = torch.nn.functional.one_hot(owners, len(present)).to(left)
-    weighted = left * values
-    products = owned.mT @ ((weighted.mT @ weighted) * (right.mT @ right)) @ owned
-    lengths = products.diagonal().sqrt()
-    cosines = (products / lengths / lengths[:, None]).clamp_min(0)
-    pairs = len(present) * (len(present) - 1)
-    return float((cosines.sum() - cosines.trace()) / pairs)
+    cosines = [max(_cosine(one, two), 0.0) for one, two in combinations(present, 2)]
+    return sum(cosines) / len(cosines) if cosines else 1.0
 
 
-def _join(heads: Sequence[Components]) -> Components:
-    left, values, right = (torch.cat(parts, dim=-1) for parts in zip(*heads, strict=True))
-    return Components(left, values, right)
+def _cosine(one: Components, two: Components) -> float:
+    """Return the cosine of the matrices that components add up to."""
+    left = (one.left * one.values).mT @ (two.left * two.values)
+    product = (left * (one.right.mT @ two.right)).sum()
+    return float(product / (one.values.norm() * two.values.norm()))

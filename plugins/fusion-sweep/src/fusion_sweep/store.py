@@ -11,7 +11,7 @@ import json
 import os
 import shlex
 import sqlite3
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,7 +71,7 @@ class Store:
                 on_failure.callback(self._resources.close)
                 connection = self._connect()
                 connection.text_factory = lambda data: data.decode(errors="surrogateescape")
-                with _transaction(connection, self.path):
+                with self._transaction(connection):
                     prepare(connection, self.path)
                 enable_wal(connection, _PATIENCE)
                 # A crash of the machine may lose the last trial, but nothing else.
@@ -108,8 +108,18 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self._resources.close()
 
-    def _transaction(self) -> AbstractContextManager[None]:
-        return _transaction(self._connection, self.path)
+    @contextmanager
+    def _transaction(self, connection: sqlite3.Connection | None = None) -> Iterator[None]:
+        """Write everything or nothing, while no other process writes; raises `DiskError`."""
+        connection = connection or self._connection
+        try:
+            connection.execute("begin immediate")
+            with connection:
+                yield
+        except sqlite3.OperationalError as error:
+            raise DiskError(f"cannot write the store {self.path}: {error}") from error
+        except sqlite3.Error as error:
+            raise DiskError(f"the store {self.path} is damaged: {error}", hint=RESTORE) from error
 
     def _query(self, query: str, *values: object) -> list[Row]:
         """Return the rows of a query; raises `DiskError` for a file that SQLite cannot read."""
@@ -282,19 +292,6 @@ class Store:
             f"{problem} {prefix!r} in the store {self.path}",
             hint="See: fuse runs ls, and fuse runs ls SWEEP",
         )
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """Write everything or nothing, while no other process writes; raises `DiskError`."""
-    try:
-        connection.execute("begin immediate")
-        with connection:
-            yield
-    except sqlite3.OperationalError as error:
-        raise DiskError(f"cannot write the store {path}: {error}") from error
-    except sqlite3.Error as error:
-        raise DiskError(f"the store {path} is damaged: {error}", hint=RESTORE) from error
 
 
 def default_path() -> Path:

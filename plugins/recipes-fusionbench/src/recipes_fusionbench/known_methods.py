@@ -16,6 +16,14 @@ _ADAMERGING = {
     "batch_size": 16,
     "max_steps": 1000,
 }
+#: The values that the files of OPCM share.
+_OPCM = {
+    "shuffle_order": True,
+    "alpha": 0.5,
+    "seed": None,
+    "save_on_every_step": True,
+    "evaluate_on_every_step": True,
+}
 #: The values in `method/NAME.yaml`.
 _FILES: dict[str, dict[str, Any]] = {
     "dummy": {"_target_": "DummyAlgorithm"},
@@ -86,23 +94,8 @@ _FILES: dict[str, dict[str, Any]] = {
     "emr_merging/emr_merging": {"_target_": "EMRMerging"},
     "wudi/wudi": {"_target_": "WUDIMerging", "iter_num": 400, "exclude_keys": None},
     "doge_ta/doge_ta": {"_target_": "DOGE_TA_Algorithm", "subspace": 6, "K": 30, "lamda": 0.07},
-    "opcm/opcm": {
-        "_target_": "opcm.opcm.OPCMForCLIP",
-        "shuffle_order": True,
-        "alpha": 0.5,
-        "seed": None,
-        "save_on_every_step": True,
-        "evaluate_on_every_step": True,
-    },
-    "opcm/opcm_general": {
-        "_target_": "opcm.opcm_general.OPCM",
-        "shuffle_order": True,
-        "alpha": 0.5,
-        "seed": None,
-        "save_on_every_step": True,
-        "evaluate_on_every_step": True,
-        "num_ray_actors": 0,
-    },
+    "opcm/opcm": {"_target_": "opcm.opcm.OPCMForCLIP", **_OPCM},
+    "opcm/opcm_general": {"_target_": "opcm.opcm_general.OPCM", **_OPCM, "num_ray_actors": 0},
     "task_singular_vector/TaskSingularVectorMerging": {
         "_target_": "TaskSingularVectorMerging",
         "exclude_keys": None,

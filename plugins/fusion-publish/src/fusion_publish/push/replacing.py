@@ -30,11 +30,13 @@ def find_obsolete(
     documents nor of a merge: `fuse verify` would refuse the repository, or a model that is not ours
     would be replaced.
     """
-    present = {name for name in hub.list_files(pinned) if not matches(name, keep)}
+    listing = hub.list_files(pinned)
+    present = {name for name in listing if not matches(name, keep)}
     made: set[str] = set()
-    with suppress(CheckpointError):  # another tool's provenance, or a damaged one
-        made = list_recorded(pinned) if PROVENANCE in present else made
-    made |= {name for name in present if made and (name in names or matches(name, MADE))}
+    if PROVENANCE in listing:
+        with suppress(CheckpointError):  # another tool's file, or a damaged one
+            made = {*list_recorded(pinned), *names}
+            made.update(name for name in present if matches(name, MADE))
     if foreign := sorted(name for name in present - made if not is_allowed(name)):
         rest = len(foreign) - _MOST_NAMES
         listed = ", ".join(foreign[:_MOST_NAMES]) + (f" and {rest} others" if rest > 0 else "")

@@ -17,7 +17,7 @@ from fusion_publish.push.replacing import find_obsolete
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelInfo
 
     from fusion_publish.push.files import PublishedFile
 
@@ -68,8 +68,10 @@ def upload(files: Sequence[PublishedFile], destination: Destination) -> Upload:
                 hint=f"To push, {hub.LOG_IN}; the token needs write permission.",
             )
         api = HfApi(endpoint=hub.endpoint())
-        _create_repository(api, destination)
-        head = _find_head(api, reference)
+        head = _find_repository(api, destination)
+        if reference.revision != "main":  # a branch that is missing starts from main
+            branch = _find_info(api, reference.repo, reference.revision)
+            head = head if branch is None else str(branch.sha)
         names = {file.name for file in files}
         obsolete = find_obsolete(reference.at(head), names, destination.keep)
         if reference.revision != "main" and not destination.create_pr:
@@ -95,37 +97,29 @@ def upload(files: Sequence[PublishedFile], destination: Destination) -> Upload:
     return Upload(address, obsolete)
 
 
-def _create_repository(api: HfApi, destination: Destination) -> None:
-    """Create the repository if it is missing.
+def _find_repository(api: HfApi, destination: Destination) -> str:
+    """Return the commit of the repository's main branch; create the repository if it is missing.
 
     Raises `HubError` for an existing public repository if a private one was asked for.
     """
-    reference = destination.reference
-    is_private = _find_visibility(api, reference.repo)
-    if is_private is None:
-        api.create_repo(reference.repo, private=destination.private or None)
-    elif destination.private and not is_private:
+    repository = destination.reference.repo
+    info = _find_info(api, repository, "main")
+    if info is None:
+        api.create_repo(repository, private=destination.private or None)
+        info = api.model_info(repository)
+    elif destination.private and not info.private:
         raise HubError(
-            f"--private: {reference.repo} exists and is public",
+            f"--private: {repository} exists and is public",
             hint="Make it private in its settings on the hub, or leave out --private.",
         )
+    return str(info.sha)
 
 
-def _find_head(api: HfApi, reference: hub.Reference) -> str:
-    """Return the commit of a branch, or of the main branch, from which a new one starts."""
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    try:
-        return str(api.repo_info(reference.repo, revision=reference.revision).sha)
-    except RevisionNotFoundError:
-        return str(api.repo_info(reference.repo).sha)
-
-
-def _find_visibility(api: HfApi, repository: str) -> bool | None:
-    """Tell whether a repository is private; None if it does not exist."""
-    from huggingface_hub.errors import RepositoryNotFoundError
+def _find_info(api: HfApi, repository: str, revision: str) -> ModelInfo | None:
+    """Return what the hub says of a branch, or None if it or its repository does not exist."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return bool(api.repo_info(repository).private)
-    except RepositoryNotFoundError:
+        return api.model_info(repository, revision=revision)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
         return None

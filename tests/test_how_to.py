@@ -208,7 +208,7 @@ def encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_page_of_sentence_encoders_runs_in_its_order(encoders: Path) -> None:
-    assert len(commands(ENCODERS)) == 4
+    assert len(commands(ENCODERS)) == 5
     for command in commands(ENCODERS):
         done = CliRunner().invoke(app, shlex.split(command)[1:])
         assert done.exit_code == 0, done.exception

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from fusion_core.contracts.run import RunInfo
 from fusion_core.contracts.specs import ModelPoolSpec, TaskPoolSpec
@@ -60,18 +61,44 @@ def choose_pools(
     return Choice(name=pool.name, **{**models, **pool.options}), tasks
 
 
-def create_models(
-    resolved: Resolved[ModelPoolSpec],
-    plans: Mapping[RecipeSource, Plan],
-    recipe: Mapping[str, Any],
-) -> ModelPool[Any]:
-    """Return the models as a run of the recipe has them: nested recipes merged, all aligned."""
-    pool: ModelPool[Any] = resolved.create()
-    nested, info = name_plans(plans, pool), RunInfo(recipe, None)
-    merges, _, _ = run_nested(nested, info, SerialExecutor(), None)
-    policy = validate(AlignmentPolicy, recipe.get("alignment") or {}, prefix="alignment")
-    pool = pool.with_sources(merges)
-    return pool.aligned(policy) if pool.experts else pool
+@dataclass(frozen=True)
+class MeasuredModels:
+    """The models of an evaluation, as a run of the recipe has them."""
+
+    #: as they are stored; tasks are bound to these, and may read heads that the merge lacks
+    stored: ModelPool[Any]
+    #: with the tensors of the merge; these are measured
+    aligned: ModelPool[Any]
+
+    @classmethod
+    def create(
+        cls,
+        resolved: Resolved[ModelPoolSpec],
+        plans: Mapping[RecipeSource, Plan],
+        recipe: Mapping[str, Any],
+    ) -> Self:
+        """Create a recipe's models, with its nested recipes merged."""
+        stored: ModelPool[Any] = resolved.create()
+        nested, info = name_plans(plans, stored), RunInfo(recipe, None)
+        merges, _, _ = run_nested(nested, info, SerialExecutor(), None)
+        policy = validate(AlignmentPolicy, recipe.get("alignment") or {}, prefix="alignment")
+        stored = stored.with_sources(merges)
+        return cls(stored, stored.aligned(policy) if stored.experts else stored)
+
+    def with_own_files(self, weights: WeightSource, directory: Path) -> Self | None:
+        """Return the models with a directory's configuration and tokenizer, None if they are equal.
+
+        Warns of each difference.
+        """
+        files = list_side_files(directory) if directory.is_dir() and not weights.is_delta else {}
+        differences = self.aligned.describe_differences(weights, files) if files else []
+        if not differences:
+            return None
+        stored, aligned = self.stored.with_assets(files), self.aligned.with_assets(files)
+        whose = "the base's" if stored is None else "its own"
+        for difference in differences:
+            _LOG.warning("%s; the model is measured with %s", difference, whose)
+        return None if stored is None or aligned is None else type(self)(stored, aligned)
 
 
 def open_model(directory: Path, pool: ModelPool[Any]) -> WeightSource:
@@ -81,22 +108,6 @@ def open_model(directory: Path, pool: ModelPool[Any]) -> WeightSource:
     and for an adapter if the pool has no base.
     """
     return find_model(str(directory), "the measured model").open(pool.base)
-
-
-def with_own_files(
-    pool: ModelPool[Any], weights: WeightSource, directory: Path
-) -> ModelPool[Any] | None:
-    """Return the pool with a directory's own configuration and tokenizer, None if they are equal.
-
-    Warns of each difference.
-    """
-    files = list_side_files(directory) if directory.is_dir() and not weights.is_delta else {}
-    differences = pool.describe_differences(weights, files) if files else []
-    own_pool = pool.with_assets(files) if differences else None
-    for difference in differences:
-        whose = "the base's" if own_pool is None else "its own"
-        _LOG.warning("%s; the model is measured with %s", difference, whose)
-    return own_pool
 
 
 def _is_checkpoints(name: str, plugins: PluginManager) -> bool:

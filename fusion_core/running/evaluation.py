@@ -32,12 +32,7 @@ from fusion_core.recipe.paths import strip_folders
 from fusion_core.recipe.validation import validate
 from fusion_core.running._evaluator import Evaluator
 from fusion_core.running._identity import file_digests
-from fusion_core.running._measured_models import (
-    choose_pools,
-    create_models,
-    open_model,
-    with_own_files,
-)
+from fusion_core.running._measured_models import MeasuredModels, choose_pools, open_model
 from fusion_core.running.recorded_recipe import (
     MEASURING_SECTIONS,
     check_not_adapted,
@@ -171,24 +166,25 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     check_trusted(collect_needs([resolved_pool, resolved_tasks, form, *stages]), trust)
     with hub.session(progress):
         hub.pin(validate(Lock, recipe.get("lock") or {}, prefix="lock").commits)
-        pool = create_models(resolved_pool, nested, recipe)
+        models = MeasuredModels.create(resolved_pool, nested, recipe)
+        pool = models.aligned
         weights = form.create().decode(directory, pool) if form else open_model(directory, pool)
-        own_pool = with_own_files(pool, weights, directory)
+        own_models = models.with_own_files(weights, directory)
 
-        def bind(models: ModelPool[Any]) -> TaskPool[Any]:
-            tasks: TaskPool[Any] = resolved_tasks.create().bind(models)
+        def bind(models: MeasuredModels) -> TaskPool[Any]:
+            tasks: TaskPool[Any] = resolved_tasks.create().bind(models.stored)
             check_tasks(tasks)
             check_data(tasks, resolved_tasks.component.plugin.distribution)
             for stage in stages:
                 tasks = stage.create().tasks(tasks)
             return tasks
 
-        tasks = bind(pool)
+        tasks = bind(models)
         report = evaluate(
             pool,
             tasks,
             weights,
-            own_pools=None if own_pool is None else (own_pool, bind(own_pool)),
+            own_pools=None if own_models is None else (own_models.aligned, bind(own_models)),
             device=device,
             progress=progress,
             transductive=tasks.transductive if adapted else None,

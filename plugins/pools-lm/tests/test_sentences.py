@@ -338,6 +338,11 @@ def test_a_plain_encoder_uses_the_mean_over_tokens(
     assert actual == {"spearman": pytest.approx(expected, abs=1e-9)}
 
 
+def test_copies_of_a_pair_tie_in_any_batch(workshop: Workshop, encoders: EncoderPool) -> None:
+    copies = [{**rows_of(workshop.tiny)[0], "score": score} for score in range(24)]
+    assert measure(workshop.similar(encoders, copies), encoders) == {"spearman": 0}
+
+
 def test_heads_of_an_encoders_checkpoint_are_ignored(
     workshop: Workshop, models_with_own_heads: Callable[..., EncoderPool]
 ) -> None:

@@ -1,4 +1,4 @@
-"""The facts that a model card states: licence and languages."""
+"""The fields of a card: a model's licence and languages, a data set's configurations."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from fusion_core.errors import RecipeError
 from fusion_core.files import report_unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 CARD = "README.md"
 _LARGEST_CARD = 2**20
-#: The fields that are read. The others of a card may be large, or no YAML that is accepted here.
-_FIELDS = re.compile(
-    r"^(?:licen[sc]e(?:_name|_link)?|language):.*(?:\r?\n(?:[ \t]|- ).*)*", re.MULTILINE
-)
+_FACTS = ("license", "licence", "license_name", "license_link", "language")
 _FRONT_MATTER = re.compile(r"\A\ufeff?\s*---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
@@ -28,7 +25,7 @@ def read_card(directory: Path) -> dict[str, Any]:
     A missing or unreadable YAML block has none. Raises `CheckpointError` for a file that cannot be
     opened.
     """
-    fields = _read_fields(directory / CARD)
+    fields = read_card_fields(directory / CARD, _FACTS)
     facts = {
         "licence": _licence(fields),
         "licence_link": _text(fields.get("license_link")),
@@ -37,7 +34,12 @@ def read_card(directory: Path) -> dict[str, Any]:
     return {name: fact for name, fact in facts.items() if fact}
 
 
-def _read_fields(card: Path) -> Mapping[str, Any]:
+def read_card_fields(card: Path, names: Sequence[str]) -> Mapping[str, Any]:
+    """Return some fields of the YAML block of a card, none if it is missing or unreadable.
+
+    The other fields are not parsed: they may be large, or no YAML that is accepted here. Raises
+    `CheckpointError` for a file that cannot be opened.
+    """
     with report_unreadable(card):
         if not card.is_file():
             return {}
@@ -45,7 +47,8 @@ def _read_fields(card: Path) -> Mapping[str, Any]:
             front_matter = _FRONT_MATTER.match(stream.read(_LARGEST_CARD))
     if front_matter is None:
         return {}
-    lines = "\n".join(match[0] for match in _FIELDS.finditer(front_matter[1]))
+    field = re.compile(rf"^(?:{'|'.join(names)}):.*(?:\r?\n(?:[ \t]|- ).*)*", re.MULTILINE)
+    lines = "\n".join(match[0] for match in field.finditer(front_matter[1]))
     try:
         fields = load_yaml(lines, origin=str(card))
     except RecipeError:

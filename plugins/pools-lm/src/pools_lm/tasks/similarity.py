@@ -51,10 +51,16 @@ class SimilarityTask(LinesTask[SimilarityLines]):
             *self._examples(lines, self.data.first),
             *self._examples(lines, self.data.second),
         ]
+        # one vector per distinct sentence: vectors differ by rounding between batches, which would
+        # rank equal pairs
+        keys = [tuple(sentence.tokens["input_ids"]) for sentence in sentences]
+        distinct = dict(zip(keys, sentences, strict=True))
+        positions = {key: position for position, key in enumerate(distinct)}
         vectors = self._bound_encoder.embed_all(
-            model, sentences, batch_size=self.config.batch_size, label=self.name
+            model, [*distinct.values()], batch_size=self.config.batch_size, label=self.name
         )
-        first, second = functional.normalize(vectors, dim=-1).reshape(2, len(lines), -1)
+        pairs = functional.normalize(vectors, dim=-1)[[positions[key] for key in keys]]
+        first, second = pairs.reshape(2, len(lines), -1)
         return {"spearman": rank_correlation((first * second).sum(dim=1).tolist(), scores)}
 
     @property

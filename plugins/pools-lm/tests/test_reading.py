@@ -15,7 +15,12 @@ from pools_lm.tasks.generation import TextGenerator
 from pools_lm.tasks.modules import Pooling
 from pools_lm.tasks.prompts import Pair
 from pools_lm.tasks.reading import limit_padding
-from pools_lm.tasks.scoring import greedy_tokens, log_likelihoods
+from pools_lm.tasks.scoring import (
+    greedy_tokens,
+    log_likelihoods,
+    next_token_scores,
+    pad_rows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,6 +130,8 @@ def test_a_token_without_an_embedding_is_named() -> None:
     for function in (log_likelihoods, greedy_tokens):
         with pytest.raises(FusionError, match=message):
             function(model, [Pair([1, 2], [rows])], batch_size=4, label="")
+    with pytest.raises(FusionError, match=message):
+        next_token_scores(model, pad_rows([[1, rows]]))
     generator = TextGenerator(_prompts(), model, 8)
     with pytest.raises(FusionError, match=message):
         generator.generate_tokens([[1], [2, rows]], label="")

@@ -48,6 +48,7 @@ def next_token_scores(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     token of the answer, or of the tokens marked in `answers`; both have the shape (texts, 1,
     tokens). A decoder's head multiplies no other position, if the model's class can select.
     """
+    check_ids(model, inputs["input_ids"].tolist())
     texts = dict(inputs)
     predicted, answers = texts.pop(PREDICTED, None), texts.pop(ANSWERS, None)
     if _is_seq2seq(model):

@@ -23,11 +23,11 @@ for _home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
 
 #: Arguments that a suite varies within a check: the tiny model, and how a merge is cut and stored.
 VARIANTS = {"model", "cut", "workers", "dtype", "size"}
-#: On each push, a check of a suite for methods runs on one in six of them, in one variant.
-METHODS = 6
-#: On each push, every check of a suite for pools runs on one in six pools, and every check of a
-#: suite for formats on one in six formats.
-POOLS = 6
+#: On each push, a check of a suite for methods runs on one in twelve of them, in one variant.
+METHODS = 12
+#: On each push, every check of a suite for pools runs on one in twelve pools, and every check of a
+#: suite for formats on one in twelve formats.
+POOLS = 12
 
 pytest_plugins = ["hub_server"]  # tests/hub_server.py: the fixture `hub`
 

@@ -66,6 +66,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_a_few_steps_of_it_can_be_repeated_and_give_the_same_bytes(
     fuse: Callable[..., Outcome], here: Path
 ) -> None:
@@ -168,6 +169,7 @@ def test_evaluate_gives_the_run_s_report_again(
     assert json.loads(done.out) == json.loads(expected)
 
 
+@pytest.mark.thorough
 def test_saved_coefficients_give_the_same_model(
     short_job: tuple[Path, str, str], fuse: Callable[..., Outcome], here: Path
 ) -> None:

@@ -23,6 +23,7 @@ print(InnerProducts(get_experts)(piece).tolist())
 """
 
 
+@pytest.mark.thorough
 def test_inner_products_have_the_same_bits_on_other_processors() -> None:
     printed = [
         subprocess.run(

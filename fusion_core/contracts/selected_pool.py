@@ -58,7 +58,8 @@ class SelectedPool(ModelPool[ComponentConfig]):
     @property
     def live_layout(self) -> Layout:
         """The positions of the selected matrices in live parameters."""
-        whole, selected = self._pool.live_layout, self.reference.infos
+        whole, matrices = self._pool.live_layout, self.layout.slots.values()
+        selected = {*self.reference.infos, *(slot.name for slots in matrices for slot in slots)}
         slots = {
             name: slots
             if name in selected

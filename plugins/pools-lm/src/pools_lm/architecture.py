@@ -19,7 +19,7 @@ from transformers.core_model_loading import WeightRenaming
 
 from fusion_core.errors import AlignmentError, CheckpointError
 from fusion_core.weights import Layout, RenamedSource, match_names
-from pools_lm.conversion import find_packed_experts
+from pools_lm.conversion import find_divided, find_joined
 from pools_lm.tokenizer_files import VOCABULARY_SIZES
 
 if TYPE_CHECKING:
@@ -87,9 +87,14 @@ class Architecture:
         return self._on_meta.state_dict(keep_vars=True)
 
     @cached_property
-    def packed_experts(self) -> Layout:
-        """The tensors that hold all experts of a mixture, and their parts as files name them."""
-        return find_packed_experts(self._on_meta, self.tensors)
+    def joined(self) -> Layout:
+        """The live tensors that hold several of a file's, such as a mixture's experts."""
+        return find_joined(self._on_meta, self.tensors)
+
+    @cached_property
+    def divided(self) -> Layout:
+        """The tensors of files that hold several live ones, such as query, key and value."""
+        return find_divided(self._on_meta, self.tensors)
 
     @property
     def can_omit_pooler(self) -> bool:
@@ -116,7 +121,10 @@ class Architecture:
 
     def find_misfit(self, weights: WeightSource) -> str | None:
         """Describe the first missing, unexpected or misshapen tensor; None if all fit."""
-        infos = weights.infos
+        for name in self.divided.slots_in(weights):
+            if (shape := weights.infos[name].shape) != (expected := self._shapes[name]):
+                return f"{name!r} has shape {list(shape)}, expected {list(expected)}"
+        infos = self.divided.unpack(weights).infos
         stored = {self.tied[name] for name in self.tensors.keys() & infos.keys()}
         for name in self.tensors:
             if self.tied[name] not in stored and not self._holds_any(name, infos):
@@ -169,8 +177,8 @@ class Architecture:
     def rename_to_live(self, source: WeightSource) -> RenamedSource:
         """Return weights under the live model's names, without tensors that transformers ignores.
 
-        Names in old files are converted as transformers does on loading. Experts that are stored
-        one by one stay so, under the names in `packed_experts`.
+        Names in old files are converted as transformers does on loading. Tensors that transformers
+        joins or divides stay as they are stored, under the names in `joined` and `divided`.
         """
         stored = {self.modernize_name(name): name for name in source.infos}
         live = {name: live_name for live_name, name in match_names(self._shapes, stored).items()}
@@ -178,19 +186,23 @@ class Architecture:
         return RenamedSource(source, {live.get(name, name): stored[name] for name in names})
 
     def pack(self, source: WeightSource) -> WeightSource:
-        """Return weights under live names with the experts packed as in the live model.
+        """Return weights under live names with tensors joined and divided as in the live model.
 
-        Raises `AlignmentError` for experts that are missing or have other shapes.
+        Raises `AlignmentError` for tensors that are missing or have other shapes.
         """
-        return self._pack(source, self.packed_experts.slots)
+        return self._pack(self._divide(source, self.divided.slots), self.joined.slots)
 
     def pack_like(self, source: WeightSource, names: Collection[str]) -> WeightSource:
-        """Return weights under live names with experts packed, or one by one, as in `names`.
+        """Return weights under live names with tensors joined and divided as in `names`.
 
-        Raises `AlignmentError` for experts that are missing or have other shapes.
+        Raises `AlignmentError` for tensors that are missing or have other shapes.
         """
         names = set(names)
-        slots, shapes = self.packed_experts.slots, self.packed_experts.shapes
+        whole = self.divided.slots
+        source = self._divide(source, whole.keys() - names)
+        stored = {n: s for n, s in whole.items() if n in names and n not in source.infos}
+        source = Layout(stored, self.divided.shapes).pack(source)
+        slots, shapes = self.joined.slots, self.joined.shapes
         separate = [n for n in slots if n in source.infos and self._holds_any(n, names)]
         for name in separate:
             if source.infos[name].shape != shapes[name]:
@@ -198,6 +210,15 @@ class Architecture:
                 raise self._misfit(source, f"{name!r} has shape {shape}, expected {expected}")
         source = self._part(separate).unpack(source)
         return self._pack(source, [name for name in slots if name in names])
+
+    def _divide(self, source: WeightSource, tensors: Collection[str]) -> WeightSource:
+        """Divide some of a file's tensors, as far as the source has them."""
+        slots = {name: s for name, s in self.divided.slots_in(source).items() if name in tensors}
+        for name in slots:
+            shape, expected = list(source.infos[name].shape), list(self.divided.shapes[name])
+            if shape != expected:
+                raise self._misfit(source, f"{name!r} has shape {shape}, expected {expected}")
+        return Layout(slots, self.divided.shapes).unpack(source)
 
     def _pack(self, source: WeightSource, tensors: Collection[str]) -> WeightSource:
         """Pack the experts of some live tensors, as far as the source has them one by one."""
@@ -215,16 +236,16 @@ class Architecture:
 
     def _part(self, tensors: Iterable[str]) -> Layout:
         """Return the layout of some tensors."""
-        slots = {name: self.packed_experts.slots[name] for name in tensors}
-        return Layout(slots, self.packed_experts.shapes)
+        slots = {name: self.joined.slots[name] for name in tensors}
+        return Layout(slots, self.joined.shapes)
 
     def _holds_any(self, tensor: str, names: Collection[str]) -> bool:
         """Tell whether a tensor holds matrices with any of these names."""
-        return any(slot.name in names for slot in self.packed_experts.slots.get(tensor, ()))
+        return any(slot.name in names for slot in self.joined.slots.get(tensor, ()))
 
     def _find_incomplete(self, infos: Mapping[str, TensorInfo]) -> str | None:
         """Describe the first expert that does not fit the others that are packed with it."""
-        for slots in self.packed_experts.slots.values():
+        for slots in self.joined.slots.values():
             stored = [infos[slot.name] for slot in slots if slot.name in infos]
             for slot in slots if stored else ():
                 if slot.name not in infos:
@@ -240,11 +261,12 @@ class Architecture:
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every live tensor, and of every expert's tensor as files store it."""
-        experts = self.packed_experts.slots.values()
+        """The shape of every live tensor, and of every tensor that files store instead."""
+        joined = self.joined.slots.values()
         return {
             **{name: tuple(tensor.shape) for name, tensor in self.tensors.items()},
-            **{slot.name: slot.shape for slots in experts for slot in slots},
+            **{slot.name: slot.shape for slots in joined for slot in slots},
+            **self.divided.shapes,
         }
 
     def modernize_name(self, name: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from fusion_core import RecipeSource, build_model
-from fusion_core.errors import CheckpointError, RecipeError
+from fusion_core.errors import AlignmentError, CheckpointError, RecipeError
 from fusion_core.weights import (
     CheckpointSource,
     Layout,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fusion_core import AlignmentPolicy, WeightSource
-    from fusion_core.weights import Files
+    from fusion_core.weights import Files, Slot
     from pools_lm.architecture import Architecture
 
 
@@ -141,17 +141,52 @@ class LanguagePool(CheckpointsPool):
     def parameters(self, module: nn.Module) -> Mapping[str, nn.Parameter]:
         """Map the sources' names to the live parameters; tied ones use the stored name.
 
-        A parameter with experts that the sources store one by one has its live name.
+        A parameter that joins several stored tensors has its live name, and a part of a stored
+        tensor the name of its matrix. Raises `AlignmentError` for a part that `matrices` does not
+        declare, so that methods treat it with the others.
         """
         live = dict(module.named_parameters(remove_duplicate=False))
-        names = {**self._live_names, **{name: name for name in self._separate_experts.slots}}
+        names = {
+            **self._live_names,
+            **{name: name for name in self._separate.slots},
+            **{name: slot.name for name, slot in self._parts.items()},
+        }
         return {name: live[live_name] for live_name, name in names.items() if live_name in live}
 
     @property
     def live_layout(self) -> Layout:
-        """The positions of matrices in live parameters, also of experts stored one by one."""
-        stored, separate = super().live_layout, self._separate_experts
-        return Layout({**stored.slots, **separate.slots}, {**stored.shapes, **separate.shapes})
+        """The positions of matrices in live parameters, also where transformers joins or divides.
+
+        A parameter that is a matrix of a stored tensor has one position.
+        """
+        stored, separate = super().live_layout, self._separate
+        parts = {
+            slot.name: (replace(slot, start=0, stop=slot.numel),) for slot in self._parts.values()
+        }
+        shapes = {name: slots[0].shape for name, slots in parts.items()}
+        return Layout(
+            {**stored.slots, **separate.slots, **parts},
+            {**stored.shapes, **separate.shapes, **shapes},
+        )
+
+    @property
+    def _parts(self) -> Mapping[str, Slot]:
+        """The matrices of stored tensors that are parameters of their own, by live name."""
+        divided, declared = self._architecture.divided.slots, self.layout.slots
+        parts: dict[str, Slot] = {}
+        for joined, stored in self._live_names.items():
+            if joined not in divided:
+                continue
+            matrices = {(slot.start, slot.stop): slot for slot in declared.get(stored, ())}
+            for part in divided[joined]:
+                if (part.start, part.stop) not in matrices:
+                    raise AlignmentError(
+                        f"this method looks at the parts into which transformers divides {stored}, "
+                        "but they are merged as one matrix",
+                        hint="Use a method that looks at no live models.",
+                    )
+                parts[part.name] = matrices[part.start, part.stop]
+        return parts
 
     @property
     def _live_names(self) -> Mapping[str, str]:
@@ -159,9 +194,9 @@ class LanguagePool(CheckpointsPool):
         return self._architecture.rename_to_live(self.reference).names
 
     @property
-    def _separate_experts(self) -> Layout:
-        """The live tensors of experts that the sources store one by one, by the sources' names."""
-        names, packed = self._live_names, self._architecture.packed_experts
+    def _separate(self) -> Layout:
+        """The live tensors that join several of the sources', such as experts, by their names."""
+        names, packed = self._live_names, self._architecture.joined
         slots = {
             tensor: tuple(replace(slot, name=names[slot.name]) for slot in slots)
             for tensor, slots in packed.slots.items()

@@ -1,0 +1,167 @@
+"""Models whose files join what live models divide, or divide what these join."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import transformers
+from packed_mixtures import AllTexts, Texts
+from safetensors.torch import load_file
+
+from fusion_adapting import build_live
+from fusion_core import AlignmentPolicy, RunOptions, run_fusion
+from fusion_core.errors import AlignmentError
+from pools_lm.config import LanguageConfig
+from pools_lm.pools import CausalPool, ClassificationPool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fusion_core import Batch
+    from pools_lm.language_pool import LanguagePool
+
+pytestmark = pytest.mark.plugins
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 12,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+#: Files hold query, key and value in one tensor, and live models in three.
+DIVIDED: dict[str, Any] = {
+    "nomic_bert": transformers.NomicBertConfig(**_SIZES, num_labels=3, head_dim=4),
+    "gte": transformers.GteConfig(**_SIZES, num_labels=3),
+}
+#: Files hold three convolutions in three tensors, and live models in one.
+JOINED = transformers.KimiLinearConfig(
+    **{**_SIZES, "num_hidden_layers": 1},
+    layer_types=["linear_attention"],
+    mlp_layer_types=["dense"],
+    linear_num_heads=2,
+    linear_head_dim=4,
+)
+LAYOUTS = "original", "live"
+
+
+class Classes(Texts):
+    """Classify short texts."""
+
+    def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        scores: torch.Tensor = model(**batch.tensors).logits
+        return scores
+
+
+class TwoTasks(AllTexts):
+    """One task per expert."""
+
+    names = ("a", "b")
+
+
+def save(auto: Any, config: Any, folder: Path) -> None:
+    """Save a base and two experts, each in the layout of files and in that of live models."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = auto.from_config(config, dtype=torch.float32)
+        start = {name: value.clone() for name, value in base.state_dict().items()}
+        for name in ("base", "a", "b"):
+            scale = 0.0 if name == "base" else 0.1
+            changed = {n: v + scale * torch.randn_like(v) for n, v in start.items()}
+            base.load_state_dict(changed)
+            for layout in LAYOUTS:
+                is_original = layout == "original"
+                base.save_pretrained(folder / f"{name}-{layout}", save_original_format=is_original)
+
+
+def pool_of(kind: type[LanguagePool], folder: Path, layouts: tuple[str, str, str]) -> LanguagePool:
+    base, a, b = (
+        f"{folder / n}-{layout}" for n, layout in zip(("base", "a", "b"), layouts, strict=True)
+    )
+    return kind(LanguageConfig(base=base, models={"a": a, "b": b}))
+
+
+@pytest.fixture(scope="module", params=DIVIDED)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(request.param)
+    save(transformers.AutoModelForSequenceClassification, DIVIDED[request.param], path)
+    stored = [set(load_file(path / f"base-{one}" / "model.safetensors")) for one in LAYOUTS]
+    assert stored[0] != stored[1]
+    return path
+
+
+def merge(pool: LanguagePool, algorithm: Any, output: Path | None = None) -> Any:
+    return run_fusion(
+        algorithm=algorithm,
+        model_pool=pool,
+        task_pool=TwoTasks(Classes),
+        output=output,
+        options=RunOptions(evaluate=False, overwrite=True),
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["ties", "tsv-m"])
+def test_every_mix_of_layouts_merges_to_the_same_model(
+    folder: Path, algorithm: str, tmp_path: Path
+) -> None:
+    results = []
+    for layouts in product(LAYOUTS, repeat=3):
+        pool = pool_of(ClassificationPool, folder, layouts)
+        merge(pool, algorithm, tmp_path / "out")
+        written = load_file(tmp_path / "out" / "model.safetensors")
+        assert written.keys() == pool.base.infos.keys()
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+        results.append(model.state_dict())
+    for name, value in results[0].items():
+        assert all(torch.equal(value, result[name]) for result in results), name
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"name": "regmean", "samples": 8},
+        {"name": "fisher", "samples": 2},
+        ["orthogonalise", {"name": "adamerging", "preset": "strong", "init": 1, "steps": 2}],
+        {"name": "adamerging", "granularity": "row", "steps": 2, "skip": ["*.1.*"]},
+    ],
+    ids=["regmean", "fisher", "strong", "skip"],
+)
+def test_methods_on_live_models_see_the_parts(folder: Path, algorithm: Any) -> None:
+    original, live = (pool_of(ClassificationPool, folder, (one, one, one)) for one in LAYOUTS)
+    expected = live.build(merge(live, algorithm).weights).state_dict()
+    actual = original.build(merge(original, algorithm).weights).state_dict()
+    for name, value in expected.items():
+        assert torch.equal(value, actual[name]), name
+
+
+def test_parts_that_are_merged_as_one_matrix_have_no_parameters(folder: Path) -> None:
+    pool = pool_of(ClassificationPool, folder, ("original",) * 3)
+    stored = pool.aligned(AlignmentPolicy(matrices="stored"))
+    model = build_live(stored, stored.reference, "cpu")
+    with pytest.raises(AlignmentError, match="the parts into which transformers divides"):
+        stored.parameters(model)
+
+
+def test_convolutions_are_joined_as_transformers_does(tmp_path: Path) -> None:
+    save(transformers.AutoModelForCausalLM, JOINED, tmp_path)
+    pool = pool_of(CausalPool, tmp_path, ("original", "live", "original"))
+    merge(pool, ["tsv-m"], tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert sum("conv1d" in name for name in written) == 3
+    expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    actual = pool.build(pool.experts["a"]).state_dict()
+    assert actual.keys() == expected.keys()
+    for value, part in zip(
+        actual["model.layers.0.self_attn.conv1d.weight"].chunk(3),
+        ("q_conv1d", "k_conv1d", "v_conv1d"),
+        strict=True,
+    ):
+        name = f"model.layers.0.self_attn.{part}.weight"
+        assert torch.equal(value, pool.experts["a"].tensor(name))

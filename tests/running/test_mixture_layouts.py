@@ -122,11 +122,11 @@ def test_the_layout_of_experts_is_that_of_transformers(kind: str) -> None:
     architecture = load_architecture("AutoModelForCausalLM", CONFIGS[kind].to_json_string())
     state = make_states(kind)["a"]
     files = architecture.rename_to_live(StateDictSource(separate(kind, state), label="files"))
-    packed = architecture.pack(files)
+    packed = architecture.files.arrange(files)
     assert packed.infos.keys() == state.keys()
     for name, value in state.items():
         assert torch.equal(packed.tensor(name), value), name
-    unpacked = architecture.pack_like(packed, files.infos)
+    unpacked = architecture.files.arrange(packed, files.infos)
     for name in files.infos:
         assert torch.equal(unpacked.tensor(name), files.tensor(name)), name
 

@@ -17,17 +17,17 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.weights import Layout, RenamedSource, match_names
-from pools_lm.conversion import find_divided, find_joined
+from fusion_core.errors import CheckpointError
+from fusion_core.weights import RenamedSource, match_names
+from pools_lm.stored_tensors import StoredTensors
 from pools_lm.tokenizer_files import VOCABULARY_SIZES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from fusion_core.weights import TensorInfo, WeightSource
+    from fusion_core.weights import WeightSource
 
 #: Auto classes of models with a head on an encoder or decoder, most common first.
 _WITH_HEADS = (
@@ -87,14 +87,9 @@ class Architecture:
         return self._on_meta.state_dict(keep_vars=True)
 
     @cached_property
-    def joined(self) -> Layout:
-        """The live tensors that hold several of a file's, such as a mixture's experts."""
-        return find_joined(self._on_meta, self.tensors)
-
-    @cached_property
-    def divided(self) -> Layout:
-        """The tensors of files that hold several live ones, such as query, key and value."""
-        return find_divided(self._on_meta, self.tensors)
+    def files(self) -> StoredTensors:
+        """How files may store the tensors."""
+        return StoredTensors.of(self._on_meta, self.tensors, self.tied)
 
     @property
     def can_omit_pooler(self) -> bool:
@@ -118,24 +113,6 @@ class Architecture:
             and module.num_embeddings == positions
         ]
         return max(indices, default=-1) + 1
-
-    def find_misfit(self, weights: WeightSource) -> str | None:
-        """Describe the first missing, unexpected or misshapen tensor; None if all fit."""
-        for name in self.divided.slots_in(weights):
-            if (shape := weights.infos[name].shape) != (expected := self._shapes[name]):
-                return f"{name!r} has shape {list(shape)}, expected {list(expected)}"
-        infos = self.divided.unpack(weights).infos
-        stored = {self.tied[name] for name in self.tensors.keys() & infos.keys()}
-        for name in self.tensors:
-            if self.tied[name] not in stored and not self._holds_any(name, infos):
-                return f"{name!r} is missing"
-        for name in infos:
-            if name not in self._shapes:
-                return f"{name!r} is unexpected"
-        for name, info in infos.items():
-            if info.shape != (shape := self._shapes[name]):
-                return f"{name!r} has shape {list(info.shape)}, expected {list(shape)}"
-        return self._find_incomplete(infos)
 
     @property
     def version(self) -> str:
@@ -178,96 +155,14 @@ class Architecture:
         """Return weights under the live model's names, without tensors that transformers ignores.
 
         Names in old files are converted as transformers does on loading. Tensors that transformers
-        joins or divides stay as they are stored, under the names in `joined` and `divided`.
+        joins or divides stay as they are stored, under the names in `files`.
         """
         stored = {self.modernize_name(name): name for name in source.infos}
-        live = {name: live_name for live_name, name in match_names(self._shapes, stored).items()}
+        live = {
+            name: live_name for live_name, name in match_names(self.files.shapes, stored).items()
+        }
         names = [name for name in stored if name in live or not self._is_ignored(name)]
         return RenamedSource(source, {live.get(name, name): stored[name] for name in names})
-
-    def pack(self, source: WeightSource) -> WeightSource:
-        """Return weights under live names with tensors joined and divided as in the live model.
-
-        Raises `AlignmentError` for tensors that are missing or have other shapes.
-        """
-        return self._pack(self._divide(source, self.divided.slots), self.joined.slots)
-
-    def pack_like(self, source: WeightSource, names: Collection[str]) -> WeightSource:
-        """Return weights under live names with tensors joined and divided as in `names`.
-
-        Raises `AlignmentError` for tensors that are missing or have other shapes.
-        """
-        names = set(names)
-        whole = self.divided.slots
-        source = self._divide(source, whole.keys() - names)
-        stored = {n: s for n, s in whole.items() if n in names and n not in source.infos}
-        source = Layout(stored, self.divided.shapes).pack(source)
-        slots, shapes = self.joined.slots, self.joined.shapes
-        separate = [n for n in slots if n in source.infos and self._holds_any(n, names)]
-        for name in separate:
-            if source.infos[name].shape != shapes[name]:
-                shape, expected = list(source.infos[name].shape), list(shapes[name])
-                raise self._misfit(source, f"{name!r} has shape {shape}, expected {expected}")
-        source = self._part(separate).unpack(source)
-        return self._pack(source, [name for name in slots if name in names])
-
-    def _divide(self, source: WeightSource, tensors: Collection[str]) -> WeightSource:
-        """Divide some of a file's tensors, as far as the source has them."""
-        slots = {name: s for name, s in self.divided.slots_in(source).items() if name in tensors}
-        for name in slots:
-            shape, expected = list(source.infos[name].shape), list(self.divided.shapes[name])
-            if shape != expected:
-                raise self._misfit(source, f"{name!r} has shape {shape}, expected {expected}")
-        return Layout(slots, self.divided.shapes).unpack(source)
-
-    def _pack(self, source: WeightSource, tensors: Collection[str]) -> WeightSource:
-        """Pack the experts of some live tensors, as far as the source has them one by one."""
-        layout = self._part(name for name in tensors if self._holds_any(name, source.infos))
-        problem = self._find_incomplete(source.infos) if layout.slots else None
-        if problem is not None:
-            raise self._misfit(source, problem)
-        return layout.pack(source)
-
-    def _misfit(self, source: WeightSource, problem: str) -> AlignmentError:
-        return AlignmentError(
-            f"{source.describe()} does not fit {self.class_name}: tensor {problem}",
-            hint="Check that the models have one configuration, and that it belongs to them.",
-        )
-
-    def _part(self, tensors: Iterable[str]) -> Layout:
-        """Return the layout of some tensors."""
-        slots = {name: self.joined.slots[name] for name in tensors}
-        return Layout(slots, self.joined.shapes)
-
-    def _holds_any(self, tensor: str, names: Collection[str]) -> bool:
-        """Tell whether a tensor holds matrices with any of these names."""
-        return any(slot.name in names for slot in self.joined.slots.get(tensor, ()))
-
-    def _find_incomplete(self, infos: Mapping[str, TensorInfo]) -> str | None:
-        """Describe the first expert that does not fit the others that are packed with it."""
-        for slots in self.joined.slots.values():
-            stored = [infos[slot.name] for slot in slots if slot.name in infos]
-            for slot in slots if stored else ():
-                if slot.name not in infos:
-                    return f"{slot.name!r} is missing"
-                info = infos[slot.name]
-                if info.shape != slot.shape:
-                    return (
-                        f"{slot.name!r} has shape {list(info.shape)}, expected {list(slot.shape)}"
-                    )
-                if info.dtype != stored[0].dtype:
-                    return f"{slot.name!r} has dtype {info.dtype}, the others {stored[0].dtype}"
-        return None
-
-    @cached_property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every live tensor, and of every tensor that files store instead."""
-        joined = self.joined.slots.values()
-        return {
-            **{name: tuple(tensor.shape) for name, tensor in self.tensors.items()},
-            **{slot.name: slot.shape for slots in joined for slot in slots},
-            **self.divided.shapes,
-        }
 
     def modernize_name(self, name: str) -> str:
         """Return the current name in transformers of a tensor from an old file.

@@ -95,7 +95,7 @@ class LanguagePool(CheckpointsPool):
         """
         architecture = self._architecture_of(weights)
         renamed = self._rename_to_live(as_weights(weights, self.base), architecture)
-        packed = architecture.pack(renamed)
+        packed = architecture.files.arrange(renamed)
         return build_model(architecture.construct, packed, dtype=dtype, device=device)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -128,7 +128,8 @@ class LanguagePool(CheckpointsPool):
         files store separately. Only a mixture's experts are fused here, too.
         """
         architecture = self._architecture
-        problem = architecture.find_misfit(self._rename_to_live(self.reference, architecture))
+        renamed = self._rename_to_live(self.reference, architecture)
+        problem = architecture.files.find_misfit(renamed)
         if problem is not None:
             raise CheckpointError(
                 f"transformers {architecture.version} builds a {architecture.class_name} whose "
@@ -172,7 +173,7 @@ class LanguagePool(CheckpointsPool):
     @property
     def _parts(self) -> Mapping[str, Slot]:
         """The matrices of stored tensors that are parameters of their own, by live name."""
-        divided, declared = self._architecture.divided.slots, self.layout.slots
+        divided, declared = self._architecture.files.divided.slots, self.layout.slots
         parts: dict[str, Slot] = {}
         for joined, stored in self._live_names.items():
             if joined not in divided:
@@ -196,7 +197,7 @@ class LanguagePool(CheckpointsPool):
     @property
     def _separate(self) -> Layout:
         """The live tensors that join several of the sources', such as experts, by their names."""
-        names, packed = self._live_names, self._architecture.joined
+        names, packed = self._live_names, self._architecture.files.joined
         slots = {
             tensor: tuple(replace(slot, name=names[slot.name]) for slot in slots)
             for tensor, slots in packed.slots.items()

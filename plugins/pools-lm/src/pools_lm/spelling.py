@@ -28,13 +28,13 @@ def rename_like(
 ) -> WeightSource:
     """Return a model with the first model's names for the same tensors of the live model.
 
-    Experts are packed, or stored one by one, as in the first model. A tensor that the live model
-    lacks keeps its name. A tied matrix is stored as often as the first model stores it. A copy is
-    only added or dropped after a comparison of its values.
+    Tensors are joined and divided as in the first model, such as a mixture's experts. A tensor
+    that the live model lacks keeps its name. A tied matrix is stored as often as the first
+    model stores it. A copy is only added or dropped after a comparison of its values.
     """
     targets = architecture.rename_to_live(first).names
     live = architecture.rename_to_live(source)
-    packed = architecture.pack_like(live, targets)
+    packed = architecture.files.arrange(live, targets)
     names = live.names
     if packed is not live:
         source, names = packed, {name: name for name in packed.infos}

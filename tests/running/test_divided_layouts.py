@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -139,6 +140,32 @@ def test_methods_on_live_models_see_the_parts(folder: Path, algorithm: Any) -> N
     actual = original.build(merge(original, algorithm).weights).state_dict()
     for name, value in expected.items():
         assert torch.equal(value, actual[name]), name
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's, about transformers
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_adapters_of_parts_are_merged_as_peft_merges_them(
+    folder: Path, layout: str, tmp_path: Path
+) -> None:
+    auto, base = transformers.AutoModelForSequenceClassification, f"{folder}/base-{layout}"
+    targets = {"a": ["q_proj"], "b": ["v_proj", "o_proj", "up_proj"]}
+    for name, modules in targets.items():
+        options: Any = {"r": 2, "target_modules": modules, "init_lora_weights": False}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(len(modules))
+            adapted = peft.get_peft_model(auto.from_pretrained(base), peft.LoraConfig(**options))
+        adapted.save_pretrained(tmp_path / name)
+    models = {name: str(tmp_path / name) for name in targets}
+    for name in targets:
+        pool = ClassificationPool(LanguageConfig(base=base, models={name: models[name]}))
+        algorithm = {"name": "task-arithmetic", "scale": 1}
+        run_fusion(algorithm=algorithm, model_pool=pool, output=tmp_path / f"merged-{name}")
+        actual = auto.from_pretrained(tmp_path / f"merged-{name}").state_dict()
+        whole: Any = peft.PeftModel.from_pretrained(auto.from_pretrained(base), models[name])
+        for tensor, value in whole.merge_and_unload().state_dict().items():
+            torch.testing.assert_close(actual[tensor], value, rtol=1e-6, atol=1e-7)
+    both = ClassificationPool(LanguageConfig(base=base, models=models))
+    merge(both, ["tsv-m"], tmp_path / "both")
 
 
 def test_parts_that_are_merged_as_one_matrix_have_no_parameters(folder: Path) -> None:

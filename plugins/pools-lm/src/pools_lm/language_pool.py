@@ -12,6 +12,7 @@ import torch
 from fusion_core import RecipeSource, build_model
 from fusion_core.errors import AlignmentError, CheckpointError, RecipeError
 from fusion_core.weights import (
+    AlignedSource,
     CheckpointSource,
     Layout,
     RenamedSource,
@@ -346,12 +347,29 @@ class LanguagePool(CheckpointsPool):
         self, name: str, base: WeightSource, architecture: Architecture
     ) -> WeightSource:
         """Return an adapter by the names of its base, whose modules may have the live model's."""
-        adapter = self.experts[name]
+        adapter, divided = self.experts[name], architecture.files.divided
         live = architecture.rename_to_live(base)
-        renamed = self._models[name].source(live)
-        if len(renamed.infos.keys() - live.infos.keys()) >= len(adapter.infos.keys() - base.infos):
+        joined = {
+            tensor: slots
+            for tensor, slots in divided.slots_in(live).items()
+            if live.infos[tensor].shape == divided.shapes[tensor]
+        }
+        modules = Layout(joined, divided.shapes).unpack(live)
+        renamed = self._models[name].source(modules)
+        unknown = renamed.infos.keys() - modules.infos.keys()
+        if len(unknown) >= len(adapter.infos.keys() - base.infos):
             return adapter
-        return RenamedSource(renamed, {live.names.get(new, new): new for new in renamed.infos})
+        # parts that the adapter leaves as they are must exist where others are changed
+        touched = {
+            tensor: slots
+            for tensor, slots in joined.items()
+            if any(slot.name in renamed.infos for slot in slots)
+        }
+        parts = {slot.name for slots in touched.values() for slot in slots}
+        wanted = {part: part for part in modules.infos if part in {*renamed.infos, *parts}}
+        filled = AlignedSource(renamed, RenamedSource(modules, wanted)) if touched else renamed
+        packed = Layout(touched, divided.shapes).pack(filled)
+        return RenamedSource(packed, {live.names.get(new, new): new for new in packed.infos})
 
     @property
     def _has_recipes(self) -> bool:

@@ -43,13 +43,23 @@ DIVIDED: dict[str, Any] = {
     "gte": transformers.GteConfig(**_SIZES, num_labels=3),
 }
 #: Files hold three convolutions in three tensors, and live models in one.
-JOINED = transformers.KimiLinearConfig(
-    **{**_SIZES, "num_hidden_layers": 1},
-    layer_types=["linear_attention"],
-    mlp_layer_types=["dense"],
-    linear_num_heads=2,
-    linear_head_dim=4,
-)
+JOINED: dict[str, Any] = {
+    "kimi_linear": transformers.KimiLinearConfig(
+        **{**_SIZES, "num_hidden_layers": 1},
+        layer_types=["linear_attention"],
+        mlp_layer_types=["dense"],
+        linear_num_heads=2,
+        linear_head_dim=4,
+    ),
+    "olmo_hybrid": transformers.OlmoHybridConfig(  # of two sizes
+        **{**_SIZES, "num_hidden_layers": 2},
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=4,
+        linear_value_head_dim=8,
+    ),
+}
 LAYOUTS = "original", "live"
 
 
@@ -176,19 +186,17 @@ def test_parts_that_are_merged_as_one_matrix_have_no_parameters(folder: Path) ->
         stored.parameters(model)
 
 
-def test_convolutions_are_joined_as_transformers_does(tmp_path: Path) -> None:
-    save(transformers.AutoModelForCausalLM, JOINED, tmp_path)
-    pool = pool_of(CausalPool, tmp_path, ("original", "live", "original"))
+@pytest.mark.parametrize("kind", JOINED)
+def test_convolutions_are_joined_as_transformers_does(kind: str, tmp_path: Path) -> None:
+    save(transformers.AutoModelForCausalLM, JOINED[kind], tmp_path)
+    pool = pool_of(CausalPool, tmp_path, ("original",) * 3)
     merge(pool, ["tsv-m"], tmp_path / "out")
+    (joined,) = (name for name in pool.live_layout.slots if name.endswith(".conv1d.weight"))
+    names = [joined.replace("conv1d", f"{part}_conv1d") for part in "qkv"]
     written = load_file(tmp_path / "out" / "model.safetensors")
-    assert sum("conv1d" in name for name in written) == 3
-    expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
-    actual = pool.build(pool.experts["a"]).state_dict()
-    assert actual.keys() == expected.keys()
-    for value, part in zip(
-        actual["model.layers.0.self_attn.conv1d.weight"].chunk(3),
-        ("q_conv1d", "k_conv1d", "v_conv1d"),
-        strict=True,
-    ):
-        name = f"model.layers.0.self_attn.{part}.weight"
-        assert torch.equal(value, pool.experts["a"].tensor(name))
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert torch.equal(loaded[joined], torch.cat([written[name] for name in names]))
+    for source in pool.by_name.values():
+        actual = pool.build(source).state_dict()
+        assert actual.keys() == loaded.keys()
+        assert torch.equal(actual[joined], torch.cat([source.tensor(name) for name in names]))

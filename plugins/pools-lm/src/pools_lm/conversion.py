@@ -80,7 +80,7 @@ def find_divided(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Layou
         sizes = {name: len(tensors[name]) for name in names}
         first = tensors[names[0]]
         shapes[joined] = (sum(sizes.values()), *first.shape[1:])
-        slots[joined] = _row_slots(TensorInfo(joined, shapes[joined], first.dtype), sizes)
+        slots[joined] = row_slots(TensorInfo(joined, shapes[joined], first.dtype), sizes)
     return Layout(slots, shapes)
 
 
@@ -139,8 +139,10 @@ def _slots(
     parts = 1 if split is None else len(templates)
     if stacked is None:
         count, rest = divmod(info.shape[0], parts)
-        fits = split == 0 and not rest
-        return _row_slots(info, dict.fromkeys(templates, count)) if fits else ()
+        if split != 0 or count == 0:
+            return ()
+        last = dict.fromkeys(templates[-1:], count + rest)
+        return row_slots(info, {**dict.fromkeys(templates, count), **last})
     fits = stacked == 0 and split != 0 and 0 < len(axes) <= _MATRIX and len(templates) == parts
     if not fits or (split is not None and info.shape[split] % parts):
         return ()
@@ -156,7 +158,7 @@ def _slots(
     return tuple(replace(slot, name=_fill(templates, slot)) for slot in matrices.slots(info))
 
 
-def _row_slots(info: TensorInfo, sizes: Mapping[str, int]) -> tuple[Slot, ...]:
+def row_slots(info: TensorInfo, sizes: Mapping[str, int]) -> tuple[Slot, ...]:
     """Return the slots of parts with these names and numbers of rows, one below the other."""
     matrices = Matrices((Rows(**sizes), *map(Columns, info.shape[1:])), "{part}")
     rest = info.shape[1:]

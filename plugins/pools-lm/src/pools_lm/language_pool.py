@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
 from fusion_core import RecipeSource, build_model
-from fusion_core.errors import AlignmentError, CheckpointError, RecipeError
+from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.weights import (
     AlignedSource,
     CheckpointSource,
@@ -41,8 +40,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fusion_core import AlignmentPolicy, WeightSource
-    from fusion_core.weights import Files, Slot
+    from fusion_core.weights import Files
     from pools_lm.architecture import Architecture
+    from pools_lm.live_parameters import LiveParameters
 
 
 class LanguagePool(CheckpointsPool):
@@ -96,7 +96,7 @@ class LanguagePool(CheckpointsPool):
         """
         architecture = self._architecture_of(weights)
         renamed = self._rename_to_live(as_weights(weights, self.base), architecture)
-        packed = architecture.files.arrange(renamed)
+        packed = architecture.files.fitted(renamed).arrange(renamed)
         return build_model(architecture.construct, packed, dtype=dtype, device=device)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -130,7 +130,7 @@ class LanguagePool(CheckpointsPool):
         """
         architecture = self._architecture
         renamed = self._rename_to_live(self.reference, architecture)
-        problem = architecture.files.find_misfit(renamed)
+        problem = architecture.files.fitted(renamed).find_misfit(renamed)
         if problem is not None:
             raise CheckpointError(
                 f"transformers {architecture.version} builds a {architecture.class_name} whose "
@@ -145,66 +145,21 @@ class LanguagePool(CheckpointsPool):
 
         A parameter that joins several stored tensors has its live name, and a part of a stored
         tensor the name of its matrix. Raises `AlignmentError` for a part that `matrices` does not
-        declare, so that methods treat it with the others.
+        declare: methods could not treat it with the others.
         """
-        live = dict(module.named_parameters(remove_duplicate=False))
-        names = {
-            **self._live_names,
-            **{name: name for name in self._separate.slots},
-            **{name: slot.name for name, slot in self._parts.items()},
-        }
+        live, names = dict(module.named_parameters(remove_duplicate=False)), self._live.names
         return {name: live[live_name] for live_name, name in names.items() if live_name in live}
 
     @property
     def live_layout(self) -> Layout:
-        """The positions of matrices in live parameters, also where transformers joins or divides.
-
-        A parameter that is a matrix of a stored tensor has one position.
-        """
-        stored, separate = super().live_layout, self._separate
-        parts = {
-            slot.name: (replace(slot, start=0, stop=slot.numel),) for slot in self._parts.values()
-        }
-        shapes = {name: slots[0].shape for name, slots in parts.items()}
-        return Layout(
-            {**stored.slots, **separate.slots, **parts},
-            {**stored.shapes, **separate.shapes, **shapes},
-        )
+        """The positions of matrices in live parameters, as they join and divide tensors."""
+        return self._live.layout
 
     @property
-    def _parts(self) -> Mapping[str, Slot]:
-        """The matrices of stored tensors that are parameters of their own, by live name."""
-        divided, declared = self._architecture.files.divided.slots, self.layout.slots
-        parts: dict[str, Slot] = {}
-        for joined, stored in self._live_names.items():
-            if joined not in divided:
-                continue
-            matrices = {(slot.start, slot.stop): slot for slot in declared.get(stored, ())}
-            for part in divided[joined]:
-                if (part.start, part.stop) not in matrices:
-                    raise AlignmentError(
-                        f"this method looks at the parts into which transformers divides {stored}, "
-                        "but they are merged as one matrix",
-                        hint="Use a method that looks at no live models.",
-                    )
-                parts[part.name] = matrices[part.start, part.stop]
-        return parts
+    def _live(self) -> LiveParameters:
+        from pools_lm.live_parameters import LiveParameters
 
-    @property
-    def _live_names(self) -> Mapping[str, str]:
-        """The sources' names by live names."""
-        return self._architecture.rename_to_live(self.reference).names
-
-    @property
-    def _separate(self) -> Layout:
-        """The live tensors that join several of the sources', such as experts, by their names."""
-        names, packed = self._live_names, self._architecture.files.joined
-        slots = {
-            tensor: tuple(replace(slot, name=names[slot.name]) for slot in slots)
-            for tensor, slots in packed.slots.items()
-            if slots[0].name in names
-        }
-        return Layout(slots, {tensor: packed.shapes[tensor] for tensor in slots})
+        return LiveParameters(self._architecture, self.reference, self.layout)
 
     def aligned(self, policy: AlignmentPolicy) -> Self:
         """Return this pool with aligned models; warn about side files that are not copied."""

@@ -34,7 +34,7 @@ def rename_like(
     """
     targets = architecture.rename_to_live(first).names
     live = architecture.rename_to_live(source)
-    packed = architecture.files.arrange(live, targets)
+    packed = architecture.files.fitted(live).arrange(live, targets)
     names = live.names
     if packed is not live:
         source, names = packed, {name: name for name in packed.infos}

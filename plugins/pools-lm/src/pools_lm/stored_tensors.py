@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from fusion_core.errors import AlignmentError
-from fusion_core.weights import Layout
-from pools_lm.conversion import find_divided, find_joined
+from fusion_core.weights import Layout, TensorInfo
+from pools_lm.conversion import find_divided, find_joined, row_slots
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from fusion_core.weights import TensorInfo, WeightSource
+    from fusion_core.weights import WeightSource
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,20 @@ class StoredTensors:
         """Ask transformers how it loads a model, which may be on the meta device."""
         joined, divided = find_joined(model, tensors), find_divided(model, tensors)
         return cls(type(model).__name__, tensors, tied, joined, divided)
+
+    def fitted(self, source: WeightSource) -> Self:
+        """Return these with a file's sizes of the tensors that are joined row by row.
+
+        Without them they count as equally large (OLMo-Hybrid has convolutions of two sizes).
+        """
+        slots = dict(self.joined.slots)
+        for name, parts in self.joined.slots.items():
+            shape = self.joined.shapes[name]
+            stored = [source.infos[slot.name] for slot in parts if slot.name in source.infos]
+            sizes = {info.name: info.shape[0] for info in stored if info.shape[1:] == shape[1:]}
+            if len(sizes) == len(parts) and sum(sizes.values()) == shape[0]:
+                slots[name] = row_slots(TensorInfo(name, shape, stored[0].dtype), sizes)
+        return replace(self, joined=Layout(slots, self.joined.shapes))
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

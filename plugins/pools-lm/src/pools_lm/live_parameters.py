@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fusion_core.errors import AlignmentError
@@ -54,11 +55,11 @@ class LiveParameters:
             {**self.declared.shapes, **joined.shapes, **shapes},
         )
 
-    @property
+    @cached_property
     def _renamed(self) -> RenamedSource:
         return self.architecture.rename_to_live(self.reference)
 
-    @property
+    @cached_property
     def _joined(self) -> Layout:
         """The parameters that join several tensors, such as experts, which have their own names."""
         names, joined = self._renamed.names, self.architecture.files.fitted(self._renamed).joined
@@ -69,7 +70,7 @@ class LiveParameters:
         }
         return Layout(slots, {tensor: joined.shapes[tensor] for tensor in slots})
 
-    @property
+    @cached_property
     def _parts(self) -> Mapping[str, Slot]:
         """The matrices of tensors that are parameters of their own, by live name.
 

@@ -42,7 +42,8 @@ def test_files_without_a_folder_belong_to_the_default_configuration(hub: HubServ
     hub.add("org/name", {"test.parquet": b"a", "data/train-0-of-1.parquet": b"b"}, kind="dataset")
     data = parse("org/name", kind="dataset")
     assert find_split(data, "test") == find_split(data, "test", "default")
-    assert find_split(data, "train").paths == ("data/train-0-of-1.parquet",)
+    for config in (None, "default", "data"):
+        assert find_split(data, "train", config).paths == ("data/train-0-of-1.parquet",)
     with pytest.raises(HubError, match="no revision 'refs/convert/parquet'") as raised:
         find_split(data, "validation")
     assert "default: train, test." in str(raised.value)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: The branch on which the hub converts every data set to parquet.
 _PARQUET_BRANCH = "refs/convert/parquet"
 _DEFAULT = "default"
+#: A folder that many data sets have, and that names no configuration.
+_FOLDER = "data"
 _SHARD = re.compile(r"(?P<split>.+?)(-\d+-of-\d+(-[0-9a-f]+)?)?\.parquet")
 
 
@@ -61,23 +63,25 @@ def _paths_of(
         )
     if config is None:
         config = having[0] if len(having) == 1 else _DEFAULT
+    elif config == _FOLDER and config not in splits:
+        config = _DEFAULT
     return splits.get(config, {}).get(split, ())
 
 
 def _describe(splits: Splits) -> str:
     """Return a hint that lists the splits with parquet files."""
-    if not splits:
+    names = [f"{config}: {', '.join(splits[config])}" for config in splits if splits[config]]
+    if not names:
         return "Download the data set by hand, and name the files in the recipe."
-    names = "; ".join(f"{config}: {', '.join(splits[config])}" for config in splits)
-    return f"The data set has these splits as parquet files, by configuration: {names}."
+    return f"The data set has these splits as parquet files, by configuration: {'; '.join(names)}."
 
 
 def _named_splits(paths: Iterable[str], *, single: bool = False) -> Splits:
     """Return the splits that the names of parquet files state.
 
     A split is `SPLIT.parquet`, `SPLIT-00000-of-00002.parquet`, or `SPLIT/0000.parquet`. The folder
-    with it names the configuration, except for the folder `data`. With `single`, all files belong
-    to one configuration.
+    with it names the configuration, except for `data`. With `single`, all files belong to one
+    configuration.
     """
     splits: dict[str, dict[str, list[str]]] = {}
     for path in sorted(paths):
@@ -88,7 +92,7 @@ def _named_splits(paths: Iterable[str], *, single: bool = False) -> Splits:
         split = match["split"]
         if split.isdecimal() and folders:
             split, folders = folders[-1], folders[:-1]
-        config = folders[-1] if folders and folders[-1] != "data" and not single else _DEFAULT
+        config = folders[-1] if folders and folders[-1] != _FOLDER and not single else _DEFAULT
         splits.setdefault(config, {}).setdefault(split, []).append(path)
     return {
         config: {split: tuple(files) for split, files in by_split.items()}
@@ -126,7 +130,7 @@ def _splits_of(config: Mapping[str, Any], paths: Iterable[str]) -> dict[str, tup
     entries = data_files if isinstance(data_files, list) else [data_files]
     splits: dict[str, tuple[str, ...]] = {}
     for entry in entries:
-        split, stated = ("train", entry)
+        split, stated = "train", entry
         if isinstance(entry, dict):
             split, stated = str(entry.get("split", split)), entry.get("path")
         patterns = [PurePosixPath(folder, str(one)).parts for one in _as_list(stated)]

@@ -90,6 +90,13 @@ def test_flips_of_few_examples_are_counted_exactly() -> None:
     many = [1.0] * 300 + [-1.0] * 240 + [0.0] * 1000
     assert flip_signs([(many, None)]) == pytest.approx(mcnemar(300, 240), rel=1e-9)
     assert flip_signs([([math.inf, 1.0], None)]) == 1
+    assert math.isnan(flip_signs([([math.nan, 1.0], None)]))
+
+
+def test_a_difference_that_cancels_is_chance() -> None:
+    assert flip_signs([([0.1, 0.2, 0.7, -0.7, -0.2, -0.1], None)]) == 1
+    gains, losses = [1.0] * 6 + [0.0] * 294, [-1.0] * 6 + [0.0] * 294
+    assert flip_signs([(gains, None), (losses, None)]) == pytest.approx(1)
 
 
 def test_an_average_of_few_examples_is_not_significant() -> None:

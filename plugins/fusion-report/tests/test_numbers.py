@@ -12,7 +12,7 @@ import torch
 from fusion_core import Progress
 from fusion_core.commands import load_recipe
 from fusion_report.charts import chart_coefficients
-from fusion_report.drawings.heat import Heat
+from fusion_report.drawings.heat import Heat, drop_leading_zero
 from fusion_report.drawings.lines import smooth, spread_out
 from fusion_report.drawings.svg import format_number, shorten
 from fusion_report.runs import read_run
@@ -99,5 +99,10 @@ def test_numbers_and_names_are_short() -> None:
         "12.3",
         "1234",
         "-1.00",
+    ]
+    assert [drop_leading_zero(text) for text in ("0.46", "-0.20", "10.3")] == [
+        ".46",
+        "-.20",
+        "10.3",
     ]
     assert shorten("abcdefghijkl", 8) == "abc…ijkl"

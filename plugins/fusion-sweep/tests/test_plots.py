@@ -84,7 +84,7 @@ def test_points_without_numeric_options_have_one_row_each() -> None:
 def test_html_shows_the_table_and_the_failures() -> None:
     html = make_result(({"s": 0.5}, 0.25), ({"s": "<b>"}, None), error="<i>")._repr_html_()
     assert "<th>s</th><th>average (%)</th></tr><tr><td>00000000</td><td>0.5</td>" in html
-    assert "failed: ties s=&lt;b&gt;: &lt;i&gt;" in html
+    assert "failed: ties s=&lt;b&gt;, seed 1: &lt;i&gt;" in html
     failed = make_result(({"s": 0.5}, None), error="it is too large")
     assert "<table>" not in failed._repr_html_()
     with pytest.raises(FusionError, match="no trial of this sweep is finished"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -17,10 +18,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusion_core import AdaptiveTask, RunOptions, Split, merge, plan, run_fusion
+from fusion_core import (
+    AdaptiveTask,
+    Reference,
+    Report,
+    RunOptions,
+    Split,
+    merge,
+    plan,
+    run_fusion,
+)
 from fusion_core.errors import OutputError, RecipeError, WorkerError
 from fusion_sweep import Search, sweep
 from fusion_sweep.evaluator import TrialEvaluator
+from fusion_sweep.objectives import Objective
 from fusion_sweep.scheduler import run_in_worker
 from fusion_testing import TinyTasks, tiny_pool
 
@@ -256,6 +267,46 @@ def test_entropy_and_agreement_need_no_labels(
         assert measured["entropy"] == pytest.approx(float(entropy), rel=1e-5)
         agrees = (logits.argmax(-1) == expert_logits.argmax(-1)).double().mean()
         assert measured["agreement"] == float(agrees)
+
+
+def test_the_best_by_the_test_examples_without_labels_is_not_measured_on_them(
+    recipe: dict[str, Any], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import toys
+
+    monkeypatch.setattr(toys.Tasks, "transductive", True)
+    result = sweep(recipe, over=OVER, objectives=["entropy"], samples=64, store=store)
+    assert result.tested is None
+
+
+def test_a_point_with_a_failed_seed_ranks_last(recipe: dict[str, Any], store: Path) -> None:
+    result = sweep(recipe, over=OVER, seeds=2, store=store)
+    best = result.best()
+    trials = [
+        replace(trial, report=None, error="lost") if trial is best else trial
+        for trial in result.trials
+    ]
+    groups = replace(result, trials=trials).groups
+    assert len(groups) == len(OVER["algorithm.scale"])
+    assert (groups[-1].point, groups[-1].scores) == (best.point, (-math.inf,))
+
+
+def test_equal_points_are_in_the_order_of_their_numbers(
+    recipe: dict[str, Any], store: Path
+) -> None:
+    first = sweep(recipe, over=OVER, store=store)
+    best = first.best()
+    trials = [replace(best, point={"algorithm.scale": scale}) for scale in (10, 8, 9.5)]
+    points = [group.point["algorithm.scale"] for group in replace(first, trials=trials).groups]
+    assert points == [8, 9.5, 10]
+
+
+def test_a_score_without_a_ratio_is_no_number() -> None:
+    experts = {name: {"accuracy": 0.5} for name in "ab"}
+    report = Report({"a": {"accuracy": 0.4}, "b": {"accuracy": -0.1}}, Reference({}, experts))
+    assert math.isnan(Objective("normalised").value(report))
+    with pytest.raises(RecipeError, match="undefined for these tasks"):
+        Objective("normalised").value(replace(report, reference=Reference({}, {})))
 
 
 def test_metrics_without_labels_are_over_all_predictions_of_an_example(

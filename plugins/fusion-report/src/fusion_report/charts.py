@@ -49,9 +49,12 @@ def chart_experts(table: PageTable) -> Iterator[Chart]:
     tasks = [task for task in table.tasks if any(task in share for share in shares.values())]
     if not tasks:
         return
-    base: dict[str, float] = {}
+    base_shares: dict[str, set[float]] = {}
     for report in reports.values():
-        base = {**ratios(report, report.reference.base), **base}
+        for task, share in ratios(report, report.reference.base).items():
+            base_shares.setdefault(task, set()).add(share)
+    # runs of several bases have no common mark
+    base = {task: shares.pop() for task, shares in base_shares.items() if len(shares) == 1}
     bars = Bars(
         tasks,
         {name: [100 * row.get(task, math.nan) for task in tasks] for name, row in shares.items()},

@@ -19,10 +19,11 @@ def summarise(runs: Sequence[Run], table: PageTable | None) -> str:
     if table is None:
         return f"{', '.join(_describe(run) for run in runs)}; not measured."
     ranked = _ranked(table)
-    if len(runs) == 1 or not ranked:
-        return (
-            _summarise_run(runs[0], table) if len(runs) == 1 else f"{len(runs)} runs side by side."
-        )
+    if len(runs) == 1:
+        return _summarise_run(runs[0], table)
+    if not ranked:
+        differ = "" if table.is_comparable else ", measured on different examples"
+        return f"{len(runs)} runs side by side{differ}."
     return _summarise_best(ranked, table)
 
 
@@ -110,7 +111,7 @@ def _summarise_best(ranked: Sequence[tuple[str, Report]], table: PageTable) -> s
 
 def _ranked(table: PageTable) -> list[tuple[str, Report]]:
     """Return the reports on the common tasks, best first; leave out those without an average."""
-    if not table.shared:
+    if not table.shared or not table.is_comparable:
         return []
     reports = {name: table.over_shared(report) for name, report in table.reports.items()}
     averages = {name: report.average for name, report in reports.items()}

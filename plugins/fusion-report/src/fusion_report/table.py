@@ -157,10 +157,15 @@ class PageTable:
         values = [run.value for run in runs if run is not None]
         figure = entry.figures[number]
         assert figure is not None  # noqa: S101 - the caller checked
-        is_comparable = len(values) > 1 and math.isfinite(figure.value)
+        is_comparable = self.is_comparable and len(values) > 1 and math.isfinite(figure.value)
         return is_comparable and not any(
             _is_better(entry.metric, value, figure.value) for value in values
         )
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether all runs were measured on the same examples."""
+        return len({report.measured_on for report in self.reports.values()}) == 1
 
     def _memory_marks(self, kind: str, heading: str) -> list[str]:
         """Return the mark of rows whose scores an earlier run measured."""
@@ -196,8 +201,8 @@ def _equal(one: Figure | None, other: Figure | None) -> bool:
 
 
 def worst_task(report: Report) -> tuple[str, str] | None:
-    """Return the task with the worst score, and the score; None if metrics differ."""
-    if report.average is None:
+    """Return the task with the worst score, and the score; None if metrics differ or are NaN."""
+    if report.average is None or math.isnan(report.average):
         return None
     metrics = report.main_metrics
     pick = min if next(iter(metrics.values())).higher_is_better else max

@@ -59,8 +59,9 @@ def format_heading(group: Group, objective: Objective) -> str:
     """Return an objective's name with its unit and direction."""
     metric = group.metric(objective)
     unit = "%" if metric.unit == "fraction" else metric.unit
-    direction = "" if metric.higher_is_better else ", lower is better"
-    return f"{objective.name} ({unit}{direction})" if unit else objective.name
+    notes = [unit, "" if metric.higher_is_better else "lower is better"]
+    listed = ", ".join(filter(None, notes))
+    return f"{objective.name} ({listed})" if listed else objective.name
 
 
 def _format_mean(group: Group, objective: Objective) -> str:
@@ -85,9 +86,11 @@ def _notes(result: SweepResult, top: int) -> Iterator[str]:
         yield from describe_curves(result)
     for path in result.written:
         yield f"written: {path}"
+    has_seeds = len({trial.seed for trial in result.trials}) > 1
     for trial in result.failed[:top]:
         point = describe_point({"algorithm": trial.algorithm, **trial.point})
-        yield f"failed: {point}: {trial.error}"
+        seed = f", seed {trial.seed}" if has_seeds else ""
+        yield f"failed: {point}{seed}: {trial.error}"
 
 
 def _tested_note(result: SweepResult) -> Iterator[str]:

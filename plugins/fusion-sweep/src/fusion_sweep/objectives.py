@@ -49,14 +49,7 @@ class Objective:
             case "average":
                 return self._check_defined(report.average)
             case "normalised":
-                if below := [expert.task for expert in report.experts_below_base]:
-                    raise RecipeError(
-                        f"objective 'normalised': the expert scores below the base on "
-                        f"{', '.join(below)}",
-                        hint="Experts and tasks may be mismatched. Check which expert belongs to "
-                        "which task, the order of the labels, and the heads.",
-                    )
-                return self._check_defined(report.normalised_average)
+                return self._normalised(report)
             case "worst":
                 self._check_defined(report.average)
                 values = [next(iter(metrics.values())) for metrics in report.tasks.values()]
@@ -85,6 +78,17 @@ class Objective:
             return -math.inf
         return value if self.metric(report).higher_is_better else -value
 
+    def _normalised(self, report: Report) -> float:
+        if below := [expert.task for expert in report.experts_below_base]:
+            raise RecipeError(
+                f"objective 'normalised': the expert scores below the base on {', '.join(below)}",
+                hint="Experts and tasks may be mismatched. Check which expert belongs to "
+                "which task, the order of the labels, and the heads.",
+            )
+        if report.normalised_average is None and _has_ratios(report):
+            return math.nan  # the score of a task has no ratio, such as a negative one
+        return self._check_defined(report.normalised_average)
+
     def _check_defined(self, value: float | None) -> float:
         if value is None:
             raise RecipeError(
@@ -93,6 +97,16 @@ class Objective:
                 "--objective TASK",
             )
         return value
+
+
+def _has_ratios(report: Report) -> bool:
+    """Tell whether every task has an expert that scores can be divided by."""
+    experts, metrics = report.reference.experts, report.main_metrics
+    values = {task: next(iter(row.values())) for task, row in experts.items()}
+    return all(
+        task in values and metric.ratio(values[task], values[task]) is not None
+        for task, metric in metrics.items()
+    )
 
 
 def parse_objectives(names: Sequence[str], tasks: Sequence[str]) -> tuple[Objective, ...]:

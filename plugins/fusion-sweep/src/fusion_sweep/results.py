@@ -36,6 +36,8 @@ class Group:
 
     trials: Sequence[Trial]
     objectives: Sequence[Objective]
+    #: whether no seed failed; other points score lowest, since their means leave something out
+    is_complete: bool = True
 
     @property
     def point(self) -> Point:
@@ -45,6 +47,8 @@ class Group:
     @cached_property
     def scores(self) -> tuple[float, ...]:
         """The mean over seeds of each objective, negated if lower is better."""
+        if not self.is_complete:
+            return (-math.inf,) * len(self.objectives)
         return tuple(
             fmean(objective.score(report) for report in self._reports)
             for objective in self.objectives
@@ -75,6 +79,15 @@ class Group:
         return [trial.report for trial in self.trials if trial.report is not None]
 
 
+def _order(point: Point) -> tuple[Any, ...]:
+    """Return a sort key of points in which numbers are in the order of their values."""
+    numbers = tuple(
+        (axis, value if isinstance(value, int | float) else math.inf)
+        for axis, value in sorted(point.items())
+    )
+    return numbers, point_key(point)
+
+
 @dataclass(frozen=True)
 class SweepResult:
     """The finished and failed trials of a sweep so far; a notebook displays it as a table."""
@@ -92,10 +105,11 @@ class SweepResult:
     @cached_property
     def groups(self) -> list[Group]:
         """The finished trials by point, the best first: by the first objective, then the next."""
-        finished = sorted(self.finished, key=lambda trial: (point_key(trial.point), trial.seed))
+        finished = sorted(self.finished, key=lambda trial: (_order(trial.point), trial.seed))
+        failed = {point_key(trial.point) for trial in self.failed}
         groups = [
-            Group(list(trials), self.objectives)
-            for _, trials in groupby(finished, key=lambda trial: point_key(trial.point))
+            Group(list(trials), self.objectives, is_complete=key not in failed)
+            for key, trials in groupby(finished, key=lambda trial: point_key(trial.point))
         ]
         return sorted(groups, key=lambda group: group.scores, reverse=True)
 

@@ -49,7 +49,8 @@ _NO_IDENTITY = (
     "their tasks have no identity"
 )
 _NOT_WRITTEN = (
-    "models of --keep that are not written: %d of %d, because their objective is NaN or infinite"
+    "models of --keep that are not written: %d of %d, because their objective is NaN or infinite, "
+    "or a seed failed"
 )
 #: The examples to measure the best on, by the examples it was chosen on.
 _TEST_ON: Mapping[Examples, Examples] = {"half": "other half", "unlabeled": "test"}
@@ -135,6 +136,8 @@ class Sweep:
     _record: SweepRecord = field(init=False)
     #: the finished trials of each point
     _groups: dict[str, Group] = field(default_factory=dict)
+    #: the points of failed trials
+    _failed: set[str] = field(default_factory=set)
     _best: Group | None = None
 
     def prepare(self, objectives: Sequence[str], on: Examples | None) -> None:
@@ -244,9 +247,16 @@ class Sweep:
         if (key, trial.seed) in self._trials:  # Optuna may suggest a point again
             return
         self._trials[key, trial.seed] = trial
-        if trial.report is not None:
+        if trial.report is None:
+            self._failed.add(key)
+            if key in self._groups:
+                group = self._groups[key] = replace(self._groups[key], is_complete=False)
+                if self._best is not None and self._best.point == group.point:
+                    self._best = max(self._groups.values(), key=lambda group: group.scores)
+        else:
             others = self._groups[key].trials if key in self._groups else []
-            group = self._groups[key] = Group([*others, trial], self.objectives)
+            is_complete = key not in self._failed
+            group = self._groups[key] = Group([*others, trial], self.objectives, is_complete)
             if self._best is None or group.scores > self._best.scores:
                 self._best = group
             elif self._best.point == group.point:  # this seed lowered the mean of the best
@@ -264,7 +274,10 @@ class Sweep:
         if on is None or not result.groups:
             return result
         best = result.best()
-        trial = self.bench.name(self.bench.plan(self._recipe(best)), on)
+        planned = self.bench.plan(self._recipe(best))
+        if self.on == "unlabeled" and planned.tasks is not None and planned.tasks.transductive:
+            return result  # the unlabeled examples are the test examples
+        trial = self.bench.name(planned, on)
         trial = replace(trial, point=best.point, seed=best.seed)
         with self.options.progress.track("measure the best", total=1) as advance:
             (tested,) = scheduler.finish([trial])

@@ -9,6 +9,7 @@ of a paired bootstrap.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ _SMALLEST_P = 0.001  # smallest value with three decimals
 _MOST_SUMS = 2**16
 #: The random flips, and how many signs are drawn in one step, which bounds the memory.
 _FLIPS, _SIGNS_PER_STEP = 9999, 2**22
-#: Sums whose relative difference is smaller than this differ by rounding.
+#: Sums that differ by less than this part of all terms' sizes differ by rounding.
 _ROUNDING = 1e-9
 
 
@@ -122,8 +123,8 @@ def flip_signs(tasks: Sequence[Outcomes]) -> float:
     terms = np.concatenate([_summands(outcomes) for outcomes in tasks])
     terms = terms[terms != 0]
     if not np.isfinite(terms).all():
-        return 1.0  # every sum of them is infinite
-    least = abs(terms.sum()) * (1 - _ROUNDING)
+        return math.nan if np.isnan(terms).any() else 1.0  # every sum of them is infinite
+    least = abs(terms.sum()) - _ROUNDING * abs(terms).sum()  # differences may cancel
     sizes, counts = np.unique(np.abs(terms), return_counts=True)
     if np.log2(counts + 1).sum() <= np.log2(_MOST_SUMS):
         sums, shares = _enumerate_flips(sizes, counts)

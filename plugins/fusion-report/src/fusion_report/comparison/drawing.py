@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def print_differences(first: str, second: str, differences: Sequence[Difference]
     if any(not difference.is_task for difference in differences):
         footer = f"tasks: {footer}; average: {SIGN_FLIPS}"
     notes = [footer, "p-values are not corrected for multiple tests"]
-    if any(difference.interval is None for difference in differences):
+    if any(one.interval is None and not math.isnan(one.value) for one in differences):
         notes.append("no interval: too few examples differ")
     console.print()
     console.print(_text(f"{second} - {first}, on the same examples"), soft_wrap=True)

@@ -54,10 +54,14 @@ class SeedIntervals(Intervals):
     def of_normalised(
         self, row: Collection[tuple[Metric, MetricValues, MetricValues]]
     ) -> tuple[float, float] | None:
-        """Return the interval of the mean of score / reference; None as in `of_average`."""
+        """Return the interval of the mean of score / reference; None as in `of_average`.
+
+        None also where lower is better: the figure is reference / mean score then, and not the mean
+        over the runs.
+        """
         ratios = []
         for metric, metrics, reference in row:
-            if not isinstance(metrics, Repeated):
+            if not isinstance(metrics, Repeated) or not metric.higher_is_better:
                 return None
             expert = next(iter(reference.values()))
             ratios.append([metric.ratio(value, expert) for value in metrics.by_run])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -120,12 +121,17 @@ class Heat(Plot):
                     axes.text(
                         x + 0.5,
                         y + 0.5,
-                        text.replace("0.", ".") if narrow else text,
+                        drop_leading_zero(text) if narrow else text,
                         color=ink,
                         ha="center",
                         va="center_baseline",
                         fontsize="small",
                     )
+
+
+def drop_leading_zero(text: str) -> str:
+    """Return a number without the zero before its point: .5 for 0.5, and 10.5 as it is."""
+    return re.sub(r"(?<!\d)0\.", ".", text)
 
 
 def _drop_overlapping(

@@ -283,6 +283,30 @@ dtype: float16
     assert recipe_of(text) == {**expected, "output": {"dtype": "float16"}}
 
 
+def test_layers_have_the_configuration_of_the_base_model() -> None:
+    slices = """
+slices:
+  - sources:
+      - {model: org/math, layer_range: [0, 4], parameters: {weight: 0.5}}
+      - {model: org/code, layer_range: [2, 6], parameters: {weight: 0.5}}
+merge_method: linear
+base_model: org/chat
+tokenizer_source: base
+"""
+    pool = recipe_of(slices)["model_pool"]
+    assert pool["base"] == stack({"chat": "org/chat"}, ("chat", 0, 4))
+    assert (pool["tokenizer"], [*pool["models"]]) == ("base", ["math", "code"])
+    of_slices = SLICES.replace("base_model: org/base", "base_model: org/chat")
+    of_slices = of_slices.replace("}]\n", "}]\n    base_model: org/base\n")
+    assert recipe_of(of_slices)["model_pool"]["base"]["model_pool"]["base"] == "org/chat"
+
+
+def test_no_model_has_the_name_of_a_choice_of_tokenizer() -> None:
+    text = "models: [{model: org/math}, {model: org/union}]\nmerge_method: karcher\n"
+    recipe = recipe_of(f"{text}tokenizer_source: org/union")
+    assert recipe["model_pool"]["tokenizer"] == "union-2"
+
+
 def test_all_layers_of_a_local_model_are_the_model(tmp_path: Path) -> None:
     for name, config in {
         "a": {"n_layer": 4},

@@ -131,9 +131,10 @@ class Merge:
         base = self.configuration.base
         if bases is not None:
             base = bases[0].model
-            pool["base"] = self._locate(models, bases)
-        elif base is not None and method.base == "input" and not self.configuration.has_ranges:
-            pool["base"] = models.locate(base)  # whose configuration and tokenizer the result has
+            pool["base"] = self._locate(models, bases, files=self.configuration.base)
+        elif base is not None and method.base == "input" and not self._is_stack:
+            layers = [replace(sources[0], model=base) for sources in experts]
+            pool["base"] = self._locate(models, layers)  # the result has its configuration
         pool["models"] = {
             name: self._locate(models, [sources[number] for sources in experts], base)
             for number, name in enumerate(names)
@@ -141,10 +142,16 @@ class Merge:
         return pool
 
     def _locate(
-        self, models: Models, sources: Sequence[Source], base: Reference | None = None
+        self,
+        models: Models,
+        sources: Sequence[Source],
+        base: Reference | None = None,
+        *,
+        files: Reference | None = None,
     ) -> Any:  # noqa: ANN401 - a path or a recipe
+        """Return a model, or layers of several, with the configuration of `files`."""
         if sources[0].layers is not None:
-            return models.stack(sources, base if self._is_stack else None)
+            return models.stack(sources, base if self._is_stack else files)
         return models.locate(sources[0].model, base)
 
     def _make_output(self, models: Models) -> dict[str, Any]:

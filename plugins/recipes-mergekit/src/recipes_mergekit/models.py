@@ -34,7 +34,7 @@ class Models:
         if model not in self.names:
             path = model.path if model.adapter is None else model.adapter
             stem = Path(path.partition("@")[0]).name or "model"
-            taken = {"base", *self.names.values()}
+            taken = {"base", "union", *self.names.values()}
             numbered = (f"{stem}-{number}" for number in range(2, len(taken) + 3))
             self.names[model] = next(name for name in (stem, *numbered) if name not in taken)
         return self.names[model]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: All experts of a mixture in one tensor: `experts.down_proj`, `experts.down_proj_bias`.
 _EXPERTS = re.compile(r"((?:.*\.)?experts\.)([^.]+?)(?:[._](weight|bias))?")
 #: The gate and up projections in one linear layer.
-_GATE_UP = re.compile(r"((?:.*\.)?)gate_up_proj\.(weight|bias)")
+_GATE_UP = re.compile(r"((?:.*\.)?)(?:gate_up|up_gate)_proj\.(weight|bias)")
 #: Query, key and value in one linear layer, as in the vision towers of transformers.
 _QKV = re.compile(r"((?:.*\.)?qkv\.)(weight)")
 #: The rank from which a weight is a convolution, and from which its name may say so.
@@ -38,7 +38,7 @@ def matrices_by_name(name: str, shape: Shape) -> Matrices:
     """Return the matrices of a tensor as far as its name and shape determine them.
 
     - `experts.*` with three dimensions is a batch of matrices, with two a batch of bias vectors.
-    - `gate_up_proj` of a linear layer is two halves.
+    - `gate_up_proj` or `up_gate_proj` of a linear layer is two halves.
     - `qkv.weight` of shape (3 d, d) is three thirds.
     - A weight with four or more dimensions is a convolution, and with three if its name contains
       "conv".
@@ -75,7 +75,9 @@ def _experts(match: re.Match[str], shape: Shape) -> Matrices | None:
 
 def _gate_up(match: re.Match[str], shape: Shape) -> Matrices | None:
     half, remainder = divmod(shape[0], 2)
-    return None if remainder else _split_rows(match, shape, gate_proj=half, up_proj=half)
+    is_up_first = match[0].startswith("up", match.end(1))
+    parts = ("up_proj", "gate_proj") if is_up_first else ("gate_proj", "up_proj")
+    return None if remainder else _split_rows(match, shape, **dict.fromkeys(parts, half))
 
 
 def _qkv(match: re.Match[str], shape: Shape) -> Matrices | None:

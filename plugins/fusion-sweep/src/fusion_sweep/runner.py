@@ -136,8 +136,6 @@ class Sweep:
     _record: SweepRecord = field(init=False)
     #: the finished trials of each point
     _groups: dict[str, Group] = field(default_factory=dict)
-    #: the points of failed trials
-    _failed: set[str] = field(default_factory=set)
     _best: Group | None = None
 
     def prepare(self, objectives: Sequence[str], on: Examples | None) -> None:
@@ -228,11 +226,10 @@ class Sweep:
 
         All are planned before the sweep is added to the store, so an invalid one leaves no sweep.
         """
-        seeds = range(self._first_seed, self._first_seed + self.seeds)
         trials = [
             replace(self.bench.name(self._plan(point, seed), self.on), point=point, seed=seed)
             for point in points
-            for seed in seeds
+            for seed in self._seeds
         ]
         self.store.add_trials(self._record, trials)
         for trial in scheduler.finish(trials):
@@ -247,20 +244,16 @@ class Sweep:
         if (key, trial.seed) in self._trials:  # Optuna may suggest a point again
             return
         self._trials[key, trial.seed] = trial
-        if trial.report is None:
-            self._failed.add(key)
-            if key in self._groups:
-                group = self._groups[key] = replace(self._groups[key], is_complete=False)
-                if self._best is not None and self._best.point == group.point:
-                    self._best = max(self._groups.values(), key=lambda group: group.scores)
-        else:
-            others = self._groups[key].trials if key in self._groups else []
-            is_complete = key not in self._failed
-            group = self._groups[key] = Group([*others, trial], self.objectives, is_complete)
-            if self._best is None or group.scores > self._best.scores:
-                self._best = group
-            elif self._best.point == group.point:  # this seed lowered the mean of the best
-                self._best = max(self._groups.values(), key=lambda group: group.scores)
+        trials = [self._trials[key, seed] for seed in self._seeds if (key, seed) in self._trials]
+        finished = [one for one in trials if one.report is not None]
+        if not finished:
+            return
+        group = Group(finished, self.objectives, is_complete=len(finished) == len(trials))
+        self._groups[key] = group
+        if self._best is None or group.scores > self._best.scores:
+            self._best = group
+        elif self._best.point == group.point:  # this seed lowered the mean of the best
+            self._best = max(self._groups.values(), key=lambda group: group.scores)
 
     def _describe_best(self) -> str:
         if (best := self._best) is None:
@@ -319,6 +312,10 @@ class Sweep:
     @property
     def _first_seed(self) -> int:
         return int(self.raw.get("seed", 0))
+
+    @property
+    def _seeds(self) -> range:
+        return range(self._first_seed, self._first_seed + self.seeds)
 
     def _plan(self, point: Point, seed: int) -> Plan:
         """Plan a trial; raises `RecipeError` that names the point."""

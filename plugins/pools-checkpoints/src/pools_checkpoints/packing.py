@@ -34,8 +34,6 @@ _FUSED = {
     "nomic_bert": "attn.Wqkv",
     "phi3": "self_attn.qkv_proj",
 }
-#: Two matrices of equal size, stacked by rows.
-_UP_GATE = {"gte": "mlp.up_gate_proj", "new": "mlp.up_gate_proj"}
 #: Query, key and value alternate, head by head.
 _BY_HEAD = {"bloom": "self_attention.query_key_value", "gpt_neox": "attention.query_key_value"}
 #: Models whose linear layers have shape (inputs, outputs), and the names of those.
@@ -82,8 +80,7 @@ class Packing:
         if self.kind in _CONV1D and (match := _CONV1D_LAYER.fullmatch(name)) is not None:
             return self._conv1d(name, match[1], shape)
         module, _, kind = name.rpartition(".")
-        rules = {self._fused: _FUSED, self._up_gate: _UP_GATE, self._by_head: _BY_HEAD}
-        for rule, names in rules.items():
+        for rule, names in {self._fused: _FUSED, self._by_head: _BY_HEAD}.items():
             if self.kind in names and f".{module}".endswith(f".{names[self.kind]}"):
                 return rule(f"{module}.{{part}}.{kind}", shape)
         return None
@@ -116,12 +113,6 @@ class Packing:
         if shape[0] != query + 2 * key:
             return None
         return Matrices((Rows(q=query, k=key, v=key), *map(Columns, shape[1:])), template)
-
-    def _up_gate(self, template: str, shape: Shape) -> Matrices | None:
-        half, rest = divmod(shape[0], 2)
-        if rest:
-            return None
-        return Matrices((Rows(up=half, gate=half), *map(Columns, shape[1:])), template)
 
     def _by_head(self, template: str, shape: Shape) -> Matrices | None:
         if shape[0] != 3 * self.heads * self.head_dim:

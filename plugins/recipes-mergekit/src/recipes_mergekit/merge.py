@@ -136,7 +136,12 @@ class Merge:
             layers = [replace(sources[0], model=base) for sources in experts]
             pool["base"] = self._locate(models, layers)  # the result has its configuration
         pool["models"] = {
-            name: self._locate(models, [sources[number] for sources in experts], base)
+            name: self._locate(
+                models,
+                [sources[number] for sources in experts],
+                base,
+                files=base if self._is_stack else None,
+            )
             for number, name in enumerate(names)
         }
         return pool
@@ -151,7 +156,7 @@ class Merge:
     ) -> Any:  # noqa: ANN401 - a path or a recipe
         """Return a model, or layers of several, with the configuration of `files`."""
         if sources[0].layers is not None:
-            return models.stack(sources, base if self._is_stack else files)
+            return models.stack(sources, files)
         return models.locate(sources[0].model, base)
 
     def _make_output(self, models: Models) -> dict[str, Any]:

@@ -264,7 +264,8 @@ def _differences(
         expected = reference.infos.get(key)
         if expected is None:
             if policy.extra == "error":
-                yield key, f"extra: not in {label}{_explain_tie(info, reference)}", DROP_EXTRA
+                lost = ", so to drop it loses this change" if expert.is_delta else ""
+                yield key, f"extra: not in {label}{lost}{_explain_tie(info, reference)}", DROP_EXTRA
         elif expected.shape != info.shape:
             can_pad = differs_in_vocabulary(expected, info) and not expert.is_delta
             if not can_pad or policy.vocab == "error":

@@ -48,6 +48,9 @@ def tiny(kind: str) -> transformers.PreTrainedModel:  # noqa: PLR0911 - one per 
             **{**sizes, "image_size": 8, "patch_size": 4}, num_attention_heads=2
         )
         return transformers.ViTForImageClassification(config)
+    if kind == "nomic-bert":
+        config = transformers.NomicBertConfig(**sizes, num_attention_heads=2, pad_token_id=0)
+        return transformers.NomicBertForSequenceClassification(config)
     if kind == "bert":
         config = transformers.BertConfig(**sizes, num_attention_heads=2)
         return transformers.BertForSequenceClassification(config)
@@ -106,7 +109,8 @@ def merge_with_peft(kind: str, base: Path, adapter: Path, rows: int | None = Non
     if rows is not None:
         model.resize_token_embeddings(rows)
     merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    return dict(merged.state_dict())
+    merged.save_pretrained(adapter / "merged")  # under the names of the base's files
+    return load(adapter / "merged")
 
 
 def distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
@@ -134,6 +138,12 @@ def stated_error(adapter: Path) -> float:
         ("gpt2 with classes", ["--rank", "64", "--save-whole", "*ln_*"], 1),
         ("bert", ["--rank", "64", "--save-whole", "*LayerNorm*", "--save-whole", "*.bias"], 1e-6),
         ("resnet", ["--rank", "8", "--only", "*convolution*"], 1),
+        # files have other names than the live model
+        (
+            "vit",
+            ["--rank", "64", "--only", "*.layers.*.weight", "--save-whole", "*layernorm*"],
+            0.9,
+        ),
         # embeddings of other names
         ("t5", ["--rank", "64", "--save-whole", "*norm*"], 1e-6),
         ("mamba", ["--rank", "64", "--only", "*embeddings*"], 1),
@@ -454,6 +464,34 @@ def test_a_head_tied_to_embeddings_stays_the_head(tmp_path: Path, options: dict[
         merge_with_peft("llama", tmp_path / "base", tmp_path / name) for name in ("out", "trained")
     )
     assert distance(merged, expected) < 1e-5
+
+
+def test_a_merge_of_adapters_has_the_names_of_the_live_model(tmp_path: Path) -> None:
+    tiny("vit").save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "fc1"], modules_to_save=["classifier"])
+    merge_trained(peft.get_peft_model(tiny("vit"), config), tmp_path)
+    trained, out = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("trained", "out")
+    )
+    assert out.keys() == trained.keys()
+    merged, expected = (
+        merge_with_peft("vit", tmp_path / "base", tmp_path / name) for name in ("out", "trained")
+    )
+    assert distance(merged, expected) < 1e-5 < distance(load(tmp_path / "base"), expected)
+
+
+def test_tensors_that_a_live_model_divides_are_no_modules(tmp_path: Path) -> None:
+    fine_tune(tmp_path, "nomic-bert")
+    assert "attn.Wqkv" in extract(tmp_path, code=2)
+    assert not (tmp_path / "adapter").exists()
+    for name in ("base", "expert"):
+        model = type(tiny("nomic-bert")).from_pretrained(tmp_path / name)
+        model.save_pretrained(tmp_path / name, save_original_format=False)
+    extract(tmp_path, "--rank", "64", "--save-whole", "*norm*")
+    assert stated_error(tmp_path / "adapter") < 0.5
+    merged = merge_with_peft("nomic-bert", tmp_path / "base", tmp_path / "adapter")
+    expert = load(tmp_path / "expert")
+    assert distance(merged, expert) < 0.5 * distance(load(tmp_path / "base"), expert)
 
 
 @pytest.mark.parametrize("rank", [None, 3])

@@ -63,6 +63,11 @@ def tiny(kind: str, **more: Any) -> transformers.PreTrainedModel:
             transformers.GptOssConfig,
             {**mixture, "num_local_experts": 4, "head_dim": 8},
         ),
+        "vit": (
+            transformers.ViTForImageClassification,
+            transformers.ViTConfig,
+            {**sizes, "image_size": 8, "patch_size": 4},
+        ),
         "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig, sizes),
     }
     model, config, options = classes[kind]
@@ -140,6 +145,7 @@ def merge(path: Path) -> dict[str, torch.Tensor]:
         ("gpt2", {"target_modules": ["c_attn", "c_proj"]}, 6),
         ("bert", {"target_modules": ["query"], "task_type": "SEQ_CLS", "bias": "all"}, 22),
         ("resnet", {"target_modules": r".*\.convolution"}, 8),
+        ("vit", {"target_modules": ["q_proj", "fc1"], "modules_to_save": ["classifier"]}, 5),
         ("llama", {"target_modules": "all-linear", "use_dora": True}, 14),
         ("llama", {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}, 3),
         (  # the adapter stores embeddings that differ from the base's

@@ -14,6 +14,7 @@ from fusion_lora.experts import find_groups
 from fusion_lora.extraction import Extraction, Ranks
 from fusion_lora.modules import find_module, is_vector
 from fusion_lora.reading.config import ADAPTER_CONFIG
+from fusion_lora.reading.live_names import find_live_names
 from fusion_lora.reading.source import STEM, LoraSource
 from fusion_lora.record import REPORT
 from fusion_lora.spool import Spool
@@ -34,7 +35,7 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
     A sum or an average of adapters is an adapter whose factors are those of the experts joined. A
     lower rank keeps the largest singular components, computed from the joined factors. Any other
     merge is factorised matrix by matrix. Weights that an expert stores whole stay whole. Modules
-    have the names that the experts' files have for them, which may differ from the base's.
+    have the names of the live model, which may differ from those in the base's files.
     """
 
     config_class = AdapterConfig
@@ -149,17 +150,34 @@ def find_adapter(source: WeightSource) -> LoraSource | None:
 
 
 def _names_in_base(pool: ModelPool[Any], base: WeightSource) -> dict[str, str]:
-    """Return the base's names by those to write: of the first adapter that has other names.
+    """Return the base's names by those to write, which are the live model's.
 
-    A matrix that all adapters change as the output head has the name of the head.
+    An adapter of the same model with, or without, a head has them with another prefix, and keeps
+    it. A matrix that all adapters change as the output head has the name of the head.
     """
-    names = next(filter(None, map(_own_names, pool.experts.values())), {})
+    names = find_live_names(base)
+    for model in pool.experts.values():
+        for stored, trained in _names_in_file(model).items():
+            name = names.get(stored, trained)
+            if trained.endswith(f".{name}") or name.endswith(f".{trained}"):
+                names[stored] = trained
     adapters = [find_adapter(model) for model in pool.experts.values()]
     for adapter in filter(None, adapters):
-        for head, embeddings in adapter.lone_heads.items():
-            if all(other is not None and other.is_head(embeddings) for other in adapters):
-                names = {**names, embeddings: head}
+        names |= {
+            embeddings: head
+            for head, embeddings in adapter.lone_heads.items()
+            if all(other is not None and other.is_head(embeddings) for other in adapters)
+        }
     return {names.get(stored, stored): stored for stored in base.infos}
+
+
+def _names_in_file(model: WeightSource) -> dict[str, str]:
+    """Return the names in an adapter's file that differ from the base's, by the base's."""
+    adapter = find_adapter(model)
+    if adapter is None:
+        return {}
+    names_in_pool = {name: stored for stored, name in _own_names(model).items()}
+    return {names_in_pool.get(name, name): trained for name, trained in adapter.file_names.items()}
 
 
 def _stored_whole(model: WeightSource) -> set[str]:
@@ -167,8 +185,8 @@ def _stored_whole(model: WeightSource) -> set[str]:
     adapter = find_adapter(model)
     if adapter is None:
         return set()
-    names_in_base = {name: stored for stored, name in _own_names(model).items()}
-    return {names_in_base.get(name, name) for name in adapter.whole - adapter.factored}
+    names_in_pool = {name: stored for stored, name in _own_names(model).items()}
+    return {names_in_pool.get(name, name) for name in adapter.whole - adapter.factored}
 
 
 def _find_embeddings(model: WeightSource) -> dict[str, bool]:
@@ -176,12 +194,12 @@ def _find_embeddings(model: WeightSource) -> dict[str, bool]:
     adapter = find_adapter(model)
     if adapter is None:
         return {}
-    names_in_base = {name: stored for stored, name in _own_names(model).items()}
-    return {names_in_base.get(name, name): flag for name, flag in adapter.embeddings.items()}
+    names_in_pool = {name: stored for stored, name in _own_names(model).items()}
+    return {names_in_pool.get(name, name): flag for name, flag in adapter.embeddings.items()}
 
 
 def _own_names(source: WeightSource) -> dict[str, str]:
-    """Return the names in an adapter's files that differ from the base's, by the base's."""
+    """Return the names that an adapter has in another pool than its own, by the pool's."""
     if isinstance(source, RenamedSource) and isinstance(source.sources[0], LoraSource):
         return {stored: name for stored, name in source.names.items() if stored != name}
     return next(filter(None, map(_own_names, source.sources)), {})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from fusion_lora.reading.experts import EXPERT_LAYOUTS, PARAMETERS, name_in_live_model
+from fusion_lora.reading.experts import EXPERT_LAYOUTS, PARAMETERS
 from fusion_lora.reading.factors import PREFIX
 from pools_checkpoints import are_experts_transposed
 
@@ -123,7 +123,7 @@ def _find_separate(infos: Mapping[str, TensorInfo]) -> Iterator[ExpertGroup]:
         match = _SEPARATE.fullmatch(name)
         if match is None or match["part"] not in _PARTS or len(info.shape) != _RANK - 1:
             continue
-        module = name_in_live_model(match["module"])
+        module = match["module"]
         experts = groups.setdefault((module, _PARTS[match["part"]]), {})
         experts.setdefault(int(match["index"]), {})[match["part"]] = Rows(name, 0, info.shape[0])
     for (module, (parameter, parts)), experts in groups.items():

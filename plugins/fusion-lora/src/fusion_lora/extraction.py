@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_core.errors import WeightsError
+from fusion_core.errors import RecipeError, WeightsError
 from fusion_core.weights import check_finite, read_range, run_all
 from fusion_lora.adapter import Adapter
 from fusion_lora.experts import find_groups, name_factors
@@ -18,6 +18,7 @@ from fusion_lora.factorise import Factors, compress, factorise
 from fusion_lora.matrix import HELD, HELD_OF_FILES, BlockedMatrix
 from fusion_lora.modules import SKIPPED, describe_kind, find_module
 from fusion_lora.reading.factors import PREFIX
+from fusion_lora.reading.live_names import find_converted
 from fusion_lora.record import Record
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Extraction:
                 hint="Check that the model is not the base, and the patterns of tensors.",
             )
         self._complete_whole(adapter, spool)
+        self._refuse_converted(adapter)
         return adapter, record
 
     def extract(self, name: str) -> Change:
@@ -190,6 +192,20 @@ class Extraction:
             key = f"{PREFIX}{name}"
             if key not in spool.infos:
                 spool.add(key, self._read_whole(self.base, name), self.base.infos[name].shape)
+
+    def _refuse_converted(self, adapter: Adapter) -> None:
+        """Raise `RecipeError` for factors of tensors that a live model has in parts or as a part.
+
+        PEFT would ignore them without a warning.
+        """
+        weights = [f"{module}.weight" for module in adapter.ranks]
+        if converted := find_converted(self.base, [*weights, *adapter.parameters]):
+            raise RecipeError(
+                f"{len(converted)} tensors change that transformers divides or joins on loading, "
+                f"such as {converted[0]}: PEFT would ignore their factors",
+                hint="Save base and model as transformers builds them, and use these: "
+                "model.save_pretrained(path, save_original_format=False)",
+            )
 
     def _read_whole(self, model: WeightSource, name: str) -> Iterator[torch.Tensor]:
         """Yield a tensor of a model in the dtype of the base."""

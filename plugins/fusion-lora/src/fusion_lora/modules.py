@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from fusion_lora.reading.experts import name_in_live_model
 from fusion_lora.reading.factors import PREFIX
 from pools_checkpoints import are_neighbours_transposed
 
@@ -26,7 +25,9 @@ _EMBEDDING = re.compile(
     r"(?!embed_out$|.*(?:patch|proj|dense|linear|mapping|transform))"
     r"(?:(?:.*_)?emb.*|wte|wpe|shared|.*relative_attention_bias)"
 )
-_ROUTER = re.compile(r"(?P<layer>.+\.(?:mlp|block_sparse_moe))\.(?:gate|router)\.weight")
+_ROUTER = re.compile(
+    r"(?P<layer>.+\.(?:mlp|block_sparse_moe|feed_forward))\.(?:gate|router)\.weight"
+)
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _MATRIX, _PACKED = 2, 3
 #: Kinds of tensors that change but are not in an adapter.
@@ -86,7 +87,7 @@ def find_module(
         return None
     router = _ROUTER.fullmatch(name)
     if router and any(other.startswith(f"{router['layer']}.experts.") for other in base.infos):
-        return Module(name_in_live_model(module), Form.PARAMETER, info)
+        return Module(module, Form.PARAMETER, info)
     if len(info.shape) > _MATRIX:
         is_grouped = info.shape[1] == 1
         return None if is_grouped else Module(module, Form.CONVOLUTION, info)

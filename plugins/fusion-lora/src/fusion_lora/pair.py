@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from fusion_core import AlignmentPolicy, ExecutorSpec
 from fusion_core.commands import load_plugins
 from fusion_core.errors import AlignmentError
-from fusion_core.weights import as_weights, select_names
+from fusion_core.weights import RenamedSource, as_weights, select_names
 from fusion_lora.extraction import Extraction
+from fusion_lora.reading.live_names import find_live_names
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _POLICY = AlignmentPolicy(config="ignore", tokenizer="ignore", vocab="pad")
 
 @dataclass(frozen=True)
 class Pair:
-    """The weights of a fine-tuned model and of its base, with the same names."""
+    """The weights of a fine-tuned model and of its base, under the names of the live model."""
 
     model: WeightSource
     base: WeightSource
@@ -82,6 +83,16 @@ def open_pair(expert: str, base: str, blocked: frozenset[str] = frozenset()) -> 
         if name in original and original[name].shape != info.shape
     }
     model = as_weights(aligned.experts["expert"], aligned.base)  # it may be an adapter
+    live = find_live_names(pool.base)
+    names = {live.get(stored, stored): stored for stored in aligned.base.infos}
     threads = plugins.find(ExecutorSpec, "threads")
     executor: Executor = threads.create(threads.load_config()())
-    return Pair(model, aligned.base, frozenset(grown), executor, pool.cards())
+    return Pair(
+        RenamedSource(
+            model, {name: stored for name, stored in names.items() if stored in model.infos}
+        ),
+        RenamedSource(aligned.base, names),
+        frozenset(live.get(stored, stored) for stored in grown),
+        executor,
+        pool.cards(),
+    )

@@ -21,6 +21,7 @@ from fusion_lora.reading.experts import (
     strip_nesting,
 )
 from fusion_lora.reading.factors import Product, find_lone_heads, sort_tensors
+from fusion_lora.reading.live_names import find_live_names
 from fusion_lora.reading.products import wide_dtype
 from pools_checkpoints import are_neighbours_transposed
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from fusion_core import WeightSource
     from fusion_lora.reading.experts import Target
+
+_WEIGHT = ".weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Changes:
     whole: dict[str, str] = field(default_factory=dict)
     #: output heads whose change became that of the embeddings tied to them, with these
     lone_heads: dict[str, str] = field(default_factory=dict)
+    #: the adapter's names of weights that the base names otherwise
+    file_names: dict[str, str] = field(default_factory=dict)
 
     def add(self, info: TensorInfo, product: Product) -> None:
         """Add the change of a weight by a product of factors."""
@@ -64,23 +69,15 @@ def locate_changes(adapter: WeightSource, base: WeightSource, config: Mapping[st
     """Find every change of an adapter. Raises `CheckpointError` for factors that do not fit."""
     factors, whole = sort_tensors(adapter, list_saved(config))
     parameters = {module: find_parameters(config, strip_nesting(module)) for module in factors}
-    probes = (
-        name
-        for module in factors
-        for name in probe_names(strip_nesting(module), parameters[module])
-    )
-    names = [*(f"{module}.weight" for module in factors), *whole]
-    released = {name: name_in_release(name) for name in names}
-    base_names = match_names([*names, *probes, *released.values()], base.infos)
-    for name, other in released.items():
-        if name not in base_names and other in base_names:
-            base_names[name] = base_names[other]
+    names = [*(f"{module}{_WEIGHT}" for module in factors), *whole]
+    base_names = _match_names(names, parameters, base)
     for module, targeted in parameters.items():
         inner = strip_nesting(module)
         parameters[module] = [
             name for name in targeted if is_stored(inner, name, base.infos, base_names)
         ]
-    changes = Changes(dict(base.infos))
+    file_names = {base_names[name]: name for name in names if base_names.get(name, name) != name}
+    changes = Changes(dict(base.infos), file_names=file_names)
     finder = _Finder(adapter, base, config, base_names)
     targets = {
         module: finder.find_experts(module, factors[module], targeted)
@@ -108,6 +105,33 @@ def locate_changes(adapter: WeightSource, base: WeightSource, config: Mapping[st
         changes.infos[name] = info
     changes.move_lone_heads(base.infos)
     return changes
+
+
+def _match_names(
+    names: Sequence[str], parameters: Mapping[str, Sequence[str]], base: WeightSource
+) -> dict[str, str]:
+    """Return the base's names of an adapter's tensors: alike, of a release, or of a live model.
+
+    `parameters` are those that modules target instead of their weights.
+    """
+    targeted = [
+        (strip_nesting(module), parameter)
+        for module, targets in parameters.items()
+        for parameter in targets
+    ]
+    probes = [name for module, parameter in targeted for name in probe_names(module, [parameter])]
+    released = {name: name_in_release(name) for name in names}
+    matched = match_names([*names, *probes, *released.values()], base.infos)
+    for name, other in released.items():
+        if name not in matched and other in matched:
+            matched[name] = matched[other]
+    wanted = {name for name in names if not parameters.get(name.removesuffix(_WEIGHT))}
+    wanted.update(f"{module}.{parameter}" for module, parameter in targeted)
+    if not matched.keys() >= wanted:
+        stored = {live: name for name, live in find_live_names(base).items()}
+        by_live_name = {name: stored[live] for name, live in match_names(wanted, stored).items()}
+        matched = {**by_live_name, **matched}
+    return matched
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ class LoraSource(WeightSource):
         self._products = Products(self._adapter, products)
         self._tied = frozenset(tied_heads.values())
         self._lone_heads = changes.lone_heads
+        self.file_names: Mapping[str, str] = changes.file_names
 
     def with_base(self, base: WeightSource) -> LoraSource:
         """Return the same adapter on other weights of its base."""

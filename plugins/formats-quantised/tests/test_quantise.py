@@ -222,6 +222,7 @@ def test_only_linear_layers_and_whole_layers_of_experts_are_chosen() -> None:
         "model.layers.0.mlp.gate",
         "model.layers.0.q_proj",
         *(f"model.layers.{number}.mlp.experts" for number in (1, 2, 3)),
+        "proj_out",
     ]
     more = choose_weights(infos, reference, QuantiseConfig(partial_blocks=True, skip=("*shared*",)))
     assert set(more.chosen) - set(weights.chosen) == {

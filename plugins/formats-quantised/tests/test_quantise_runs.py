@@ -166,22 +166,48 @@ def test_transformers_loads_what_our_reader_reads(written: Path) -> None:
     assert all(torch.equal(loaded[name], source.tensor(name)) for name in shared)
 
 
-def test_transformers_quantises_the_modules_that_are_quantised(written: Path) -> None:
-    """On a GPU, transformers replaces modules by the declaration, and expects fp8 for these."""
-    from transformers import AutoConfig, AutoModelForCausalLM, FineGrainedFP8Config
+def modules_for_fp8(path: Path, auto: Any) -> set[str]:
+    """Return the modules that transformers replaces on a GPU, by the declaration."""
+    from transformers import AutoConfig, FineGrainedFP8Config
     from transformers.integrations.finegrained_fp8 import FP8Experts, FP8Linear
     from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
-    config = AutoConfig.from_pretrained(written)
+    config = AutoConfig.from_pretrained(path)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = auto.from_config(config)
     quantizer = FineGrainedFP8HfQuantizer(FineGrainedFP8Config(**config.quantization_config))
     quantizer.pre_quantized = True
     quantizer._process_model_before_weight_loading(model)  # noqa: SLF001
-    expected = {n for n, m in model.named_modules() if isinstance(m, FP8Linear | FP8Experts)}
-    quantised = {name for name, tensor in load(written).items() if tensor.dtype is E4M3}
-    modules = {re.sub(r"(?<=\.experts)\..*|\.weight$", "", name) for name in quantised}
-    assert modules == expected
+    return {n for n, m in model.named_modules() if isinstance(m, FP8Linear | FP8Experts)}
+
+
+def modules_in_fp8(path: Path) -> set[str]:
+    quantised = {name for name, tensor in load(path).items() if tensor.dtype is E4M3}
+    return {re.sub(r"(?<=\.experts)\..*|\.weight$", "", name) for name in quantised}
+
+
+def test_transformers_quantises_the_modules_that_are_quantised(written: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert modules_in_fp8(written) == modules_for_fp8(written, AutoModelForCausalLM)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "Electra", "ModernBert", "Roberta"])
+def test_heads_that_share_the_embeddings_stay_plain(kind: str, tmp_path: Path) -> None:
+    import transformers
+
+    sizes: dict[str, Any] = {"vocab_size": 64, "pad_token_id": 0}
+    sizes |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 16, "embedding_size": 32}
+    if kind == "DistilBert":
+        sizes |= {"dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "a")
+    models = {"models": [str(tmp_path / "a")]}
+    run(tmp_path, tmp_path / "out", model_pool=models, evaluate=False)
+    expected = modules_for_fp8(tmp_path / "out", transformers.AutoModelForMaskedLM)
+    assert len(expected) >= 4
+    assert modules_in_fp8(tmp_path / "out") == expected
 
 
 def test_packed_experts_have_the_layout_of_transformers_on_a_gpu(

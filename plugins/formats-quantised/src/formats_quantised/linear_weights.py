@@ -17,7 +17,7 @@ from formats_quantised.source import DequantisedSource
 from pools_checkpoints import are_experts_transposed, are_neighbours_transposed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from formats_quantised.quantise_config import QuantiseConfig
     from fusion_core import TensorInfo, WeightSource
@@ -35,8 +35,9 @@ _EXPERTS = re.compile(
     r"(?P<module>.+\.experts)\.(?:\d+\..+|(?P<packed>gate_up_proj|up_proj|down_proj))"
 )
 _MATRIX, _BATCH = 2, 3
-#: A head that shares the embeddings is a linear layer of the live model, but not in the files.
-_HEAD = "lm_head"
+#: Heads that share the embeddings: linear layers of a live model that files do not store.
+_HEADS = ("lm_head", "proj_out")
+_BIAS = ".bias"
 NOT_LINEAR = "they are embeddings, heads, norms or routers"
 SKIPPED = "they match output.quantise.skip"
 PLAIN_IN_BASE = "the quantised base stores them plain"
@@ -51,11 +52,19 @@ class LinearWeights:
 
     chosen: tuple[str, ...]
     plain: Mapping[str, str]
+    #: modules that may share the embeddings
+    tied: tuple[str, ...] = ()
 
     @property
     def plain_modules(self) -> list[str]:
-        """The value of `modules_to_not_convert`."""
-        return sorted({_HEAD, *map(module_of, self.plain)})
+        """The value of `modules_to_not_convert`: its names also match ends and starts of others."""
+        modules = [module_of(name) for name in self.chosen]
+        heads = {
+            head
+            for head in self.tied
+            if not any(name.endswith(head) or name.startswith(f"{head}.") for name in modules)
+        }
+        return sorted({*heads, *map(module_of, self.plain)})
 
     @property
     def packed(self) -> list[str]:
@@ -101,7 +110,20 @@ def choose_weights(
     for name in matrices:
         if module_of(name) in incomplete:
             plain.setdefault(name, TOGETHER)
-    return LinearWeights(tuple(name for name in matrices if name not in plain), plain)
+    chosen = tuple(name for name in matrices if name not in plain)
+    return LinearWeights(chosen, plain, (*_HEADS, *_find_tied_heads(infos)))
+
+
+def _find_tied_heads(infos: Mapping[str, TensorInfo]) -> Iterator[str]:
+    """Yield modules that may be heads: their weight is stored elsewhere, and their bias is not.
+
+    BERT and its relatives store the bias of `predictions.decoder` as that of `predictions`.
+    """
+    for name in infos:
+        module = name.removesuffix(_BIAS)
+        if name.endswith(_BIAS) and f"{module}{_WEIGHT}" not in infos:
+            has_parts = any(other.startswith(f"{module}.") for other in infos.keys() - {name})
+            yield f"{module}.decoder" if has_parts else module
 
 
 def module_of(name: str) -> str:

@@ -10,13 +10,14 @@ import pytest
 import torch
 import transformers
 from packed_mixtures import AllTexts, Texts
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fusion_adapting import build_live
 from fusion_core import AlignmentPolicy, RunOptions, run_fusion
 from fusion_core.errors import AlignmentError
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 from pools_lm.config import LanguageConfig
-from pools_lm.pools import CausalPool, ClassificationPool
+from pools_lm.pools import CausalPool, ClassificationPool, VisionLanguagePool
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,6 +61,26 @@ JOINED: dict[str, Any] = {
         linear_value_head_dim=8,
     ),
 }
+#: Published files hold the experts transposed, and transformers 5 saves them as in live models.
+SWAPPED = transformers.Qwen3VLMoeConfig(
+    text_config={
+        **_SIZES,
+        "moe_intermediate_size": 12,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]},
+    },
+    vision_config={
+        "depth": 1,
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_heads": 2,
+        "out_hidden_size": 8,
+        "deepstack_visual_indexes": [0],
+    },
+)
 LAYOUTS = "original", "live"
 
 
@@ -96,7 +117,8 @@ def pool_of(kind: type[LanguagePool], folder: Path, layouts: tuple[str, str, str
     base, a, b = (
         f"{folder / n}-{layout}" for n, layout in zip(("base", "a", "b"), layouts, strict=True)
     )
-    return kind(LanguageConfig(base=base, models={"a": a, "b": b}))
+    config = CheckpointsConfig if kind is CheckpointsPool else LanguageConfig
+    return kind(config(base=base, models={"a": a, "b": b}))
 
 
 @pytest.fixture(scope="module", params=DIVIDED)
@@ -184,6 +206,53 @@ def test_parts_that_are_merged_as_one_matrix_have_no_parameters(folder: Path) ->
     model = build_live(stored, stored.reference, "cpu")
     with pytest.raises(AlignmentError, match="the parts into which transformers divides"):
         stored.parameters(model)
+
+
+@pytest.fixture(scope="module")
+def swapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("swapped")
+    save(transformers.AutoModelForImageTextToText, SWAPPED, path)
+    for name in ("base", "a", "b"):
+        file = path / f"{name}-original" / "model.safetensors"
+        tensors = {n: swap(n, t) for n, t in load_file(file).items()}
+        save_file(tensors, file, {"format": "pt"})
+    return path
+
+
+def swap(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.mT.contiguous() if ".experts." in name else tensor
+
+
+@pytest.mark.parametrize("algorithm", [{"name": "ties", "scope": "tensor"}, "tsv-m"])
+@pytest.mark.parametrize("kind", [VisionLanguagePool, CheckpointsPool])
+def test_transposed_experts_merge_to_the_same_model(
+    kind: Any, algorithm: Any, swapped: Path, tmp_path: Path
+) -> None:
+    results = []
+    for layouts in product(LAYOUTS, repeat=2):
+        pool = pool_of(kind, swapped, (layouts[0], *layouts))
+        merge(pool, algorithm, tmp_path / "out")
+        written = load_file(tmp_path / "out" / "model.safetensors")
+        is_swapped = layouts[0] == "original"
+        results.append({n: swap(n, t) if is_swapped else t for n, t in written.items()})
+    for name, value in results[0].items():
+        assert all(torch.equal(value, result[name]) for result in results), name
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"name": "adamerging", "granularity": "row", "steps": 2},
+        ["orthogonalise", {"name": "adamerging", "granularity": "layer", "init": 1, "steps": 2}],
+    ],
+    ids=["row", "layer"],
+)
+def test_methods_on_live_models_see_transposed_experts(algorithm: Any, swapped: Path) -> None:
+    original, live = (pool_of(VisionLanguagePool, swapped, (one, one, one)) for one in LAYOUTS)
+    expected = live.build(merge(live, algorithm).weights).state_dict()
+    actual = original.build(merge(original, algorithm).weights).state_dict()
+    for name, value in expected.items():
+        assert torch.equal(value, actual[name]), name
 
 
 @pytest.mark.parametrize("kind", JOINED)

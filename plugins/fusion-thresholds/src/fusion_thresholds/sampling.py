@@ -98,7 +98,7 @@ def _read_magnitudes(scan: Scan, function: Magnitudes) -> Integers:
 
 def _find_exactly(magnitudes: Integers, rank: int) -> Guess:
     """Return the window that holds the magnitude of a rank alone."""
-    key = kth_largest(magnitudes, rank)
+    key = kth_largest(torch.from_numpy(magnitudes), rank)
     return Guess(Search(key, key, key, key), np.count_nonzero(magnitudes == key) / len(magnitudes))
 
 
@@ -120,9 +120,10 @@ class _Sample:
         rank = self.fraction * len(self.magnitudes)
         margin = _MARGIN * inflation * self.deviation + _MARGIN
         above, below = int(rank - margin), math.ceil(rank + margin)
-        high = self.top if above < 1 else kth_largest(self.magnitudes, above)
-        is_all = below > len(self.magnitudes)
-        low = 0 if is_all else kth_largest(self.magnitudes, below)
+        magnitudes = torch.from_numpy(self.magnitudes)
+        high = self.top if above < 1 else kth_largest(magnitudes, above)
+        is_all = below > len(magnitudes)
+        low = 0 if is_all else kth_largest(magnitudes, below)
         inside = np.count_nonzero(self.magnitudes >= low)
         inside -= np.count_nonzero(self.magnitudes > high)
         return Guess(Search(0, self.top, low, high), inside / len(self.magnitudes))

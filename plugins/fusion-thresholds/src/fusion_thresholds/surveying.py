@@ -48,7 +48,7 @@ class _Inside:
     def kth_largest(self, k: int) -> int:
         """Return the k-th largest offset."""
         if self.counts is None:
-            return kth_largest(self.offsets.numpy(), k)
+            return kth_largest(self.offsets, k)
         number, _ = bin_and_rank(self.counts, k)
         return int(self.offsets[number])
 

@@ -8,6 +8,7 @@ from pools_checkpoints.files import read_side_file as read_side_file
 from pools_checkpoints.files import select_tokenizer_files as select_tokenizer_files
 from pools_checkpoints.orientation import are_experts_transposed as are_experts_transposed
 from pools_checkpoints.orientation import are_neighbours_transposed as are_neighbours_transposed
+from pools_checkpoints.orientation import swap_axes as swap_axes
 from pools_checkpoints.package_files import PackagedFiles as PackagedFiles
 from pools_checkpoints.pool import CheckpointsPool as CheckpointsPool
 from pools_checkpoints.routers import find_routers as find_routers

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fusion_core.weights import Columns, Layout, Matrices, Rows, Stacked
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fusion_core.weights import TensorInfo, WeightSource
 
 _MATRIX, _PACKED = 2, 3
@@ -51,3 +56,17 @@ def are_neighbours_transposed(base: WeightSource, name: str) -> bool | None:
 def _bias_shape(base: WeightSource, weight: str) -> tuple[int, ...] | None:
     bias = base.infos.get(f"{weight.removesuffix('.weight')}.bias")
     return bias.shape if bias is not None and weight.endswith(".weight") else None
+
+
+def swap_axes(source: WeightSource, names: Iterable[str]) -> WeightSource:
+    """Return a model in which the matrices of some batches (count, m, n) are transposed."""
+    stored, swapped, shapes = {}, {}, {}
+    for name in names:
+        info = source.infos[name]
+        count, height, width = info.shape
+        shapes[name] = count, width, height
+        columns = Matrices((Stacked(count), Columns(height), Rows(width)))
+        rows = Matrices((Stacked(count), Rows(width), Columns(height)))
+        stored[name] = columns.slots(info)
+        swapped[name] = rows.slots(replace(info, shape=shapes[name]))
+    return Layout(swapped, shapes).pack(Layout(stored, {}).unpack(source)) if shapes else source

@@ -23,7 +23,10 @@ _EXPERTS = re.compile(r"(.*\.experts\.)(gate_up|down)_proj(_bias)?")
 _LINEAR = re.compile(r"(.*\.(?:block_sparse_moe|mlp)\.)(input|output)_linear\.weight")
 _PROJECTIONS = {"input": "gate_up", "output": "down"}
 #: Models whose mixtures have shape (experts, inputs, outputs).
-_TRANSPOSED = {"aria_text", "gpt_oss", "llama4_text"}
+_TRANSPOSED = {"aria_text", "gpt_oss", "llama4_text", "openai_privacy_filter"}
+#: Models whose published mixtures are transposed, and those that transformers 5 saves are not. It
+#: looks at the shape, too.
+_EITHER = {"qwen3_vl_moe_text"}
 #: Models whose gate and up rows alternate.
 _INTERLEAVED = {"gpt_oss"}
 #: Fused attention by model type. Here query, key and value are stacked by rows.
@@ -85,12 +88,19 @@ class Packing:
                 return rule(f"{module}.{{part}}.{kind}", shape)
         return None
 
+    def has_swapped_axes(self, name: str, shape: Shape, other: Shape) -> bool:
+        """Tell whether a tensor of this shape is transposed in a model that has the other shape."""
+        is_either = self.kind in _EITHER and _EXPERTS.fullmatch(name) is not None
+        return is_either and shape[:1] + shape[:0:-1] == other != shape
+
     def _experts(
         self, prefix: str, projection: str, shape: Shape, *, is_bias: bool = False
     ) -> Matrices | None:
-        is_transposed = self.kind in _TRANSPOSED
         if len(shape) != (2 if is_bias else 3):
             return None
+        is_transposed = self.kind in _TRANSPOSED
+        if self.kind in _EITHER:
+            is_transposed = shape[1 if projection == "down" else 2] != self.hidden
         outputs = shape[-1] if is_transposed or is_bias else shape[1]
         if projection == "down":
             rows, part = [Rows(outputs)], "down_proj"

@@ -28,6 +28,7 @@ from pools_checkpoints.files import (
 )
 from pools_checkpoints.live import find_ties
 from pools_checkpoints.model import PoolModel
+from pools_checkpoints.orientation import swap_axes
 from pools_checkpoints.packing import Packing
 from pools_checkpoints.parts import complete_models, describe_part, rename_by_patterns
 from pools_checkpoints.routers import treat_routers
@@ -76,8 +77,24 @@ class CheckpointsPool(DescribedPool[CheckpointsConfig]):
             )
         self.base = None if self._base is None else self._base.source(None)
         self.experts = {name: model.source(self.base) for name, model in self._models.items()}
+        self._swap_axes()
         self._select_parts()
         self._sources = {**({} if self.base is None else {"": self.base}), **self.experts}
+
+    def _swap_axes(self) -> None:
+        """Transpose packed experts that the first model stores the other way round."""
+        packing, first = self._packing, self.reference.infos
+        if packing is None:
+            return
+        experts = dict(self.experts)
+        for name, expert in experts.items():
+            swapped = [
+                key
+                for key, info in expert.infos.items()
+                if key in first and packing.has_swapped_axes(key, info.shape, first[key].shape)
+            ]
+            experts[name] = swap_axes(expert, swapped)
+        self.experts = experts
 
     def _select_parts(self) -> None:
         """Rename tensors by the option `map`, and complete models by the option `rest`."""

@@ -84,6 +84,23 @@ def find_divided(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Layou
     return Layout(slots, shapes)
 
 
+def find_swapped(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """Return the tensors whose last two axes transformers swaps if a file has their shape so."""
+    converters = [
+        one
+        for one in _converters(model)
+        if len(one.operations) == 1
+        and isinstance(one.operations[0], Transpose)
+        and one.operations[0].check_dims
+        and {one.operations[0].dim0, one.operations[0].dim1} == {1, 2}
+    ]
+    return frozenset(
+        name
+        for name in tensors
+        if any(one.reverse_transform().rename_source_key(name)[1] for one in converters)
+    )
+
+
 def _converters(model: PreTrainedModel) -> list[WeightConverter]:
     mapping = get_model_conversion_mapping(model)
     return [one for one in mapping if isinstance(one, WeightConverter)]

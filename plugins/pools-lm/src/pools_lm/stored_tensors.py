@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 from fusion_core.errors import AlignmentError
 from fusion_core.weights import Layout, TensorInfo
-from pools_lm.conversion import find_divided, find_joined, row_slots
+from pools_checkpoints import swap_axes
+from pools_lm.conversion import find_divided, find_joined, find_swapped, row_slots
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -31,6 +32,8 @@ class StoredTensors:
     joined: Layout
     #: the tensors of files that hold several live ones, such as query, key and value
     divided: Layout
+    #: the live tensors (count, m, n) that files may store as (count, n, m)
+    swapped: frozenset[str]
 
     @classmethod
     def of(
@@ -38,7 +41,8 @@ class StoredTensors:
     ) -> Self:
         """Ask transformers how it loads a model, which may be on the meta device."""
         joined, divided = find_joined(model, tensors), find_divided(model, tensors)
-        return cls(type(model).__name__, tensors, tied, joined, divided)
+        swapped = find_swapped(model, tensors)
+        return cls(type(model).__name__, tensors, tied, joined, divided, swapped)
 
     def fitted(self, source: WeightSource) -> Self:
         """Return these with a file's sizes of the tensors that are joined row by row.
@@ -64,8 +68,19 @@ class StoredTensors:
             **self.divided.shapes,
         }
 
+    def swap_axes(self, source: WeightSource) -> WeightSource:
+        """Return weights whose transposed tensors are as in the live model."""
+        stored = {name: source.infos[name].shape for name in self.swapped & source.infos.keys()}
+        names = [
+            name
+            for name, shape in stored.items()
+            if shape[:1] + shape[:0:-1] == self.shapes[name] != shape
+        ]
+        return swap_axes(source, names)
+
     def find_misfit(self, weights: WeightSource) -> str | None:
         """Describe the first missing, unexpected or misshapen tensor; None if all fit."""
+        weights = self.swap_axes(weights)
         problem = self._find_misshapen(self.divided.slots_in(weights), weights.infos)
         if problem is not None:
             return problem
@@ -84,6 +99,8 @@ class StoredTensors:
 
         Raises `AlignmentError` for tensors that are missing or have other shapes.
         """
+        if names is None:
+            source = self.swap_axes(source)
         names = set(self.tensors if names is None else names)
         for layout in (self.divided, self.joined):
             is_joined = layout is self.joined

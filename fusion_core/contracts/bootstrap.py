@@ -80,9 +80,15 @@ def resample_quotients(tasks: Sequence[Tensor]) -> Tensor:
 
 
 def percentiles(means: Tensor) -> Interval | None:
-    """Return the interval of the middle 95 % of resampled means; None if any is not finite."""
-    if not bool(means.isfinite().all()):
+    """Return the interval of the middle 95 % of resampled means.
+
+    A quotient is not finite if a resample's denominator is 0, and then lies above all others. None
+    if more of them do than lie above the interval.
+    """
+    finite = means[means.isfinite()]
+    if len(finite) < (1 - TAIL) * len(means):
         return None
+    means = means.where(means.isfinite(), finite.max())
     low, high = means.quantile(means.new_tensor([TAIL, 1 - TAIL])).tolist()
     return low, high
 

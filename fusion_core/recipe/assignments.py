@@ -115,11 +115,15 @@ def _assign_to_stage(stages: Sequence[Any], path: Sequence[str], value: object) 
     spelled: list[Any] = [spell_out(stage) for stage in stages]
     names = [str(stage.get("name")) if isinstance(stage, Mapping) else "?" for stage in spelled]
     name, *rest = path
-    if names.count(name) != 1:
-        problem = "no stage" if name not in names else "more than one stage"
+    if name not in names:
         raise TypeError(
-            f"the pipeline {', '.join(names)} has {problem} {name!r}: put the stage's name first, "
+            f"the pipeline {', '.join(names)} has no stage {name!r}: put the stage's name first, "
             f"as in algorithm.{names[0]}.{name}"
+        )
+    if names.count(name) > 1:
+        raise TypeError(
+            f"the pipeline {', '.join(names)} has more than one stage {name!r}: write the stages "
+            "as a list in a recipe, each with its options"
         )
     number = names.index(name)
     changed = _assign(spelled[number], rest, value) if rest else value

@@ -102,6 +102,9 @@ def test_normalised_intervals_resample_merge_and_expert_together() -> None:
     samples = RANDOM.multinomial(100, [0.4, 0.4, 0.2], size=(20_000, 2))
     shares = (samples[..., 0] / (samples[..., 0] + samples[..., 1])).mean(1)
     assert (low, high) == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.01)
+    weak, weaker = (accuracy(*[1] * count, *[0] * (30 - count)) for count in (6, 2))
+    assert INTERVALS.of_normalised([(right, weak, weak)]) == (1.0, 1.0)  # 0 / 0 in few resamples
+    assert INTERVALS.of_normalised([(right, weaker, weaker)]) is None
     assert INTERVALS.of_normalised([(right, half, accuracy(1, 0))]) is None  # other examples
     assert INTERVALS.of_normalised([(right, half, {"accuracy": 0.8})]) is None
 

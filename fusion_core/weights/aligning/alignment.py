@@ -155,7 +155,7 @@ def align(
     ]
     if differences or side_file_differences:
         raise misfit(side_file_differences, differences)
-    padded_reference, padded = _pad(reference, respelled)
+    padded_reference, padded = _pad(reference, respelled, has_base=base is not None)
     keys = padded_reference.infos.keys()
     aligned = {
         name: expert if expert.infos.keys() == keys else AlignedSource(expert, padded_reference)
@@ -231,9 +231,12 @@ def _copies(source: WeightSource, name: str) -> list[str]:
 
 
 def _pad(
-    reference: WeightSource, experts: Mapping[str, WeightSource]
+    reference: WeightSource, experts: Mapping[str, WeightSource], *, has_base: bool
 ) -> tuple[WeightSource, Mapping[str, WeightSource]]:
-    """Pad embeddings to the largest vocabulary, if there are several sizes."""
+    """Pad embeddings to the largest vocabulary, if there are several sizes.
+
+    Rows that an expert lacks are the base's or, without a base, the mean of those that have them.
+    """
     rows: dict[str, int] = {}
     for name, info in reference.infos.items():
         others = [expert.infos[name] for expert in experts.values() if name in expert.infos]
@@ -242,11 +245,13 @@ def _pad(
     if not rows:
         return reference, experts
     models = [expert for expert in experts.values() if not expert.is_delta]
-    padded = PaddedSource(reference, rows, MeanSource(models, rows, reference))
+    mean = MeanSource(models, rows, reference)
+    padded = PaddedSource(reference, rows, mean)
+    filler = padded if has_base else mean
     return padded, {
         name: padded
         if expert is reference
-        else PaddedSource(expert, rows, None if expert.is_delta else padded)
+        else PaddedSource(expert, rows, None if expert.is_delta else filler)
         for name, expert in experts.items()
     }
 

@@ -1,8 +1,9 @@
 """Embeddings of different vocabulary sizes, padded to the largest: `alignment.vocab: pad`.
 
 Row i is taken to be the same token in every model that has it, because tokens are appended. A row
-that an expert lacks is the base's, so that it changes nothing. A row that the base lacks is the
-mean of the experts that have it, so a token that only one expert learned stays as it learned it.
+that an expert lacks is the base's, so that it changes nothing. A row that the base lacks, or any
+without a base, is the mean of the experts that have it, so a token that only one expert learned
+stays as it learned it.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class PaddedSource(WeightSource):
 
 
 class MeanSource(WeightSource):
-    """The mean of the models that have an element; the filler of a base with fewer tokens."""
+    """The mean of the models that have an element; the filler of models with fewer tokens."""
 
     def __init__(
         self, models: Sequence[WeightSource], rows: Mapping[str, int], base: WeightSource

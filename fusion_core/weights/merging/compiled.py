@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from fusion_core.errors import BrokenPluginError
+from fusion_core.errors import BrokenPluginError, WeightsError
 from fusion_core.machine.distributions import summarize_error
 
 if TYPE_CHECKING:
@@ -86,12 +86,22 @@ class CompiledFunction(ABC):
 
 
 def call_on_piece(function: Callable[[Piece], ResultT], piece: Piece) -> ResultT:
-    """Call a function of a piece, or the kernel of the operands that replaces it."""
+    """Call a function of a piece, or the kernel of the operands that replaces it.
+
+    Raises `WeightsError` for a matrix that torch cannot decompose, as it is with NaN.
+    """
     replacement = _find(function, piece)
     result: ResultT | None = None if replacement is None else replacement(function, piece)
     if result is None:
         piece.stored_dtype = None  # only kernels say by this dtype that a result is finite
-        result = function(piece)
+        try:
+            result = function(piece)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise WeightsError(
+                f"the matrix {piece.info.name!r} cannot be decomposed: {error}",
+                hint="If alignment.nan is 'allow', a model may hold NaN or infinity there: leave "
+                "the tensor out by algorithm.skip, or use another method.",
+            ) from error
     return result
 
 

@@ -29,7 +29,7 @@ def test_other_workers_and_kernels_give_the_same_bits(
     write_statement(output, statement)
     monkeypatch.setenv("FUSION_KERNELS", "torch")
     text = fuse("reproduce", output, "--workers", 3)
-    assert f"reproduced: {output}, 3 tensors, bit for bit" in text
+    assert f"reproduced: {output} as recorded, 3 tensors, bit for bit" in text
     assert "without effect: kernels: then fusion-kernels/agreeing-mean, now none" in text
 
 

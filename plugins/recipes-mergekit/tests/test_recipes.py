@@ -569,6 +569,8 @@ def test_slices_refuse_rules_that_they_would_change() -> None:
     assert problems_of(SLICES.replace("parameters: {t: 0.25}", by_number)) == [
         "parameters.t: the filter 'layers.3' has a layer number, which slices change"
     ]
+    by_name = "parameters: {t: [{filter: ln_1, value: 1}, {filter: w2, value: 0.5}, {value: 0}]}"
+    assert "w2" in str(recipe_of(SLICES.replace("parameters: {t: 0.25}", by_name)))
     without_base = SLICES.replace("org/code", "org/base").replace(
         "{model: org/base, layer_range: [1, 3]}", "{model: org/x, layer_range: [1, 4]}"
     )

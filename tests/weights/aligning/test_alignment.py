@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -337,6 +338,16 @@ def test_a_head_that_only_one_model_ties_is_explained() -> None:
     advice = "if tied to embed_tokens.weight there, save that model with a copy of it"
     assert refuse(untied, tied) == [f"lm_head.weight  a: missing; {advice}"]
     assert refuse(tied, untied) == [f"lm_head.weight  a: extra: not in the base; {advice}"]
+
+
+def test_padded_rows_without_a_base_do_not_depend_on_the_order() -> None:
+    tensors = {"a": random(3, 2), "b": random(5, 2, seed=1), "c": random(2, 2, seed=2)}
+    for names in itertools.permutations(tensors):
+        experts = {name: StateDictSource({"wte.weight": tensors[name]}) for name in names}
+        padded = align(None, experts, AlignmentPolicy(vocab="pad")).experts
+        a, b, c = (padded[name].tensor("wte.weight") for name in "abc")
+        torch.testing.assert_close(c[2], (a[2] + b[2]) / 2)
+        assert torch.equal(torch.cat([a[3:], c[3:]]), torch.cat([b[3:], b[3:]]))
 
 
 def test_padded_rows_are_those_of_a_wider_base() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -77,6 +78,15 @@ def test_an_error_names_the_tensor_and_model_that_are_not_finite(
         model_pool=pool,
         output=tmp_path / "allowed",
     )
+
+
+def test_a_matrix_that_cannot_be_decomposed_is_named(tmp_path: Path) -> None:
+    models = {name: {"w": torch.randn(6, 4)} for name in ("base", "x", "y")}
+    models["x"]["w"][0, 0] = math.nan
+    allowed = {"alignment": {"nan": "allow"}}
+    with pytest.raises(WeightsError, match="the matrix 'w' cannot be decomposed") as caught:
+        run_fusion(allowed, algorithm="tsv-m", model_pool=save(models, tmp_path), output=None)
+    assert "alignment.nan" in str(caught.value.hint)
 
 
 # --- keys, shapes, dtypes -----------------------------------------------------------------------

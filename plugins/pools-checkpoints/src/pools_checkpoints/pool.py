@@ -83,17 +83,23 @@ class CheckpointsPool(DescribedPool[CheckpointsConfig]):
 
     def _swap_axes(self) -> None:
         """Transpose packed experts that the first model stores the other way round."""
-        packing, first = self._packing, self.reference.infos
-        if packing is None:
+        if not self.experts or any(isinstance(m, RecipeSource) for m in self.by_name.values()):
             return
-        experts = dict(self.experts)
+        first, experts = self.reference.infos, dict(self.experts)
         for name, expert in experts.items():
-            swapped = [
-                key
+            others = {
+                key: info.shape
                 for key, info in expert.infos.items()
-                if key in first and packing.has_swapped_axes(key, info.shape, first[key].shape)
-            ]
-            experts[name] = swap_axes(expert, swapped)
+                if key in first and info.shape != first[key].shape
+            }
+            packing = self._packing if others else None
+            if packing is not None:
+                swapped = (
+                    key
+                    for key, shape in others.items()
+                    if packing.has_swapped_axes(key, shape, first[key].shape)
+                )
+                experts[name] = swap_axes(expert, swapped)
         self.experts = experts
 
     def _select_parts(self) -> None:

@@ -142,7 +142,7 @@ class Parameters:
         """Record a filter that slices give another meaning."""
         if rule.filter is None or not self.configuration.has_ranges:
             return
-        if any(map(str.isdigit, rule.filter)):
+        if any(map(str.isdigit, rule.filter.split("."))):
             self.refuse(name, f"the filter {rule.filter!r} has a layer number, which slices change")
 
 

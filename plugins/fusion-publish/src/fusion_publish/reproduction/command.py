@@ -50,8 +50,9 @@ def reproduce(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Hide progress.")] = False,
 ) -> None:
-    """Run the recipe of an output again, and compare every tensor and file by digest.
+    """Run the recipe of an output again, and compare every tensor and file with its record.
 
+    `fuse verify` compares the files of the output with the record.
     Inputs are found by the paths of recipe.yaml and by the recorded commits. If the results differ,
     the message says why: an input, a version, a kernel or the machine differs, or the output was
     not made by this recipe. The exit code is then 8. Without -o, the model is written to
@@ -100,7 +101,8 @@ def reproduce(
     reproduction.raise_differences()
     if not as_json:
         count = reproduction.tensors
-        typer.echo(escape_control(f"reproduced: {located.subject}, {count} tensors, bit for bit"))
+        subject = escape_control(located.subject)
+        typer.echo(f"reproduced: {subject} as recorded, {count} tensors, bit for bit")
 
 
 def _print(reproduction: Reproduction) -> None:

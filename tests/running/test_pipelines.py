@@ -431,6 +431,8 @@ def test_flags_name_stages(fuse: Callable[..., Outcome], tmp_path: Path) -> None
     wrong = fuse("run", recipe, "--set", "algorithm.density=1", *printed)
     assert wrong.code == 2
     assert "the pipeline trim, task-arithmetic has no stage 'density'" in wrong.err
+    twice = fuse("run", "--algo", "trim,trim,ties", "--set", "algorithm.trim.density=1", *printed)
+    assert "more than one stage 'trim': write the stages as a list in a recipe" in twice.err
     assert "density" in fuse("run", "--algo", "trim,ties", "--help").out
 
 

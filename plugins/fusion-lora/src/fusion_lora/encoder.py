@@ -20,7 +20,7 @@ from fusion_lora.record import REPORT
 from fusion_lora.spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from fusion_core import ModelPool, OutputParts, TensorInfo, WeightSource
@@ -173,29 +173,36 @@ def _names_in_base(pool: ModelPool[Any], base: WeightSource) -> dict[str, str]:
 
 def _names_in_file(model: WeightSource) -> dict[str, str]:
     """Return the names in an adapter's file that differ from the base's, by the base's."""
-    adapter = find_adapter(model)
-    if adapter is None:
-        return {}
-    names_in_pool = {name: stored for stored, name in _own_names(model).items()}
-    return {names_in_pool.get(name, name): trained for name, trained in adapter.file_names.items()}
+    return {
+        names.get(name, name): trained
+        for adapter, names in _adapter_in_pool(model)
+        for name, trained in adapter.file_names.items()
+    }
 
 
 def _stored_whole(model: WeightSource) -> set[str]:
     """Return the tensors that an adapter stores whole, by the base's names."""
-    adapter = find_adapter(model)
-    if adapter is None:
-        return set()
-    names_in_pool = {name: stored for stored, name in _own_names(model).items()}
-    return {names_in_pool.get(name, name) for name in adapter.whole - adapter.factored}
+    return {
+        names.get(name, name)
+        for adapter, names in _adapter_in_pool(model)
+        for name in adapter.whole - adapter.factored
+    }
 
 
 def _find_embeddings(model: WeightSource) -> dict[str, bool]:
     """Tell of each matrix that an adapter factorises whether it is an embedding."""
+    return {
+        names.get(name, name): flag
+        for adapter, names in _adapter_in_pool(model)
+        for name, flag in adapter.embeddings.items()
+    }
+
+
+def _adapter_in_pool(model: WeightSource) -> Iterator[tuple[LoraSource, dict[str, str]]]:
+    """Yield a model's adapter, if it has one, and the pool's names of tensors that it renamed."""
     adapter = find_adapter(model)
-    if adapter is None:
-        return {}
-    names_in_pool = {name: stored for stored, name in _own_names(model).items()}
-    return {names_in_pool.get(name, name): flag for name, flag in adapter.embeddings.items()}
+    if adapter is not None:
+        yield adapter, {name: stored for stored, name in _own_names(model).items()}
 
 
 def _own_names(source: WeightSource) -> dict[str, str]:

@@ -85,10 +85,10 @@ def percentiles(means: Tensor) -> Interval | None:
     A quotient is not finite if a resample's denominator is 0, and then lies above all others. None
     if more of them do than lie above the interval.
     """
-    finite = means[means.isfinite()]
-    if len(finite) < (1 - TAIL) * len(means):
+    is_finite = means.isfinite()
+    if is_finite.sum() < (1 - TAIL) * len(means):
         return None
-    means = means.where(means.isfinite(), finite.max())
+    means = means.where(is_finite, means[is_finite].max())
     low, high = means.quantile(means.new_tensor([TAIL, 1 - TAIL])).tolist()
     return low, high
 

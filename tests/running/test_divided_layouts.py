@@ -140,6 +140,15 @@ def merge(pool: LanguagePool, algorithm: Any, output: Path | None = None) -> Any
     )
 
 
+def check_layouts_alike(kind: type[LanguagePool], folder: Path, algorithm: Any) -> None:
+    """Assert that files of both layouts merge to the same live model."""
+    original, live = (pool_of(kind, folder, (one, one, one)) for one in LAYOUTS)
+    expected = live.build(merge(live, algorithm).weights).state_dict()
+    actual = original.build(merge(original, algorithm).weights).state_dict()
+    for name, value in expected.items():
+        assert torch.equal(value, actual[name]), name
+
+
 @pytest.mark.parametrize("algorithm", ["ties", "tsv-m"])
 def test_every_mix_of_layouts_merges_to_the_same_model(
     folder: Path, algorithm: str, tmp_path: Path
@@ -167,11 +176,7 @@ def test_every_mix_of_layouts_merges_to_the_same_model(
     ids=["regmean", "fisher", "strong", "skip"],
 )
 def test_methods_on_live_models_see_the_parts(folder: Path, algorithm: Any) -> None:
-    original, live = (pool_of(ClassificationPool, folder, (one, one, one)) for one in LAYOUTS)
-    expected = live.build(merge(live, algorithm).weights).state_dict()
-    actual = original.build(merge(original, algorithm).weights).state_dict()
-    for name, value in expected.items():
-        assert torch.equal(value, actual[name]), name
+    check_layouts_alike(ClassificationPool, folder, algorithm)
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT's, about transformers
@@ -248,11 +253,7 @@ def test_transposed_experts_merge_to_the_same_model(
     ids=["row", "layer"],
 )
 def test_methods_on_live_models_see_transposed_experts(algorithm: Any, swapped: Path) -> None:
-    original, live = (pool_of(VisionLanguagePool, swapped, (one, one, one)) for one in LAYOUTS)
-    expected = live.build(merge(live, algorithm).weights).state_dict()
-    actual = original.build(merge(original, algorithm).weights).state_dict()
-    for name, value in expected.items():
-        assert torch.equal(value, actual[name]), name
+    check_layouts_alike(VisionLanguagePool, swapped, algorithm)
 
 
 @pytest.mark.parametrize("kind", JOINED)

@@ -53,7 +53,7 @@ class LinearWeights:
     chosen: tuple[str, ...]
     plain: Mapping[str, str]
     #: modules that may share the embeddings
-    tied: tuple[str, ...] = ()
+    tied: tuple[str, ...]
 
     @property
     def plain_modules(self) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fusion_core.weights import Columns, Layout, Matrices, Rows, Stacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
     from fusion_core.weights import TensorInfo, WeightSource
 
@@ -58,15 +58,20 @@ def _bias_shape(base: WeightSource, weight: str) -> tuple[int, ...] | None:
     return bias.shape if bias is not None and weight.endswith(".weight") else None
 
 
-def swap_axes(source: WeightSource, names: Iterable[str]) -> WeightSource:
-    """Return a model in which the matrices of some batches (count, m, n) are transposed."""
-    stored, swapped, shapes = {}, {}, {}
-    for name in names:
-        info = source.infos[name]
+def swap_axes(source: WeightSource, shapes: Mapping[str, tuple[int, ...]]) -> WeightSource:
+    """Return a model whose batches (count, m, n) have these shapes, transposed where it needs it.
+
+    Tensors that have the shape already, or fit it neither way, stay as they are.
+    """
+    stored, swapped, new_shapes = {}, {}, {}
+    for name in shapes.keys() & source.infos.keys():
+        info, shape = source.infos[name], shapes[name]
+        if info.shape == shape or info.shape[:1] + info.shape[:0:-1] != shape:
+            continue
         count, height, width = info.shape
-        shapes[name] = count, width, height
         columns = Matrices((Stacked(count), Columns(height), Rows(width)))
         rows = Matrices((Stacked(count), Rows(width), Columns(height)))
         stored[name] = columns.slots(info)
-        swapped[name] = rows.slots(replace(info, shape=shapes[name]))
-    return Layout(swapped, shapes).pack(Layout(stored, {}).unpack(source)) if shapes else source
+        swapped[name] = rows.slots(replace(info, shape=shape))
+        new_shapes[name] = shape
+    return Layout(swapped, new_shapes).pack(Layout(stored, {}).unpack(source))

@@ -88,10 +88,9 @@ class Packing:
                 return rule(f"{module}.{{part}}.{kind}", shape)
         return None
 
-    def has_swapped_axes(self, name: str, shape: Shape, other: Shape) -> bool:
-        """Tell whether a tensor of this shape is transposed in a model that has another shape."""
-        is_either = self.kind in _EITHER and _EXPERTS.fullmatch(name) is not None
-        return is_either and shape[:1] + shape[:0:-1] == other
+    def may_be_transposed(self, name: str) -> bool:
+        """Tell whether files of this model type hold a tensor in either orientation."""
+        return self.kind in _EITHER and _EXPERTS.fullmatch(name) is not None
 
     def _experts(
         self, prefix: str, projection: str, shape: Shape, *, is_bias: bool = False

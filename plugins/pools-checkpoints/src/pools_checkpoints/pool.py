@@ -85,22 +85,14 @@ class CheckpointsPool(DescribedPool[CheckpointsConfig]):
         """Transpose packed experts that the first model stores the other way round."""
         if not self.experts or any(isinstance(m, RecipeSource) for m in self.by_name.values()):
             return
-        first, experts = self.reference.infos, dict(self.experts)
-        for name, expert in experts.items():
-            others = {
-                key: info.shape
-                for key, info in expert.infos.items()
-                if key in first and info.shape != first[key].shape
-            }
-            packing = self._packing if others else None
-            if packing is not None:
-                swapped = (
-                    key
-                    for key, shape in others.items()
-                    if packing.has_swapped_axes(key, shape, first[key].shape)
-                )
-                experts[name] = swap_axes(expert, swapped)
-        self.experts = experts
+        first = self.reference.infos
+        infos = (info for expert in self.experts.values() for info in expert.infos.values())
+        is_alike = all(first.get(info.name, info).shape == info.shape for info in infos)
+        packing = None if is_alike else self._packing
+        if packing is not None:
+            names = filter(packing.may_be_transposed, first)
+            shapes = {name: first[name].shape for name in names}
+            self.experts = {name: swap_axes(one, shapes) for name, one in self.experts.items()}
 
     def _select_parts(self) -> None:
         """Rename tensors by the option `map`, and complete models by the option `rest`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -160,15 +159,7 @@ class LanguagePool(CheckpointsPool):
     def _live(self) -> LiveParameters:
         from pools_lm.live_parameters import LiveParameters
 
-        renamed = self._architecture.rename_to_live(self.reference)
-        built = self._architecture.files.swap_axes(renamed).infos
-        slots, shapes = dict(self.layout.slots), dict(self.layout.shapes)
-        for live, name in renamed.names.items():
-            if name in slots and built[live].shape != renamed.infos[live].shape:
-                info = replace(built[live], name=name)
-                slots[name] = self.matrices(name, info.shape).slots(info)
-                shapes[name] = info.shape
-        return LiveParameters(self._architecture, self.reference, Layout(slots, shapes))
+        return LiveParameters(self._architecture, self.reference, self.layout, self.matrices)
 
     def aligned(self, policy: AlignmentPolicy) -> Self:
         """Return this pool with aligned models; warn about side files that are not copied."""

@@ -10,10 +10,10 @@ from fusion_core.errors import AlignmentError
 from fusion_core.weights import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from fusion_core import WeightSource
-    from fusion_core.weights import RenamedSource, Slot
+    from fusion_core.weights import Matrices, RenamedSource, Slot
     from pools_lm.architecture import Architecture
 
 
@@ -24,7 +24,9 @@ class LiveParameters:
     architecture: Architecture
     reference: WeightSource
     #: the matrices in the tensors of the files
-    declared: Layout
+    stored: Layout
+    #: the pool's function, which returns the matrices of a tensor of some shape
+    matrices: Callable[[str, tuple[int, ...]], Matrices]
 
     @property
     def names(self) -> dict[str, str]:
@@ -51,13 +53,25 @@ class LiveParameters:
         }
         shapes = {name: slots[0].shape for name, slots in parts.items()}
         return Layout(
-            {**self.declared.slots, **joined.slots, **parts},
-            {**self.declared.shapes, **joined.shapes, **shapes},
+            {**self._declared.slots, **joined.slots, **parts},
+            {**self._declared.shapes, **joined.shapes, **shapes},
         )
 
     @cached_property
     def _renamed(self) -> RenamedSource:
         return self.architecture.rename_to_live(self.reference)
+
+    @cached_property
+    def _declared(self) -> Layout:
+        """The matrices in the tensors of the files, transposed where the live model's are."""
+        built = self.architecture.files.swap_axes(self._renamed).infos
+        slots, shapes = dict(self.stored.slots), dict(self.stored.shapes)
+        for live, name in self._renamed.names.items():
+            if name in slots and built[live].shape != shapes[name]:
+                info = replace(built[live], name=name)
+                slots[name] = self.matrices(name, info.shape).slots(info)
+                shapes[name] = info.shape
+        return Layout(slots, shapes)
 
     @cached_property
     def _joined(self) -> Layout:
@@ -79,7 +93,7 @@ class LiveParameters:
         divided = self.architecture.files.divided.slots
         parts: dict[str, Slot] = {}
         for joined, stored in self._renamed.names.items():
-            matrices = {(s.start, s.stop): s for s in self.declared.slots.get(stored, ())}
+            matrices = {(s.start, s.stop): s for s in self._declared.slots.get(stored, ())}
             for part in divided.get(joined, ()):
                 if (part.start, part.stop) not in matrices:
                     raise AlignmentError(

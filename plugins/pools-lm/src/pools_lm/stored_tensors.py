@@ -70,13 +70,7 @@ class StoredTensors:
 
     def swap_axes(self, source: WeightSource) -> WeightSource:
         """Return weights whose transposed tensors are as in the live model."""
-        stored = {name: source.infos[name].shape for name in self.swapped & source.infos.keys()}
-        names = [
-            name
-            for name, shape in stored.items()
-            if shape[:1] + shape[:0:-1] == self.shapes[name] != shape
-        ]
-        return swap_axes(source, names)
+        return swap_axes(source, {name: self.shapes[name] for name in self.swapped})
 
     def find_misfit(self, weights: WeightSource) -> str | None:
         """Describe the first missing, unexpected or misshapen tensor; None if all fit."""

@@ -230,11 +230,17 @@ def sections_from(
 
 def _kept_options(section: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 - from YAML
     """Return the options of a recipe's component or stage if a flag names the same one."""
-    if isinstance(section, dict) and section.get("name", name) == name:
+    if isinstance(section, dict) and _is_same(section.get("name", name), name):
         return section
     stages = section if isinstance(section, list) else []
-    matches = (stage for stage in stages if isinstance(stage, dict) and stage.get("name") == name)
-    return next(matches, {})
+    matches = (stage for stage in stages if isinstance(stage, dict) and "name" in stage)
+    return next((stage for stage in matches if _is_same(stage["name"], name)), {})
+
+
+def _is_same(name: object, other: str) -> bool:
+    """Tell whether two names are of one component: `ties` is also `fusion-ties/ties`."""
+    name = str(name)
+    return other in {name, name.rpartition("/")[2]} or name == other.rpartition("/")[2]
 
 
 def stage_names(algo: str) -> list[str]:

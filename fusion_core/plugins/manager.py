@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from functools import lru_cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -100,8 +101,9 @@ class PluginManager(pluggy.PluginManager):
         self.plugins: list[Plugin] = []
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:  # noqa: ANN401 - pluggy's type
-        """Look at hooks only: pluggy < 1.7 reads every attribute, which imports lazy modules."""
-        return super().parse_hookimpl_opts(plugin, name) if name.startswith("fusion_") else None
+        """Skip lazy attributes of modules: pluggy < 1.7 reads, and so imports, every attribute."""
+        is_lazy = isinstance(plugin, ModuleType) and name not in vars(plugin)
+        return None if is_lazy else super().parse_hookimpl_opts(plugin, name)
 
     def discover(self, *, block: Iterable[str] = ()) -> None:
         """Load every plugin of the environment that is not in `block` ("*": all but the core).

@@ -354,6 +354,12 @@ def test_the_core_cannot_be_blocked() -> None:
     assert names(manager) == set()
 
 
+def test_a_hook_may_have_another_name(site: Site) -> None:
+    code = good("renamed").replace("@hookimpl", '@hookimpl(specname="fusion_register_algorithms")')
+    site.install("renamed-one", code.replace("def fusion_register_algorithms", "def methods"))
+    assert discovered().find(AlgorithmSpec, "renamed")
+
+
 def test_a_lazy_module_is_not_woken_up(site: Site) -> None:
     code = (
         good("lazy")

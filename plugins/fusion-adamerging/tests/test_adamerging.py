@@ -449,6 +449,21 @@ def test_coefficients_of_other_options_are_refused(
     assert "--set algorithm." in str(caught.value.hint)
 
 
+def test_coefficients_that_saw_test_examples_are_measured_as_such(
+    make_pool: Make, tasks: Any, tmp_path: Path
+) -> None:
+    pool, path = make_pool("mlp"), tmp_path / "coefficients.json"
+    lent = copy.copy(tasks)
+    lent.transductive = True  # as if its unlabeled examples were the test examples
+    path.write_text(json.dumps(_run(pool, lent, steps=1)[0][1]))
+    _run(pool, lent, coefficients=str(path))
+    with pytest.raises(RecipeError, match="learned with adapt_split: test") as caught:
+        _run(pool, tasks, coefficients=str(path))
+    assert "--set algorithm.adapt_split=" in str(caught.value.hint)
+    path.write_text(json.dumps(_run(pool, tasks, steps=1)[0][1]))
+    _run(pool, lent, coefficients=str(path))
+
+
 def test_tasks_without_halves_are_refused_with_an_alternative(tasks: Any) -> None:
     with pytest.raises(RecipeError, match="no halves") as caught:
         AdaMerging(adapt_split="holdout").tasks(tasks)

@@ -55,6 +55,18 @@ def invoke_sweep(*arguments: str) -> Result:
     return CliRunner().invoke(program, arguments)
 
 
+@pytest.mark.parametrize("option", ["algorithm.scale", "algorithm.scaled.scale"])
+def test_set_gives_an_option_to_the_algorithms_that_are_tried(
+    recipe: dict[str, Any], store: Path, tmp_path: Path, option: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**recipe, "algorithm": {"name": "scaled", "scale": 0.6}}))
+    call = [str(path), "--algo", "scaled", "--seeds", "2", "--json", "--store", str(store)]
+    printed = invoke_sweep(*call, "--set", f"{option}=0.1").stdout
+    expected = sweep(recipe, over={"algorithm.scale": [0.1]}, store=store).best().report.average
+    assert {run["average"] for run in json.loads(printed)["runs"]} == {expected}
+
+
 @pytest.fixture
 def swept(recipe: dict[str, Any], store: Path) -> Any:
     recipe["algorithm"] = {"name": "scaled", "fails_above": 0.9}

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from fusion_core import (
     AdaptiveTask,
+    Metric,
     Reference,
     Report,
     RunOptions,
@@ -211,6 +212,21 @@ def test_algorithms_are_tried_with_options_of_their_own(
     assert {trial.algorithm for trial in result.trials} == {"mean", "scaled"}
 
 
+def test_an_unknown_option_of_the_algorithms_that_are_tried_is_refused(
+    recipe: dict[str, Any], store: Path
+) -> None:
+    recipe["algorithm"] = {"scal": 0.5}
+    with pytest.raises(RecipeError, match=r"algorithm\.scal: unknown option"):
+        sweep(recipe, algorithms=["scaled"], over=OVER, store=store)
+
+
+def test_a_full_name_is_the_same_algorithm(recipe: dict[str, Any], store: Path) -> None:
+    recipe["algorithm"] = {"name": "scaled", "scale": 0.1}
+    result = sweep(recipe, algorithms=["scaled", "toys/scaled"], over={}, store=store)
+    assert len({trial.report.average for trial in result.finished}) == 1
+    assert result.best().recipe["algorithm"]["scale"] == 0.1
+
+
 def test_seeds_are_runs_of_one_point(recipe: dict[str, Any], store: Path) -> None:
     result = sweep(
         {**recipe, "seed": 5}, over={"algorithm.scale": [0.1, 0.2]}, seeds=3, store=store
@@ -269,6 +285,24 @@ def test_entropy_and_agreement_need_no_labels(
         assert measured["agreement"] == float(agrees)
 
 
+def test_agreement_is_with_the_experts_of_the_trial(
+    recipe: dict[str, Any], store: Path, folder: Path, tmp_path: Path
+) -> None:
+    import toys
+
+    others = tmp_path / "others"
+    shutil.copytree(folder, others)
+    shutil.copy(others / "b" / "model.safetensors", others / "a" / "model.safetensors")
+    recipe["task_pool"] = toys.Tasks(toys.TasksConfig())
+
+    def agreement(*folders: Path) -> list[object]:
+        over = {"model_pool.folder": [str(path) for path in folders]}
+        result = sweep(recipe, over=over, objectives=["agreement"], samples=64, store=store)
+        return [trial.report.tasks for trial in result.finished if trial.report is not None]
+
+    assert agreement(folder, others) == [*agreement(folder), *agreement(others)]
+
+
 def test_the_best_by_the_test_examples_without_labels_is_not_measured_on_them(
     recipe: dict[str, Any], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +333,15 @@ def test_equal_points_are_in_the_order_of_their_numbers(
     trials = [replace(best, point={"algorithm.scale": scale}) for scale in (10, 8, 9.5)]
     points = [group.point["algorithm.scale"] for group in replace(first, trials=trials).groups]
     assert points == [8, 9.5, 10]
+
+
+def test_no_errors_are_the_best_ratio() -> None:
+    metrics = {name: {"errors": Metric("errors", higher_is_better=False)} for name in "ab"}
+    experts = {name: {"errors": 0.5} for name in "ab"}
+    report = Report(
+        {"a": {"errors": 0.0}, "b": {"errors": 0.4}}, Reference({}, experts), metrics=metrics
+    )
+    assert Objective("normalised").score(report) == math.inf
 
 
 def test_a_score_without_a_ratio_is_no_number() -> None:
@@ -343,12 +386,16 @@ def test_the_front_holds_the_points_that_no_other_beats(
     assert front < points
 
 
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("FusionError", "it is too large"), ("IndexError", "IndexError: it is too large")],
+)
 def test_a_failed_trial_stops_no_other_and_is_tried_again(
-    recipe: dict[str, Any], store: Path, log: Path
+    recipe: dict[str, Any], store: Path, log: Path, kind: str, error: str
 ) -> None:
-    recipe["algorithm"] = {"name": "scaled", "fails_above": 0.5}
+    recipe["algorithm"] = {"name": "scaled", "fails_above": 0.5, "fails_by": kind}
     result = sweep(recipe, over=OVER, store=store)
-    assert [trial.error for trial in result.failed] == ["it is too large"]
+    assert [trial.error for trial in result.failed] == [error]
     assert len(result.finished) == 2
     sweep(recipe, over=OVER, store=store)
     assert runs(log).count(0.6) == 2
@@ -367,6 +414,8 @@ def test_an_invalid_trial_is_refused_before_any_runs(
         sweep(recipe, over={"algorithm.scale": "0:1"}, store=store)
     with pytest.raises(RecipeError, match="nothing to sweep over"):
         sweep(recipe, over={}, store=store)
+    with pytest.raises(RecipeError, match=r"seed = 1\.5"):
+        sweep({**recipe, "seed": 1.5}, over=OVER, store=store)
     assert runs(log) == []
 
 

@@ -47,6 +47,7 @@ class ScaledConfig(ComponentConfig):
     scale: float = 0.3
     count: int = Field(default=1, le=10)
     fails_above: float = 9.0
+    fails_by: str = "FusionError"
 
 
 class Scaled(TensorwiseAlgorithm[ScaledConfig]):
@@ -64,7 +65,8 @@ class Scaled(TensorwiseAlgorithm[ScaledConfig]):
         if os.environ.get("TOYS_INTERRUPT") == str(self.config.scale):
             raise KeyboardInterrupt
         if self.config.scale > self.config.fails_above:
-            raise FusionError("it is too large")
+            kind = FusionError if self.config.fails_by == "FusionError" else IndexError
+            raise kind("it is too large")
         return super().run(pool, context)
 
     def merge(self, piece: Piece) -> Tensor:

@@ -156,7 +156,7 @@ def test_a_file_without_rows_is_named(
         (None, 0, "the image has no bytes"),
         (..., 3, "invalid label 3, expected 0 to 2"),
         (..., -1, "invalid label -1"),
-        (..., None, "invalid label None"),
+        (..., None, "invalid label None, expected an integer"),
     ],
 )
 def test_a_bad_row_is_named(

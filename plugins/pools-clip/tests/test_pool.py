@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, CLIPVisionModel
 
 from fusion_core import AlignmentPolicy, run_fusion
 from fusion_core.errors import AlignmentError, CheckpointError
-from fusion_core.weights import StateDictSource
+from fusion_core.weights import CheckpointSource, StateDictSource
 from fusion_testing import Mean
 from pools_clip.config import ClipConfig
 from pools_clip.pool import ClipPool
@@ -73,6 +73,12 @@ def test_a_built_model_matches_the_checkpoint(pool: ClipPool, whole: CLIPModel) 
         expected = whole.vision_model(pixels()).pooler_output
         torch.testing.assert_close(built(pixels()).pooler_output, expected)
     assert not any(module.training for module in built.modules())
+
+
+def test_a_whole_clip_model_is_built_as_its_tower(pool: ClipPool, base: Path) -> None:
+    built, expected = pool.build(CheckpointSource(base)), pool.build(pool.base)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(built.state_dict()[name], value)
 
 
 def test_building_gives_fp32_and_keeps_the_random_state(pool: ClipPool) -> None:

@@ -8,6 +8,7 @@ from fusion_adamerging.coefficient_search import (
     COEFFICIENTS,
     CoefficientSearch,
     LearnedT,
+    is_transductive,
     merged_shapes,
 )
 from fusion_adamerging.coefficients import Coefficients
@@ -41,7 +42,8 @@ class CoefficientMerge(CoefficientSearch[MergeConfigT, LearnedT]):
             coefficients, _ = self.search(pool, merged, context)
         else:
             coefficients = Coefficients.load(path, experts=experts, shapes=merged_shapes(merged))
-            coefficients.check_fits(path, self.learning_options([], context))
+            options = self.learning_options([], context)
+            coefficients.check_fits(path, options, saw_tests=is_transductive(context))
         files = coefficients.files(COEFFICIENTS)
         _check_resumed(files[COEFFICIENTS], context.state)
         for name, content in files.items():

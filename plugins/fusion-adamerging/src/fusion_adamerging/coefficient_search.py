@@ -98,6 +98,7 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
         known = {name: int(count) for name, count in counts.items() if count < math.inf}
         options = {
             **self.learning_options(names, context),
+            **({"adapt_split": "test"} if is_transductive(context) else {}),
             "examples": known,
             "task_vectors": live.count_storage(),
         }
@@ -201,6 +202,11 @@ def rescue(files: Mapping[str, bytes], output: Path | None) -> list[Path]:
     for path, content in paths.items():
         write_durably(path, content)
     return [*paths]
+
+
+def is_transductive(context: RunContext) -> bool:
+    """Tell whether the unlabeled examples are those that the run measures."""
+    return context.tasks is not None and context.tasks.transductive
 
 
 def merged_shapes(merged: MergedSource) -> dict[str, tuple[int, ...]]:

@@ -140,17 +140,19 @@ class Coefficients:
             raise _mismatch(path, "a number in the JSON file is not the mean of the exact ones")
         return coefficients
 
-    def check_fits(self, path: str, options: Mapping[str, Any]) -> None:
+    def check_fits(self, path: str, options: Mapping[str, Any], *, saw_tests: bool) -> None:
         """Raise `RecipeError` if the options give these coefficients another meaning.
 
         Coefficients of trimmed or transformed task vectors do not fit whole ones. Coefficients that
-        saw test examples must not be measured as if they had not.
+        saw test examples must not be measured as if they had not. `saw_tests` says whether the
+        report will tell that they did.
         """
         decisive = ["trim", *(["density"] if options.get("trim") else []), "adapt_split"]
         for name in decisive:
             current = options.get(name, False)
             learned = self.learned.get(name, current)
-            if learned != current:
+            is_told = name == "adapt_split" and learned == "test" and saw_tests
+            if learned != current and not is_told:
                 add = f"Add: --set algorithm.{name}={json.dumps(learned)}"
                 raise RecipeError(
                     f"algorithm.coefficients: {path!r} was learned with {name}: {learned}, not "

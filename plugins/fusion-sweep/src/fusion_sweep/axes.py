@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.commands import assign, load_yaml
+from fusion_core.commands import assign, load_yaml, sections_from
 from fusion_core.errors import RecipeError
 from fusion_sweep.ranges import Range, parse_range
 
@@ -112,26 +112,27 @@ def algorithm_axis(names: Sequence[str]) -> ValueList:
     return _check_list(ALGORITHM, [name.strip() for name in names])
 
 
+def fixed_values(section: object, path: str = ALGORITHM) -> dict[str, list[Any]]:
+    """Return the axes of options that every algorithm shares: each has one value.
+
+    `section` is a recipe's `algorithm` without a name, such as `{"scale": 0.5}`. Options of one
+    algorithm are in a mapping under its name.
+    """
+    if not isinstance(section, Mapping) or not section or any("." in key for key in section):
+        return {} if section is None else {path: [section]}
+    parts = (fixed_values(value, f"{path}.{key}") for key, value in section.items())
+    return {name: values for part in parts for name, values in part.items()}
+
+
 def recipe_for_point(raw: Mapping[str, Any], point: Point, seed: int) -> dict[str, Any]:
     """Return a recipe with the options of a point, and a seed."""
     recipe: dict[str, Any] = {**raw, "seed": seed}
     for name, value in point.items():
         if name == ALGORITHM:
-            stages = [_algorithm_section(raw, stage) for stage in value.split("+")]
-            recipe[ALGORITHM] = stages if len(stages) > 1 else stages[0]
+            recipe = sections_from(recipe, {ALGORITHM: value.replace("+", ",")}, None)
         else:
             recipe = assign(recipe, _option_path(name, recipe), value, origin=f"--over {name}")
     return recipe
-
-
-def _algorithm_section(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the section of an algorithm, with the options that the recipe gives it."""
-    section = raw.get(ALGORITHM)
-    stages = section if isinstance(section, list) else [section]
-    matching = (
-        stage for stage in stages if isinstance(stage, Mapping) and stage.get("name") == name
-    )
-    return {**next(matching, {}), "name": name}
 
 
 def _option_path(name: str, recipe: Mapping[str, Any]) -> list[str]:

@@ -150,21 +150,27 @@ def sweep(
         trusted_names,
     )
     from fusion_core.errors import RecipeError
-    from fusion_sweep.axes import parse_over_flags
+    from fusion_sweep.axes import ALGORITHM, fixed_values, parse_over_flags
     from fusion_sweep.formatting import print_result
     from fusion_sweep.runner import sweep as run_sweep
 
     logging.basicConfig(format="warning: %(message)s")
     names = {"model_pool": pool, "task_pool": task_pool, "executor": executor}
     sections = {} if recipe is None else load_recipe(recipe)
-    raw = override(sections_from(sections, names, tasks), assignments or [])
+    # Options of algorithms that are tried in turn are set when a run's algorithm is known.
+    shared = [one for one in assignments or [] if algo and one.startswith(f"{ALGORITHM}.")]
+    others = [one for one in assignments or [] if one not in shared]
+    raw = override(sections_from(sections, names, tasks), others)
     if on not in {None, "half", "test"}:
         raise RecipeError(f"--on: expected half or test, got {on!r}")
     progress = progress_for(quiet=quiet)
     with hub.session(progress):
         result = run_sweep(
             raw,
-            over=parse_over_flags(over or []),
+            over={
+                **fixed_values(override({}, shared).get(ALGORITHM)),
+                **parse_over_flags(over or []),
+            },
             algorithms=[] if algo is None else algo.split(","),
             seeds=seeds,
             search=_choose_search(random, tpe, cma_es, raw.get("seed", 0)),

@@ -30,7 +30,7 @@ from fusion_sweep.unlabeled import UnlabeledMetrics
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fusion_core import Report, RunResult, TaskPool
+    from fusion_core import ModelPool, Report, RunResult, TaskPool
     from fusion_core.commands import Plan
 
     Tasks = TaskPool[Any]
@@ -58,7 +58,7 @@ class TrialEvaluator:
     _halves: WeakKeyDictionary[Tasks, tuple[Tasks, Tasks]] = field(
         default_factory=WeakKeyDictionary
     )
-    _unlabeled: tuple[Tasks, UnlabeledMetrics] | None = None
+    _unlabeled: tuple[Tasks, ModelPool[Any], UnlabeledMetrics] | None = None
     #: stands in for an unknown identity, so that only this sweep recognises such trials
     session: str = field(default_factory=lambda: uuid4().hex)
     _identities: RunIdentities = field(default_factory=RunIdentities)
@@ -124,7 +124,7 @@ class TrialEvaluator:
             report = self._measure(planned, trial.measured["on"])
         except FusionError as failure:
             error = failure.message
-        except (ArithmeticError, RuntimeError, ValueError) as failure:  # as of numbers that explode
+        except Exception as failure:  # noqa: BLE001 - one bug must not cost the other trials
             error = f"{type(failure).__name__}: {failure}"
         return replace(
             trial,
@@ -159,12 +159,13 @@ class TrialEvaluator:
     def _measure_unlabeled(self, planned: Plan, result: RunResult) -> Report:
         tasks = planned.tasks
         assert tasks is not None  # noqa: S101 - checked by `plan`
-        if self._unlabeled is None or self._unlabeled[0] is not tasks:
+        measured = self._unlabeled
+        if measured is None or measured[0] is not tasks or measured[1] is not planned.pool:
             metrics = UnlabeledMetrics(
                 result.pool, tasks, planned.device, self.samples, self.unlabeled_metrics
             )
-            self._unlabeled = (tasks, metrics)
-        return self._unlabeled[1].report(result.weights)
+            measured = self._unlabeled = (tasks, planned.pool, metrics)
+        return measured[2].report(result.weights)
 
 
 def _total_memory() -> int:

@@ -26,8 +26,9 @@ _WITH_LABELS = ("average", "normalised", "worst")
 class Objective:
     """One number of a report: `average`, `normalised`, `worst`, `entropy`, `agreement`, or a task.
 
-    `normalised` is the mean of the scores relative to the experts' scores. `worst` is the main
-    metric of the worst task. `entropy` and `agreement` are means over the tasks.
+    `normalised` is the mean of the scores relative to the experts' scores: infinite if a task has
+    zero errors, NaN if it has a negative score. `worst` is the main metric of the worst task.
+    `entropy` and `agreement` are means over the tasks.
     """
 
     name: str
@@ -86,7 +87,9 @@ class Objective:
                 "which task, the order of the labels, and the heads.",
             )
         if report.normalised_average is None and _has_ratios(report):
-            return math.nan  # the score of a task has no ratio, such as a negative one
+            # The score of a task has no ratio: it is NaN, negative, or zero, where lower is better.
+            scores = [next(iter(metrics.values())) for metrics in report.tasks.values()]
+            return math.inf if all(score >= 0 for score in scores) else math.nan
         return self._check_defined(report.normalised_average)
 
     def _check_defined(self, value: float | None) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from fusion_sweep.axes import (
     Axis,
     Point,
     algorithm_axis,
+    fixed_values,
     make_point,
     parse_axis,
     point_key,
@@ -32,7 +34,7 @@ from fusion_sweep.store import Store
 from fusion_sweep.trial import Trial, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from fusion_core.commands import Plan
     from fusion_sweep.scheduler import TrialScheduler
@@ -49,8 +51,8 @@ _NO_IDENTITY = (
     "their tasks have no identity"
 )
 _NOT_WRITTEN = (
-    "models of --keep that are not written: %d of %d, because their objective is NaN or infinite, "
-    "or a seed failed"
+    "models of --keep that are not written: %d of %d, because their objective is NaN or infinitely "
+    "bad, or a seed failed"
 )
 #: The examples to measure the best on, by the examples it was chosen on.
 _TEST_ON: Mapping[Examples, Examples] = {"half": "other half", "unlabeled": "test"}
@@ -91,7 +93,11 @@ def sweep(  # noqa: PLR0913 - what to try, how, and what to choose by
     not stop the others.
     """
     raw = dict(load_recipe(recipe) if isinstance(recipe, str | Path) else recipe)
-    axes: list[Axis] = [algorithm_axis(algorithms)] if algorithms else []
+    axes: list[Axis] = []
+    if algorithms:
+        axes.append(algorithm_axis(algorithms))
+        if isinstance(shared := raw.get(ALGORITHM), Mapping) and shared and "name" not in shared:
+            over = {**fixed_values(raw.pop(ALGORITHM)), **over}
     axes += [parse_axis(name, given) for name, given in over.items()]
     if not axes and seeds == 1:
         raise RecipeError(
@@ -288,12 +294,12 @@ class Sweep:
     def write(self, result: SweepResult, count: int, output: str | Path | None) -> list[Path]:
         """Write the first trial of the best points, to `output` or numbered directories in it.
 
-        Points whose score is NaN or infinite are not written.
+        Points whose score is NaN or infinitely bad are not written.
         """
         chosen = f"by a sweep of {len(result.trials)} runs, {_CHOSEN_BY[self.on]}"
         options = replace(self.options, chosen=chosen)
         best = result.groups[:count]
-        groups = [group for group in best if math.isfinite(group.scores[0])]
+        groups = [group for group in best if group.scores[0] > -math.inf]
         if len(groups) < len(best):
             _LOG.warning(_NOT_WRITTEN, len(best) - len(groups), len(best))
         paths = self._paths(count, output)[: len(groups)]
@@ -311,7 +317,10 @@ class Sweep:
 
     @property
     def _first_seed(self) -> int:
-        return int(self.raw.get("seed", 0))
+        seed = self.raw.get("seed", 0)
+        if type(seed) is not int:
+            raise RecipeError(f"seed = {seed!r}: a sweep needs an integer")
+        return seed
 
     @property
     def _seeds(self) -> range:

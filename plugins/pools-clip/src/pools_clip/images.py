@@ -140,7 +140,12 @@ def _decode(value: Any, location: str) -> Image.Image:  # noqa: ANN401 - any val
 def _labels(column: pa.Array, classes: int, path: str, row: int) -> torch.Tensor:
     labels = column.to_pylist()
     for number, label in enumerate(labels, row):
-        if not isinstance(label, int) or not 0 <= label < classes:
+        if not isinstance(label, int):
+            raise FusionError(
+                f"{path}, row {number}: invalid label {label!r}, expected an integer",
+                hint="Store the labels as integers, from 0 on in the order of the classnames.",
+            )
+        if not 0 <= label < classes:
             raise FusionError(
                 f"{path}, row {number}: invalid label {label}, expected 0 to {classes - 1}",
                 hint="The task needs one classname per label.",

@@ -58,9 +58,14 @@ class ClipPool(DescribedPool[ComponentConfig]):
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
     ) -> nn.Module:
-        """Return a CLIPVisionModel with the depth of the weights; names may lack the prefix."""
+        """Return a CLIPVisionModel with the depth of the weights, or of a CLIPModel's tower.
+
+        Names may lack the prefix.
+        """
         from transformers import CLIPVisionModel  # takes 3 seconds to import
 
+        if any(canonical_name(name) not in self.base.infos for name in weights.infos):
+            weights = VisionTower(weights)
         return build_model(
             partial(CLIPVisionModel, self._architecture_of(weights)),
             weights,

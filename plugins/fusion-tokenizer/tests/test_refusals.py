@@ -84,7 +84,12 @@ CASES: dict[str, tuple[Callable[[Models], object], list[str], str, str]] = {
     "same": (same_tokenizer, [], "nothing to do", "another tokenizer"),
     "truncated weights": (truncate, [], "model.safetensors", ""),
     "truncated tokenizer": (damage, [], "invalid tokenizer.json", "damaged or hostile"),
-    "WordPiece": (word_piece, [], "unsupported model 'WordPiece'", ""),
+    "WordPiece": (
+        word_piece,
+        [],
+        "tokenizer.json: unsupported model 'WordPiece'; expected BPE",
+        "Choose a model whose tokenizer is BPE",
+    ),
     "huge id": (huge_id, [], "reading its tokenizer.json", "damaged or hostile"),
     "huge vocab_size": (
         lambda models: edit(models.donor / "config.json", vocab_size=10**12),

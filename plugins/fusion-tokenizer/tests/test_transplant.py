@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transplant_models import (
     OTHER_TEXTS,
     TEXTS,
@@ -20,9 +22,11 @@ from transplant_models import (
     permute,
     save_model,
     save_tokenizer,
+    unigram,
 )
 
 from fusion_core.commands import read_provenance
+from fusion_tokenizer import auto_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -196,6 +200,38 @@ def test_subword_averages_the_rows_of_pieces(pair: Models, weights: str) -> None
             torch.testing.assert_close(output[name][number], expected)
 
 
+def use_in_model(pair: Models, core: Tokenizer) -> torch.Tensor:
+    """Give the model another tokenizer that names no role, and return its input embeddings."""
+    save_model(pair.model, core.get_vocab_size(), tie_word_embeddings=False)
+    save_tokenizer(core, pair.model)
+    return tensors(pair.model)[INPUT]
+
+
+def test_unknown_text_has_no_pieces_whatever_the_settings_name(pair: Models) -> None:
+    core = unigram(60, ["a quick dog"])
+    before = use_in_model(pair, core)
+    output = pair.transplant("--method", "subword", "--no-match-roles")
+    assert "mean: the model's tokenizer has no pieces for it" in output
+    unknown, after = before[core.token_to_id("<unk>")], tensors(pair.output)[INPUT]
+    row = tokenizer(pair.donor).token_to_id("<unk>")
+    assert (after == unknown).all(1).nonzero().flatten().tolist() == [row]  # by its text
+    edit(pair.model / "tokenizer_config.json", bos_token="<unk>")
+    error = pair.refuse("--overwrite", "--measure", "--method", "mean")
+    assert "cannot represent the text" in error.message
+
+
+def test_pieces_that_do_not_spell_a_token_leave_it_to_the_mean(pair: Models) -> None:
+    letters = {" ": 0, "d": 1, "o": 2, "g": 3}  # without an unknown token: others are dropped
+    before = use_in_model(pair, Tokenizer(BPE(vocab=letters, merges=[])))
+    output = pair.transplant("--method", "subword")
+    assert "mean: the model's pieces do not spell its text" in output
+    after, ids = tensors(pair.output)[INPUT], tokenizer(pair.donor).get_vocab()
+    torch.testing.assert_close(after[ids["▁do"]], before[:3].mean(0))
+    dropped = [ids[token] for token in ids if "d" in token and "n" in token and "<" not in token]
+    torch.testing.assert_close(after[dropped], before.mean(0).expand(len(dropped), -1))
+    assert dropped
+
+
 def test_mean_zero_and_interpolation_stay_in_their_range(pair: Models) -> None:
     new, before = new_tokens(pair), tensors(pair.model)[INPUT]
     for method, expected in (("mean", before.mean(0)), ("zero", torch.zeros(16))):
@@ -269,6 +305,16 @@ def test_a_token_of_the_model_serves_one_token_by_its_role(pair: Models) -> None
     assert report["by_role"] == {"<s>": "<|begin|>", "</s>": "<|end|>"}
 
 
+def test_a_token_that_another_has_by_its_text_serves_no_role(pair: Models) -> None:
+    core = tokenizer(pair.donor)
+    core.add_special_tokens(["<|end|>"])
+    core.save(str(pair.donor / "tokenizer.json"))
+    edit(pair.donor / "tokenizer_config.json", eos_token="<|end|>")
+    edit(pair.model / "tokenizer_config.json", bos_token="<|end|>")
+    pair.transplant("--method", "mean")
+    assert read(pair.output / "transplant_report.json")["by_role"] == {}
+
+
 def test_configurations_name_the_donors_tokens(pair: Models) -> None:
     edit(
         pair.model / "config.json",
@@ -323,6 +369,42 @@ def test_chat_templates_are_copied_on_request(pair: Models) -> None:
     output = pair.transplant("--chat-template", "model", "--overwrite")
     assert "the chat template uses tokens that the donor lacks: <|begin|>" in output
     assert template() == "<|begin|>{{ messages[0].content }}"
+
+
+def test_another_tokenizer_of_transformers_is_a_warning(
+    pair: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(pair.model / "config.json", model_type="qwen2")
+    output = pair.transplant("--method", "mean")
+    ids = {
+        loader: loader.from_pretrained(pair.output)(TEXTS[0])["input_ids"]
+        for loader in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast)
+    }
+    automatic, plain = ids.values()
+    assert automatic != plain == tokenizer(pair.output).encode(TEXTS[0]).ids
+    assert len(transformers.AutoTokenizer.from_pretrained(pair.output)) == 421
+    (warning,) = read_provenance(pair.output).warnings
+    for part in (
+        "as Qwen2Tokenizer for the model type qwen2",
+        "texts get other ids; tokens beyond the 420 rows",
+        "<|endoftext|> (420)",
+        "Load it with PreTrainedTokenizerFast.from_pretrained",
+    ):
+        assert part in warning
+    assert f"warning: {warning}" in output
+    monkeypatch.setattr(auto_tokenizer, "find_spec", lambda _: None)
+    assert "warning" not in pair.transplant("--method", "mean", "--overwrite")
+
+
+def test_a_donor_that_names_no_class_is_loaded_as_it_is(pair: Models) -> None:
+    edit(pair.model / "config.json", model_type="qwen3")  # whose own class is Qwen2Tokenizer
+    (pair.donor / "tokenizer_config.json").write_text(
+        '{"eos_token": "</s>", "tokenizer_class": null}'
+    )
+    assert "warning" not in pair.transplant("--method", "mean")
+    loaded = transformers.AutoTokenizer.from_pretrained(pair.output)
+    assert loaded(TEXTS[0])["input_ids"] == tokenizer(pair.donor).encode(TEXTS[0]).ids
+    assert (loaded.bos_token, loaded.eos_token) == ("<s>", "</s>")  # the donor's config names bos
 
 
 # --- records -------------------------------------------------------------------------------------
@@ -393,4 +475,8 @@ def test_a_donor_may_be_a_tokenizer_alone(pair: Models, tmp_path: Path) -> None:
         blanks(420, TEXTS + OTHER_TEXTS, "<s>", "</s>"), alone, bos_token="<s>", eos_token="</s>"
     )
     pair.transplant("--method", "subword", "--overwrite", donor=alone)
+    donor = read_provenance(pair.output).inputs["donor"]
+    content = (alone / "tokenizer.json").read_bytes()
+    assert donor.source == "alone"
+    assert donor.files["tokenizer.json"].sha256 == hashlib.sha256(content).hexdigest()
     assert all(expected[name].equal(tensor) for name, tensor in tensors(pair.output).items())

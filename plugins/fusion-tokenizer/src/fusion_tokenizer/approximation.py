@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 #: The pieces of a token that its row is made of.
 Which = Literal["all", "first", "last"]
 #: Reasons for which a method leaves a row to the mean.
-NO_ROW, ZERO_ROW, NO_PIECES = (
+NO_ROW, ZERO_ROW, NO_PIECES, NOT_SPELLED = (
     "the donor has no row for it",
     "the donor's row is zero",
     "the model's tokenizer has no pieces for it",
+    "the model's pieces do not spell its text",
 )
 
 
@@ -97,19 +98,24 @@ def combine_pieces(
     """Represent each new token by the pieces into which the model's tokenizer splits its text.
 
     A row is the mean of those of `which` pieces. A text that is a part of a character is split into
-    the model's tokens for its bytes.
+    the model's tokens for its bytes. A token is left to the mean if its pieces do not spell its
+    text, because the model's tokenizer drops or changes characters.
     """
+    spelled = {number: model.texts[token].content for token, number in model.ids.items()}
     tokens = {number: token for token, number in donor.ids.items()}
     texts = [donor.texts[tokens[number]].content for number in matches.new.tolist()]
-    represented, parts = [], []
-    for number, pieces in zip(matches.new.tolist(), _split(model, texts), strict=True):
+    represented, parts, left = [], [], {NO_PIECES: 0, NOT_SPELLED: 0}
+    for number, text, pieces in zip(matches.new.tolist(), texts, _split(model, texts), strict=True):
         rows = torch.tensor([piece for piece in pieces if piece < model_rows], dtype=torch.long)
         if not len(rows) or len(rows) < len(pieces):
+            left[NO_PIECES] += 1
+            continue
+        if b"".join(spelled[piece] for piece in pieces) != text:
+            left[NOT_SPELLED] += 1
             continue
         rows = {"all": rows, "first": rows[:1], "last": rows[-1:]}[which]
         represented.append(number)
         parts.append((rows, torch.full((len(rows),), 1 / len(rows), dtype=torch.float64)))
-    left = {NO_PIECES: len(matches.new) - len(represented)}
     slots = _slots(torch.tensor(represented, dtype=torch.long), matches)
     return Approximation(slots, Combinations.of(parts), left)
 
@@ -129,7 +135,6 @@ def _split(model: Vocabulary, texts: list[bytes]) -> list[list[int]]:
         for token, text in model.texts.items()
         if len(text.content) == 1
     }
-    unknown = model.ids.get(model.roles.get("unk", ""))
     decoded = [_decode(text) for text in texts]
     rows = iter(model.encode([text for text in decoded if text], as_piece=True))
     pieces = []
@@ -139,7 +144,7 @@ def _split(model: Vocabulary, texts: list[bytes]) -> list[list[int]]:
         else:
             row = [byte_tokens[byte] for byte in content if byte in byte_tokens]
             row = row if len(row) == len(content) else []
-        pieces.append([] if unknown in row else row)
+        pieces.append([] if model.unknown in row else row)
     return pieces
 
 

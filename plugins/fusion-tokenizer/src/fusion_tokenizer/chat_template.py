@@ -36,6 +36,10 @@ def compose_tokenizer(
     }
     settings, warnings = donor.json(SETTINGS), list[str]()
     changed = {key: value for key, value in settings.items() if key != _KEY}
+    if not settings.get("tokenizer_class"):
+        # AutoTokenizer would take the class of the model's type, which has splits of its own.
+        roles = {f"{role}_token": token for role, token in donor.vocabulary.roles.items()}
+        changed = {**roles, **changed, "tokenizer_class": "PreTrainedTokenizerFast"}
     if chat_template == "none":
         warnings += _warn_of_left_out({"model": _texts(model), "donor": _texts(donor)})
     else:

@@ -146,7 +146,7 @@ def transplant_tokenizer(
                     overwrite=overwrite,
                 )
     _print(record, as_json=as_json)
-    _warn(transplant.warnings)
+    _warn(record.warnings)
     if output is not None and not dry_run and not as_json:
         from fusion_core.commands import escape_control
 

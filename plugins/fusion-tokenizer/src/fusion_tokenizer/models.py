@@ -35,6 +35,8 @@ class Side:
 
     #: `model` or `donor`, and the name that the user gave
     label: str
+    #: the path, or the repository at its commit
+    name: str
     directory: Path
     files: Files
     vocabulary: Vocabulary
@@ -122,8 +124,8 @@ def _open(name: str, role: str, *, with_embeddings: bool) -> Side:
         path = located.location.directory / CONFIG  # as it is: a format may have taken keys out
         config = read_config(path) if path.is_file() else {}
         embeddings = find_embeddings(pool.experts[role], config, label)
-    vocabulary = read_vocabulary(files, label)
-    return Side(label, located.location.directory, files, vocabulary, embeddings)
+    location, vocabulary = located.location, read_vocabulary(files, label)
+    return Side(label, location.name, location.directory, files, vocabulary, embeddings)
 
 
 def _open_tokenizer(directory: str, model: str) -> Side:
@@ -133,4 +135,4 @@ def _open_tokenizer(directory: str, model: str) -> Side:
         raise missing_tokenizer({path.name for path in Path(directory).iterdir()}, label)
     pool = CheckpointsPool(CheckpointsConfig(models={"donor": model}, side_files=directory))
     files = pool.files_of("donor")
-    return Side(label, Path(directory), files, read_vocabulary(files, label), None)
+    return Side(label, directory, Path(directory), files, read_vocabulary(files, label), None)

@@ -99,8 +99,7 @@ def _start(vocabulary: Vocabulary) -> int:
 
 
 def _check_known(vocabulary: Vocabulary, ids: list[int]) -> None:
-    unknown = vocabulary.ids.get(vocabulary.roles.get("unk", ""))
-    count = sum(number == unknown for number in ids)
+    count = sum(number == vocabulary.unknown for number in ids)
     if count or not ids:
         raise CheckpointError(
             f"{vocabulary.model}: the tokenizer cannot represent the text: {count} unknown tokens",

@@ -36,6 +36,7 @@ class Record:
     left_to_mean: dict[str, dict[str, int]] = field(default_factory=dict)
     #: the likelihood of a text before and after
     perplexity: dict[str, Perplexity] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def add(self, tensor: str, left: Mapping[str, int]) -> None:
         """Add an embedding, and the new tokens whose rows in it are the mean."""

@@ -68,6 +68,7 @@ class Transplant:
             new=len(self.matches.new),
             padding=len(self.matches.rows) - len(set(donor.ids.values())),
             tokens_before=len(model.ids),
+            warnings=list(self.warnings),
         )
 
     def carry_out(self, progress: Progress) -> tuple[TransplantedSource, Record]:

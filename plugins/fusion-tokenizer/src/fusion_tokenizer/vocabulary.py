@@ -32,22 +32,29 @@ TOKENIZER, SETTINGS, SPECIAL_TOKENS = (
 )
 #: Roles of tokens. A token with several roles has the first one's row.
 ROLES = ("eos", "bos", "unk", "pad", "sep", "cls", "mask")
-_LIMITS = Limits(seconds=120, memory=2_000_000_000, answer=256_000_000)
+#: Limits of one request to the child.
+LIMITS = Limits(seconds=120, memory=2_000_000_000, answer=256_000_000)
 #: Texts in one request to the child.
 _BATCH = 2000
 #: The most tokens that a vocabulary may have; the largest known ones have 262,144.
 MOST_TOKENS = 10_000_000
 _OTHER_FILES = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
+_SUPPORTED = (
+    "Choose a model whose tokenizer is BPE, Unigram or WordLevel, without a mark for parts of "
+    "words, such as that of Llama, Mistral, Qwen, Gemma or GPT-2."
+)
 _INSPECT = (
     "The file came with the model, and may be damaged or hostile. Look at it, or save the "
     "tokenizer again with transformers."
 )
 
-_CHILD = SandboxedWorker("fusion_tokenizer.worker:serve")
+#: The child process that reads tokenizers.
+CHILD = SandboxedWorker("fusion_tokenizer.worker:serve")
 
 
 class _Description(BaseModel):
     ids: dict[str, Annotated[int, Field(ge=0, lt=MOST_TOKENS)]]
+    unknown: int | None
     added: frozenset[str]
     special: frozenset[str]
     spelling: Spelling
@@ -74,6 +81,11 @@ class Vocabulary:
     def ids(self) -> Mapping[str, int]:
         """The id of each token."""
         return self.description.ids
+
+    @property
+    def unknown(self) -> int | None:
+        """The id that stands for text which the tokenizer does not know, as its model states it."""
+        return self.description.unknown
 
     @property
     def special(self) -> frozenset[str]:
@@ -166,8 +178,10 @@ def read_json(files: Files, name: str, model: str) -> dict[str, Any]:
 def _ask(request: Mapping[str, Any], answer: TypeAdapter[T], model: str, action: str) -> T:
     """Let the child answer; raise `CheckpointError` for a failure, or an invalid answer."""
     try:
-        return answer.validate_json(_CHILD.ask(request, _LIMITS))
+        return answer.validate_json(CHILD.ask(request, LIMITS))
     except WorkFailed as error:
+        if str(error).startswith("unsupported"):
+            raise CheckpointError(f"{model}: {TOKENIZER}: {error}", hint=_SUPPORTED) from error
         problem = f"invalid {TOKENIZER}: {error}"
     except LimitExceeded as error:
         problem = f"{action} its {TOKENIZER} {error}"

@@ -30,7 +30,12 @@ _BLANK = "\u2581"
 def serve() -> Callable[[Json], Any]:
     """Return the function that answers requests."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    functions: dict[str, Callable[..., Any]] = {"describe": describe, "encode": encode}
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    functions: dict[str, Callable[..., Any]] = {
+        "describe": describe,
+        "encode": encode,
+        "load": load,
+    }
 
     def answer(request: Json) -> Any:  # noqa: ANN401 - JSON
         options = dict(request)
@@ -44,8 +49,10 @@ def describe(file: str) -> Json:
     description = _parse(file)
     tokenizer = _load(file, as_piece=False)
     added = tokenizer.get_added_tokens_decoder().values()
+    ids = tokenizer.get_vocab(with_added_tokens=True)
     return {
-        "ids": tokenizer.get_vocab(with_added_tokens=True),
+        "ids": ids,
+        "unknown": _unknown(description["model"], ids),
         "added": [token.content for token in added],
         "special": [token.content for token in added if token.special],
         "spelling": _spelling(description),
@@ -63,6 +70,23 @@ def encode(file: str, texts: Sequence[str], *, as_piece: bool) -> list[list[int]
     return [list(encoding.ids) for encoding in encoded]
 
 
+def load(directory: str, loader: str, texts: Sequence[str]) -> Json:
+    """Return the class, tokens and ids of texts of a tokenizer that a class of transformers loads.
+
+    `loader` is the name of that class. The code of a model never runs.
+    """
+    import transformers
+
+    tokenizer = getattr(transformers, loader).from_pretrained(
+        directory, local_files_only=True, trust_remote_code=False
+    )
+    return {
+        "kind": type(tokenizer).__name__,
+        "tokens": tokenizer.get_vocab(),
+        "ids": tokenizer(list(texts), add_special_tokens=False)["input_ids"],
+    }
+
+
 @lru_cache(maxsize=4)
 def _load(file: str, as_piece: bool) -> Any:  # noqa: ANN401, FBT001 - part of the cache's key
     from tokenizers import Tokenizer
@@ -74,7 +98,10 @@ def _load(file: str, as_piece: bool) -> Any:  # noqa: ANN401, FBT001 - part of t
 
 
 def _parse(file: str) -> dict[str, Any]:
-    """Read the file; raise `ValueError` for a tokenizer whose tokens do not have plain texts."""
+    """Read the file; raise `ValueError` for a tokenizer whose tokens do not have plain texts.
+
+    The parent recognises a kind of tokenizer that is not supported by the first word of the error.
+    """
     description: Any = json.loads(Path(file).read_bytes())
     model = description.get("model") if isinstance(description, dict) else None
     if not isinstance(model, dict):
@@ -84,8 +111,14 @@ def _parse(file: str) -> dict[str, Any]:
         raise ValueError(f"unsupported model {str(kind)[:40]!r}; expected {', '.join(_MODELS)}")
     for affix in _AFFIXES:
         if model.get(affix):
-            raise ValueError(f"unsupported spelling: the model has a {affix}")
+            raise ValueError(f"unsupported spelling of pieces, with a {affix}")
     return {**description}
+
+
+def _unknown(model: Json, ids: Mapping[str, int]) -> int | None:
+    """Return the id that stands for unknown text; None for a tokenizer without one."""
+    number = model.get("unk_id")  # of Unigram
+    return ids.get(model.get("unk_token") or "") if number is None else int(number)
 
 
 def _spelling(description: Json) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,17 @@ from fusion_core.commands import (
 )
 from fusion_core.errors import OutputError
 from fusion_core.weights import check_unchanged, materialise, stage_output
+from fusion_tokenizer.auto_tokenizer import compare_loaded
 from fusion_tokenizer.perplexity import measure
 from fusion_tokenizer.record import REPORT
-from pools_checkpoints import read_card
+from pools_checkpoints import read_card, read_side_file, select_tokenizer_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fusion_core import Progress, WeightSource
+    from fusion_core import Progress
+    from fusion_tokenizer.models import Side
     from fusion_tokenizer.record import Record
     from fusion_tokenizer.transplant import Transplant
 
@@ -62,22 +65,30 @@ def write_model(  # noqa: PLR0913 - what is written, where, and how
             model = pair.model
             record.perplexity["before"] = measure(model.directory, model.vocabulary, text)
             record.perplexity["after"] = measure(staging.directory, pair.donor.vocabulary, text)
+        record.warnings += compare_loaded(staging.directory, pair, record.rows)
         staging.add(REPORT, record.as_json())
         run = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
         parts = {**environment, **_describe(transplant, record)}
         staging.add(_PROVENANCE, build_statement(staging, parts, run))
-        for model_source in _inputs(transplant).values():
-            check_unchanged(model_source)
+        for side in (pair.model, pair.donor):
+            if side.embeddings is not None:
+                check_unchanged(side.embeddings.source)
         staging.commit(overwrite=overwrite)
     plugins.notify("fusion_output_written", path=directory)
     return record
 
 
-def _inputs(transplant: Transplant) -> dict[str, WeightSource]:
-    """Return the models whose weights are read."""
-    pair = transplant.pair
-    sides = {"model": pair.model.embeddings, "donor": pair.donor.embeddings}
-    return {name: side.source for name, side in sides.items() if side is not None}
+def _identify(side: Side) -> dict[str, Any]:
+    """Identify a model for the provenance: its weights, if they are read, and its tokenizer."""
+    weights = side.embeddings
+    identity: dict[str, Any] = (
+        {"source": side.name} if weights is None else identify_input(weights.source)
+    )
+    files: dict[str, Any] = dict(identity.get("files", {}))
+    for name, file in select_tokenizer_files(side.files).items():
+        content = read_side_file(file)
+        files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {**identity, "files": files}
 
 
 def _check_inputs_survive(transplant: Transplant, directory: Path) -> None:
@@ -96,12 +107,12 @@ def _describe(transplant: Transplant, record: Record) -> dict[str, Any]:
     pair = transplant.pair
     return {
         "command": _COMMAND,
-        "inputs": {name: identify_input(source) for name, source in _inputs(transplant).items()},
+        "inputs": {"model": _identify(pair.model), "donor": _identify(pair.donor)},
         "cards": {
             "model": read_card(pair.model.directory),
             "donor": read_card(pair.donor.directory),
         },
-        "warnings": list(transplant.warnings),
+        "warnings": record.warnings,
         "output": {
             "tokenizer": record.as_data(),
             "tokenizers": dict(_digests(transplant)),

@@ -100,17 +100,16 @@ def split_into_parts(
     stage: Stage[Any],
     resolved: Resolved[AlgorithmSpec] | None,
     names: Sequence[str],
-    *,
-    others: bool,
+    model: Sequence[str],
 ) -> tuple[Part, ...]:
     """Split tensors among a stage and copies of it with other options.
 
-    `others` says whether the models have tensors besides `names`. Raises `RecipeError` for a
+    `model` are all tensors of the models, of which `names` are some. Raises `RecipeError` for a
     pattern that matches nothing.
     """
     if resolved is None or resolved.selection == Selection():
-        return (Part(stage, frozenset(names) if others else None),)
+        return (Part(stage, frozenset(names) if len(names) < len(model) else None),)
     return tuple(
         Part(resolved.changed(options).create() if options else stage, frozenset(selected))
-        for options, selected in resolved.selection.groups(names)
+        for options, selected in resolved.selection.groups(names, model)
     )

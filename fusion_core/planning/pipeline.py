@@ -228,9 +228,8 @@ def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[Pl
     treatments = pool.treatments if names else {}
     offered = [name for name in names if name not in treatments]
     merge = merge_of(stages)
-    parts = split_into_parts(merge.stage, merge.resolved, offered, others=bool(treatments))
+    parts = split_into_parts(merge.stage, merge.resolved, offered, names)
     merged = [n for n in names if any(part.names is None or n in part.names for part in parts)]
-    others = len(merged) < len(names)
     averaged = frozenset(n for n, treatment in treatments.items() if treatment.kind == "average")
     treated = (Part(Average(), averaged),) if averaged else ()
     planned = tuple(
@@ -238,7 +237,7 @@ def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[Pl
             stage,
             parts=(*parts, *treated)
             if stage is merge
-            else split_into_parts(stage.stage, stage.resolved, merged, others=others),
+            else split_into_parts(stage.stage, stage.resolved, merged, names),
         )
         for stage in stages
     )

@@ -202,14 +202,18 @@ class Selection(Options):
             )
         return chosen
 
-    def groups(self, names: Collection[str]) -> list[tuple[dict[str, Any], list[str]]]:
+    def groups(
+        self, names: Collection[str], model: Collection[str]
+    ) -> list[tuple[dict[str, Any], list[str]]]:
         """Group the tensors to merge by the options that differ from the algorithm's own.
 
-        The first matching override takes precedence over `by_depth`. Raises `RecipeError` for a
-        pattern that matches no merged tensor.
+        The layers of all tensors of the `model` count for `by_depth`. The first matching override
+        takes precedence over `by_depth`. Raises `RecipeError` for a pattern that matches no merged
+        tensor.
         """
         chosen = self.chosen(names)
-        curve_values, override_numbers = self._curve_values(chosen), self._override_numbers(chosen)
+        curve_values = self._curve_values(chosen, layers_of(model))
+        override_numbers = self._override_numbers(chosen)
         groups: dict[Any, tuple[dict[str, Any], list[str]]] = {}
         for name in chosen:
             values, number = curve_values.get(name, {}), override_numbers.get(name)
@@ -234,13 +238,14 @@ class Selection(Options):
                 numbers.setdefault(name, number)
         return numbers
 
-    def _curve_values(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Return each tensor's values on the curves.
+    def _curve_values(
+        self, names: Sequence[str], stacks: Mapping[str, Mapping[int, Sequence[str]]]
+    ) -> dict[str, dict[str, Any]]:
+        """Return each tensor's values on the curves. `stacks` are the layers of the whole model.
 
         The first curve of an option wins, or of one expert's value of an option.
         """
         values: dict[str, dict[str, Any]] = {}
-        stacks = layers_of(names) if self.by_depth else {}
         for number, curve in enumerate(self.by_depth):
             option = f"algorithm.by_depth.{number}.match"
             for name, depth in curve.depths(names, stacks, option).items():

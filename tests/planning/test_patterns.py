@@ -95,7 +95,7 @@ def test_nothing_left_to_merge_is_an_error() -> None:
 
 def test_a_tensor_belongs_to_the_first_override_that_matches() -> None:
     overrides = [{"match": "*.mlp.*", "x": 1}, {"match": ["model.*"], "x": 2}]
-    groups = Selection(skip="head", overrides=overrides).groups(NAMES)
+    groups = Selection(skip="head", overrides=overrides).groups(NAMES, NAMES)
     assert groups == [
         ({"x": 2}, ["model.embed", "model.0.attn.q"]),
         ({"x": 1}, ["model.0.mlp.up", "model.0.mlp.down"]),
@@ -105,7 +105,7 @@ def test_a_tensor_belongs_to_the_first_override_that_matches() -> None:
 def test_an_override_of_what_is_skipped_is_an_error() -> None:
     selection = Selection(skip="head", overrides=[{"match": "head", "x": 1}])
     with pytest.raises(RecipeError, match=r"algorithm\.overrides\.0\.match: .*'head'"):
-        selection.groups(NAMES)
+        selection.groups(NAMES, NAMES)
 
 
 def test_one_override_needs_no_list() -> None:
@@ -120,7 +120,7 @@ def test_patterns_may_match_nothing_if_a_recipe_says_so() -> None:
         overrides=[{**none, "x": 1}, {"match": "other", "unmatched": "warn", "x": 2}],
         by_depth=[curve, {**none, "x": [5]}],
     )
-    assert selection.groups(NAMES) == [
+    assert selection.groups(NAMES, NAMES) == [
         ({}, ["model.embed", "model.0.mlp.up", "model.0.mlp.down", "head"]),
         ({"x": 1}, ["model.0.attn.q"]),
     ]

@@ -35,11 +35,22 @@ def test_no_value_leaves_the_range_of_the_points(points: list[float], depth: flo
 def test_layers_with_the_same_values_are_one_group() -> None:
     selection = Selection(by_depth={"match": "*.up", "density": [0.2, 0.6]})
     groups = {
-        round(options.get("density", -1), 6): names for options, names in selection.groups(NAMES)
+        round(options.get("density", -1), 6): names
+        for options, names in selection.groups(NAMES, NAMES)
     }
     assert groups[-1] == ["embed", *(f"layers.{n}.norm" for n in range(5)), "head"]
     assert groups[0.3] == ["layers.1.up"]
     assert sorted(groups) == [-1, 0.2, 0.3, 0.4, 0.5, 0.6]
+
+
+def test_layers_that_are_left_out_count_for_a_curve() -> None:
+    chosen = Selection(skip="layers.[04].*", by_depth={"density": [0, 0.4]})
+    groups = chosen.groups(NAMES, NAMES)
+    densities = {n: options.get("density") for options, names in groups for n in names}
+    assert [densities[f"layers.{n}.up"] for n in (1, 2, 3)] == pytest.approx([0.1, 0.2, 0.3])
+    span = Selection(skip="layers.4.*", by_depth={"layers": (0, 5), "density": [0, 0.4]})
+    options = {n: options for options, names in span.groups(NAMES, NAMES) for n in names}
+    assert options["layers.3.up"]["density"] == pytest.approx(0.3)
 
 
 def test_an_override_comes_before_a_curve_and_the_first_curve_before_others() -> None:
@@ -47,7 +58,7 @@ def test_an_override_comes_before_a_curve_and_the_first_curve_before_others() ->
     overrides = [{"match": "layers.0.up", "y": 9}]
     options_of = {
         name: options
-        for options, names in Selection(by_depth=curves, overrides=overrides).groups(NAMES)
+        for options, names in Selection(by_depth=curves, overrides=overrides).groups(NAMES, NAMES)
         for name in names
     }
     assert options_of["layers.0.up"] == {"x": 1, "y": 9}
@@ -60,11 +71,11 @@ def test_tensors_without_a_depth_cannot_follow_a_curve() -> None:
     with pytest.raises(
         RecipeError, match=r"by_depth\.0\.match: no matching tensor .* numbered layer"
     ):
-        Selection(by_depth={"match": "head", "x": [1, 2]}).groups(NAMES)
+        Selection(by_depth={"match": "head", "x": [1, 2]}).groups(NAMES, NAMES)
 
 
 def _options_of(*curves: dict[str, object]) -> dict[str, dict[str, object]]:
-    groups = Selection(by_depth=curves).groups(NAMES)
+    groups = Selection(by_depth=curves).groups(NAMES, NAMES)
     return {name: options for options, names in groups for name in names}
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from fusion_core import run_fusion
 from fusion_core.errors import AlignmentError, CheckpointError
 from fusion_testing import Mean
+from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -272,3 +273,24 @@ def test_an_error_names_an_invalid_configuration(tmp_path: Path, name: str) -> N
     (tmp_path / "base" / name).write_text("[1]")
     with pytest.raises(CheckpointError, match=name):
         warnings(base, base)
+
+
+@pytest.mark.parametrize("change", ["nothing", "untied", "changed head"])
+def test_a_copy_of_tied_embeddings_is_left_out(tmp_path: Path, change: str) -> None:
+    embeddings, head = "model.embed_tokens.weight", "lm_head.weight"
+    for seed, name in enumerate(("base", "one", "two")):
+        generator = torch.Generator().manual_seed(seed)
+        weights = {
+            name: torch.randn(8, 4, generator=generator) for name in (embeddings, "q.weight")
+        }
+        weights[head] = weights[embeddings].clone()
+        if change == "changed head" and name == "two":
+            weights[head][7, 3] += 1
+        (tmp_path / name).mkdir()
+        save_file(weights, tmp_path / name / "model.safetensors")
+        config = {**LLAMA, "tie_word_embeddings": change != "untied"}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    models = {name: str(tmp_path / name) for name in ("one", "two")}
+    pool = CheckpointsPool(CheckpointsConfig(base=str(tmp_path / "base"), models=models))
+    expected = {embeddings, "q.weight"} if change == "nothing" else {embeddings, "q.weight", head}
+    assert {frozenset(source.infos) for source in pool.by_name.values()} == {frozenset(expected)}

@@ -32,6 +32,7 @@ from pools_checkpoints.orientation import swap_axes
 from pools_checkpoints.packing import Packing
 from pools_checkpoints.parts import complete_models, describe_part, rename_by_patterns
 from pools_checkpoints.routers import treat_routers
+from pools_checkpoints.tied import drop_tied_heads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,6 +79,7 @@ class CheckpointsPool(DescribedPool[CheckpointsConfig]):
         self.base = None if self._base is None else self._base.source(None)
         self.experts = {name: model.source(self.base) for name, model in self._models.items()}
         self._swap_axes()
+        self._drop_tied_heads()
         self._select_parts()
         self._sources = {**({} if self.base is None else {"": self.base}), **self.experts}
 
@@ -93,6 +95,14 @@ class CheckpointsPool(DescribedPool[CheckpointsConfig]):
             names = filter(packing.may_be_transposed, first)
             shapes = {name: first[name].shape for name in names}
             self.experts = {name: swap_axes(one, shapes) for name, one in self.experts.items()}
+
+    def _drop_tied_heads(self) -> None:
+        """Leave out heads that every model stores as copies of the embeddings."""
+        if not self.experts or not all(model.located for model in self._all):
+            return
+        models = {**({} if self.base is None else {"": self.base}), **self.experts}
+        models = dict(drop_tied_heads(models, self._config))
+        self.base, self.experts = models.pop("", None), models
 
     def _select_parts(self) -> None:
         """Rename tensors by the option `map`, and complete models by the option `rest`."""
@@ -144,8 +154,13 @@ class CheckpointsPool(DescribedPool[CheckpointsConfig]):
     @cached_property
     def _packing(self) -> Packing | None:
         """The rules for models of transformers, if the first model has a configuration."""
+        return Packing.of(self._config)
+
+    @cached_property
+    def _config(self) -> Mapping[str, Any]:
+        """The configuration of the first model."""
         first = self._first_model
-        return Packing.of(parse_config(first.side_files, CONFIG, first.name) or {})
+        return parse_config(first.side_files, CONFIG, first.name) or {}
 
     def _find(self, given: Any, name: str, option: str) -> PoolModel:  # noqa: ANN401 - the configuration checked
         if not isinstance(given, str):

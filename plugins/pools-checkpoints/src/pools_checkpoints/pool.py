@@ -97,7 +97,7 @@ class CheckpointsPool(DescribedPool[CheckpointsConfig]):
             self.experts = {name: swap_axes(one, shapes) for name, one in self.experts.items()}
 
     def _drop_tied_heads(self) -> None:
-        """Leave out heads that every model stores as copies of the embeddings."""
+        """Leave out heads that models store as copies of the embeddings."""
         if not self.experts or not all(model.located for model in self._all):
             return
         models = {**({} if self.base is None else {"": self.base}), **self.experts}

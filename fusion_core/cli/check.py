@@ -68,9 +68,9 @@ def check(
     """Check what a run would do, without writing anything.
 
     The check covers recipe, plugins, tensor names, shapes, dtypes, licences, disk and memory. It
-    reads headers only. The exit code is that of the run: 4 if the models do not match, 6 if the
-    output does not fit on the disk, 2 if the recipe needs trust that --trust does not give. The
-    check shows what needs trust and does not start it.
+    reads headers, and the values of tied matrices that are stored twice. The exit code is that of
+    the run: 4 if the models do not match, 6 if the output does not fit on the disk, 2 if the recipe
+    needs trust that --trust does not give. The check shows what needs trust and does not start it.
     """
     set_up_logging(verbose=verbose)
     plan = plan_from_flags(

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fusion_core.errors import AlignmentError, BrokenPluginError
-from fusion_core.weights import WeightSource, as_weights, assemble
+from fusion_core.weights import WeightSource, are_equal, as_weights, assemble
 from fusion_core.weights.merging.execution import map_on_cores
 
 if TYPE_CHECKING:
@@ -165,18 +165,10 @@ def _untie(
     """Separate tied names whose tensors differ in the weights, as transformers does."""
     first, *others = [name for name in names if name in weight_names] or names[:1]
     separate = [
-        name for name in others if not _are_equal(source, weight_names[first], weight_names[name])
+        name for name in others if not are_equal(source, weight_names[first], weight_names[name])
     ]
     yield [name for name in names if name not in separate]
     yield from ([name] for name in separate)
-
-
-def _are_equal(source: WeightSource, first: str, second: str) -> bool:
-    one, other = source.infos[first], source.infos[second]
-    return (one.shape, one.dtype) == (other.shape, other.dtype) and all(
-        torch.equal(source.read(first, *span), source.read(second, *span))
-        for span in source.ranges(first)
-    )
 
 
 def _check_fit(

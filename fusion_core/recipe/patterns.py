@@ -212,7 +212,7 @@ class Selection(Options):
         tensor.
         """
         chosen = self.chosen(names)
-        curve_values = self._curve_values(chosen, layers_of(model))
+        curve_values = self._curve_values(chosen, model)
         override_numbers = self._override_numbers(chosen)
         groups: dict[Any, tuple[dict[str, Any], list[str]]] = {}
         for name in chosen:
@@ -239,13 +239,14 @@ class Selection(Options):
         return numbers
 
     def _curve_values(
-        self, names: Sequence[str], stacks: Mapping[str, Mapping[int, Sequence[str]]]
+        self, names: Sequence[str], model: Collection[str]
     ) -> dict[str, dict[str, Any]]:
-        """Return each tensor's values on the curves. `stacks` are the layers of the whole model.
+        """Return each tensor's values on the curves, among the layers of the whole model.
 
         The first curve of an option wins, or of one expert's value of an option.
         """
         values: dict[str, dict[str, Any]] = {}
+        stacks = layers_of(model) if self.by_depth else {}
         for number, curve in enumerate(self.by_depth):
             option = f"algorithm.by_depth.{number}.match"
             for name, depth in curve.depths(names, stacks, option).items():

@@ -82,6 +82,7 @@ from fusion_core.weights.source import Cut as Cut
 from fusion_core.weights.source import LowRank as LowRank
 from fusion_core.weights.source import TensorInfo as TensorInfo
 from fusion_core.weights.source import WeightSource as WeightSource
+from fusion_core.weights.source import are_equal as are_equal
 from fusion_core.weights.source import assemble as assemble
 from fusion_core.weights.source import check_unchanged as check_unchanged
 from fusion_core.weights.source import collect_origins as collect_origins

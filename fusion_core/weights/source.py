@@ -260,6 +260,15 @@ def assemble(
     return whole
 
 
+def are_equal(source: WeightSource, first: str, second: str) -> bool:
+    """Tell whether two tensors of a source have the same shape, dtype and values."""
+    one, other = source.infos[first], source.infos[second]
+    return (one.shape, one.dtype) == (other.shape, other.dtype) and all(
+        torch.equal(source.read(first, *span), source.read(second, *span))
+        for span in source.ranges(first)
+    )
+
+
 def view_bytes(values: torch.Tensor) -> memoryview:
     """Return a contiguous tensor's own bytes, without numpy; the view keeps the tensor alive."""
     if not values.nbytes:

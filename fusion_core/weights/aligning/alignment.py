@@ -24,7 +24,7 @@ from fusion_core.weights.aligning.vocabulary import (
 )
 from fusion_core.weights.joined import RenamedSource
 from fusion_core.weights.reading.name_matching import match_names
-from fusion_core.weights.source import Cut, LowRank, WeightSource, reference_model
+from fusion_core.weights.source import LowRank, WeightSource, are_equal, reference_model
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -222,11 +222,7 @@ def _copies(source: WeightSource, name: str) -> list[str]:
     return [
         other
         for other in candidates
-        if torch.equal(source.read(other, 0, len(probe)), probe)
-        and all(
-            torch.equal(source.read(name, *span), source.read(other, *span))
-            for span in Cut.ELEMENT.ranges(info)
-        )
+        if torch.equal(source.read(other, 0, len(probe)), probe) and are_equal(source, name, other)
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fusion_core.errors import RecipeError
 from fusion_sweep import Search, sweep
-from fusion_sweep.axes import algorithm_axis, parse_axis
+from fusion_sweep.axes import algorithm_axis, fixed_values, parse_axis
 from fusion_sweep.grids import make_extremes, make_grid
 from fusion_sweep.ranges import Range
 
@@ -57,6 +57,16 @@ def test_too_many_runs_are_refused_before_any_is_planned(
     over = {f"algorithm.o{n}": "0:9:1" for n in range(axes)}
     with pytest.raises(RecipeError, match=message):
         sweep({}, over=over, seeds=seeds, search=search)
+
+
+def test_options_of_all_algorithms_are_axes_with_one_value() -> None:
+    section = {"scale": None, "values": [1, 2], "ties": {"density": 0.5, "weights": {}}}
+    assert fixed_values(section) == {
+        "algorithm.scale": [None],
+        "algorithm.values": [[1, 2]],
+        "algorithm.ties.density": [0.5],
+        "algorithm.ties.weights": [{}],
+    }
 
 
 def test_large_whole_numbers_stay_distinct() -> None:

@@ -119,7 +119,7 @@ def fixed_values(section: object, path: str = ALGORITHM) -> dict[str, list[Any]]
     algorithm are in a mapping under its name.
     """
     if not isinstance(section, Mapping) or not section or any("." in key for key in section):
-        return {} if section is None else {path: [section]}
+        return {path: [section]}
     parts = (fixed_values(value, f"{path}.{key}") for key, value in section.items())
     return {name: values for part in parts for name, values in part.items()}
 

@@ -168,7 +168,7 @@ def sweep(
         result = run_sweep(
             raw,
             over={
-                **fixed_values(override({}, shared).get(ALGORITHM)),
+                **(fixed_values(override({}, shared)[ALGORITHM]) if shared else {}),
                 **parse_over_flags(over or []),
             },
             algorithms=[] if algo is None else algo.split(","),

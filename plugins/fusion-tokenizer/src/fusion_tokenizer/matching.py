@@ -51,14 +51,18 @@ def match_tokens(
     by_role: dict[str, str] = {}
     shared: dict[int, int] = {}
     new: list[int] = []
-    same = {token: row for token in donor.ids if (row := _find_row(donor.texts[token], known))}
-    twins = _twins_by_role(model, donor, model_rows, same) if roles else {}
+    twins = _twins_by_role(model, donor, model_rows) if roles else {}
     for token, number in sorted(donor.ids.items(), key=lambda item: item[1]):
-        if token in same:
-            how, rows[number] = same[token]
-            counts[how] += 1
-            if how == SAME_TEXT and token not in donor.special:
-                shared.setdefault(same[token][1], number)
+        text = donor.texts[token]
+        same, other = known.get(text), known.get(Text(text.content, not text.is_byte))
+        if same is not None:
+            rows[number] = same
+            counts[SAME_TEXT] += 1
+            if token not in donor.special:
+                shared.setdefault(same, number)
+        elif other is not None and len(text.content) == 1:
+            rows[number] = other
+            counts[SAME_BYTE] += 1
         elif token in twins:
             by_role[token] = twins[token]
             rows[number] = model.ids[twins[token]]
@@ -85,30 +89,15 @@ def _rows_by_text(model: Vocabulary, model_rows: int) -> dict[Text, int]:
     return dict(pairs())
 
 
-def _find_row(text: Text, known: Mapping[Text, int]) -> tuple[str, int] | None:
-    """Return the model's row of a text, and how it matches."""
-    if text in known:
-        return SAME_TEXT, known[text]
-    other = Text(text.content, not text.is_byte)
-    return (SAME_BYTE, known[other]) if len(text.content) == 1 and other in known else None
-
-
-def _twins_by_role(
-    model: Vocabulary, donor: Vocabulary, model_rows: int, same: Mapping[str, tuple[str, int]]
-) -> dict[str, str]:
+def _twins_by_role(model: Vocabulary, donor: Vocabulary, model_rows: int) -> dict[str, str]:
     """Return the model's token with the same role for each donor token that has one.
 
-    Tokens in `same` match by their text and need none. Of several roles, the first one counts that
-    the model has a token for. A token of the model serves only one token of the donor: two with one
-    row would be equally likely, such as the start and the end.
+    Of several roles, the first one counts that the model has a token for. A token of the model
+    serves one token of the donor: a pad token with the row of the end token would be as likely.
     """
     twins: dict[str, str] = {}
-    copied = {row for _, row in same.values()}
     for role, token in donor.roles.items():
         twin = model.roles.get(role)
-        if token in same or twin is None or twin in twins.values():
-            continue
-        row = model.ids[twin]
-        if row < model_rows and row not in copied:
+        if twin is not None and model.ids[twin] < model_rows and twin not in twins.values():
             twins.setdefault(token, twin)
     return twins

@@ -5,9 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from fusion_core.weights import RenamedSource, is_before_layers, is_matrix, layers_of
+from fusion_core.weights import RenamedSource, are_equal, is_before_layers, is_matrix, layers_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,12 +57,5 @@ def _is_tied(source: WeightSource, head: str, embedding: str) -> bool:
     """Tell whether a model has one matrix under both names, or lacks the head."""
     if head not in source.infos:
         return not (source.is_delta and embedding in source.infos)
-    return (
-        not source.is_delta
-        and embedding in source.infos
-        and source.infos[head].shape == source.infos[embedding].shape
-        and all(
-            torch.equal(source.read(head, *span), source.read(embedding, *span))
-            for span in source.ranges(head)
-        )
-    )
+    is_whole = not source.is_delta and embedding in source.infos
+    return is_whole and are_equal(source, head, embedding)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
-from fusion_core.weights import RenamedSource
+from fusion_core.weights import RenamedSource, are_equal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,12 +39,12 @@ def rename_like(
     added = {
         targets[name]: names[twin]
         for name, twin in _tied_pairs(targets.keys() - names.keys(), names, targets, architecture)
-        if _are_equal(first, targets[name], targets[twin])
+        if are_equal(first, targets[name], targets[twin])
     }
     copies = {
         name
         for name, twin in _tied_pairs(names.keys() - targets.keys(), names, targets, architecture)
-        if _are_equal(source, names[name], names[twin])
+        if are_equal(source, names[name], names[twin])
     }
     renamed = {
         targets.get(name, stored): stored for name, stored in names.items() if name not in copies
@@ -71,10 +69,3 @@ def _tied_pairs(
         for twin in names:
             if twin in others and tied.get(twin) == tied[name]:
                 yield name, twin
-
-
-def _are_equal(source: WeightSource, one: str, other: str) -> bool:
-    return all(
-        torch.equal(source.read(one, *span), source.read(other, *span))
-        for span in source.ranges(one)
-    )

@@ -424,6 +424,9 @@ def test_the_output_of_another_command_has_a_card_without_a_recipe(merged: Path)
 def test_hostile_names_stay_inside_their_cells(merged: Path) -> None:
     provenance = json.loads((merged / "provenance.json").read_text())
     provenance["predicate"]["inputs"]["a|b\n# <script>"] = {"source": "x | y"}
+    provenance["predicate"]["warnings"] = ["the tokenizers of <a>\n# differ"]
     (merged / "provenance.json").write_text(json.dumps(provenance))
     write_card(merged)
-    assert "| a\\|b # &lt;script> | x \\| y | unknown |" in (merged / CARD).read_text()
+    text = (merged / CARD).read_text()
+    assert "| a\\|b # &lt;script> | x \\| y | unknown |" in text
+    assert "## Warnings\n\n- the tokenizers of &lt;a> # differ\n\n" in text

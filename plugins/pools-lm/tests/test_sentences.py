@@ -425,6 +425,11 @@ def test_unsupported_modules_are_refused(
             {"names": ["1", "2"]},
             "line 1: label 1 is the number of class '2', and the name of another class",
         ),
+        (
+            [{"text": "a", "label": True}],
+            {"names": ["yes", "no"]},
+            "line 1: label is true, which is neither the name nor the number of a class",
+        ),
         ([{"text": "a", "label": -1}], {}, "line 1: unknown label -1, expected the number"),
         ([{"text": "a", "label": 0}], {}, "has no train examples"),
         ([{"text": "a", "label": 0}], {"label": "klass"}, "missing field 'klass'"),

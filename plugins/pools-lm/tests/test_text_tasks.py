@@ -571,11 +571,11 @@ def test_adaptive_methods_work_on_language_models(
         ),
         (
             '{"question": "a", "choices": [2, 3, 4], "answer": 2}',
-            r"answer 2 is the index of '4', and the text of another choice",
+            r"answer 2 is the index of choice '4', and the text of another choice",
         ),
         (
-            '{"question": "a", "choices": [true, false], "answer": true}',
-            r"answer True is the index of 'False', and the text of another choice",
+            '{"question": "a", "choices": ["yes", "no"], "answer": true}',
+            r"answer is true, which is neither the text nor the index of a choice",
         ),
         (
             '{"question": "a", "choices": ["b", "c"], "answer": "d"}',
@@ -737,10 +737,12 @@ def test_lengths_beyond_the_positions_are_reported(
         measure(tasks_of(choice={"test": [long]}), pool, "choice")
 
 
-@pytest.mark.parametrize("field", ["answer", "{answer}", "answers"])
-def test_null_is_not_an_answer(field: str, tasks_of: Callable[..., LanguageTasks]) -> None:
-    line = {"prompt": "a", "answer": None, "answers": ["b", None]}
-    with pytest.raises(FusionError, match=r"line 1: (invalid answer|.*answer is null)"):
+@pytest.mark.parametrize("field", ["answer", "{answer}", "answers", "boolean"])
+def test_null_and_booleans_are_not_answers(
+    field: str, tasks_of: Callable[..., LanguageTasks]
+) -> None:
+    line = {"prompt": "a", "answer": None, "answers": ["b", None], "boolean": True}
+    with pytest.raises(FusionError, match=r"line 1: (invalid (answer|bool)|.*answer is null)"):
         tasks_of(generate={"test": [line], "answer": field}).check()
 
 

@@ -25,13 +25,14 @@ def write_text(
     results: Sequence[Result],
 ) -> str:
     """Return the Markdown below the metadata."""
-    recipe = output.recipe_text
+    recipe, warnings = output.recipe_text, output.provenance.warnings
     sections = [
         f"# {_inline(repository or _title(output))}",
         _summary(output),
         "## Models\n\n" + _models(output),
         *([] if output.report is None else ["## Results\n\n" + _results(output.report, results)]),
         "## Use\n\n" + _use(repository, kind),
+        *(["## Warnings\n\n" + _warnings(warnings)] if warnings else []),
         *([] if recipe is None else ["## Recipe\n\n" + _code("yaml", recipe)]),
         *([] if recipe is None else ["## Reproduce\n\n" + _reproduction(output, repository)]),
         "## Licence\n\n" + _licence(licence),
@@ -116,6 +117,10 @@ def _conditions(report: Report) -> str:
 def _use(repository: str | None, kind: Kind) -> str:
     code = _code("python", kind.code.replace("{model}", repository or "."))
     return code if repository else f"In the directory of this file:\n\n{code}"
+
+
+def _warnings(warnings: Sequence[str]) -> str:
+    return "\n".join(f"- {_inline(warning)}" for warning in warnings)
 
 
 def _reproduction(output: MergeOutput, repository: str | None) -> str:

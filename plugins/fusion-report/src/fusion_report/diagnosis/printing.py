@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import typer
@@ -94,7 +95,9 @@ def _vector_rows(figures: Figures) -> Iterator[list[str]]:
         span = f"{_cosine(min(pairs.values()))} to {_cosine(highest)} ({one}, {other})"
         yield ["cosines", f"mean {_cosine(figures.cosine)}, {span}"]
     if not math.isnan(figures.length_of_sum):
-        scale = f"{math.sqrt(figures.count):.2f} if orthogonal, {figures.count} if parallel"
+        norms = [expert.norm for expert in figures.experts.values()]
+        orthogonal = math.hypot(*norms) / fmean(norms)
+        scale = f"{orthogonal:.2f} if orthogonal, {figures.count} if parallel"
         yield ["length of the sum", f"{figures.length_of_sum:.2f} times the mean norm ({scale})"]
     if not math.isnan(figures.conflict):
         entries = f"entries that several experts keep when trimmed to {_percent(DENSITY)}"

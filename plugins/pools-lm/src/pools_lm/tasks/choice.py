@@ -77,16 +77,12 @@ class ChoiceTask(QuestionTask[ChoiceLines]):
 
     def _right_index(self, line: Line) -> int:
         """Return the index of the right choice, the first of equal texts."""
-        answer, choices = line[self.data.answer], self._choices(line)
-        if isinstance(answer, int) and 0 <= answer < len(choices):
-            words = {"of": "the index of", "noun": "text", "thing": "choice"}
-            line.refuse_ambiguous(self.data.answer, answer, choices, **words)
-            return _first_equal(choices, answer)
-        if answer in choices:
-            return choices.index(answer)
+        choices, field = self._choices(line), self.data.answer
+        index = line.index_in(choices, field, of="index", noun="text", thing="choice")
+        if index is not None:
+            return _first_equal(choices, index)
         raise FusionError(
-            f"{line.location}: {self.data.answer} {answer!r} matches none of the {len(choices)} "
-            "choices",
+            f"{line.location}: {field} {line[field]!r} matches none of the {len(choices)} choices",
             hint="Give the index of the right choice, from 0, or its text.",
         )
 

@@ -103,14 +103,14 @@ class ClassTask(AdaptiveLinesTask[ClassLines]):
         return self.data.names or ()
 
     def _label(self, line: Line) -> int:
-        label, names = line[self.data.label], list(self.class_names)
-        if label in names:
-            return names.index(label)
-        if isinstance(label, int) and 0 <= label < (len(names) or label + 1):
-            if names:
-                words = {"of": "the number of class", "noun": "name", "thing": "class"}
-                line.refuse_ambiguous(self.data.label, label, names, **words)
-            return label
+        label, names = line[self.data.label], self.class_names
+        if names:
+            words = {"of": "number", "noun": "name", "thing": "class"}
+            index = line.index_in(names, self.data.label, **words)
+            if index is not None:
+                return index
+        elif isinstance(label, int) and label >= 0:
+            return int(label)
         expected = f"one of {', '.join(names)}" if names else "the number of a class"
         raise FusionError(
             f"{line.location}: unknown {self.data.label} {label!r}, expected {expected}",

@@ -86,14 +86,15 @@ class GenerateTask(QuestionTask[GenerateLines]):
         field = self.data.answer
         value: Any = line.fill(field) if "{" in field else line[field]
         answers = value if isinstance(value, list) else [value]
+        is_boolean = any(isinstance(answer, bool) for answer in answers)
         if self.data.names is not None:
             names = dict(enumerate(self.data.names))
             answers = [names.get(number, "") for number in answers]
         texts = ["" if answer is None else str(answer).strip() for answer in answers]
-        if not line.has(field) or not texts or not all(texts):
+        if is_boolean or not line.has(field) or not texts or not all(texts):
             raise FusionError(
-                f"{line.location}: invalid {self.data.answer} {value!r}",
-                hint="Give a text, or a list of right texts.",
+                f"{line.location}: invalid {field} {value!r}",
+                hint="Give a text, or a list of right texts. A boolean is not a text.",
             )
         if self.data.metric == "spearman" and parse_number(texts[0]) is None:
             raise FusionError(

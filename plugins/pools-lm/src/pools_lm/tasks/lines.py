@@ -62,16 +62,31 @@ class Line:
             )
         return self.fields[name]
 
-    def refuse_ambiguous(  # noqa: PLR0913 - the number, the texts, and the words of the error
-        self, field: str, number: int, texts: Sequence[str], *, of: str, noun: str, thing: str
-    ) -> None:
-        """Raise `FusionError` for a number that is the index of one text, and another text."""
-        if texts[number] != str(number) in texts:
+    def index_in(
+        self, texts: Sequence[str], field: str, *, of: str, noun: str, thing: str
+    ) -> int | None:
+        """Return the index of the text that a field means; None if it means none of the texts.
+
+        The field holds the text or its index. Raises `FusionError` for a boolean, which says
+        nothing about the order of the texts, and for a number that is the index of one text, and
+        another text.
+        """
+        value = self[field]
+        if isinstance(value, bool):
             raise FusionError(
-                f"{self.location}: {field} {number} is {of} {texts[number]!r}, and the {noun} of "
-                f"another {thing}",
-                hint=f'Write the {noun} in quotes: "{texts[number]}" or "{number}".',
+                f"{self.location}: {field} is {str(value).lower()}, which is neither the {noun} "
+                f"nor the {of} of a {thing}",
+                hint=f"Write the {noun}, such as {texts[0]!r}, or the number, from 0.",
             )
+        if not isinstance(value, int) or not 0 <= value < len(texts):
+            return texts.index(value) if value in texts else None
+        if texts[value] != str(value) in texts:
+            raise FusionError(
+                f"{self.location}: {field} {value} is the {of} of {thing} {texts[value]!r}, and "
+                f"the {noun} of another {thing}",
+                hint=f'Write the {noun} in quotes: "{texts[value]}" or "{value}".',
+            )
+        return value
 
     def has(self, answer: str) -> bool:
         """Tell whether a field, or every field of a template, has a value other than null."""

@@ -59,7 +59,7 @@ class World:
         """Merge the experts into a directory, and add a report."""
         for seed, model in enumerate(("base", "one", "two", "three")):
             if not (self.root / model).exists():
-                (self.root / model).mkdir()
+                (self.root / model).mkdir(parents=True)
                 save_file(self.weights(seed), self.root / model / "model.safetensors")
         models = dict(
             zip(NAMES, (str(self.root / name) for name in ("one", "two", "three")), strict=True)

@@ -97,14 +97,19 @@ def test_every_chart_has_a_description_and_the_pages_colours(text: str) -> None:
 
 
 def test_the_table_has_every_score(world: World) -> None:
-    other = world.report((0.7, 0.55, 0.6), transductive=False, needs_task=False)
+    other = world.report(
+        (0.7, 0.55, 0.6),
+        transductive=False,
+        needs_task=False,
+        remembered={"merged": world.names},
+    )
     first, second = world.run("first", world.report(VALUES)), world.run("second", other)
     rows = rows_of(parse_page(render(first, second, vectors=False)))
     assert [*rows] == [
         "model",
         "base remembered",
         "first transductive needs the task",
-        "second",
+        "second remembered",
         "experts",
     ]
     assert rows["base remembered"][:4] == ["50.0"] * 3 + ["50.0"]
@@ -116,7 +121,7 @@ def test_the_table_has_every_score(world: World) -> None:
         f"{100 * fmean(VALUES) / 0.8:.1f}",
         f"40.0{escape_control(world.names[0])}",
     ]
-    assert rows["second"][:5] == ["70.0", "55.0", "60.0", "61.7", "77.1"]
+    assert rows["second remembered"][:5] == ["70.0", "55.0", "60.0", "61.7", "77.1"]
     assert rows["experts"][3:5] == ["80.0", "100.0"]
 
 
@@ -207,6 +212,16 @@ def test_cost_is_shown_of_several_runs(world: World) -> None:
     measured = world.report(VALUES)
     tree = parse_page(render(world.run("a", measured), world.run("b", measured), vectors=False))
     assert "Average against time of the merge in s" in headings(tree)
+
+
+def test_models_are_the_same_by_their_files_and_not_by_how_paths_are_spelled(
+    world: World, tmp_path: Path
+) -> None:
+    other = replace(world, root=tmp_path / "other")
+    runs = [world.run("first"), world.run("deeper/second"), other.run("first")]
+    same, different = render(*runs[:2]), render(runs[0], runs[2])
+    assert "the runs merge different models" not in same
+    assert "the runs merge different models" in different
 
 
 def test_missing_or_different_models_are_reported(world: World) -> None:

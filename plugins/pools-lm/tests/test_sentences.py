@@ -431,7 +431,7 @@ def test_unsupported_modules_are_refused(
             "line 1: label is true, which is neither the name nor the number of a class",
         ),
         ([{"text": "a", "label": -1}], {}, "line 1: unknown label -1, expected the number"),
-        ([{"text": "a", "label": 0}], {}, "has no train examples"),
+        ([{"text": "a", "label": 0}], {}, "no task_pool.datasets.a.train, whose"),
         ([{"text": "a", "label": 0}], {"label": "klass"}, "missing field 'klass'"),
     ],
 )

@@ -151,7 +151,7 @@ def chart_coefficients(run: Run, name: str) -> Iterator[Chart]:
     total = len(run.coefficients)
     limit = f" Only the first {len(experts)} of {total} experts." if len(experts) < total else ""
     if experts:
-        caption = f"Means over the tensors of a layer. No colour at {neutral:g}{note}.{limit}"
+        caption = f"Means over all tensors of a layer. No colour at {neutral:g}{note}.{limit}"
         parts = _mean_by_part(run.coefficients, experts)
         heat = Heat([*parts], experts, [*parts.values()], neutral)
         yield _chart_parts(heat, f"{name}-layers", "Coefficients by layer and expert", caption)
@@ -225,7 +225,11 @@ def _paths(log: Log, name: str, neutral: float) -> Iterator[Chart]:
         if series := dict([*known.items()][:_MAX_EXPERTS]):
             ends = ", ".join(f"{key} {values[-1]:.3g}" for key, values in series.items())
             paths = Paths(sorted(log), series, neutral if kind == _COEFFICIENT else None)
-            yield Chart(paths.drawing(f"{name}-{kind}", title, f"At the end: {ends}", wide=_WIDE))
+            caption = "Means over the tensors whose coefficients are learned."
+            yield Chart(
+                paths.drawing(f"{name}-{kind}", title, f"At the end: {ends}", wide=_WIDE),
+                caption if kind == _COEFFICIENT else "",
+            )
 
 
 def _group_log(log: Log) -> dict[str, dict[str, list[float]]]:

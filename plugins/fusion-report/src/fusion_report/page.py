@@ -21,6 +21,7 @@ from fusion_report.charts import (
     chart_objective,
     chart_vectors,
 )
+from fusion_report.reading import resolve_paths
 from fusion_report.summary import format_duration, summarise, tiles
 from fusion_report.table import PageTable
 from fusion_report.theme import DARK, LIGHT
@@ -101,7 +102,8 @@ def _vector_section(
     if not recipe.get("model_pool"):
         return None
     title = "Task vectors"
-    if any(run.recipe.get("model_pool") != recipe["model_pool"] for run in runs):
+    pools = [resolve_paths(run.recipe.get("model_pool"), run.directory) for run in runs]
+    if any(pool != pools[0] for pool in pools):
         return Section("vectors", title, [], "Not shown: the runs merge different models.")
     try:
         vectors = read_task_vectors(recipe, progress, blocked)

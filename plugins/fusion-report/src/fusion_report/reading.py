@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusion_core import Report
 from fusion_core.commands import load_recipe
@@ -102,3 +102,19 @@ def _measure_hint(directory: Path) -> str:
         f"Measure the model with a pool of its family: fuse evaluate {directory} --pool NAME "
         "(fuse list pools shows them)\nMeasure any other model with its own library."
     )
+
+
+def resolve_paths(value: Any, folder: Path) -> Any:  # noqa: ANN401 - JSON
+    """Return a value of a folder's recipe with the paths of existing files from the root.
+
+    Outputs in several directories spell one path differently, and several paths alike.
+    """
+    match value:
+        case str() if "/" in value and (folder / value).exists():
+            return str((folder / value).resolve())
+        case dict():
+            return {key: resolve_paths(item, folder) for key, item in value.items()}
+        case list():
+            return [resolve_paths(item, folder) for item in value]
+        case _:
+            return value

@@ -116,7 +116,10 @@ class PageTable:
         kind = "run" if is_run else "base" if run < 0 else "experts"
         cells = [self._cell(entry, number, is_run=is_run) for entry in self.lines]
         average, share = (self._average(name, number) for name in ("average", "normalised"))
-        marks = _marks(self.reports[heading]) if is_run else self._memory_marks(kind, heading)
+        marks = [
+            *(_marks(self.reports[heading]) if is_run else ()),
+            *self._memory_marks("merged" if is_run else kind, heading),
+        ]
         return Row(heading, kind, cells, average, share, self._worst(number), marks)
 
     def _cell(self, entry: Entry, number: int, *, is_run: bool) -> Cell | None:

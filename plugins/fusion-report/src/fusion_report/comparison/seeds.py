@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from fusion_core.commands import Intervals, load_recipe
+from fusion_report.reading import resolve_paths
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -102,7 +103,7 @@ def group_by_recipe(names: Collection[str]) -> list[list[str]]:
         path = Path(name, "recipe.yaml")
         recipe = load_recipe(path) if path.is_file() else {"alone": name}
         fixed = {
-            key: _with_full_paths(value, Path(name))
+            key: resolve_paths(value, Path(name))
             for key, value in recipe.items()
             if key not in _VARIABLE
         }
@@ -113,22 +114,6 @@ def group_by_recipe(names: Collection[str]) -> list[list[str]]:
         else:
             seeds[recipe.get("seed")] = name
     return [list(group.values()) for group in groups.values()]
-
-
-def _with_full_paths(value: Any, folder: Path) -> Any:  # noqa: ANN401 - JSON
-    """Return a value of a folder's recipe with the paths of existing files from the root.
-
-    Outputs in several directories spell one path differently, and several paths alike.
-    """
-    match value:
-        case str() if "/" in value and (folder / value).exists():
-            return str((folder / value).resolve())
-        case dict():
-            return {key: _with_full_paths(item, folder) for key, item in value.items()}
-        case list():
-            return [_with_full_paths(item, folder) for item in value]
-        case _:
-            return value
 
 
 def _average(runs: Sequence[Report]) -> Report:

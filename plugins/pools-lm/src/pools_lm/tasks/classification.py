@@ -139,7 +139,14 @@ class EmbeddingTask(ClassTask, FeatureTask):
         super().check()
         if not self._is_probe:
             self._name_examples()
-        elif self.data.train is None or find_on_hub(self.data.train) is None:
+        elif self.data.train is None:
+            data = f"task_pool.datasets.{self.name}"
+            raise RecipeError(
+                f"no {data}.train, whose texts the head `probe` is fitted to",
+                hint=f"Name a file, or let the nearest name decide: task_pool.head: names, with "
+                f"{data}.names.",
+            )
+        elif find_on_hub(self.data.train) is None:
             self.lines(Split.TRAIN)
 
     def evaluation_data(self) -> list[str]:

@@ -47,6 +47,16 @@ class Stage(ABC, Generic[ConfigT]):
     #: whether it reads `context.tasks`; for a class that a plugin registers, the spec says so
     uses_tasks: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **options: Any) -> None:  # noqa: ANN401 - the class statement's
+        """Raise `TypeError` for a method whose attribute `kind` means something else."""
+        super().__init_subclass__(**options)
+        kind, inherited = vars(cls).get("kind"), getattr(super(cls, cls), "kind", None)
+        if kind is not None and inherited not in {None, kind}:
+            raise TypeError(
+                f"{cls.__name__}.kind is {kind!r}, but it is a stage of kind {inherited!r}: "
+                "rename the attribute"
+            )
+
     def __init__(self, config: ConfigT | None = None, /, **options: Any) -> None:  # noqa: ANN401
         if config is not None and options:
             raise TypeError("give a configuration or its options, not both")

@@ -98,6 +98,17 @@ class Options(BaseModel, metaclass=_OptionsType):
     model_config = STRICT
 
     @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:  # noqa: ANN401 - the class statement's
+        """Raise `TypeError` for an option with an alias: an option has one name in all files."""
+        super().__pydantic_init_subclass__(**options)
+        for name, field in cls.model_fields.items():
+            if field.validation_alias or field.serialization_alias:
+                raise TypeError(
+                    f"the option {name!r} of {cls.__name__} has an alias: give the field the name "
+                    "that recipes use"
+                )
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:  # noqa: ANN401 - pydantic's type
         """Make every number and truth value strict, in nested lists and mappings too."""
         schema = handler(source)

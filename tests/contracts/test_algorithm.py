@@ -213,3 +213,8 @@ def test_weights_that_do_not_fit_name_the_experts(weights: Any, problem: str) ->
     with pytest.raises(RecipeError, match=problem) as error:
         expert_weights(weights, ["a", "b", "c"])
     assert "a, b, c" in str(error.value)
+
+
+def test_an_attribute_that_changes_the_kind_of_stage_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Odd\.kind is 'half', but it is a stage of kind 'merge'"):
+        type("Odd", (Algorithm,), {"kind": "half"})

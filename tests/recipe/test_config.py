@@ -864,3 +864,10 @@ def test_a_broken_configuration_does_not_take_the_schema_down(site: Site) -> Non
     validator = jsonschema.Draft202012Validator(recipe_schema(manager))
     assert validator.is_valid({"algorithm": {"name": "toy", "density": 0.1}})
     assert not validator.is_valid({"algorithm": {"name": "hollow"}})
+
+
+def test_an_option_has_one_name() -> None:
+    with pytest.raises(TypeError, match="the option 'scale' of Odd has an alias"):
+
+        class Odd(ComponentConfig):
+            scale: float = Field(0.3, alias="lambda")

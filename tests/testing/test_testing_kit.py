@@ -51,6 +51,7 @@ PLUGIN = """
         "sound": "Sound", "mutated-input": "MutatedInput", "wrong-dtype": "WrongDtype",
         "global-rng": "GlobalRng", "order-dependence": "OrderDependence",
         "dropped-buffer": "DroppedBuffer", "cut-dependence": "CutDependence",
+        "kept-state": "KeptState",
         "silent-nan": "SilentNan", "absolute-floor": "AbsoluteFloor",
         "absolute-rate": "AbsoluteRate", "written-piece": "WrittenPiece",
         "global-seed": "GlobalSeed",
@@ -209,6 +210,12 @@ METHODS = """
         def merge(self, piece):
             return piece.experts.mean(dim=0)
 
+    class KeptState(Sound):
+        def merge(self, piece):
+            if not hasattr(self, "share"):
+                self.share = float(piece.task_vectors.abs().max())
+            return piece.base + sum_in_order(piece.task_vectors) * min(self.share, 1)
+
     class Whole(Algorithm):
         config_class = ComponentConfig
         def run(self, pool, context):
@@ -252,7 +259,7 @@ METHODS = """
             for source in pool.experts.values():
                 for name, info in source.infos.items():
                     if info.dtype.is_floating_point:
-                        source.tensor(name).mul_(0.5)
+                        source.read(name, 0, info.numel).mul_(0.5)
             return super().run(pool, context)
 """
 
@@ -439,6 +446,7 @@ CAUGHT_BY = {
     "no_such_option": {"test_what_it_does_without_tasks_for_is_an_option"},
     "unknown_option": {"test_an_unknown_option_is_refused"},
     "cut_dependence": {"test_cuts_do_not_matter"},
+    "kept_state": {"test_cuts_do_not_matter"},
     "silent_nan": {"test_nan_in_an_expert_is_refused_by_name"},
     "absolute_floor": {
         "test_degenerate_task_vectors_stay_bounded",

@@ -73,6 +73,11 @@ def _is_beyond(distance: float, bound: float) -> bool:
 
 
 def _bound(piece: Piece) -> float:
-    """Return how far a merge may move a piece; rounding alone moves entries a little."""
-    rounding = torch.finfo(piece.origin.dtype).eps * _largest(piece.origin)
-    return LIMIT * (_largest(piece.differences) + rounding)
+    """Return how far a merge may move a piece; rounding alone moves entries a little.
+
+    A whole model that an algorithm returns, an extra operand, may be rounded to a narrow dtype.
+    """
+    largest, rounding = _largest(piece.origin), torch.finfo(piece.origin.dtype).eps
+    dtypes = (extra.infos[piece.info.name].dtype for extra in piece.operands.extras.values())
+    stored = max((torch.finfo(d).eps for d in dtypes if d.is_floating_point), default=0.0)
+    return LIMIT * (_largest(piece.differences) + rounding * largest) + stored * largest

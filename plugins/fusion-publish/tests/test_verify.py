@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from typing import TYPE_CHECKING
@@ -35,6 +36,17 @@ def test_documents_may_be_added_and_other_files_by_name(
     statuses = {entry["file"]: entry["status"] for entry in data["files"]}
     assert statuses["README.md"] == statuses["model.gguf"] == "not covered"
     assert statuses["recipe.yaml"] == "ok"
+
+
+def test_a_file_that_may_not_be_read_is_not_called_changed(
+    fuse: Callable[..., str], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("fusion_publish.verification.verifying.open_named", refuse)
+    with pytest.raises(IntegrityError, match=r"recipe\.yaml \(unreadable\)"):
+        fuse("verify", output)
 
 
 def write_schema_1(directory: Path) -> None:

@@ -122,6 +122,13 @@ def test_unreadable_files_are_named(saved: Callable[..., dict[str, Path]]) -> No
         read_vocabulary(files, "a")
 
 
+def test_a_tokenizer_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    files = {"config.json": tmp_path / "config.json"}
+    with pytest.raises(CheckpointError, match=r"needs one of the files .*tokenizer.json"):
+        ConfinedTokenizer.of(files, "models/base")
+
+
 @pytest.mark.usefixtures("_one_second")
 def test_check_tries_the_template(tiny: Any, tmp_path: Path) -> None:
     path = tiny.save(tmp_path / "base", tiny.live("llama", 0), tiny.tokenizer())

@@ -112,6 +112,20 @@ def test_an_unchanged_tensor_may_only_move_by_rounding(pool: Any) -> None:
         run(Shift(factor=1e-3), pool)
 
 
+def test_a_result_in_a_narrow_dtype_may_move_by_its_rounding(pool: Any) -> None:
+    class Narrow(Eager):
+        def run(self, pool: Any, context: Any) -> StateDictSource:
+            moved = super().run(pool, context).state_dict()
+            return StateDictSource({name: tensor.bfloat16() for name, tensor in moved.items()})
+
+    pool["base"]["w"] += 1 / 3  # which bf16 rounds
+    pool["models"] = dict.fromkeys("ab", pool["base"])
+    assert run(Narrow(), pool).weights.tensor("w").dtype is torch.float32
+    pool["models"]["b"] = {"w": pool["base"]["w"] + 1e-6}
+    with pytest.raises(WeightsError, match="'w'"):
+        run(Narrow(factor=1e5), {**pool, "models": {"a": pool["models"]["b"]}})
+
+
 def test_a_method_that_fits_data_may_move_a_tensor_that_no_expert_changed(pool: Any) -> None:
     def merge(bound: Bound) -> dict[str, torch.Tensor]:
         sources = {name: StateDictSource(state) for name, state in pool["models"].items()}

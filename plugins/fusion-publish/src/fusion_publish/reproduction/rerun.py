@@ -16,7 +16,7 @@ from fusion_core.commands import (
     override,
     read_provenance,
 )
-from fusion_core.errors import FusionError, IntegrityError, RecipeError
+from fusion_core.errors import FusionError, IntegrityError, PluginError, RecipeError
 from fusion_publish.reproduction.differences import (
     compare_files,
     compare_inputs,
@@ -174,6 +174,8 @@ def _hint_at_moved_inputs() -> Iterator[None]:
     """Add to an error of planning how to name inputs that moved."""
     try:
         yield
+    except PluginError:
+        raise
     except FusionError as error:
         advice = "If an input moved, name it: --set model_pool.base=PATH."
         hint = f"{error.hint}\n{advice}" if error.hint else advice

@@ -15,6 +15,8 @@ class Status(StrEnum):
     OK = "ok"
     CHANGED = "changed"
     MISSING = "missing"
+    #: a file that the system does not let this user read
+    UNREADABLE = "unreadable"
     UNEXPECTED = "unexpected"
     #: a document that was changed, which is allowed
     EDITED = "edited"
@@ -24,7 +26,12 @@ class Status(StrEnum):
     @property
     def is_fault(self) -> bool:
         """Whether a directory with such a file does not verify."""
-        return self in {Status.CHANGED, Status.MISSING, Status.UNEXPECTED}
+        return self in {
+            Status.CHANGED,
+            Status.MISSING,
+            Status.UNREADABLE,
+            Status.UNEXPECTED,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,9 @@ class _Comparison:
                 return self._compare_content(name, digests["sha256"])
             return self._compare_shard(name, digests)
         except CheckpointError as error:
-            return Finding(name, Status.CHANGED, error.message)
+            is_refused = isinstance(error.__cause__, PermissionError)
+            status = Status.UNREADABLE if is_refused else Status.CHANGED
+            return Finding(name, status, error.message)
 
     def _compare_content(self, name: str, expected: str) -> Finding:
         path = resolve_member(self.directory / name)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _CACHE_SIZE = 2
 #: Text before a piece when it is decoded, because decoders treat the first piece differently.
 _PREFIX = "a"
+#: The most tokens besides special ones, such as a mark of spaces, of an empty tokenizer.
+_MARKS = 2
 #: Flags of an added token.
 _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -61,8 +63,17 @@ class Worker:
 
 
 def read_tokenizer(auto_class: Any, directory: str) -> tuple[Any, Json]:  # noqa: ANN401
-    """Read a tokenizer with transformers, and describe it."""
+    """Read a tokenizer with transformers, and describe it.
+
+    Raises `ValueError` without a vocabulary: transformers then returns one without tokens for many
+    types of models, and all texts are empty.
+    """
     tokenizer = _load(auto_class, directory)
+    declared = getattr(tokenizer, "vocab_files_names", {}).values()
+    names = sorted({*declared, "tokenizer.json"})
+    is_empty = len(tokenizer) <= len(tokenizer.all_special_ids) + _MARKS
+    if declared and is_empty and not any(Path(directory, name).is_file() for name in names):
+        raise ValueError(f"{type(tokenizer).__name__} needs one of the files {', '.join(names)}")
     facts = {
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,

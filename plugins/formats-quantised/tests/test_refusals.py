@@ -205,6 +205,30 @@ def test_gguf_of_another_architecture_or_a_mixture_is_refused(tmp_path: Path) ->
                 find_model(str(tmp_path / "b.gguf"), "model").open()
 
 
+@pytest.mark.parametrize(
+    ("changes", "contradicted"),
+    [
+        ({}, []),
+        ({"rope_theta": 1e6}, ["rope.freq_base"]),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": 5e5}}, ["rope.freq_base"]),
+        ({"num_attention_heads": 16}, ["attention.head_count"]),
+        ({"num_key_value_heads": 8}, ["attention.head_count_kv"]),
+        ({"model_type": "qwen2"}, ["general.architecture"]),
+        ({"model_type": "mistral", "rms_norm_eps": 1e-5}, []),
+        ({"rms_norm_eps": 1e-6}, ["attention.layer_norm_rms_epsilon"]),
+    ],
+)
+def test_a_gguf_header_is_compared_with_the_configuration_of_the_base(
+    changes: dict[str, Any], contradicted: list[str], tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "a.gguf", "llama", ["F16"])
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    config = {"model_type": "llama", **heads, "rms_norm_eps": 1e-5, **changes}
+    rows = list(find_model(str(tmp_path / "a.gguf"), "model").open().contradictions(config))
+    assert [row.subject for row in rows] == [f"header {field}" for field in contradicted]
+    assert [row.is_serious for row in rows] == ["epsilon" not in row.subject for row in rows]
+
+
 def test_gguf_with_two_tensors_of_one_name_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", "llama", ["F16"])
     content = (tmp_path / "a.gguf").read_bytes()

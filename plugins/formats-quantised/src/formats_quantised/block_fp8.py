@@ -30,7 +30,7 @@ _SCALE = "_scale_inv"
 _UNSUPPORTED = ".weight_scale"
 _CODES = (torch.float8_e4m3fn, torch.float8_e5m2)
 #: Scales of the inputs of a layer, which only inference in fp8 needs.
-_ACTIVATIONS = ("activation_scale", "input_scale")
+_ACTIVATIONS = (".activation_scale", "_activation_scale", ".input_scale")
 _BIAS = 127
 
 
@@ -62,7 +62,7 @@ def open_fp8(location: Location) -> DequantisedSource:
     encodings = [_encoding(model, name, block) for name, _ in model.pairs(_SCALE)]
     used = {encoding.info.name for encoding in encodings}
     used |= {encoding.grid.name for encoding in encodings}
-    used |= {name for name in model.stored.infos if name.rpartition(".")[2] in _ACTIVATIONS}
+    used |= {name for name in model.stored.infos if name.endswith(_ACTIVATIONS)}
     size = "tensor" if block is None else f"block of {block[0]}x{block[1]}"
     return model.decode(encodings, used=used, label=f"fp8 with one scale per {size}")
 

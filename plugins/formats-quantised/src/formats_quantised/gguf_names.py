@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from formats_quantised.gguf_header import GgufHeader
 
 #: Architectures whose names and values are compared with transformers'.
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _MODEL = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -43,10 +43,10 @@ _PERMUTED = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_k
 def rename(name: str, header: GgufHeader, label: str) -> str:
     """Return the name of transformers; raise `CheckpointError` for what is not known."""
     architecture = header.fields.get("general.architecture")
-    if architecture not in _ARCHITECTURES:
+    if architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{label}: GGUF of the architecture {architecture!r} is not supported",
-            hint=f"Supported are {', '.join(_ARCHITECTURES)}. Load the model with transformers "
+            hint=f"Supported are {', '.join(ARCHITECTURES)}. Load the model with transformers "
             "(from_pretrained(DIRECTORY, gguf_file=FILE)) and save_pretrained.",
         )
     if (match := _PARTS.fullmatch(name)) is not None:

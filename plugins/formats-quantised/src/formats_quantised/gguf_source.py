@@ -9,13 +9,14 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from formats_quantised.declaration import read_dtype
 from formats_quantised.encodings import RowEncoding, read_columns
+from formats_quantised.gguf_config import compare_config
 from formats_quantised.gguf_header import parse_gguf
 from formats_quantised.gguf_names import UNUSED, count_heads, rename
 from formats_quantised.source import DequantisedSource
@@ -24,11 +25,11 @@ from fusion_core.errors import CheckpointError
 from fusion_core.weights import FileSource, StoredTensor, read_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from formats_quantised.encodings import BandCache, Rectangle
     from formats_quantised.gguf_header import Entry, GgufHeader
-    from fusion_core.weights import Location, WeightSource
+    from fusion_core.weights import Contradiction, Location, WeightSource
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 #: Types that are plain numbers.
@@ -100,7 +101,17 @@ class GgufTensor(RowEncoding):
         return head * 2 * half + 2 * pair + part
 
 
-def open_gguf(location: Location) -> DequantisedSource:
+class GgufSource(DequantisedSource):
+    """The tensors of a GGUF file, whose header also describes the model."""
+
+    header: GgufHeader
+
+    def contradictions(self, base_config: Mapping[str, Any]) -> Iterator[Contradiction]:
+        """Yield what the header says otherwise than the base's configuration."""
+        return compare_config(self.header, base_config)
+
+
+def open_gguf(location: Location) -> GgufSource:
     """Open a GGUF file, or a directory with one file or with all shards of a model."""
     files = GgufFiles(location)
     header = next(iter(files.headers.values()))
@@ -119,9 +130,9 @@ def open_gguf(location: Location) -> DequantisedSource:
         heads = count_heads(name, header, entry.shape[0], location.name)
         encodings.append(GgufTensor(info, name, entry.kind, heads))
     kinds = sorted({_name_of(encoding.kind) for encoding in encodings})
-    return DequantisedSource(
-        files, encodings, used=files.entries, label=f"GGUF of {', '.join(kinds)}"
-    )
+    source = GgufSource(files, encodings, used=files.entries, label=f"GGUF of {', '.join(kinds)}")
+    source.header = header
+    return source
 
 
 def _find_files(location: Location) -> list[str]:

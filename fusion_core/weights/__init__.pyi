@@ -70,6 +70,7 @@ from fusion_core.weights.reading.header import StoredTensor as StoredTensor
 from fusion_core.weights.reading.location import Location as Location
 from fusion_core.weights.reading.name_matching import match_names as match_names
 from fusion_core.weights.reading.quantisation import QUANTISER_FILES as QUANTISER_FILES
+from fusion_core.weights.reading.quantisation import QUANTISER_KEYS as QUANTISER_KEYS
 from fusion_core.weights.reading.quantisation import find_config_value as find_config_value
 from fusion_core.weights.reading.quantisation import refuse_packed as refuse_packed
 from fusion_core.weights.reading.remote import RemoteSource as RemoteSource

@@ -26,7 +26,8 @@ _CAST_BACK = (
 )
 #: Files that only quantised models have.
 QUANTISER_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-_KEYS = frozenset({"quantization_config", "compression_config"})
+#: Keys of configurations that declare a quantisation.
+QUANTISER_KEYS = ("compression_config", "quantization_config")
 #: Parts of tensor names, and the format that uses them.
 _PARTS = {
     **dict.fromkeys(("qweight", "qzeros", "g_idx"), "GPTQ or AWQ"),
@@ -58,13 +59,12 @@ def refuse_quantised(models: Mapping[str, WeightSource], side_files: Mapping[str
     for name, source in models.items():
         files = side_files.get(name, {})
         config = parse_config(files, CONFIG, name) or {}
-        reason = _find_declaration(files, config)
-        if reason is None and not source.is_delta:
-            reason = find_packed_tensor(source.infos)
+        declaration = _find_declaration(files, config)
+        reason = declaration or (None if source.is_delta else find_packed_tensor(source.infos))
         if reason is not None:
             label = f"{name} ({source.describe()})"
             messages.append(f"{label} is quantised, and cannot be merged: {reason}")
-            is_cast &= "is float8" in reason
+            is_cast &= declaration is None and _is_cast(source.infos)
             if isinstance(original := config.get("_name_or_path"), str):
                 originals[original] = None
     if messages:
@@ -88,8 +88,7 @@ def find_packed_tensor(infos: Mapping[str, TensorInfo]) -> str | None:
             kind = "MXFP4"
         if kind is not None:
             return f"tensor {name!r} ({kind})"
-        has_eight_bits = info.dtype.is_floating_point and info.dtype.itemsize == 1
-        if has_eight_bits or (parts[-1] == "weight" and _is_integer(info)):
+        if _is_float8(info) or (parts[-1] == "weight" and _is_integer(info)):
             return f"tensor {name!r} is {str(info.dtype).removeprefix('torch.')}"
     suspects = [info for info in infos.values() if _is_integer(info) and not _is_buffer(info)]
     if not suspects:
@@ -112,13 +111,25 @@ def find_config_value(config: Any, keys: frozenset[str]) -> Any:  # noqa: ANN401
 
 def _find_declaration(files: Files, config: Mapping[str, Any]) -> str | None:
     """Return how a configuration or another side file declares a quantisation."""
-    for key in sorted(_KEYS):
+    for key in QUANTISER_KEYS:
         if (value := find_config_value(config, frozenset((key,)))) is not None:
             method = value.get("quant_method") if isinstance(value, dict) else None
             kind = f" of {shorten(method)}" if isinstance(method, str) else ""
             return f"its {CONFIG} has a {key}{kind}"
     name = next((name for name in QUANTISER_FILES if name in files), None)
     return None if name is None else f"it comes with {name}"
+
+
+def _is_cast(infos: Mapping[str, TensorInfo]) -> bool:
+    """Tell whether weights have eight bits and none of them has a scale, of whatever name."""
+    weights = [name for name, info in infos.items() if _is_float8(info)]
+    modules = {*weights, *(name.rpartition(".")[0] for name in weights)}
+    scales = (name for name in infos if "scale" in name.rpartition(".")[2].lower())
+    return bool(weights) and modules.isdisjoint(name.rpartition(".")[0] for name in scales)
+
+
+def _is_float8(info: TensorInfo) -> bool:
+    return info.dtype.is_floating_point and info.dtype.itemsize == 1
 
 
 def _is_integer(info: TensorInfo) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import sys
 import types
@@ -221,11 +222,13 @@ def test_plain_pickles_are_read_as_pickle_reads_them(protocol: int) -> None:
     assert read_pickle(content, is_allowed, {}) == pickle.loads(content)
 
 
-def test_a_run_copies_the_named_side_files(
+def test_a_run_copies_the_side_files_of_a_quantised_model_without_the_quantisation(
     save: Callable[[Path, Any], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "config.json").write_text('{"hidden_size": 3}')
+    config = {"hidden_size": 3, "quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config" / "hf_quant_config.json").write_text("{}")
     for step in (1, 2):
         save(tmp_path / f"step-{step}", {"model": {"w": step * W}})
     run_fusion(
@@ -239,4 +242,5 @@ def test_a_run_copies_the_named_side_files(
     )
     merged = open_model(tmp_path / "merged")
     assert torch.equal(merged.tensor("w"), 1.5 * W)
-    assert (tmp_path / "merged" / "config.json").read_text().count("hidden_size") == 1
+    assert json.loads((tmp_path / "merged" / "config.json").read_text()) == {"hidden_size": 3}
+    assert not (tmp_path / "merged" / "hf_quant_config.json").exists()

@@ -90,6 +90,13 @@ def test_every_format_is_recognised_by_its_tensors(tmp_path: Path, form: str, wh
     align_and_fail(**{**paths, who: tensors(FORMS[form])})
 
 
+@pytest.mark.parametrize("scale", [None, "q.qscale_weight", "q.scale", "q.weight.scale", "k.scale"])
+def test_weights_without_scales_were_only_cast(tmp_path: Path, scale: str | None) -> None:
+    weights = tensors(FORMS["fp8"]) | ({} if scale is None else {scale: torch.ones(())})
+    error = align_and_fail(fp8=model(tmp_path / "fp8", weights))
+    assert ("only cast" in (error.hint or "")) == (scale in (None, "k.scale"))
+
+
 def test_all_quantised_models_are_named_at_once(tmp_path: Path) -> None:
     packed = model(tmp_path, tensors(FORMS["GPTQ"]), {"_name_or_path": "org/original"})
     error = align_and_fail(base=packed, a=packed, b=packed)

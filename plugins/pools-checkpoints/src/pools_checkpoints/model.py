@@ -11,7 +11,13 @@ from torch import nn
 
 from fusion_core import RecipeSource, WeightSource
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import QUANTISER_FILES, StateDictSource, change_config, list_side_files
+from fusion_core.weights import (
+    QUANTISER_FILES,
+    QUANTISER_KEYS,
+    StateDictSource,
+    change_config,
+    list_side_files,
+)
 from pools_checkpoints.adapter_files import refuse_factors
 from pools_checkpoints.files import (
     CONFIG,
@@ -89,7 +95,8 @@ class PoolModel:
             directory = self._side_directory
             if directory is None:
                 return {}
-            quantisers = () if self.located.format.spec.config_keys else QUANTISER_FILES
+            is_decoded = self.located.format.spec.config_keys or self.side_directory is not None
+            quantisers = () if is_decoded else QUANTISER_FILES
             return self._without_format(list_side_files(directory, *quantisers, *self.more_files))
         if isinstance(self.live, RecipeSource):
             return self.live.assets(None)
@@ -127,6 +134,12 @@ class PoolModel:
         return self.location.directory if path.is_dir() or path.name == _SINGLE else None
 
     def _without_format(self, files: Files) -> Files:
-        """Remove a quantised format from the configuration, because merged weights are plain."""
+        """Remove a quantised format from the configuration, because merged weights are plain.
+
+        The option `side_files` may name a quantised model: how that one is stored says nothing
+        about these weights, whose tensors show whether they are quantised.
+        """
         keys = () if self.located is None else self.located.format.spec.config_keys
+        if self.side_directory is not None:
+            keys = (*keys, *QUANTISER_KEYS)
         return change_config(files, partial(remove_keys, keys=keys)) if keys else files

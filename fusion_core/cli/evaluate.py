@@ -67,7 +67,7 @@ def evaluate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure a model directory on tasks, next to the base and each task's own expert.
+    """Measure a model on tasks, next to base and experts.
 
     If fuse run wrote the directory, the models and tasks of its recipe apply. Flags change single
     options. Without such flags, the command replaces the directory's report.json.

@@ -46,7 +46,7 @@ def info(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a component and its options, or list all components."""
+    """Show a component and its options, or list them all."""
     plugins = load_plugins(context.obj)
     if name is None:
         _print_names(plugins, as_json=as_json)

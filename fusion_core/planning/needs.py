@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.contracts.specs import ModelPoolSpec
 from fusion_core.contracts.task_pool import AdaptiveTask
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.planning.resolution import data_needs_of
@@ -12,30 +13,42 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.contracts.task_pool import TaskPool
-    from fusion_core.planning.resolved_recipe import Resolved
+    from fusion_core.planning.pipeline import PlannedStage
+    from fusion_core.plugins.manager import PluginManager
 
 
 def check_needs(
-    algorithm: Resolved[AlgorithmSpec] | None, pool: ModelPool[Any], tasks: TaskPool[Any] | None
+    stage: PlannedStage,
+    pool: ModelPool[Any],
+    tasks: TaskPool[Any] | None,
+    plugins: PluginManager,
 ) -> None:
-    """Raise `RecipeError` for unmet needs; an algorithm without a spec (None) declares none."""
+    """Raise `RecipeError` for unmet needs; a stage of a class without a spec declares none."""
+    algorithm = stage.resolved
     if algorithm is None:
         return
     spec, count = algorithm.component.spec, len(pool.experts)
+    label = f"algorithm {spec.name!r}"
+    if stage.pipeline is not None:
+        label = f"algorithm {stage.pipeline!r} (its stage {spec.name!r})"
     if spec.needs_base and pool.base is None:
         raise RecipeError(
-            f"algorithm {spec.name!r} needs a base, and the model pool has none",
+            f"{label} needs a base, and the model pool has none",
             hint="Give the model pool the model that the experts were fine-tuned from.",
         )
     if data_needs_of(algorithm) != "none" and tasks is None:
+        pools = (pool.spec for pool in plugins.components(ModelPoolSpec))
+        bringing = ", ".join(pool.name for pool in pools if pool.unlabeled_task_pool)
         raise RecipeError(
-            f"algorithm {spec.name!r} needs tasks with {spec.needs_tasks} data, and there are none",
-            hint="Name a task pool with --task-pool; see: fuse list tasks",
+            f"{label} needs tasks with {spec.needs_tasks} data, and there are none",
+            hint="Name a task pool with --task-pool; see: fuse list tasks."
+            + (
+                f" Model pools that make such data from the models: {bringing}." if bringing else ""
+            ),
         )
     if uses_tasks(spec) and tasks and not any(isinstance(task, AdaptiveTask) for task in tasks):
         raise RecipeError(
-            f"algorithm {spec.name!r} needs tasks with examples to look at: these can only be "
-            "measured",
+            f"{label} needs tasks with examples to look at: these can only be measured",
             hint="Name another task pool with --task-pool; see: fuse list tasks",
         )
     if count < spec.min_experts or count > (spec.max_experts or count):
@@ -45,7 +58,7 @@ def check_needs(
         elif spec.max_experts != spec.min_experts:
             expected = f"{spec.min_experts} to {spec.max_experts}"
         raise RecipeError(
-            f"algorithm {spec.name!r} takes {expected} experts, the model pool has {count}",
+            f"{label} takes {expected} experts, the model pool has {count}",
             hint="Change the number of experts in the model pool.",
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Union
 
@@ -74,7 +75,8 @@ def describe_options(config: type[BaseModel], *, by_depth: bool = False) -> Iter
 
     `by_depth` says whether they may follow a tensor's depth.
     """
-    properties = config.model_json_schema().get("properties", {})
+    schema = config.model_json_schema()
+    properties, classes = schema.get("properties", {}), schema.get("$defs", {})
     for name, field in config.model_fields.items():
         default = field.get_default(call_default_factory=True, validated_data={})
         nested = chain.from_iterable(map(describe_options, option_models(field.annotation)))
@@ -84,7 +86,7 @@ def describe_options(config: type[BaseModel], *, by_depth: bool = False) -> Iter
                 distinct.append(option)
         yield Option(
             name=name,
-            type=_type_name(properties[name]),
+            type=_type_name(properties[name], classes),
             default=None if field.is_required() else default,
             required=field.is_required(),
             description=(field.description or "").replace("\n", " "),
@@ -94,19 +96,25 @@ def describe_options(config: type[BaseModel], *, by_depth: bool = False) -> Iter
         )
 
 
-def _type_name(schema: Mapping[str, Any]) -> str:
-    if "enum" in schema:
-        return " | ".join(map(str, schema["enum"]))
-    if "const" in schema:
-        return str(schema["const"])
+def _type_name(schema: Mapping[str, Any], classes: Mapping[str, Any]) -> str:
+    """Name a type; `classes` are the schemas that others refer to, at most once on a path."""
+    if "$ref" in schema:
+        referred = schema["$ref"].rpartition("/")[2]
+        others = {name: known for name, known in classes.items() if name != referred}
+        return _type_name(classes.get(referred, {}), others)
+    if values := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return " | ".join(map(str, values))
+    name = partial(_type_name, classes=classes)
     if branches := schema.get("anyOf", schema.get("oneOf")):
         # null is left out: the default shows that an option is optional
         schemas = (branch for branch in branches if branch.get("type") != "null")
-        return " | ".join(dict.fromkeys(map(_type_name, schemas)))
+        return " | ".join(dict.fromkeys(map(name, schemas)))
+    if "prefixItems" in schema:
+        return f"[{', '.join(map(name, schema['prefixItems']))}]"
     if schema.get("type") == "array" and "items" in schema:
-        return f"list of {_type_name(schema['items'])}"
+        return f"list of {name(schema['items'])}"
     kind = str(schema.get("type", "any"))
-    return "mapping" if kind == "object" else kind
+    return {"object": "mapping", "array": "list"}.get(kind, kind)
 
 
 def recipe_schema(plugins: PluginManager) -> dict[str, Any]:

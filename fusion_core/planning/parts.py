@@ -86,12 +86,17 @@ def join_context(context: RunContext, branch: RunContext, *, prefix: str = "") -
 
 
 def check_overrides(resolved: Resolved[AlgorithmSpec]) -> None:
-    """Raise `RecipeError` for options by tensor of a method that adapts: it searches only once."""
+    """Raise `RecipeError` for options by tensor of a method that looks at the whole model.
+
+    One that adapts searches once, and one with weights per task writes one file for each.
+    """
+    spec = resolved.component.spec
     for option in ("overrides", "by_depth"):
-        if getattr(resolved.selection, option) and uses_tasks(resolved.component.spec):
+        if getattr(resolved.selection, option) and (uses_tasks(spec) or spec.needs_task):
+            reason = "searches once" if uses_tasks(spec) else "makes one file per task"
             raise RecipeError(
-                f"algorithm.{option}: {resolved.name} searches once for the whole model, with the "
-                "same options",
+                f"algorithm.{option}: {resolved.name} {reason} for the whole model, with the same "
+                "options",
                 hint="Leave them out; only and skip work.",
             )
 

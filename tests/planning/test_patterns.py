@@ -321,10 +321,19 @@ def test_the_tensors_of_an_override_are_merged_by_themselves(models: Models) -> 
     assert not torch.equal(result["layer.weight"], merged(models, ties)["layer.weight"])
 
 
-def test_overrides_of_a_method_that_searches_are_refused(models: Models) -> None:
-    overrides = [{"match": "layer.*", "init": 0.1}]
-    with pytest.raises(RecipeError, match=r"algorithm\.overrides: adamerging searches once"):
-        merged(models, {"name": "adamerging", "overrides": overrides})
+@pytest.mark.parametrize(
+    ("name", "option", "reason"),
+    [
+        ("adamerging", {"init": 0.1}, "searches once"),
+        ("emr", {"rescale": "authors"}, "makes one file per task"),
+    ],
+)
+def test_overrides_of_a_method_for_the_whole_model_are_refused(
+    models: Models, name: str, option: dict[str, Any], reason: str
+) -> None:
+    overrides = [{"match": "layer.*", **option}]
+    with pytest.raises(RecipeError, match=rf"algorithm\.overrides: {name} {reason}"):
+        merged(models, {"name": name, "overrides": overrides})
 
 
 def test_parts_that_write_the_same_file_are_an_error(models: Models) -> None:

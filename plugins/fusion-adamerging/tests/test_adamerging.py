@@ -342,9 +342,14 @@ def test_the_picture_shows_the_spread_of_finer_coefficients(
     assert any(title.startswith("coefficients by layer, their standard dev") for title in titles)
 
 
-def test_a_search_without_tasks_is_refused(make_pool: Make) -> None:
-    with pytest.raises(RecipeError, match="'adamerging' needs tasks with unlabeled data"):
-        run_fusion(algorithm="adamerging", model_pool=make_pool("mlp"))
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("adamerging", "'adamerging'"), ("strong", r"'strong' \(its stage 'disentangle'\)")],
+)
+def test_a_search_without_tasks_is_refused(make_pool: Make, name: str, label: str) -> None:
+    with pytest.raises(RecipeError, match=f"{label} needs tasks with unlabeled data") as caught:
+        run_fusion(algorithm=name, model_pool=make_pool("mlp"))
+    assert "causal-lm" in (caught.value.hint or "")
 
 
 def test_inputs_are_not_modified(make_pool: Make, tasks: Any) -> None:

@@ -23,7 +23,7 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
     )
     yield CommandSpec(
         name="reproduce",
-        summary="Make an output again from its provenance, and compare the results.",
+        summary="Make an output again, and compare the results.",
         target="fusion_publish.reproduction.command:reproduce",
     )
     yield CommandSpec(

@@ -12,13 +12,13 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
     """Register `fuse sweep` and `fuse runs`."""
     yield CommandSpec(
         name="sweep",
-        summary="Run a recipe with many options, and rank the results.",
+        summary="Run a recipe with many options, and rank them.",
         target="fusion_sweep.command:sweep",
         group=_GROUP,
     )
     yield CommandSpec(
         name="runs",
-        summary="List, show, compare, export and remove the runs of sweeps.",
+        summary="List, show, compare, export and remove runs.",
         target="fusion_sweep.runs.command:app",
         group=_GROUP,
     )

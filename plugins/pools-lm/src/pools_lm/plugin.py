@@ -149,7 +149,7 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
     """Register `fuse smoke`."""
     yield CommandSpec(
         name="smoke",
-        summary="Prompt a merged language model, its base and its experts.",
+        summary="Prompt a merged model, its base and its experts.",
         target="pools_lm.smoke.command:smoke",
     )
 

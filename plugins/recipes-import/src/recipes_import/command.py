@@ -28,7 +28,7 @@ def import_recipe(
         ),
     ] = None,
 ) -> None:
-    """Print the recipe of another tool's configuration, with comments.
+    """Print the recipe of another tool's configuration.
 
     Plugins read the configurations: recipes-mergekit those of mergekit, recipes-fusionbench those
     of FusionBench. The recipe gives the values that the tool gives, or the command lists what has

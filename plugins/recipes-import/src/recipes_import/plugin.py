@@ -10,6 +10,6 @@ def fusion_register_commands() -> Iterator[CommandSpec]:
     """Register the command."""
     yield CommandSpec(
         name="import",
-        summary="Print the recipe of another tool's configuration, with comments.",
+        summary="Print the recipe of another tool's configuration.",
         target="recipes_import.command:import_recipe",
     )

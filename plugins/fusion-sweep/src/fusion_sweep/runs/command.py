@@ -12,7 +12,7 @@ from fusion_sweep.command import Store
 app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="List, show, compare, export and remove the runs of sweeps.",
+    help="List, show, compare, export and remove runs.",
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[

@@ -52,8 +52,8 @@ table.style.format("{:.1%}")
 # %% [markdown]
 # ## A method that learns
 #
-# AdaMerging learns one coefficient per expert and parameter from the test images without their labels. Tables mark such
-# results as *transductive*. The lower plot shows the objective at each step.
+# AdaMerging learns one coefficient per expert and parameter tensor from 300 unlabeled images per task, which are not test
+# images. The lower plot shows the objective at each step.
 
 # %%
 adamerging = {"name": "adamerging", "steps": 40}

@@ -13,24 +13,28 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.specs import AlgorithmSpec
     from fusion_core.contracts.task_pool import TaskPool
-    from fusion_core.planning.pipeline import PlannedStage
+    from fusion_core.planning.resolved_recipe import Resolved
     from fusion_core.plugins.manager import PluginManager
 
 
 def check_needs(
-    stage: PlannedStage,
+    algorithm: Resolved[AlgorithmSpec] | None,
     pool: ModelPool[Any],
     tasks: TaskPool[Any] | None,
     plugins: PluginManager,
+    *,
+    pipeline: str | None = None,
 ) -> None:
-    """Raise `RecipeError` for unmet needs; a stage of a class without a spec declares none."""
-    algorithm = stage.resolved
+    """Raise `RecipeError` for unmet needs; an algorithm without a spec (None) declares none.
+
+    `pipeline` is the name of the pipeline that contains it.
+    """
     if algorithm is None:
         return
     spec, count = algorithm.component.spec, len(pool.experts)
     label = f"algorithm {spec.name!r}"
-    if stage.pipeline is not None:
-        label = f"algorithm {stage.pipeline!r} (its stage {spec.name!r})"
+    if pipeline is not None:
+        label = f"algorithm {pipeline!r} (its stage {spec.name!r})"
     if spec.needs_base and pool.base is None:
         raise RecipeError(
             f"{label} needs a base, and the model pool has none",

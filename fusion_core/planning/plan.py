@@ -114,7 +114,7 @@ def _plan(
                 hint="Adapt on one half in a run of its own, and name its output here.",
             )
     for planned in stages:
-        check_needs(planned, pool, tasks, plugins)
+        check_needs(planned.resolved, pool, tasks, plugins, pipeline=planned.pipeline)
     if tasks is not None:
         check_tasks(tasks)
     stages = with_parts(stages, pool)

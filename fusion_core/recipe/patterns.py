@@ -218,8 +218,8 @@ class Selection(Options):
         for name in chosen:
             values, number = curve_values.get(name, {}), override_numbers.get(name)
             override = {} if number is None else self.overrides[number].options
-            key = (number, repr(sorted(values.items())))
-            groups.setdefault(key, ({**values, **override}, []))[1].append(name)
+            options = {**values, **override}
+            groups.setdefault((number, _frozen(options)), (options, []))[1].append(name)
         return list(groups.values())
 
     def find_unmatched(self, names: Collection[str]) -> Iterator[str]:
@@ -258,6 +258,13 @@ class Selection(Options):
                     else:
                         earlier.setdefault(key, value)
         return values
+
+
+def _frozen(value: Any) -> Any:  # noqa: ANN401 - an option's value
+    """Return a value that can be a key: equal for equal values, 1 and 1.0 among them."""
+    if isinstance(value, dict):
+        return frozenset((key, _frozen(item)) for key, item in value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def select_names(patterns: Sequence[str], names: Collection[str], option: str) -> set[str]:

@@ -102,6 +102,23 @@ def test_a_tensor_belongs_to_the_first_override_that_matches() -> None:
     ]
 
 
+def test_tensors_with_equal_options_are_one_group() -> None:
+    # The curves give the layers different values of y, which the override replaces.
+    curves = [
+        {"match": "*.up", "y": [1]},
+        {"match": "*.down", "y": [2]},
+        {"match": "*.q", "x": [1]},
+    ]
+    override = {"match": "*.mlp.*", "x": 1, "y": 3}
+    last = {"match": "head", "outside": "all", "x": [1.0]}
+    selection = Selection(by_depth=[*curves, last], overrides=override)
+    assert selection.groups(NAMES, NAMES) == [
+        ({}, ["model.embed"]),
+        ({"x": 1, "y": 3}, ["model.0.mlp.up", "model.0.mlp.down"]),
+        ({"x": 1}, ["model.0.attn.q", "head"]),
+    ]
+
+
 def test_an_override_of_what_is_skipped_is_an_error() -> None:
     selection = Selection(skip="head", overrides=[{"match": "head", "x": 1}])
     with pytest.raises(RecipeError, match=r"algorithm\.overrides\.0\.match: .*'head'"):

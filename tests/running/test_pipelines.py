@@ -115,6 +115,11 @@ def test_a_pipeline_computed_by_hand() -> None:
     assert merged.tensor("w").tolist() == [[-2, -2], [0, 4]]
     elected = merge([trim, "elect", TA], pool)  # 1 is not of the elected sign
     assert elected.tensor("w").tolist() == [[-3, -2], [0, 4]]
+    one_votes = {"name": "elect", "weights": {"two": 0}, "zero_sign": "positive"}
+    assert merge([one_votes, TA], pool).tensor("w").tolist() == [[1, -3], [1, 4]]
+    two_votes_against = {"name": "elect", "weights": {"two": -1}, "zero_sign": "positive"}
+    # sums [[4, -1], [0, -4]]: -3 and 4 voted for the sign that is elected, and so did -2
+    assert merge([two_votes_against, TA], pool).tensor("w").tolist() == [[-2, -2], [0.5, 4]]
     halved = merge([trim, Elect(), TA, Halfway()], pool)
     assert halved.tensor("w").tolist() == [[-1.5, -1], [0, 2]]
 

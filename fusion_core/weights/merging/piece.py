@@ -324,7 +324,7 @@ def check_finite(values: torch.Tensor, name: str, origin: str) -> None:
     count = int((~values.isfinite()).sum())
     raise WeightsError(
         f"{origin}: tensor {name!r} holds {count} values that are NaN or infinite",
-        hint="Check the model, or set alignment.nan to 'allow' to let them through.",
+        hint="fuse check --scan lists them for all inputs. alignment.nan: allow lets them through.",
     )
 
 

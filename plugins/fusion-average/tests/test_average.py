@@ -160,6 +160,20 @@ def test_many_models_give_the_bytes_of_a_weighted_average() -> None:
     assert torch.equal(streamed.weights.tensor("w"), reference.weights.tensor("w"))
 
 
+@pytest.mark.parametrize(("count", "warns"), [(8, True), (9, False)])
+def test_a_short_moving_average_warns_that_it_holds_the_oldest_model(
+    count: int,
+    warns: bool,  # noqa: FBT001 - a parameter
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    models = {f"step-{number}": {"w": torch.ones(3)} for number in range(count)}
+    run_fusion(
+        algorithm={"name": "run-average", "ema": 0.2},
+        model_pool={"name": "checkpoints", "models": models},
+    )
+    assert ("step-0, the oldest, the largest weight" in caplog.text) == warns
+
+
 class Nearness(AdaptiveTask):
     """How near a linear layer is to the identity; larger is better."""
 

@@ -27,7 +27,8 @@ class RunAverageConfig(ComponentConfig):
     """Emulate this decay of the learning rate from the first model to the last; `constant` weights
     all models equally."""
     ema: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Take an exponential moving average instead: each model enters with this factor."""
+    """Take an exponential moving average instead: each model after the oldest enters with this
+    factor."""
     last: Annotated[int, Field(ge=1)] | None = None
     """Average only this many models, those with the largest steps."""
     steps: tuple[Annotated[int, Field(ge=0)], ...] | None = None

@@ -13,7 +13,7 @@ from fusion_core.errors import RecipeError
 from fusion_core.weights import Kernel, Piece, WeightSource, sum_in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -52,9 +52,9 @@ class RunAverage(Algorithm[RunAverageConfig]):
     Formula: sum of c_k * W_k, with weights that sum to 1. `schedule` emulates a decay of the
     learning rate that the run did not make: c are the differences of the decay factors
     (`fusion_average.decay.decay_weights` has the derivation). `ema` weights a checkpoint by
-    a * (1 - a)^age. Otherwise all weights are equal, as in latest weight averaging
-    (arXiv:2209.14981), pre-trained model averaging (arXiv:2505.12082) and uniform soups
-    (arXiv:2203.05482).
+    a * (1 - a)^age, and the oldest by the rest, (1 - a)^age. Otherwise all weights are equal, as in
+    latest weight averaging (arXiv:2209.14981), pre-trained model averaging (arXiv:2505.12082) and
+    uniform soups (arXiv:2203.05482).
 
     Options: `preset` (`lawa`: the last 5, `pma`: the last 10, `soup`: all), `schedule` (`constant`,
     `linear`, `cosine`, `1-sqrt`), `ema` (factor of each new model), `last` (number of models),
@@ -70,6 +70,7 @@ class RunAverage(Algorithm[RunAverageConfig]):
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy average."""
         weights = self.weights_of([*pool.experts])
+        self._warn_of_oldest(weights, context)
         context.save(WEIGHTS, {"schema": 1, "weights": weights})
         return context.merge(pool, WeightedMean(tuple(weights.values())))
 
@@ -92,6 +93,16 @@ class RunAverage(Algorithm[RunAverageConfig]):
             values = decay_weights([steps[name] for name in chosen], config.schedule)
         weights = dict(zip(chosen, values, strict=True))
         return {name: weights.get(name, 0.0) for name in names}
+
+    def _warn_of_oldest(self, weights: Mapping[str, float], context: RunContext) -> None:
+        """Warn if a moving average is so short that it mostly holds its first model."""
+        factor, heaviest = self.config.ema, max(weights, key=weights.__getitem__)
+        if factor is not None and weights[heaviest] > factor:
+            context.warn(
+                f"ema {factor:g} gives {heaviest}, the oldest, the largest weight "
+                f"({weights[heaviest]:.2f}): an average over so few models mostly holds its first "
+                "one. Take more models or a larger ema."
+            )
 
     def _steps_of(self, names: Sequence[str]) -> dict[str, int]:
         given = self.config.steps

@@ -52,7 +52,8 @@ class TruncateConfig(MatrixConfig):
     """Measure `keep` by the sum of singular values, the sum of their squares, or the number of
     nonzero ones."""
     keep: PerExpert[Fraction] = 0.4
-    """Keep as few singular components as reach this fraction, at least one."""
+    """Keep as few singular components as reach this fraction, at least one; with `fraction`, this
+    share of them, rounded down."""
     rescale: bool = True
     """Scale the kept singular values to the sum of all (the nuclear norm)."""
 

@@ -110,7 +110,9 @@ class ElectKernel(RowsKernel):
     """Zeroes the entries that do not have the sign of their weighted sum over the experts.
 
     Where the sum is exactly zero, the sign is that of the majority in the scope or, without a
-    scope, plus.
+    scope, plus. An expert with a negative weight votes with the opposite sign, so its entries are
+    kept where that one is elected. One of weight 0 has no vote, and its entries are kept as with a
+    positive weight.
     """
 
     is_bounded = True
@@ -123,9 +125,10 @@ class ElectKernel(RowsKernel):
 
     def rows(self, piece: Piece) -> torch.Tensor:
         """Zero the entries of the other sign."""
-        weighted = piece.task_vectors * piece.weights
-        sign = elect_sign(weighted, 1.0 if piece.state is None else piece.state)
-        return agreeing_magnitudes(weighted, sign).sign_().mul_(piece.task_vectors)
+        rows, weights = piece.task_vectors, piece.weights
+        sign = elect_sign(rows * weights, 1.0 if piece.state is None else piece.state)
+        votes = rows.where(weights >= 0, -rows)
+        return agreeing_magnitudes(votes, sign).sign_().mul_(rows)
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class ElectConfig(ComponentConfig):
     scope: Literal["model", "tensor"] = "model"
     """Count the majority sign over the whole model, or within each tensor."""
     weights: ExpertWeights | None = None
-    """One factor per expert in the election, by name or as a list in pool order; default: 1
-    each."""
+    """One factor per expert in the election, by name or as a list in pool order; default: 1 each.
+    With a negative one, the expert's entries are kept where the opposite sign is elected."""
     zero_sign: Literal["majority", "positive"] = "majority"
     """Sign of entries that cancel exactly: the majority sign of the scope, or plus."""
 
@@ -123,7 +123,8 @@ class BandConfig(ComponentConfig):
     density: Fractions = 0.1
     """Keep this fraction of each tensor's entries, the largest below the dropped ones."""
     gamma: Fractions = 0.01
-    """Drop this fraction of each tensor's entries, the largest ones."""
+    """Drop this fraction of each tensor's entries, the largest ones; fewer if `density` leaves no
+    room for them."""
     rescale: Literal["none", "l1"] = "none"
     """Keep entries as they are, or restore each tensor's sum of magnitudes (l1)."""
 

@@ -25,7 +25,7 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         name="elect",
         stage="transform",
         summary="Zero entries without the elected sign: the second step of TIES.",
-        formula="tau_k where sign(tau_k) = sign(sum of w_j * tau_j)",
+        formula="tau_k where sign(tau_k) = sign(sum of w_j * tau_j); where they differ if w_k < 0",
         target="fusion_ties.transforms:Elect",
         config="fusion_ties.config:ElectConfig",
         cost="passes",

@@ -50,8 +50,8 @@ class Trim(Transform[TrimConfig]):
 class Elect(Transform[ElectConfig]):
     """Zero the entries that do not have the elected sign.
 
-    Formula: tau_k where sign(tau_k) = sign(sum of w_j * tau_j), else 0. `[trim, elect]` are the
-    first two steps of TIES.
+    Formula: tau_k where sign(tau_k) = sign(sum of w_j * tau_j), or, for w_k < 0, where they differ;
+    else 0. `[trim, elect]` are the first two steps of TIES.
     Options: `scope` (majority of the `model` or of each `tensor`; `model`), `weights` (one factor
     per expert; 1 each), `zero_sign` (sign of entries that cancel exactly; `majority`).
     Source: the second step of TIES, arXiv:2306.01708. Shapes: any. Data: none. Cost: two passes.

@@ -16,7 +16,9 @@ from fusion_core.weights import (
     QUANTISER_KEYS,
     StateDictSource,
     change_config,
+    find_config_value,
     list_side_files,
+    parse_config,
 )
 from pools_checkpoints.adapter_files import refuse_factors
 from pools_checkpoints.files import (
@@ -142,4 +144,7 @@ class PoolModel:
         keys = () if self.located is None else self.located.format.spec.config_keys
         if self.side_directory is not None:
             keys = (*keys, *QUANTISER_KEYS)
-        return change_config(files, partial(remove_keys, keys=keys)) if keys else files
+        config = (parse_config(files, CONFIG, self.name) or {}) if keys else {}
+        if find_config_value(config, frozenset(keys)) is None:
+            return files
+        return change_config(files, partial(remove_keys, keys=keys))

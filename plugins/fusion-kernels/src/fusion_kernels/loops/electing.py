@@ -161,10 +161,10 @@ def keep(parts: int, scratch: int, weights: int, tie: float, chosen: int) -> int
                 total[i] += row[i] * weight
         elect(total, tie, size, sign)
         for expert in range(layout[EXPERTS]):
-            row, weight = row_of(scratch, expert), factors[expert]
+            row, vote = row_of(scratch, expert), ONE if factors[expert] >= ZERO else -ONE
             target = floats(chosen + 4 * (layout[ELEMENTS] * expert + start))
             for i in range(size):
-                target[i] = row[i] * (ONE if row[i] * weight * sign[i] > ZERO else ZERO)
+                target[i] = row[i] * (ONE if row[i] * vote * sign[i] > ZERO else ZERO)
     return int(largest <= LARGEST)
 
 

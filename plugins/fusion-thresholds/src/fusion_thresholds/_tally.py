@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 _GUESSED_BITS, _UNGUESSED_BITS = 20, 16
 #: Bins that are summed together, to find the right one faster.
 _GROUP = 2**10
-#: Of more integers than this, the leading bits are counted before any are compared.
-_MOST_COMPARED, _LEADING_BITS = 2**16, 14
 #: Up to this many values of a window are listed, which is faster than clearing the bins.
 _MOST_LISTED = 2**17
 
@@ -131,15 +129,10 @@ def bin_and_rank(counts: torch.Tensor, k: int) -> tuple[int, int]:
 
 
 def kth_largest(numbers: torch.Tensor, k: int) -> int:
-    """Return the k-th largest of some integers that are not negative.
+    """Return the k-th largest of some integers.
 
-    Of many, only those with the same leading bits are compared, which takes a fifth of the time.
     `numpy.partition` takes ten times as long if many are equal, as differences of bf16 weights are.
     """
-    if len(numbers) > _MOST_COMPARED:
-        leading = numbers >> max(0, int(numbers.max()).bit_length() - _LEADING_BITS)
-        number, k = bin_and_rank(torch.bincount(leading), k)
-        numbers = torch.from_numpy(numbers.numpy()[leading.numpy() == number])  # faster than torch
     return int(numbers.kthvalue(len(numbers) - k + 1).values)
 
 

@@ -25,9 +25,9 @@ for _home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
 VARIANTS = {"model", "cut", "workers", "dtype", "size"}
 #: On each push, a check of a suite for methods runs on one in twelve of them, in one variant.
 METHODS = 12
-#: On each push, every check of a suite for pools runs on one in twelve pools, and every check of a
-#: suite for formats on one in twelve formats.
-POOLS = 12
+#: On each push, every check of a suite for pools runs on one in 24 pools, and every check of a
+#: suite for formats on one in 24 formats.
+POOLS = 24
 
 pytest_plugins = ["hub_server"]  # tests/hub_server.py: the fixture `hub`
 

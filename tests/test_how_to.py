@@ -130,6 +130,7 @@ def test_a_merge_is_verified_reproduced_and_locked(workspace: Path) -> None:
         assert done.exit_code == 0, done.exception
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("command", commands("choose-a-method.md"))
 def test_what_is_advised_can_be_run(command: str) -> None:
@@ -433,6 +434,7 @@ def test_the_commands_of_many_machines_run_on_this_one(
     assert "ties       0.3              69.0" in done.stdout  # as sweep.md shows of one process
 
 
+@pytest.mark.thorough
 def test_the_first_tutorials_run_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ def runs(module: Any) -> Any:
     return module.Runs.read(REPORT)
 
 
+@pytest.mark.thorough
 def test_the_tables_are_made_of_the_runs(page: Any, runs: Any) -> None:
     texts = [(REPORT / name).read_text() for name in page.PAGES]
     assert [page.filled(text, runs) for text in texts] == texts

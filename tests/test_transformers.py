@@ -122,6 +122,7 @@ def outputs(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
     return [value for value in values if isinstance(value, torch.Tensor)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_merge_loads_and_computes_what_merging_by_hand_does(tmp_path: Path, kind: str) -> None:
     make, inputs = KINDS[kind]
@@ -400,6 +401,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return import_module("fusion_try_encoders.pool")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("make", [bert_encoder, clip_text, llama_decoder])
 def test_pools_build_what_transformers_loads(
@@ -481,6 +483,7 @@ WINDOWS: dict[str, tuple[dict[str, Any], str, list[list[int]], list[int]]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lists", ["with layer_types", "without"])
 @pytest.mark.parametrize("family", WINDOWS)
 def test_every_layer_of_a_stack_keeps_its_window(tmp_path: Path, family: str, lists: str) -> None:

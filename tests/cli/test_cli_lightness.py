@@ -41,6 +41,7 @@ def _modules(tmp_path: Path, *arguments: str, **environment: str) -> tuple[set[s
     return set(report.read_text().split()), done.stdout
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -75,6 +76,7 @@ def test_options_are_shown_without_torch(tmp_path: Path) -> None:
         assert not modules & {"torch", "transformers", "numpy"}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [

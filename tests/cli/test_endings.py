@@ -89,6 +89,7 @@ ENDS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("code", "exit_code", "message"), ENDS.values(), ids=ENDS)
 def test_the_end_of_a_run_is_explained_without_a_traceback(
     fuse: Fuse, code: str, exit_code: int, message: str

@@ -149,6 +149,7 @@ def check_layouts_alike(kind: type[LanguagePool], folder: Path, algorithm: Any) 
         assert torch.equal(value, actual[name]), name
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("algorithm", ["ties", "tsv-m"])
 def test_every_mix_of_layouts_merges_to_the_same_model(
     folder: Path, algorithm: str, tmp_path: Path
@@ -165,6 +166,7 @@ def test_every_mix_of_layouts_merges_to_the_same_model(
         assert all(torch.equal(value, result[name]) for result in results), name
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "algorithm",
     [
@@ -179,6 +181,7 @@ def test_methods_on_live_models_see_the_parts(folder: Path, algorithm: Any) -> N
     check_layouts_alike(ClassificationPool, folder, algorithm)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("ignore")  # PEFT's, about transformers
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_adapters_of_parts_are_merged_as_peft_merges_them(
@@ -228,6 +231,7 @@ def swap(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.mT.contiguous() if ".experts." in name else tensor
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("algorithm", [{"name": "ties", "scope": "tensor"}, "tsv-m"])
 @pytest.mark.parametrize("kind", [VisionLanguagePool, CheckpointsPool])
 def test_transposed_experts_merge_to_the_same_model(

@@ -164,6 +164,7 @@ def test_packed_matrices_may_be_merged_as_stored(name: str) -> None:
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["ties", "dare", "tsv-m", "knots", "della"])
 def test_result_is_independent_of_cuts_threads_and_pickling(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -375,6 +376,7 @@ def adapted(name: str, pool: CheckpointsPool, options: dict[str, Any]) -> State:
     return apply_stages(planned.stages, planned.aligned, context).state_dict()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_adaptive_methods_learn_the_same_from_packed_matrices(name: str) -> None:
     packed, singly = live_pools()

@@ -210,6 +210,7 @@ CHANGES: dict[str, tuple[Callable[[World], object], list[str]]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_dependency_is_measured_again(world: World, change: str) -> None:
     world.run()
@@ -219,6 +220,7 @@ def test_changed_dependency_is_measured_again(world: World, change: str) -> None
     assert world.run() == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_dependency_changes_run_identity(world: World, change: str) -> None:
     recipe = {
@@ -263,6 +265,7 @@ def test_pool_options_are_part_of_the_key(world: World) -> None:
     assert world.run() == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("what", ["dtype", "threads", "processor", "device", "gpu"])
 def test_other_machine_measures_again(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str

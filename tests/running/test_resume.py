@@ -477,6 +477,7 @@ app.main()
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.plugins
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]

@@ -83,6 +83,7 @@ def test_the_format_of_the_page_passes_its_suite(package: Path) -> None:
     assert re.search(r"^1\d passed in", done.stdout, re.MULTILINE), done.stdout + done.stderr
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("executor", ["threads", "serial"])
 def test_models_of_the_format_are_merged(
     package: Path, models: list[Path], tmp_path: Path, executor: str

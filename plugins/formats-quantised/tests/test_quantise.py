@@ -135,6 +135,7 @@ class OtherProcess(SerialExecutor):
     in_process = False
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("block_size", [(8, 16), (5, 7), (1, 1), (64, 2**16)], ids=str)
 @pytest.mark.parametrize("step", [None, 1, 97, 2**18])
 def test_tensors_are_quantised_alike_in_all_ranges(

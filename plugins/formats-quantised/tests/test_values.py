@@ -88,6 +88,7 @@ def test_values_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     assert_same_values(source, {n: t.contiguous() for n, t in reference.expected.items()})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("architecture", "kinds"),
     [

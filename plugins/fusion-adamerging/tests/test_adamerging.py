@@ -44,6 +44,7 @@ def _run(pool: CheckpointsPool, tasks: Any, **options: Any) -> tuple[Any, list[d
     return (source, json.loads(context.side_files["coefficients.json"])), logged
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("granularity", ["layer", "model", "row", "column", "row+column", "rank"])
 def test_search_lowers_the_entropy(make_pool: Make, tasks: Any, granularity: str) -> None:
     pool = make_pool("mlp", trained=True)
@@ -96,6 +97,7 @@ def test_the_merge_is_base_plus_coefficients_times_task_vectors(
         torch.testing.assert_close(merged, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("task_vectors", ["fp32", "bf16", "disk"])
 @pytest.mark.parametrize("kind", ["mlp", "convolution", "transformer", "recurrent"])
 @pytest.mark.parametrize(("granularity", "dim"), [("row", 0), ("column", 1)])

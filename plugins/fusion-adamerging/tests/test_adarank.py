@@ -52,6 +52,7 @@ def test_saved_components_give_the_merge_and_load_again(
         assert torch.equal(again.tensor(name), merged)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("objective", ["entropy", "teacher"])
 @pytest.mark.parametrize("rank", [1.0, 0.3])
 def test_search_lowers_the_objective(

@@ -165,6 +165,7 @@ def test_a_whole_search_equals_autograd_and_adam(  # noqa: PLR0913 - a case is s
     assert not clamp or (ours.min() >= 0 and ours.max() <= 1)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("granularity", ["row", "row+column", "rank"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_search_for_deviations_equals_autograd_with_their_penalty(
@@ -222,6 +223,7 @@ def add_remainder(live: LiveMerge, logits: list[Tensor], scales: Tensor) -> Tens
     return torch.cat(columns, dim=1)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rank", [1.0, 0.4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_search_for_components_equals_autograd_through_an_estimator(

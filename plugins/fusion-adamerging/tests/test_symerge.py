@@ -58,6 +58,7 @@ def search(
     return coefficients, tensors.state_dict(), context
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("patterns", [None, ["*weight", "*weight*l0"]])
 @pytest.mark.parametrize("kind", LAST)
 def test_a_whole_search_equals_autograd_and_adam(

@@ -117,6 +117,7 @@ def test_the_death_of_the_scheduler_is_the_only_message(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.thorough
 def test_cancelled_calls_have_ended_after_the_executor_exits(
     scheduler: Path, tmp_path: Path
 ) -> None:

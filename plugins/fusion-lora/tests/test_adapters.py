@@ -127,6 +127,7 @@ def stated_error(adapter: Path) -> float:
 # --- extraction ---------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("kind", "arguments", "largest"),
     [
@@ -374,6 +375,7 @@ def recipe(path: Path, algorithm: Any) -> dict[str, Any]:
     return {"algorithm": algorithm, "model_pool": {"base": str(path / "base"), "models": models}}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("algorithm", "form", "largest"),
     [

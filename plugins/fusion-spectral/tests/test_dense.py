@@ -565,6 +565,7 @@ def in_fp64(pool: dict[str, Any]) -> dict[str, Any]:
     return pool
 
 
+@pytest.mark.sampled(3)
 @experts_and_seed
 @pytest.mark.parametrize(("steps", "lr"), [(300, 1e-5), (60, 1e-3), (0, 1.0)])
 def test_wudi(experts: int, seed: int, steps: int, lr: float) -> None:

@@ -40,6 +40,7 @@ def _compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surveying, "_WIDEST", 2**22)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("_compiled")
 @pytest.mark.parametrize("listed", [2**20, 100], ids=["listed", "counted"])
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ def write(directory: Path, kind: str) -> None:
         save_file({"q.weight": torch.ones(4, 4)}, directory / "model.safetensors")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_mutant_side_files_are_refused_or_read(tmp_path: Path, number: int) -> None:
     rng = random.Random(f"{SEED}-beside-{number}")

@@ -139,6 +139,7 @@ def test_old_names_of_a_base_match_current_names_of_experts(
     assert all("model.safetensors" in source["files"] for source in provenance["inputs"].values())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("saved_long_ago", [["base"], ["a"], ["base", "a", "b"]])
 @pytest.mark.parametrize(
     "old",

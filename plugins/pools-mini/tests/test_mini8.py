@@ -88,6 +88,7 @@ def test_every_file_matches_its_checksum() -> None:
         assert hashlib.sha256((DATA / name).read_bytes()).hexdigest() == digest, name
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "name",
     ["base/model.safetensors", "base/config.json", "tasks/greek/test.parquet", "tasks.json"],

@@ -281,6 +281,7 @@ def read_as_safetensors(content: bytes) -> dict[str, tuple[str, list[int], bytes
     }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_mutants_are_refused_or_read_as_safetensors_reads_them(
     scratch: Scratch, number: int

@@ -101,6 +101,7 @@ def _at(point: int | str, monkeypatch: pytest.MonkeyPatch, action: Callable[[], 
         monkeypatch.setattr(Staging, point, lambda *arguments: perform(method, *arguments))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("change", CHANGES)
 def test_input_changed_during_run_raises(

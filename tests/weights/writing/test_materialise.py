@@ -92,6 +92,7 @@ def spawning(site: Site, processes: Executor, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(importlib.import_module("spawning"), "POOL", processes, raising=False)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.plugins
 @pytest.mark.usefixtures("spawning")
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from fusion_core.errors import FusionError, RecipeError
 from fusion_core.planning.needs import uses_tasks
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.patterns import Selection
+from fusion_core.recipe.per_expert import values_by_expert
 from fusion_core.weights import Linear
 from fusion_core.weights.reading.task_files import TASK_FILES
 
@@ -106,6 +107,7 @@ def split_into_parts(
     resolved: Resolved[AlgorithmSpec] | None,
     names: Sequence[str],
     model: Sequence[str],
+    experts: Sequence[str],
 ) -> tuple[Part, ...]:
     """Split tensors among a stage and copies of it with other options.
 
@@ -114,7 +116,9 @@ def split_into_parts(
     """
     if resolved is None or resolved.selection == Selection():
         return (Part(stage, frozenset(names) if len(names) < len(model) else None),)
+    names_experts = any(curve.names_experts for curve in resolved.selection.by_depth)
+    plain = values_by_expert(resolved.config, experts) if names_experts and experts else {}
     return tuple(
         Part(resolved.changed(options).create() if options else stage, frozenset(selected))
-        for options, selected in resolved.selection.groups(names, model)
+        for options, selected in resolved.selection.groups(names, model, plain)
     )

@@ -20,7 +20,7 @@ from fusion_core.planning.parts import (
     split_into_parts,
 )
 from fusion_core.planning.resolution import resolve_object
-from fusion_core.recipe.per_expert import check_experts
+from fusion_core.recipe.per_expert import values_by_expert
 from fusion_core.weights.merging.piece import Bound
 from fusion_core.weights.reading.task_masks import MASKS
 
@@ -228,7 +228,8 @@ def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[Pl
     treatments = pool.treatments if names else {}
     offered = [name for name in names if name not in treatments]
     merge = merge_of(stages)
-    parts = split_into_parts(merge.stage, merge.resolved, offered, names)
+    experts = [*pool.experts] if pool.by_name else []
+    parts = split_into_parts(merge.stage, merge.resolved, offered, names, experts)
     merged = [n for n in names if any(part.names is None or n in part.names for part in parts)]
     averaged = frozenset(n for n, treatment in treatments.items() if treatment.kind == "average")
     treated = (Part(Average(), averaged),) if averaged else ()
@@ -237,12 +238,12 @@ def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[Pl
             stage,
             parts=(*parts, *treated)
             if stage is merge
-            else split_into_parts(stage.stage, stage.resolved, merged, names),
+            else split_into_parts(stage.stage, stage.resolved, merged, names, experts),
         )
         for stage in stages
     )
-    if pool.by_name:
-        _check_experts(planned, [*pool.experts])
+    if experts:
+        _check_experts(planned, experts)
     return planned
 
 
@@ -251,4 +252,4 @@ def _check_experts(stages: Sequence[PlannedStage], experts: Sequence[str]) -> No
     for stage in stages:
         section = "algorithm" if len(stages) == 1 else f"algorithm.{stage.name}"
         for part in stage.parts:
-            check_experts(part.algorithm.config, experts, section=section)
+            values_by_expert(part.algorithm.config, experts, section=section)

@@ -10,6 +10,7 @@ import math
 import re
 from fnmatch import fnmatchcase
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -88,6 +89,11 @@ class Curve(Override):
                 f"layers {list(self.layers)} selects none: the second number is excluded"
             )
         return self
+
+    @property
+    def names_experts(self) -> bool:
+        """Whether it has values of single experts."""
+        return any(isinstance(values, dict) for values in self.options.values())
 
     @property
     def corners(self) -> list[float]:
@@ -203,12 +209,16 @@ class Selection(Options):
         return chosen
 
     def groups(
-        self, names: Collection[str], model: Collection[str]
+        self,
+        names: Collection[str],
+        model: Collection[str],
+        plain: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
     ) -> list[tuple[dict[str, Any], list[str]]]:
         """Group the tensors to merge by the options that differ from the algorithm's own.
 
-        The layers of all tensors of the `model` count for `by_depth`. The first matching override
-        takes precedence over `by_depth`. Raises `RecipeError` for a pattern that matches no merged
+        The layers of all tensors of the `model` count for `by_depth`. An expert that no curve of an
+        option names keeps its `plain` value of this option. The first matching override takes
+        precedence over `by_depth`. Raises `RecipeError` for a pattern that matches no merged
         tensor.
         """
         chosen = self.chosen(names)
@@ -218,7 +228,11 @@ class Selection(Options):
         for name in chosen:
             values, number = curve_values.get(name, {}), override_numbers.get(name)
             override = {} if number is None else self.overrides[number].options
-            options = {**values, **override}
+            complete = {
+                option: {**plain.get(option, {}), **value} if isinstance(value, dict) else value
+                for option, value in values.items()
+            }
+            options = {**complete, **override}
             groups.setdefault((number, _frozen(options)), (options, []))[1].append(name)
         return list(groups.values())
 

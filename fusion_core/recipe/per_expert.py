@@ -48,16 +48,24 @@ PerExpert = Annotated[
 ExpertWeights = PerExpert[float]
 
 
-def check_experts(config: BaseModel, experts: Sequence[str], *, section: str) -> None:
-    """Raise `RecipeError` for values per expert that do not fit the experts."""
+def values_by_expert(
+    config: BaseModel, experts: Sequence[str], *, section: str = "algorithm"
+) -> dict[str, dict[str, float]]:
+    """Return the values of the options with one per expert, by option and expert.
+
+    Raises `RecipeError` for values that do not fit the experts.
+    """
+    resolved: dict[str, dict[str, float]] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if value is None or not is_per_expert(field):
             continue
         if name == "weights":
-            expert_weights(value, experts, section=section)
+            values: Sequence[float] = expert_weights(value, experts, section=section)
         else:
-            expert_values(value, experts, name, section=section)
+            values = expert_values(value, experts, name, section=section)
+        resolved[name] = dict(zip(experts, values, strict=True))
+    return resolved
 
 
 def is_per_expert(field: FieldInfo) -> bool:

@@ -338,6 +338,18 @@ def test_the_tensors_of_an_override_are_merged_by_themselves(models: Models) -> 
     assert not torch.equal(result["layer.weight"], merged(models, ties)["layer.weight"])
 
 
+@pytest.mark.parametrize("form", ["by name", "in order"])
+def test_experts_that_a_curve_does_not_name_keep_their_value(models: Models, form: str) -> None:
+    first, *others = [name for name in models if name != "base"]
+    plain = {first: 2.0, **dict.fromkeys(others, 0.0)}
+    given = {**plain, first: 3.0} if form == "by name" else [3.0, *(0.0 for _ in others)]
+    method = {"name": "task-arithmetic", "weights": given}
+    curve = {"outside": "all", "weights": {first: [2.0]}}
+    by_depth = merged(models, {**method, "by_depth": curve})
+    expected = merged(models, {**method, "weights": plain})
+    assert all(torch.equal(by_depth[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize(
     ("name", "option", "reason"),
     [

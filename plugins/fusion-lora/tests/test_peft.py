@@ -145,7 +145,7 @@ def merge(path: Path) -> dict[str, torch.Tensor]:
         ("gpt2", {"target_modules": ["c_attn", "c_proj"]}, 6),
         ("bert", {"target_modules": ["query"], "task_type": "SEQ_CLS", "bias": "all"}, 22),
         ("resnet", {"target_modules": r".*\.convolution"}, 8),
-        ("vit", {"target_modules": ["q_proj", "fc1"], "modules_to_save": ["classifier"]}, 5),
+        ("vit", {"target_modules": ["q_proj", "fc1"], "modules_to_save": ["classifier"]}, 6),
         ("llama", {"target_modules": "all-linear", "use_dora": True}, 14),
         ("llama", {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}, 3),
         (  # the adapter stores embeddings that differ from the base's

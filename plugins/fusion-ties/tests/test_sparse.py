@@ -224,9 +224,14 @@ def test_density_and_epsilon_give_probabilities(density: float, epsilon: float, 
     MagPrune(density=1.0, epsilon=epsilon)
 
 
-@pytest.mark.parametrize("weights", [[1, -1, 0], [0.1, 0.2, -0.3], [0, 0, 0]])
+@pytest.mark.parametrize("weights", [[1, -1, 0], [0.1, 0.2, -0.3]])
 def test_weights_that_cancel_cannot_be_normalised(weights: list[float]) -> None:
     pool = on_zeros([1.0, 2.0], [5.0, 7.0], [1.0, 1.0])
     method = Dare(density=1.0, weights=weights, normalize=True, scale=1.0)
     with pytest.raises(RecipeError, match=r"weights sum to \S+, which cannot be normalised"):
         merge(method, pool)
+
+
+def test_a_merge_of_no_weight_is_the_base() -> None:
+    method = Dare(density=1.0, weights=[0, 0], normalize=True, scale=1.0)
+    assert merge(method, on_zeros([1.0, 2.0], [5.0, 7.0])).tensor("w").tolist() == [0, 0]

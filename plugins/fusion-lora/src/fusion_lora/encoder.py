@@ -41,10 +41,8 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
     config_class = AdapterConfig
 
     def check(self, infos: Mapping[str, TensorInfo], pool: ModelPool[Any]) -> None:
-        """Raise `RecipeError` for a merge with other tensors than its base, such as a stack's."""
-        if pool.base is None:  # `encode` refuses it
-            return
-        shapes = {name: info.shape for name, info in pool.base.infos.items()}
+        """Raise `RecipeError` for a merge without a base, or with other tensors than the base's."""
+        shapes = {name: info.shape for name, info in _base_of(pool).infos.items()}
         for name, info in infos.items():
             if shapes.get(name) != info.shape:
                 raise RecipeError(
@@ -55,12 +53,10 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
 
     def encode(self, parts: OutputParts) -> EncodedOutput:
         """Return the adapter's files. Raises `RecipeError` for a pool without base or adapters."""
-        pool = parts.pool
-        if pool.base is None:
-            raise RecipeError("output.adapter needs the base, and the model pool has none")
-        names_in_base = _names_in_base(pool, pool.base)
+        pool, base_model = parts.pool, _base_of(parts.pool)
+        names_in_base = _names_in_base(pool, base_model)
         names_written = {stored: name for name, stored in names_in_base.items()}
-        merged, base = (_rename(source, names_in_base) for source in (parts.merged, pool.base))
+        merged, base = (_rename(source, names_in_base) for source in (parts.merged, base_model))
         stored = {
             names_written.get(name, name)  # alignment may have dropped it
             for model in pool.experts.values()
@@ -107,9 +103,9 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
 
     def decode(self, directory: Path, pool: ModelPool[Any]) -> WeightSource:
         """Return the base with the adapter merged into it."""
-        assert pool.base is not None  # noqa: S101 - or there was nothing to encode
-        names_in_base = _names_in_base(pool, pool.base)
-        base = _rename(pool.base, names_in_base)
+        base_model = _base_of(pool)
+        names_in_base = _names_in_base(pool, base_model)
+        base = _rename(base_model, names_in_base)
         adapter = LoraSource(Location(directory, str(directory)), base)
         names = {stored: name for name, stored in names_in_base.items()}
         return _rename(as_weights(adapter, base), names)
@@ -147,6 +143,15 @@ def find_adapter(source: WeightSource) -> LoraSource | None:
     if isinstance(source, LoraSource):
         return source
     return next(filter(None, map(find_adapter, source.sources)), None)
+
+
+def _base_of(pool: ModelPool[Any]) -> WeightSource:
+    if pool.base is None:
+        raise RecipeError(
+            "output.adapter needs the base, and the model pool has none",
+            hint="Name the model that the experts were fine-tuned from: model_pool.base.",
+        )
+    return pool.base
 
 
 def _names_in_base(pool: ModelPool[Any], base: WeightSource) -> dict[str, str]:

@@ -69,8 +69,9 @@ def merge_sparse(
     sparse = context.transform(pool, transform)
     if config.elect == "ties":
         return context.merge(sparse, DisjointMerge(config.scale, config.normalize), weights=weights)
-    total = sum(weights) if config.normalize else 1.0
-    if config.normalize and abs(total) <= _CANCELLED * max(map(abs, weights)):
+    is_normalized = config.normalize and any(weights)  # of no weight, the merge is the base
+    total = sum(weights) if is_normalized else 1.0
+    if is_normalized and abs(total) <= _CANCELLED * max(map(abs, weights)):
         raise RecipeError(
             f"algorithm.weights sum to {total:g}, which cannot be normalised",
             hint="Change them, or set normalize: false.",

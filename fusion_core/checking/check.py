@@ -53,7 +53,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """The size of the output, and the free space at its path. Both are None for no output."""
+    """The size of the merge as a full model, and the free space at the output's path.
+
+    Path and space are None for no output. The space is None too for an output in another form,
+    whose size only the run knows.
+    """
 
     path: str | None
     needed: int
@@ -133,7 +137,9 @@ def check(plan: Plan) -> Check:
 
 
 def _not_checked(plan: Plan, prefix: str = "") -> Iterator[str]:
-    """Name the task pools that are not checked because that needs trust."""
+    """Name what only the run can check: tasks that need trust, and the size of another form."""
+    if plan.encoder is not None and plan.resolved.form is not None:
+        yield f"{prefix}output.{plan.resolved.form.name}: whether the output fits on its disk"
     if plan.used_tasks is not None and plan.trusted_tasks is None:
         assert plan.resolved.task_pool is not None  # noqa: S101 - it is the one that needs trust
         yield f"{prefix}{plan.resolved.task_pool.name}: whether its tasks and data are there"
@@ -216,4 +222,6 @@ def _disk(plan: Plan) -> Disk:
     needed = len(header) + data + side_files
     if plan.path is None:
         return Disk(None, needed, None)
+    if plan.encoder is not None:
+        return Disk(str(plan.path), needed, None)
     return Disk(str(plan.path), needed, free_bytes(plan.path))

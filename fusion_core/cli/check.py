@@ -155,13 +155,13 @@ _COLUMNS: dict[str, Callable[[Model], str]] = {
 
 def _rows(checked: Check) -> list[list[str]]:
     disk = checked.disk
-    free = "" if disk.free is None else f", {format_bytes(disk.free)} free"
+    needed = format_bytes(disk.needed)
     unknown = [model.name for model in checked.models if model.licence is None and not model.nested]
     return [
         ["algorithm", checked.algorithm],
         ["tensors", describe_counts(checked.tensors)],
         ["output", disk.path or "in memory"],
-        *([["disk", f"{format_bytes(disk.needed)}{free}"]] if disk.path else []),
+        *([["disk", f"{needed}, {format_bytes(disk.free)} free"]] if disk.free is not None else []),
         ["memory", _describe_memory(checked.memory)],
         *([["licences", f"not known: {', '.join(unknown)}"]] if unknown else []),
         *(

@@ -193,6 +193,16 @@ def test_an_output_that_does_not_fit_on_the_disk_is_an_error(
         result.check_disk_space()
 
 
+def test_only_the_run_knows_whether_an_output_in_another_form_fits(
+    pool: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 0, 1))
+    result = checked(pool, output={"path": "out", "adapter": 1})
+    assert result.disk.free is None
+    result.check_disk_space()
+    assert result.not_checked == ("output.adapter: whether the output fits on its disk",)
+
+
 def test_the_file_system_of_the_output_is_the_one_that_counts(
     pool: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,8 +138,9 @@ def check(plan: Plan) -> Check:
 
 def _not_checked(plan: Plan, prefix: str = "") -> Iterator[str]:
     """Name what only the run can check: tasks that need trust, and the size of another form."""
-    if plan.encoder is not None and plan.resolved.form is not None:
-        yield f"{prefix}output.{plan.resolved.form.name}: whether the output fits on its disk"
+    form = plan.resolved.form
+    if form is not None and plan.path is not None:  # a nested recipe writes nothing
+        yield f"output.{form.name}: whether the output fits on its disk"
     if plan.used_tasks is not None and plan.trusted_tasks is None:
         assert plan.resolved.task_pool is not None  # noqa: S101 - it is the one that needs trust
         yield f"{prefix}{plan.resolved.task_pool.name}: whether its tasks and data are there"
@@ -222,6 +223,5 @@ def _disk(plan: Plan) -> Disk:
     needed = len(header) + data + side_files
     if plan.path is None:
         return Disk(None, needed, None)
-    if plan.encoder is not None:
-        return Disk(str(plan.path), needed, None)
-    return Disk(str(plan.path), needed, free_bytes(plan.path))
+    free = free_bytes(plan.path) if plan.resolved.form is None else None
+    return Disk(str(plan.path), needed, free)

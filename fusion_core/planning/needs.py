@@ -41,14 +41,12 @@ def check_needs(
             hint="Give the model pool the model that the experts were fine-tuned from.",
         )
     if data_needs_of(algorithm) != "none" and tasks is None:
-        pools = (pool.spec for pool in plugins.components(ModelPoolSpec))
-        bringing = ", ".join(pool.name for pool in pools if pool.unlabeled_task_pool)
+        hint = "Name a task pool with --task-pool; see: fuse list tasks."
+        specs = (component.spec for component in plugins.components(ModelPoolSpec))
+        if makers := [spec.name for spec in specs if spec.unlabeled_task_pool]:
+            hint += f" Model pools that make such data from the models: {', '.join(makers)}."
         raise RecipeError(
-            f"{label} needs tasks with {spec.needs_tasks} data, and there are none",
-            hint="Name a task pool with --task-pool; see: fuse list tasks."
-            + (
-                f" Model pools that make such data from the models: {bringing}." if bringing else ""
-            ),
+            f"{label} needs tasks with {spec.needs_tasks} data, and there are none", hint=hint
         )
     if uses_tasks(spec) and tasks and not any(isinstance(task, AdaptiveTask) for task in tasks):
         raise RecipeError(

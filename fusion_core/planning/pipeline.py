@@ -242,7 +242,7 @@ def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[Pl
         )
         for stage in stages
     )
-    if experts:
+    if pool.by_name:
         _check_experts(planned, experts)
     return planned
 

@@ -27,7 +27,7 @@ _CAST_BACK = (
 #: Files that only quantised models have.
 QUANTISER_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 #: Keys of configurations that declare a quantisation.
-QUANTISER_KEYS = ("compression_config", "quantization_config")
+QUANTISER_KEYS = frozenset({"compression_config", "quantization_config"})
 #: Parts of tensor names, and the format that uses them.
 _PARTS = {
     **dict.fromkeys(("qweight", "qzeros", "g_idx"), "GPTQ or AWQ"),
@@ -111,7 +111,7 @@ def find_config_value(config: Any, keys: frozenset[str]) -> Any:  # noqa: ANN401
 
 def _find_declaration(files: Files, config: Mapping[str, Any]) -> str | None:
     """Return how a configuration or another side file declares a quantisation."""
-    for key in QUANTISER_KEYS:
+    for key in sorted(QUANTISER_KEYS):
         if (value := find_config_value(config, frozenset((key,)))) is not None:
             method = value.get("quant_method") if isinstance(value, dict) else None
             kind = f" of {shorten(method)}" if isinstance(method, str) else ""

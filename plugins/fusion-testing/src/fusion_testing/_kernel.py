@@ -75,8 +75,9 @@ class KernelSuite(SpecSuite):
         for count, size in _CASES:
             dtypes = [_DTYPES[int(i)] for i in torch.randint(3, (count + 1,), generator=generator)]
             models = [_draw(kind, size, dtype, generator) for dtype in dtypes]
-            weights = tuple(torch.randn(count, generator=generator)[1:].tolist())
-            weights = (*weights, 0.0 if weights else 1.0)  # a weight of zero, if there are several
+            drawn = torch.randn(count, generator=generator)
+            drawn[1:2] = 0  # if there are several
+            weights = tuple(drawn.tolist())
             for method in methods(count):
                 _compare(spec, method, models, weights, f"{kind} values, {size} of each, {dtypes}")
 

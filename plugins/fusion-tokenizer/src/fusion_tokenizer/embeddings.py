@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion_core.errors import CheckpointError
-from fusion_core.weights import assemble, find_config_value, refuse_packed
+from fusion_core.weights import QUANTISER_KEYS, assemble, find_config_value, refuse_packed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,6 @@ _OUTPUT = re.compile(r"(?:.*\.)?(?:lm_head|embed_out)\.(?P<kind>weight|bias)")
 _SUSPICIOUS = re.compile(r"embed|head|vocab|wte|shared", re.IGNORECASE)
 _POSITIONS = re.compile(r"pos|type", re.IGNORECASE)
 _PER_LAYER = re.compile(r"(?:.*\.)?embed_tokens_per_layer\.weight")
-_QUANTISATION = frozenset({"quantization_config", "compression_config"})
 _DEQUANTISE = (
     "Name the full-precision model that it was made from, or dequantise it first: with "
     "transformers, model.dequantize() and save_pretrained."
@@ -112,7 +111,7 @@ def refuse_quantised(source: WeightSource, config: Mapping[str, Any], label: str
     """Raise `CheckpointError` for a quantised model, decoded by a format or not."""
     origin = source.origin
     decoded_from = "" if origin is None else origin.decoded_from
-    if decoded_from or find_config_value(config, _QUANTISATION) is not None:
+    if decoded_from or find_config_value(config, QUANTISER_KEYS) is not None:
         detail = f": {decoded_from}" if decoded_from else ""
         raise CheckpointError(f"{label} is quantised{detail}", hint=_DEQUANTISE)
     refuse_packed(source)

@@ -141,10 +141,10 @@ class PoolModel:
         The option `side_files` may name a quantised model: how that one is stored says nothing
         about these weights, whose tensors show whether they are quantised.
         """
-        keys = () if self.located is None else self.located.format.spec.config_keys
+        keys = frozenset(() if self.located is None else self.located.format.spec.config_keys)
         if self.side_directory is not None:
-            keys = (*keys, *QUANTISER_KEYS)
+            keys |= QUANTISER_KEYS
         config = (parse_config(files, CONFIG, self.name) or {}) if keys else {}
-        if find_config_value(config, frozenset(keys)) is None:
+        if find_config_value(config, keys) is None:
             return files
         return change_config(files, partial(remove_keys, keys=keys))

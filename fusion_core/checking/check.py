@@ -19,6 +19,7 @@ from fusion_core.weights import AlignedSource, RenamedSource, WeightSource
 from fusion_core.weights.merging.execution import Threads
 from fusion_core.weights.merging.finite import BadTensor, find_bad_tensors
 from fusion_core.weights.reading.format import build_header
+from fusion_core.weights.reading.task_masks import describe_packed
 from fusion_core.weights.writing.disk import free_bytes
 
 if TYPE_CHECKING:
@@ -53,20 +54,20 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """The size of the merge as a full model, and the free space at the output's path.
+    """The size of the output, and the free space at its path.
 
-    Path and space are None for no output. The space is None too for an output in another form,
-    whose size only the run knows.
+    Path and space are None for no output. Size and space are None for an output in another form
+    than a full model, whose size only the run knows.
     """
 
     path: str | None
-    needed: int
+    needed: int | None
     free: int | None
 
     @property
     def fits(self) -> bool:
         """Whether there is enough space."""
-        return self.free is None or self.needed <= self.free
+        return self.free is None or self.needed is None or self.needed <= self.free
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,14 +215,26 @@ class _Zeros(WeightSource):
         return torch.zeros(stop - start, dtype=self.infos[name].dtype)
 
 
+def _size_of_masks(plan: Plan) -> int:
+    """Return the size of the file with the tasks' masks of the merged tensors."""
+    if not plan.saves_task_masks:
+        return 0
+    copied = plan.skipped | plan.aligned.treatments.keys()
+    infos = {n: info for n, info in plan.aligned.reference.infos.items() if n not in copied}
+    packed = describe_packed(infos, len(plan.aligned.experts))
+    header, data = build_header(packed.values(), {})
+    return len(header) + data
+
+
 def _disk(plan: Plan) -> Disk:
+    if plan.path is not None and plan.resolved.form is not None:
+        return Disk(str(plan.path), None, None)
     header, data = build_header([*plan.stored_infos.values()], {"format": "pt"})
     side_files = sum(
         asset.stat().st_size if isinstance(asset, Path) else len(asset)
         for asset in plan.assets(plan.dtype).values()
     )
-    needed = len(header) + data + side_files
+    needed = len(header) + data + side_files + _size_of_masks(plan)
     if plan.path is None:
         return Disk(None, needed, None)
-    free = free_bytes(plan.path) if plan.resolved.form is None else None
-    return Disk(str(plan.path), needed, free)
+    return Disk(str(plan.path), needed, free_bytes(plan.path))

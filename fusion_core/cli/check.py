@@ -155,13 +155,15 @@ _COLUMNS: dict[str, Callable[[Model], str]] = {
 
 def _rows(checked: Check) -> list[list[str]]:
     disk = checked.disk
-    needed = format_bytes(disk.needed)
+    space = ""
+    if disk.needed is not None and disk.free is not None:
+        space = f"{format_bytes(disk.needed)}, {format_bytes(disk.free)} free"
     unknown = [model.name for model in checked.models if model.licence is None and not model.nested]
     return [
         ["algorithm", checked.algorithm],
         ["tensors", describe_counts(checked.tensors)],
         ["output", disk.path or "in memory"],
-        *([["disk", f"{needed}, {format_bytes(disk.free)} free"]] if disk.free is not None else []),
+        *([["disk", space]] if space else []),
         ["memory", _describe_memory(checked.memory)],
         *([["licences", f"not known: {', '.join(unknown)}"]] if unknown else []),
         *(

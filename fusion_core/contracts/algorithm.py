@@ -58,6 +58,11 @@ class Algorithm(Stage[ConfigT]):
 
     kind = "merge"
 
+    @property
+    def saves_task_masks(self) -> bool:
+        """Whether `run` calls `RunContext.save_task_masks`, which planning must know."""
+        return False
+
     def __init_subclass__(cls, **options: Any) -> None:  # noqa: ANN401 - the class statement's
         super().__init_subclass__(**options)
         if "run" in vars(cls):

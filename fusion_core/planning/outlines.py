@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 def outline_of(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> Outline:
     """Return the outline of a pipeline's result on an aligned pool."""
-    return _merging_algorithm(stages).outline(pool)
+    return merging_algorithm(stages).outline(pool)
 
 
 def has_own_outline(stages: Sequence[PlannedStage]) -> bool:
     """Tell whether a pipeline's result may have other tensors than its models."""
-    return type(_merging_algorithm(stages)).outline is not Algorithm.outline
+    return type(merging_algorithm(stages)).outline is not Algorithm.outline
 
 
-def _merging_algorithm(stages: Sequence[PlannedStage]) -> Algorithm[Any]:
+def merging_algorithm(stages: Sequence[PlannedStage]) -> Algorithm[Any]:
+    """Return the algorithm of the stage that merges."""
     algorithm = merge_of(stages).stage
     assert isinstance(algorithm, Algorithm)  # noqa: S101 - its kind is "merge"
     return algorithm

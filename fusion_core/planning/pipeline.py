@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.contracts.flow import Flow
 from fusion_core.contracts.metrics_log import METRICS_FILE as METRICS
 from fusion_core.contracts.metrics_log import MetricsLog
@@ -25,7 +27,7 @@ from fusion_core.weights.merging.piece import Bound
 from fusion_core.weights.reading.task_masks import MASKS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from fusion_core.contracts.context import RunContext
@@ -169,6 +171,9 @@ def create_stages(
         stages.append(PlannedStage(component.create(), component, pipeline=pipeline))
     _check_order(stages)
     _check_coordinates(stages)
+    merge = merge_of(stages).stage
+    if isinstance(merge, Algorithm) and merge.saves_task_masks:
+        _check_masks(stages)
     names = [s.name for s in stages if s.resolved and s.resolved.component.spec.needs_task]
     if len(names) > 1:
         raise RecipeError(
@@ -227,29 +232,33 @@ def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[Pl
     names = list(pool.reference.infos) if pool.by_name else []
     treatments = pool.treatments if names else {}
     offered = [name for name in names if name not in treatments]
-    merge = merge_of(stages)
     experts = [*pool.experts] if pool.by_name else []
-    parts = split_into_parts(merge.stage, merge.resolved, offered, names, experts)
+
+    def split(stage: PlannedStage, offered: Sequence[str]) -> tuple[Part, ...]:
+        with _name_stage(stage, stages):
+            parts = split_into_parts(stage.stage, stage.resolved, offered, names, experts)
+            for part in parts if experts else ():
+                values_by_expert(part.algorithm.config, experts)
+        return parts
+
+    merge = merge_of(stages)
+    parts = split(merge, offered)
     merged = [n for n in names if any(part.names is None or n in part.names for part in parts)]
     averaged = frozenset(n for n, treatment in treatments.items() if treatment.kind == "average")
     treated = (Part(Average(), averaged),) if averaged else ()
-    planned = tuple(
-        replace(
-            stage,
-            parts=(*parts, *treated)
-            if stage is merge
-            else split_into_parts(stage.stage, stage.resolved, merged, names, experts),
-        )
+    return tuple(
+        replace(stage, parts=(*parts, *treated) if stage is merge else split(stage, merged))
         for stage in stages
     )
-    if pool.by_name:
-        _check_experts(planned, experts)
-    return planned
 
 
-def _check_experts(stages: Sequence[PlannedStage], experts: Sequence[str]) -> None:
-    """Raise `RecipeError` for options whose values per expert do not fit the experts."""
-    for stage in stages:
-        section = "algorithm" if len(stages) == 1 else f"algorithm.{stage.name}"
-        for part in stage.parts:
-            values_by_expert(part.algorithm.config, experts, section=section)
+@contextmanager
+def _name_stage(stage: PlannedStage, stages: Sequence[PlannedStage]) -> Iterator[None]:
+    """Name a stage of a pipeline in errors about its options."""
+    try:
+        yield
+    except RecipeError as error:
+        if len(stages) == 1:
+            raise
+        message = error.message.replace("algorithm.", f"algorithm.{stage.name}.")
+        raise RecipeError(message, hint=error.hint) from error

@@ -16,7 +16,7 @@ from fusion_core.errors import RecipeError
 from fusion_core.planning.dtypes import describe_stored, infos_of_merge
 from fusion_core.planning.fallbacks import Fallback, find_fallbacks
 from fusion_core.planning.needs import check_data
-from fusion_core.planning.outlines import has_own_outline, outline_of
+from fusion_core.planning.outlines import has_own_outline, merging_algorithm, outline_of
 from fusion_core.planning.output_paths import free_paths
 from fusion_core.planning.packed_tensors import PackedTensors, find_holdings
 from fusion_core.planning.pipeline import PlannedStage, merge_of, section_of
@@ -143,6 +143,11 @@ class Plan:
     def outline_of(self, pool: ModelPool[Any]) -> Outline:
         """Return the outline of the merge of an aligned pool."""
         return outline_of(self.stages, pool)
+
+    @property
+    def saves_task_masks(self) -> bool:
+        """Whether the merge saves a mask of its entries for every task."""
+        return merging_algorithm(self.stages).saves_task_masks
 
     def infos_of_merge(self, pool: ModelPool[Any]) -> Mapping[str, TensorInfo]:
         """Describe the merge of an aligned pool as computed, for use as a model."""

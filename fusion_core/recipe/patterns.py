@@ -44,10 +44,10 @@ class Override(Options):
     unmatched: Literal["error", "warn"] = "error"
     """Refuse patterns that match no tensor, or warn of them."""
 
-    def select(self, names: Collection[str], option: str) -> set[str]:
-        """Return the names that match; `option` names the patterns in the error for none."""
+    def select(self, names: Collection[str], option: str, model: Collection[str]) -> set[str]:
+        """Return the names that match; `option` and `model` are those of `select_names`."""
         if self.unmatched == "error":
-            return select_names(self.match, names, option)
+            return select_names(self.match, names, option, model)
         return {name for name in names if any(fnmatchcase(name, glob) for glob in self.match)}
 
     @property
@@ -117,14 +117,17 @@ class Curve(Override):
         }
 
     def depths(
-        self, names: Collection[str], stacks: Mapping[str, Mapping[int, Sequence[str]]], option: str
+        self,
+        matched: Collection[str],
+        stacks: Mapping[str, Mapping[int, Sequence[str]]],
+        option: str,
     ) -> dict[str, float]:
-        """Return the depths of the tensors that the curve covers; `stacks` are their layers.
+        """Return the depths of the matched tensors that the curve covers.
 
-        Raises `RecipeError` for a pattern that matches no tensor, and if no tensor has a depth.
+        `stacks` are the model's layers. Raises `RecipeError` if no tensor has a depth.
         """
-        matched = self.select(names, option)
-        unlayered = matched.difference(*(t for layers in stacks.values() for t in layers.values()))
+        layered = chain.from_iterable(chain(*layers.values()) for layers in stacks.values())
+        unlayered = {*matched}.difference(layered)
         if self.layers and not any(self.layers[1] - 1 in layers for layers in stacks.values()):
             raise RecipeError(
                 f"{option.removesuffix('match')}layers: there is no layer {self.layers[1] - 1}",
@@ -136,7 +139,7 @@ class Curve(Override):
             side = "before" if is_before_layers(name) else "after"
             if self.outside in {side, "all"}:
                 covered[name] = 0.0
-        is_empty = unlayered == matched and self.outside == "none"
+        is_empty = len(unlayered) == len(matched) and self.outside == "none"
         if is_empty and self.unmatched == "error":
             raise RecipeError(
                 f"{option}: no matching tensor belongs to a numbered layer",
@@ -193,13 +196,16 @@ class Selection(Options):
     {OPTION: {EXPERT: [VALUE, ...]}}, or a list of these. Add `match` or `layers` to restrict one to
     some tensors."""
 
-    def chosen(self, names: Collection[str]) -> list[str]:
+    def chosen(self, names: Collection[str], model: Collection[str] = ()) -> list[str]:
         """Return the names of the tensors to merge, in their order.
 
+        `model` are the names of all tensors, also of those that are not offered to the algorithm.
         Raises `RecipeError` for a pattern that matches none, or if no tensor is left.
         """
-        only = {*names} if self.only is None else select_names(self.only, names, "algorithm.only")
-        skipped = select_names(self.skip or (), names, "algorithm.skip")
+        only = {*names}
+        if self.only is not None:
+            only = select_names(self.only, names, "algorithm.only", model)
+        skipped = select_names(self.skip or (), names, "algorithm.skip", model)
         chosen = [name for name in names if name in only and name not in skipped]
         if not chosen:
             raise RecipeError(
@@ -221,9 +227,9 @@ class Selection(Options):
         precedence over `by_depth`. Raises `RecipeError` for a pattern that matches no merged
         tensor.
         """
-        chosen = self.chosen(names)
+        chosen = self.chosen(names, model)
         curve_values = self._curve_values(chosen, model)
-        override_numbers = self._override_numbers(chosen)
+        override_numbers = self._override_numbers(chosen, model)
         groups: dict[Any, tuple[dict[str, Any], list[str]]] = {}
         for name in chosen:
             values, number = curve_values.get(name, {}), override_numbers.get(name)
@@ -244,11 +250,11 @@ class Selection(Options):
                 if not any(fnmatchcase(name, pattern) for name in names):
                     yield f"algorithm.{option}: no tensor matches {pattern!r}"
 
-    def _override_numbers(self, names: Sequence[str]) -> dict[str, int]:
+    def _override_numbers(self, names: Sequence[str], model: Collection[str]) -> dict[str, int]:
         """Return the number of the first override that matches each tensor."""
         numbers: dict[str, int] = {}
         for number, override in enumerate(self.overrides):
-            for name in override.select(names, f"algorithm.overrides.{number}.match"):
+            for name in override.select(names, f"algorithm.overrides.{number}.match", model):
                 numbers.setdefault(name, number)
         return numbers
 
@@ -263,7 +269,8 @@ class Selection(Options):
         stacks = layers_of(model) if self.by_depth else {}
         for number, curve in enumerate(self.by_depth):
             option = f"algorithm.by_depth.{number}.match"
-            for name, depth in curve.depths(names, stacks, option).items():
+            matched = curve.select(names, option, model)
+            for name, depth in curve.depths(matched, stacks, option).items():
                 earlier = values.setdefault(name, {})
                 for key, value in curve.at(depth).items():
                     known = earlier.get(key, {} if isinstance(value, dict) else None)
@@ -281,14 +288,22 @@ def _frozen(value: Any) -> Any:  # noqa: ANN401 - an option's value
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
-def select_names(patterns: Sequence[str], names: Collection[str], option: str) -> set[str]:
+def select_names(
+    patterns: Sequence[str], names: Collection[str], option: str, model: Collection[str] = ()
+) -> set[str]:
     """Return the names that any pattern matches. `option` names the patterns in errors.
 
-    Raises `RecipeError` with the closest names for a pattern that matches none.
+    Raises `RecipeError` for a pattern that matches none. The hint names the closest names, or says
+    that the pattern matches only other tensors of the `model`.
     """
     matches: set[str] = set()
     for pattern in patterns:
         matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched and any(fnmatchcase(name, pattern) for name in model):
+            raise RecipeError(
+                f"{option}: {pattern!r} matches only tensors that are not merged",
+                hint="algorithm.only, algorithm.skip or the model pool leave them to the base.",
+            )
         if not matched:
             raise RecipeError(
                 f"{option}: no tensor matches {pattern!r}", hint=_closest(pattern, names)
@@ -298,15 +313,21 @@ def select_names(patterns: Sequence[str], names: Collection[str], option: str) -
 
 
 def _closest(pattern: str, names: Collection[str]) -> str:
-    """Suggest the pattern with stars around it, or up to three similar tensors.
+    """Suggest the pattern with stars around it, or up to three tensors with similar parts.
 
     Layers that differ only by number count once.
     """
     around = f"*{pattern.strip('*')}*"
     if any(fnmatchcase(name, around) for name in names):
         return f"Did you mean {around!r}? `*` matches any characters, dots too."
-    examples = {re.sub(r"\d+", "0", name): name for name in reversed([*names])}
-    wanted = re.sub(r"\d+", "0", pattern.replace("*", ""))
-    close = similar_names(wanted, examples, cutoff=0.4) or sorted(examples)[:3]
-    listed = ", ".join(examples[kind] for kind in close)
+    wanted = re.sub(r"\d+", "0", pattern.replace("*", "")).strip(".")
+    count = wanted.count(".") + 1
+    examples: dict[str, str] = {}  # the first tensor with each sequence of so many parts
+    for name in names:
+        parts = re.sub(r"\d+", "0", name).split(".")
+        for start in range(max(len(parts) - count, 0) + 1):
+            examples.setdefault(".".join(parts[start : start + count]), name)
+    close = similar_names(wanted, examples)
+    shown = [examples[kind] for kind in close] or sorted(names)[:3]
+    listed = ", ".join(dict.fromkeys(shown))
     return f"The closest names: {listed}. `*` matches any characters, dots too."

@@ -48,9 +48,7 @@ PerExpert = Annotated[
 ExpertWeights = PerExpert[float]
 
 
-def values_by_expert(
-    config: BaseModel, experts: Sequence[str], *, section: str = "algorithm"
-) -> dict[str, dict[str, float]]:
+def values_by_expert(config: BaseModel, experts: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return the values of the options with one per expert, by option and expert.
 
     Raises `RecipeError` for values that do not fit the experts.
@@ -61,9 +59,9 @@ def values_by_expert(
         if value is None or not is_per_expert(field):
             continue
         if name == "weights":
-            values: Sequence[float] = expert_weights(value, experts, section=section)
+            values: Sequence[float] = expert_weights(value, experts)
         else:
-            values = expert_values(value, experts, name, section=section)
+            values = expert_values(value, experts, name)
         resolved[name] = dict(zip(experts, values, strict=True))
     return resolved
 
@@ -79,9 +77,7 @@ def _holds_forms(annotation: Any) -> bool:  # noqa: ANN401 - any type
     return any(map(_holds_forms, get_args(annotation)))
 
 
-def expert_weights(
-    weights: ExpertWeights | None, experts: Sequence[str], *, section: str = "algorithm"
-) -> list[float]:
+def expert_weights(weights: ExpertWeights | None, experts: Sequence[str]) -> list[float]:
     """Resolve the option `weights`: one factor per expert, in pool order; 1 for missing ones.
 
     Raises `RecipeError` for an unknown expert or a list of the wrong length.
@@ -90,16 +86,16 @@ def expert_weights(
         return [1.0] * len(experts)
     if isinstance(weights, Mapping):
         weights = {**dict.fromkeys(experts, 1.0), **weights}
-    return [*expert_values(weights, experts, "weights", section=section)]
+    return [*expert_values(weights, experts, "weights")]
 
 
 def expert_values(
-    value: PerExpert[float], experts: Sequence[str], option: str, *, section: str = "algorithm"
+    value: PerExpert[float], experts: Sequence[str], option: str
 ) -> tuple[float, ...]:
     """Resolve an option with one value per expert: the values in pool order.
 
-    `option` names it in errors, and `section` its section of the recipe. Raises `RecipeError` for
-    an unknown expert, an expert without a value, or a list of the wrong length.
+    `option` names it in errors. Raises `RecipeError` for an unknown expert, an expert without a
+    value, or a list of the wrong length.
     """
     if isinstance(value, Mapping):
         unknown = sorted(value.keys() - set(experts))
@@ -116,7 +112,7 @@ def expert_values(
         problem = f"has {len(value)} entries for {len(experts)} experts"
     else:
         return (float(value),) * len(experts)
-    raise RecipeError(f"{section}.{option} {problem}", hint=_explain(value, experts, option))
+    raise RecipeError(f"algorithm.{option} {problem}", hint=_explain(value, experts, option))
 
 
 def _explain(value: PerExpert[float], experts: Sequence[str], option: str) -> str:

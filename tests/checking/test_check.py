@@ -198,7 +198,7 @@ def test_only_the_run_knows_whether_an_output_in_another_form_fits(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 0, 1))
     result = checked(pool, output={"path": "out", "adapter": 1})
-    assert result.disk.free is None
+    assert (result.disk.needed, result.disk.free) == (None, None)
     result.check_disk_space()
     assert result.not_checked == ("output.adapter: whether the output fits on its disk",)
 

@@ -121,8 +121,19 @@ def test_tensors_with_equal_options_are_one_group() -> None:
 
 def test_an_override_of_what_is_skipped_is_an_error() -> None:
     selection = Selection(skip="head", overrides=[{"match": "head", "x": 1}])
-    with pytest.raises(RecipeError, match=r"algorithm\.overrides\.0\.match: .*'head'"):
+    message = r"algorithm\.overrides\.0\.match: 'head' matches only tensors that are not merged"
+    with pytest.raises(RecipeError, match=message):
         selection.groups(NAMES, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "closest"),
+    [("mpl", "model.0.mlp.up"), ("model.3.atn", "model.0.attn.q"), ("haed", "head")],
+)
+def test_parts_of_names_are_compared(pattern: str, closest: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        Selection(only=pattern).chosen(NAMES)
+    assert str(error.value.hint).startswith(f"The closest names: {closest}")
 
 
 def test_one_override_needs_no_list() -> None:

@@ -21,6 +21,15 @@ SCALES = "task_masks.json"
 _BITS = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
 
 
+def describe_packed(infos: Mapping[str, TensorInfo], tasks: int) -> dict[str, TensorInfo]:
+    """Describe the packed masks of the floating-point tensors of a model."""
+    return {
+        name: TensorInfo(name, (-(-info.numel // 8), tasks), torch.uint8)
+        for name, info in infos.items()
+        if info.dtype.is_floating_point
+    }
+
+
 class PackedMasks(WeightSource):
     """The packed masks of several tasks; a mask covers the non-zero entries of a source.
 
@@ -30,11 +39,7 @@ class PackedMasks(WeightSource):
     def __init__(self, masks: Mapping[str, WeightSource]) -> None:
         self._masks = tuple(masks.values())
         self._model_infos = self._masks[0].infos
-        self.infos = {
-            name: TensorInfo(name, (-(-info.numel // 8), len(self._masks)), torch.uint8)
-            for name, info in self._model_infos.items()
-            if info.dtype.is_floating_point
-        }
+        self.infos = describe_packed(self._model_infos, len(self._masks))
         is_elementwise = all(mask.cut is Cut.ELEMENT for mask in self._masks)
         self.cut = Cut.ROW if is_elementwise else Cut.TENSOR
 

@@ -18,7 +18,7 @@ import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from fusion_core import run_fusion
+from fusion_core import RunOptions, plan, run_fusion
 from fusion_core.commands import load_plugins, read_provenance
 from fusion_core.errors import FusionError, RecipeError
 from fusion_core.weights import StateDictSource
@@ -558,8 +558,8 @@ def test_full_experts_need_a_rank(tmp_path: Path) -> None:
         "model_pool": {"base": str(tmp_path / "base"), "models": [str(tmp_path / "expert")]},
     }
     output = {"path": str(tmp_path / "out"), "adapter": {}}
-    with pytest.raises(RecipeError, match=r"output.adapter.rank: required, because expert holds"):
-        run_fusion({**run, "output": output})
+    with pytest.raises(RecipeError, match=r"output.adapter.rank: required, because expert is a f"):
+        plan({**run, "output": output}, RunOptions())
     run_fusion({**run, "output": {**output, "adapter": 64}})
     merged = merge_with_peft("llama", tmp_path / "base", tmp_path / "out")
     dense = run_fusion(run, output=None).weights.state_dict()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core import load_for_task, run_fusion
+from fusion_core import RunOptions, check, load_for_task, plan, run_fusion
 from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -132,8 +132,28 @@ def test_tall_masks_do_not_change_the_model(tmp_path: Path) -> None:
 def test_stages_that_change_what_masks_select_from_are_refused(stage: str, merge: Any) -> None:
     base, experts = models(0)
     stages = [stage, merge] if stage == "core-space" else [merge, stage]
+    recipe = {"algorithm": stages, "model_pool": {"base": base, "models": experts}}
     with pytest.raises(RecipeError, match=f"saves a mask per task.* {stage} changes that result"):
-        run_fusion(algorithm=stages, model_pool={"base": base, "models": experts}, task_pool=None)
+        plan(recipe, RunOptions())
+
+
+@pytest.mark.parametrize("options", [{"name": "emr"}, {"name": "consensus", "task_masks": True}])
+def test_the_predicted_size_includes_the_masks(options: dict[str, Any], tmp_path: Path) -> None:
+    base, experts = models(0)
+    for name, state in {"base": base, **experts}.items():
+        save_file(state, tmp_path / f"{name}.safetensors")
+    paths = {name: str(tmp_path / f"{name}.safetensors") for name in experts}
+    pool = {"base": str(tmp_path / "base.safetensors"), "models": paths}
+    for selection in ({}, {"skip": next(iter(base))}):
+        out = tmp_path / f"out-{len(selection)}"
+        recipe = {
+            "algorithm": {**options, **selection},
+            "model_pool": pool,
+            "output": {"path": str(out)},
+        }
+        predicted = check(plan(recipe, RunOptions())).disk.needed
+        run_fusion(recipe)
+        assert predicted == sum(path.stat().st_size for path in out.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(

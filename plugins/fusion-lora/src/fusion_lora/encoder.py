@@ -41,7 +41,10 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
     config_class = AdapterConfig
 
     def check(self, infos: Mapping[str, TensorInfo], pool: ModelPool[Any]) -> None:
-        """Raise `RecipeError` for a merge without a base, or with other tensors than the base's."""
+        """Raise `RecipeError` for a merge that headers show to be no adapter.
+
+        It has no base, other tensors than the base, or full models as experts and no rank.
+        """
         shapes = {name: info.shape for name, info in _base_of(pool).infos.items()}
         for name, info in infos.items():
             if shapes.get(name) != info.shape:
@@ -50,6 +53,9 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
                     f"{name!r} of shape {list(info.shape)}, as the merge has",
                     hint="Leave output.adapter out, and write a full model.",
                 )
+        full = [expert for expert, model in pool.experts.items() if not model.is_delta]
+        if self.config.rank is None and full:
+            raise _rank_required(f"{full[0]} is a full model, without factors")
 
     def encode(self, parts: OutputParts) -> EncodedOutput:
         """Return the adapter's files. Raises `RecipeError` for a pool without base or adapters."""
@@ -123,19 +129,24 @@ class AdapterEncoder(OutputEncoder[AdapterConfig]):
         ranks = {}
         for name in names:
             parts = {
-                expert: model.low_rank(names_in_base[name]) if model.is_delta else None
+                expert: model.low_rank(names_in_base[name])
                 for expert, model in pool.experts.items()
             }
             full = sorted(expert for expert, part in parts.items() if part is None)
             if full:
-                raise RecipeError(
-                    f"output.adapter.rank: required, because {full[0]} holds no factors of {name} "
-                    "that can be joined with others",
-                    hint="For example: --set output.adapter.rank=32",
+                raise _rank_required(
+                    f"{full[0]} holds no factors of {name} that can be joined with others"
                 )
             ranks[name] = sum(part.rank for part in parts.values() if part is not None)
         largest = max(ranks.values(), default=1) or 1
         return {name: rank or largest for name, rank in ranks.items()}
+
+
+def _rank_required(reason: str) -> RecipeError:
+    return RecipeError(
+        f"output.adapter.rank: required, because {reason}",
+        hint="For example: --set output.adapter.rank=32",
+    )
 
 
 def find_adapter(source: WeightSource) -> LoraSource | None:

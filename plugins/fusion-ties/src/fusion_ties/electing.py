@@ -59,6 +59,11 @@ class Consensus(Algorithm[ConsensusConfig]):
 
     config_class = ConsensusConfig
 
+    @property
+    def saves_task_masks(self) -> bool:
+        """Whether the masks are saved with the model."""
+        return self.config.task_masks
+
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy merge; raises `RecipeError` if `k` exceeds the number of experts."""
         config, count = self.config, len(pool.experts)

@@ -34,6 +34,7 @@ class Emr(Algorithm[EmrConfig]):
     """
 
     config_class = EmrConfig
+    saves_task_masks = True
 
     def run(self, pool: ModelPool[Any], context: RunContext) -> WeightSource:
         """Return the lazy model; the writer of the model also writes the masks."""

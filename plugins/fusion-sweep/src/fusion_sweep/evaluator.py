@@ -152,6 +152,9 @@ class TrialEvaluator:
             with self.shared:
                 result = execute(planned)
             return result.report or self._measure_unlabeled(planned, result)
+        except KeyboardInterrupt as interrupt:
+            interrupt.__notes__ = []  # they name the directory that is removed below
+            raise
         finally:
             if planned.path is not None:
                 shutil.rmtree(planned.path, ignore_errors=True)

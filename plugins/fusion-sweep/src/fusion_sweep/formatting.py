@@ -7,11 +7,13 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.commands import below_base_warnings, escape_control, html_table, print_table
+from fusion_core.errors import RecipeError
+from fusion_sweep.objectives import Objective
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fusion_sweep.objectives import Objective
+    from fusion_core import Report
     from fusion_sweep.results import Group, SweepResult
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -94,12 +96,29 @@ def _notes(result: SweepResult, top: int) -> Iterator[str]:
 
 
 def _tested_note(result: SweepResult) -> Iterator[str]:
-    report = None if result.tested is None else result.tested.report
-    if report is not None and report.average is not None:
-        examples = "the other half" if result.on == "half" else "the test examples"
-        metric = next(iter(report.main_metrics.values()))
-        average = metric.shown(report.average)
-        yield f"the best on {examples}, which were not used to choose: average {average}"
+    """Yield the best trial's objectives on unused examples.
+
+    For objectives without labels, these are the average or, without one, the tasks.
+    """
+    tested = result.tested
+    if tested is None or tested.report is None:
+        return
+    report, objectives = tested.report, result.objectives
+    if not objectives[0].needs_labels:
+        names = report.tasks if report.average is None else ["average"]
+        objectives = [Objective(name) for name in names]
+    examples = "the other half" if result.on == "half" else "the test examples"
+    has_seeds = len({trial.seed for trial in result.trials}) > 1
+    best = f"the best, with seed {tested.seed}," if has_seeds else "the best"
+    values = ", ".join(f"{one.name} {_format_objective(one, report)}" for one in objectives)
+    yield f"{best} on {examples}, which were not used to choose: {values}"
+
+
+def _format_objective(objective: Objective, report: Report) -> str:
+    try:
+        return objective.metric(report).shown(objective.value(report))
+    except RecipeError:  # an expert is below the base on these examples only
+        return "undefined"
 
 
 def describe_curves(result: SweepResult) -> Iterator[str]:

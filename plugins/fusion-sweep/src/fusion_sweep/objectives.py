@@ -94,11 +94,10 @@ class Objective:
 
     def _check_defined(self, value: float | None) -> float:
         if value is None:
-            raise RecipeError(
-                f"objective {self.name!r} is undefined for these tasks",
-                hint="Their units differ, or experts are missing. Choose by one task: "
-                "--objective TASK",
-            )
+            hint = "Their units differ. Choose by normalised, or by one task: --objective TASK"
+            if self.name == "normalised":
+                hint = "A task has no expert to compare with. Choose by one task: --objective TASK"
+            raise RecipeError(f"objective {self.name!r} is undefined for these tasks", hint=hint)
         return value
 
 

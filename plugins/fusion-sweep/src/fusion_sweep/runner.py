@@ -239,7 +239,11 @@ class Sweep:
         ]
         self.store.add_trials(self._record, trials)
         for trial in scheduler.finish(trials):
-            self._add_result(trial)
+            try:
+                self._add_result(trial)
+            except RecipeError:  # the tasks do not define an objective, so nothing can be ranked
+                self.store.forget_sweep(self.id)
+                raise
             advance(1, note=self._describe_best())
         groups = [self._groups.get(point_key(point)) for point in points]
         return [None if group is None else group.scores for group in groups]

@@ -250,28 +250,42 @@ class Store:
         """Tell whether a sweep's id begins with a prefix; raises `RecipeError` for several."""
         return bool(self._matching_ids("sweeps", prefix)) and bool(self._resolve("sweeps", prefix))
 
-    def remove(self, prefix: str) -> int:
-        """Remove a trial, or a sweep with the trials that no other has; returns their number."""
-        if not self.is_sweep(prefix):
-            trial = self._resolve("trials", prefix)
-            with self._transaction():
-                execute = self._connection.execute
-                execute("delete from members where trial = ?", (trial,))
-                execute("update sweeps set tested = null where tested = ?", (trial,))
-                return execute("delete from trials where id = ?", (trial,)).rowcount
-        sweep = self._resolve("sweeps", prefix)
+    def remove(self, *prefixes: str) -> int:
+        """Remove trials, and sweeps with the trials that no other has; return their number.
+
+        Raises `RecipeError` for a name that fits none or several, and then removes nothing.
+        """
+        sweeps = [self._resolve("sweeps", prefix) for prefix in prefixes if self.is_sweep(prefix)]
+        trials = [
+            self._resolve("trials", prefix) for prefix in prefixes if not self.is_sweep(prefix)
+        ]
+        with self._transaction():
+            return sum(map(self._remove_trial, trials)) + sum(map(self._remove_sweep, sweeps))
+
+    def forget_sweep(self, sweep: str) -> None:
+        """Remove a sweep, but not its trials."""
+        with self._transaction():
+            self._connection.execute("delete from members where sweep = ?", (sweep,))
+            self._connection.execute("delete from sweeps where id = ?", (sweep,))
+
+    def _remove_trial(self, trial: str) -> int:
+        execute = self._connection.execute
+        execute("delete from members where trial = ?", (trial,))
+        execute("update sweeps set tested = null where tested = ?", (trial,))
+        return execute("delete from trials where id = ?", (trial,)).rowcount
+
+    def _remove_sweep(self, sweep: str) -> int:
         members = (
             "select trial from members where sweep {0} ? "
             "union select tested from sweeps where id {0} ? and tested is not null"
         )
-        with self._transaction():
-            count = self._connection.execute(
-                f"delete from trials where id in ({members.format('=')}) "  # noqa: S608
-                f"and id not in ({members.format('<>')})",
-                (sweep, sweep, sweep, sweep),
-            ).rowcount
-            self._connection.execute("delete from members where sweep = ?", (sweep,))
-            self._connection.execute("delete from sweeps where id = ?", (sweep,))
+        count = self._connection.execute(
+            f"delete from trials where id in ({members.format('=')}) "  # noqa: S608
+            f"and id not in ({members.format('<>')})",
+            (sweep, sweep, sweep, sweep),
+        ).rowcount
+        self._connection.execute("delete from members where sweep = ?", (sweep,))
+        self._connection.execute("delete from sweeps where id = ?", (sweep,))
         return count
 
     def _matching_ids(self, table: str, prefix: str) -> list[str]:

@@ -52,6 +52,8 @@ def ls(
         result = None if sweep is None else listing.load_result(opened, sweep)
         rows = listing.sweep_rows(opened) if result is None else result.rows()
     lower_is_better = () if result is None or sort is None else result.lower_is_better
+    named = [condition.partition("=")[0] for condition in where or ()]
+    listing.check_columns(rows, [*named, *filter(None, [sort])])
     rows = listing.sort_rows(listing.filter_rows(rows, where or []), sort, lower_is_better)
     if as_json:
         print_json(rows)
@@ -129,5 +131,5 @@ def rm(names: Annotated[list[str], typer.Argument(metavar="NAME...")], store: St
     from fusion_sweep.store import Store as SweepStore
 
     with SweepStore(store, create=False) as opened:
-        count = sum(opened.remove(name) for name in names)
+        count = opened.remove(*names)
     print(f"removed: {count} run{'s' * (count != 1)}")

@@ -62,7 +62,6 @@ def filter_rows(rows: list[Row], where: Sequence[str]) -> list[Row]:
         column, separator, value = condition.partition("=")
         if not separator:
             raise RecipeError(f"--where: expected COLUMN=VALUE, got {condition!r}")
-        _check_column(rows, column)
         rows = [row for row in rows if _stands_for(value, column, row.get(column))]
     return rows
 
@@ -85,7 +84,6 @@ def sort_rows(
     """
     if column is None:
         return rows
-    _check_column(rows, column)
     present = [row for row in rows if not _is_missing(row.get(column))]
     is_numeric = all(isinstance(row[column], int | float) for row in present)
     present.sort(
@@ -144,10 +142,11 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _check_column(rows: Sequence[Row], column: str) -> None:
+def check_columns(rows: Sequence[Row], names: Sequence[str]) -> None:
+    """Raise `RecipeError` for names that are not columns of the rows, if there are any rows."""
     columns = _columns(rows)
-    if rows and column not in columns:
-        raise RecipeError(f"unknown column {column!r}", hint=f"Columns: {', '.join(columns)}.")
+    if rows and (unknown := [name for name in names if name not in columns]):
+        raise RecipeError(f"unknown column {unknown[0]!r}", hint=f"Columns: {', '.join(columns)}.")
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - any value of a column

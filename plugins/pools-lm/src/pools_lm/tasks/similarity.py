@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.nn import functional
 
 from fusion_core import Split
@@ -59,9 +60,11 @@ class SimilarityTask(LinesTask[SimilarityLines]):
         vectors = self._bound_encoder.embed_all(
             model, [*distinct.values()], batch_size=self.config.batch_size, label=self.name
         )
-        pairs = functional.normalize(vectors, dim=-1)[[positions[key] for key in keys]]
-        first, second = pairs.reshape(2, len(lines), -1)
-        return {"spearman": rank_correlation((first * second).sum(dim=1).tolist(), scores)}
+        rows = torch.tensor([positions[key] for key in keys]).view(2, len(lines))
+        first, second = functional.normalize(vectors, dim=-1)[rows]
+        cosines = (first * second).sum(dim=1)
+        cosines[rows[0] == rows[1]] = 1.0  # rounding would rank pairs of equal sentences
+        return {"spearman": rank_correlation(cosines.tolist(), scores)}
 
     @property
     def _bound_encoder(self) -> Encoder:

@@ -88,7 +88,9 @@ def test_an_adapter_of_a_recipe_with_another_base_needs_a_rank(
     nested: dict[str, Any], tmp_path: Path
 ) -> None:
     output = {"path": str(tmp_path / "out"), "adapter": {}}
-    with pytest.raises(RecipeError, match="rank: required, because a is a full model, without factors"):
+    with pytest.raises(
+        RecipeError, match="rank: required, because a is a full model, without factors"
+    ):
         run_fusion(algorithm=SUM, model_pool=nested, output=output)
 
 

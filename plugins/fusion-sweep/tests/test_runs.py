@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,11 @@ from fusion_core.commands import dump_yaml, load_yaml
 from fusion_core.errors import FusionError, RecipeError
 from fusion_sweep import sweep
 from fusion_sweep.command import sweep as sweep_command
-from fusion_sweep.formatting import describe_curves, print_result, sparkline
+from fusion_sweep.formatting import describe_curves, format_html, print_result, sparkline
 from fusion_sweep.objectives import Objective
 from fusion_sweep.runs.command import app
 from fusion_sweep.runs.listing import filter_rows
+from fusion_sweep.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -271,6 +273,52 @@ def test_removed_trials_run_again_and_shared_ones_stay(
     assert "0.1" not in log.read_text().splitlines()[0]
     with pytest.raises(RecipeError, match="no name begins with 'zz'"):
         call("show", "zz")
+
+
+def test_an_unknown_name_removes_nothing(swept: Any, call: Callable[..., str]) -> None:
+    with pytest.raises(RecipeError, match="no name begins with 'zz'"):
+        call("rm", swept.id[:8], "zz")
+    assert [row["sweep"] for row in json.loads(call("ls", "--json"))] == [swept.id[:8]]
+
+
+def test_columns_are_those_of_all_rows(swept: Any, call: Callable[..., str]) -> None:
+    arguments = ("ls", swept.id[:8], "--where", "algorithm=none", "--json")
+    assert json.loads(call(*arguments, "--sort", "algorithm.scale")) == []
+    with pytest.raises(RecipeError, match="unknown column 'sacle'"):
+        call(*arguments, "--where", "sacle=1")
+
+
+@pytest.mark.parametrize(
+    ("objectives", "seeds", "says"),
+    [
+        (["worst"], 1, "the best on the other half, which were not used to choose: worst "),
+        (["a", "average"], 2, "the best, with seed 0, on the other half, .*: a .*, average "),
+    ],
+)
+def test_the_objectives_are_shown_on_the_other_half(
+    recipe: dict[str, Any], store: Path, objectives: list[str], seeds: int, says: str
+) -> None:
+    over = {"algorithm.scale": [0.1, 0.2]}
+    result = sweep(recipe, over=over, objectives=objectives, seeds=seeds, store=store)
+    assert result.tested is not None
+    report = result.tested.report
+    assert report is not None
+    shown = [
+        Objective(name).metric(report).shown(Objective(name).value(report)) for name in objectives
+    ]
+    (line,) = [line for line in format_html(result, 10).split("<br>") if "not used" in line]
+    assert re.search(says, line)
+    assert all(value in line for value in shown)
+
+
+def test_an_undefined_objective_leaves_no_sweep(
+    recipe: dict[str, Any], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Report, "average", None)
+    with pytest.raises(RecipeError, match="objective 'average' is undefined for these tasks"):
+        sweep(recipe, over={"algorithm.scale": [0.1, 0.2]}, store=store)
+    with Store(store) as opened:
+        assert opened.sweeps() == []
 
 
 def test_the_command_prints_the_best_points_and_curves(

@@ -343,6 +343,11 @@ def test_copies_of_a_pair_tie_in_any_batch(workshop: Workshop, encoders: Encoder
     assert measure(workshop.similar(encoders, copies), encoders) == {"spearman": 0}
 
 
+def test_pairs_of_equal_sentences_tie(workshop: Workshop, encoders: EncoderPool) -> None:
+    equal = [{**row, "other": row["text"]} for row in rows_of(workshop.tiny)]
+    assert measure(workshop.similar(encoders, equal), encoders) == {"spearman": 0}
+
+
 def test_heads_of_an_encoders_checkpoint_are_ignored(
     workshop: Workshop, models_with_own_heads: Callable[..., EncoderPool]
 ) -> None:

@@ -241,10 +241,11 @@ class Sweep:
         for trial in scheduler.finish(trials):
             try:
                 self._add_result(trial)
+                note = self._describe_best()
             except RecipeError:  # the tasks do not define an objective, so nothing can be ranked
                 self.store.forget_sweep(self.id)
                 raise
-            advance(1, note=self._describe_best())
+            advance(1, note=note)
         groups = [self._groups.get(point_key(point)) for point in points]
         return [None if group is None else group.scores for group in groups]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.errors import RecipeError
-from fusion_core.planning.pipeline import merge_of
+from fusion_core.planning.pipeline import merge_of, merging_algorithm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,21 +16,9 @@ if TYPE_CHECKING:
     from fusion_core.planning.pipeline import PlannedStage
 
 
-def outline_of(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> Outline:
-    """Return the outline of a pipeline's result on an aligned pool."""
-    return merging_algorithm(stages).outline(pool)
-
-
 def has_own_outline(stages: Sequence[PlannedStage]) -> bool:
     """Tell whether a pipeline's result may have other tensors than its models."""
     return type(merging_algorithm(stages)).outline is not Algorithm.outline
-
-
-def merging_algorithm(stages: Sequence[PlannedStage]) -> Algorithm[Any]:
-    """Return the algorithm of the stage that merges."""
-    algorithm = merge_of(stages).stage
-    assert isinstance(algorithm, Algorithm)  # noqa: S101 - its kind is "merge"
-    return algorithm
 
 
 def check_outline(stages: Sequence[PlannedStage], outline: Outline, pool: ModelPool[Any]) -> None:

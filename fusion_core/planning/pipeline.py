@@ -171,8 +171,7 @@ def create_stages(
         stages.append(PlannedStage(component.create(), component, pipeline=pipeline))
     _check_order(stages)
     _check_coordinates(stages)
-    merge = merge_of(stages).stage
-    if isinstance(merge, Algorithm) and merge.saves_task_masks:
+    if merging_algorithm(stages).saves_task_masks:
         _check_masks(stages)
     names = [s.name for s in stages if s.resolved and s.resolved.component.spec.needs_task]
     if len(names) > 1:
@@ -220,6 +219,13 @@ def _check_masks(stages: Sequence[PlannedStage]) -> None:
 def merge_of(stages: Sequence[PlannedStage]) -> PlannedStage:
     """Return the stage that merges."""
     return next(stage for stage in stages if stage.kind == "merge")
+
+
+def merging_algorithm(stages: Sequence[PlannedStage]) -> Algorithm[Any]:
+    """Return the algorithm of the stage that merges."""
+    algorithm = merge_of(stages).stage
+    assert isinstance(algorithm, Algorithm)  # noqa: S101 - its kind is "merge"
+    return algorithm
 
 
 def with_parts(stages: Sequence[PlannedStage], pool: ModelPool[Any]) -> tuple[PlannedStage, ...]:

@@ -16,10 +16,10 @@ from fusion_core.errors import RecipeError
 from fusion_core.planning.dtypes import describe_stored, infos_of_merge
 from fusion_core.planning.fallbacks import Fallback, find_fallbacks
 from fusion_core.planning.needs import check_data
-from fusion_core.planning.outlines import has_own_outline, merging_algorithm, outline_of
+from fusion_core.planning.outlines import has_own_outline
 from fusion_core.planning.output_paths import free_paths
 from fusion_core.planning.packed_tensors import PackedTensors, find_holdings
-from fusion_core.planning.pipeline import PlannedStage, merge_of, section_of
+from fusion_core.planning.pipeline import PlannedStage, merge_of, merging_algorithm, section_of
 from fusion_core.planning.tensor_groups import TensorGroup, group_tensors
 from fusion_core.planning.trust import check_trusted, collect_needs
 from fusion_core.plugins.formats import distributions_of_formats
@@ -142,7 +142,7 @@ class Plan:
 
     def outline_of(self, pool: ModelPool[Any]) -> Outline:
         """Return the outline of the merge of an aligned pool."""
-        return outline_of(self.stages, pool)
+        return merging_algorithm(self.stages).outline(pool)
 
     @property
     def saves_task_masks(self) -> bool:

@@ -302,7 +302,7 @@ def select_names(
         if not matched and any(fnmatchcase(name, pattern) for name in model):
             raise RecipeError(
                 f"{option}: {pattern!r} matches only tensors that are not merged",
-                hint="algorithm.only, algorithm.skip or the model pool leave them to the base.",
+                hint="The options only and skip, or the model pool, leave them out of the merge.",
             )
         if not matched:
             raise RecipeError(
@@ -320,14 +320,17 @@ def _closest(pattern: str, names: Collection[str]) -> str:
     around = f"*{pattern.strip('*')}*"
     if any(fnmatchcase(name, around) for name in names):
         return f"Did you mean {around!r}? `*` matches any characters, dots too."
+    kinds = {re.sub(r"\d+", "0", name): name for name in reversed([*names])}
     wanted = re.sub(r"\d+", "0", pattern.replace("*", "")).strip(".")
     count = wanted.count(".") + 1
-    examples: dict[str, str] = {}  # the first tensor with each sequence of so many parts
-    for name in names:
-        parts = re.sub(r"\d+", "0", name).split(".")
+    windows = {}  # a tensor for each sequence of so many parts
+    for kind, name in kinds.items():
+        parts = kind.split(".")
         for start in range(max(len(parts) - count, 0) + 1):
-            examples.setdefault(".".join(parts[start : start + count]), name)
-    close = similar_names(wanted, examples)
-    shown = [examples[kind] for kind in close] or sorted(names)[:3]
-    listed = ", ".join(dict.fromkeys(shown))
-    return f"The closest names: {listed}. `*` matches any characters, dots too."
+            windows[".".join(parts[start : start + count])] = name
+    close = [windows[window] for window in similar_names(wanted, windows)]
+    shown = close or [kinds[kind] for kind in sorted(kinds)[:3]]
+    return (
+        f"The closest names: {', '.join(dict.fromkeys(shown))}. `*` matches any characters, dots "
+        "too."
+    )

@@ -86,6 +86,9 @@ def test_layers_that_differ_by_a_number_are_named_once() -> None:
     with pytest.raises(RecipeError) as error:
         Selection(only="layers.*.upp").chosen(names)
     assert str(error.value.hint).startswith("The closest names: layers.0.up, layers.0.down. ")
+    with pytest.raises(RecipeError) as error:
+        Selection(only="zzz").chosen(names)
+    assert str(error.value.hint).startswith("The closest names: layers.0.down, layers.0.up. ")
 
 
 def test_nothing_left_to_merge_is_an_error() -> None:

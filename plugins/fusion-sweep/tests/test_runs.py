@@ -286,6 +286,8 @@ def test_columns_are_those_of_all_rows(swept: Any, call: Callable[..., str]) -> 
     assert json.loads(call(*arguments, "--sort", "algorithm.scale")) == []
     with pytest.raises(RecipeError, match="unknown column 'sacle'"):
         call(*arguments, "--where", "sacle=1")
+    with pytest.raises(RecipeError, match="expected COLUMN=VALUE, got 'scale'"):
+        call(*arguments, "--where", "scale")
 
 
 @pytest.mark.parametrize(

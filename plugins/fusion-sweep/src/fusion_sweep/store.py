@@ -255,18 +255,23 @@ class Store:
 
         Raises `RecipeError` for a name that fits none or several, and then removes nothing.
         """
-        sweeps = [self._resolve("sweeps", prefix) for prefix in prefixes if self.is_sweep(prefix)]
-        trials = [
-            self._resolve("trials", prefix) for prefix in prefixes if not self.is_sweep(prefix)
+        targets = [
+            (self._remove_sweep, self._resolve("sweeps", prefix))
+            if self.is_sweep(prefix)
+            else (self._remove_trial, self._resolve("trials", prefix))
+            for prefix in prefixes
         ]
         with self._transaction():
-            return sum(map(self._remove_trial, trials)) + sum(map(self._remove_sweep, sweeps))
+            return sum(remove(target) for remove, target in targets)
 
     def forget_sweep(self, sweep: str) -> None:
         """Remove a sweep, but not its trials."""
         with self._transaction():
-            self._connection.execute("delete from members where sweep = ?", (sweep,))
-            self._connection.execute("delete from sweeps where id = ?", (sweep,))
+            self._forget(sweep)
+
+    def _forget(self, sweep: str) -> None:
+        self._connection.execute("delete from members where sweep = ?", (sweep,))
+        self._connection.execute("delete from sweeps where id = ?", (sweep,))
 
     def _remove_trial(self, trial: str) -> int:
         execute = self._connection.execute
@@ -284,8 +289,7 @@ class Store:
             f"and id not in ({members.format('<>')})",
             (sweep, sweep, sweep, sweep),
         ).rowcount
-        self._connection.execute("delete from members where sweep = ?", (sweep,))
-        self._connection.execute("delete from sweeps where id = ?", (sweep,))
+        self._forget(sweep)
         return count
 
     def _matching_ids(self, table: str, prefix: str) -> list[str]:

@@ -52,9 +52,8 @@ def ls(
         result = None if sweep is None else listing.load_result(opened, sweep)
         rows = listing.sweep_rows(opened) if result is None else result.rows()
     lower_is_better = () if result is None or sort is None else result.lower_is_better
-    named = [condition.partition("=")[0] for condition in where or ()]
-    listing.check_columns(rows, [*named, *filter(None, [sort])])
-    rows = listing.sort_rows(listing.filter_rows(rows, where or []), sort, lower_is_better)
+    # sorted first: both know the columns of all rows
+    rows = listing.filter_rows(listing.sort_rows(rows, sort, lower_is_better), where or [])
     if as_json:
         print_json(rows)
     elif rows:

@@ -58,12 +58,14 @@ def load_result(store: Store, name: str) -> SweepResult:
 
 def filter_rows(rows: list[Row], where: Sequence[str]) -> list[Row]:
     """Return the rows that meet all conditions `column=value`."""
+    selected = rows
     for condition in where:
         column, separator, value = condition.partition("=")
         if not separator:
             raise RecipeError(f"--where: expected COLUMN=VALUE, got {condition!r}")
-        rows = [row for row in rows if _stands_for(value, column, row.get(column))]
-    return rows
+        _check_column(rows, column)
+        selected = [row for row in selected if _stands_for(value, column, row.get(column))]
+    return selected
 
 
 def _stands_for(text: str, column: str, value: Any) -> bool:  # noqa: ANN401 - any value
@@ -84,6 +86,7 @@ def sort_rows(
     """
     if column is None:
         return rows
+    _check_column(rows, column)
     present = [row for row in rows if not _is_missing(row.get(column))]
     is_numeric = all(isinstance(row[column], int | float) for row in present)
     present.sort(
@@ -142,11 +145,10 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def check_columns(rows: Sequence[Row], names: Sequence[str]) -> None:
-    """Raise `RecipeError` for names that are not columns of the rows, if there are any rows."""
+def _check_column(rows: Sequence[Row], column: str) -> None:
     columns = _columns(rows)
-    if rows and (unknown := [name for name in names if name not in columns]):
-        raise RecipeError(f"unknown column {unknown[0]!r}", hint=f"Columns: {', '.join(columns)}.")
+    if rows and column not in columns:
+        raise RecipeError(f"unknown column {column!r}", hint=f"Columns: {', '.join(columns)}.")
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - any value of a column

@@ -63,7 +63,8 @@ class SimilarityTask(LinesTask[SimilarityLines]):
         rows = torch.tensor([positions[key] for key in keys]).view(2, len(lines))
         first, second = functional.normalize(vectors, dim=-1)[rows]
         cosines = (first * second).sum(dim=1)
-        cosines[rows[0] == rows[1]] = 1.0  # rounding would rank pairs of equal sentences
+        equal = rows[0] == rows[1]
+        cosines[equal] = cosines[equal].round()  # 1, or NaN: errors of rounding would rank them
         return {"spearman": rank_correlation(cosines.tolist(), scores)}
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 
 from fusion_core import _exports
 
-_NAMES, _load = _exports.lazy_exports(__name__, __file__)
+_NAMES, _load, _ = _exports.lazy_exports(__name__, __file__)
 __all__ = [*_NAMES, "__version__"]  # noqa: PLE0604 - names of a stub
 
 

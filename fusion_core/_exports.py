@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def lazy_exports(module: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
-    """Return the names in a module's stub, and a function that imports one of them by name.
+def lazy_exports(
+    module: str, file: str
+) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__all__`, `__getattr__` and `__dir__` of a module whose stub lists its names.
 
     Each line of the stub reads `from HOME import NAME as NAME`.
     """
@@ -29,4 +31,5 @@ def lazy_exports(module: str, file: str) -> tuple[list[str], Callable[[str], Any
             refuse_old_name(module, name)
         return getattr(import_module(homes[name]), name)
 
-    return sorted(homes), load
+    names = sorted(homes)
+    return names, load, lambda: names

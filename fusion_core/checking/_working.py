@@ -11,7 +11,11 @@ from fusion_core.weights.merging.compiled import has_kernel
 from fusion_core.weights.merging.execution import AHEAD
 from fusion_core.weights.merging.kernels import AppliedKernel, Scope
 from fusion_core.weights.merging.piece import is_merged, piece_shape
-from fusion_core.weights.merging.transforms import TransformedExpert, TransformedRows
+from fusion_core.weights.merging.transforms import (
+    TransformedExpert,
+    TransformedRows,
+    applied_kernels,
+)
 from fusion_core.weights.packing import PackedSource
 
 if TYPE_CHECKING:
@@ -132,7 +136,7 @@ def survey_memory(source: WeightSource) -> int:
     at_once = {Scope.NONE: 0, Scope.MODEL: 1, Scope.TENSOR: AHEAD}
     return sum(
         at_once[applied.kernel.scope] * len(applied.operands.experts) * _SURVEY
-        for applied in _applied_kernels(source)
+        for applied in applied_kernels(source)
     )
 
 
@@ -144,20 +148,9 @@ def uses_kernels(source: WeightSource) -> bool:
     return any(
         has_kernel(applied.function, applied.operands)
         or (applied.kernel.scope is not Scope.NONE and _are_imported(applied.operands.kernels))
-        for applied in _applied_kernels(source)
+        for applied in applied_kernels(source)
     )
 
 
 def _are_imported(functions: Iterable[str]) -> bool:
     return any(function.partition(":")[0] in sys.modules for function in functions)
-
-
-def _applied_kernels(source: WeightSource | AppliedKernel[Any]) -> Iterator[AppliedKernel[Any]]:
-    """Yield what computes a merge, and its operands."""
-    if isinstance(source, AppliedKernel):
-        yield source
-        operands = source.operands.sources
-    else:
-        operands = source.sources
-    for operand in _distinct(operands):
-        yield from _applied_kernels(operand)

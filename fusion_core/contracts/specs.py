@@ -161,9 +161,9 @@ class AlgorithmSpec(ComponentSpec):
             object.__setattr__(self, "needs_base", True)
 
     @property
-    def follows_depth(self) -> bool:
-        """Whether options may follow a tensor's depth: not if one search is for all tensors."""
-        return self.needs_tasks == "none"
+    def uses_tasks(self) -> bool:
+        """Whether it reads tasks. Its options then hold for all tensors, at any depth."""
+        return self.needs_tasks != "none"
 
     @property
     def base(self) -> str:  # type: ignore[override] # depends on the stage

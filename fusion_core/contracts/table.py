@@ -77,6 +77,11 @@ class ReportTable:
         return len({entry.metric for entry in self.entries if entry.is_task}) > 1
 
     @property
+    def measure(self) -> str:
+        """The description of the metric that all tasks share; empty if they have different ones."""
+        return "" if self.is_mixed else next((e.measure for e in self.entries if e.is_task), "")
+
+    @property
     def interval_note(self) -> str:
         """The meaning of the intervals, or why there are none; empty for a table without them."""
         if self.intervals is None:
@@ -98,9 +103,8 @@ class ReportTable:
         """Return the same cells with one row per model, for many models."""
         columns = []
         for entry in self.entries:
-            names_metric = entry.is_task and self.is_mixed
-            heading = f"{entry.label} ({entry.metric.name})" if names_metric else entry.label
-            columns.append([heading, *map(entry.shown, entry.figures)])
+            measure = f" ({entry.measure})" if entry.measure and self.is_mixed else ""
+            columns.append([f"{entry.label}{measure}", *map(entry.shown, entry.figures)])
         return list(map(list, zip(["model", *self.headings], *columns, strict=True)))
 
     def as_html(self, caption: str = "") -> str:
@@ -109,8 +113,7 @@ class ReportTable:
         The metric that all tasks share is put before the caption; otherwise a column names metrics.
         """
         headings, *rows = self.by_task()
-        measure = "" if self.is_mixed else next((e.measure for e in self.entries if e.is_task), "")
-        return html_table(headings, rows, "; ".join(filter(None, [measure, caption])))
+        return html_table(headings, rows, "; ".join(filter(None, [self.measure, caption])))
 
 
 def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:

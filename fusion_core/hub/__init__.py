@@ -12,8 +12,4 @@ The stub `__init__.pyi` lists the names and their homes.
 
 from fusion_core._exports import lazy_exports
 
-__all__, __getattr__ = lazy_exports(__name__, __file__)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -48,7 +48,7 @@ def check_needs(
         raise RecipeError(
             f"{label} needs tasks with {spec.needs_tasks} data, and there are none", hint=hint
         )
-    if uses_tasks(spec) and tasks and not any(isinstance(task, AdaptiveTask) for task in tasks):
+    if spec.uses_tasks and tasks and not any(isinstance(task, AdaptiveTask) for task in tasks):
         raise RecipeError(
             f"{label} needs tasks with examples to look at: these can only be measured",
             hint="Name another task pool with --task-pool; see: fuse list tasks",
@@ -63,11 +63,6 @@ def check_needs(
             f"{label} takes {expected} experts, the model pool has {count}",
             hint="Change the number of experts in the model pool.",
         )
-
-
-def uses_tasks(spec: AlgorithmSpec) -> bool:
-    """Tell whether an algorithm uses the tasks' data."""
-    return spec.needs_tasks != "none"
 
 
 def check_tasks(tasks: TaskPool[Any]) -> None:

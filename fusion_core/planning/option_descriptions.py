@@ -56,7 +56,7 @@ def describe_component_options(component: Component[Any]) -> list[Option]:
     config, spec = _load_config(component), component.spec
     if not isinstance(spec, AlgorithmSpec):
         return [*describe_options(config)]
-    options = describe_options(config, by_depth=spec.follows_depth)
+    options = describe_options(config, by_depth=not spec.uses_tasks)
     return [*options, *describe_options(Selection)]
 
 

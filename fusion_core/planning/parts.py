@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.algorithm import Algorithm
 from fusion_core.errors import FusionError, RecipeError
-from fusion_core.planning.needs import uses_tasks
 from fusion_core.recipe.config import ComponentConfig
 from fusion_core.recipe.patterns import Selection
 from fusion_core.recipe.per_expert import values_by_expert
@@ -93,8 +92,8 @@ def check_overrides(resolved: Resolved[AlgorithmSpec]) -> None:
     """
     spec = resolved.component.spec
     for option in ("overrides", "by_depth"):
-        if getattr(resolved.selection, option) and (uses_tasks(spec) or spec.needs_task):
-            reason = "searches once" if uses_tasks(spec) else "makes one file per task"
+        if getattr(resolved.selection, option) and (spec.uses_tasks or spec.needs_task):
+            reason = "searches once" if spec.uses_tasks else "makes one file per task"
             raise RecipeError(
                 f"algorithm.{option}: {resolved.name} {reason} for the whole model, with the same "
                 "options",

@@ -13,7 +13,6 @@ from fusion_core.contracts.metrics_log import MetricsLog
 from fusion_core.contracts.specs import STAGES
 from fusion_core.contracts.stage import Coordinates, Stage
 from fusion_core.errors import RecipeError
-from fusion_core.planning.needs import uses_tasks
 from fusion_core.planning.parts import (
     Average,
     Part,
@@ -64,7 +63,7 @@ class PlannedStage:
         """Whether the stage uses tasks."""
         if self.resolved is None:
             return self.stage.uses_tasks
-        return uses_tasks(self.resolved.component.spec)
+        return self.resolved.component.spec.uses_tasks
 
     @property
     def changes_result(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import compress
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.specs import FormatSpec
@@ -13,9 +13,10 @@ from fusion_core.plugins.manager import active_plugins
 from fusion_core.weights.reading.assets import CONFIG, read_config
 from fusion_core.weights.reading.location import Location, locate
 from fusion_core.weights.reading.quantisation import find_config_value
+from fusion_core.weights.source import walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fusion_core.plugins.components import Component
     from fusion_core.plugins.manager import PluginManager
@@ -85,18 +86,13 @@ def find_model(given: str, option: str, *more: str, preferred: str | None = None
 
 def distributions_of_formats(sources: Iterable[WeightSource], plugins: PluginManager) -> set[str]:
     """Return the plugins, except the core, whose classes read these weights."""
-    packages = {package for source in sources for package in _packages_of(source)} - {_CORE_PACKAGE}
+    parts = chain.from_iterable(map(walk, sources))
+    packages = {type(part).__module__.partition(".")[0] for part in parts} - {_CORE_PACKAGE}
     return {
         component.plugin.distribution
         for component in plugins.components(FormatSpec)
         if re.split(r"[.:]", component.spec.target)[0] in packages
     }
-
-
-def _packages_of(source: WeightSource) -> Iterator[str]:
-    yield type(source).__module__.partition(".")[0]
-    for inner in source.sources:
-        yield from _packages_of(inner)
 
 
 def _format_of(

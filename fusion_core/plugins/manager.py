@@ -14,7 +14,6 @@ import time
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from functools import lru_cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -99,11 +98,6 @@ class PluginManager(pluggy.PluginManager):
         super().__init__(hookspecs.PROJECT)
         self.add_hookspecs(hookspecs)
         self.plugins: list[Plugin] = []
-
-    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:  # noqa: ANN401 - pluggy's type
-        """Skip lazy attributes of modules: pluggy < 1.7 reads, and so imports, every attribute."""
-        is_lazy = isinstance(plugin, ModuleType) and name not in vars(plugin)
-        return None if is_lazy else super().parse_hookimpl_opts(plugin, name)
 
     def discover(self, *, block: Iterable[str] = ()) -> None:
         """Load every plugin of the environment that is not in `block` ("*": all but the core).

@@ -6,6 +6,7 @@ This module knows pydantic, but no recipe. Classes of options derive from `Optio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
@@ -36,14 +37,6 @@ _OTHER_KINDS: dict[Any, str] = {
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def _check_integer(value: object) -> object:
-    return _refuse_text(value, "an integer")
-
-
-def _check_number(value: object) -> object:
-    return _refuse_text(value, "a number")
-
-
 def _refuse_text(value: object, expected: str) -> object:
     for kind, got in _OTHER_KINDS.items():
         if isinstance(value, kind):
@@ -52,7 +45,10 @@ def _refuse_text(value: object, expected: str) -> object:
     return value
 
 
-_CHECKS = {"int": _check_integer, "float": _check_number}
+_CHECKS = {
+    "int": partial(_refuse_text, expected="an integer"),
+    "float": partial(_refuse_text, expected="a number"),
+}
 
 
 def _make_strict(schema: Any) -> Any:  # noqa: ANN401 - a node of pydantic's schema, or its content

@@ -11,11 +11,10 @@ from fusion_core.contracts.specs import ModelPoolSpec, TaskPoolSpec
 from fusion_core.errors import RecipeError
 from fusion_core.planning.plan import name_plans
 from fusion_core.planning.resolution import ANY_MODELS
-from fusion_core.plugins.formats import find_model
 from fusion_core.recipe.config import AlignmentPolicy, Choice, choice_of
 from fusion_core.recipe.validation import validate
 from fusion_core.running._context import run_nested
-from fusion_core.weights import SerialExecutor, WeightSource
+from fusion_core.weights import SerialExecutor
 from fusion_core.weights.reading.assets import list_side_files
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from fusion_core.planning.resolved_recipe import Resolved
     from fusion_core.planning.run_plan import Plan
     from fusion_core.plugins.manager import PluginManager
+    from fusion_core.weights import WeightSource
 
 _LOG = logging.getLogger(__name__)
 _NAME_POOL = (
@@ -49,7 +49,8 @@ def choose_pools(
     """
     pool, tasks = choice_of(recipe.get("model_pool")), choice_of(recipe.get("task_pool"))
     recorded_pool = choice_of(recorded.get("model_pool"))
-    if pool.name is None or _is_checkpoints(pool.name, plugins):
+    # the pool of checkpoints builds no models: it does not know their class
+    if pool.name is None or plugins.find(ModelPoolSpec, pool.name).spec.name == ANY_MODELS:
         is_chosen = recipe.get("model_pool") != recorded.get("model_pool")
         pool = _find_pool(Choice() if is_chosen else tasks, directory, plugins)
     known = plugins.find(ModelPoolSpec, pool.name or "").load_config().model_fields.keys()
@@ -99,20 +100,6 @@ class MeasuredModels:
         for difference in differences:
             _LOG.warning("%s; the model is measured with %s", difference, whose)
         return None if stored is None or aligned is None else type(self)(stored, aligned)
-
-
-def open_model(directory: Path, pool: ModelPool[Any]) -> WeightSource:
-    """Return the weights in an existing directory, of any format.
-
-    An adapter belongs to the pool's base. Raises `CheckpointError` for a directory without weights,
-    and for an adapter if the pool has no base.
-    """
-    return find_model(str(directory), "the measured model").open(pool.base)
-
-
-def _is_checkpoints(name: str, plugins: PluginManager) -> bool:
-    """Tell whether a pool builds no models, because it does not know their class."""
-    return plugins.find(ModelPoolSpec, name).spec.name == ANY_MODELS
 
 
 def _find_pool(tasks: Choice, directory: Path, plugins: PluginManager) -> Choice:

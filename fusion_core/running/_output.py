@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from fusion_core.contracts.context import RunContext
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.planning.run_plan import Plan
-    from fusion_core.recipe.config import AlignmentPolicy
 
 _log = logging.getLogger(__name__)
 
@@ -148,11 +147,6 @@ def _describe_environment(plan: Plan, kernels: Iterable[str] = ()) -> dict[str, 
     return describe_environment(used, plan.plugins.plugins, plan.device)
 
 
-def _find_relaxed(policy: AlignmentPolicy) -> dict[str, str]:
-    """Return the policies that a recipe changes, such as `{"extra": "drop"}`."""
-    return policy.model_dump(exclude_defaults=True)
-
-
 def read_assets(plan: Plan, pool: ModelPool[Any]) -> Assets:
     """Return a pool's side files, which must all be readable before any work is done.
 
@@ -216,7 +210,7 @@ def write_model(  # noqa: PLR0913, PLR0917 - what is written, where, and since w
         "matrices": [asdict(holding) for holding in plan.holdings],
         "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
         "kernels": kernels,
-        "relaxed": _find_relaxed(plan.resolved.recipe.alignment),
+        "relaxed": plan.resolved.recipe.alignment.model_dump(exclude_defaults=True),
         "trusted": sorted(plan.needs_trust),
         "warnings": [*plan.warnings, *warnings],
         **({"output": dict(output.record)} if output.record else {}),

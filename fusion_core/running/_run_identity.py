@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from fusion_core.running import _identity as identity
 from fusion_core.running._output import describe_run
+from fusion_core.weights.source import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from fusion_core.contracts.model_pool import ModelPool
     from fusion_core.contracts.task_pool import TaskPool
     from fusion_core.planning.run_plan import Plan
-    from fusion_core.weights import WeightSource
 
 
 class RunIdentities:
@@ -81,14 +81,8 @@ def _kinds_in(plan: Plan) -> Iterator[type]:
     yield from (type(planned.stage) for planned in plan.stages)
     yield type(plan.pool)
     for source in plan.pool.by_name.values():
-        yield from _kinds_of_source(source)
+        yield from map(type, walk(source))
     for tasks in (plan.used_tasks, plan.original_tasks):
         if tasks is not None:
             yield type(tasks)
             yield from (type(tasks[name]) for name in tasks.names)
-
-
-def _kinds_of_source(source: WeightSource) -> Iterator[type]:
-    yield type(source)
-    for operand in source.sources:
-        yield from _kinds_of_source(operand)

@@ -17,7 +17,7 @@ from fusion_core.contracts.report import REPORT, Report
 from fusion_core.contracts.specs import TaskPoolSpec
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.machine.attribution import forbid_exit
-from fusion_core.planning.needs import check_data, check_tasks, uses_tasks
+from fusion_core.planning.needs import check_data, check_tasks
 from fusion_core.planning.plan import resolve_models
 from fusion_core.planning.resolution import choose_task_pool, resolve_component
 from fusion_core.planning.run_options import RunOptions
@@ -26,13 +26,14 @@ from fusion_core.planning.trust import (
     collect_needs,
     trust_in_environment,
 )
+from fusion_core.plugins.formats import find_model
 from fusion_core.progress import Progress
 from fusion_core.recipe.config import Lock
 from fusion_core.recipe.paths import strip_folders
 from fusion_core.recipe.validation import validate
 from fusion_core.running._evaluator import Evaluator
 from fusion_core.running._identity import file_digests
-from fusion_core.running._measured_models import MeasuredModels, choose_pools, open_model
+from fusion_core.running._measured_models import MeasuredModels, choose_pools
 from fusion_core.running.recorded_recipe import (
     MEASURING_SECTIONS,
     check_not_adapted,
@@ -162,13 +163,16 @@ def evaluate_directory(  # noqa: PLR0913 - the models, the tasks, and how to mea
     stages = resolve_stages_of(recorded or recipe, plugins)
     if not stages and as_recorded:
         check_not_adapted(directory)
-    adapted = bool(recorded) and any(uses_tasks(stage.component.spec) for stage in stages)
+    adapted = bool(recorded) and any(stage.component.spec.uses_tasks for stage in stages)
     check_trusted(collect_needs([resolved_pool, resolved_tasks, form, *stages]), trust)
     with hub.session(progress):
         hub.pin(validate(Lock, recipe.get("lock") or {}, prefix="lock").commits)
         models = MeasuredModels.create(resolved_pool, nested, recipe)
         pool = models.aligned
-        weights = form.create().decode(directory, pool) if form else open_model(directory, pool)
+        if form is not None:
+            weights = form.create().decode(directory, pool)
+        else:  # of any format; an adapter belongs to the pool's base
+            weights = find_model(str(directory), "the measured model").open(pool.base)
         own_models = models.with_own_files(weights, directory)
 
         def bind(models: MeasuredModels) -> TaskPool[Any]:

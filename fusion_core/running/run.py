@@ -138,12 +138,11 @@ def _execute(plan: Plan, committed: list[Path]) -> RunResult:
 
 def _download(plan: Plan) -> None:
     """Download every input, so that a refusal of the hub comes before any work."""
-    with hub.session(plan.options.progress):
-        files = plan.downloads()
-        if files and not is_helper_process():
-            _ = plan.aligned  # headers suffice to find models that do not fit
-            hub.check_space(hub.measure_download(files))
-            hub.download_requests(files)
+    files = plan.downloads()
+    if files and not is_helper_process():
+        _ = plan.aligned  # headers suffice to find models that do not fit
+        hub.check_space(hub.measure_download(files))
+        hub.download_requests(files)
 
 
 def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
@@ -152,7 +151,6 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
     A written path is added to `committed`.
     """
     with (
-        hub.session(plan.options.progress),
         nullcontext() if is_helper_process() else open_run_staging(plan) as staging,
         forbid_exit(),  # inside the staging directory, which keeps the work of an interrupted run
         plan.resolved.executor.create() as executor,

@@ -222,6 +222,16 @@ class WeightSource(ABC):
         return None
 
 
+def walk(source: WeightSource) -> Iterator[WeightSource]:
+    """Yield a source and all sources that it reads from, once each."""
+    sources, waiting = {id(source): source}, [source]
+    while waiting:
+        operands = {id(operand): operand for operand in waiting.pop().sources}
+        waiting += [operand for key, operand in operands.items() if key not in sources]
+        sources |= operands
+    yield from sources.values()
+
+
 def collect_origins(source: WeightSource) -> list[Origin]:
     """Return the origins of a source and of all sources that it reads from."""
     inner = [origin for operand in source.sources for origin in collect_origins(operand)]

@@ -8,7 +8,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from fusion_core.errors import WeightsError
-from fusion_core.weights.source import TensorInfo, WeightSource
+from fusion_core.weights.source import TensorInfo, WeightSource, walk
 
 
 class StateDictSource(WeightSource):
@@ -39,9 +39,7 @@ class StateDictSource(WeightSource):
 
 def find_in_memory_source(source: WeightSource) -> WeightSource | None:
     """Return the source, or one it reads from, that exists only in this process; None without."""
-    if isinstance(source, StateDictSource):
-        return source
-    return next(filter(None, map(find_in_memory_source, source.sources)), None)
+    return next((part for part in walk(source) if isinstance(part, StateDictSource)), None)
 
 
 def _check_mapping(tensors: object, label: str) -> None:

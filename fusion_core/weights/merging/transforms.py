@@ -21,10 +21,10 @@ from fusion_core.weights.merging.kernels import (
     Scope,
 )
 from fusion_core.weights.merging.piece import is_merged
-from fusion_core.weights.source import LowRank, WeightSource
+from fusion_core.weights.source import LowRank, WeightSource, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
 
     from fusion_core.weights.merging.piece import Operands, Piece
@@ -95,17 +95,16 @@ class RestoreKernel(Kernel):
 def count_compiled(source: WeightSource) -> dict[str, int]:
     """Count the tensors that compiled functions serve, by kernel, in all merges of a source."""
     counts: Counter[str] = Counter()
-    seen: set[int] = set()
-    waiting = [source]
-    while waiting:
-        current = waiting.pop()
-        applied = current.rows if isinstance(current, TransformedExpert) else current
-        if id(applied) not in seen:
-            seen.add(id(applied))
-            waiting += current.sources
-            if isinstance(applied, AppliedKernel):
-                counts += applied.count_compiled()
+    for applied in applied_kernels(source):
+        counts += applied.count_compiled()
     return dict(sorted(counts.items()))
+
+
+def applied_kernels(source: WeightSource) -> Iterator[AppliedKernel[Any]]:
+    """Yield what computes a merge, and its operands, once each."""
+    parts = [part.rows if isinstance(part, TransformedExpert) else part for part in walk(source)]
+    unique = {id(part): part for part in parts}.values()
+    return (part for part in unique if isinstance(part, AppliedKernel))
 
 
 def transform_experts(operands: Operands, kernel: RowsKernel) -> dict[str, WeightSource]:

@@ -99,10 +99,12 @@ def test_formats_have_one_row_per_model() -> None:
         "| a_b | 50.0 | 60.0 | 55.0 | 55.9 | 50.0 |",
         r"| c\|d | 70.0 | 80.0 | 75.0 | 76.2 | 70.0 |",
         "| experts | 99.0 | 98.0 | 98.5 | 100.0 | 98.0 |",
+        "",
+        "accuracy in %",
     ]
     latex = as_latex(build_table({"a_b": report(50)}, Intervals())).splitlines()
-    assert latex[0] == r"\begin{tabular}{lrrr}"
-    assert latex[2:5] == [
+    assert latex[:2] == ["% accuracy in %", r"\begin{tabular}{lrrr}"]
+    assert latex[3:6] == [
         r"model & latin & average & normalised \\",
         r"\midrule",
         r"a\_b & 50.0 $\pm$9.6 & 50.0 $\pm$9.6 & 50.5 $\pm$9.5 \\",

@@ -228,6 +228,9 @@ def test_an_answer_ends_at_a_stop_text_that_is_a_special_token(
     model = pool.build(pool.reference)
     model.register_forward_hook(write_next)
     assert task.evaluate(model)["exact_match"] == score
+    for text in ("<|end|>a", "<|end|><|end|>"):
+        with pytest.raises(RecipeError, match=r"stop: '<\|end\|>.* other text than one special"):
+            tasks_of(generate={"test": [line], "stop": [text]}).bind(pool).check()
 
 
 def test_a_model_that_computes_nan_has_no_score(
@@ -746,15 +749,29 @@ def test_null_and_booleans_are_not_answers(
         tasks_of(generate={"test": [line], "answer": field}).check()
 
 
+def test_answers_are_names_or_their_numbers(tasks_of: Callable[..., LanguageTasks]) -> None:
+    def answer(value: object) -> str:
+        line = {"prompt": "a", "answer": value}
+        task: Any = tasks_of(generate={"test": [line], "names": ["no", "1"]})["generate"]
+        return str(task.answer(task.lines(Split.TEST)[0]))
+
+    assert [answer(value) for value in (0, 1, "no", "1", ["no", 1])] == ["no", "1", "no", "1", "no"]
+    for value in (2, "yes", True, ["no", "yes"]):
+        with pytest.raises(FusionError, match="line 1: invalid answer") as refusal:
+            answer(value)
+        assert refusal.value.hint == "Give one of no, 1, or its number, from 0."
+
+
 def test_file_types(tmp_path: Path, pool_of: Callable[..., ModelPool[Any]]) -> None:
     def checked(name: str) -> None:
         data = {"kind": "perplexity", "test": str(tmp_path / name)}
         LanguageTasks(LanguageTasksConfig(datasets={"t": data})).check()
 
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "t.parquet")
-    (tmp_path / "t.txt").write_text(TEXTS[0])
+    (tmp_path / "t.txt").write_bytes(b"the fox\r\n")
     for name in ("t.parquet", "t.txt"):
         checked(name)
+    assert [line["text"] for line in read_lines(str(tmp_path / "t.txt"))] == ["the fox\r\n"]
     (tmp_path / "t.csv").write_text("text\na\n")
     (tmp_path / "u.parquet").write_bytes(b"PAR1 no")
     (tmp_path / "u.txt").write_bytes(b"\xff\xfe\xff")

@@ -11,8 +11,4 @@ task_vectors = LoraSource(Location(Path("math-lora"), "math-lora"), base)
 
 from fusion_core.commands import lazy_exports
 
-__all__, __getattr__ = lazy_exports(__name__, __file__)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

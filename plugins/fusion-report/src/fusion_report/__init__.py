@@ -9,8 +9,4 @@ plot(run_fusion(model_pool="mini8", task_pool="mini8", algorithm="ties", output=
 
 from fusion_core.commands import lazy_exports
 
-__all__, __getattr__ = lazy_exports(__name__, __file__)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

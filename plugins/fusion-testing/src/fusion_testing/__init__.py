@@ -16,8 +16,4 @@ lists the names and the modules that define them.
 
 from fusion_core.commands import lazy_exports
 
-__all__, __getattr__ = lazy_exports(__name__, __file__)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = lazy_exports(__name__, __file__)

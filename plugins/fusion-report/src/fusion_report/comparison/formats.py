@@ -29,19 +29,24 @@ def as_csv(table: ReportTable) -> str:
 
 
 def as_markdown(table: ReportTable) -> str:
-    """Return a table in GitHub-flavoured Markdown."""
+    """Return a table in GitHub-flavoured Markdown, and the metric that all tasks share."""
     heading, *lines = table.by_model()
     ruler = "|".join(["", "---", *["---:"] * (len(heading) - 1), ""])
-    return "\n".join([_markdown_row(heading), ruler, *map(_markdown_row, lines)])
+    below = ["", table.measure] if table.measure else []
+    return "\n".join([_markdown_row(heading), ruler, *map(_markdown_row, lines), *below])
 
 
 def as_latex(table: ReportTable) -> str:
-    """Return a table as a LaTeX tabular that needs the package booktabs."""
+    """Return a table as a LaTeX tabular that needs the package booktabs.
+
+    A comment names the metric that all tasks share, for the caption.
+    """
     rows = table.by_model()
     heading, *lines = (" & ".join(cell.translate(_LATEX) for cell in row) + r" \\" for row in rows)
+    above = [f"% {table.measure}"] if table.measure else []
     begin = rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}"
     body = [r"\toprule", heading, r"\midrule", *lines, r"\bottomrule"]
-    return "\n".join([begin, *body, r"\end{tabular}"])
+    return "\n".join([*above, begin, *body, r"\end{tabular}"])
 
 
 def _columns(entry: Entry, *, intervals: bool) -> Iterator[Sequence[str | float | None]]:

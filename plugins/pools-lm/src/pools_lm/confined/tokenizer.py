@@ -28,6 +28,8 @@ class _Facts(BaseModel):
     eos: int | None
     has_template: bool
     length: int
+    #: the ids that decoded texts leave out
+    special: set[int]
 
 
 _FACTS = TypeAdapter(_Facts)

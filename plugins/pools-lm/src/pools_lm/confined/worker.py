@@ -74,11 +74,14 @@ def read_tokenizer(auto_class: Any, directory: str) -> tuple[Any, Json]:  # noqa
     is_empty = len(tokenizer) <= len(tokenizer.all_special_ids) + _MARKS
     if declared and is_empty and not any(Path(directory, name).is_file() for name in names):
         raise ValueError(f"{type(tokenizer).__name__} needs one of the files {', '.join(names)}")
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {number for number, token in added.items() if token.special}
     facts = {
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
         "has_template": tokenizer.chat_template is not None,
         "length": tokenizer.model_max_length,
+        "special": sorted(special.union(tokenizer.all_special_ids)),
     }
     return tokenizer, facts
 

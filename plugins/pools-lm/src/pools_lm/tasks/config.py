@@ -138,7 +138,7 @@ class GenerateLines(QuestionLines):
     """Name the field with the answer or with a list of right answers, or build the answer from
     fields in braces."""
     names: list[str] | None = None
-    """Name the answers 0, 1, ... if lines contain class numbers."""
+    """Name the answers 0, 1, ... that lines give by number or by name."""
     pattern: Annotated[str, AfterValidator(_check_pattern)] | None = None
     """Extract the answer with this regular expression: its first group, or the whole match. Without
     a match, the answer is invalid. Default: the whole text."""

@@ -53,17 +53,23 @@ class GenerateTask(QuestionTask[GenerateLines]):
         return Measured({self.data.metric: sum(exact) / len(exact), "invalid": invalid}, exact)
 
     def check(self) -> None:
-        """Check the first example, and that the models' positions hold a question and an answer."""
+        """Check the first example, and that the models' positions hold a question and an answer.
+
+        Raises `RecipeError` for a stop text that is a special token and more.
+        """
         super().check()
         if self.prompts is not None:
-            self._room(self.prompts)
+            self._room(self._ending(self.prompts))
+
+    def _ending(self, prompts: Prompts) -> Prompts:
+        return prompts.ending_at(self.data.stop, f"task_pool.datasets.{self.name}.stop")
 
     def _room(self, prompts: Prompts) -> int:
         option = f"task_pool.datasets.{self.name}.max_tokens"
         return prompts.room_for_question(self.data.max_tokens, option)
 
     def _generate(self, model: nn.Module, questions: Sequence[str]) -> list[str]:
-        prompts, max_tokens = self.bound_prompts.ending_at(self.data.stop), self.data.max_tokens
+        prompts, max_tokens = self._ending(self.bound_prompts), self.data.max_tokens
         room = self._room(prompts)
         contexts = [Pair(ids).within(room).context for ids in prompts.contexts(questions)]
         generator = TextGenerator(
@@ -87,15 +93,14 @@ class GenerateTask(QuestionTask[GenerateLines]):
         value: Any = line.fill(field) if "{" in field else line[field]
         answers = value if isinstance(value, list) else [value]
         is_boolean = any(isinstance(answer, bool) for answer in answers)
+        hint = "Give a text, or a list of right texts. A boolean is not a text."
         if self.data.names is not None:
-            names = dict(enumerate(self.data.names))
-            answers = [names.get(number, "") for number in answers]
+            options = [*enumerate(self.data.names), *((name, name) for name in self.data.names)]
+            answers = [next((name for key, name in options if key == one), "") for one in answers]
+            hint = f"Give one of {', '.join(self.data.names)}, or its number, from 0."
         texts = ["" if answer is None else str(answer).strip() for answer in answers]
         if is_boolean or not line.has(field) or not texts or not all(texts):
-            raise FusionError(
-                f"{line.location}: invalid {field} {value!r}",
-                hint="Give a text, or a list of right texts. A boolean is not a text.",
-            )
+            raise FusionError(f"{line.location}: invalid {field} {value!r}", hint=hint)
         if self.data.metric == "spearman" and parse_number(texts[0]) is None:
             raise FusionError(
                 f"{line.location}: expected a number as {self.data.answer}, got {texts[0]!r}",

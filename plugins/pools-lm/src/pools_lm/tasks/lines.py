@@ -198,7 +198,8 @@ def _read_json(path: str) -> Iterator[Line]:
 
 
 def _read_text(path: str) -> Iterator[Line]:
-    text = Path(path).read_text(encoding="utf-8-sig")
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:  # CRLF stays CRLF
+        text = file.read()
     if text.strip():
         yield Line(path, {"text": text})
 

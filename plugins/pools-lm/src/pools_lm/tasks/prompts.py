@@ -244,15 +244,25 @@ class Prompts:
         """Return the text of each row of tokens, without special tokens."""
         return self.tokenizer.decode(rows)
 
-    def ending_at(self, stops: Sequence[str]) -> Prompts:
+    def ending_at(self, stops: Sequence[str], option: str) -> Prompts:
         """Return these prompts with the stop texts that are special tokens among the end tokens.
 
-        Decoded texts contain no special tokens, so only their ids can end an answer.
+        Decoded texts contain no special tokens, so only their ids can end an answer. Raises
+        `RecipeError` naming the option for a special token with other text.
         """
-        rows = [row for row in self.tokenizer.encode(stops, special=False) if len(row) == 1]
-        texts = self.decode(rows) if rows else []
-        special = [row[0] for row, text in zip(rows, texts, strict=True) if not text]
-        return replace(self, ends=tuple(dict.fromkeys([*self.ends, *special])))
+        if not stops:
+            return self
+        rows = self.tokenizer.encode(stops, special=False)
+        ends = dict.fromkeys(self.ends)
+        for stop, row, text in zip(stops, rows, self.decode(rows), strict=True):
+            special = [token for token in row if token in self.tokenizer.facts.special]
+            if special and (text or special[1:]):
+                raise RecipeError(
+                    f"{option}: {stop!r} has other text than one special token",
+                    hint="Name the special token alone: it ends an answer by its id.",
+                )
+            ends |= dict.fromkeys(special)
+        return replace(self, ends=tuple(ends))
 
     def _move_space(self, question: str, answer: str) -> tuple[str, str]:
         """Move the space at the end of a question to its answer, where tokenizers expect it."""

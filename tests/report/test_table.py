@@ -103,7 +103,11 @@ def test_mixed_tables_name_the_metrics() -> None:
     mixed = Report(
         {"wiki": {"bits": 1.0}, "latin": {"accuracy": 0.5}}, metrics={"wiki": {"bits": BITS}}
     )
-    assert build_table({"m": mixed}).by_model()[0] == ["model", "wiki (bits)", "latin (accuracy)"]
+    assert build_table({"m": mixed}).by_model()[0] == [
+        "model",
+        "wiki (bits, lower is better)",
+        "latin (accuracy in %)",
+    ]
 
 
 def test_json_has_both_ends() -> None:

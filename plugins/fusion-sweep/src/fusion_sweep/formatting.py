@@ -78,7 +78,7 @@ def _notes(result: SweepResult, top: int) -> Iterator[str]:
         if top < len(result.groups):
             yield f"the best {top} of {len(result.groups)}; all: fuse runs ls {result.id[:8]}"
         if len(result.objectives) > 1:
-            yield "* no other point is better in every objective"
+            yield "* no other point is at least as good in all objectives and better in one"
         yield _CHOSEN_ON[result.on]
         reports = [
             trial.report for group in result.groups for trial in group.trials if trial.report

@@ -3,7 +3,8 @@
 The methods build their lazy merge of models that have headers and no values. The largest tensors
 then determine what each worker holds, because every kernel reports how many numbers it holds at
 most while it computes a piece (`PieceKernel.working_memory`). A method that reads weights before it
-returns its merge, or that looks at tasks, reports its memory itself (`Stage.held_memory`).
+returns its merge, or that looks at tasks or builds live models, reports its memory itself
+(`Stage.held_memory`).
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _live(plan: Plan) -> int:
     methods = [
         part.algorithm.held_memory(model, plan.aligned)
         for stage in plan.stages
-        if stage.adapts
+        if stage.adapts or stage.parts_file is not None
         for part in stage.parts
     ]
     return max([*methods, _measured(plan)])

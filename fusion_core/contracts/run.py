@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fusion_core._moved import moved_name_error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import nn
@@ -50,11 +50,16 @@ class RunResult:
     summary: tuple[str, ...] = ()
     #: the number of tensors that each compiled kernel serves, by its name
     kernels: Mapping[str, int] = field(default_factory=dict)
+    #: adds the parts to a live model that the weights leave out; None if they are all
+    add_parts: Callable[[nn.Module], object] | None = None
 
     @cached_property
     def model(self) -> nn.Module:
         """The merged model, live: in fp32, or in the dtype of models that were given live."""
-        return self.pool.build(self.weights, dtype=None)
+        model = self.pool.build(self.weights, dtype=None)
+        if self.add_parts is not None:
+            self.add_parts(model)
+        return model
 
     def plot(self) -> NoReturn:
         """Raise an `ImportError` that names the replacement, `fusion_report.plot`."""

@@ -94,7 +94,7 @@ class Stage(ABC, Generic[ConfigT]):
         return pool
 
     def held_memory(self, model: int, pool: ModelPool[Any]) -> int:
-        """Return a lower bound of the bytes that the method holds while it uses tasks.
+        """Return a lower bound of the bytes that the method holds while it uses live models.
 
         `model` is the size of one live model in bytes, in fp32 or wider. Of the pool's models,
         only headers may be read. Exclude memory that grows with the examples, such as activations.

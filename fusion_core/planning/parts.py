@@ -88,12 +88,17 @@ def join_context(context: RunContext, branch: RunContext, *, prefix: str = "") -
 def check_overrides(resolved: Resolved[AlgorithmSpec]) -> None:
     """Raise `RecipeError` for options by tensor of a method that looks at the whole model.
 
-    One that adapts searches once, and one with weights per task writes one file for each.
+    One that adapts searches once, and one with files besides the weights writes each once.
     """
     spec = resolved.component.spec
+    if spec.uses_tasks:
+        reason = "searches once"
+    elif spec.needs_task or spec.parts:
+        reason = "makes one file per task" if spec.needs_task else "makes one file"
+    else:
+        return
     for option in ("overrides", "by_depth"):
-        if getattr(resolved.selection, option) and (spec.uses_tasks or spec.needs_task):
-            reason = "searches once" if spec.uses_tasks else "makes one file per task"
+        if getattr(resolved.selection, option):
             raise RecipeError(
                 f"algorithm.{option}: {resolved.name} {reason} for the whole model, with the same "
                 "options",

@@ -66,6 +66,11 @@ class PlannedStage:
         return self.resolved.component.spec.uses_tasks
 
     @property
+    def parts_file(self) -> str | None:
+        """The file with parts that the algorithm adds to live models of its result."""
+        return None if self.resolved is None else self.resolved.component.spec.parts
+
+    @property
     def changes_result(self) -> bool:
         """Whether the stage changes what the merge returns: a calibration, or a way back."""
         return self.kind == "calibrate" or isinstance(self.stage, Coordinates)
@@ -172,6 +177,8 @@ def create_stages(
     _check_coordinates(stages)
     if merging_algorithm(stages).saves_task_masks:
         _check_masks(stages)
+    if merge_of(stages).parts_file is not None:
+        _check_added_parts(stages)
     names = [s.name for s in stages if s.resolved and s.resolved.component.spec.needs_task]
     if len(names) > 1:
         raise RecipeError(
@@ -211,6 +218,18 @@ def _check_masks(stages: Sequence[PlannedStage]) -> None:
             raise RecipeError(
                 f"algorithm: {merge_of(stages).name} saves a mask per task, which selects entries "
                 f"of its own result, and {stage.name} changes that result",
+                hint=f"Leave {stage.name} out.",
+            )
+
+
+def _check_added_parts(stages: Sequence[PlannedStage]) -> None:
+    """Raise `RecipeError` for stages around a merge whose live model has parts besides weights."""
+    merge = merge_of(stages)
+    for stage in stages:
+        if stage.kind == "calibrate" or isinstance(stage.stage, Coordinates):
+            sees = "sees only the weights" if stage.kind == "calibrate" else "changes coordinates"
+            raise RecipeError(
+                f"algorithm: {merge.name} adds parts to live models, and {stage.name} {sees}",
                 hint=f"Leave {stage.name} out.",
             )
 

@@ -61,6 +61,12 @@ def plan(raw: Mapping[str, Any], options: RunOptions, *, like: Plan | None = Non
         commits, since = hub.resolved_commits(), hub.oldest_lookup()
         planned = replace(planned, commits=commits, revisions_as_of=since)
     output = planned.resolved.recipe.output
+    if planned.resolved.form is not None and planned.parts_file is not None:
+        raise RecipeError(
+            f"output.{planned.resolved.form.name}: {planned.algorithm_name} adds parts to live "
+            "models, which this form leaves out",
+            hint="Leave it out.",
+        )
     if output.path is not None:
         return replace(planned, path=Path(output.path))
     in_memory = any(map(find_in_memory_source, planned.pool.by_name.values()))
@@ -158,6 +164,12 @@ def _plan_nested(
     label, recipe, parents = read_nested(given, parents)
     with name_errors(label):
         plan = _plan(recipe, options, parents)
+        if plan.parts_file is not None:
+            raise RecipeError(
+                f"{plan.algorithm_name} adds parts to live models, which weights leave out, so its "
+                "result cannot be merged again",
+                hint="Choose another method here.",
+            )
         infos = plan.infos_of_merge(plan.aligned)
     name = f"merge by {plan.algorithm_name}"
     placeholder = RecipeSource(name, infos, plan.pool, plan.assets, plan.recipe_in)

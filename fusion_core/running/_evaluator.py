@@ -107,6 +107,9 @@ class Evaluator:
                 dict.fromkeys(self.tasks.names, merged),
                 lambda missing: [self.measure(merged, [*missing], label="evaluate merged")],
             )
+        if overrides.tasks is None:
+            adapt = partial(overrides.subject, "")
+            return self.measure(merged, label="evaluate merged", adapt=adapt)
         sources = dict.fromkeys(self.tasks.names, merged)
         adapts = {}
         for name in overrides.tasks:

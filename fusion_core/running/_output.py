@@ -247,9 +247,10 @@ def _encode(  # noqa: PLR0913, PLR0917 - the parts of an output
 def find_near_models(plan: Plan, pool: ModelPool[Any], merged: WeightSource) -> list[str]:
     """Return a warning for each model of an aligned pool that is nearly the merge.
 
-    Models that are nested recipes are skipped, because they would be merged again.
+    Models that are nested recipes are skipped, because they would be merged again. So is a result
+    that is more than weights.
     """
-    if "base" in plan.nested:
+    if "base" in plan.nested or plan.parts_file is not None:
         return []
     experts = {name: expert for name, expert in pool.experts.items() if name not in plan.nested}
     return describe_nearness(merged, pool.base, experts)

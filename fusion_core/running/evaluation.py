@@ -90,7 +90,7 @@ def evaluate(  # noqa: PLR0913 - the models, the tasks, and how to measure
         tasks.published,
         evaluator.metrics,
         evaluator.remembered,
-        needs_task=overrides is not None,
+        needs_task=overrides is not None and overrides.tasks is not None,
         conditions=evaluator.conditions,
     )
 

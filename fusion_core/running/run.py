@@ -35,7 +35,7 @@ from fusion_core.running._output import (
     write_model,
 )
 from fusion_core.running.evaluation import evaluate, write_report
-from fusion_core.running.task_overrides import overrides_among, read_overrides
+from fusion_core.running.task_overrides import find_parts, overrides_among, read_overrides
 from fusion_core.weights import StateDictSource, WeightSource
 from fusion_core.weights.merging.execution import read_state_dict
 from fusion_core.weights.merging.memory_errors import report_out_of_memory
@@ -180,7 +180,14 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
     if plan.path is not None:
         written = plan.read_output(plan.path, pool)
     return RunResult(
-        pool, written, plan.path, None, context.side_files, summary=summary, kernels=kernels
+        pool,
+        written,
+        plan.path,
+        None,
+        context.side_files,
+        summary=summary,
+        kernels=kernels,
+        add_parts=find_parts(context.side_files, plan.plugins),
     )
 
 
@@ -196,9 +203,9 @@ def _evaluate(plan: Plan, result: RunResult) -> Report:
             progress=plan.options.progress,
             transductive=plan.transductive,
             fresh=plan.options.fresh,
-            overrides=read_overrides(result.path, lambda: result.pool)
+            overrides=read_overrides(result.path, lambda: result.pool, plan.plugins)
             if result.path is not None
-            else overrides_among(result.side_files, result.pool),
+            else overrides_among(result.side_files, result.pool, plan.plugins),
         )
         report = replace(report, chosen=plan.options.chosen)
         if result.path is not None:

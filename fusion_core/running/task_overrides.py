@@ -1,13 +1,18 @@
-"""Task overrides: the weights or adapters with which a merged model serves a single task."""
+"""Task overrides: the weights or adapters with which a merged model serves a single task.
+
+The parts that a method adds to live models (`AlgorithmSpec.parts`) are overrides of every task.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_core.contracts.feature_adapters import attach_adapter
+from fusion_core.contracts.specs import AlgorithmSpec, load_target
 from fusion_core.contracts.subject import Subject
 from fusion_core.errors import CheckpointError, RecipeError
 from fusion_core.plugins.manager import PluginManager, load_plugins
@@ -44,8 +49,8 @@ if TYPE_CHECKING:
 class TaskOverrides:
     """Replacements of the merge for single tasks: other weights, or a changed live model."""
 
-    #: the tasks that have overrides
-    tasks: Sequence[str]
+    #: the tasks that have overrides; None if all tasks have the same
+    tasks: Sequence[str] | None
     #: returns the lazy weights of one of these tasks, given the merge
     weights_of: Callable[[str, WeightSource], WeightSource]
     #: changes a live model for one of these tasks; None if `weights_of` covers all of it
@@ -88,6 +93,34 @@ def _by_tensors(stored: WeightSource) -> TaskOverrides:
     return TaskOverrides(list_tasks(stored), weights_of)
 
 
+def _by_parts(add_parts: Callable[[nn.Module], object]) -> TaskOverrides:
+    """Return the merge with the parts that its method adds to live models."""
+
+    def adapt(_task: str, model: nn.Module) -> None:
+        add_parts(model)
+
+    return TaskOverrides(None, lambda _, merged: merged, adapt)
+
+
+def find_parts(
+    files: Mapping[str, Any], plugins: PluginManager
+) -> Callable[[nn.Module], object] | None:
+    """Return the function that adds the parts in one of these files to live models, if any."""
+    for component in plugins.components(AlgorithmSpec):
+        file, target = component.spec.parts, component.spec.add_parts
+        if file is not None and target is not None and file in files:
+            with plugins.active():
+                return partial(load_target(target), stored=files[file])
+    return None
+
+
+def read_parts(directory: Path, plugins: PluginManager) -> Callable[[nn.Module], object] | None:
+    """Return the function that adds the parts in a model's directory to live models, if any."""
+    names = [component.spec.parts for component in plugins.components(AlgorithmSpec)]
+    paths = [path for name in names if name and (path := directory / name).is_file()]
+    return find_parts({path.name: CheckpointSource(path) for path in paths}, plugins)
+
+
 def _by_adapters(stored: WeightSource, modules: Mapping[str, str]) -> TaskOverrides:
     """Return the merge with feature adapters. `modules` names the module that each one changes."""
 
@@ -98,14 +131,22 @@ def _by_adapters(stored: WeightSource, modules: Mapping[str, str]) -> TaskOverri
     return TaskOverrides([*modules], lambda _, merged: merged, adapt)
 
 
-def read_overrides(directory: Path, models: Callable[[], ModelPool[Any]]) -> TaskOverrides | None:
+def read_overrides(
+    directory: Path, models: Callable[[], ModelPool[Any]], plugins: PluginManager
+) -> TaskOverrides | None:
     """Return the task overrides in a directory that was merged from these models, if any."""
-    paths = [path for name in TASK_FILES if (path := directory / name).is_file()]
+    names = _override_files(plugins)
+    paths = [path for name in names if (path := directory / name).is_file()]
     contents = {
         path.name: read_config(path) if path.suffix == ".json" else CheckpointSource(path)
         for path in paths
     }
-    return _overrides_from(contents, models)
+    return _overrides_from(contents, models, plugins)
+
+
+def _override_files(plugins: PluginManager) -> list[str]:
+    parts = [component.spec.parts for component in plugins.components(AlgorithmSpec)]
+    return [*TASK_FILES, *filter(None, parts)]
 
 
 def read_recorded_overrides(
@@ -113,25 +154,32 @@ def read_recorded_overrides(
 ) -> TaskOverrides | None:
     """Return the task overrides in a directory, whose recipe names its models."""
     recipe = directory / RECIPE
-    return read_overrides(directory, lambda: load_models(load_recipe(recipe), plugins, trust=trust))
+
+    def models() -> ModelPool[Any]:
+        return load_models(load_recipe(recipe), plugins, trust=trust)
+
+    return read_overrides(directory, models, plugins)
 
 
 def overrides_among(
-    side_files: Mapping[str, bytes | WeightSource], pool: ModelPool[Any]
+    side_files: Mapping[str, bytes | WeightSource], pool: ModelPool[Any], plugins: PluginManager
 ) -> TaskOverrides | None:
     """Return the task overrides among the side files of a run in memory, if any."""
+    names = _override_files(plugins)
     contents = {
         name: json.loads(content) if isinstance(content, bytes) else content
         for name, content in side_files.items()
-        if name in TASK_FILES
+        if name in names
     }
-    return _overrides_from(contents, lambda: pool)
+    return _overrides_from(contents, lambda: pool, plugins)
 
 
 def _overrides_from(
-    contents: Mapping[str, Any], models: Callable[[], ModelPool[Any]]
+    contents: Mapping[str, Any], models: Callable[[], ModelPool[Any]], plugins: PluginManager
 ) -> TaskOverrides | None:
     """Build overrides from side files: tensors as sources, JSON as data."""
+    if (add_parts := find_parts(contents, plugins)) is not None:
+        return _by_parts(add_parts)
     if MASKS in contents:
         return _by_masks(contents[MASKS], contents[SCALES]["scales"], models())
     if TENSORS in contents:
@@ -158,8 +206,8 @@ def load_for_task(
     overrides = _overrides_for(directory, task, plugins or load_plugins())
     if overrides.adapt is not None:
         raise RecipeError(
-            f"{directory} has an adapter for task {task!r}: it changes a live model's features, "
-            "which weights alone cannot express",
+            f"{directory} has an adapter or other parts for task {task!r}: they change a live "
+            "model, which weights alone cannot express",
             hint="Build the live model: fusion_core.build_for_task(directory, task).",
         )
     return overrides.weights_of(task, CheckpointSource(directory))
@@ -167,7 +215,7 @@ def load_for_task(
 
 def build_for_task(
     directory: str | Path,
-    task: str,
+    task: str = "",
     *,
     pool: ModelPool[Any] | None = None,
     device: torch.device | str = "cpu",
@@ -175,8 +223,9 @@ def build_for_task(
 ) -> nn.Module:
     """Return the live model of a merge for one task, in fp32 and in evaluation mode.
 
-    `pool` builds the model. By default it is the pool in the directory's recipe. Raises the errors
-    of `load_for_task`, but accepts adapters.
+    Leave out `task` for a merge whose parts serve all tasks, such as routers. `pool` builds the
+    model. By default it is the pool in the directory's recipe. Raises the errors of
+    `load_for_task`, but accepts adapters and parts.
     """
     directory, plugins = Path(directory), plugins or load_plugins()
     overrides = _overrides_for(directory, task, plugins)
@@ -192,7 +241,7 @@ def _overrides_for(directory: Path, task: str, plugins: PluginManager) -> TaskOv
             f"{directory} has no files for single tasks: its model is the same for every task",
             hint="Load it like any other model.",
         )
-    if task not in overrides.tasks:
+    if overrides.tasks is not None and task not in overrides.tasks:
         raise RecipeError(
             f"{directory} has nothing of its own for task {task!r}",
             hint=f"Expected one of: {', '.join(overrides.tasks)}.",

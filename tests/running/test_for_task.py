@@ -193,7 +193,7 @@ def test_adapter_changes_live_model_but_not_weights(tmp_path: Path) -> None:
         "a": tasks["a"].evaluate(model),
         "b": tasks["b"].evaluate(result.model),
     }
-    with pytest.raises(RecipeError, match="has an adapter for task 'a'"):
+    with pytest.raises(RecipeError, match="has an adapter or other parts for task 'a'"):
         load_for_task(out, "a")
 
 
@@ -251,7 +251,9 @@ def test_merge_with_masks_is_measured_with_task_weights(tmp_path: Path) -> None:
     written = run_fusion(**options, output=tmp_path / "out")
     expected = {}
     for name in tasks.names:
-        weights = overrides_among(in_memory.side_files, pool).weights_of(name, in_memory.weights)
+        weights = overrides_among(in_memory.side_files, pool, load_plugins()).weights_of(
+            name, in_memory.weights
+        )
         expected[name] = tasks[name].evaluate(pool.build(weights))
     for result in (in_memory, written):
         assert result.report.tasks == expected

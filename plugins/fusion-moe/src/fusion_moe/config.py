@@ -1,9 +1,9 @@
-"""Options of `moe`."""
+"""Options of `moe` and `smile`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from fusion_core import ComponentConfig
 
@@ -42,3 +42,26 @@ class MoeConfig(ComponentConfig):
     layout: Literal["separate", "packed"] = "separate"
     """Store one matrix per expert, as published files and save_pretrained do, or all experts of a
     layer in one tensor, as live models of transformers 5 do. transformers loads both."""
+
+
+class SmileConfig(ComponentConfig):
+    """Options of `smile`."""
+
+    rank: Annotated[int, Field(ge=1)] = 32
+    """The number of singular components that an expert keeps of each linear layer."""
+    gate_rank: Annotated[int, Field(ge=1)] | None = None
+    """The number of components that a router looks at, at most `rank`. Default: 16, or `rank` if
+    that is lower."""
+    experts_per_token: Annotated[int, Field(ge=1)] = 1
+    """The number of experts that serve each token in each layer."""
+
+    @model_validator(mode="after")
+    def _check_ranks(self) -> Self:
+        if self.gate_rank is not None and self.gate_rank > self.rank:
+            raise ValueError(f"expected a gate_rank of at most rank, {self.rank}")
+        return self
+
+    @property
+    def router_rank(self) -> int:
+        """The number of components that a router looks at."""
+        return min(self.rank, 16) if self.gate_rank is None else self.gate_rank

@@ -1,4 +1,4 @@
-"""Registers `moe`. Imports nothing heavy."""
+"""Registers `moe` and `smile`. Imports nothing heavy."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from fusion_core import AlgorithmSpec, hookimpl
 
 @hookimpl
 def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
-    """Register the mixture of experts from dense models."""
+    """Register the mixtures of experts from dense models."""
     yield AlgorithmSpec(
         name="moe",
         family="mixtures of experts",
@@ -20,4 +20,19 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         ordered=True,
         cost="forward",
         example=("--pool", "lm-mini", "--set", "algorithm.gate=random"),
+    )
+    yield AlgorithmSpec(
+        name="smile",
+        family="mixtures of experts",
+        summary="Let each linear layer choose among low-rank experts by its input.",
+        formula="W x + b + sum of p_k(x) * (rank-r tau_k) x, p by the length of x in tau_k's space",
+        target="fusion_moe.smile:Smile",
+        config="fusion_moe.config:SmileConfig",
+        needs_base=True,
+        min_experts=2,
+        parts="routers.safetensors",
+        add_parts="fusion_moe.routers:add_routers",
+        cost="matrices",
+        reference="arXiv:2408.10174",
+        example=("--pool", "mini8"),
     )

@@ -27,7 +27,9 @@ def text_after_run(result: RunResult, device: torch.device, progress: Progress) 
     path, pool = result.path, result.pool
     if path is None or not isinstance(pool, CausalPool | Seq2SeqPool):
         return None
-    texts = (_run_smoke_test(path, pool, device, progress), conversion_command(path))
+    texts = [_run_smoke_test(path, pool, device, progress)]
+    if result.add_parts is None:  # no other program knows the parts
+        texts.append(conversion_command(path))
     return "\n\n".join(filter(None, texts)) or None
 
 

@@ -63,7 +63,7 @@ def test_families_stand_together_from_the_cheapest_on(fuse: Fuse) -> None:
     headings = [line for line in lines if re.search(": (transforms|merges|calibrations)", line)]
     families = list(dict.fromkeys(heading.partition(":")[0] for heading in headings))
     assert families[0] == "averages and arithmetic"
-    assert families[-2:] == ["learned coefficients", "mixtures of experts"]
+    assert families[-2:] == ["closed forms on data", "learned coefficients"]
     at = headings.index("signs and sparsity: merges")
     assert headings[at - 1] == "signs and sparsity: transforms, before a merge"
     row = next(line for line in lines if line.startswith("lot "))

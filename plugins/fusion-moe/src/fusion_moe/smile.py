@@ -75,8 +75,8 @@ class Smile(Algorithm[SmileConfig]):
         routing = Routing(config.router_rank, config.experts_per_token)
         context.save(FILE, pack_routers({n: _join(p) for n, p in changed.items()}, routing))
         average = context.merge(pool, Linear((1 / count,) * count, relative=False))
-        kept = {tensor: tensor for name in changed for tensor in layers[name]}
-        return AlignedSource(RenamedSource(pool.base, kept), average)
+        routed = {tensor: tensor for name in changed for tensor in layers[name]}
+        return AlignedSource(RenamedSource(pool.base, routed), average)
 
 
 def _find_layers(model: nn.Module, pool: ModelPool[Any]) -> Mapping[str, Sequence[str]]:

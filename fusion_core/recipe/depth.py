@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 _NUMBERED = re.compile(r"(?P<stack>.*?)(?:^|\.)(?P<layer>\d+)(?:\.|$)")
 
-#: Names of tensors before the first layer: embeddings of any spelling (but not GPT-NeoX's head
-#: `embed_out`), and norms that say so. mergekit lists them by architecture, to the same effect.
+#: Names of tensors before the first layer: embeddings of any spelling (but not heads, such as
+#: GPT-NeoX's `embed_out`), and norms that say so. mergekit lists them by architecture, to the same
+#: effect.
 _BEFORE_LAYERS = re.compile(
-    r"emb(?!ed_out)|(?:^|[._])(?:w[tp]e|pe|pos|positional|tokens?|patch|conv\d?|stem|rotary)(?:[._]|$)"
+    r"(?<!un)emb(?!ed_out)|(?:^|\.)shared\.|(?:^|[._])feature_projection\."
+    r"|(?:^|[._])(?:w[tp]e|pe|pos|positional|tokens?|patch|conv\d?(?!_(?:norm_)?out)|stem|rotary)(?:[._]|$)"
     r"|(?:^|[._])pre_?la?y|_pre(?:[._]|$)"
 )
 

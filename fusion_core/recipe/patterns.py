@@ -139,10 +139,14 @@ class Curve(Override):
             side = "before" if is_before_layers(name) else "after"
             if self.outside in {side, "all"}:
                 covered[name] = 0.0
-        is_empty = len(unlayered) == len(matched) and self.outside == "none"
-        if is_empty and self.unmatched == "error":
+        if not covered and self.unmatched == "error":
+            wanted = "belongs to a numbered layer"
+            if self.layers and len(unlayered) < len(matched):
+                wanted = f"belongs to the layers from {self.layers[0]} to {self.layers[1] - 1}"
+            elif self.outside in {"before", "after"}:
+                wanted = f"comes {self.outside} the layers"
             raise RecipeError(
-                f"{option}: no matching tensor belongs to a numbered layer",
+                f"{option}: no matching tensor {wanted}",
                 hint="Only names with a number, such as layers.0.mlp.weight, have a depth.",
             )
         return covered

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion_core.errors import RecipeError
-from fusion_core.recipe.depth import depths, interpolate
+from fusion_core.recipe.depth import depths, interpolate, is_before_layers
 from fusion_core.recipe.patterns import Selection
 
 NAMES = ["embed", *(f"layers.{n}.{part}" for n in range(5) for part in ("up", "norm")), "head"]
@@ -72,6 +72,36 @@ def test_tensors_without_a_depth_cannot_follow_a_curve() -> None:
         RecipeError, match=r"by_depth\.0\.match: no matching tensor .* numbered layer"
     ):
         Selection(by_depth={"match": "head", "x": [1, 2]}).groups(NAMES, NAMES)
+
+
+def test_a_curve_that_covers_nothing_is_refused() -> None:
+    model = [*NAMES, "shared.weight", *(f"decoder.{n}.up" for n in range(8))]
+    layers = {"match": "layers*", "layers": [6, 8], "x": [1.0]}
+    for curve, problem in (
+        (layers, "no matching tensor belongs to the layers from 6 to 7"),
+        ({"match": "head", "x": [1.0], "outside": "before"}, "comes before the layers"),
+        ({"match": "shared*", "x": [1.0], "outside": "after"}, "comes after the layers"),
+    ):
+        with pytest.raises(RecipeError, match=rf"by_depth\.0\.match: .*{problem}"):
+            Selection(by_depth=curve).groups(model, model)
+        assert Selection(by_depth={**curve, "unmatched": "warn"}).groups(model, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_before"),
+    [
+        ("shared.weight", True),
+        ("model.shared.weight", True),
+        ("wav2vec2.feature_projection.projection.weight", True),
+        ("conv_in.weight", True),
+        ("conv_out.weight", False),
+        ("conv_norm_out.weight", False),
+        ("unembedding.weight", False),
+        ("shared_transformer.norm.weight", False),
+    ],
+)
+def test_tensors_before_and_after_the_layers(name: str, is_before: bool) -> None:
+    assert is_before_layers(name) is is_before
 
 
 def _options_of(*curves: dict[str, object]) -> dict[str, dict[str, object]]:

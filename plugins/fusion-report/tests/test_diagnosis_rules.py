@@ -114,6 +114,11 @@ def test_a_trial_names_the_merge_with_the_highest_agreement() -> None:
     assert prediction.claim == f"ties is the best of 10 merges, or less than {share} behind"
 
 
+def test_a_trial_with_a_tie_makes_no_prediction() -> None:
+    tied = with_answers(figures(), **{**dict.fromkeys(TRIED, 0.5), "ties": 0.9, "tsv-m": 0.9})
+    assert "trial" not in claims(tied)
+
+
 def test_a_trial_of_fewer_merges_makes_no_prediction() -> None:
     pool = with_answers(figures(), **dict.fromkeys(TRIED[1:], 0.5))
     assert "trial" not in claims(pool)

@@ -80,6 +80,7 @@ class Advice:
 def advise(figures: Figures) -> list[Advice]:
     """Return the predictions for a pool, those with a confidence above chance first.
 
+    If several merges of a trial agree most with the experts, none is predicted to be the best.
     Empty without a base, with a single expert, or if an expert equals the base.
     """
     is_degenerate = figures.count == 1 or any(
@@ -88,17 +89,18 @@ def advise(figures: Figures) -> list[Advice]:
     if is_degenerate or not figures.has_base:
         return []
     numbers, record, tried = figures.numbers, read_record(), figures.trial_agreement
-    best = max(tried, key=lambda name: tried[name], default="")
+    most = max(tried.values(), default=0.0)
+    leaders = [name for name, agreement in tried.items() if agreement == most]
     kinds = matching_kinds(figures.kind)
     predictions = [
         Advice(
             rule,
-            rule.claim.replace(TRIED_BEST, best),
+            rule.claim.replace(TRIED_BEST, leaders[0] if leaders else ""),
             record[rule.name],
             record[rule.name].of_kinds(kinds),
             {bound.figure: numbers[bound.figure] for bound in rule.bounds},
         )
         for rule in RULES
-        if rule.applies(numbers)
+        if rule.applies(numbers) and (rule.better != TRIED_BEST or len(leaders) == 1)
     ]
     return sorted(predictions, key=lambda advice: (not advice.is_counted, not advice.is_shown))

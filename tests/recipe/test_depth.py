@@ -100,7 +100,10 @@ def test_a_curve_that_covers_nothing_is_refused() -> None:
         ("shared_transformer.norm.weight", False),
     ],
 )
-def test_tensors_before_and_after_the_layers(name: str, is_before: bool) -> None:
+def test_tensors_before_and_after_the_layers(
+    name: str,
+    is_before: bool,  # noqa: FBT001
+) -> None:
     assert is_before_layers(name) is is_before
 
 

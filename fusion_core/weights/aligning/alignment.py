@@ -19,6 +19,7 @@ from fusion_core.weights.aligning.difference import DROP_EXTRA, Difference, misf
 from fusion_core.weights.aligning.vocabulary import (
     MeanSource,
     PaddedSource,
+    count_tokens,
     differs_in_vocabulary,
     find_twin,
 )
@@ -237,7 +238,7 @@ def _pad(
     for name, info in reference.infos.items():
         others = [expert.infos[name] for expert in experts.values() if name in expert.infos]
         if any(differs_in_vocabulary(info, other) for other in others):
-            rows[name] = max(other.shape[0] for other in (info, *others))
+            rows[name] = max(map(count_tokens, (info, *others)))
     if not rows:
         return reference, experts
     models = [expert for expert in experts.values() if not expert.is_delta]

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
     from fusion_core.weights.source import TensorInfo
 
+#: Embeddings and heads, with one row per token. The bias of BART and Marian has one column.
 _EMBEDDINGS = re.compile(
-    r"(.*\.)?(embed_tokens|tok_embeddings|token_embedding|word_embeddings|embed_in|embed_out|wte"
-    r"|shared|lm_head|output_projection|predictions(\.decoder)?)\.(weight|bias)"
+    r"(.*\.)?(embed_tokens|tok_embeddings|token_embedding|word_embeddings|embeddings|embed_in"
+    r"|embed_out|wte|shared|lm_head|generator_lm_head|vocab_projector|output_projection|decoder"
+    r"|predictions)\.(weight|bias)|(.*\.)?final_logits_bias"
 )
 
 
@@ -33,11 +35,26 @@ def differs_in_vocabulary(one: TensorInfo, other: TensorInfo) -> bool:
     return (
         _EMBEDDINGS.fullmatch(one.name) is not None
         and len(one.shape) == len(other.shape) > 0
-        and one.shape[1:] == other.shape[1:]
-        and one.shape[0] != other.shape[0]
+        and one.shape != other.shape
+        and resize(one, count_tokens(other)).shape == other.shape
         and one.dtype.is_floating_point
         and other.dtype.is_floating_point
     )
+
+
+def count_tokens(info: TensorInfo) -> int:
+    """Return the number of tokens of embeddings or a head."""
+    return info.shape[-1] if _has_columns(info) else info.shape[0]
+
+
+def resize(info: TensorInfo, count: int) -> TensorInfo:
+    """Describe embeddings or a head with another number of tokens."""
+    shape = (*info.shape[:-1], count) if _has_columns(info) else (count, *info.shape[1:])
+    return replace(info, shape=shape)
+
+
+def _has_columns(info: TensorInfo) -> bool:
+    return len(info.shape) == 2 and info.shape[0] == 1 and info.name.endswith("final_logits_bias")  # noqa: PLR2004
 
 
 def find_twin(info: TensorInfo, model: WeightSource) -> str | None:
@@ -81,7 +98,7 @@ class PaddedSource(WeightSource):
             info = source.infos[name]
             wider = info if filler is None else filler.infos[name]
             dtype = torch.promote_types(info.dtype, wider.dtype)
-            self.infos[name] = replace(info, shape=(rows[name], *info.shape[1:]), dtype=dtype)
+            self.infos[name] = replace(resize(info, rows[name]), dtype=dtype)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read what the source has, then the padding."""
@@ -111,10 +128,7 @@ class MeanSource(WeightSource):
         self, models: Sequence[WeightSource], rows: Mapping[str, int], base: WeightSource
     ) -> None:
         self._models = models
-        self.infos = {
-            name: replace(base.infos[name], shape=(count, *base.infos[name].shape[1:]))
-            for name, count in rows.items()
-        }
+        self.infos = {name: resize(base.infos[name], count) for name, count in rows.items()}
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Average, from one model's end to the next one's."""

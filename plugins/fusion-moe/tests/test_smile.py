@@ -77,6 +77,14 @@ def test_live_merge_computes_the_formulas(rank: int, gates: int | None, top: int
         torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_routers_move_with_the_model_and_are_no_part_of_its_state() -> None:
+    models = random_models("base", "a", "b")
+    result = merged(models, rank=2)
+    live = result.model.to(torch.bfloat16)
+    assert live(torch.randn(5, 6, dtype=torch.bfloat16)).dtype is torch.bfloat16
+    assert live.state_dict().keys() == models["base"].state_dict().keys()
+
+
 def test_copies_of_one_expert_compute_what_it_computes() -> None:
     models = random_models("base", "a")
     result = merged({**models, "b": models["a"]}, rank=6)

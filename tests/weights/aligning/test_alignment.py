@@ -294,6 +294,10 @@ def test_copies_are_compared_to_their_end() -> None:
         ("shared.weight", (7, 3), True),
         ("bert.embeddings.word_embeddings.weight", (7, 3), True),
         ("cls.predictions.bias", (7, 3), True),
+        ("backbone.embeddings.weight", (7, 3), True),
+        ("vocab_projector.bias", (7, 3), True),
+        ("generator_lm_head.bias", (7, 3), True),
+        ("lm_head.decoder.bias", (7, 3), True),
         ("text_model.embeddings.token_embedding.weight", (7, 3), True),
         ("model.embed_tokens.weight", (5, 4), False),
         ("model.embed_tokens.weight", (7, 4), False),
@@ -314,6 +318,16 @@ def test_only_embeddings_of_tokens_are_padded(
         assert align_all(base, expert, vocab="pad")["a"].infos[name].shape == theirs
     else:
         refuse(base, expert, vocab="pad")
+
+
+def test_a_bias_of_logits_is_padded_along_its_tokens() -> None:
+    name = "final_logits_bias"
+    base, expert = random(1, 4), random(1, 6, seed=1)
+    sources = (StateDictSource({name: base}), {"a": StateDictSource({name: expert})})
+    aligned = align(*sources, AlignmentPolicy(vocab="pad"))
+    assert torch.equal(aligned.experts["a"].tensor(name), expert)
+    assert aligned.base is not None
+    assert torch.equal(aligned.base.tensor(name), torch.cat([base, expert[:, 4:]], dim=1))
 
 
 def test_without_a_base_missing_rows_are_the_mean_of_other_experts() -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusion_core.errors import CheckpointError
 from fusion_core.weights import CheckpointSource, StateDictSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from torch import Tensor
 
     from fusion_core import WeightSource
 
@@ -45,33 +43,43 @@ class LowRankExperts:
     #: of shape (experts, outputs)
     bias: Tensor
 
-    def weights(self, coordinates: Tensor, routing: Routing) -> Tensor:
-        """Return the weight of each expert for each token, zero for those not chosen.
 
-        `coordinates` are those of the tokens in the experts' subspaces, of shape (..., experts,
-        rank). The score of an expert is their length.
-        """
-        seen = coordinates[..., : routing.gate_rank]
-        wide = seen if seen.dtype is torch.float64 else seen.float()
-        scores = wide.norm(dim=-1).softmax(dim=-1)
-        best = scores.topk(routing.experts_per_token, dim=-1)
-        chosen = torch.zeros_like(scores).scatter(-1, best.indices, best.values)
-        return (chosen / chosen.sum(dim=-1, keepdim=True)).to(coordinates)
+class Router(nn.Module):
+    """The experts of one layer in a live model, which move and change their dtype with it."""
 
-    def __call__(self, inputs: Tensor, routing: Routing) -> Tensor:
+    down: Tensor
+    up: Tensor
+    bias: Tensor
+
+    def __init__(self, experts: LowRankExperts, routing: Routing) -> None:
+        super().__init__()
+        for part in _PARTS:
+            self.register_buffer(part, getattr(experts, part), persistent=False)
+        self.routing = routing
+
+    def forward(self, inputs: Tensor) -> Tensor:
         """Return what the chosen experts add to the layer's output, of shape (..., outputs)."""
         experts, rank, width = self.down.shape
         flat = inputs @ self.down.reshape(experts * rank, width).mT
         coordinates = flat.reshape(*flat.shape[:-1], experts, rank)
-        weights = self.weights(coordinates, routing)
+        weights = self.choose(coordinates)
         weighted = (coordinates * weights.unsqueeze(-1)).flatten(-2)
         up = self.up.transpose(1, 2).reshape(experts * rank, -1)
         added: Tensor = weighted @ up + weights @ self.bias
         return added
 
-    def to(self, tensor: Tensor) -> Self:
-        """Return the experts with the dtype and device of a tensor."""
-        return type(self)(*(part.to(tensor) for part in (self.down, self.up, self.bias)))
+    def choose(self, coordinates: Tensor) -> Tensor:
+        """Return the weight of each expert for each token, zero for those not chosen.
+
+        `coordinates` are those of the tokens in the experts' subspaces, of shape (..., experts,
+        rank). The score of an expert is their length.
+        """
+        seen = coordinates[..., : self.routing.gate_rank]
+        wide = seen if seen.dtype is torch.float64 else seen.float()
+        scores = wide.norm(dim=-1).softmax(dim=-1)
+        best = scores.topk(self.routing.experts_per_token, dim=-1)
+        chosen = torch.zeros_like(scores).scatter(-1, best.indices, best.values)
+        return (chosen / chosen.sum(dim=-1, keepdim=True)).to(coordinates)
 
 
 def pack_routers(layers: Mapping[str, LowRankExperts], routing: Routing) -> WeightSource:
@@ -101,10 +109,11 @@ def add_routers(model: nn.Module, stored: WeightSource | str | Path) -> nn.Modul
 
 
 def _attach(module: nn.Module, layer: LowRankExperts, routing: Routing) -> None:
-    experts = layer.to(next(module.parameters()))
+    router = Router(layer, routing).to(next(module.parameters()))
+    module.add_module("router", router)
 
     def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        added: Tensor = experts(inputs[0], routing)
+        added: Tensor = router(inputs[0])
         return output + added
 
     module.register_forward_hook(hook)

@@ -118,7 +118,7 @@ class OutputOptions(Options):
     dtype: Dtype | None = None
     """The dtype of floating-point tensors, such as float32, fp16 or bf16; default: the base's."""
     shard_size: Annotated[ByteSize, Field(gt=0, lt=2**63)] = ByteSize(5_000_000_000)
-    """The maximum size of one file, e.g. 5GB. A larger tensor gets a file of its own."""
+    """The maximum size of one file's tensors, e.g. 5GB. A larger tensor gets a file of its own."""
     licence: Annotated[str, Field(min_length=1)] | None = None
     """The licence of the merged model, for its model card; default: worked out from the models'."""
 

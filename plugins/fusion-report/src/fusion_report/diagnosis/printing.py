@@ -208,12 +208,12 @@ def _missing_notes(figures: Figures) -> Iterator[str]:
     if not figures.has_base:
         yield (
             "no base, so no task vectors: norms are distances of the experts from their mean, and "
-            "only methods without a base apply: simple-average, karcher, cart"
+            "only methods without a base apply, such as simple-average, karcher and cart"
         )
     if figures.count == 1:
         yield "only one expert: nothing to compare it with"
     for name, expert in figures.experts.items():
-        if expert.norm == 0:
+        if expert.norm == 0 and (figures.has_base or figures.count > 1):
             reference = "the base" if figures.has_base else "the others"
             yield f"{escape_control(name)} equals {reference}"
     if not figures.answers:

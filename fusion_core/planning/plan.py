@@ -56,7 +56,7 @@ def plan(raw: Mapping[str, Any], options: RunOptions, *, like: Plan | None = Non
         raw = assign(raw, ("executor", "workers"), options.workers, origin="workers")
     with hub.session(options.progress):
         planned = _plan(raw, options, like=like)
-        if planned.used_tasks is not None:
+        if planned.used_tasks is not None or planned.parts_file is not None:
             planned.check_builds()
         commits, since = hub.resolved_commits(), hub.oldest_lookup()
         planned = replace(planned, commits=commits, revisions_as_of=since)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fusion_core import RunOptions, build_for_task, load_for_task, plan, run_fusion
-from fusion_core.errors import CheckpointError, RecipeError, WeightsError
+from fusion_core.errors import CheckpointError, FusionError, RecipeError, WeightsError
 from fusion_core.weights import CheckpointSource
 from fusion_moe.routers import FILE, add_routers
 from fusion_moe.smile import Smile
@@ -100,6 +100,21 @@ def test_layers_that_no_expert_changes_have_no_router() -> None:
     assert {key.rpartition("/")[0] for key in stored.infos if "/" in key} == {"0"}
 
 
+def test_layers_that_are_not_called_are_averaged() -> None:
+    models = {}
+    for seed, name in enumerate(("base", "a", "b")):
+        torch.manual_seed(seed)
+        models[name] = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0).eval()
+    result = merged(models, rank=8)
+    stored: Any = result.side_files[FILE]
+    assert {key.rpartition("/")[0] for key in stored.infos if "/" in key} == {"linear1", "linear2"}
+    mean = (models["a"].self_attn.out_proj.weight + models["b"].self_attn.out_proj.weight) / 2
+    torch.testing.assert_close(result.model.self_attn.out_proj.weight, mean)
+    with torch.no_grad():
+        inputs = torch.randn(5, 1, 8)
+        assert not torch.allclose(result.model(inputs), result.pool.build(result.weights)(inputs))
+
+
 def test_output_is_measured_and_loaded_with_its_routers(tmp_path: Path) -> None:
     pool, out = tiny_pool("mlp", experts=2), tmp_path / "out"
     options = {"model_pool": pool, "task_pool": TinyTasks(("a", "b"))}
@@ -180,10 +195,17 @@ def test_more_experts_per_token_than_experts_are_refused() -> None:
     ],
 )
 def test_plans_that_lose_the_routers_are_refused(recipe: dict[str, Any], message: str) -> None:
-    states = {name: model.state_dict() for name, model in random_models("base", "a", "b").items()}
-    pool = {"base": states.pop("base"), "models": states}
+    models = random_models("base", "a", "b")
+    pool = {"base": models.pop("base"), "models": models}
     with pytest.raises(RecipeError, match=message):
         plan({"model_pool": pool, **recipe}, RunOptions())
+
+
+def test_a_pool_that_builds_no_models_is_refused() -> None:
+    states = {name: model.state_dict() for name, model in random_models("base", "a", "b").items()}
+    pool = {"base": states.pop("base"), "models": states}
+    with pytest.raises(FusionError, match="does not know the class of its models"):
+        plan({"model_pool": pool, "algorithm": "smile"}, RunOptions())
 
 
 def test_a_result_with_routers_is_no_model_of_another_merge(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ class Smile(Algorithm[SmileConfig]):
     other tensors are averaged.
     Options: `rank` (32), `gate_rank` (16, at most `rank`), `experts_per_token` (1).
     Shapes: `torch.nn.Linear` and GPT-2's `Conv1D`, also fused ones. Embeddings, and heads that
-    share their weights, are averaged, and so are packed experts of a mixture.
+    share their weights, are averaged, and so are packed experts of a mixture and the projections of
+    `torch.nn.MultiheadAttention`.
     Output: the base's linear layers, the averages, and the experts in `routers.safetensors`.
     `fusion_core.build_for_task(directory)` returns the whole model, and
     `fusion_moe.routers.add_routers(model, directory)` completes one that transformers loaded.
@@ -80,10 +81,12 @@ class Smile(Algorithm[SmileConfig]):
 
 
 def _find_layers(model: nn.Module, pool: ModelPool[Any]) -> Mapping[str, Sequence[str]]:
-    """Return the merged tensors of each linear layer whose weights no other module shares."""
+    """Return the merged tensors of each linear layer whose weights no other module uses."""
     owners: dict[int, int] = {}
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
+        # torch's attention uses the weights of `out_proj` without a call of the layer
+        recurse = isinstance(module, nn.MultiheadAttention)
+        for parameter in module.parameters(recurse=recurse):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     names: dict[int, list[str]] = {}
     for name, parameter in pool.parameters(model).items():

@@ -237,6 +237,25 @@ def test_the_code_in_a_card_loads_the_model(
     assert type(loaded["model"]) is type(build())
 
 
+@pytest.mark.plugins
+def test_the_code_in_a_card_adds_the_parts_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("base", "a", "b")
+    for seed, name in enumerate(names):
+        torch.manual_seed(seed)
+        llama().save_pretrained(tmp_path / name)
+    pool = {"name": "causal-lm", "base": str(tmp_path / "base")}
+    run_fusion(
+        algorithm={"name": "smile", "rank": 2},
+        model_pool={**pool, "models": [str(tmp_path / name) for name in names[1:]]},
+        output=str(tmp_path / "merged"),
+    )
+    monkeypatch.chdir(tmp_path / "merged")
+    loaded = run_code(tmp_path / "merged")
+    assert any(name.endswith("q_proj.router") for name, _ in loaded["model"].named_modules())
+
+
 def run_code(directory: Path) -> dict[str, Any]:
     """Run the code block of a card."""
     text = (directory / CARD).read_text()

@@ -1,13 +1,16 @@
 """The kinds of models, and the code that loads each of them.
 
-The kind follows from the files of the directory alone. `{model}` in the code stands for the
+The kind follows from the files of the directory. `{model}` in the code stands for the
 directory or the repository.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from fusion_core import AlgorithmSpec
+from fusion_core.commands import load_plugins
 
 if TYPE_CHECKING:
     from fusion_publish.card.outputs import MergeOutput
@@ -114,7 +117,22 @@ def find_kind(output: MergeOutput) -> Kind:
     architectures = output.config.get("architectures") or []
     if not architectures:
         return Kind(None, None, _TENSORS)
-    return _transformers(output, str(architectures[0]))
+    return _with_parts(_transformers(output, str(architectures[0])), output)
+
+
+def _with_parts(kind: Kind, output: MergeOutput) -> Kind:
+    """Return a kind whose code also adds the parts that the method saved for live models."""
+    for component in load_plugins().components(AlgorithmSpec):
+        file, target = component.spec.parts, component.spec.add_parts
+        if file is not None and target is not None and output.has(file):
+            module, _, function = target.partition(":")
+            imports = "from fusion_core.weights import CheckpointSource\n"
+            imports += f"from {module} import {function}"
+            built = next(line for line in kind.code.splitlines() if line.startswith("model = "))
+            added = f'{function}(model, CheckpointSource("{{model}}/{file}"))'
+            code = kind.code.replace(built, f"{built}\n{added}")
+            return replace(kind, code=f"{imports}\n{code}")
+    return kind
 
 
 def _transformers(output: MergeOutput, architecture: str) -> Kind:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,7 +34,7 @@ from fusion_testing import TinyTasks
 from pools_checkpoints import CheckpointsConfig, CheckpointsPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     State = dict[str, Tensor]
@@ -154,6 +155,48 @@ def test_fused_projection_is_merged_like_three_layers(method: str) -> None:
     columns = torch.cat([expected[f"{part}.weight"] for part in "qkv"]).mT
     biases = torch.cat([expected[f"{part}.bias"] for part in "qkv"])
     assert_near(merged, {"fused.weight": columns, "fused.bias": biases}, 1e-12)
+
+
+class TransposedPool(CheckpointsPool):
+    """A pool that says that `Conv1D` stores its matrix transposed, as those of language models."""
+
+    def matrices(self, name: str, shape: tuple[int, ...]) -> Matrices:
+        is_matrix = name.endswith("weight")
+        return Matrices((Columns(shape[0]), Rows(shape[1]))) if is_matrix else Matrices()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sizes", [(48, 12, 4), (48, 48, 4)], ids=["oblong", "square"])
+def test_transposed_matrices_are_merged_like_linear_layers(
+    method: str, sizes: tuple[int, ...]
+) -> None:
+    pairs = list(pairwise(sizes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = {
+            name: nn.Sequential(nn.Flatten(), *(nn.Linear(*pair) for pair in pairs)).double()
+            for name in ("base", "a", "b")
+        }
+    turned = {}
+    for name, module in plain.items():
+        layers = (Conv1D(outputs, inputs) for inputs, outputs in pairs)
+        turned[name] = nn.Sequential(nn.Flatten(), *layers).double()
+        state = {key: tensor.mT if tensor.dim() > 1 else tensor for key, tensor in state_of(module)}
+        turned[name].load_state_dict(state)
+    merges = [
+        merge(METHODS[method], kind(_config(models)), TinyTasks(("a", "b"))).weights.state_dict()
+        for kind, models in ((TransposedPool, turned), (CheckpointsPool, plain))
+    ]
+    restored = {key: tensor.mT if tensor.dim() > 1 else tensor for key, tensor in merges[0].items()}
+    assert_near(restored, merges[1], 1e-12)
+
+
+def state_of(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    return module.state_dict().items()
+
+
+def _config(models: Mapping[str, nn.Module]) -> CheckpointsConfig:
+    return CheckpointsConfig(base=models["base"], models={name: models[name] for name in "ab"})
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])

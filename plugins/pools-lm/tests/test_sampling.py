@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 import transformers
 
 from fusion_core import Split, run_fusion
-from fusion_core.errors import FusionError, RecipeError
+from fusion_core.errors import CheckpointError, FusionError, RecipeError
 from fusion_testing import TaskPoolSuite
 from pools_lm import plugin
 from pools_lm.config import LanguageConfig
@@ -25,10 +26,10 @@ from pools_lm.tasks.generation import TextGenerator
 from pools_lm.tasks.pool import LanguageTasks
 from pools_lm.tasks.prompts import Pair, Prompts, Turn
 from pools_lm.tasks.sampling import PROMPTS_FILE, PromptSampler
+from pools_lm.tasks.scoring import answer_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from fusion_core import ModelPool, TaskPoolSpec
 
@@ -376,3 +377,20 @@ def test_an_answer_begins_with_the_token_that_the_generation_config_forces(
     assert generator.generate_tokens(questions, label="") == [
         row[: row.index(3)] if 3 in row else row for row in expected
     ]
+
+
+def test_an_answer_begins_after_the_token_that_the_generation_config_states(
+    tiny: Any, tmp_path: Path
+) -> None:
+    model = tiny.live("t5", 0, initializer_factor=3.0)
+    model.generation_config.decoder_start_token_id = 40
+    path = Path(tiny.save(tmp_path / "base", model, tiny.tokenizer("pieces")))
+    pool = Seq2SeqPool(Seq2SeqPool.config_class(models={"base": str(path)}))
+    assert answer_start(pool.build(pool.reference)) == [40]
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((path / name).read_text())
+        content.pop("decoder_start_token_id", None)
+        (path / name).write_text(json.dumps(content))
+    pool = Seq2SeqPool(Seq2SeqPool.config_class(models={"base": str(path)}))
+    with pytest.raises(CheckpointError, match="has a decoder_start_token_id"):
+        Prompts.of_pool(pool)

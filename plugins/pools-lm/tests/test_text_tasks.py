@@ -430,6 +430,19 @@ def test_answers_of_test_lines_are_hidden(
     assert all(batch.labels is None for batch in seen)
 
 
+def test_unlabeled_lines_that_are_the_test_lines_are_hidden(
+    tasks_of: Callable[..., LanguageTasks],
+) -> None:
+    lines = tasks_of(choice={"test": CHOICES, "unlabeled": CHOICES})
+    data = lines.config.datasets["choice"]
+    assert not lines.transductive
+    same = {"kind": "choice", "test": data.test, "unlabeled": f"{data.test}/../choice-test.jsonl"}
+    tasks: Any = LanguageTasks(LanguageTasksConfig(datasets={"choice": same}))
+    assert tasks.transductive
+    assert tasks["choice"].hides_answers
+    assert not tasks.halves()[1].transductive
+
+
 def test_answers_of_unlabeled_questions_are_text(
     pool_of: Callable[..., ModelPool[Any]], tasks_of: Callable[..., LanguageTasks]
 ) -> None:

@@ -136,7 +136,7 @@ class Conflicts:
 
 def _linear_change(name: str, moment: Tensor, dim: int, vector: LayerTensors) -> Tensor:
     """Return E[(T x) (T x)'], of shape (outputs, outputs)."""
-    values = vector.tensor(name).double()
+    values = vector.matrix(name).double()
     turned = values if dim == 1 else values.mT
     return turned @ moment @ turned.mT
 

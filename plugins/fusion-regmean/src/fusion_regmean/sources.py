@@ -62,9 +62,13 @@ class LayerTensors:
         self._stored, self._pool = source, pool
 
     def tensor(self, name: str) -> Tensor:
-        """Return a stored tensor or a matrix."""
+        """Return a tensor as it is stored, or a matrix in one."""
         source = self._stored if name in self._stored.infos else self._matrices
         return source.tensor(name)
+
+    def matrix(self, name: str) -> Tensor:
+        """Return a matrix of shape (outputs, inputs), or a tensor that holds none."""
+        return self._matrices.tensor(name)
 
     @cached_property
     def _matrices(self) -> WeightSource:

@@ -389,11 +389,15 @@ class LanguagePool(CheckpointsPool):
 
 
 def _read_configuration(files: Files, model: str) -> Mapping[str, Any] | None:
-    """Return a model's configuration, with the token that its generation configuration forces."""
+    """Return a model's configuration, with the tokens that its generation configuration states.
+
+    They are those before an answer: `generate` takes them from there.
+    """
     config = parse_safe_config(files, model)
     stated = parse_config(files, GENERATION, model) or {}
-    forced = {key: stated[key] for key in stated.keys() & {"forced_bos_token_id"}}
-    return config and {**config, **forced}
+    names = stated.keys() & {"forced_bos_token_id", "decoder_start_token_id"}
+    tokens = {name: stated[name] for name in names if stated[name] is not None}
+    return config and {**config, **tokens}
 
 
 def _is_like(source: WeightSource, first: WeightSource) -> bool:

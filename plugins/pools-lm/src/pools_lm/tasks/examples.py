@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from fusion_core import AdaptiveTask, Split, Task, shuffled_rows
@@ -163,13 +164,20 @@ class AdaptiveLinesTask(LinesTask[DataT], ExampleTask):
     @property
     def is_transductive(self) -> bool:
         """Whether the UNLABELED lines are the test lines."""
-        uses_test_lines = self.data.unlabeled is None and not self.is_halved
-        return bool(self.config.transductive) and uses_test_lines
+        if self.data.unlabeled is None:
+            return bool(self.config.transductive) and not self.is_halved
+        return self._names_test_lines and not self.is_halved
 
     @property
     def hides_answers(self) -> bool:
         """Whether the UNLABELED lines are test lines, whose answers must stay hidden."""
-        return self.is_halved or self.data.unlabeled is None
+        return self.is_halved or self.data.unlabeled is None or self._names_test_lines
+
+    @property
+    def _names_test_lines(self) -> bool:
+        """Whether `unlabeled` names the file, or the split on the hub, of the test lines."""
+        unlabeled, test = self.data.unlabeled, self.data.test
+        return unlabeled == test or Path(unlabeled).resolve() == Path(test).resolve()
 
 
 def unbound_error(task: str) -> RecipeError:

@@ -79,6 +79,12 @@ class Prompts:
         tokenizer = ConfinedTokenizer.of(files, model)
         config, generation = _read_config(files)
         facts = tokenizer.facts
+        if config.is_encoder_decoder and not _has_start(config, generation):
+            raise CheckpointError(
+                f"{model}: neither config.json nor generation_config.json has a "
+                "decoder_start_token_id",
+                hint="Add the token that an answer begins after, such as that of padding for T5.",
+            )
         if chat and not facts.has_template:
             raise RecipeError(
                 "task_pool.chat: the models' tokenizer has no chat template",
@@ -320,6 +326,11 @@ def _read_config(files: Files) -> tuple[Any, Any]:
                 f"unreadable tokenizer or configuration of the models: {error}",
                 hint="Save both with transformers next to the base's weights.",
             ) from error
+
+
+def _has_start(*configs: Any) -> bool:  # noqa: ANN401 - transformers' many classes
+    values = (getattr(config, "decoder_start_token_id", None) for config in configs)
+    return any(value is not None for value in values)
 
 
 def _find_positions(config: Any, files: Files) -> int | None:  # noqa: ANN401 - transformers' many classes

@@ -42,7 +42,7 @@ from fusion_core.running._run_identity import RunIdentities as RunIdentities
 from fusion_core.running.cache import cached_answer as cached_answer
 from fusion_core.running.evaluation import evaluate_experts as evaluate_experts
 from fusion_core.running.run import execute as execute
-from fusion_core.running.task_overrides import read_parts as read_parts
+from fusion_core.running.task_overrides import read_added_modules as read_added_modules
 from fusion_core.weights.writing.provenance import Input as Input
 from fusion_core.weights.writing.provenance import Provenance as Provenance
 from fusion_core.weights.writing.provenance import has_valid_checksum as has_valid_checksum

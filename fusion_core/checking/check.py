@@ -227,7 +227,7 @@ def _size_of_masks(plan: Plan) -> int:
 
 
 def _disk(plan: Plan) -> Disk:
-    if plan.path is not None and (plan.resolved.form is not None or plan.parts_file is not None):
+    if plan.path is not None and (plan.resolved.form is not None or plan.modules_file is not None):
         return Disk(str(plan.path), None, None)
     header, data = build_header([*plan.stored_infos.values()], {"format": "pt"})
     side_files = sum(

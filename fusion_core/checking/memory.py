@@ -123,7 +123,7 @@ def _live(plan: Plan) -> int:
     methods = [
         part.algorithm.held_memory(model, plan.aligned)
         for stage in plan.stages
-        if stage.adapts or stage.parts_file is not None
+        if stage.adapts or stage.modules_file is not None
         for part in stage.parts
     ]
     return max([*methods, _measured(plan)])

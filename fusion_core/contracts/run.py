@@ -50,15 +50,15 @@ class RunResult:
     summary: tuple[str, ...] = ()
     #: the number of tensors that each compiled kernel serves, by its name
     kernels: Mapping[str, int] = field(default_factory=dict)
-    #: adds the parts to a live model that the weights leave out; None if they are all
-    add_parts: Callable[[nn.Module], object] | None = None
+    #: adds the modules to a live model that its weights leave out; None without any
+    add_modules: Callable[[nn.Module], object] | None = None
 
     @cached_property
     def model(self) -> nn.Module:
         """The merged model, live: in fp32, or in the dtype of models that were given live."""
         model = self.pool.build(self.weights, dtype=None)
-        if self.add_parts is not None:
-            self.add_parts(model)
+        if self.add_modules is not None:
+            self.add_modules(model)
         return model
 
     def plot(self) -> NoReturn:

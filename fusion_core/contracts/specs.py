@@ -136,10 +136,10 @@ class AlgorithmSpec(ComponentSpec):
     task_requirements: str | None = None
     #: whether tasks have weights or adapters of their own, so that inference needs the task
     needs_task: bool = False
-    #: the file with parts of the model that its class lacks, such as routers; `run` saves it
-    parts: str | None = None
-    #: "module:function", called with a live model and the opened file: adds the parts to the model
-    add_parts: str | None = None
+    #: the file with modules that the model's class lacks, such as routers; `run` saves it
+    modules_file: str | None = None
+    #: "module:function", called with a live model and the opened file: adds the modules
+    add_modules: str | None = None
     #: whether the order of the experts matters
     ordered: bool = False
     min_experts: int = 1
@@ -161,8 +161,10 @@ class AlgorithmSpec(ComponentSpec):
             if word not in known:
                 words = ", ".join(filter(None, known))
                 raise ValueError(f"algorithm {self.name!r}: expected one of {words}, got {word!r}")
-        if (self.parts is None) != (self.add_parts is None):
-            raise ValueError(f"algorithm {self.name!r}: parts and add_parts belong together")
+        if (self.modules_file is None) != (self.add_modules is None):
+            raise ValueError(
+                f"algorithm {self.name!r}: modules_file and add_modules belong together"
+            )
         if STAGES[self.stage].needs_base:
             object.__setattr__(self, "needs_base", True)
 

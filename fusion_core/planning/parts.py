@@ -93,7 +93,7 @@ def check_overrides(resolved: Resolved[AlgorithmSpec]) -> None:
     spec = resolved.component.spec
     if spec.uses_tasks:
         reason = "searches once"
-    elif spec.needs_task or spec.parts:
+    elif spec.needs_task or spec.modules_file:
         reason = "makes one file per task" if spec.needs_task else "makes one file"
     else:
         return

@@ -66,9 +66,9 @@ class PlannedStage:
         return self.resolved.component.spec.uses_tasks
 
     @property
-    def parts_file(self) -> str | None:
-        """The file with parts that the algorithm adds to live models of its result."""
-        return None if self.resolved is None else self.resolved.component.spec.parts
+    def modules_file(self) -> str | None:
+        """The file with modules that the algorithm adds to live models of its result."""
+        return None if self.resolved is None else self.resolved.component.spec.modules_file
 
     @property
     def changes_result(self) -> bool:
@@ -177,8 +177,8 @@ def create_stages(
     _check_coordinates(stages)
     if merging_algorithm(stages).saves_task_masks:
         _check_masks(stages)
-    if merge_of(stages).parts_file is not None:
-        _check_added_parts(stages)
+    if merge_of(stages).modules_file is not None:
+        _check_added_modules(stages)
     names = [s.name for s in stages if s.resolved and s.resolved.component.spec.needs_task]
     if len(names) > 1:
         raise RecipeError(
@@ -222,14 +222,14 @@ def _check_masks(stages: Sequence[PlannedStage]) -> None:
             )
 
 
-def _check_added_parts(stages: Sequence[PlannedStage]) -> None:
-    """Raise `RecipeError` for stages around a merge whose live model has parts besides weights."""
+def _check_added_modules(stages: Sequence[PlannedStage]) -> None:
+    """Raise `RecipeError` for stages around a merge that adds modules to live models."""
     merge = merge_of(stages)
     for stage in stages:
         if stage.kind == "calibrate" or isinstance(stage.stage, Coordinates):
             sees = "sees only the weights" if stage.kind == "calibrate" else "changes coordinates"
             raise RecipeError(
-                f"algorithm: {merge.name} adds parts to live models, and {stage.name} {sees}",
+                f"algorithm: {merge.name} adds modules to live models, and {stage.name} {sees}",
                 hint=f"Leave {stage.name} out.",
             )
 

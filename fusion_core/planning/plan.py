@@ -56,14 +56,14 @@ def plan(raw: Mapping[str, Any], options: RunOptions, *, like: Plan | None = Non
         raw = assign(raw, ("executor", "workers"), options.workers, origin="workers")
     with hub.session(options.progress):
         planned = _plan(raw, options, like=like)
-        if planned.used_tasks is not None or planned.parts_file is not None:
+        if planned.used_tasks is not None or planned.modules_file is not None:
             planned.check_builds()
         commits, since = hub.resolved_commits(), hub.oldest_lookup()
         planned = replace(planned, commits=commits, revisions_as_of=since)
     output = planned.resolved.recipe.output
-    if planned.resolved.form is not None and planned.parts_file is not None:
+    if planned.resolved.form is not None and planned.modules_file is not None:
         raise RecipeError(
-            f"output.{planned.resolved.form.name}: {planned.algorithm_name} adds parts to live "
+            f"output.{planned.resolved.form.name}: {planned.algorithm_name} adds modules to live "
             "models, which this form leaves out",
             hint="Leave it out.",
         )
@@ -164,9 +164,9 @@ def _plan_nested(
     label, recipe, parents = read_nested(given, parents)
     with name_errors(label):
         plan = _plan(recipe, options, parents)
-        if plan.parts_file is not None:
+        if plan.modules_file is not None:
             raise RecipeError(
-                f"{plan.algorithm_name} adds parts to live models, which weights leave out, so its "
+                f"{plan.algorithm_name} adds modules to live models, which weights leave out: its "
                 "result cannot be merged again",
                 hint="Choose another method here.",
             )

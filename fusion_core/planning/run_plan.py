@@ -150,9 +150,9 @@ class Plan:
         return merging_algorithm(self.stages).saves_task_masks
 
     @property
-    def parts_file(self) -> str | None:
-        """The file with parts that live models of the result have besides weights."""
-        return merge_of(self.stages).parts_file
+    def modules_file(self) -> str | None:
+        """The file with modules that live models of the result have besides weights."""
+        return merge_of(self.stages).modules_file
 
     def infos_of_merge(self, pool: ModelPool[Any]) -> Mapping[str, TensorInfo]:
         """Describe the merge of an aligned pool as computed, for use as a model."""

@@ -250,7 +250,7 @@ def find_near_models(plan: Plan, pool: ModelPool[Any], merged: WeightSource) -> 
     Models that are nested recipes are skipped, because they would be merged again. So is a result
     that is more than weights.
     """
-    if "base" in plan.nested or plan.parts_file is not None:
+    if "base" in plan.nested or plan.modules_file is not None:
         return []
     experts = {name: expert for name, expert in pool.experts.items() if name not in plan.nested}
     return describe_nearness(merged, pool.base, experts)

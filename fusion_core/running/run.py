@@ -35,7 +35,7 @@ from fusion_core.running._output import (
     write_model,
 )
 from fusion_core.running.evaluation import evaluate, write_report
-from fusion_core.running.task_overrides import find_parts, overrides_among, read_overrides
+from fusion_core.running.task_overrides import find_added_modules, overrides_among, read_overrides
 from fusion_core.weights import StateDictSource, WeightSource
 from fusion_core.weights.merging.execution import read_state_dict
 from fusion_core.weights.merging.memory_errors import report_out_of_memory
@@ -187,7 +187,7 @@ def _merge(plan: Plan, info: RunInfo, committed: list[Path]) -> RunResult:
         context.side_files,
         summary=summary,
         kernels=kernels,
-        add_parts=find_parts(context.side_files, plan.plugins),
+        add_modules=find_added_modules(context.side_files, plan.plugins),
     )
 
 

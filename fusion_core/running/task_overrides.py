@@ -1,6 +1,6 @@
 """Task overrides: the weights or adapters with which a merged model serves a single task.
 
-The parts that a method adds to live models (`AlgorithmSpec.parts`) are overrides of every task.
+Modules that a method adds to live models (`AlgorithmSpec.modules_file`) override every task.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fusion_core.weights.reading.task_files import (
 from fusion_core.weights.reading.task_masks import MASKS, SCALES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
     from torch import nn
@@ -93,32 +93,33 @@ def _by_tensors(stored: WeightSource) -> TaskOverrides:
     return TaskOverrides(list_tasks(stored), weights_of)
 
 
-def _by_parts(add_parts: Callable[[nn.Module], object]) -> TaskOverrides:
-    """Return the merge with the parts that its method adds to live models."""
+def _by_modules(add_modules: Callable[[nn.Module], object]) -> TaskOverrides:
+    """Return the merge with the modules that its method adds to live models."""
 
     def adapt(_task: str, model: nn.Module) -> None:
-        add_parts(model)
+        add_modules(model)
 
     return TaskOverrides(None, lambda _, merged: merged, adapt)
 
 
-def find_parts(
+def find_added_modules(
     files: Mapping[str, Any], plugins: PluginManager
 ) -> Callable[[nn.Module], object] | None:
-    """Return the function that adds the parts in one of these files to live models, if any."""
+    """Return the function that adds the modules in one of these files to live models, if any."""
     for component in plugins.components(AlgorithmSpec):
-        file, target = component.spec.parts, component.spec.add_parts
+        file, target = component.spec.modules_file, component.spec.add_modules
         if file is not None and target is not None and file in files:
             with plugins.active():
                 return partial(load_target(target), stored=files[file])
     return None
 
 
-def read_parts(directory: Path, plugins: PluginManager) -> Callable[[nn.Module], object] | None:
-    """Return the function that adds the parts in a model's directory to live models, if any."""
-    names = [component.spec.parts for component in plugins.components(AlgorithmSpec)]
-    paths = [path for name in names if name and (path := directory / name).is_file()]
-    return find_parts({path.name: CheckpointSource(path) for path in paths}, plugins)
+def read_added_modules(
+    directory: Path, plugins: PluginManager
+) -> Callable[[nn.Module], object] | None:
+    """Return the function that adds the modules in a model's directory to live models, if any."""
+    paths = [path for name in _module_files(plugins) if (path := directory / name).is_file()]
+    return find_added_modules({path.name: CheckpointSource(path) for path in paths}, plugins)
 
 
 def _by_adapters(stored: WeightSource, modules: Mapping[str, str]) -> TaskOverrides:
@@ -145,8 +146,12 @@ def read_overrides(
 
 
 def _override_files(plugins: PluginManager) -> list[str]:
-    parts = [component.spec.parts for component in plugins.components(AlgorithmSpec)]
-    return [*TASK_FILES, *filter(None, parts)]
+    return [*TASK_FILES, *_module_files(plugins)]
+
+
+def _module_files(plugins: PluginManager) -> Iterator[str]:
+    specs = (component.spec for component in plugins.components(AlgorithmSpec))
+    return (spec.modules_file for spec in specs if spec.modules_file is not None)
 
 
 def read_recorded_overrides(
@@ -178,8 +183,8 @@ def _overrides_from(
     contents: Mapping[str, Any], models: Callable[[], ModelPool[Any]], plugins: PluginManager
 ) -> TaskOverrides | None:
     """Build overrides from side files: tensors as sources, JSON as data."""
-    if (add_parts := find_parts(contents, plugins)) is not None:
-        return _by_parts(add_parts)
+    if (add_modules := find_added_modules(contents, plugins)) is not None:
+        return _by_modules(add_modules)
     if MASKS in contents:
         return _by_masks(contents[MASKS], contents[SCALES]["scales"], models())
     if TENSORS in contents:
@@ -206,7 +211,7 @@ def load_for_task(
     overrides = _overrides_for(directory, task, plugins or load_plugins())
     if overrides.adapt is not None:
         raise RecipeError(
-            f"{directory} has an adapter or other parts for task {task!r}: they change a live "
+            f"{directory} has an adapter or other modules for task {task!r}: they change a live "
             "model, which weights alone cannot express",
             hint="Build the live model: fusion_core.build_for_task(directory, task).",
         )
@@ -223,9 +228,9 @@ def build_for_task(
 ) -> nn.Module:
     """Return the live model of a merge for one task, in fp32 and in evaluation mode.
 
-    Leave out `task` for a merge whose parts serve all tasks, such as routers. `pool` builds the
-    model. By default it is the pool in the directory's recipe. Raises the errors of
-    `load_for_task`, but accepts adapters and parts.
+    Leave out `task` for a merge whose added modules serve all tasks, such as routers. `pool` builds
+    the model. By default it is the pool in the directory's recipe. Raises the errors of
+    `load_for_task`, but accepts adapters and modules.
     """
     directory, plugins = Path(directory), plugins or load_plugins()
     overrides = _overrides_for(directory, task, plugins)

@@ -193,7 +193,7 @@ def test_adapter_changes_live_model_but_not_weights(tmp_path: Path) -> None:
         "a": tasks["a"].evaluate(model),
         "b": tasks["b"].evaluate(result.model),
     }
-    with pytest.raises(RecipeError, match="has an adapter or other parts for task 'a'"):
+    with pytest.raises(RecipeError, match="has an adapter or other modules for task 'a'"):
         load_for_task(out, "a")
 
 

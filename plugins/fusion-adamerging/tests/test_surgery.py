@@ -89,7 +89,7 @@ def test_the_report_measures_the_models_of_build_for_task(
         assert result.report.tasks[task.name] == live.report.tasks[task.name] == expected
     assert result.report.needs_task
     assert result.report.tasks != plain.report.tasks
-    with pytest.raises(RecipeError, match="has an adapter or other parts for task 'a'") as caught:
+    with pytest.raises(RecipeError, match="has an adapter or other modules for task 'a'") as caught:
         load_for_task(out, "a")
     assert "build_for_task" in str(caught.value.hint)
 

@@ -185,13 +185,13 @@ def test_more_experts_per_token_than_experts_are_refused() -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"algorithm": ["smile", "svc"]}, "smile adds parts to live models, and svc sees only"),
+        ({"algorithm": ["smile", "svc"]}, "smile adds modules to live models, and svc sees only"),
         ({"algorithm": ["core-space", "smile"]}, "core-space changes coordinates"),
         (
             {"algorithm": {"name": "smile", "overrides": {"match": "*", "rank": 8}}},
             "algorithm.overrides: smile makes one file for the whole model",
         ),
-        ({"algorithm": "smile", "output": {"adapter": 4}}, "output.adapter: smile adds parts"),
+        ({"algorithm": "smile", "output": {"adapter": 4}}, "output.adapter: smile adds modules"),
     ],
 )
 def test_plans_that_lose_the_routers_are_refused(recipe: dict[str, Any], message: str) -> None:

@@ -238,7 +238,7 @@ def test_the_code_in_a_card_loads_the_model(
 
 
 @pytest.mark.plugins
-def test_the_code_in_a_card_adds_the_parts_of_the_model(
+def test_the_code_in_a_card_adds_the_modules_of_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("base", "a", "b")

@@ -701,3 +701,16 @@ def test_a_plan_reopens_only_the_pools_that_changed(recipe: dict[str, Any], fold
     assert same.tasks is first.tasks
     assert fewer.pool is first.pool
     assert fewer.tasks.names == ("a",)
+
+
+@pytest.mark.plugins
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("emr", "emr makes one model per task"), ("smile", "smile adds modules to live models")],
+)
+def test_results_that_are_more_than_weights_are_measured_with_labels(
+    name: str, message: str, tmp_path: Path
+) -> None:
+    recipe = {"algorithm": name, "model_pool": "mini8", "task_pool": {"tasks": ["latin", "greek"]}}
+    with pytest.raises(RecipeError, match=message):
+        sweep(recipe, over={"seed": [0]}, objectives=["entropy"], store=tmp_path / "s.sqlite")

@@ -377,7 +377,7 @@ def test_a_model_that_is_too_large_is_not_asked_after_a_run(
 ) -> None:
     class Result:
         path, pool = merge, source_models(merge, frozenset(), frozenset())[0].pool
-        add_parts = None
+        add_modules = None
 
     def print_after_run() -> str | None:
         findings: Any = Result

@@ -186,10 +186,12 @@ def _device(name: str) -> torch.device:
 
 
 def _check_single_model(planned: Plan) -> None:
-    """Raise `RecipeError` for a method that makes another model for each task."""
+    """Raise `RecipeError` for a method whose result is more than one model's weights."""
     for stage in planned.stages:
-        if stage.resolved is not None and stage.resolved.component.spec.needs_task:
+        needs_task = stage.resolved is not None and stage.resolved.component.spec.needs_task
+        if needs_task or stage.modules_file is not None:
+            makes = "makes one model per task" if needs_task else "adds modules to live models"
             raise RecipeError(
-                f"{stage.name} makes one model per task, which can be measured only with labels",
+                f"{stage.name} {makes}, which can be measured only with labels",
                 hint="Choose by --objective average.",
             )

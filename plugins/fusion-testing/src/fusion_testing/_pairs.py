@@ -123,10 +123,10 @@ def _fits(bench: Bench, spec: AlgorithmSpec) -> bool:
     if spec.needs_tasks != "none" or (spec.needs_task and bench.spec.needs_task):
         return False
     if any(
-        one.parts and other.stage != "merge"
+        one.modules_file and other.stage != "merge"
         for one, other in ((bench.spec, spec), (spec, bench.spec))
     ):
-        return False  # parts of live models are made last, from weights
+        return False  # modules of live models are made last, from weights
     is_pipeline = (bench.spec.stage, spec.stage).count("merge") == 1
     return is_pipeline and min(bench.experts, spec.max_experts or bench.experts) >= spec.min_experts
 

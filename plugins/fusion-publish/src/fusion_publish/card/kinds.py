@@ -117,13 +117,13 @@ def find_kind(output: MergeOutput) -> Kind:
     architectures = output.config.get("architectures") or []
     if not architectures:
         return Kind(None, None, _TENSORS)
-    return _with_parts(_transformers(output, str(architectures[0])), output)
+    return _with_modules(_transformers(output, str(architectures[0])), output)
 
 
-def _with_parts(kind: Kind, output: MergeOutput) -> Kind:
-    """Return a kind whose code also adds the parts that the method saved for live models."""
+def _with_modules(kind: Kind, output: MergeOutput) -> Kind:
+    """Return a kind whose code also adds the modules that the method saved for live models."""
     for component in load_plugins().components(AlgorithmSpec):
-        file, target = component.spec.parts, component.spec.add_parts
+        file, target = component.spec.modules_file, component.spec.add_modules
         if file is not None and target is not None and output.has(file):
             module, _, function = target.partition(":")
             imports = "from fusion_core.weights import CheckpointSource\n"

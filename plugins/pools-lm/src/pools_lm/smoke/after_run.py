@@ -28,7 +28,7 @@ def text_after_run(result: RunResult, device: torch.device, progress: Progress) 
     if path is None or not isinstance(pool, CausalPool | Seq2SeqPool):
         return None
     texts = [_run_smoke_test(path, pool, device, progress)]
-    if result.add_parts is None:  # no other program knows the parts
+    if result.add_modules is None:  # no other program knows the modules
         texts.append(conversion_command(path))
     return "\n\n".join(filter(None, texts)) or None
 

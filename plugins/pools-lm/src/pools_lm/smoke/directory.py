@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from fusion_core import load_models
-from fusion_core.commands import load_plugins, load_recipe, read_parts
+from fusion_core.commands import load_plugins, load_recipe, read_added_modules
 from fusion_core.errors import CheckpointError, FusionError
 from fusion_core.weights import read_config
 from pools_lm.config import LanguageConfig
@@ -45,7 +45,7 @@ def load_model(directory: Path) -> NamedModel:
     path = directory.resolve()
     pool = _POOLS[_pool_name(path)](LanguageConfig(base=str(path), models={}))
     pool.check_builds()
-    return NamedModel(path.name, pool, pool.reference, read_parts(path, load_plugins()))
+    return NamedModel(path.name, pool, pool.reference, read_added_modules(path, load_plugins()))
 
 
 def source_models(

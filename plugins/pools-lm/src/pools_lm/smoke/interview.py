@@ -34,8 +34,8 @@ class NamedModel:
     name: str
     pool: LanguagePool
     weights: WeightSource
-    #: adds the parts to a live model that its weights leave out; None if they are all
-    add_parts: Callable[[nn.Module], object] | None = None
+    #: adds the modules to a live model that its weights leave out; None without any
+    add_modules: Callable[[nn.Module], object] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -50,8 +50,8 @@ class NamedModel:
                 sizes[info.dtype] = sizes.get(info.dtype, 0) + info.numel
         dtype = max(sizes, key=sizes.__getitem__)
         live = self.pool.build(self.weights, dtype=dtype, device=device)
-        if self.add_parts is not None:
-            self.add_parts(live)
+        if self.add_modules is not None:
+            self.add_modules(live)
         return live
 
     @property
@@ -123,7 +123,7 @@ class Interview:
     def _cached(
         self, model: NamedModel, question: dict[str, Any], compute: Callable[[], Any]
     ) -> Any:  # noqa: ANN401 - JSON
-        if model.add_parts is not None:  # the weights do not identify it
+        if model.add_modules is not None:  # the weights do not identify it
             return compute()
         key = {"smoke test": 1, **question}
         return cached_answer(

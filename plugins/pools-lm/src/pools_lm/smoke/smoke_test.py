@@ -90,7 +90,7 @@ class SmokeTest:
 def _compare_weights(models: Sequence[NamedModel]) -> list[str]:
     """Return notes if the last model's weights are nearly equal to another model's."""
     *others, tested = models
-    if not others or tested.add_parts is not None:
+    if not others or tested.add_modules is not None:
         return []
     base = others[0].pool.base
     experts = {other.name: other.weights for other in others if other.weights is not base}

@@ -23,8 +23,8 @@ for _home in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
 
 #: Arguments that a suite varies within a check: the tiny model, and how a merge is cut and stored.
 VARIANTS = {"model", "cut", "workers", "dtype", "size"}
-#: On each push, a check of a suite for methods runs on one in twelve of them, in one variant.
-METHODS = 12
+#: On each push, a check of a suite for methods runs on one in 24 of them, in one variant.
+METHODS = 24
 #: On each push, every check of a suite for pools runs on one in 24 pools, and every check of a
 #: suite for formats on one in 24 formats.
 POOLS = 24

@@ -532,13 +532,15 @@ def test_the_commands_for_mixtures_from_dense_models_run(language_models: Path) 
     (recipe,) = blocks("yaml", page)
     (language_models / "moe.yaml").write_text(recipe)
     for command in "".join(blocks("sh", page)).splitlines():
-        done = CliRunner().invoke(app, shlex.split(command)[1:])
+        short = ["--no-eval"] * ("lm-mini" in command)
+        done = CliRunner().invoke(app, [*shlex.split(command)[1:], *short])
         assert done.exit_code == 0, (command, done.exception)
     for name in ("mixture", "mixture-on-merge"):
         mixture = AutoModelForCausalLM.from_pretrained(language_models / name)
         assert mixture.config.model_type == "mixtral"
 
 
+@pytest.mark.thorough
 def test_the_command_for_tokenizers_runs(language_models: Path) -> None:
     for name, size in (("smollm2", 300), ("lm-mini", 290)):
         core = Tokenizer(models.BPE())

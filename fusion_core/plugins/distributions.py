@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from fusion_core.errors import PluginError
 from fusion_core.formatting import suggest
-from fusion_core.machine.distributions import CORE, normalize_name, read_metadata_field
+from fusion_core.machine.distributions import CORE, normalize_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,11 +57,12 @@ class Plugin:
     def declared(cls, entry_point: metadata.EntryPoint, by: metadata.Distribution) -> Self:
         """Return a plugin as its distribution's metadata describes it."""
         headers = by.metadata  # parsed at every access
+        summaries = headers.get_all("Summary") or [""]
         return cls(
             distribution=normalize_name(headers["Name"]),
             version=headers["Version"],
             module=entry_point.value,
-            summary=read_metadata_field(by, "Summary") or "",
+            summary=summaries[0],
         )
 
 

@@ -109,6 +109,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.thorough
 def test_they_are_listed_and_described(world: World, tmp_path: Path) -> None:
     listed = json.loads(world.run("fuse", "list-plugins", "--json", cwd=tmp_path))
     rows = {row["name"]: row for row in listed}
@@ -127,6 +128,7 @@ def test_they_are_listed_and_described(world: World, tmp_path: Path) -> None:
         assert name in text
 
 
+@pytest.mark.thorough
 def test_they_merge_measure_and_read_the_models_of_mini8(world: World, tmp_path: Path) -> None:
     out = world.run(
         *("fuse", "run", "--algo", "try-algorithm", "--pool", "mini8", "-o", "merged", "--json"),
@@ -157,6 +159,7 @@ def test_the_model_pool_merges_the_checkpoints_of_mini8(world: World, tmp_path: 
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
+@pytest.mark.thorough
 def test_the_pools_are_merged_and_measured_without_any_option(world: World, tmp_path: Path) -> None:
     out = world.run(
         *("fuse", "run", "--algo", "simple-average", "--pool", "try-pools", "-o", "merged"),

@@ -129,6 +129,7 @@ def test_cancelled_calls_have_ended_after_the_executor_exits(
     assert (tmp_path / "ended").exists()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("how", ["local class", "unreadable", "no exception"])
 def test_an_error_that_cannot_be_decoded_names_the_worker_and_its_message(
     executor: Executor, how: str

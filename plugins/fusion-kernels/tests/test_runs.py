@@ -90,7 +90,7 @@ def _run(algorithm: Any, models: dict[str, str], output: Path, workers: int) -> 
     return provenance
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("algorithm", _METHODS, ids=str)
 def test_a_run_has_the_same_tensors(
     algorithm: Any, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -125,12 +125,12 @@ def test_events_name_the_kernels_that_ran(
     pool = json.dumps({"base": models["base"], "models": [models["one"]]})
     events = tmp_path / "events.jsonl"
     run_fuse(
-        *("run", "--algo", "ties", "--set", f"model_pool={pool}", "--no-eval"),
+        *("run", "--algo", "simple-average", "--set", f"model_pool={pool}", "--no-eval"),
         *("-o", str(tmp_path / "out"), "--events", str(events)),
     )
     written = [json.loads(line) for line in events.read_text().splitlines()]
     (kernels,) = (event["tensors"] for event in written if event["event"] == "kernels")
-    assert kernels == {"fusion-kernels/agreeing-mean": 1}
+    assert kernels == {"fusion-kernels/average": 1}
 
 
 @pytest.mark.parametrize(

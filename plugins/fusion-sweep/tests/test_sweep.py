@@ -679,6 +679,7 @@ def test_an_interrupted_sweep_says_how_many_runs_are_saved(
     assert runs(log).count(0.1) <= 2  # once, and where it is the best once more
 
 
+@pytest.mark.thorough
 def test_two_processes_share_a_sweep(
     recipe: dict[str, Any], store: Path, log: Path, environment: dict[str, str]
 ) -> None:

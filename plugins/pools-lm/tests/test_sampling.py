@@ -163,6 +163,7 @@ def test_a_base_of_encoder_decoders_agrees_with_itself(
     assert task.evaluate(pool.build(pool.experts["a"]))["agreement"] < 1
 
 
+@pytest.mark.thorough
 def test_a_merge_retains_what_the_base_says(general: dict[str, Any], tmp_path: Path) -> None:
     datasets: dict[str, Any] = {"general": general}
     for name in PAIR.tasks or ():

@@ -248,8 +248,8 @@ def case(
 
 @pytest.mark.parametrize("case", ALL if NIGHTLY else FEW[:2], indirect=True, ids="-".join)
 def test_run_killed_at_any_fault_point_resumes_to_the_same_bytes(case: Case) -> None:
-    """One run per fault point. A push takes one in four points of two cases."""
-    kills, step = 0, 1 if NIGHTLY else 4
+    """One run per fault point. A push takes one in eight points of two cases."""
+    kills, step = 0, 1 if NIGHTLY else 8
     first = 2 if case.replaces and not NIGHTLY else 1
     for number in itertools.count(first, step):
         case.reset()
@@ -285,7 +285,7 @@ def test_torn_journal_and_changed_tensors_are_written_again(case: Case) -> None:
     content = left.journal.read_bytes()
     copy = case.workspace / "in" / "kept"
     shutil.copytree(left.path, copy)
-    for length in range(0, len(content), 1 if NIGHTLY else 20):
+    for length in range(0, len(content), 1 if NIGHTLY else 60):
         case.reset()
         shutil.copytree(copy, left.path)
         left.journal.write_bytes(content[:length] + b"\x00\xff"[: length % 3])
@@ -302,7 +302,7 @@ def test_interrupt_at_any_fault_point_leaves_resumable_or_complete_output(worksp
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    for second in (None, 1, 2, 4):
+    for second in (None, 1, 2, 4) if NIGHTLY else (None, 2):
         for number in itertools.count(1):
             with (
                 contextlib.suppress(KeyboardInterrupt),
@@ -427,12 +427,12 @@ class Target:
 def test_disk_failure_is_reported_and_run_resumes(
     workspace: Path, output: str, *, lasts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every call of every function fails, with every errno."""
+    """Every call of every function fails. A push takes one errno."""
     if output == "replaced in two steps":
         monkeypatch.setattr(workspace_module, "exchange_atomically", lambda *_: False)
     target = Target(workspace, overwrite=output != "new")
     cases = 0
-    for function, code in itertools.product(FUNCTIONS, CODES):
+    for function, code in itertools.product(FUNCTIONS, CODES if NIGHTLY else CODES[:1]):
         for nth in itertools.count(1):
             target.reset()
             with pytest.MonkeyPatch.context() as patch:
@@ -453,7 +453,7 @@ def test_disk_failure_is_reported_and_run_resumes(
             cases += 1
         is_unused = function == "rename" and output == "replaced at once"
         assert (nth == 1) == is_unused, f"{function} was called {nth - 1} times"
-    assert cases >= 120
+    assert cases >= 30 * len(CODES if NIGHTLY else CODES[:1])
 
 
 def test_tensors_of_failed_sync_are_never_recorded(
@@ -545,6 +545,7 @@ def test_full_disk_is_found_before_any_weight_is_read(tmp_path: Path) -> None:
 # --- races --------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_only_one_of_several_runs_writes_an_output(workspace: Path, count: int) -> None:
     """The others fail at once and name the winner, which waits until they all have failed."""

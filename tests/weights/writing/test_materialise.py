@@ -193,6 +193,7 @@ class Full(CheckpointSource):
         return super().read(name, start, stop)
 
 
+@pytest.mark.thorough
 def test_disk_failure_in_worker_raises_disk_error(pool: dict[str, Any], tmp_path: Path) -> None:
     with (
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes,

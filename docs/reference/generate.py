@@ -204,6 +204,7 @@ This page lists every algorithm, pool, format and executor of this repository, w
 It is generated from `fuse info NAME --json`. `fuse info NAME` prints the same for any plugin.
 
 All stages of a pipeline also take [`only`, `skip`, `overrides` and `by_depth`](recipe.md#stages).
+Those that learn from tasks or save a file besides the weights take `only` and `skip` alone.
 [Choose tensors](../how-to/choose-tensors.md) shows the forms of numbers: one, per expert, by depth.
 In formulas, W_k is expert k of K, tau_k = W_k - base, and tau is the merge minus the base.
 """

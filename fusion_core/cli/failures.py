@@ -56,7 +56,7 @@ def _explain_interrupt(error: KeyboardInterrupt) -> str:
     word = "terminated" if isinstance(error, Terminated) else "interrupted"
     if isinstance(error.__context__, KeyboardInterrupt):
         return f"{word} while stopping: fuse clean shows what is left next to the output"
-    return word if hasattr(error, "__notes__") else f"{word}: nothing was written or kept"
+    return word if hasattr(error, "__notes__") else f"{word}: this command has written nothing"
 
 
 def _explain_bug(error: BaseException) -> Iterator[str]:

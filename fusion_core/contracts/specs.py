@@ -170,8 +170,13 @@ class AlgorithmSpec(ComponentSpec):
 
     @property
     def uses_tasks(self) -> bool:
-        """Whether it reads tasks. Its options then hold for all tensors, at any depth."""
+        """Whether it reads tasks."""
         return self.needs_tasks != "none"
+
+    @property
+    def takes_overrides(self) -> bool:
+        """Whether its options may differ by tensor: not if it searches once or saves one file."""
+        return not (self.uses_tasks or self.needs_task or self.modules_file)
 
     @property
     def base(self) -> str:  # type: ignore[override] # depends on the stage

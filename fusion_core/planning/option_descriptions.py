@@ -56,8 +56,10 @@ def describe_component_options(component: Component[Any]) -> list[Option]:
     config, spec = _load_config(component), component.spec
     if not isinstance(spec, AlgorithmSpec):
         return [*describe_options(config)]
-    options = describe_options(config, by_depth=not spec.uses_tasks)
-    return [*options, *describe_options(Selection)]
+    options = describe_options(config, by_depth=spec.takes_overrides)
+    refused = set() if spec.takes_overrides else {"overrides", "by_depth"}
+    selection = (part for part in describe_options(Selection) if part.name not in refused)
+    return [*options, *selection]
 
 
 def _load_config(component: Component[Any]) -> type[BaseModel]:

@@ -91,12 +91,12 @@ def check_overrides(resolved: Resolved[AlgorithmSpec]) -> None:
     One that adapts searches once, and one with files besides the weights writes each once.
     """
     spec = resolved.component.spec
+    if spec.takes_overrides:
+        return
     if spec.uses_tasks:
         reason = "searches once"
-    elif spec.needs_task or spec.modules_file:
-        reason = "makes one file per task" if spec.needs_task else "makes one file"
     else:
-        return
+        reason = "makes one file per task" if spec.needs_task else "makes one file"
     for option in ("overrides", "by_depth"):
         if getattr(resolved.selection, option):
             raise RecipeError(

@@ -80,7 +80,7 @@ class Resolved(Generic[SpecT]):
 
 def hint_at_options(component: Component[Any], options: Mapping[str, Any]) -> str:
     """Return the hint of an error about a component's options."""
-    by_depth = isinstance(component.spec, AlgorithmSpec) and not component.spec.uses_tasks
+    by_depth = isinstance(component.spec, AlgorithmSpec) and component.spec.takes_overrides
     hints = hint_at_forms(component.load_config(), options, by_depth=by_depth)
     return "\n".join([*hints, f"See: fuse info {component.spec.name}"])
 

@@ -79,13 +79,14 @@ def run(code: str = "") -> str:
     return f"run -q --algo odd {pool} --set {code} -o out"
 
 
+NOTHING_WRITTEN = "this command has written nothing\n"
 ENDS = {
     "exit": ("sys.exit(0)", 3, "error: plugin odd-x 1.0 tried to end the program: SystemExit: 0"),
     "bug": ("{}['x']", 1, "error: a bug in plugin odd-x 1.0: KeyError: 'x'\nPlease report it"),
     "recursion": ("f = lambda: f(); globals().update(f=f); f()", 1, "a bug in plugin odd-x 1.0"),
     "no exception": ("raise BaseException('odd')", 1, "odd-x 1.0: BaseException: odd"),
     "memory": ("raise MemoryError", 1, "error: out of memory"),
-    "interrupt": ("raise KeyboardInterrupt", 130, "interrupted: nothing was written or kept\n"),
+    "interrupt": ("raise KeyboardInterrupt", 130, f"interrupted: {NOTHING_WRITTEN}"),
 }
 
 
@@ -111,7 +112,7 @@ def test_an_interrupt_that_leaves_work_says_how_to_go_on(fuse: Fuse) -> None:
 
 def test_a_signal_is_explained_without_a_traceback() -> None:
     done = shell(run("os.kill(os.getpid(), signal.SIGTERM); signal.pause()"), "")
-    message = "terminated: nothing was written or kept\n"
+    message = f"terminated: {NOTHING_WRITTEN}"
     assert (done.returncode, done.stdout, done.stderr) == (143, "", message)
     assert os.listdir() == ["x.safetensors"]
 

@@ -8,7 +8,7 @@ import torch
 from study_parts import Distilled
 
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_adamerging.learnable import Learnable
+from fusion_adapting import Learnable
 from fusion_core.weights import is_matrix
 
 if TYPE_CHECKING:

@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load, save
 
-from fusion_adamerging.adaptive import Adaptive
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_adamerging.learnable import Learnable
-from fusion_adamerging.search import Search
-from fusion_adapting import LiveMerge
+from fusion_adapting import Adaptive, Learnable, LiveMerge, Search
 from fusion_core import Batch, FeatureTask, Split
 from fusion_core.weights import Linear, StateDictSource
 

@@ -24,7 +24,7 @@ OURS = r"(?:fusion_(?:core|adapting|testing|thresholds)|pools_checkpoints|recipe
 PUBLIC = re.findall(rf"^\| `({OURS}[.\w]*)`", COMPATIBILITY.read_text("utf-8"), re.MULTILINE)
 PAGES = [ROOT / "README.md", *ROOT.glob("plugins/*/README.md"), *(ROOT / "docs").rglob("*.md")]
 ADAPTING = ROOT / "plugins" / "fusion-adapting"
-ADAPTING_FILES = sorted(ADAPTING.rglob("*.py"))
+ADAPTING_FILES = [*ADAPTING.rglob("*.py"), *ADAPTING.rglob("*.pyi")]
 #: A library imports its own modules.
 LIBRARIES = {
     "pools_checkpoints.": "pools-checkpoints",

@@ -11,7 +11,8 @@ import torch
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.adarank import AdaRank
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_adamerging.monitor import SearchMonitor, SearchStoppedError, TaskSummary, check_size
+from fusion_adamerging.learnable import check_size
+from fusion_adapting import SearchMonitor, SearchStoppedError, TaskSummary
 from fusion_core import Batch, RunContext
 from fusion_core.errors import FusionError, RecipeError
 

@@ -9,13 +9,13 @@ import torch
 
 from fusion_adamerging.adamerging import AdaMerging
 from fusion_adamerging.config import AdaMergingConfig
-from fusion_adamerging.monitor import TaskSummary
-from fusion_adamerging.objective import disagreement_with
 from fusion_adapting import (
     Batches,
     Outcome,
     Predictions,
+    TaskSummary,
     ask_teachers,
+    disagreement_with,
     entropy,
     log_probabilities,
     standardise,

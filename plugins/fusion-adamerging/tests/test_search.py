@@ -12,9 +12,7 @@ from fusion_adamerging.components import LearnableComponents
 from fusion_adamerging.config import AdaMergingConfig, AdaRankConfig
 from fusion_adamerging.deviations import LearnableDeviations
 from fusion_adamerging.learnable import LearnableCoefficients
-from fusion_adamerging.objective import entropy_of
-from fusion_adamerging.search import Search
-from fusion_adapting import Batches, LiveMerge, Passes, StateStore, entropy
+from fusion_adapting import Batches, LiveMerge, Passes, Search, StateStore, entropy, entropy_of
 from fusion_core import RunContext, Split
 from fusion_core.weights import Linear
 from fusion_thresholds import ElectKernel, TrimKernel

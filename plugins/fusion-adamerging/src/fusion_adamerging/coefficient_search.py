@@ -9,13 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from fusion_adamerging.adaptive import Adaptive
 from fusion_adamerging.coefficients import LEARNED_WITH, Coefficients
 from fusion_adamerging.config import CoefficientSearchConfig
-from fusion_adamerging.monitor import SearchStoppedError
 from fusion_adamerging.picture import draw_search
-from fusion_adamerging.search import Search
-from fusion_adapting import LiveMerge, count_live_memory, join_ranks
+from fusion_adapting import (
+    Adaptive,
+    LiveMerge,
+    Search,
+    SearchStoppedError,
+    count_live_memory,
+    join_ranks,
+)
 from fusion_core.files import write_durably
 from fusion_core.weights import is_matrix
 

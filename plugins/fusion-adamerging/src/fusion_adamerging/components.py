@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_adamerging.learnable import LearnableMerge
-from fusion_adamerging.monitor import check_size
+from fusion_adamerging.learnable import LearnableMerge, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -1,18 +1,19 @@
-"""Tensors that a search learns, and how they determine the weights of a live model."""
+"""Learned tensors that determine the coefficients of a live merge."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion_adamerging.monitor import check_size
+from fusion_adapting import Learnable, SearchStoppedError
+from fusion_core.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from fusion_adamerging.config import GranularityConfig
     from fusion_adapting import LiveMerge
@@ -20,38 +21,8 @@ if TYPE_CHECKING:
 #: If matrices have several coefficients, those of whole tensors learn at this multiple of the rate.
 #: Each moves as much as a matrix's thousands together, so it needs a lower rate than they do.
 WHOLE = 0.1
-
-
-class Learnable(ABC):
-    """Learned tensors by name, in the order in which they are saved.
-
-    In every step the search calls `check` and `place`, back-propagates, calls `collect`, lets Adam
-    take its step, and calls `settle`.
-    """
-
-    tensors: Mapping[str, Tensor]
-    #: multiples of the search's learning rate, for the tensors that do not learn at that rate
-    rate_factors: Mapping[str, float] = {}
-    #: by task: parameters that replace the live model's own, see `Passes.task_parameters`
-    task_parameters: Mapping[str, Mapping[str, nn.Parameter]] = {}
-
-    @abstractmethod
-    def write_weights(self) -> None:
-        """Write the weights that the tensors stand for into the live model."""
-
-    @abstractmethod
-    def collect(self, summed: Callable[[Tensor], Tensor]) -> None:
-        """Set every tensor's gradient after the backward pass; `summed` adds up all ranks."""
-
-    def settle(self) -> None:  # noqa: B027 - most have no bounds
-        """Bring the tensors back within their bounds after a step."""
-
-    def check(self, step: int) -> None:  # noqa: B027 - most cannot leave their bounds
-        """Raise `SearchStoppedError` if the tensors show that the search has diverged."""
-
-    @abstractmethod
-    def shown(self) -> Mapping[str, float]:
-        """Return the metrics to log in every step."""
+#: Coefficients of this size no longer merge: the best of task arithmetic are near 0.3.
+LARGEST = 10.0
 
 
 class LearnableMerge(Learnable):
@@ -153,3 +124,22 @@ def _split_columns(live: LiveMerge) -> dict[str, Tensor]:
     if not several.any():
         return {"coefficients": torch.arange(live.columns)}
     return {"coefficients": several.nonzero()[:, 0], "whole": (~several).nonzero()[:, 0]}
+
+
+def check_size(step: int, coefficients: Tensor) -> None:
+    """Raise `SearchStoppedError` if a coefficient is NaN or larger than `LARGEST`.
+
+    In the first step, it is a `RecipeError` about the start.
+    """
+    largest = float(coefficients.abs().max())
+    if largest <= LARGEST:  # false for NaN
+        return
+    if not step:
+        raise RecipeError(
+            f"algorithm.init: expected a size of at most {LARGEST:g}, got {largest:g}",
+            hint="The best coefficients of task arithmetic are near 0.3.",
+        )
+    raise SearchStoppedError(
+        f"the search diverged at step {step}: a coefficient has become {largest:g}",
+        hint="Use a smaller algorithm.lr.",
+    )

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.functional import l1_loss
 
-from fusion_adamerging.adaptive import UnlabeledMixin
 from fusion_adamerging.config import SurgeryConfig
 from fusion_adapting import (
+    UnlabeledMixin,
     apply_adapter,
     build_live,
     find_feature_module,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fusion_adapting import entropy
+from fusion_adapting._predictions import entropy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from fusion_adapting import Objective, Predictions
+    from fusion_adapting._passes import Objective
+    from fusion_adapting._teachers import Predictions
 
 
 def entropy_of(_task: str, _step: int, logits: Tensor) -> Tensor:

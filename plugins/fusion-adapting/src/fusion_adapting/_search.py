@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fusion_adamerging.monitor import SearchMonitor, TaskSummary
-from fusion_adapting import Ranks, retain_freed_memory
+from fusion_adapting._monitor import SearchMonitor, TaskSummary
+from fusion_adapting._ranks import Ranks
 from fusion_core import show_notes_on
+from fusion_core.machine.memory import retain_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from fusion_adamerging.config import SearchConfig
-    from fusion_adamerging.learnable import Learnable
-    from fusion_adapting import Objective, Passes, StateStore
+    from fusion_adapting._config import SearchConfig
+    from fusion_adapting._learnable import Learnable
+    from fusion_adapting._passes import Objective, Passes
+    from fusion_adapting._state import StateStore
     from fusion_core import RunContext
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from fusion_adamerging.config import SearchConfig, UnlabeledConfig
-from fusion_adamerging.objective import disagreement_with, entropy_of
-from fusion_adapting import Batches, Passes, StateStore, ask_teachers, checkpoint_layers
+from fusion_adapting._checkpointing import checkpoint_layers
+from fusion_adapting._config import SearchConfig, UnlabeledConfig
+from fusion_adapting._objective import disagreement_with, entropy_of
+from fusion_adapting._passes import Batches, Passes
+from fusion_adapting._state import StateStore
+from fusion_adapting._teachers import ask_teachers
 from fusion_core import Algorithm, Split
 from fusion_core.errors import FusionError, RecipeError
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fusion_adapting import Objective
+    from fusion_adapting._passes import Objective
     from fusion_core import AdaptiveTask, ModelPool, RunContext, TaskPool
 
 UnlabeledT = TypeVar("UnlabeledT", bound=UnlabeledConfig)

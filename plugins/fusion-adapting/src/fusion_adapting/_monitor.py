@@ -7,17 +7,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fusion_core.errors import FusionError, RecipeError
+from fusion_core.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
+    from fusion_adapting._passes import Outcome
 
-    from fusion_adapting import Outcome
-
-#: Coefficients of this size no longer merge: the best of task arithmetic are near 0.3.
-LARGEST = 10.0
 #: A collapse is at least this many predictions of one class in a row. If the class was common
 #: before, it takes more: a run so long that it occurs by chance once in a million times.
 IN_A_ROW, CHANCE = 64, 1e-6
@@ -133,23 +129,4 @@ def _not_finite(step: int, task: str, objective: float) -> FusionError:
         "search or the examples are not finite",
         hint=f"Check the models and the unlabeled examples of task {task!r}. If both are finite, "
         "use a smaller algorithm.init.",
-    )
-
-
-def check_size(step: int, coefficients: Tensor) -> None:
-    """Raise `SearchStoppedError` if a coefficient is NaN or larger than `LARGEST`.
-
-    In the first step, it is a `RecipeError` about the start.
-    """
-    largest = float(coefficients.abs().max())
-    if largest <= LARGEST:  # false for NaN
-        return
-    if not step:
-        raise RecipeError(
-            f"algorithm.init: expected a size of at most {LARGEST:g}, got {largest:g}",
-            hint="The best coefficients of task arithmetic are near 0.3.",
-        )
-    raise SearchStoppedError(
-        f"the search diverged at step {step}: a coefficient has become {largest:g}",
-        hint="Use a smaller algorithm.lr.",
     )

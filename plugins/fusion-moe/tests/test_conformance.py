@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fusion_core import AlgorithmSpec
 
 _HIDDEN, _INNER = 6, 10
+SPECS = {spec.name: spec for spec in plugin.fusion_register_algorithms()}
 
 
 class Layer(nn.Module):
@@ -62,8 +63,7 @@ class TestMoe(AlgorithmSuite):
 
     @pytest.fixture
     def spec(self) -> AlgorithmSpec:
-        spec, _ = plugin.fusion_register_algorithms()
-        return spec
+        return SPECS["moe"]
 
     @pytest.fixture(params=["separate", "packed"])
     def options(self, request: pytest.FixtureRequest) -> dict[str, Any]:
@@ -83,9 +83,18 @@ class TestSmile(AlgorithmSuite):
 
     @pytest.fixture
     def spec(self) -> AlgorithmSpec:
-        _, spec = plugin.fusion_register_algorithms()
-        return spec
+        return SPECS["smile"]
 
     @pytest.fixture
     def options(self) -> dict[str, Any]:
         return {"rank": 2}
+
+
+class TestWemoe(AlgorithmSuite):
+    @pytest.fixture
+    def spec(self) -> AlgorithmSpec:
+        return SPECS["wemoe"]
+
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"rank": 2, "steps": 3, "batch_size": 4}

@@ -95,7 +95,7 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
         tasks = self.adapted(pool, context)
         names, own_tasks = [task.name for task in tasks], ranks.share(tasks)
         counts = self.examples_by_task(tasks, context)
-        self._warn_of_few(counts, context)
+        self.warn_of_few(counts, context)
         objective = self.objective(pool, own_tasks, context)  # before the merge takes memory
         live = self._live_merge(pool, merged, context)
         learned = self.make_learned(pool, live, tasks, context)
@@ -131,15 +131,6 @@ class CoefficientSearch(Adaptive[SearchConfigT], Generic[SearchConfigT, LearnedT
         options = self.config.model_dump(mode="json", include=LEARNED_WITH)
         transforms = {"transforms": list(context.transforms)} if context.transforms else {}
         return {**options, "tasks": list(tasks), **transforms}
-
-    def _warn_of_few(self, counts: Mapping[str, float], context: RunContext) -> None:
-        """Say that tasks have fewer examples than a batch, and what follows from it."""
-        few = [f"{name} {n:.0f}" for name, n in counts.items() if n < self.config.batch_size]
-        if few:
-            context.warn(
-                f"fewer unlabeled examples than batch_size {self.config.batch_size}: "
-                f"{', '.join(few)}. Every step takes all of them."
-            )
 
     def _live_merge(
         self, pool: ModelPool[Any], merged: MergedSource, context: RunContext

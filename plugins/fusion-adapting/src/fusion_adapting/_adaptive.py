@@ -119,6 +119,15 @@ class Adaptive(UnlabeledMixin[ConfigT], Algorithm[ConfigT]):
         taught_by_base = map(context.tasks.adaptive, self.config.retain)
         return [task.with_all_predictions() for task in (*tasks, *taught_by_base)]
 
+    def warn_of_few(self, counts: Mapping[str, float], context: RunContext) -> None:
+        """Say that tasks have fewer examples than a batch, and what follows from it."""
+        few = [f"{name} {n:.0f}" for name, n in counts.items() if n < self.config.batch_size]
+        if few:
+            context.warn(
+                f"fewer unlabeled examples than batch_size {self.config.batch_size}: "
+                f"{', '.join(few)}. Every step takes all of them."
+            )
+
     def passes(
         self, model: nn.Module, tasks: Sequence[AdaptiveTask], context: RunContext
     ) -> Passes:

@@ -1,10 +1,11 @@
-"""Options of `moe` and `smile`."""
+"""Options of `moe`, `smile` and `wemoe`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from fusion_adapting import LearningRate, SearchConfig
 from fusion_core import ComponentConfig
 
 #: The prompts of each expert, by its name.
@@ -65,3 +66,22 @@ class SmileConfig(ComponentConfig):
     def router_rank(self) -> int:
         """The number of components that a router looks at."""
         return min(self.rank, 16) if self.gate_rank is None else self.gate_rank
+
+
+class WemoeConfig(SearchConfig):
+    """Options of `wemoe`."""
+
+    rank: Annotated[int, Field(ge=1)] = 32
+    """The number of singular components that an expert keeps of each linear layer."""
+    routed: Annotated[list[str], Field(min_length=1)] | None = None
+    """Patterns of the tensors whose linear layers have a router, such as `*mlp*`; default: all. The
+    other tensors are merged by task arithmetic."""
+    init: float = 0.3
+    """The weight of every expert before the search, and in all tensors without a router."""
+    lr: LearningRate = 0.2
+    """Learning rate of Adam for the gates: how far a step moves an expert's weight at most."""
+    objective: Literal["entropy", "teacher"] = "teacher"
+    """Minimise the entropy of the predictions (entropy), as the paper does, or their divergence
+    from the predictions of each task's expert (teacher)."""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    """With `teacher`: temperature that softens both predictions before they are compared."""

@@ -1,4 +1,4 @@
-"""Registers `moe` and `smile`. Imports nothing heavy."""
+"""Registers `moe`, `smile` and `wemoe`. Imports nothing heavy."""
 
 from collections.abc import Iterator
 
@@ -34,5 +34,21 @@ def fusion_register_algorithms() -> Iterator[AlgorithmSpec]:
         add_modules="fusion_moe.routers:add_routers",
         cost="matrices",
         reference="arXiv:2408.10174",
+        example=("--pool", "mini8"),
+    )
+    yield AlgorithmSpec(
+        name="wemoe",
+        family="mixtures of experts",
+        summary="Let each linear layer weight low-rank experts by its input, as learned.",
+        formula="W x + b + sum of r_k(x) * (rank-r tau_k) x, r learned to predict as W_t",
+        target="fusion_moe.wemoe:Wemoe",
+        config="fusion_moe.config:WemoeConfig",
+        needs_base=True,
+        min_experts=2,
+        needs_tasks="unlabeled",
+        modules_file="routers.safetensors",
+        add_modules="fusion_moe.routers:add_routers",
+        cost="backward",
+        reference="arXiv:2402.00433",
         example=("--pool", "mini8"),
     )

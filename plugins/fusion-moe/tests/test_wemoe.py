@@ -110,7 +110,7 @@ def test_only_chosen_layers_are_routed() -> None:
         torch.testing.assert_close(result.weights.tensor(name), expected.tensor(name))
     assert torch.equal(result.weights.tensor("3.weight"), result.pool.base.tensor("3.weight"))
     with pytest.raises(RecipeError, match=r"algorithm\.routed: no tensor matches 'mpl'"):
-        run(routed=["mpl"])
+        run(routed="mpl")
 
 
 def test_output_is_measured_and_loaded_with_its_gates(tmp_path: Path) -> None:

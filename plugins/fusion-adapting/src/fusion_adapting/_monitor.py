@@ -46,7 +46,7 @@ class TaskSummary:
 
 
 class SearchStoppedError(FusionError):
-    """The search diverged or collapsed; the run saves the last good coefficients."""
+    """The search diverged or collapsed; `Search.good` holds the last good tensors."""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from fusion_adapting import LearningRate, SearchConfig
 from fusion_core import ComponentConfig
@@ -73,7 +73,11 @@ class WemoeConfig(SearchConfig):
 
     rank: Annotated[int, Field(ge=1)] = 32
     """The number of singular components that an expert keeps of each linear layer."""
-    routed: Annotated[list[str], Field(min_length=1)] | None = None
+    routed: Annotated[
+        list[str] | None,
+        Field(min_length=1),
+        BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+    ] = None
     """Patterns of the tensors whose linear layers have a router, such as `*mlp*`; default: all. The
     other tensors are merged by task arithmetic."""
     init: float = 0.3

@@ -32,7 +32,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "fusion-lora": {"command": ("extract-lora",), "format": ("lora",), "output": ("adapter",)},
-    "fusion-moe": {"algorithm": ("moe", "smile")},
+    "fusion-moe": {"algorithm": ("moe", "smile", "wemoe")},
     "fusion-publish": {"command": ("card", "lock", "push", "reproduce", "sign", "verify")},
     "fusion-regmean": {
         "algorithm": ("cat", "featcal", "fisher", "lot", "regmean", "regmean-plus-plus"),
